@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from schema.changes import CHANNEL, TICKS
 from service.changes.delivery import Delivery, FeedCounters, Publish
@@ -33,7 +35,7 @@ from service.changes.leader import (
     writers_txn,
 )
 from service.changes.log import tracked_txn
-from service.changes.ticks import Tick, commit_txn, finish_txn, last_txn, next_txn
+from service.changes.ticks import Made, Tick, finish_txn, last_txn, make_txn
 from service.changes.upkeep import Upkeep
 from service.db.connection import PgConnection
 from service.db.guard import GUARD
@@ -307,23 +309,15 @@ class Feed(Service):
             await self._delivery.deliver(connection, last, None, succeed(None))
         self._published = last.number
         sleep = self._sleep = Sleep()
-        # Behind a pooler, a transaction would have to set all that the statements rely on.
-        held = not connection.pooled
         while self.running:
             looked = self._reactor.seconds()
             if self._upkeep.due(self._reactor.seconds()):
                 await self._in_thread(self._upkeep.run_txn, connection, self._reactor.seconds())
-            found = await self._in_thread(
-                next_txn, connection, last, epoch.number, self._settings.most, TICKS, held
-            )
+            found, durable = await self._make(connection, last, epoch.number, sleep.deep)
             if found is not None:
                 last, rows = found
                 self._upkeep.changed()
                 self._call()
-                durable: Deferred[None] = succeed(None)
-                if held:
-                    # To the disk and back takes milliseconds; it is made ready to publish meanwhile.
-                    durable = self._in_thread(commit_txn, connection, sleep.deep)
                 sleep = self._sleep = Sleep()
                 await self._delivery.deliver(
                     connection, last, rows, durable.addCallback(self._is_made, last)
@@ -339,6 +333,29 @@ class Feed(Service):
             await self._rest(pause)
         if last.rows:  # all of it was published: nobody has to again
             await self._in_thread(finish_txn, connection, last, epoch.number)
+
+    async def _make(
+        self, connection: PgConnection, last: Tick, epoch: int, awaken: bool
+    ) -> tuple[Made | None, Deferred[None]]:
+        """Return the next tick as soon as it is read, and what fires once it is durable."""
+        there: Deferred[Made | None] = Deferred()
+
+        def failed(why: Failure) -> Failure | None:
+            if there.called:
+                return why
+            there.errback(why)
+            return None
+
+        # The thread goes on to the disk without waiting for this one, which has other things to do.
+        tell = partial(self._reactor.callFromThread, there.callback)
+        most = self._settings.most
+        durable = self._in_thread(make_txn, connection, last, epoch, most, TICKS, awaken, tell)
+        durable.addErrback(failed)
+        try:
+            return await there, durable
+        except CancelledError:
+            durable.addErrback(lambda _: None)
+            raise
 
     def _is_made(self, _: None, tick: Tick) -> None:
         self._known = self._made = tick.number

@@ -20,6 +20,7 @@ from enum import Enum
 from schema.changes import ASLEEP, LEADER
 from service.changes.log import barred_txn, installed_txn
 from service.db.connection import PgConnection
+from service.db.planned import Planned
 
 LEASE = 3.0
 """Seconds without a statement after which a leader is taken for one that stands still."""
@@ -29,8 +30,8 @@ PREPARE = (
     "SET default_transaction_isolation = 'read committed';"
     "SET default_transaction_read_only = off;"
     "SET idle_session_timeout = 0;"
-    # A plan made while the log was small is kept when it is not.
-    "SET enable_seqscan = off;"
+    # A plan made while the log was small is kept when it is not, and made once for all values.
+    "SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan;"
     # What was published may not be taken back by a crash. More than "on" may be set.
     "SELECT set_config('synchronous_commit', 'on', false)"
     " WHERE current_setting('synchronous_commit') IN ('off', 'local')"
@@ -70,12 +71,12 @@ SELECT coalesce((SELECT tick FROM newest), 0),
                   AND NOT pg_visible_in_snapshot(l.xid, newest.snapshot) AND l.at < late.at)
 """
 
-WRITERS = """
+WRITERS = Planned("""
 SELECT pg_catalog.array_agg(virtualtransaction) FROM pg_catalog.pg_locks
  WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
    AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
    AND relation = 'rowcast.log'::pg_catalog.regclass AND pid <> pg_catalog.pg_backend_pid()
-"""
+""")
 
 
 AWAKEN = f"SELECT pg_catalog.pg_advisory_unlock({ASLEEP})"
@@ -149,5 +150,7 @@ def fall_asleep_txn(connection: PgConnection) -> set[str] | None:
 def writers_txn(connection: PgConnection) -> set[str]:
     """Return the transactions that have written to the log and have not ended."""
     # An orphaned prepared transaction has no process, and may stay for days.
-    (found,) = connection.ask(WRITERS)
+    with connection.cursor() as cursor:
+        WRITERS.run(cursor)
+        ((found,),) = cursor.fetchall()
     return set(found or ())

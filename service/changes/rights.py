@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from service.changes.net import Change
 from service.db.connection import PgConnection
 from service.db.introspect_sql import HIDDEN
+from service.db.planned import Planned
 
-RIGHTS = f"""
+RIGHTS = Planned(
+    f"""
 SELECT t.id, n.nspname, c.relname, c.relrowsecurity, r.role, of.names, of.types,
        -- with those that were dropped, whose names others may have
        ARRAY(SELECT DISTINCT a.xmin::text::bigint FROM pg_catalog.pg_attribute a
@@ -43,7 +45,10 @@ SELECT t.id, n.nspname, c.relname, c.relrowsecurity, r.role, of.names, of.types,
            AND pg_catalog.has_column_privilege(u.oid, c.oid, a.attnum, 'SELECT')) of
  WHERE t.id = ANY (%(ids)s) AND NOT {HIDDEN.format("d")} AND of.names IS NOT NULL
    AND pg_catalog.has_schema_privilege(u.oid, n.oid, 'USAGE')
-"""
+""",
+    ids="int[]",
+    roles="text[]",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,7 @@ def rights_txn(
     """
     found: dict[int, Rights] = {}
     with connection.cursor() as cursor:
-        cursor.execute(RIGHTS, {"ids": list(ids), "roles": list(roles)}, clean=True)
+        RIGHTS.run(cursor, {"ids": list(ids), "roles": list(roles)})
         for id, schema, name, row_security, role, names, types, shaped, every in cursor.fetchall():
             made = Rights(schema, name, row_security, tuple(shaped), tuple(every), {})
             rights = found.setdefault(id, made)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from service.changes.leader import AWAKEN
 from service.changes.log import AT, LogRow
 from service.changes.positions import PgSnapshot, TickPosition
 from service.db.connection import PgConnection
+from service.db.planned import Planned
 
 PAGE_ROWS = 5_000
 """Rows of the log that are read in one piece."""
@@ -47,7 +48,8 @@ _BETWEEN = """
 _COLUMNS = "seq, xid, at, relation, op, old, new"
 _SIZE = "coalesce(pg_column_size(old), 0) + coalesce(pg_column_size(new), 0)"
 
-NEXT = f"""
+NEXT = Planned(
+    f"""
 WITH found AS MATERIALIZED (
     SELECT * FROM ({_NEW.format(columns=_COLUMNS)}) AS new LIMIT %(page_rows)s + 1
 ), size AS (
@@ -63,7 +65,15 @@ SELECT tick.snapshot, tick.changes, f.seq, f.xid::text, {AT}, f.relation, f.op, 
   FROM tick CROSS JOIN size
   LEFT JOIN found f ON size.rows <= %(page_rows)s AND size.bytes <= %(page_bytes)s
  ORDER BY f.seq
-"""
+""",
+    xmax="text",
+    running="text[]",
+    tick="bigint",
+    epoch="int",
+    page_rows="bigint",
+    page_bytes="bigint",
+    channel="text",
+)
 
 PAGES = f"""
 SELECT xid::text, count(*), sum(size), max(seq) FROM ({
@@ -132,11 +142,45 @@ class TickPage:
     too_large: bool = False
 
 
+Made = tuple[Tick, list[LogRow] | None]
+"""A tick and its rows; None for those of one that is to be read in pages."""
+
+
+def make_txn(
+    connection: PgConnection,
+    last: Tick,
+    epoch: int,
+    most: int,
+    channel: str,
+    awaken: bool,
+    tell: Callable[[Made | None], object],
+) -> None:
+    """
+    Make the next tick, if anything is new; it is durable once this returns.
+
+    To the disk and back takes milliseconds, in which what was read can be made ready to be published.
+
+    Args:
+        connection: In autocommit.
+        last: The tick before.
+        epoch: The one that it is.
+        most: Rows of the log above which a transaction is too large.
+        channel: Notified with the tick's number.
+        awaken: Whether to stop writers from notifying, with a tick.
+        tell: Called with what `next_txn` returns, before it is durable.
+    """
+    # Behind a pooler, a transaction would have to set all that the statement relies on.
+    made = next_txn(connection, last, epoch, most, channel, held=not connection.pooled)
+    tell(made)
+    if made is not None and not connection.pooled:
+        connection.command(f"COMMIT;{AWAKEN}" if awaken else "COMMIT")
+
+
 def next_txn(
     connection: PgConnection, last: Tick, epoch: int, most: int, channel: str, held: bool = False
-) -> tuple[Tick, list[LogRow] | None] | None:
+) -> Made | None:
     """
-    Make the next tick, in one statement; durable once this returns, or once it is committed.
+    Make the next tick, in one statement; return it, or None if nothing is new.
 
     Args:
         connection: In autocommit: the statement's snapshot is the tick's.
@@ -144,11 +188,7 @@ def next_txn(
         epoch: The one that it is.
         most: Rows of the log above which a transaction is too large.
         channel: Notified with the tick's number.
-        held: Whether a tick that was made is still to be committed, by `commit_txn`.
-
-    Returns:
-        The tick and its rows; None for those of one that is to be read in pages; None if nothing
-        is new.
+        held: Whether a tick that was made is still to be committed.
     """
     values = _since(last.snapshot) | {
         "tick": last.number + 1,
@@ -158,7 +198,7 @@ def next_txn(
         "channel": channel,
     }
     with connection.cursor() as cursor:
-        cursor.execute(f"BEGIN;{NEXT}" if held else NEXT, values, clean=True)
+        NEXT.run(cursor, values, "BEGIN;" if held else "")
         found = cursor.fetchall()
     if not found:
         if held:
@@ -169,11 +209,6 @@ def next_txn(
     if first[0] is None:
         return tick, None
     return tick, _without_large([LogRow(*columns) for _, _, *columns in found], most)
-
-
-def commit_txn(connection: PgConnection, awaken: bool) -> None:
-    """Commit a tick, which is durable once this returns; and stop writers from notifying."""
-    connection.command(f"COMMIT;{AWAKEN}" if awaken else "COMMIT")
 
 
 def finish_txn(connection: PgConnection, last: Tick, epoch: int) -> Tick:

@@ -28,6 +28,7 @@ from psycopg2.sql import Composable
 from service.db.guard import GUARD
 
 if TYPE_CHECKING:
+    from service.db.planned import Planned
     from service.db.session_settings import Identity
     from service.db.transaction import Actor
 
@@ -250,6 +251,7 @@ class PgConnection(extensions.connection):
         single_use: Whether there is code that leaves behind what no statement takes away.
         path_words: The statement that sets the session's own `search_path` for a transaction.
         actor: As whom statements of the open transaction run now; None if that is not known.
+        planned: Names of statements that the session has planned, and nobody else can have replaced.
     """
 
     opening: str | None = None
@@ -291,6 +293,7 @@ class PgConnection(extensions.connection):
             raise
         self.cursor_factory = PgCursor
         self._wires: dict[Installable, PgCursor] = {}
+        self.planned: dict[Planned, str] = {}
         self.slow: list[tuple[Words, float]] = []
         # Not select(), which refuses descriptors from 1024 on.
         self._idle = select.poll()
@@ -418,6 +421,7 @@ class PgConnection(extensions.connection):
         It must not see the `lastval` of another caller's row.
         """
         self.touched = self._strayed = True
+        self.planned.clear()
         # In a transaction they are numbers of the caller's own rows: BEGIN drops those of others.
         if self.counted and self.get_transaction_status() == TRANSACTION_STATUS_IDLE:
             if self.opening is None:
