@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -20,12 +20,21 @@ from twisted.python.failure import Failure
 from service.changes.delta import FoundRows, State, difference
 from service.changes.epochs import NEWEST, TIMELINE, resume_txn
 from service.changes.invalidation import WatchedRuns, touched_txn
-from service.changes.log import LogRow, read_txn
-from service.changes.positions import PgSnapshot, Position, SnapshotPosition
+from service.changes.log import (
+    MOST_BYTES,
+    MOST_ROWS,
+    READ,
+    LogRow,
+    read_rows,
+    read_txn,
+    read_values,
+)
+from service.changes.positions import LAST_XID, PgSnapshot, Position, SnapshotPosition
 from service.changes.refresh import Run, TouchedRows, by_keys_txn, whole_txn
 from service.changes.resume import OURSELVES, Missed
 from service.changes.touched import row_change
 from service.db.connection import PgConnection
+from service.db.planned import Planned
 from service.db.session_settings import Dsn, SessionSettings, open_session
 from service.db.thread import in_thread
 from service.db.transaction import begin_statement, commit_txn, rollback_txn
@@ -46,15 +55,32 @@ FILES = """
 ) AS t (oid) JOIN pg_catalog.pg_class c ON c.oid = t.oid)
 """
 
-MOMENT = f"""
+MOMENT = Planned(
+    f"""
+WITH read AS ({READ})
 SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_current_wal_insert_lsn()::text, {FILES},
-       coalesce(e.epoch, 0), e.pruned_below::text, e.timeline = {TIMELINE}
-  FROM (VALUES (1)) AS one LEFT JOIN ({NEWEST}) AS e ON true
-"""
+       coalesce(e.epoch, 0), e.pruned_below::text, e.timeline = {TIMELINE}, read.*
+  FROM (VALUES (1)) AS one LEFT JOIN ({NEWEST}) AS e ON true LEFT JOIN read ON true
+ ORDER BY read.seq
+""",
+    xmax="text",
+    running="text[]",
+    most="bigint",
+    most_bytes="bigint",
+)
+
+# Of a log that was small, or of the part of one that no value tells, a plan reads all of it.
+BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan;"
+AS_EVER = "SET LOCAL enable_seqscan TO DEFAULT; SET LOCAL plan_cache_mode TO DEFAULT;"
+
+NOTHING_SINCE = PgSnapshot(LAST_XID, LAST_XID, ())
+"""Sees all transactions."""
 
 # A row that is visible may be lost in a crash, if its writer has not waited for the disk, and the
 # number of its transaction given out again: whoever was told of it would never hear that it is gone.
-FLUSHED = f"SELECT pg_catalog.pg_current_wal_flush_lsn() >= '{{}}'::pg_lsn, {FILES}"
+FLUSHED = Planned(
+    f"SELECT pg_catalog.pg_current_wal_flush_lsn() >= %(written)s, {FILES}", written="pg_lsn"
+)
 FLUSH = (
     "BEGIN; SET LOCAL synchronous_commit = 'on';"
     " SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast', ''); COMMIT"
@@ -233,21 +259,13 @@ def cycle_txn(
     """
     connection.begin(begin_statement("repeatable read", read_only=True))
     try:
-        snapshot, written, files, epoch, pruned, goes_on = connection.ask(MOMENT)
-        position = SnapshotPosition(epoch, PgSnapshot.of(snapshot))
-        before = None
-        if (
-            same
-            and goes_on
-            and since
-            and epoch == since.epoch
-            and since.snapshot.xmin >= int(pruned)
-        ):
-            before = since.snapshot
-        elif since is not None:
+        moment, rows = moment_txn(connection, since.snapshot if since and same else None)
+        position = moment.position
+        goes_on = same and moment.goes_on and since and position.epoch == since.epoch
+        if since is not None and not (goes_on and since.snapshot.xmin >= moment.pruned_below):
             # A session that was lost may be one of another history now, or the log may be pruned.
             before = resume_txn(connection, since)
-        rows = None if before is None else read_txn(connection, before)
+            rows = None if before is None else read_txn(connection, before)
         touched = _touched_txn(connection, watched, orders, rows)
         asked = {order.run for order in orders}
         orders = [
@@ -259,15 +277,16 @@ def cycle_txn(
         if not connection.closed:
             rollback_txn(connection)
         raise
-    commit_txn(connection)
     if any(isinstance(each, Found) for each in found.values()):
-        flushed, files_by_now = connection.ask(FLUSHED.format(written))
-        if files_by_now != files:
+        flushed, files_by_now = flushed_txn(connection, moment.written)
+        if files_by_now != moment.files:
             # What was read, windows too, may be that of an empty table.
             watched.stale.update(found)
             return None
         if not flushed:
             connection.command(FLUSH)
+    else:
+        commit_txn(connection)
     watched.stale.clear()
     for order in orders:
         each = found.get(order.run)
@@ -276,6 +295,55 @@ def cycle_txn(
             watched.keep(order.run, state)
     joined = (order.run for order in orders if order.since is not None)
     return Outcome(position, found, late, frozenset(joined) - late.keys())
+
+
+class Moment(NamedTuple):
+    """
+    What the snapshot of a cycle is of.
+
+    Args:
+        position: What it sees.
+        written: Up to where the write-ahead log was written by then.
+        files: Of the tracked tables, as a digest.
+        pruned_below: Rows of the log of transactions below may be gone.
+        goes_on: Whether the server is in the history of the newest epoch.
+    """
+
+    position: SnapshotPosition
+    written: str
+    files: str | None
+    pruned_below: int
+    goes_on: bool
+
+
+def moment_txn(
+    connection: PgConnection, since: PgSnapshot | None
+) -> tuple[Moment, list[LogRow] | None]:
+    """Take the snapshot of a cycle, and return with it what the log has since another one."""
+    values = read_values(since or NOTHING_SINCE, MOST_ROWS, MOST_BYTES)
+    with connection.cursor() as cursor:
+        MOMENT.run(cursor, values, BY_INDEX)
+        found = cursor.fetchall()
+    connection.opening = AS_EVER
+    snapshot, written, files, epoch, pruned, goes_on, *first = found[0]
+    position = SnapshotPosition(epoch, PgSnapshot.of(snapshot))
+    moment = Moment(position, written, files, int(pruned or 0), bool(goes_on))
+    if since is None:
+        return moment, None
+    return moment, [] if first[0] is None else read_rows([row[6:] for row in found], MOST_ROWS)
+
+
+def flushed_txn(connection: PgConnection, written: str) -> tuple[bool, str | None]:
+    """Commit; return whether what was written by then is safe from a crash, and the files by now."""
+    before = "COMMIT;"
+    if connection.touched:  # what was left behind goes with it
+        commit_txn(connection)
+        before = ""
+    connection.opening = None
+    with connection.cursor() as cursor:
+        FLUSHED.run(cursor, {"written": written}, before)
+        flushed, files = cursor.fetchone()
+        return flushed, files
 
 
 def _touched_txn(

@@ -7,8 +7,9 @@ same. `schema/changes.py` says what writes the log.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from service.changes.positions import PgSnapshot
 from service.db.connection import PgConnection
@@ -157,15 +158,23 @@ def read_txn(
     Returns:
         None if there are more.
     """
-    values = {
+    with connection.cursor() as cursor:
+        cursor.execute(READ, read_values(since, most, most_bytes), clean=True)
+        return read_rows(cursor.fetchall(), most)
+
+
+def read_values(since: PgSnapshot, most: int, most_bytes: int) -> dict[str, object]:
+    """Return the parameters of `READ`."""
+    return {
         "xmax": str(since.xmax),
         "running": [str(xid) for xid in since.running],
         "most": most,
         "most_bytes": most_bytes,
     }
-    with connection.cursor() as cursor:
-        cursor.execute(READ, values, clean=True)
-        found = cursor.fetchall()
+
+
+def read_rows(found: Sequence[Sequence[Any]], most: int) -> list[LogRow] | None:
+    """Return the rows of the log from what `READ` has found; None if that is not all."""
     if len(found) > most or any(heavy for *_, heavy in found):
         return None
     return [LogRow(*columns) for *columns, _ in found]

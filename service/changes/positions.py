@@ -18,6 +18,9 @@ MOST_DIGITS = 20
 MOST_CHARACTERS = 100_000
 """Of a position: a snapshot lists the transactions that run, each in up to 20 digits."""
 
+LAST_XID = 2**64 - 1
+"""No transaction has a higher number."""
+
 _NUMBER = rf"[0-9]{{1,{MOST_DIGITS}}}"
 _TICK = re.compile(rf"({_NUMBER})\.({_NUMBER})\.({_NUMBER})", re.ASCII)
 _SNAPSHOT = re.compile(rf"({_NUMBER}):({_NUMBER}):((?:{_NUMBER}(?:,{_NUMBER})*)?)", re.ASCII)

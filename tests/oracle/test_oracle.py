@@ -11,8 +11,9 @@ import pytest
 import pytest_twisted
 
 from service.changes import cycle, queries, refresh
+from service.changes.cycle import moment_txn
 from service.changes.dependencies import Dependencies
-from service.changes.log import LogRow, read_txn
+from service.changes.log import LogRow
 from service.changes.window import Window
 from tests.oracle.oracle import DATABASE, Oracle, run, torture, upheaval
 from tests.oracle.queries import Question
@@ -57,10 +58,10 @@ async def test_copies_outlast_restarts_ddl_and_changed_rights(dsn: str) -> None:
     assert report.comparisons > 1000
 
 
-def without_old_images(*args: Any) -> list[LogRow] | None:
+def without_old_images(*args: Any) -> tuple[cycle.Moment, list[LogRow] | None]:
     """Read the log as if it had new images alone."""
-    rows = read_txn(*args)
-    return rows and [row._replace(old=None) if row.new else row for row in rows]
+    moment, rows = moment_txn(*args)
+    return moment, rows and [row._replace(old=None) if row.new else row for row in rows]
 
 
 def read_later(*_: Any, **__: Any) -> str:
@@ -95,7 +96,7 @@ def break_late(patch: pytest.MonkeyPatch) -> None:
 
 def break_images(patch: pytest.MonkeyPatch) -> None:
     """Look at new images alone."""
-    patch.setattr(cycle, "read_txn", without_old_images)
+    patch.setattr(cycle, "moment_txn", without_old_images)
 
 
 def break_windows(patch: pytest.MonkeyPatch) -> None:
