@@ -116,6 +116,8 @@ KEY = (
     "CASE TG_NARGS WHEN 2 THEN json_build_object(TG_ARGV[1], row_to_json({0}) -> TG_ARGV[1])"
     " ELSE (SELECT json_object_agg(c, row_to_json({0}) -> c) FROM unnest(TG_ARGV[1:]) c) END"
 )
+# null where there is no such column any more, as of KEY: a write may not fail because of it
+ID = "(SELECT r.id FROM (SELECT NULL::int4 AS id) gone CROSS JOIN LATERAL (SELECT id FROM {0}) r)"
 LOG = "INSERT INTO rowcast.log (relation, op, old, new)"
 
 
@@ -124,27 +126,34 @@ def _trigger_functions() -> Iterator[tuple[str, str]]:
     Yield the name and the body of each function that writes the log; one each is fastest.
 
     Those of statements (`log_inserts` beside `log_insert`) take half the time where there are many
-    rows. What a statement changes through a parent of the table does not reach them.
+    rows. What a statement changes through a parent of the table does not reach them. Those of keys that
+    are called `id`, as nearly all are, do not write the row to find the key in it.
     """
-    for suffix, image in (("", "row_to_json({})"), ("_key", KEY)):
+    for suffix, image, rows in (
+        ("", "row_to_json({})", "{}"),
+        ("_key", KEY, "{}"),
+        ("_id", "json_build_object('id', {}.id)", ID),
+    ):
         # "o.*" is the row, where "o" might be a column
-        old, new = image.format("o.*"), image.format("n.*")
-        before, after = image.format("OLD"), image.format("NEW")
-        yield f"log_insert{suffix}", f"{LOG} VALUES (TG_ARGV[0]::int4, 'I', NULL, {after});"
-        yield f"log_update{suffix}", f"{LOG} VALUES (TG_ARGV[0]::int4, 'U', {before}, {after});"
-        yield f"log_delete{suffix}", f"{LOG} VALUES (TG_ARGV[0]::int4, 'D', {before}, NULL);"
+        old, new = (image.format(name if suffix == "_id" else f"{name}.*") for name in "on")
+        old_rows, new_rows = (rows.format(name) for name in ("old_rows", "new_rows"))
+        if suffix != "_id":
+            before, after = image.format("OLD"), image.format("NEW")
+            yield f"log_insert{suffix}", f"{LOG} VALUES (TG_ARGV[0]::int4, 'I', NULL, {after});"
+            yield f"log_update{suffix}", f"{LOG} VALUES (TG_ARGV[0]::int4, 'U', {before}, {after});"
+            yield f"log_delete{suffix}", f"{LOG} VALUES (TG_ARGV[0]::int4, 'D', {before}, NULL);"
         logged = f"{LOG} SELECT TG_ARGV[0]::int4,"
-        yield f"log_inserts{suffix}", f"{logged} 'I', NULL, {new} FROM new_rows n;"
-        yield f"log_deletes{suffix}", f"{logged} 'D', {old}, NULL FROM old_rows o;"
+        yield f"log_inserts{suffix}", f"{logged} 'I', NULL, {new} FROM {new_rows} n;"
+        yield f"log_deletes{suffix}", f"{logged} 'D', {old}, NULL FROM {old_rows} o;"
         # to pair one with one is some 20 µs cheaper
         yield (
             f"log_updates{suffix}",
-            f"""{logged} 'U', {old}, {new} FROM old_rows o, new_rows n
+            f"""{logged} 'U', {old}, {new} FROM {old_rows} o, {new_rows} n
      WHERE (SELECT count(*) FROM (SELECT FROM new_rows LIMIT 2) r) = 1;
     IF NOT FOUND THEN
         {logged} 'U', o.image, n.image
-          FROM (SELECT {old} AS image, row_number() OVER () AS at FROM old_rows o) o
-          JOIN (SELECT {new} AS image, row_number() OVER () AS at FROM new_rows n) n USING (at);
+          FROM (SELECT {old} AS image, row_number() OVER () AS at FROM {old_rows} o) o
+          JOIN (SELECT {new} AS image, row_number() OVER () AS at FROM {new_rows} n) n USING (at);
     END IF;""",
         )
     # of a whole statement; the trigger says of which kind
@@ -295,6 +304,7 @@ BEGIN
             MESSAGE = format('%s has children by inheritance, whose rows fire no trigger of it', relation),
             HINT = 'track the children';
     END IF;
+    each_row := class.relkind = 'p' OR EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = relation);
     IF level = 'keys' THEN
         SELECT array_agg(a.attname ORDER BY array_position(i.indkey::int2[], a.attnum)) INTO key
           FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
@@ -303,7 +313,7 @@ BEGIN
             RAISE wrong_object_type USING
                 MESSAGE = format('%s has no primary key', relation), HINT = 'level full or touch';
         END IF;
-        suffix := '_key';
+        suffix := CASE WHEN NOT each_row AND key = '{id}' THEN '_id' ELSE '_key' END;
     END IF;
     SELECT * INTO known FROM rowcast.tracked t WHERE t.relation = track.relation;
     IF known.level = level AND known.wake = wake AND known.shape = rowcast.shape(relation) THEN
@@ -339,7 +349,6 @@ BEGIN
     IF level <> 'touch' THEN
         SELECT args || coalesce(string_agg(', ' || quote_literal(c), '' ORDER BY at), '') INTO args
           FROM unnest(key) WITH ORDINALITY AS u (c, at);
-        each_row := class.relkind = 'p' OR EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = relation);
         FOR op, rows IN VALUES ('insert', 'NEW TABLE AS new_rows'), ('delete', 'OLD TABLE AS old_rows'),
                                ('update', 'OLD TABLE AS old_rows NEW TABLE AS new_rows') LOOP
             EXECUTE format(

@@ -213,6 +213,22 @@ def test_level_keys_logs_the_primary_key_alone(dsn: str, log: SnapshotReader) ->
     assert log.changes() == [("I", None, one), ("U", one, one), ("U", one, two), ("D", two, None)]
 
 
+def test_level_keys_pairs_the_ids_of_each_row(dsn: str, log: SnapshotReader) -> None:
+    execute(dsn, "INSERT INTO named_too (id, o) VALUES (1, 9), (2, 9)")
+    execute(dsn, "UPDATE named_too SET id = id + 10; UPDATE named_too SET o = 1 WHERE id = 12")
+    execute(dsn, "UPDATE named_too SET o = 1 WHERE id = 5; DELETE FROM named_too")
+    one, two, eleven, twelve = ({"id": id} for id in (1, 2, 11, 12))
+    assert log.changes() == [
+        ("I", None, one),
+        ("I", None, two),
+        ("U", one, eleven),
+        ("U", two, twelve),
+        ("U", twelve, twelve),
+        ("D", eleven, None),
+        ("D", twelve, None),
+    ]
+
+
 def test_level_touch_logs_a_row_per_statement(dsn: str, log: SnapshotReader) -> None:
     execute(dsn, "INSERT INTO counters SELECT i, 0 FROM generate_series(1, 1000) i")
     execute(dsn, "UPDATE counters SET n = 1; TRUNCATE counters")

@@ -325,6 +325,16 @@ def test_renamed_key_does_not_stop_writers(tracked: str) -> None:
     assert execute(tracked, last) == [({"number": 1},)]
 
 
+def test_key_that_was_replaced_by_another_column_is_logged_by_its_name(tracked: str) -> None:
+    """As a migration does to an integer that becomes a bigint."""
+    track_table(tracked, "things", "keys", True)
+    execute(tracked, "ALTER TABLE things ADD wide bigint; UPDATE things SET wide = id")
+    execute(tracked, "ALTER TABLE things DROP id; ALTER TABLE things RENAME wide TO id")
+    execute(tracked, "UPDATE things SET n = 7")
+    last = "SELECT old, new FROM rowcast.log ORDER BY seq DESC LIMIT 1"
+    assert execute(tracked, last) == [({"id": 1}, {"id": 1})]
+
+
 def test_relations_of_capture_once_installed_are_not_served(
     tracked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,80 @@
+"""
+Statements that a session plans once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg2
+import pytest
+
+from service.db.connection import PgConnection
+from service.db.planned import Planned
+from service.db.session_settings import SessionSettings, open_session
+
+DOUBLED = Planned("SELECT %(number)s * 2, %(words)s", number="int", words="text[]")
+QUOTIENT = Planned("SELECT 12 / %(number)s", number="int")
+PREPARED = "SELECT name FROM pg_prepared_statements ORDER BY name"
+
+
+@pytest.fixture
+def connection(dsn: str) -> Iterator[PgConnection]:
+    found = open_session(dsn, SessionSettings())
+    yield found
+    found.close()
+
+
+def run(connection: PgConnection, statement: Planned, before: str = "", **values: object) -> object:
+    with connection.cursor() as cursor:
+        statement.run(cursor, values, before)
+        return cursor.fetchone()
+
+
+def prepared(connection: PgConnection) -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute(PREPARED, clean=True)
+        return [name for (name,) in cursor.fetchall()]
+
+
+def test_statement_is_planned_once_for_all_values(connection: PgConnection) -> None:
+    assert run(connection, DOUBLED, number=1, words=[]) == (2, [])
+    first = prepared(connection)
+    assert len(first) == 1
+    assert run(connection, DOUBLED, number=2, words=["%s", "'"]) == (4, ["%s", "'"])
+    assert prepared(connection) == first
+
+
+def test_statement_travels_behind_others(connection: PgConnection) -> None:
+    for number in (1, 2):
+        assert run(connection, DOUBLED, "BEGIN;", number=number, words=[]) == (2 * number, [])
+        assert connection.command("COMMIT") == "COMMIT"
+
+
+def test_statement_that_has_failed_is_run_again(connection: PgConnection) -> None:
+    for _ in range(2):
+        with pytest.raises(psycopg2.errors.DivisionByZero):
+            run(connection, QUOTIENT, number=0)
+        assert run(connection, QUOTIENT, number=3) == (4,)
+
+
+def test_statement_that_a_caller_has_replaced_is_not_run(connection: PgConnection) -> None:
+    run(connection, DOUBLED, number=1, words=[])
+    (name,) = prepared(connection)
+    with connection.cursor() as cursor:
+        cursor.execute(f"DEALLOCATE {name}; PREPARE {name} (int, text[]) AS SELECT 'forged', $2")
+    assert run(connection, DOUBLED, number=1, words=[]) == (2, [])
+
+
+def test_session_that_was_cleaned_plans_anew(connection: PgConnection) -> None:
+    run(connection, DOUBLED, number=1, words=[])
+    connection.touch()
+    connection.clean()
+    assert prepared(connection) == []
+    assert run(connection, DOUBLED, number=3, words=[]) == (6, [])
+
+
+def test_nothing_is_prepared_behind_a_pooler(connection: PgConnection) -> None:
+    connection.pooled = True
+    assert run(connection, DOUBLED, number=1, words=["a"]) == (2, ["a"])
+    assert prepared(connection) == []
