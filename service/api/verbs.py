@@ -10,7 +10,7 @@ from service.api import functions, nested, old_rows, read, stream, write
 from service.catalog import Relation
 from service.describe import error_schemas
 from service.describe.grammar import WHERE
-from service.describe.json_schema import FLAG, NULL, record, reference
+from service.describe.json_schema import NULL, record, reference
 from service.describe.verb import (
     CONFLICT,
     COUNTED,
@@ -240,7 +240,7 @@ _ROWS = (
                     "csv": {"type": ["string", "null"]},
                     "columns": reference("some_columns"),
                     "upload": {"type": ["string", "null"]},
-                    "done": FLAG,
+                    "done": bool | None,
                     **CONFLICT,
                     **TIMEOUT,
                     **WRITES,

@@ -11,17 +11,7 @@ from typing import Any
 from service.catalog import Catalog
 from service.describe.error_schemas import FUNCTION, VIOLATIONS, WRITTEN, Kinds, definitions
 from service.describe.grammar import LANGUAGE
-from service.describe.json_schema import (
-    ARRAY,
-    OBJECT,
-    TEXT,
-    TEXT_OR_NULL,
-    Definitions,
-    Schema,
-    array,
-    full,
-    record,
-)
+from service.describe.json_schema import Definitions, Schema, array, full, record, schema
 from service.describe.relations import RelationRows, served_name
 from service.describe.routines import described_functions, function_name, may_be_described
 from service.describe.verb import COUNTED, NAMES, ROWS, Verb
@@ -119,24 +109,24 @@ def _wanted(kind: str, names: tuple[str, ...] | None, known: Mapping[str, Any]) 
 def shared(verbs: Mapping[str, Verb]) -> dict[str, Schema]:
     """Return the shared parts of every document."""
     args = {"args": {"type": ["object", "array", "null"]}}
-    lists = {"columns": NAMES, "rows": array(ARRAY)}
+    lists = {"columns": NAMES, "rows": array(list)}
     page = {
         "rows": ROWS,
-        "next": TEXT_OR_NULL,
-        "prev": TEXT_OR_NULL,
+        "next": str | None,
+        "prev": str | None,
         "count": COUNTED,
-        "totals": OBJECT,
+        "totals": dict,
     }
     return {
         **LANGUAGE,
         "lists": {
             "description": "form lists: values without the names repeated",
-            **{**OBJECT, "properties": lists, "required": list(lists)},
+            **record(lists, lists, closed=False),
         },
-        "text": {"description": 'with form: "json", the answer as one JSON text', **TEXT},
+        "text": {"description": 'with form: "json", the answer as one JSON text', **schema(str)},
         "affected": {"description": "with returning: false", **full(affected=COUNTED)},
-        "selected": {"description": "what select and embed make of a row", **OBJECT},
-        "page": {**OBJECT, "properties": page, "required": ["rows", "next"]},
+        "selected": {"description": "what select and embed make of a row", **schema(dict)},
+        "page": record(page, ["rows", "next"], closed=False),
         "written": full(rows=ROWS, affected=COUNTED),
         **{f"arguments.{name}": verb.arguments for name, verb in verbs.items()},
         **{

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from service import errors
-from service.describe.json_schema import TEXT, Schema, array, record, reference
+from service.describe.json_schema import Schema, array, record, reference
 from service.errors import ServiceError
 
 Kinds = tuple[type[ServiceError], ...]
@@ -56,15 +56,12 @@ def definitions(by_procedure: Mapping[str, Kinds]) -> dict[str, Schema]:
     """Return the shared parts: each error, what they carry, and the errors of each procedure."""
     found = {"carried": record({name: dict(schema) for name, schema in errors.DETAILS.items()})}
     for kind in WRITTEN:  # as the HTTP bridge spells a WAMP error
-        found[_name(kind)] = {
-            "type": "object",
-            "properties": {
-                "error": {"const": kind.uri},
-                "args": array(TEXT, maxItems=1),
-                "kwargs": reference("carried"),
-            },
-            "required": ["error"],
+        error = {
+            "error": {"const": kind.uri},
+            "args": array(str, maxItems=1),
+            "kwargs": reference("carried"),
         }
+        found[_name(kind)] = record(error, ["error"], closed=False)
     for procedure, kinds in by_procedure.items():
         each = sorted({_name(kind) for kind in kinds})
         found[f"errors.{procedure}"] = {"oneOf": [reference(name) for name in each]}

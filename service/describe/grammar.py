@@ -7,21 +7,18 @@ What a schema refuses here, `request/` refuses; the names of columns are for the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from service.describe.json_schema import (
-    ARRAY,
-    FLAG,
     NOT_NULL,
     NULL,
-    OBJECT,
-    TEXT,
-    TEXT_OR_NULL,
     Schema,
     any_of,
     array,
     only,
     record,
     reference,
+    schema,
     words,
 )
 from service.describe.type_schemas import DEFAULT
@@ -53,18 +50,18 @@ def _list_of(item: Schema, most: int, **limits: int) -> Schema:
 
 
 def _operators() -> Schema:
-    several = (only(word, array(TEXT)) for word in ("any", "all"))
-    found: dict[str, Schema] = {
+    several = (only(word, array(str)) for word in ("any", "all"))
+    found: dict[str, Any] = {
         **dict.fromkeys(sorted(filters.OPERATORS), NOT_NULL),
         **{"eq": {}, "neq": {}, "isdistinct": {}},
-        **{"in": ARRAY, "has_any": array(NOT_NULL), "has_all": array(NOT_NULL)},
+        **{"in": list, "has_any": array(NOT_NULL), "has_all": array(NOT_NULL)},
         **dict.fromkeys(
             sorted(filters.SEARCHES),
-            any_of(TEXT, record({"query": TEXT, "config": TEXT}, ["query"])),
+            any_of(str, record({"query": str, "config": str}, ["query"])),
         ),
         "between": array(NOT_NULL, minItems=2, maxItems=2),
-        **dict.fromkeys(filters.AFFIXES, any_of(TEXT, *several)),
-        **dict.fromkeys(sorted(filters.PATHS), TEXT),
+        **dict.fromkeys(filters.AFFIXES, any_of(str, *several)),
+        **dict.fromkeys(sorted(filters.PATHS), str),
         "length": reference("condition"),
         "is": {"type": ["null", "boolean", "string"]},
         "not": reference("condition"),
@@ -80,12 +77,12 @@ def _operators() -> Schema:
 def _measure() -> Schema:
     found = {
         **dict.fromkeys(measures.FUNCTIONS, reference("item")),
-        "distinct": FLAG,
-        "separator": TEXT_OR_NULL,
+        "distinct": bool | None,
+        "separator": str | None,
         "where": WHERE,
-        "cast": TEXT_OR_NULL,
+        "cast": str | None,
         "fraction": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
-        "discrete": FLAG,
+        "discrete": bool | None,
         "order": ORDER,
     }
     return {**record(found), "oneOf": [{"required": [name]} for name in measures.FUNCTIONS]}
@@ -102,8 +99,8 @@ def _embed() -> Schema:
         "limit": WHOLE,
         "offset": WHOLE,
         "embed": reference("embed"),
-        "inner": FLAG,
-        "spread": FLAG,
+        "inner": bool | None,
+        "spread": bool | None,
         "measures": MEASURES,
         "group": SELECT,
     }
@@ -119,7 +116,7 @@ def _embed() -> Schema:
 TRUNC: Mapping[str, Schema] = {"trunc": words(*UNITS), "zone": NAME_OR_NULL}
 """What a time is cut to, and where."""
 
-RANK: Mapping[str, Schema] = {"rank": TEXT_OR_NULL, "config": TEXT_OR_NULL, "near": {}}
+RANK: Mapping[str, Any] = {"rank": str | None, "config": str | None, "near": {}}
 """What a sort key is measured by: a query of text search, or another value."""
 
 GIVEN: Mapping[str, Schema] = {
@@ -128,7 +125,7 @@ GIVEN: Mapping[str, Schema] = {
 """What the function of a computed column is given."""
 HAS_ARGS: Schema = {
     "propertyNames": {"enum": [*sorted(filters.OPERATORS), ARGS]},
-    "properties": {ARGS: OBJECT},
+    "properties": {ARGS: schema(dict)},
     "required": [ARGS],
     "minProperties": 2,
 }
@@ -145,16 +142,16 @@ LANGUAGE: Mapping[str, Schema] = {
     "seconds": {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 1e9},
     IDEMPOTENCY_KEY: {
         "description": "a second call with it, and the same arguments, is answered as the first",
-        **TEXT_OR_NULL,
+        **schema(str | None),
         "minLength": 1,
         "maxLength": MAX_KEY,
     },
     RECEIPT: {
         "description": "the result has a keyword tx, too: the transaction's id, or null if"
         " nothing was written",
-        **FLAG,
+        **schema(bool | None),
     },
-    "token": {**TEXT_OR_NULL, "maxLength": MAX_TOKEN},
+    "token": {**schema(str | None), "maxLength": MAX_TOKEN},
     "where": {
         "description": "a filter: all its terms hold; the keys are columns, perhaps with a path and"
         " a cast, and, or, not",
@@ -203,7 +200,7 @@ LANGUAGE: Mapping[str, Schema] = {
         **any_of(
             NAME,
             record(
-                {"by": NAME, "desc": FLAG, "nulls": words("first", "last")}
+                {"by": NAME, "desc": bool | None, "nulls": words("first", "last")}
                 | {**TRUNC, **RANK, **GIVEN},
                 ["by"],
             ),

@@ -1,12 +1,15 @@
 """
 JSON Schema (2020-12): what schemas are put together from, and the shared parts of a document, its `$defs`.
+
+A schema is written as a Python annotation where that says all, as those of procedures are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 from urllib.parse import quote
 
 from service.catalog import Catalog
@@ -14,52 +17,79 @@ from service.catalog import Catalog
 Schema = dict[str, Any]
 """A JSON Schema."""
 
-ARRAY: Schema = {"type": "array"}
-FLAG: Schema = {"type": ["boolean", "null"]}
-INTEGER: Schema = {"type": "integer"}
-NULL: Schema = {"type": "null"}
+TYPES: Mapping[Any, Schema] = {
+    bool: {"type": "boolean"},
+    int: {"type": "integer"},
+    float: {"type": "number"},
+    str: {"type": "string"},
+    bytes: {"type": "string", "format": "binary"},
+    list: {"type": "array"},
+    tuple: {"type": "array"},
+    dict: {"type": "object"},
+    Mapping: {"type": "object"},
+    NoneType: {"type": "null"},
+}
+"""The schemas of Python's types."""
+NULL = TYPES[NoneType]
 NOT_NULL: Schema = {"not": NULL}
-NUMBER: Schema = {"type": "number"}
-OBJECT: Schema = {"type": "object"}
-TEXT: Schema = {"type": "string"}
-TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
-TRUTH: Schema = {"type": "boolean"}
+
+
+def schema(hint: Any) -> Schema:
+    """
+    Return the schema of an annotation, as of `list[str] | None`; a schema stays as it is.
+
+    What is no simple type is anything.
+    """
+    if isinstance(hint, dict):
+        return hint
+    origin, parts = get_origin(hint) or hint, get_args(hint)
+    if origin in (Union, UnionType):
+        found = [schema(part) for part in parts if part is not NoneType]
+        if {} in found:
+            return {}
+        whole = found[0] if len(found) == 1 else any_of(*found)
+        return or_null(whole) if NoneType in parts else whole
+    if getattr(origin, "__module__", "") == "collections.abc":
+        origin = {"Mapping": dict, "Sequence": list}.get(origin.__name__, origin)
+    known = dict(TYPES.get(origin, {})) if isinstance(origin, type) else {}
+    if origin is list and parts:
+        known["items"] = schema(parts[0])
+    if origin is dict and len(parts) == 2:
+        known["additionalProperties"] = schema(parts[1])
+    return known
 
 
 def record(
-    properties: Mapping[str, Schema], required: Iterable[str] = (), description: str = ""
+    properties: Mapping[str, Any], required: Iterable[str] = (), closed: bool = True
 ) -> Schema:
-    """Return the schema of a dict that has these keys and no others."""
-    found: Schema = {"description": description} if description else {}
-    found |= {"type": "object", "properties": dict(properties)}
+    """Return the schema of a dict that has these keys, and no others if it is closed."""
+    found: Schema = {
+        "type": "object",
+        "properties": {name: schema(each) for name, each in properties.items()},
+    }
     if required:
         found["required"] = list(required)
-    return {**found, "additionalProperties": False}
+    return {**found, "additionalProperties": False} if closed else found
 
 
-def full(**properties: Schema) -> Schema:
+def full(**properties: Any) -> Schema:
     """Return the schema of a dict that has all of these keys and no others."""
     return record(properties, properties)
 
 
-def only(name: str, schema: Schema) -> Schema:
+def only(name: str, value: Any) -> Schema:
     """Return the schema of a dict with one key."""
-    return record({name: schema}, [name])
+    return record({name: value}, [name])
 
 
-def array(items: Schema, **limits: int) -> Schema:
+def array(items: Any, **limits: int) -> Schema:
     """Return the schema of a list of items; `limits` are minItems and maxItems."""
-    return {"type": "array", "items": items, **limits}
+    return {"type": "array", "items": schema(items), **limits}
 
 
-def dict_of(values: Schema, **limits: Any) -> Schema:
-    """Return the schema of a dict with values of one kind under any name."""
-    return {"type": "object", "additionalProperties": values, **limits}
-
-
-def any_of(*schemas: Mapping[str, Any]) -> Schema:
+def any_of(*each: Any) -> Schema:
     """Return the schema of what one of several schemas takes."""
-    return {"anyOf": list(schemas)}
+    return {"anyOf": list(map(schema, each))}
 
 
 def words(*each: str) -> Schema:
@@ -67,21 +97,21 @@ def words(*each: str) -> Schema:
     return {"enum": [*each, None]}
 
 
-def kinds_of(schema: Mapping[str, Any]) -> list[str]:
+def kinds_of(known: Mapping[str, Any]) -> list[str]:
     """Return the types of a schema; of one without, "any"."""
-    kinds = schema.get("type", "any")
+    kinds = known.get("type", "any")
     return [kinds] if isinstance(kinds, str) else list(kinds)
 
 
-def or_null(schema: Schema) -> Schema:
+def or_null(known: Schema) -> Schema:
     """Return a schema that allows null as well."""
-    if schema in ({}, NOT_NULL):
+    if known in ({}, NOT_NULL):
         return {}
-    if "enum" in schema:
-        return {**schema, "type": [*kinds_of(schema), "null"], "enum": [*schema["enum"], None]}
-    if "type" in schema:
-        return {**schema, "type": [*kinds_of(schema), "null"]}
-    return any_of(*schema.get("anyOf", [schema]), NULL)
+    if "enum" in known:
+        return {**known, "type": [*kinds_of(known), "null"], "enum": [*known["enum"], None]}
+    if "type" in known:
+        return {**known, "type": [*kinds_of(known), "null"]}
+    return any_of(*known.get("anyOf", [known]), NULL)
 
 
 @lru_cache(4096)

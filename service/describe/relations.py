@@ -12,9 +12,7 @@ from typing import Any
 
 from service.catalog import Catalog, Column, Relation, Type
 from service.describe.json_schema import (
-    ARRAY,
     NULL,
-    OBJECT,
     Definitions,
     Schema,
     any_of,
@@ -215,7 +213,7 @@ class RelationRows(DescribedRows):
         if kind in ("key", "keys") and not self._relation.primary_key:
             return False
         if kind == "imported":  # a model may still add to its rows
-            return {"items": any_of(self.part("new"), ARRAY)}
+            return {"items": any_of(self.part("new"), list)}
         return super().part(kind)
 
     def row(self) -> Schema:
@@ -272,7 +270,7 @@ class RelationRows(DescribedRows):
             if targets[way.target.schema, way.target.name] == 1:
                 called |= {rows.name, way.target.name} - relation.columns.keys()
             known = rows.name in self.defs.relations
-            one = [rows.part("tree") if known else OBJECT, reference("link")]
+            one = [rows.part("tree") if known else dict, reference("link")]
             for name in sorted(called):
                 found[name] = [*([array(any_of(*one))] if way.many else one), NULL]
         return found

@@ -169,10 +169,8 @@ class _FunctionRows(DescribedRows):
             for name, column in (self._columns or {}).items()
             if name not in withheld
         }
-        made = record(columns, columns)
-        if withheld:  # which may be there all the same, nameless here
-            del made["additionalProperties"]
-        return made
+        # What is withheld may be there all the same, nameless here.
+        return record(columns, columns, closed=not withheld)
 
 
 def described_parameter(catalog: Catalog, argument: Argument) -> dict[str, Any]:

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from service.catalog import Catalog, Type
 from service.describe.json_schema import (
-    ARRAY,
     NOT_NULL,
-    OBJECT,
-    TEXT,
     Definitions,
     Schema,
     any_of,
     array,
     only,
     or_null,
+    record,
     reference,
+    schema,
 )
 from service.plan.computing import computing
 from service.request.assignments import MAX_REMOVED
@@ -92,7 +91,7 @@ def _operand(defs: Definitions, type: Type, word: str) -> Schema:
     if word == "$remove":
         of = catalog.types_by_name["text"] if is_json else catalog.type(type.element)
         return array(given(defs, of, nullable=True), maxItems=MAX_REMOVED)
-    return dict(OBJECT if word == "$merge" else ARRAY)
+    return schema(dict if word == "$merge" else list)
 
 
 def _name(kind: str, type: Type, nullable: bool) -> str:
@@ -106,13 +105,13 @@ def _name(kind: str, type: Type, nullable: bool) -> str:
 def _read(catalog: Catalog, type: Type) -> Schema:
     match type.kind:
         case "enum":
-            return {**TEXT, "enum": list(type.labels)}
+            return {**schema(str), "enum": list(type.labels)}
         case "array":
             return array(_or_array(schema_of(catalog, catalog.type(type.element), True)))
         case "composite":
             fields = _fields(type).items()
             shown = {name: schema_of(catalog, catalog.type(oid), True) for name, oid in fields}
-            return {**OBJECT, "properties": shown}
+            return record(shown, closed=False)
         case "pseudo":
             return {}
     return dict(type.data_type.schema)
@@ -124,16 +123,15 @@ def _given(defs: Definitions, type: Type) -> Schema:
 
     match type.kind:
         case "enum":
-            return {**TEXT, "enum": list(type.labels)}
+            return {**schema(str), "enum": list(type.labels)}
         case "array":
-            return any_of(array(any_of(of(type.element), ARRAY)), TEXT)
+            return any_of(array(any_of(of(type.element), list)), str)
         case "composite":
-            row = {**OBJECT, "properties": {name: of(oid) for name, oid in _fields(type).items()}}
             # An unreadable field is not named here; whoever knows its name may write it all the same.
-            if not type.unreadable_fields:
-                row["additionalProperties"] = False
+            fields = {name: of(oid) for name, oid in _fields(type).items()}
+            row = record(fields, closed=not type.unreadable_fields)
             count = sum(1 for name, _ in type.fields if name)
-            return any_of(row, {**ARRAY, "minItems": count, "maxItems": count}, TEXT)
+            return any_of(row, {"type": "array", "minItems": count, "maxItems": count}, str)
         case "pseudo":
             return NOT_NULL
     return dict(type.data_type.given)
@@ -148,4 +146,4 @@ def _or_array(schema: Schema) -> Schema:
     """Return a schema that allows arrays as well: an array type does not fix its dimensions."""
     if "enum" not in schema and isinstance(schema.get("type"), list):
         return {**schema, "type": [*schema["type"], "array"]}
-    return any_of(schema, ARRAY) if schema else {}
+    return any_of(schema, list) if schema else {}

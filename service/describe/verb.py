@@ -13,13 +13,7 @@ from service.catalog import Relation
 from service.describe import error_schemas
 from service.describe.grammar import MEASURES, ORDER, SELECT, WHERE, WHOLE
 from service.describe.json_schema import (
-    ARRAY,
-    FLAG,
-    INTEGER,
     NULL,
-    OBJECT,
-    TEXT,
-    TEXT_OR_NULL,
     Definitions,
     Schema,
     any_of,
@@ -27,6 +21,7 @@ from service.describe.json_schema import (
     full,
     record,
     reference,
+    schema,
     words,
 )
 from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT
@@ -87,9 +82,9 @@ class Verb:
         return self.rights[0] != "select"
 
 
-COUNTED: Schema = {**INTEGER, "minimum": 0}
-ROWS: Schema = array(OBJECT)
-NAMES: Schema = array(TEXT)
+COUNTED: Schema = {**schema(int), "minimum": 0}
+ROWS: Schema = array(dict)
+NAMES: Schema = array(str)
 
 TIMEOUT = {"timeout": reference("seconds")}
 WRITES = {each: reference(each) for each in (IDEMPOTENCY_KEY, RECEIPT)}
@@ -97,17 +92,17 @@ WRITES = {each: reference(each) for each in (IDEMPOTENCY_KEY, RECEIPT)}
 FORM = {"form": words(*FORMS)}
 SHOWN = {"select": SELECT, "embed": reference("embed")}
 PAGED = {"order": ORDER, "limit": WHOLE, "offset": WHOLE}
-RETURNING = {**SHOWN, **FORM, "order": ORDER, "returning": FLAG, **WRITES}
+RETURNING = {**SHOWN, **FORM, "order": ORDER, "returning": bool | None, **WRITES}
 MAX_AFFECTED = {"max_affected": WHOLE}
-TARGET = {"where": WHERE, "all": FLAG, **MAX_AFFECTED}
+TARGET = {"where": WHERE, "all": bool | None, **MAX_AFFECTED}
 OLD = {"returning": {"enum": [True, False, "old", "both", None]}}
 """What update and delete answer: the rows as they are, nothing, as they were, or both."""
-PICK = {"limit": WHOLE, "skip_locked": FLAG}
+PICK = {"limit": WHOLE, "skip_locked": bool | None}
 CONFLICT = {"on_conflict": reference("some_columns"), "update": reference("columns")}
 _FOUND = {
     **SHOWN,
     **PAGED,
-    "distinct": any_of({"type": "boolean"}, reference("some_columns")),
+    "distinct": any_of(bool, reference("some_columns")),
     "where": WHERE,
 }
 FIND = {**TIMEOUT, **FORM, **_FOUND}
@@ -129,23 +124,23 @@ WATCH = {
     "measures": MEASURES,
     "group": SELECT,
     "having": WHERE,
-    "since": TEXT_OR_NULL,
-    "tx": FLAG,
-    "tables": any_of(NAMES, TEXT_OR_NULL),
+    "since": str | None,
+    "tx": bool | None,
+    "tables": any_of(NAMES, str | None),
 }
 """A find, or an aggregate in place of its `select`."""
 _YES: Schema = {"const": True}
-_OF_ROWS = full(enter=ARRAY, update=ARRAY)
+_OF_ROWS = full(enter=list, update=list)
 WATCHED = record(
     {
         "type": words("snapshot", "delta", "alive"),
-        "position": TEXT,
+        "position": str,
         "rows": ROWS,
         "enter": ROWS,
         "update": ROWS,
-        "leave": ARRAY,
+        "leave": list,
         "key": NAMES,
-        "keys": any_of(ARRAY, _OF_ROWS),
+        "keys": any_of(list, _OF_ROWS),
         "after": _OF_ROWS,
         **dict.fromkeys(("complete", "reset", "step"), _YES),
         "checksum": {**COUNTED, "maximum": 2**32 - 1},
@@ -187,8 +182,8 @@ ONE_OR_MANY: Schema = {
     ]
 }
 """Of get: by one key, or by several."""
-GOT: Schema = array({"type": ["object", "null"]})
-GOT_LISTS: Schema = full(columns=NAMES, rows=array({"type": ["array", "null"]}))
+GOT: Schema = array(dict | None)
+GOT_LISTS: Schema = full(columns=NAMES, rows=array(list | None))
 """Of get by several keys: null where there is no row."""
 
 

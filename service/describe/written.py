@@ -8,50 +8,29 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from service.describe.error_schemas import ALL, ANY, CHANGES, ROWS, Kinds
-from service.describe.json_schema import (
-    ARRAY,
-    FLAG,
-    INTEGER,
-    NULL,
-    NUMBER,
-    OBJECT,
-    TEXT,
-    TEXT_OR_NULL,
-    TRUTH,
-    Schema,
-    any_of,
-    array,
-    dict_of,
-    full,
-    or_null,
-    record,
-    reference,
-    words,
-)
+from service.describe.json_schema import NULL, any_of, array, full, record, reference, schema, words
 from service.describe.verb import COUNTED, TIMEOUT, WRITES
 from service.errors import TooLarge
 from service.request.batch_request import ANALYZE, ISOLATION, MAX_OPERATIONS, OPERATION_NAME
 
-_ROW: Schema = {"type": ["object", "null"]}
-_CHANGE = {
+_CHANGE: Mapping[str, Any] = {
     "op": {"enum": ["insert", "update", "delete", "truncate", "touch", "reset"]},
-    "schema": TEXT,
-    "relation": TEXT,
-    **dict.fromkeys(("key", "row", "old"), _ROW),
-    "position": TEXT,
-    "tx": TEXT_OR_NULL,
-    "last": TRUTH,
-    "at": TEXT_OR_NULL,
-    "large": TRUTH,
+    "schema": str,
+    "relation": str,
+    **dict.fromkeys(("key", "row", "old"), dict | None),
+    "position": str,
+    "tx": str | None,
+    "last": bool,
+    "at": str | None,
+    "large": bool,
 }
 CHANGE = record(_CHANGE, [name for name in _CHANGE if name != "large"])
 """What `changes` answers of one."""
-_CALL = {"call": TEXT, "args": {"type": ["array", "null"]}, "kwargs": _ROW}
-_TRANSACTION = {"isolation": words(*ISOLATION), "read_only": FLAG}
+_CALL = {"call": str, "args": list | None, "kwargs": dict | None}
+_TRANSACTION = {"isolation": words(*ISOLATION), "read_only": bool | None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +47,9 @@ class OwnProcedure:
     """
 
     comment: str
-    result: Schema
+    result: Any
     errors: Kinds = ANY
-    arguments: Mapping[str, Schema] = field(default_factory=lambda: TIMEOUT)
+    arguments: Mapping[str, Any] = field(default_factory=lambda: TIMEOUT)
     positional: tuple[str, ...] = ()
 
     def described(self, name: str) -> dict[str, Any]:
@@ -79,7 +58,7 @@ class OwnProcedure:
             "comment": self.comment,
             **({"positional": list(self.positional)} if self.positional else {}),
             "arguments": record(self.arguments, self.positional),
-            "result": self.result,
+            "result": schema(self.result),
             "errors": reference(f"errors.{name}"),
         }
 
@@ -87,37 +66,37 @@ class OwnProcedure:
 OWN: Mapping[str, OwnProcedure] = {
     "describe": OwnProcedure(
         "What is served: all of it, or some relations and functions",
-        OBJECT,
+        dict,
         (*ANY, TooLarge),
         arguments={"relations": reference("columns"), "functions": reference("columns"), **TIMEOUT},
     ),
     "health": OwnProcedure(
         "That the service lives, and whether calls can be answered",
-        full(live=TRUTH, ready=TRUTH, checks=dict_of(TRUTH)),
+        full(live=bool, ready=bool, checks=dict[str, bool]),
     ),
     "stats": OwnProcedure(
         "The figures of the calls so far, latencies in seconds, of the pool and the changes",
-        full(calls=OBJECT, pool=OBJECT, changes=OBJECT),
+        full(calls=dict, pool=dict, changes=dict),
     ),
     "why": OwnProcedure(
         "What has to hold for changes of a relation to be heard of, and whether it does",
-        full(ok=TRUTH, checks=array(full(ok=FLAG, text=TEXT, mend=TEXT_OR_NULL))),
-        arguments={"relation": TEXT, **TIMEOUT},
+        full(ok=bool, checks=array(full(ok=bool | None, text=str, mend=str | None))),
+        arguments={"relation": str, **TIMEOUT},
         positional=("relation",),
     ),
     "explain": OwnProcedure(
         "PostgreSQL's plan for each statement of a call that reads, as EXPLAIN gives it",
-        array(OBJECT),
+        array(dict),
         ROWS,
-        arguments={OPERATION_NAME: record({**_CALL, ANALYZE: FLAG}, ["call"]), **TIMEOUT},
+        arguments={OPERATION_NAME: record({**_CALL, ANALYZE: bool | None}, ["call"]), **TIMEOUT},
         positional=(OPERATION_NAME,),
     ),
     "changes": OwnProcedure(
         "The changes after a position, oldest first, as far as the caller may see them",
-        any_of(full(changes=array(CHANGE), position=TEXT, more=TRUTH), reference("text")),
+        any_of(full(changes=array(CHANGE), position=str, more=bool), reference("text")),
         CHANGES,
         arguments={
-            "since": TEXT,
+            "since": str,
             "relations": reference("columns"),
             "limit": {"type": ["integer", "null"], "minimum": 0},
             "form": words("dicts", "json"),
@@ -127,11 +106,11 @@ OWN: Mapping[str, OwnProcedure] = {
     ),
     "position": OwnProcedure(
         "Where the changes are now: what is committed after this call comes after it",
-        TEXT,
+        str,
     ),
     "transaction": OwnProcedure(
         "Operations in one transaction, all or nothing; the results of all of them",
-        ARRAY,
+        list,
         ALL,
         arguments={
             "operations": {
@@ -140,7 +119,7 @@ OWN: Mapping[str, OwnProcedure] = {
                 "items": record(_CALL, ["call"]),
             },
             **_TRANSACTION,
-            "dry_run": FLAG,
+            "dry_run": bool | None,
             "inject": any_of(full(serialization_failure=COUNTED), NULL),
             **TIMEOUT,
             **WRITES,
@@ -149,7 +128,7 @@ OWN: Mapping[str, OwnProcedure] = {
     ),
     "transaction.begin": OwnProcedure(
         "A transaction that stays open between calls; the URI by which it is called",
-        full(tx=TEXT),
+        full(tx=str),
         arguments={
             **_TRANSACTION,
             "idle_timeout": {"type": ["number", "null"], "exclusiveMinimum": 0},
@@ -158,19 +137,6 @@ OWN: Mapping[str, OwnProcedure] = {
     ),
 }
 """The service's own procedures, by name."""
-
-TYPES: Mapping[Any, Schema] = {
-    bool: TRUTH,
-    int: INTEGER,
-    float: NUMBER,
-    str: TEXT,
-    bytes: {"type": "string", "format": "binary"},
-    list: ARRAY,
-    tuple: ARRAY,
-    dict: OBJECT,
-    Mapping: OBJECT,
-    NoneType: NULL,
-}
 
 
 class Parameters:
@@ -210,32 +176,12 @@ class Parameters:
 def described_procedure(function: Callable[..., Any]) -> dict[str, Any]:
     """Describe a procedure written by hand; an annotation that is no simple type is anything."""
     takes = Parameters(function)
-    schemas = {name: _schema(takes.hints.get(name, Any)) for name in takes.names}
-    arguments = record({**TIMEOUT, **schemas}, takes.required)
-    if takes.others:
-        del arguments["additionalProperties"]
+    schemas = {name: takes.hints.get(name, Any) for name in takes.names}
+    arguments = record({**TIMEOUT, **schemas}, takes.required, closed=not takes.others)
     return {
         "comment": inspect.getdoc(function),
         "positional": takes.positional,
         "arguments": arguments,
-        "result": _schema(takes.hints.get("return", Any)),
+        "result": schema(takes.hints.get("return", Any)),
         "errors": reference("errors.written"),
     }
-
-
-def _schema(hint: Any) -> Schema:
-    origin, parts = get_origin(hint) or hint, get_args(hint)
-    if origin in (Union, UnionType):
-        found = [_schema(part) for part in parts if part is not NoneType]
-        if {} in found:
-            return {}
-        whole = found[0] if len(found) == 1 else any_of(*found)
-        return or_null(whole) if NoneType in parts else whole
-    if getattr(origin, "__module__", "") == "collections.abc":
-        origin = {"Mapping": dict, "Sequence": list}.get(origin.__name__, origin)
-    schema = dict(TYPES.get(origin, {})) if isinstance(origin, type) else {}
-    if origin is list and parts:
-        schema["items"] = _schema(parts[0])
-    if origin is dict and len(parts) == 2:
-        schema["additionalProperties"] = _schema(parts[1])
-    return schema
