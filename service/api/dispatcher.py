@@ -57,6 +57,7 @@ from service.request.arguments import (
     idempotency_key_of,
     seconds_of,
 )
+from service.request.brought import opened
 from service.request.call_request import given_option
 from service.request.names import FN, FunctionName, Name, encode, parse_name
 from service.request.read_request import Limits
@@ -162,7 +163,8 @@ class Dispatcher:
                 identity = identity_for(role, caller, route.schema)
                 with self._backend.database.identity(identity) as actor:
                     if procedure is not None:
-                        answer = await procedure(caller, args, kwargs)
+                        given = {each: opened(value) for each, value in kwargs.items()}
+                        answer = await procedure(caller, list(map(opened, args)), given)
                         self._check_kept(name, actor, answer)
                         return answer
                     assert snapshot is not None

@@ -21,6 +21,7 @@ from service.plan.update_rows import key_of_rows, plan_update_rows, split_row
 from service.plan.write_plan import refuse_names
 from service.request.arguments import Values
 from service.request.assignments import literals
+from service.request.brought import Brought
 from service.request.read_request import Limits, Parsed
 from service.request.requests import (
     GetRequest,
@@ -44,7 +45,7 @@ async def parse_rows(call: Call) -> Rows:
     snapshot, relation, database = call.snapshot, relation_of(call), call.backend.database
     given = call.kwargs["rows"]
     arguments = snapshot, relation, call.args, call.kwargs, call.backend.limits
-    if isinstance(given, list | tuple) and len(given) > MANY:
+    if isinstance(given, list | tuple | Brought) and len(given) > MANY:
         parsed: Rows = await database.run(compute_txn, _prepare, *arguments, retry=True)
         return parsed
     return _prepare(*arguments)

@@ -173,8 +173,12 @@ class Batches:
         args, kwargs = operation.args, operation.kwargs
         try:
             if operation.refers:
-                args = resolve(args, results, f"{path}.args")
-                kwargs = resolve(kwargs, results, f"{path}.kwargs")
+                args = [resolve(each, results, f"{path}.args.{i}") for i, each in enumerate(args)]
+                # one by one: what is brought has no names of arguments
+                kwargs = {
+                    name: resolve(each, results, f"{path}.kwargs.{name}")
+                    for name, each in kwargs.items()
+                }
             return await self._dispatcher.answer(operation.name, args, kwargs, caller, state=state)
         except ServiceError as error:
             error.details["operation"] = at

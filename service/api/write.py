@@ -40,6 +40,7 @@ from service.payload import Receipted
 from service.plan.plans import Lock
 from service.plan.write_plan import plan_create, plan_current, plan_delete, plan_update
 from service.request.arguments import Values
+from service.request.brought import Brought
 from service.request.read_request import Limits, Parsed
 from service.request.requests import (
     EVERYTHING,
@@ -169,7 +170,7 @@ def writing(
 
 def _new_rows(call: Call, parse: Parse) -> Step | Awaitable[Any]:
     values = call.args[0] if call.args else call.kwargs.get("values")
-    if isinstance(values, list | tuple) and len(values) > MANY:
+    if isinstance(values, list | tuple | Brought) and len(values) > MANY:
         return _many_rows(call, parse)
     parsed = _prepare(
         call.snapshot, relation_of(call), call.args, call.kwargs, call.backend.limits, parse
@@ -416,6 +417,7 @@ def _prepare(
     parse: Parse,
 ) -> Parsed[CreateRequest]:
     call = parse(args, kwargs, limits)
+    call = replace(call, values=Values(call.values).freeze())
     refuse_faults(snapshot, relation, call)
     return call
 

@@ -153,7 +153,7 @@ class _Growing:
                 value = None if each.operand is None else self._values.value(each.operand.slot)
                 # Most are columns: of those a dict alone can be a related row.
                 plain = each.column in columns and not isinstance(value, Mapping)
-                if plain or not self._nests(making.relation, each, value):
+                if plain or each.literal or not self._nests(making.relation, each, value):
                     making.rows[at].append(each)
                     continue
                 if depth >= self._max_depth:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import InvalidArgument, UnknownName, clip
+from service.request.brought import opened, opened_rows
 from service.request.synonyms import letters, synonym_hint
 
 OPTIONS = frozenset({"timeout"})
@@ -58,6 +59,10 @@ class Values:
 
     def freeze(self) -> tuple[Any, ...]:
         """Return all values so far."""
+        return tuple(map(opened, self._values))
+
+    def marked(self) -> tuple[Any, ...]:
+        """Return them with the marks of what was brought: some may turn out to be related rows."""
         return tuple(self._values)
 
 
@@ -288,14 +293,15 @@ def placed(value: Any, path: str, most: int = MAX_LISTED) -> list[tuple[Any, str
 
 def row_of(value: Any, name: str) -> Mapping[str, Any]:
     """Return the one row of an argument."""
-    if isinstance(value, list | tuple):
+    rows, many = rows_of(value, name)
+    if many:
         raise InvalidArgument(f'"{name}" is one dict of columns and values', path=name)
-    (row,), _ = rows_of(value, name)
-    return row
+    return rows[0]
 
 
 def rows_of(value: Any, name: str) -> tuple[list[Mapping[str, Any]], bool]:
     """Return the rows of a write, and whether the caller gave a list of them."""
+    value = opened_rows(value)
     many = isinstance(value, list | tuple)
     rows = list(value) if many else [value]
     for at, row in enumerate(rows):

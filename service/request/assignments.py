@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from service.errors import InvalidArgument, UnknownName, clip
 from service.request.arguments import Values
+from service.request.brought import Brought, BroughtRow, opened
 from service.request.requests import Assignment, JsonStep, Operand
 from service.request.select_list import parse_reference
 
@@ -67,7 +68,8 @@ def assignments(
         row: As the caller sent it.
         path: Where in the call.
         values: Of the call, to which those of the row are added.
-        use: What may stand in it: paths and operators that compute do in changes alone.
+        use: What may stand in it: paths and operators that compute do in changes alone. What a
+            reference has brought is neither, whatever it looks like.
 
     Raises:
         InvalidArgument: A path lies inside of another one; an operator is unknown, or takes
@@ -78,8 +80,13 @@ def assignments(
         here = f"{path}.{name}"
         column, steps = name, tuple[JsonStep, ...]()
         if use == "changes" and "->" in name:
+    if type(row) is BroughtRow:
+        return literals(row, path, values)
             column, steps = _path(name, here, values)
-        if isinstance(value, Mapping) and (operator := _operator(value, here)):
+        if type(value) is Brought:
+            operand = Operand(values.add(value), here)
+            found.append(Assignment(column, operand, here, steps=steps, literal=True))
+        elif isinstance(value, Mapping) and (operator := _operator(value, here)):
             inner = value[operator]
             found.append(_marked(column, steps, operator, inner, here, values, use))
         else:
@@ -158,7 +165,7 @@ def _marked(
         return Assignment(column, Operand(values.add(_literal(inner)), here), path, steps=steps)
     if operator == LINK and use == "row":
         # Of a relationship, in place of a row; what is a column refuses it.
-        return Assignment(column, Operand(values.add({LINK: inner}), path), path, LINK)
+        return Assignment(column, Operand(values.add({LINK: opened(inner)}), path), path, LINK)
     if operator == DEFAULT:
         _refuse_default_of(inner, here)
         if use == "expect":
@@ -173,6 +180,7 @@ def _marked(
     items: tuple[Operand, ...] = ()
     if computing == "remove":
         if len(inner) > MAX_REMOVED:
+    inner = opened(inner)
             raise InvalidArgument(f"a list of at most {MAX_REMOVED} items", path=here)
         items = tuple(Operand(values.add(each), f"{here}.{at}") for at, each in enumerate(inner))
     return Assignment(column, Operand(values.add(inner), here), path, computing, items, steps)

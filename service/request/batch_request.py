@@ -12,6 +12,7 @@ from typing import Any
 
 from service.errors import InvalidArgument, UnknownName, clip
 from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, flag_of
+from service.request.brought import brought, holding
 
 ISOLATION = ("read committed", "repeatable read", "serializable")
 MAX_OPERATIONS = 1000
@@ -190,7 +191,7 @@ def _refers(value: Any) -> bool:
 
 def resolve(value: Any, results: Sequence[Any], path: str) -> Any:
     """
-    Return a value with the references in it replaced by what they refer to.
+    Return a value with the references in it replaced by what they refer to, marked as data.
 
     Args:
         value: An argument: any JSON value. `{"$ref": "0.rows.0.id"}` is the `id` of the first row
@@ -203,10 +204,12 @@ def resolve(value: Any, results: Sequence[Any], path: str) -> Any:
     """
     if isinstance(value, Mapping):
         if len(value) == 1 and REFERENCE in value:
-            return _referred(value[REFERENCE], results, path)
-        return {name: resolve(each, results, f"{path}.{name}") for name, each in value.items()}
+            return brought(_referred(value[REFERENCE], results, path))
+        return holding(
+            {name: resolve(each, results, f"{path}.{name}") for name, each in value.items()}
+        )
     if isinstance(value, list | tuple):
-        return [resolve(each, results, f"{path}.{at}") for at, each in enumerate(value)]
+        return holding([resolve(each, results, f"{path}.{at}") for at, each in enumerate(value)])
     return value
 
 

@@ -14,6 +14,7 @@ from service.catalog import Argument, Catalog, Function, Type
 from service.datatypes import with_form
 from service.errors import InvalidArgument, UnknownName
 from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, Values
+from service.request.brought import opened
 from service.request.paging import digest_of
 from service.request.read_request import Parsed, parse_form
 from service.request.requests import AggregateRequest, FindRequest, Form, Operand
@@ -186,8 +187,10 @@ def _split(
 
 def _given(args: Sequence[Any], named: Mapping[str, Any], apart: Any, path: str = "") -> Given:
     """Parse what a function is given: by position, by name, or `apart` from a verb's arguments."""
+    # All of it are values.
+    args, named, apart = tuple(map(opened, args)), _opened(named), opened(apart)
     if apart is None:
-        return Given(tuple(args), named, path)
+        return Given(args, named, path)
     if isinstance(apart, list | tuple):
         if args:
             raise InvalidArgument("values by position are given twice", path=ARGS)
@@ -196,7 +199,11 @@ def _given(args: Sequence[Any], named: Mapping[str, Any], apart: Any, path: str 
         raise InvalidArgument(
             '"args" is a dict of names and values, or a list of values', path=ARGS
         )
-    return Given(tuple(args), apart, f"{ARGS}.")
+    return Given(args, apart, f"{ARGS}.")
+
+
+def _opened(named: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: opened(value) for name, value in named.items()}
 
 
 def _explain(

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 from service.errors import InvalidArgument, UnknownName
 from service.request.arguments import Values
+from service.request.brought import Brought, brought, opened
 from service.request.requests import (
     EVERYTHING,
     Comparison,
@@ -201,6 +202,7 @@ class FilterParser:
 
     def _comparison(self, reference: Reference, name: str, operand: Any, path: str) -> Filter:
         if name in {"in", "has_any", "has_all"}:
+            operand = opened(operand)
             if not _is_list(operand):
                 raise InvalidArgument(f'"{name}" takes a list', path=path)
             return self._candidates(Comparison(reference, name), operand, path)
@@ -221,7 +223,7 @@ class FilterParser:
             )
         if name in BESIDE and _is_column(operand):
             return Comparison(reference, name, column=self._column(operand, path))
-        element = name == "cs" and _is_element(operand)
+        element = name == "cs" and _is_element(opened(operand))
         return Comparison(reference, name, self._operand(operand, path), element=element)
 
     def _candidates(self, found: Comparison, values: Sequence[Any], path: str) -> Filter:
@@ -239,6 +241,8 @@ class FilterParser:
         return Connective(any=found.quantifier != "all", terms=(others, test))
 
     def _between(self, reference: Reference, operand: Any, path: str) -> Filter:
+        if type(operand) is Brought:
+            operand = list(map(brought, operand.value))
         if not _is_list(operand) or len(operand) != 2 or None in operand:
             raise InvalidArgument('"between" takes a list of the lowest and highest', path=path)
         return _conjunction(
@@ -365,6 +369,7 @@ def _quantified(name: str, operand: Any, path: str) -> tuple[Literal["", "any", 
     if isinstance(operand, Mapping) and len(operand) == 1:
         word, candidates = next(iter(operand.items()))
         if word in {"any", "all"} and name in QUANTIFIED:
+            candidates = opened(candidates)
             if not _is_list(candidates):
                 raise InvalidArgument(f'"{word}" takes a list', path=f"{path}.{word}")
             return cast(Literal["any", "all"], word), candidates, f"{path}.{word}"

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from service.errors import InvalidArgument, UnknownName
 from service.request.arguments import MAX_INTEGER, Arguments, Values, placed
+from service.request.brought import opened
 from service.request.embeds import EmbedParser
 from service.request.filters import FilterParser
 from service.request.measures import parse_measures
@@ -356,6 +357,7 @@ def parse_key(key: Any, values: Values, path: str = "key") -> KeyMatch:
 
 def _keys(keys: Any, values: Values, most: int) -> KeyMatch:
     """Parse keys, all in one form, into a list of values for each of their columns."""
+    keys = opened(keys)
     if not isinstance(keys, list | tuple):
         raise InvalidArgument('"keys" is a list of keys', path="keys")
     if len(keys) > most:
@@ -372,6 +374,7 @@ def _keys(keys: Any, values: Values, most: int) -> KeyMatch:
 def _key_parts(key: Any, path: str) -> tuple[tuple[str, ...], list[tuple[Any, str]]]:
     """Return the columns of a key, none for those of the primary key, and its values with paths."""
     columns: tuple[str, ...] = ()
+    key = opened(key)
     if isinstance(key, Mapping):
         if not key or not all(isinstance(name, str) for name in key):
             raise InvalidArgument("a key names the columns of a unique key", path=path)

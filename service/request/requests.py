@@ -372,6 +372,7 @@ class Assignment(NamedTuple):
             "$link" where the name is to be a relationship's.
         items: Of a list that is removed, each by itself.
         steps: Into the column's JSON, if a value in it is set.
+        literal: Whether it is a column and a value for certain, and no related rows.
     """
 
     column: str
@@ -380,6 +381,7 @@ class Assignment(NamedTuple):
     computing: str = ""
     items: tuple[Operand, ...] = ()
     steps: tuple[JsonStep, ...] = ()
+    literal: bool = False
 
     @property
     def computes(self) -> bool:

@@ -86,7 +86,7 @@ class ImportRequest:
 def parse_create(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[CreateRequest]:
-    """Parse the arguments of `create`."""
+    """Parse the arguments of `create`; what was brought is marked among its values."""
     given = Arguments(args, kwargs, ["values"], [*RETURNING, "max_affected"])
     return _new_rows(given, limits, None)
 
@@ -94,7 +94,7 @@ def parse_create(
 def parse_upsert(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[CreateRequest]:
-    """Parse the arguments of `upsert`."""
+    """Parse the arguments of `upsert`; what was brought is marked among its values."""
     known = [*RETURNING, "max_affected", "on_conflict", "update", "where"]
     given = Arguments(args, kwargs, ["values"], known)
     return _new_rows(given, limits, parse_conflict(given))
@@ -236,7 +236,7 @@ def _new_rows(
         given.integer("max_affected"),
         conflict,
     )
-    return Parsed(request, values.freeze(), given.timeout())
+    return Parsed(request, values.marked(), given.timeout())
 
 
 def _condition(given: Arguments, conflict: OnConflict, values: Values, limits: Limits) -> Filter:
