@@ -233,6 +233,7 @@ def test_limits() -> None:
         assignments.MAX_REMOVED,
         assignments.MAX_STEPS,
         assignments.MAX_PATHS,
+        assignments.MAX_ALL_STEPS,
         write.MAX_VALIDATED,
         csv.MAX_RECORD,
         payload.MAX_DEPTH,

@@ -7,7 +7,7 @@ the same paths. Each way has its columns in the source, and each row says which 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from service.catalog import Catalog, Column, Relation, Type
@@ -26,10 +26,10 @@ from service.plan.plans import (
 from service.plan.reread import reread
 from service.plan.scope import Scope
 from service.plan.write_plan import assigned, plan_returning
+from service.request.assignments import way_of
 from service.request.requests import Assignment, UpdateRowsRequest
 
 Cell = Bound | int | None
-Way = tuple[object, ...]
 
 
 @dataclass
@@ -140,15 +140,13 @@ def _setting(scope: Scope, source: _Source, rows: Sequence[Sequence[Assignment]]
     column = assigned(scope.relation, first)
     if any(given and given[0].operand is None for given in rows):
         return _default(column, rows)
-    ways: dict[Way, tuple[int, GivenValue | Computed]] = {}
+    ways: dict[Hashable, tuple[int, GivenValue | Computed]] = {}
     selector = source.add("s", scope.named("int4"))
     for cells, given in zip(source.rows, rows, strict=True):
         if not given:
             cells[selector.name] = 0
             continue
-        shape = tuple(
-            (each.computing, len(each.items), *(step.key for step in each.steps)) for each in given
-        )
+        shape = way_of(given)
         value = _value(scope, column, given)
         if shape not in ways:
             ways[shape] = len(ways) + 1, _place(source, value)

@@ -17,7 +17,8 @@ from service.request.arguments import (
     row_of,
     rows_of,
 )
-from service.request.assignments import assignments
+from service.request.assignments import assignments, refuse_many_steps
+from service.request.brought import Brought
 from service.request.filters import FilterParser, holds_always
 from service.request.read_request import (
     Limits,
@@ -116,6 +117,7 @@ def parse_update(
         given.integer("max_affected"),
         _pick(given, values),
     )
+    refuse_many_steps((request.changes,), "changes")
     return Parsed(request, values.freeze(), given.timeout())
 
 
@@ -142,6 +144,7 @@ def parse_update_rows(
     )
     if request.by == ():
         raise InvalidArgument("a key has columns", path="by")
+    refuse_many_steps(request.rows, "rows")
     return Parsed(request, values.freeze(), given.timeout())
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.errors import CheckViolation, InvalidArgument, ServiceError
-from service.request.assignments import COMPUTING, MAX_PATHS, MAX_STEPS
+from service.request.assignments import COMPUTING, MAX_ALL_STEPS, MAX_PATHS, MAX_STEPS
 from service.request.select_list import quoted_item
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
@@ -198,7 +198,7 @@ async def test_most_and_longest_paths_are_each_computed(
     def document(leaf: Callable[[int], Any]) -> dict[str, Any]:
         return {f"k{at}": reduce(lambda inner, key: {key: inner}, steps, leaf(at)) for at in paths}
 
-    paths = range(MAX_PATHS)
+    paths = range(MAX_ALL_STEPS // MAX_STEPS if steps else MAX_PATHS)
     for column in ("doc", "raw"):
         await db.call("things.update", 1, {column: document(lambda _: before)})
         changes = {"->".join([column, f"k{at}", *reversed(steps)]): change(at) for at in paths}
@@ -247,6 +247,9 @@ REFUSED = [
     ("", {"doc->a": {"$default": True}}, "changes.doc->a", "a path in it has none"),
     ("", {"doc" + "->a" * 17: 1}, "changes.doc" + "->a" * 17, "at most 16 steps"),
     ("", {f"doc->{at}x": 1 for at in range(65)}, "changes.doc->64x", "at most 64 paths"),
+    ("", {f"doc->{at}" + "->a" * 15: 1 for at in range(9)}, "changes", "at most 128 steps"),
+    ("", {f"{column}->{at}->a->b": 1 for column in ("doc", "raw") for at in range(22)}, "changes",
+     "at most 128 steps"),
     ("", {"twice": {"$add": 1}}, "changes.twice", "made by the database"),
     ("i2 = 32767", {"i2": {"$add": 1}}, "changes.i2", "smallint out of range"),
     ("n = 99999999", {"n": {"$multiply": 10}}, "changes.n", "numeric field overflow"),
@@ -279,6 +282,25 @@ async def test_value_that_cannot_be_computed_is_refused_and_nothing_written(
             await db.call("things.update", **target, changes={"label": "x", **changes})
         assert refused.value.details.get("path") == path
     assert await db.call("things.get", 1) == row
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows_share_the_steps_of_their_paths(db: DirectCaller, dsn: str) -> None:
+    """Each way to change a column is a part of the statement; rows that take it cost no more of them."""
+    execute(dsn, "INSERT INTO things (id, doc) SELECT n, '{}' FROM generate_series(2, 200) AS n")
+    alike = [{"id": at, "doc->a->b": at} for at in range(2, 201)]
+    await db.call("things.update", rows=alike, returning=False)
+    same = "SELECT count(*) FROM things WHERE doc = jsonb_build_object('a', jsonb_build_object('b', id))"
+    assert execute(dsn, same) == [(199,)]
+    unlike = [{"id": at, f"doc->k{at}": at} for at in range(2, 131)]
+    with pytest.raises(InvalidArgument, match="at most 128 steps") as refused:
+        await db.call("things.update", rows=unlike, returning=False)
+    assert refused.value.details["path"] == "rows"
+    assert execute(dsn, same) == [(199,)]
+    await db.call("things.update", rows=unlike[:128], returning=False)
+    assert execute(dsn, "SELECT count(*) FROM things WHERE doc -> ('k' || id) = to_jsonb(id)") == [
+        (128,)
+    ]
 
 
 @pytest_twisted.ensureDeferred
