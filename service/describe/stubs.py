@@ -63,6 +63,7 @@ class Field:
         required: Whether it must be there.
         computing: The operators that stand in the place of a value, each a class of the template.
         related: Whether it is for related rows.
+        given: Whether it is a column that is given a value, or is to take its default.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Field:
     required: bool
     computing: tuple[str, ...] = ()
     related: bool = False
+    given: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ class _Client(ABC):
     names: ClassVar[Mapping[str, str]]
     """Of JSON's kinds of values, of "binary" and of "any"."""
     array: ClassVar[str]
+    given: ClassVar[str]
+    """Of what stands for a value that a write gives a column."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._document = document
@@ -159,8 +163,9 @@ class _Client(ABC):
         return " | ".join(dict.fromkeys(found))
 
     def field(self, field: Field) -> str:
-        """Return the type of a field: that of its values, or what computes one."""
-        return " | ".join([self.type(field.schema), *field.computing])
+        """Return the type of a field: that of its values, or what stands for one or computes one."""
+        found = self.type(field.schema)
+        return " | ".join([self.given.format(found) if field.given else found, *field.computing])
 
     def _kind(self, kind: str, schema: Schema) -> str:
         if kind == "array" and "items" in schema:
@@ -176,7 +181,8 @@ class _Client(ABC):
             needed = self._defs[f"insert.{name}"].get("required", ())
             read = [Field(each, columns[each]["json_schema"], True) for each in row]
             yield f"{title}Row", read, []
-            yield f"{title}Insert", [Field(at, _sent(columns[at]), at in needed) for at in new], []
+            fields = [Field(at, _sent(columns[at]), at in needed, given=True) for at in new]
+            yield f"{title}Insert", fields, []
             if f"tree.{name}" in self._defs:
                 yield f"{title}Create", [*self._created(name, columns)], []
             update = self._resolved(self._defs[f"update.{name}"])
@@ -196,8 +202,9 @@ class _Client(ABC):
         needed = self._defs[f"tree.{name}"].get("required", ())
         for at, schema in self._properties(f"tree.{name}").items():
             related = [each for each in schema.get("anyOf", ()) if _is_related(each)]
-            own = _sent(columns[at]) if at in columns else NULL
-            yield Field(at, any_of(own, *related), at in needed, related=bool(related))
+            known = at in columns
+            own = _sent(columns[at]) if known else NULL
+            yield Field(at, any_of(own, *related), at in needed, related=bool(related), given=known)
 
     def keys(self) -> Iterator[tuple[str, list[list[Field]]]]:
         """Yield the classes of keys, each with the columns of the keys, the primary key first."""
@@ -299,6 +306,7 @@ class _TypeScript(_Client):
     template = "typed_client.ts"
     names = TYPESCRIPT
     array = "({})[]"
+    given = "Given<{}>"
 
     def literal(self, value: Any) -> str:
         return json.dumps(value)
@@ -372,6 +380,7 @@ class _Python(_Client):
     template = "typed_client.py"
     names = PYTHON
     array = "list[{}]"
+    given = "Given[{}]"
 
     def literal(self, value: Any) -> str:
         return "None" if value is None else f"Literal[{_text(value)}]"
@@ -526,7 +535,7 @@ def _changed(columns: Mapping[str, Any], name: str) -> Field:
     # With an arrow in it, a column's name stands in quotes.
     column = columns.get(name) or columns[name[1:-1].replace('""', '"')]
     computing = (word.removeprefix("$").title() for word in column.get("computing", ()))
-    return Field(name, _sent(column), False, tuple(computing))
+    return Field(name, _sent(column), False, tuple(computing), given=True)
 
 
 def _is_related(schema: Schema) -> bool:

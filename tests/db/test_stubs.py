@@ -99,6 +99,16 @@ async def use(session: Caller) -> None:
     nest: LinkedCreate = {"other id": "y", "thing_id": {"name": "x", "linked": [{"other id": "z"}]}}
     await service.linked.create([nest, {"other id": "w", "things": {"$link": 1}}])
     assert_type(await service.things.upsert(new, on_conflict="x"), ThingsRow | None)
+    stands: ThingsInsert = {"name": {"$value": "x"}, "price": {"$default": True}, "tags": None}
+    await service.things.upsert([stands], update={"price": {"$add": 1}, "mood": {"$default": True}})
+    put = await service.things.upsert(new, returning="both")
+    assert_type(put, Both[ThingsRow | None, ThingsRow] | None)
+    assert_type(await service.things.upsert([new], returning="old"), list[ThingsRow | None])
+    puts = await service.things.upsert([new], returning="both")
+    assert_type(puts, list[Both[ThingsRow | None, ThingsRow]])
+    await service.things.create({"name": {"$value": "x"}, "doc": {"$value": {"$add": 1}}})
+    await service.linked.create({"other id": "y", "thing_id": {"$value": 1}})
+    await service.things.update(1, {"doc": {"$value": 1}, "tags": {"$append": ["a"]}, "at": {"$default": True}})
     assert_type(await service.things.update(1, change), ThingsRow)
     many = await service.things.update(where={"id": 1}, changes=change)
     assert_type(await service.things.update(rows=[{"id": 1, "name": "x"}], by=["id"]), list[ThingsRow])
@@ -156,6 +166,10 @@ WRONG_PY = [
     'await service.things.create({"name": "x"}, returning="old")',
     'await service.things.update(1, {"doc->a": 1})',
     'await service.things.create({"name": 5})',
+    'await service.things.create({"name": {"$default": False}})',
+    'await service.things.create({"name": "x", "price": {"$add": 1}})',
+    'await service.things.update(1, {"name": {"$add": 1}})',
+    'await service.things.upsert({"name": "x"}, update={"prize": 1})',
     'await service.things.create({"name": "x", "linked": [{"other id": 5}]})',
     'await service.things.find(limit="x")',
     "await service.things.find(limits=1)",
@@ -185,6 +199,15 @@ async function use(): Promise<void> {
   await session.call("rowcast.things.create", [{ name: "x", linked: [{ "other id": "y" }, { $link: 1 }] }]);
   await session.call("rowcast.linked.create", [[{ "other id": "y", thing_id: { name: "x" } }]]);
   const put: ThingsRow | null = await session.call("rowcast.things.upsert", [made], { on_conflict: "x" });
+  const stands: ThingsInsert = { name: { $value: "x" }, price: { $default: true }, tags: null };
+  await session.call("rowcast.things.upsert", [[stands]], { update: { price: { $add: 1 }, mood: { $default: true } } });
+  const puts: Both<ThingsRow | null, ThingsRow>[] =
+    await session.call("rowcast.things.upsert", [[made]], { returning: "both" });
+  const olds: (ThingsRow | null)[] = await session.call("rowcast.things.upsert", [[made]], { returning: "old" });
+  console.log(puts, olds);
+  await session.call("rowcast.things.create", [{ name: { $value: "x" }, doc: { $value: { $add: 1 } } }]);
+  await session.call("rowcast.linked.create", [{ "other id": "y", thing_id: { $value: 1 } }]);
+  await session.call("rowcast.things.update", [1, { doc: { $value: 1 }, tags: { $append: ["a"] }, at: { $default: true } }]);
   const n: number = (await session.call("rowcast.things.update", [1, change], { returning: false })).affected;
   const each: ThingsRow[] = await session.call("rowcast.things.update", [], { rows: [{ id: 1, name: "x" }], by: "id" });
   const both = await session.call("rowcast.things.update", [1, change], { returning: "both" });
@@ -246,6 +269,11 @@ WRONG_TS = [
     'session.call("rowcast.things.update", [1, {}], { returning: "both" }).then((row) => row.name)',
     'session.call("rowcast.things.delete", [1], { returning: "both" }).then((row) => row.new.name)',
     'session.call("rowcast.things.create", [{ name: 5 }])',
+    'session.call("rowcast.things.create", [{ name: { $value: 5 } }])',
+    'session.call("rowcast.things.create", [{ name: { $default: false } }])',
+    'session.call("rowcast.things.create", [{ name: "x", price: { $add: 1 } }])',
+    'session.call("rowcast.things.update", [1, { name: { $add: 1 } }])',
+    'session.call("rowcast.things.upsert", [{ name: "x" }], { update: { price: { $append: [1] } } })',
     'session.call("rowcast.things.create", [{ name: "x", linked: [{ "other id": 5 }] }])',
     'session.call("rowcast.things.find", [], { limit: "x" })',
     'session.call("rowcast.things.find", [], { order: 1 })',

@@ -33,6 +33,11 @@ Embeds: TypeAlias = Mapping[str, Literal[True] | Mapping[str, Any]]
 Link = TypedDict("Link", {"$link": Any})
 """In place of a related row: the key of one that is there."""
 
+Default = TypedDict("Default", {"$default": Literal[True]})
+Value = TypedDict("Value", {"$value": Any})
+Given: TypeAlias = Row | Default | Value
+"""What a write gives a column: a value, its default, or a value that looks like something else."""
+
 Add = TypedDict("Add", {"$add": float | str})
 Multiply = TypedDict("Multiply", {"$multiply": float | str})
 Append = TypedDict("Append", {"$append": Sequence[Any]})
@@ -59,7 +64,7 @@ class Written(TypedDict, Generic[Row]):
 
 
 class Both(TypedDict, Generic[Row, New]):
-    """A row as it was, and what it is now: None once it is deleted."""
+    """A row as it was, None where it is new, and what it is now, None once it is deleted."""
 
     old: Row
     new: New
@@ -228,11 +233,11 @@ class Taken(Targeted, total=False):
     skip_locked: bool | None
 
 
-class Upserted(Returned, total=False):
-    """Of rows that may be there already."""
+class Upserted(Returned, Generic[New], total=False):
+    """Of rows that may be there already, and what changes in those."""
 
     on_conflict: Names | None
-    update: Names | None
+    update: Names | New | None
     where: Where | None
 
 
@@ -394,13 +399,53 @@ class RelationCalls(Protocol):
 
     @overload
     async def upsert(
-        self, values: RelationInsert, /, **options: Unpack[Upserted]
+        self,
+        values: RelationInsert,
+        /,
+        *,
+        returning: Literal[True, "old"] | None = ...,
+        **options: Unpack[Upserted[RelationUpdate]],
     ) -> RelationRow | None: ...
 
     @overload
     async def upsert(
-        self, values: list[RelationInsert], /, **options: Unpack[Upserted]
+        self,
+        values: RelationInsert,
+        /,
+        *,
+        returning: Literal["both"],
+        **options: Unpack[Upserted[RelationUpdate]],
+    ) -> Both[RelationRow | None, RelationRow] | None: ...
+
+    @overload
+    async def upsert(
+        self,
+        values: list[RelationInsert],
+        /,
+        *,
+        returning: Literal[True] | None = ...,
+        **options: Unpack[Upserted[RelationUpdate]],
     ) -> list[RelationRow]: ...
+
+    @overload
+    async def upsert(
+        self,
+        values: list[RelationInsert],
+        /,
+        *,
+        returning: Literal["old"],
+        **options: Unpack[Upserted[RelationUpdate]],
+    ) -> list[RelationRow | None]: ...
+
+    @overload
+    async def upsert(
+        self,
+        values: list[RelationInsert],
+        /,
+        *,
+        returning: Literal["both"],
+        **options: Unpack[Upserted[RelationUpdate]],
+    ) -> list[Both[RelationRow | None, RelationRow]]: ...
 
     @overload
     async def update(

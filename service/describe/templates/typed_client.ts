@@ -17,6 +17,16 @@ export interface Affected {
   affected: number;
 }
 
+/** A column's default, and a value that looks like something else. */
+export interface Default {
+  $default: true;
+}
+export interface Value<Of> {
+  $value: Of;
+}
+/** What a write gives a column. */
+export type Given<Of> = Of | Default | Value<Of>;
+
 /** What computes a new value out of the one that is there. */
 export interface Add {
   $add: number | string;
@@ -225,9 +235,10 @@ export interface Returned extends Writing {
   returning?: boolean | null;
 }
 
-export interface Upserted extends Returned {
+/** With what changes in rows that are there already. */
+export interface Upserted<Update> extends Changing {
   on_conflict?: OneOrMany<string> | null;
-  update?: OneOrMany<string> | null;
+  update?: OneOrMany<string> | Update | null;
   where?: Where | null;
 }
 
@@ -295,6 +306,11 @@ export interface Both<Old, New> {
 export type Answered<Row, Options, New = Row> =
   Options extends { returning: "both" } ? Both<Row, New> : Row;
 
+/** One row in the answer of an upsert, which may be new. */
+export type Put<Row, Options> =
+  Options extends { returning: "both" } ? Both<Row | null, Row>
+  : Options extends { returning: "old" } ? Row | null : Row;
+
 /** What an answer in parts is: the last argument of `then` gets each of them. */
 export interface Parts<Part, End> {
   then<A>(
@@ -361,10 +377,12 @@ export interface RelationCalls {
       Promise<Back<RelationRow[], K, Loose[]>>;
   };
   upsert: {
-    call<K extends Upserted>(procedure: "URI", args: [values: RelationInsert], kwargs?: K | null):
-      Promise<Back<RelationRow | null, K, Loose | null>>;
-    call<K extends Upserted>(procedure: "URI", args: [values: RelationInsert[]], kwargs?: K | null):
-      Promise<Back<RelationRow[], K, Loose[]>>;
+    call<K extends Upserted<RelationUpdate>>(
+      procedure: "URI", args: [values: RelationInsert], kwargs?: K | null):
+      Promise<Back<Put<RelationRow, K> | null, K, Put<Loose, K> | null>>;
+    call<K extends Upserted<RelationUpdate>>(
+      procedure: "URI", args: [values: RelationInsert[]], kwargs?: K | null):
+      Promise<Back<Put<RelationRow, K>[], K, Put<Loose, K>[]>>;
   };
   update: {
     call<K extends Expected<RelationRow>>(
