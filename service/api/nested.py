@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from service.api import write
+from service.api import upserts, write
 from service.api.call import Call, Snapshot, Step
 from service.api.rules import refuse_new_rows, validated_rows
 from service.catalog import Catalog, Relation, Type
@@ -93,7 +93,7 @@ def create(call: Call) -> Step | Awaitable[Any]:
 
 def upsert(call: Call) -> Step | Awaitable[Any]:
     """
-    Prepare `upsert`, as `write.upsert` does.
+    Prepare `upsert`, as `upserts.upsert` does.
 
     Raises:
         InvalidArgument: It has related rows among the values.
@@ -102,7 +102,7 @@ def upsert(call: Call) -> Step | Awaitable[Any]:
         raise InvalidArgument(
             "an upsert takes no related rows", path=path, hint='"create" does, and makes new ones'
         )
-    return write.upsert(call)
+    return upserts.upsert(call)
 
 
 def _values(call: Call) -> Any:

@@ -45,6 +45,10 @@ def refuse_faults(
     request = call.request
     if isinstance(request, CreateRequest):
         refuse_new_rows(snapshot, relation, request.rows, request.paths, call.values)
+        if request.conflict is not None and request.conflict.changes:
+            changes = request.conflict.changes
+            refuse_names(relation, (changes,))
+            refuse_row(snapshot, relation, changes, call.values, "update", creating=False)
     else:
         refuse_names(relation, (request.changes,))
         refuse_row(snapshot, relation, request.changes, call.values, None, creating=False)

@@ -172,16 +172,24 @@ _ROWS = (
                 **RETURNING,
                 **CONFLICT,
                 **MAX_AFFECTED,
+                **OLD,
+                "update": {"anyOf": [reference("columns"), {"type": "object"}]},
                 "where": WHERE,
             },
             ["values"],
         ),
-        result=reference("result.create"),
-        errors=error_schemas.WRITES,
+        result={
+            "anyOf": [
+                *forms(reference("selected"), GOT, NULL)["anyOf"],
+                GOT_LISTS,
+                reference("affected"),
+            ]
+        },
+        errors=(*error_schemas.WRITES, NotChanged),
         positional=("values",),
         rights=("insert", "update"),
         fits=_has_arbiter,
-        takes={"values": "values"},
+        takes={"values": "values", "update": "taken_over"},
         answers=("row", "rows", "null"),
     ),
     Verb(

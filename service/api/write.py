@@ -176,38 +176,50 @@ def _new_rows(call: Call, parse: Parse) -> Step | Awaitable[Any]:
         call.snapshot, relation_of(call), call.args, call.kwargs, call.backend.limits, parse
     )
     if not parsed.request.rows:
-        return _no_rows(call, parsed.request)
+        return no_new_rows(call, parsed.request)
     if call.snapshot.model(relation_of(call)).has_rules(creating=True):
         return _create_by_model(call, parsed)
-    return _creating(call, parsed)
+    return creating(call, parsed)
+
+
+async def parse_new_rows(call: Call, parse: Parse) -> Parsed[CreateRequest]:
+    """Parse and check new rows, which may be many, in a pool thread."""
+    backend, relation = call.backend, relation_of(call)
+    arguments = call.snapshot, relation, call.args, call.kwargs, backend.limits, parse
+    parsed: Parsed[CreateRequest] = await backend.database.run(
+        compute_txn, _prepare, *arguments, retry=True
+    )
+    return parsed
 
 
 async def _many_rows(call: Call, parse: Parse) -> Any:
     """Parse and check many new rows in a pool thread, then write them."""
-    backend, relation = call.backend, relation_of(call)
-    arguments = call.snapshot, relation, call.args, call.kwargs, backend.limits, parse
-    parsed = await backend.database.run(compute_txn, _prepare, *arguments, retry=True)
+    parsed, relation = await parse_new_rows(call, parse), relation_of(call)
     if call.snapshot.model(relation).has_rules(creating=True):
         return await _create_by_model(call, parsed)
-    step = _creating(call, parsed)
+    step = creating(call, parsed)
     return step.shape(await call.run(step))
 
 
 async def _create_by_model(call: Call, parsed: Parsed[CreateRequest]) -> Any:
     """Write new rows as their model left them."""
     pause = call.backend.database.yield_to_reactor
-    step = _creating(call, await validate_new_rows(call.snapshot, relation_of(call), parsed, pause))
+    step = creating(call, await validate_new_rows(call.snapshot, relation_of(call), parsed, pause))
     return step.shape(await call.run(step))
 
 
-async def _no_rows(call: Call, request: CreateRequest) -> Any:
+async def no_new_rows(call: Call, request: CreateRequest) -> Any:
     """Answer that no row of none was written."""
-    unconditional = replace(request, conflict=None)  # of no rows, none is there already
-    columns = answered_columns(_create(call.snapshot.catalog, relation_of(call), unconditional))
-    return answered(Written([], 0, columns), request.returning, many=True)
+    return answered(Written([], 0, columns_of(call, request)), request.returning, many=True)
 
 
-def _creating(call: Call, parsed: Parsed[CreateRequest]) -> Step:
+def columns_of(call: Call, request: CreateRequest) -> tuple[str, ...]:
+    """Return the names of what is answered of new rows."""
+    nothing = replace(request, rows=(), conflict=None)
+    return answered_columns(_create(call.snapshot.catalog, relation_of(call), nothing))
+
+
+def creating(call: Call, parsed: Parsed[CreateRequest]) -> Step:
     """Return the step that writes new rows."""
     request, relation, snapshot = parsed.request, relation_of(call), call.snapshot
     make: Callable[[], Statement]

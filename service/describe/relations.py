@@ -132,6 +132,7 @@ class RelationRows(DescribedRows):
             "insert": self._insert,
             "update": self._update,
             "updates": self._updates,
+            "taken_over": lambda: any_of(reference("columns"), self.part("update")),
             "values": lambda: self._one_or_many("insert"),
             "tree": self._tree,
             "trees": lambda: self._one_or_many("tree"),

@@ -399,11 +399,12 @@ class PlannedConflict:
         target: What ON CONFLICT goes by, where that is not the columns alone.
         where: What must hold of the row there, so that it changes.
         guard: Columns, with what compares them, by which the row there is looked for among those
-            that the caller sees, before `where` is asked of it; None if it is asked of all.
+            that the caller sees, before `where` is asked of it, or its new values are computed; None
+            if that is done with all.
     """
 
     key: tuple[str, ...]
-    updates: tuple[ConflictUpdate, ...]
+    updates: tuple[ConflictUpdate | Setting, ...]
     equal: tuple[Operator, ...]
     nulls: bool
     target: CatalogSQL | None = None

@@ -332,8 +332,13 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
         # With NULLS NOT DISTINCT a row whose key is null may be there already.
         nulls, target = any(each.nulls for each in _alike(relation, key)), None
     where = plan_filter(scope, conflict.where)
-    guard = _guard(scope, key, index) if where is not None else None
+    settings = plan_settings(scope, conflict.changes)
+    # PostgreSQL asks policies before it computes, but writes through a view what that leaves out.
+    computes = relation.kind == "view" and any(each.computes for each in settings)
+    guard = _guard(scope, key, index) if where is not None or computes else None
     planned = PlannedConflict(key, (), scope.equals(key), nulls, target, where, guard)
+    if settings:
+        return replace(planned, updates=_guardable(settings) if guard else settings)
     if conflict.update is not None:
         columns = [
             writable(relation, name, f"update.{at}") for at, name in enumerate(conflict.update)
@@ -350,6 +355,25 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
         # DO NOTHING would return no row for one that is there.
         updates = [ConflictUpdate(relation.columns[name]) for name in key if name in settable][:1]
     return replace(planned, updates=tuple(updates))
+
+
+def _guardable(settings: Sequence[Setting]) -> tuple[Setting, ...]:
+    """
+    Return settings with one first that is an expression, which can hold the guard.
+
+    Raises:
+        InvalidArgument: All are defaults.
+    """
+    first, *others = sorted(settings, key=lambda each: each.value is None)
+    if first.value is None:
+        raise InvalidArgument(
+            "rows that may be hidden do not change to defaults alone",
+            path="update",
+            hint="set another column to a value, too",
+        )
+    if isinstance(first.value, Bound):
+        first = replace(first, value=replace(first.value, cast=True))
+    return (first, *others)
 
 
 def _guard(

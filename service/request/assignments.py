@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any, Literal
@@ -80,13 +80,13 @@ def assignments(
         InvalidArgument: A path lies inside of another one; an operator is unknown, or takes
             something else.
     """
+    if type(row) is BroughtRow:
+        return literals(row, path, values)
     found = []
     for name, value in row.items():
         here = f"{path}.{name}"
         column, steps = name, tuple[JsonStep, ...]()
         if use == "changes" and "->" in name:
-    if type(row) is BroughtRow:
-        return literals(row, path, values)
             column, steps = _path(name, here, values)
         if type(value) is Brought:
             operand = Operand(values.add(value), here)
@@ -137,7 +137,7 @@ def new_value(value: Any, path: str) -> Any:
 def literals(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assignment, ...]:
     """Return columns with values that are taken as they are, whatever they look like."""
     return tuple(
-        Assignment(name, Operand(values.add(value), here), here)
+        Assignment(name, Operand(values.add(value), here), here, literal=True)
         for name, value in row.items()
         for here in [f"{path}.{name}"]
     )
@@ -180,12 +180,12 @@ def _marked(
         return Assignment(column, None, path)
     computing = _computing(operator, here, use)
     fits, takes = _TAKES[computing]
+    inner = opened(inner)
     if not fits(inner):
         raise InvalidArgument(f'"{operator}" takes {takes}', path=here)
     items: tuple[Operand, ...] = ()
     if computing == "remove":
         if len(inner) > MAX_REMOVED:
-    inner = opened(inner)
             raise InvalidArgument(f"a list of at most {MAX_REMOVED} items", path=here)
         items = tuple(Operand(values.add(each), f"{here}.{at}") for at, each in enumerate(inner))
     return Assignment(column, Operand(values.add(inner), here), path, computing, items, steps)
@@ -214,7 +214,7 @@ def _computing(operator: str, path: str, use: Use) -> str:
         raise InvalidArgument(
             f'"{operator}" computes out of the row that is there',
             path=path,
-            hint=f'it stands in "changes" of update; {LITERAL}',
+            hint=f'it stands in "changes" of update, and in "update" of upsert; {LITERAL}',
         )
     return COMPUTING[operator]
 

@@ -422,11 +422,13 @@ class OnConflict:
         key: Columns of a unique key, or its name; None for the primary key.
         update: The columns that the row there takes over; None for all that are given.
         where: What must hold of the row there, so that it does.
+        changes: Of the row there, if it takes over none.
     """
 
     key: str | tuple[str, ...] | None
     update: tuple[str, ...] | None
     where: Filter = EVERYTHING
+    changes: tuple[Assignment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Requests of the verbs that write: create, update, upsert, delete, import.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,7 +89,7 @@ def parse_create(
 ) -> Parsed[CreateRequest]:
     """Parse the arguments of `create`; what was brought is marked among its values."""
     given = Arguments(args, kwargs, ["values"], [*RETURNING, "max_affected"])
-    return _new_rows(given, limits, None)
+    return _new_rows(given, limits, lambda *_: None)
 
 
 def parse_upsert(
@@ -98,7 +98,7 @@ def parse_upsert(
     """Parse the arguments of `upsert`; what was brought is marked among its values."""
     known = [*RETURNING, "max_affected", "on_conflict", "update", "where"]
     given = Arguments(args, kwargs, ["values"], known)
-    return _new_rows(given, limits, parse_conflict(given))
+    return _new_rows(given, limits, _upserting, olds=True)
 
 
 def parse_update(
@@ -208,9 +208,9 @@ def parse_import(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ImportReques
     )
 
 
-def parse_conflict(given: Arguments) -> OnConflict:
+def _on_conflict(given: Arguments, update: Any) -> OnConflict:
     """Parse what becomes of new rows whose key is there already."""
-    key, update = given.value("on_conflict"), given.value("update")
+    key = given.value("on_conflict")
     conflict = OnConflict(
         key if isinstance(key, str) else None if key is None else parse_names(key, "on_conflict"),
         None if update is None else parse_names(update, "update"),
@@ -222,12 +222,27 @@ def parse_conflict(given: Arguments) -> OnConflict:
     return conflict
 
 
+def _upserting(given: Arguments, values: Values, limits: Limits) -> OnConflict:
+    """Parse what an upsert does with a row that is there: columns to take over, or changes."""
+    update, changes = given.value("update"), tuple[Assignment, ...]()
+    if isinstance(update, Mapping | Brought):
+        changes = assignments(row_of(update, "update"), "update", values, "changes")
+        refuse_many_steps((changes,), "update")
+        update = None if changes else ()
+    conflict = replace(_on_conflict(given, update), changes=changes)
+    if "where" in given:
+        conflict = replace(conflict, where=_condition(given, conflict, values, limits))
+    return conflict
+
+
 def _new_rows(
-    given: Arguments, limits: Limits, conflict: OnConflict | None
+    given: Arguments,
+    limits: Limits,
+    of_conflict: Callable[[Arguments, Values, Limits], OnConflict | None],
+    olds: bool = False,
 ) -> Parsed[CreateRequest]:
     values = Values()
-    if conflict is not None and "where" in given:
-        conflict = replace(conflict, where=_condition(given, conflict, values, limits))
+    conflict = of_conflict(given, values, limits)
     rows, many = rows_of(given.required("values"), "values")
     request = CreateRequest(
         tuple(
@@ -235,7 +250,7 @@ def _new_rows(
             for at, row in enumerate(rows)
         ),
         many,
-        _returning(given, values, limits),
+        _returning(given, values, limits, olds),
         given.integer("max_affected"),
         conflict,
     )
@@ -319,4 +334,4 @@ def _columns(value: Any) -> tuple[str, ...]:
 def _conflict(given: Arguments) -> OnConflict | None:
     if given.value("on_conflict") is None and given.value("update") is None:
         return None
-    return parse_conflict(given)
+    return _on_conflict(given, given.value("update"))

@@ -17,6 +17,7 @@ from service.plan.plans import (
     InsertPlan,
     PlannedConflict,
     PlannedReturning,
+    Setting,
     UpdatePlan,
 )
 from service.plan.uses import is_pure
@@ -109,7 +110,10 @@ def on_conflict(conflict: PlannedConflict, relation: Relation) -> Composable:
     target = SQL("({columns})").format(columns=COMMA.join(map(Identifier, conflict.key)))
     action: Composable = SQL("NOTHING")
     if conflict.updates:
-        new_values = [_taken_over(conflict, each) for each in conflict.updates]
+        new_values = [
+            new_value(each.value) if isinstance(each, Setting) else _taken_over(conflict, each)
+            for each in conflict.updates
+        ]
         where = where_clause(conflict.where)
         if conflict.guard is not None:
             new_values[0], where = _guarded(conflict, relation, new_values[0])
@@ -227,15 +231,16 @@ def _guarded(
     conflict: PlannedConflict, relation: Relation, value: Composable
 ) -> tuple[Composable, Composable]:
     """
-    Build a new value and the WHERE clause of a condition that is not asked of hidden rows.
+    Build a new value that is not computed of hidden rows, and the WHERE clause of a condition that is
+    not asked of them.
 
     PostgreSQL asks a condition before the policies, so that whether these refuse the row would tell
     what is in it. A row that is not seen meets it unasked: the policies then refuse it. If they do
     not, it came after the statement began, or a view leaves it out: the new value, computed behind
     the policies, fails to be read as a boolean, so that nothing is written unasked.
     """
-    if conflict.where is None or conflict.guard is None:
-        raise TypeError("there is no condition to guard")
+    if conflict.guard is None:
+        raise TypeError("there is nothing to guard by")
     same = [
         (Identifier("v", name), equal, Identifier(NAME, name)) for name, equal in conflict.guard
     ]
@@ -252,6 +257,8 @@ def _guarded(
         "CASE WHEN CAST(coalesce((SELECT CAST('true' AS text) {rows}), {unseen}) AS boolean)"
         " THEN {value} END"
     ).format(rows=rows, unseen=Literal(UNSEEN), value=value)
+    if conflict.where is None:
+        return seen, EMPTY
     # CASE, since the terms of an OR are computed in any order
     where = SQL(" WHERE CASE WHEN EXISTS (SELECT {rows}) THEN {condition} ELSE true END").format(
         rows=rows, condition=condition(conflict.where)

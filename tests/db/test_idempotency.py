@@ -115,6 +115,12 @@ WRITES: list[tuple[str, list[Any], dict[str, Any], int]] = [
     ("notes.create", [[{"note": f"{at}"} for at in range(150)]], {"select": ["lot"]}, 150),
     ("notes.create", [[]], {}, 0),
     ("notes.upsert", [{"id": 9, "note": "new"}], {}, 1),
+    (
+        "notes.upsert",
+        [{"id": 9, "note": "new"}],
+        {"update": {"n": {"$add": 1}}, "returning": "both"},
+        1,
+    ),
     ("notes.update", [1, {"note": "other"}], {"returning": True}, 1),
     ("notes.update", [1, {}], {}, 1),
     ("notes.update", [], {"where": {"id": 1}, "changes": {"note": "o"}, "max_affected": 1}, 1),
