@@ -12,7 +12,8 @@ from collections import defaultdict
 from statistics import median
 from typing import Any
 
-from bench.stage import Stage, of_process, staged
+from bench.cpu import of_process
+from bench.stage import Stage, staged
 from bench.stream import Guest, join
 
 SCHEMA = """

@@ -11,10 +11,8 @@ of the quietest turns. The database waits for no disk, so that the code is what 
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from typing import Any
 from twisted.internet import task
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 
+from bench.cpu import spent
 from schema.database_url import Place
 from schema.own import make
 from service.app import settle
@@ -73,19 +72,16 @@ async def measure(dsn: str, rounds: int) -> None:
             )
         ]
 
-        def spent() -> float:
-            return time.process_time() + sum(backends(pids))
-
         async def some(name: str, args: Any, keyed: bool, calls: int) -> None:
             for at in range(calls):
                 kwargs = {"idempotency_key": f"{next(keys)}"} if keyed else {}
                 await db.dispatcher.answer(name, args(at), kwargs, caller)
 
         async def turn(name: str, args: Any, keyed: bool, calls: int) -> tuple[float, float]:
-            began = spent()
+            began = spent(pids)
             each = [ensureDeferred(some(name, args, keyed, calls)) for _ in range(AT_ONCE)]
             await gatherResults(each)
-            cost = (spent() - began) / calls / AT_ONCE
+            cost = (spent(pids) - began) / calls / AT_ONCE
             began = time.perf_counter()
             await some(name, args, keyed, calls)
             return cost * 1e6, (time.perf_counter() - began) / calls * 1e6
@@ -102,13 +98,6 @@ async def measure(dsn: str, rounds: int) -> None:
                 bare, keyed_ = (min(each[at] for each in turns[one]) for one in (False, True))
                 words.append(f"{what} {bare:6.0f} → {keyed_:5.0f} µs, × {keyed_ / bare:.2f}")
             print(f"{kind:14} {'   '.join(words)}", flush=True)
-
-
-def backends(pids: list[int]) -> Iterator[float]:
-    """Yield the seconds of CPU of processes."""
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        yield (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:

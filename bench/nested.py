@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any
 from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 
+from bench.cpu import spent
 from schema.database_url import Place
 from service.api.dispatcher import Dispatcher
 from service.api.reload import Catalogs
@@ -104,26 +104,20 @@ async def _measure(dsn: str, rounds: int) -> None:
             await dispatcher.answer(name, args, kwargs, caller)
 
     await gatherResults([database.statement("SELECT pg_sleep(0.2)") for _ in range(AT_ONCE)])
-    pids = await database.statement(
+    rows = await database.statement(
         "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
     )
-
-    def spent() -> float:
-        backends = 0.0
-        for (pid,) in pids:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            backends += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return time.process_time() + backends
+    pids = [pid for (pid,) in rows]
 
     cpu: dict[str, list[float]] = {kind: [] for kind in KINDS}
     wall: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for turn in range(rounds):
         for kind in sorted(KINDS, reverse=bool(turn % 2)):
-            order, began = KINDS[kind], spent()
+            order, began = KINDS[kind], spent(pids)
             await gatherResults(
                 [ensureDeferred(some(order, at, AT_ONCE, ORDERS)) for at in range(AT_ONCE)]
             )
-            cpu[kind].append((spent() - began) / ORDERS * 1e6)
+            cpu[kind].append((spent(pids) - began) / ORDERS * 1e6)
             began = time.perf_counter()
             await some(order, 0, 1, ORDERS // 4)
             wall[kind].append((time.perf_counter() - began) / (ORDERS // 4) * 1e3)

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.cpu import of_process
 from schema.database_url import Place
 from service.embedded.crossbar import node
 from tests.conftest import ROOT, execute, free_port
@@ -130,18 +131,6 @@ def spent(stage: Stage) -> Iterator[list[float]]:
     after = now()
     backend = sum(after[2][pid] - before[2][pid] for pid in after[2].keys() & before[2].keys())
     cost += [after[0] - before[0], after[1] - before[1], backend]
-
-
-def of_process(pid: int) -> float:
-    """Return the seconds of CPU of a process: to the nanosecond, or of one with threads to a tick."""
-    try:
-        if len(list(Path(f"/proc/{pid}/task").iterdir())) == 1:
-            return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
-        # Threads that have ended count here, and nowhere else.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:  # gone by now
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid: int) -> float:

@@ -15,12 +15,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
+
+from bench.cpu import spent
 
 CALLS, AT_ONCE = 1500, 16
 SETUP = """
@@ -101,32 +102,27 @@ async def _measure(dsn: str) -> None:
             await dispatcher.answer(name, args(at), named, caller)
 
     await gatherResults([database.statement("SELECT pg_sleep(0.2)") for _ in range(AT_ONCE)])
-    pids = await database.statement(
+    rows = await database.statement(
         "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
     )
-
-    def spent() -> float:
-        backends = 0.0
-        for (pid,) in pids:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            backends += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return time.process_time() + backends
+    pids = [pid for (pid,) in rows]
 
     found = {}
     for kind, (name, args, kwargs) in KINDS.items():
         calls = CALLS // 10 if "of 50" in kind else CALLS
-        began = spent()
+        began = spent(pids)
         await gatherResults(
             [ensureDeferred(some(at, name, args, kwargs, calls)) for at in range(AT_ONCE)]
         )
-        found[kind] = (spent() - began) / calls * 1e6
+        found[kind] = (spent(pids) - began) / calls * 1e6
     print(json.dumps(found), flush=True)
     await pool.close()
 
 
-def _child(checkout: Path, dsn: str) -> dict[str, float]:
+def _child(checkout: Path, home: Path, dsn: str) -> dict[str, float]:
     command = [sys.executable, str(Path(__file__).resolve()), "--of", dsn]
-    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    # The benches are ours in both: all else is the checkout's.
+    environment = os.environ | {"PYTHONPATH": f"{home}{os.pathsep}{checkout}"}
     done = subprocess.run(
         command, env=environment, cwd=checkout, check=True, stdout=subprocess.PIPE
     )
@@ -151,11 +147,14 @@ def main() -> None:
     checkouts = [given.before.resolve(), ROOT] if given.before else [ROOT]
     turns: list[list[dict[str, float]]] = [[] for _ in checkouts]
     with tempfile.TemporaryDirectory() as home, Place(state=Path(home)).running() as dsn:
+        benches = Path(home) / "benches"
+        benches.mkdir()
+        (benches / "bench").symlink_to(Path(__file__).resolve().parent)
         for statement in [*SETUP.strip().split(";\n"), FILL]:
             execute(dsn, statement.rstrip(";"))
         for round in range(given.rounds):
             for at in sorted(range(len(checkouts)), reverse=bool(round % 2)):
-                turns[at].append(_child(checkouts[at], dsn))
+                turns[at].append(_child(checkouts[at], benches, dsn))
     for kind in KINDS:
         *before, now = (min(turn[kind] for turn in each) for each in turns)
         compared = f"{before[0]:8.0f} → {now:.0f} µs, × {now / before[0]:.2f}" if before else ""
