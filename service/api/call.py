@@ -18,6 +18,7 @@ from service.db.writes import NoRowWritten
 from service.describe.verb import Verb
 from service.errors import InvalidArgument, ServiceError, TooLarge, committed_despite
 from service.models.served import LoadedModels
+from service.plan.nesting import document_names
 from service.request.arguments import Caller
 from service.request.read_request import Limits
 from service.request.requests import Item
@@ -113,6 +114,7 @@ class Snapshot:
 
     Attributes:
         routes: Of names that were called before.
+        trees: What is made once for each shape of new rows with others inside.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class Snapshot:
         self.model = models.bound
         self.mark = mark
         self.routes: dict[str, Route] = {}
+        self.trees: dict[Hashable, Any] = {}
         self._statements: dict[Hashable, _Kept] = {}
 
     def keep(self, name: str, route: Route) -> Route:
@@ -184,6 +187,11 @@ class Snapshot:
             return self._all(relation)
         column = relation.columns.get(name)
         return inf if column is None else self._column(column) + 4 * len(item.alias or "")
+
+    @cached_property
+    def documents(self) -> frozenset[str]:
+        """The names of columns of which a dict or a list is always a value, and no row."""
+        return document_names(self.catalog)
 
     @cached_property
     def _all(self) -> Callable[[Relation], float]:

@@ -7,9 +7,11 @@ each step comes back to the models, which see the keys of the rows that are made
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 from service.api import upserts, write
@@ -19,7 +21,7 @@ from service.catalog import Catalog, Relation, Type
 from service.db.statements import Shape, compute_txn
 from service.db.steps import Message, Work, nested_txn, refuse_unrelated, steps_txn
 from service.db.writes import SETTLE, NoRowWritten, too_many_rows
-from service.errors import InvalidArgument, InvalidRow, NotChanged, NotFound
+from service.errors import InvalidArgument, InvalidRow, NotChanged, NotFound, ServiceError
 from service.plan.conditions import Bound
 from service.plan.growing import grow
 from service.plan.messages import Messages, looked_at_by, messages, slots_of, used_by
@@ -28,8 +30,8 @@ from service.plan.read_plan import plan_get
 from service.plan.reread import key_to_reread
 from service.plan.step_plan import plan_answer, plan_step
 from service.plan.tree import LinkedRow, NewRows, Tree, TreeStep
-from service.plan.write_plan import plan_create
-from service.request.arguments import Values
+from service.plan.write_plan import plan_create, refuse_names
+from service.request.arguments import IDEMPOTENCY_KEY, Values
 from service.request.read_request import Limits, Parsed
 from service.request.related_rows import size_of
 from service.request.requests import (
@@ -42,14 +44,17 @@ from service.request.requests import (
     Target,
     UpdateRequest,
 )
+from service.request.shapes import Shaped, StandIn, Unshaped, filled, marked
 from service.request.write_request import parse_create
 from service.sql.modify import modify
 from service.sql.select import select
 from service.sql.statement import Statement
 from service.sql.step_sql import Counted, answer_statement, joined, step_statement
 
-Make = Callable[[Callable[[Catalog, Any, Any], Statement], Relation, Any], Statement]
-"""Returns a statement, given what builds it, the relation and the shape: a kept one, or a new one."""
+MAX_TREES = 256
+"""Shapes of new rows that are kept per catalog."""
+MAX_KEPT = 300
+"""Values of a shape that is kept, those of keys among them: it weighs some 300 bytes for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class Nested:
     A call with its rows as a tree.
 
     Args:
+        relation: Of the rows of the call.
         tree: The steps.
         request: Of the rows of the call; its own rows are those of a step.
         values: By slot.
@@ -65,6 +71,7 @@ class Nested:
         timeout: The caller's, if any.
     """
 
+    relation: Relation
     tree: Tree
     request: CreateRequest
     values: tuple[Any, ...]
@@ -81,14 +88,94 @@ def create(call: Call) -> Step | Awaitable[Any]:
     """
     if not any(_related_names(call)):
         return write.create(call)
-    if size_of(_values(call)) > write.MANY:
+    try:
+        shaped = Shaped(_values(call), call.snapshot.documents, write.MANY)
+        kept = _kept(call, shaped)
+    except Unshaped:
+        kept = None
+    if kept is not None:
+        nested, work = kept.filled(shaped.values), kept.work
+    elif size_of(_values(call)) > write.MANY:
         return _many(call)
-    nested = _nested(
-        call.snapshot, write.relation_of(call), call.args, call.kwargs, call.backend.limits
-    )
+    else:
+        nested = _nested(
+            call.snapshot, write.relation_of(call), call.args, call.kwargs, call.backend.limits
+        )
+        work = None
+    _refuse_faults(call.snapshot, nested)
     if _has_rules(call.snapshot, nested.tree):
         return _by_models(call, nested)
-    return _step(call, nested, call.snapshot.statement)
+    return _step(call, nested, work or _work(call.snapshot.catalog, nested, _ends(call)))
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTree:
+    """
+    What calls with rows of one shape have in common.
+
+    Args:
+        nested: A call with `StandIn` for its values.
+        places: Slots of those, each with the number of its value.
+        documents: Slots of values that have some inside, each with those.
+        work: What is run; None where models have rules.
+    """
+
+    nested: Nested
+    places: tuple[tuple[int, int], ...]
+    documents: tuple[tuple[int, Any], ...]
+    work: Work | None
+
+    def filled(self, values: Sequence[Any]) -> Nested:
+        """Return the call with other values."""
+        found = list(self.nested.values)
+        for slot, number in self.places:
+            found[slot] = values[number]
+        for slot, document in self.documents:
+            found[slot] = filled(document, values)
+        return replace(self.nested, values=tuple(found))
+
+
+def _kept(call: Call, shaped: Shaped) -> KeptTree | None:
+    """Return what calls of this shape have in common; None where that cannot be kept."""
+    if len(call.args) + ("values" in call.kwargs) != 1:
+        return None  # and is refused for it
+    relation, trees = write.relation_of(call), call.snapshot.trees
+    options = {n: v for n, v in call.kwargs.items() if n not in ("values", IDEMPOTENCY_KEY)}
+    try:
+        key = relation, _ends(call), json.dumps(options) if options else "", shaped.shape
+    except (TypeError, ValueError):
+        return None
+    found = trees.get(key)
+    if found is None:
+        found = _planned(call, relation, options)
+        if found is not None and len(found.nested.values) <= MAX_KEPT:
+            if len(trees) >= MAX_TREES:
+                trees.pop(next(iter(trees)))
+            trees[key] = found
+    return found
+
+
+def _planned(call: Call, relation: Relation, options: Mapping[str, Any]) -> KeptTree | None:
+    """Plan rows of the shape of a call's; None if they are refused, which is for the call itself."""
+    snapshot = call.snapshot
+    rows = marked(_values(call), snapshot.documents, count())
+    try:
+        nested = _nested(snapshot, relation, [rows], options, call.backend.limits)
+        ruled = _has_rules(snapshot, nested.tree)
+        work = None if ruled else _work(snapshot.catalog, nested, _ends(call))
+    except ServiceError:
+        return None
+    slots = [*enumerate(nested.values)]
+    places = [(slot, value.at) for slot, value in slots if isinstance(value, StandIn)]
+    used = {slot for step in nested.tree.steps for slot in used_by(step)}
+    documents = [(slot, value) for slot, value in slots
+                 if slot in used and isinstance(value, dict | list)]  # fmt: skip
+    return KeptTree(nested, tuple(places), tuple(documents), work)
+
+
+def _ends(call: Call) -> bool:
+    """Return whether the transaction ends with the call."""
+    return call.backend.database.level is None
 
 
 def upsert(call: Call) -> Step | Awaitable[Any]:
@@ -148,75 +235,88 @@ def _nested(
         raise too_many_rows(tree.written, request.max_affected)
     if kwargs.get("embed") is None:
         request = replace(request, returning=replace(returning, embeds=tree.embeds))
-    found = values.freeze()
-    for at, step in enumerate(tree.steps):
+    for step in tree.steps:
         if isinstance(step, NewRows):
-            alone = at == tree.root and not request.many
+            refuse_names(step.relation, step.rows)
+    return Nested(relation, tree, request, values.freeze(), slot, parsed.timeout)
+
+
+def _refuse_faults(snapshot: Snapshot, nested: Nested) -> None:
+    """
+    Check what the catalog knows of the rows.
+
+    Raises:
+        InvalidRow: With every failing column of the first failing row.
+    """
+    for at, step in enumerate(nested.tree.steps):
+        if isinstance(step, NewRows):
+            alone = at == nested.tree.root and not nested.request.many
             paths: Sequence[str | None] = [None] if alone else step.paths
-            refuse_new_rows(snapshot, step.relation, step.rows, paths, found)
-    return Nested(tree, request, found, slot, parsed.timeout)
+            refuse_new_rows(snapshot, step.relation, step.rows, paths, nested.values)
 
 
 async def _many(call: Call) -> Any:
     """Look through many rows in a pool thread, then write them."""
     relation = write.relation_of(call)
     nested: Nested = await call.backend.database.run(
-        compute_txn, _nested, call.snapshot, relation, call.args, call.kwargs,
+        compute_txn, _looked_through, call.snapshot, relation, call.args, call.kwargs,
         call.backend.limits, retry=True,
     )  # fmt: skip
     if _has_rules(call.snapshot, nested.tree):
         return await _by_models(call, nested)
-    step = _step(call, nested, partial(_made, call.snapshot.catalog))
+    step = _step(call, nested, None)
     return step.shape(await call.run(step))
 
 
-def _made(
-    catalog: Catalog, make: Callable[[Catalog, Any, Any], Statement], subject: Any, request: Any
-) -> Statement:
-    """Return a statement that is not kept: it is long, and seldom the same again."""
-    return make(catalog, subject, request)
+def _looked_through(
+    snapshot: Snapshot,
+    relation: Relation,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    limits: Limits,
+) -> Nested:
+    nested = _nested(snapshot, relation, args, kwargs, limits)
+    _refuse_faults(snapshot, nested)
+    return nested
 
 
-def _step(call: Call, nested: Nested, make: Make) -> Step:
-    """Return the step that writes all of it."""
-    relation, request = write.relation_of(call), nested.request
-    settle = call.backend.database.level is None
-    work: Callable[[], Work] = partial(_work, call.snapshot.catalog, relation, nested, make, settle)
-    if make == call.snapshot.statement:  # statements are kept by the reactor's thread alone
-        made = work()
-        work = lambda: made  # noqa: E731
+def _step(call: Call, nested: Nested, work: Work | None) -> Step:
+    """Return the step that writes all of it; without its work, that is made in the pool thread."""
+    request = nested.request
+    make = partial(_work, call.snapshot.catalog, nested, _ends(call))
     args = (
         call.snapshot.codec,
-        work,
+        make if work is None else lambda: work,
         nested.values,
         nested.tree.written,
         _shape(call, request.returning),
         not request.many,
     )
     shape = partial(write.answered, returning=request.returning, many=request.many)
-    return Step(nested_txn, args, shape, nested.timeout, "atomic", NotChanged(relation.name))
+    missing = NotChanged(nested.relation.name)
+    return Step(nested_txn, args, shape, nested.timeout, "atomic", missing)
 
 
 def _shape(call: Call, returning: Returning) -> Shape | None:
     return Shape(returning.form, call.backend.max_bytes) if returning.rows else None
 
 
-def _work(catalog: Catalog, relation: Relation, nested: Nested, make: Make, settle: bool) -> Work:
+def _work(catalog: Catalog, nested: Nested, settle: bool) -> Work:
     """Return the messages of all steps, and the answer; `settle` where the transaction ends with it."""
     tree, root = nested.tree, nested.tree.steps[nested.tree.root]
     assert isinstance(root, NewRows)
     before = tree.steps[:-1] if tree.root_is_last else tree.steps
     steps = [part for step in before for part in _parts(catalog, step)]
-    answer = _answer(relation, nested, root, make, settle)
+    answer = _answer(catalog, nested, root, settle)
     if tree.root_is_last:
         sent = messages(steps, used_by(root), looked_at_by(root))
     else:
         sent = messages(steps, tree.key, [slot for row in _texts(root) for slot in row])
     if answer is None:
-        return Work([_message(catalog, each, sent, make) for each in sent.steps if each])
+        return Work([_message(catalog, each, sent) for each in sent.steps if each])
     *ahead, end = sent.steps
-    found = [_message(catalog, each, sent, make) for each in ahead]
-    return _answered(nested, root, found, _message(catalog, end, sent, make, answer))
+    found = [_message(catalog, each, sent) for each in ahead]
+    return _answered(nested, root, found, _message(catalog, end, sent, answer))
 
 
 def _answered(nested: Nested, root: NewRows, before: Sequence[Message], answer: Message) -> Work:
@@ -227,24 +327,24 @@ def _answered(nested: Nested, root: NewRows, before: Sequence[Message], answer: 
     return Work(before, answer, None, _texts(root), nested.slot, tree.steps)
 
 
-def _answer(
-    relation: Relation, nested: Nested, root: NewRows, make: Make, settle: bool
-) -> Statement | None:
+def _answer(catalog: Catalog, nested: Nested, root: NewRows, settle: bool) -> Statement | None:
     """Return the statement that answers the rows of the call; None if nothing does."""
+    relation = nested.relation
     returning, words = nested.request.returning, SETTLE if settle else ""
     if nested.tree.root_is_last:
         own = replace(nested.request, rows=root.rows, max_affected=None)
-        statement = make(_create, relation, own)
+        statement = modify(plan_create(catalog, relation, own))
         return statement.prefixed(words) if statement.head else statement
     if nested.tree.key:
         key = tuple(Operand(slot, "values") for slot in nested.tree.key)
         match = KeyMatch(key_to_reread(relation), key)
         request = GetRequest(match, returning.select, returning.embeds, returning.form)
-        return make(_get, relation, request).prefixed(words)
+        return select(plan_get(catalog, relation, request)).prefixed(words)
     if not root.texts:
         return None
-    wanted = returning, root.texts, nested.slot
-    return make(_read_again, relation, wanted).prefixed(words)
+    planned = plan_answer(catalog, relation, returning, root.texts)
+    written = Bound(nested.slot, catalog.types_by_name["json"], "values", cast=True)
+    return answer_statement(relation, planned, written).prefixed(words)
 
 
 def _texts(root: NewRows) -> list[Sequence[int]]:
@@ -265,14 +365,13 @@ def _message(
     catalog: Catalog,
     steps: tuple[TreeStep, ...],
     sent: Messages,
-    make: Make,
     answer: Statement | None = None,
 ) -> Message:
     """Return the message of some steps, and of what answers the rows of the call behind them."""
     parts: list[Counted] = []
     kept: list[tuple[int, tuple[Type | None, ...]]] = []
     for step in steps:
-        statement, places = make(_stepped, step.relation, step), slots_of(step)
+        plan, places = plan_step(catalog, step), slots_of(step)
         rows, slots = len(places), places[0]
         back = any(not sent.kept.isdisjoint(each) for each in places)
         if back and not isinstance(step, LinkedRow):
@@ -280,12 +379,11 @@ def _message(
             types = [catalog.type(columns[name].type) for name in step.columns]
             # behind them, those that are wanted as text
             kept.append((len(parts), (*types, *[None] * (len(slots) - len(types)))))
-        parts.append(Counted(statement, rows, slots, rows > 1 and bool(slots), back))
+        parts.append(Counted(plan, rows, slots, rows > 1 and bool(slots), back))
     if answer is None and len(parts) == 1:
         (part,) = parts
-        through = {*part.slots, *(bound.slot for bound in part.statement.bounds)}
-        if sent.passed.isdisjoint(through):
-            return Message(steps, part.statement)
+        if sent.passed.isdisjoint({*part.slots, *used_by(steps[0])}):
+            return Message(steps, step_statement(part.plan))
     return Message(steps, joined(parts, sent.passed, answer), tuple(kept))
 
 
@@ -302,7 +400,6 @@ async def _by_models(call: Call, nested: Nested) -> Any:
     database, relation = call.backend.database, write.relation_of(call)
     request, tree, codec = nested.request, nested.tree, call.snapshot.codec
     catalog, pause = call.snapshot.catalog, database.yield_to_reactor
-    make = partial(_made, catalog)
 
     async def attempt() -> Any:
         values, root = nested.values, tree.steps[tree.root]
@@ -322,13 +419,13 @@ async def _by_models(call: Call, nested: Nested) -> Any:
             sent = _alone(catalog, step)
             wanted = (
                 codec,
-                [_message(catalog, each, sent, make) for each in sent.steps if each],
+                [_message(catalog, each, sent) for each in sent.steps if each],
                 values,
             )
             done = Step(steps_txn, wanted, tuple, nested.timeout, "write")
             values = tuple(await call.run(done))
         assert isinstance(root, NewRows)
-        answer = _answer(relation, nested, root, make, last)
+        answer = _answer(catalog, nested, root, last)
         end = Work(()) if answer is None else _answered(nested, root, (), Message((), answer, ()))
         shape, one = _shape(call, request.returning), not request.many
         args = codec, lambda: end, values, tree.written, shape, one
@@ -370,24 +467,3 @@ async def _link_by_model(call: Call, step: LinkedRow, values: tuple[Any, ...]) -
     except InvalidRow as error:
         error.details["path"] = step.path
         raise
-
-
-def _stepped(catalog: Catalog, _: Relation, step: TreeStep) -> Statement:
-    return step_statement(plan_step(catalog, step))
-
-
-def _create(catalog: Catalog, relation: Relation, request: CreateRequest) -> Statement:
-    return modify(plan_create(catalog, relation, request))
-
-
-def _get(catalog: Catalog, relation: Relation, request: GetRequest) -> Statement:
-    return select(plan_get(catalog, relation, request))
-
-
-def _read_again(
-    catalog: Catalog, relation: Relation, wanted: tuple[Returning, tuple[str, ...], int]
-) -> Statement:
-    returning, key, slot = wanted
-    json = catalog.types_by_name["json"]
-    planned = plan_answer(catalog, relation, returning, key)
-    return answer_statement(relation, planned, Bound(slot, json, "values", cast=True))

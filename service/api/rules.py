@@ -43,7 +43,9 @@ def refuse_faults(
         InvalidRow: With every failing column of the first failing row.
     """
     request = call.request
+    # Names first: a misspelled one is reported, not the column that it was meant for.
     if isinstance(request, CreateRequest):
+        refuse_names(relation, request.rows)
         refuse_new_rows(snapshot, relation, request.rows, request.paths, call.values)
         if request.conflict is not None and request.conflict.changes:
             changes = request.conflict.changes
@@ -61,9 +63,7 @@ def refuse_new_rows(
     paths: Sequence[str | None],
     values: Sequence[Any],
 ) -> None:
-    """Check new rows as `refuse_faults` does, each with where it stands."""
-    # Names first: a misspelled one is reported, not the column that it was meant for.
-    refuse_names(relation, rows)
+    """Check new rows as `refuse_faults` does, but for names, each with where it stands."""
     for path, row in zip(paths, rows, strict=True):
         refuse_row(snapshot, relation, row, values, path, creating=True)
 

@@ -43,12 +43,16 @@ def catalog_faults(
     fillable = creating and relation.has_insert_triggers
     for name, column in relation.columns.items():
         if name in values:
-            reasons = list(_reasons(catalog, column, values[name], fillable))
-        elif fillable:
+            value = values[name]
+            # Looked at before, since most are neither: each value of each new row comes by.
+            if value is not None and not isinstance(value, str):
+                continue
+            reasons = list(_reasons(catalog, column, value, fillable))
+        elif column.nullable or column.has_default or fillable:
             continue
-        elif creating and not column.nullable and not column.has_default:
+        elif creating:
             reasons = ["is required"]
-        elif name in defaulted and not column.nullable and not column.has_default:
+        elif name in defaulted:
             reasons = ["has no default"]
         else:
             continue
@@ -61,8 +65,6 @@ def _reasons(catalog: Catalog, column: Column, value: Any, fillable: bool) -> It
     if value is None:
         if not column.nullable and not fillable:
             yield "may not be null"
-        return
-    if not isinstance(value, str):
         return
     limit = column.max_length
     # PostgreSQL cuts spaces off the end to make a value fit.

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.catalog import Catalog, ForeignKey, Relation
+from service.catalog import Catalog, Column, ForeignKey, Relation
 from service.datatypes import DOCUMENTS
 from service.plan.joins import Join, is_related
 from service.request.embeds import default_embed
+from service.request.names import encode
 from service.request.related_rows import RelatedRow, is_row
 
 
@@ -44,6 +45,26 @@ def is_nested(catalog: Catalog, relation: Relation, name: str, value: Any) -> bo
     type = catalog.plain(catalog.type(column.type))
     keys = (key for key in relation.foreign_keys if key.columns == (name,))
     return type.form not in DOCUMENTS and type.kind != "composite" and any(keys)
+
+
+def document_names(catalog: Catalog) -> frozenset[str]:
+    """Return names of columns that hold dicts or lists, and are no relationship's anywhere."""
+    relations = catalog.relations.values()
+    keys = [key for each in relations for key in (*each.foreign_keys, *each.view_foreign_keys)]
+    taken = {name for key in keys for name in (key.name, *key.columns, *key.target_columns)}
+    taken |= {name for _, name in catalog.functions}
+    taken |= {name for each in relations for name in (each.name, encode(each.name))}
+    columns = {name: column for each in relations for name, column in each.columns.items()}
+    return frozenset(
+        name
+        for name, column in columns.items()
+        if name.isidentifier() and name not in taken and _holds_some(catalog, column)
+    )
+
+
+def _holds_some(catalog: Catalog, column: Column) -> bool:
+    type = catalog.plain(catalog.type(column.type))
+    return type.form in DOCUMENTS or type.kind in ("array", "composite")
 
 
 def takes_nested(relation: Relation, way: Join) -> bool:

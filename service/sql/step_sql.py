@@ -12,12 +12,15 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from psycopg2.sql import SQL, Literal
+
 from service.catalog import Relation
 from service.plan.conditions import Bound
 from service.plan.plans import InsertPlan, PlannedReturning, ReadPlan, UpdatePlan
+from service.sql.expressions import cast, expression
 from service.sql.modify import modify, reread_rows
 from service.sql.select import answer_of, select
-from service.sql.statement import Parameter, Statement, build_statement, doubled
+from service.sql.statement import COMMA, Parameter, Statement, build_statement, doubled, render
 
 LEFT_OUT = "rowcast_left_out"
 """What an error speaks of, with the number of a statement, where its rows are not as many as wanted."""
@@ -31,14 +34,14 @@ class Counted:
     A statement among others of a message.
 
     Args:
-        statement: It alone.
+        plan: Of it alone.
         rows: How many it has to give.
         slots: Where the values of its columns go; of the one row, if there is one.
         numbered: Whether the number of each row stands before them.
         kept: Whether the values come back.
     """
 
-    statement: Statement
+    plan: InsertPlan | UpdatePlan | ReadPlan
     rows: int
     slots: tuple[int, ...] = ()
     numbered: bool = False
@@ -83,11 +86,16 @@ def joined(
         answer: What stands behind them; without it, what comes back is one row, with the values of
             each part that are kept, as JSON.
     """
-    ahead = [_counted(part, number, passed) for number, part in enumerate(parts)]
+    ahead = [
+        _uncounted(part.plan, part, passed)
+        if isinstance(part.plan, InsertPlan) and _is_certain(part)
+        else _counted(part, number, passed)
+        for number, part in enumerate(parts)
+    ]
     kept = [number for number, part in enumerate(parts) if part.kept]
     if answer is None:
         back = ", ".join(f"pg_catalog.current_setting('rowcast.rows_{each}')" for each in kept)
-        answer = Statement(f"SELECT {back}", (), parts[0].statement.name, pure=True)
+        answer = Statement(f"SELECT {back}", (), parts[0].plan.name, pure=True)
     else:
         answer = _handed(answer, passed)
     head = "".join(each.text for each in ahead)
@@ -101,9 +109,28 @@ def joined(
     )
 
 
+def _is_certain(part: Counted) -> bool:
+    """Return whether a statement writes all of its rows, or fails: to count them takes a third more."""
+    return part.plan.relation.kind == "table" and not (part.kept or part.plan.relation.side_effects)
+
+
+def _uncounted(plan: InsertPlan, part: Counted, passed: Collection[int]) -> Statement:
+    """Build an INSERT that hands on the values of its row."""
+    statement = _handed(modify(replace(plan, returning=PlannedReturning(), numbered=False)), passed)
+    effects = [
+        SQL("pg_catalog.set_config({name}, {value}, true)").format(
+            name=Literal(f"rowcast.value_{slot:d}"), value=cast(expression(each.expression), "text")
+        )
+        for each, slot in zip(plan.returning.outputs, part.slots, strict=True)
+        if slot in passed
+    ] if part.rows == 1 else []  # fmt: skip
+    returning = f" RETURNING {render([COMMA.join(effects)])[0]}" if effects else ""
+    return replace(statement, text=f"{statement.text}{returning}; ")
+
+
 def _counted(part: Counted, number: int, passed: Collection[int]) -> Statement:
     """Build a statement that fails if its rows are too few, or too many, and hands on their values."""
-    statement = _handed(part.statement, passed)
+    statement = _handed(step_statement(part.plan), passed)
     columns = [f"c{at}" for at in range(len(statement.columns))]
     returning = "" if columns else " RETURNING true"
     names = [*(["n"] if part.numbered else []), *(columns or ["c0"])]

@@ -407,3 +407,32 @@ async def test_answer_of_nested_rows_that_is_too_large_keeps_none(dsn: str) -> N
         refused = await failure_of(db.call("orders.create", values))
         assert refused.uri == "rowcast.error.too_large"
         assert await counts(db) == before
+
+
+@pytest_twisted.ensureDeferred
+async def test_calls_of_one_shape_write_each_their_own_values(db: DirectCaller, dsn: str) -> None:
+    """What is kept of a shape has no value of the call that it was made for, and no refusal."""
+    for n in (1, 2, 3):
+        line = {"sku": f"s{n}", "qty": n, "doc": {"a": [n, None], "b": {"c": f"{n}"}}}
+        made = await db.call(
+            "orders.create",
+            {"note": f"n{n}", "code": {"$default": True}, "customer_id": {"$link": {"email": "ada@x"}},
+             "lines": [line, {**line, "sku": f"t{n}", "doc": {"$value": {"$link": n}}}]},
+        )  # fmt: skip
+        assert (made["note"], made["code"], made["customer_id"]["id"]) == (f"n{n}", "none", 1)
+        assert [{**each, "id": 0, "order_id": 0} for each in made["lines"]] == [
+            {**line, "id": 0, "order_id": 0},
+            {**line, "id": 0, "order_id": 0, "sku": f"t{n}", "doc": {"$link": n}},
+        ]
+    values = {"customer_id": 1, "lines": [{"sku": "a"}]}
+    await db.call("orders.create", values)
+    for refused, path in (
+        (db.call("orders.create", values, "x"), None),
+        (db.call("orders.create", values, values=values), "values"),
+        (db.call("orders.create", {**values, "lines": [{"sku": "a" * 9}]}), "values.lines.0"),
+        (db.call("orders.create", {**values, "lines": [{"sku": True}]}), "values.lines.0.sku"),
+        (db.call("orders.create", {**values, "lines": ["a"]}), "values.lines.0"),
+    ):
+        error = await failure_of(refused)
+        assert isinstance(error, InvalidArgument | InvalidRow), error
+        assert error.details.get("path") == path
