@@ -4,8 +4,10 @@ What transactions cost a caller: `python -m bench.transactions [--rounds 200] [-
 Prints the median time of a batch of 5 operations, of 5 calls, and of 5 calls in a transaction that is
 held open, waited for one by one and sent ahead; each in turn in every round, once beside the router
 and once behind a line with a delay (milliseconds each way). × is the ratio to one call of that line.
+What the same messages cost without a database is measured, too: echoes, of which as many are sent ahead
+as there are calls in the transaction, behind one that is waited for as its `begin` is.
 
-`--direct` measures 5 calls and a batch in the process of the service instead, without a router: by the
+`--direct` measures most of them in the process of the service instead, without a router: by the
 clock and of CPU, one at a time and 16 at once, the medians of 5 rounds.
 
 Then 8 callers move money between the same 4 accounts, serializable, by a procedure, by one whose
@@ -33,10 +35,13 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
+from bench.calls import echoing
 from bench.stage import SMALL, Stage, staged
 from bench.stream import Guest, Held, join
 from schema.database_url import Place
 from service.api.dispatcher import Dispatcher
+from service.api.interactive import Interactive, TransactionLimits
+from service.api.leases import new_process
 from service.app import settle
 from service.procedures.registry import ProcedureCall, procedure
 from service.request.arguments import Caller
@@ -50,8 +55,12 @@ KINDS: tuple[tuple[str, str, Callable[[int], list[Any]]], ...] = (
     ("writes", "small.update", lambda n: [n, {"name": "x"}]),
 )
 """What the five calls are: in words, the procedure, and the arguments of each."""
-DIRECT = 400
+AT_ONCE = 16
+"""How many pieces of work `--direct` does at a time."""
+DIRECT = 160
 """How often a piece of work is done in a round of `--direct`."""
+ROUTED = "alone", "echo", "6 ahead"
+"""How the ways end that `--direct` leaves out."""
 SCHEMA = f"""
 CREATE TABLE accounts AS SELECT i AS id, 1000 AS balance FROM generate_series(1, {ACCOUNTS}) i;
 ALTER TABLE accounts ADD PRIMARY KEY (id);
@@ -166,7 +175,7 @@ class Bench(Guest):
                 for kind, way in kinds.items():
                     began = time.monotonic()
                     taken[kind] += [await way() or time.monotonic() - began]
-            print(f"5 {what} {where}, {rounds} rounds:")
+            print(f"5 {what} {where}, {rounds} rounds, load {os.getloadavg()[0]:.0f}:")
             one = median(taken["one call"])
             for kind, times in taken.items():
                 print(f"  {kind:38} {median(times) * 1000:8.2f} ms  × {median(times) / one:.2f}")
@@ -231,6 +240,8 @@ class Ways:
             "begin, 5, commit, each waited for": self.held,
             "begin, then 5 and commit ahead": self.ahead,
             "of these the 5 alone": self.ahead_less_ends,
+            "one echo": self.echo,
+            "an echo, then 6 ahead": self.echoes_ahead,
         }
 
     def call(self, n: int) -> Deferred[Any]:
@@ -281,6 +292,15 @@ class Ways:
         await self.session.call(f"{tx}.commit")
         return taken
 
+    async def echo(self) -> None:
+        """Be answered by what has no database."""
+        await self.session.call("rowcast.bench.echo", key=1)
+
+    async def echoes_ahead(self) -> None:
+        """Wait for one echo, then for as many as a transaction of five calls has behind its begin."""
+        await self.echo()
+        await gatherResults([ensureDeferred(self.echo()) for _ in range(6)])
+
 
 class Direct:
     """
@@ -315,12 +335,15 @@ async def costs(work: Callable[[], Awaitable[Any]], at_once: int) -> tuple[float
 
 async def direct(dsn: str, rounds: int = 5) -> None:
     """Print what five calls and a batch cost in this process, in turns."""
-    async with serving(dsn) as callee:
+    async with serving(dsn, most=AT_ONCE + 2) as callee:
+        dispatcher, limits = callee.dispatcher, TransactionLimits(AT_ONCE, AT_ONCE)
+        how = new_process(), "rowcast", dispatcher.answer, dispatcher.keyed
+        dispatcher.hold(Interactive(callee.database, limits, *how))
         settle()  # as a service does that is ready
         for what, name, args in KINDS:
-            ways = Ways(Direct(callee.dispatcher), name, args)
-            kinds = {"5 calls, each waited for": ways.five, "a batch of 5": ways.batch}
-            for at_once in (1, 16):
+            ways = Ways(Direct(dispatcher), name, args).kinds
+            kinds = {kind: way for kind, way in ways.items() if not kind.endswith(ROUTED)}
+            for at_once in (1, AT_ONCE):
                 found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
                 for _ in range(rounds):
                     for kind, way in kinds.items():
@@ -355,7 +378,7 @@ def main() -> None:
     if given.direct:
         return measure_direct()
     os.environ |= {"ROWCAST_APP": "bench.transactions", "ROWCAST_POOL_MAX": f"{CALLERS + 2}"}
-    with staged(given.crossbar, SCHEMA) as stage:
+    with staged(given.crossbar, SCHEMA) as stage, echoing(stage):
         join(stage.websocket, Bench(given, stage))
 
 

@@ -144,9 +144,9 @@ class Dispatcher:
         Raises:
             ServiceError: Any refusal.
         """
-        if name.startswith(TX):
-            return await self._in_transaction(name, args, kwargs, caller)
         state = state or CallState()
+        if name.startswith(TX):
+            return await self._in_transaction(name, args, kwargs, caller, state)
         # No secret, so no uuid4, which would ask the kernel for random bytes each time.
         role, id = self._role_of(caller.authrole), f"{random.getrandbits(128):032x}"
         procedure = self._procedures.get(name)
@@ -199,7 +199,12 @@ class Dispatcher:
             fit(answer, self._backend.max_bytes)
 
     async def _in_transaction(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], caller: Caller
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        caller: Caller,
+        state: CallState,
     ) -> Any:
         if self._interactive is None:
             raise ended("stopped")
@@ -208,7 +213,7 @@ class Dispatcher:
         # The name has the transaction's secret; the log has that of the operation.
         id = f"{random.getrandbits(128):032x}"
         ORIGIN.set(Origin(id, "tx", self._roles.of(caller), "interactive"))
-        return await self._interactive.answer(name, args, kwargs, caller)
+        return await self._interactive.answer(name, args, kwargs, caller, state)
 
     async def _perform(self, call: Call) -> Any:
         """Answer a call of a verb: alone, or in the transaction that it is made in."""

@@ -2,23 +2,26 @@
 Interactive transactions: a caller's session holds one open between calls, under a URI of its own.
 
 `transaction.begin` answers the URI, which names this process. A call of it runs an operation inside,
-and what stands below it ends the transaction or sets savepoints. Calls run one after another, in the
-order in which they came, so a caller need not wait for the answers. The first that fails, fails
-those behind it.
+and what stands below it ends the transaction or sets savepoints. Statements run one after another, in the
+order in which their calls came, so a caller need not wait for the answers; nor does a call for that to the
+one before it, whose statement is on its way. The first that fails, fails those behind it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 
-from service.api.call import no_operation
+from service.api.call import CallState, no_operation
 from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason
+from service.api.turns import Turn, Turns
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.keys import Keyed, ending_txn
@@ -68,8 +71,8 @@ FAILED = "the transaction has failed: a call before this one was refused"
 WHOLE = "roll it back, begin another one, and make all of its calls again"
 """What helps after an error with `retry`, which is of one call elsewhere."""
 
-Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Caller], Awaitable[Any]]
-"""The dispatcher: the name of an operation without the prefix, its arguments, who calls."""
+Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Caller, CallState], Awaitable[Any]]
+"""The dispatcher: the name of an operation without the prefix, its arguments, who calls, its state."""
 
 
 @dataclass(frozen=True)
@@ -101,35 +104,17 @@ class HeldTransaction:
         savepoints: Names of those that are set, in their order; one may be there twice.
         failure: Details of what its calls get since one has failed.
         reason: Why it has ended, once it has.
+        turns: Of its calls.
     """
 
     def __init__(self, level: Transaction) -> None:
         self.level = level
         self.savepoints: list[str] = []
-        self._last: Deferred[None] = succeed(None)
+        self.turns = Turns()
         self._undone: Deferred[None] | None = None
         self.failure: Mapping[str, Any] | None = None
         self.reason: Reason | None = None
-        self.running: Deferred[Any] | None = None
         self.clock: IDelayedCall | None = None
-
-    async def turn(self) -> Deferred[None]:
-        """Wait for the calls that came before, and return what this one fires when it is done."""
-        before, done, mine = self._last, Deferred[None](), Deferred[None]()
-        self._last = done
-
-        def begin(_: None) -> None:
-            if not mine.called:
-                mine.callback(None)
-            elif not done.called:
-                # Cancelled while it waited. Those behind it count on what it was to do, and fail;
-                # those before it did not.
-                self.fail(Canceled())
-                done.callback(None)
-
-        before.addCallback(begin)
-        await mine
-        return done
 
     def fail(self, cause: ServiceError | None) -> None:
         """
@@ -145,6 +130,8 @@ class HeldTransaction:
                 "sqlstate": cause.details.get("sqlstate") if cause else None,
                 "hint": "roll it back, or back to a savepoint" if self.savepoints else WHOLE,
             }
+            # What they have sent already is not to be waited for.
+            self.turns.stop()
             if not self.savepoints:
                 self._undone = Deferred.fromCoroutine(self.level.rollback())
 
@@ -186,8 +173,7 @@ class HeldTransaction:
     def drop(self, reason: Reason) -> None:
         """Stop what runs in it, and roll back."""
         self.over(reason)
-        if self.running is not None:
-            self.running.cancel()
+        self.turns.stop()
         self.level.abandon()
 
 
@@ -250,7 +236,12 @@ class Interactive:
             return {"tx": f"{self._prefix}.{TX}{lease.id}"}
 
     async def answer(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], caller: Caller
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        caller: Caller,
+        state: CallState,
     ) -> Any:
         """
         Answer a call in a transaction.
@@ -260,6 +251,7 @@ class Interactive:
             args: Of the command; without one, the name of an operation, its args and kwargs.
             kwargs: The same by name: `call`, `args`, `kwargs`.
             caller: Who calls.
+            state: Shows what changes meanwhile, as that of the operation.
 
         Raises:
             NotAuthorized: The transaction is another session's.
@@ -276,34 +268,47 @@ class Interactive:
             raise ended(self.open.reason(id))
         held = lease.held
         with self.open.use(lease):
-            done = await held.turn()
+            turns, turn = held.turns, held.turns.take()
+            then: Callable[[], None] | None = partial(held.fail, None)
             try:
-                work = self._work(lease, command, args, kwargs, caller)
-                held.running = Deferred.fromCoroutine(work)
-                return await held.running
-            except BaseException as error:
-                found = refusal(error)
-                if found is not None and found.details.get("retry"):
-                    locks = "; until then it keeps its locks" if held.savepoints else ""
-                    found.details.setdefault("hint", WHOLE + locks)
-                held.fail(found)
+                # A command is about all that was called before it.
+                await turns.comes(turn, alone=bool(command))
+                work = self._work(lease, turn, command, args, kwargs, caller, state)
+                turn.work = Deferred.fromCoroutine(work)
+                if state.sent and not turn.work.called:
+                    turns.sent(turn)
+                answer, then = await turn.work, None
+                return answer
+            except Exception as error:
+                if not isinstance(error, CancelledError):
+                    # Those before it may have failed, too, and come first.
+                    with suppress(CancelledError):
+                        await turns.comes(turn, alone=True)
+                cause = refusal(error)
+                then = partial(held.fail, cause)
                 # What ended the transaction cancelled this call: its caller is told that.
-                if held.reason is not None and (found is None or isinstance(found, Canceled)):
+                if held.reason is not None and (cause is None or isinstance(cause, Canceled)):
                     raise ended(held.reason) from error
-                if found is None or found is error:
+                if held.failure is not None and not command:  # which says by itself if that matters
+                    raise Conflict(FAILED, **held.failure) from error
+                if cause is not None and cause.details.get("retry"):
+                    locks = "; until then it keeps its locks" if held.savepoints else ""
+                    cause.details.setdefault("hint", WHOLE + locks)
+                if cause is None or cause is error:
                     raise
-                raise found from error
+                raise cause from error
             finally:
-                held.running = None
-                done.callback(None)
+                turns.end(turn, then)
 
     async def _work(
         self,
         lease: Lease[HeldTransaction],
+        turn: Turn,
         command: str,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         caller: Caller,
+        state: CallState,
     ) -> Any:
         held = lease.held
         if held.reason is not None:
@@ -335,10 +340,17 @@ class Interactive:
             raise InvalidArgument('"args" is a list', path="args")
         if not isinstance(named, Mapping | None):
             raise InvalidArgument('"kwargs" is a dict', path="kwargs")
+        seconds = given.timeout()
+        if seconds is not None or (named and "timeout" in named):
+            await held.turns.comes(turn, alone=True)  # its clock does not run while others do
+            held.check()
         ORIGIN.set(replace(ORIGIN.get() or Origin(), procedure=call))
         with self._database.inside(held.level):
-            work = self._answer(call, positional or (), named or {}, caller)
-            return await self._database.within(given.timeout(), work)
+            work = self._answer(call, positional or (), named or {}, caller, state)
+            answer = await self._database.within(seconds, work)
+        await held.turns.comes(turn, alone=True)
+        held.check()
+        return answer
 
     async def _commit(self, lease: Lease[HeldTransaction], given: Arguments) -> Receipted | None:
         """Commit; a transaction that has failed is rolled back, as PostgreSQL would."""

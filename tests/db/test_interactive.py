@@ -39,6 +39,8 @@ CREATE TABLE other.items (id int PRIMARY KEY, name text DEFAULT 'other''s');
 CREATE FUNCTION other.here() RETURNS text LANGUAGE plpgsql STABLE
     AS $$ BEGIN RETURN (SELECT max(name) FROM items); END $$;
 CREATE VIEW slow AS SELECT 1 AS id FROM pg_sleep(20);
+CREATE FUNCTION wait(seconds float) RETURNS text LANGUAGE sql VOLATILE
+    AS 'SELECT pg_sleep(seconds)::text';
 CREATE TABLE guarded (id int PRIMARY KEY, name text);
 CREATE FUNCTION same() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
 CREATE TRIGGER same BEFORE UPDATE ON guarded FOR EACH ROW EXECUTE FUNCTION same();
@@ -207,6 +209,65 @@ async def test_error_fails_the_calls_behind_it(dsn: str, begin: Begin) -> None:
             assert failed.details["detail"] == f"{error.uri}: {error.message}"
         await tx.ask("rollback")
     assert kept(dsn) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_statement_is_on_its_way_before_the_one_before_it_is_answered(begin: Begin) -> None:
+    """It waits in the worker's queue, and not for a turn of the reactor."""
+    tx = await begin()
+    await tx.call("items.count")
+    (lease,) = tx.db.dispatcher._interactive.open._open.values()  # type: ignore[union-attr]
+    calls = [tx.call("fn.wait", seconds=0.1), tx.call("items.count"), tx.call("items.count")]
+    assert len(lease.held.level._open) == 3
+    calls.append(tx.ask("savepoint", "s"))  # which is about all of them
+    assert len(lease.held.level._open) == 3
+    assert (await gatherResults(calls))[1:3] == [0, 0]
+    await tx.ask("rollback")
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_sent_behind_a_refused_call_is_stopped_and_undone(
+    dsn: str, begin: Begin
+) -> None:
+    """The database did not refuse the first, so it has begun with those behind it."""
+    tx = await begin()
+    await tx.ask("savepoint", "s")
+    missing, behind, slow, after = (
+        tx.call("items.get", 9),
+        tx.call("items.create", {"id": 1}),
+        tx.call("slow.find"),
+        tx.call("items.count"),
+    )
+    assert isinstance(await failure_of(missing), NotFound)
+    for each in (behind, slow, after):
+        assert await conflict(each) == ("failed", None)
+    back, count = tx.ask("rollback_to", "s"), tx.call("items.count")
+    await back.addTimeout(10, reactor)  # of the 20 seconds that one has slept
+    assert await count == 0
+    await tx.call("items.create", {"id": 2})
+    await tx.ask("commit")
+    assert kept(dsn) == [2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_timeout_of_a_call_sent_ahead_is_its_own(begin: Begin) -> None:
+    """Not that of those before it, too."""
+    tx = await begin()
+    await tx.call("items.count")
+    slow = tx.call("fn.wait", seconds=1.5)
+    quick = tx.call("items.count", timeout=1)
+    await slow
+    assert await quick == 0
+    await tx.ask("rollback")
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_calls_behind_a_refused_one_all_have_its_cause(begin: Begin) -> None:
+    tx = await begin()
+    calls = [tx.call("items.get", 9)] + [tx.call("fn.nowhere") for _ in range(500)]
+    assert isinstance(await failure_of(calls[0]), NotFound)
+    for each in calls[1:]:
+        assert await conflict(each) == ("failed", None)
 
 
 @pytest_twisted.ensureDeferred
