@@ -78,8 +78,8 @@ RUNNING = 64
 Part = TypeVar("Part", bound=IService)
 Progress = Callable[[str, str], None]
 
-APART = 3
-"""Connections beside the pool: one listens, one reads the log of changes, one is of live queries."""
+APART = 5
+"""Connections beside the pool: one listens, one reads the log of changes, three are of live queries."""
 
 
 def make_service(settings: Settings, reactor: Any) -> Rowcast:

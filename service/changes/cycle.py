@@ -9,6 +9,7 @@ same for all of them.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -101,6 +102,7 @@ class Order:
         resumes: Positions of which callers have rows.
         late: How many cycles it was put off.
         since: Where `before` was found, if not by the cycle before.
+        aside: Whether its rows are read beside the cycle, in the snapshot of it.
     """
 
     run: Run
@@ -111,6 +113,7 @@ class Order:
     resumes: tuple[Position, ...] = ()
     late: int = 0
     since: SnapshotPosition | None = None
+    aside: bool = False
 
     @property
     def asks(self) -> bool:
@@ -143,6 +146,22 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Aside:
+    """
+    What is read beside a cycle, in its snapshot.
+
+    Args:
+        connection: In a transaction that has it.
+        orders: Of the queries.
+        moment: Of that snapshot.
+    """
+
+    connection: PgConnection
+    orders: Sequence[Order]
+    moment: Moment
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """
     Of a cycle.
@@ -152,13 +171,18 @@ class Outcome:
         found: What was found of queries that were run, None if nothing has changed, or why it failed.
         late: Those that were put off, with the seconds until they may be run.
         joined: Those that another session had found, of which the state is by now that of the others.
+        aside: What is to be read in its snapshot yet.
     """
 
     position: SnapshotPosition
     found: Mapping[Run, Found | Failure | None]
     late: Mapping[Run, float]
     joined: frozenset[Run] = frozenset()
+    aside: Aside | None = None
 
+
+LEFT = Found(State({}, False), {})
+"""Of a query of which all rows are to be read, and it is not the time for it."""
 
 ToRead = Mapping[Run, TouchedRows | None]
 """Which rows are to be read again, of each query that a change concerns; None for all of its rows."""
@@ -179,6 +203,7 @@ class Cycle:
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
         self._session = session
         self._connection: PgConnection | None = None
+        self._beside: PgConnection | None = None
         self._watched = WatchedRuns()
         self._dropped: list[Run] = []
 
@@ -200,6 +225,10 @@ class Cycle:
         """Run a cycle for queries that were not found before; it keeps nothing of them."""
         return in_thread(self._reactor, "pg-watch", self._run, WatchedRuns(), orders, None)
 
+    def read_aside(self, aside: Aside) -> Deferred[Outcome | None]:
+        """Read what a cycle has left, while others run; None if a table may have looked empty."""
+        return in_thread(self._reactor, "pg-watch", aside_txn, aside)
+
     def close(self) -> Deferred[None]:
         """Close the session, between two cycles, and forget all queries."""
         return in_thread(self._reactor, "pg-watch", self._end)
@@ -214,17 +243,35 @@ class Cycle:
             self._close()
             connection = open_session(self._dsn(), self._session)
         same, self._connection = connection is self._connection, connection
+        # Only one that these orders are for: it may be at work for those before.
+        beside = self._opened_beside() if any(order.aside for order in orders) else None
         try:
             for _ in range(MOST_TRIES):
-                outcome = cycle_txn(connection, watched, orders, since, same)
+                outcome = cycle_txn(connection, watched, orders, since, same, beside=beside)
                 if outcome is not None:
                     return outcome
+                if beside is not None:
+                    rollback_txn(beside)
             raise RuntimeError("tables are truncated or rewritten all the time")
         except BaseException:
             self._close()
+            if beside is not None:
+                self._close_beside()
             raise
 
+    def _opened_beside(self) -> PgConnection:
+        if self._beside is None or not self._beside.alive():
+            self._close_beside()
+            self._beside = open_session(self._dsn(), self._session)
+        return self._beside
+
+    def _close_beside(self) -> None:
+        beside, self._beside = self._beside, None
+        if beside is not None:
+            beside.close()
+
     def _end(self) -> None:
+        self._close_beside()
         self._close()
         self._watched = WatchedRuns()
         self._dropped.clear()
@@ -242,6 +289,7 @@ def cycle_txn(
     since: SnapshotPosition | None,
     same: bool = False,
     budget: float = BUDGET,
+    beside: PgConnection | None = None,
 ) -> Outcome | None:
     """
     Find what has changed in queries, and wait until that cannot be lost any more.
@@ -253,6 +301,7 @@ def cycle_txn(
         since: What the cycle before saw; without it everything may have changed.
         same: Whether that was in this very session.
         budget: Seconds after which what needs a read of all rows is put off.
+        beside: Another session, with nothing begun, to read some queries in the same snapshot.
 
     Returns:
         What was found; None if a table may have looked empty that was not.
@@ -272,21 +321,21 @@ def cycle_txn(
             *orders,
             *(Order(run, watched.states[run]) for run in touched if run not in asked),
         ]
+        left = [order for order in orders if order.aside]
+        orders = [order for order in orders if not order.aside]
         found, late = _answers_txn(connection, orders, touched, budget)
+        _share_txn(connection, beside)
     except BaseException:
         if not connection.closed:
             rollback_txn(connection)
         raise
-    if any(isinstance(each, Found) for each in found.values()):
-        flushed, files_by_now = flushed_txn(connection, moment.written)
-        if files_by_now != moment.files:
-            # What was read, windows too, may be that of an empty table.
-            watched.stale.update(found)
-            return None
-        if not flushed:
-            connection.command(FLUSH)
-    else:
+    some = any(isinstance(each, Found) for each in found.values())
+    if not some:
         commit_txn(connection)
+    elif not _lasts_txn(connection, moment):
+        # What was read, windows too, may be that of an empty table.
+        watched.stale.update(found)
+        return None
     watched.stale.clear()
     for order in orders:
         each = found.get(order.run)
@@ -294,7 +343,46 @@ def cycle_txn(
         if state is not None:
             watched.keep(order.run, state)
     joined = (order.run for order in orders if order.since is not None)
-    return Outcome(position, found, late, frozenset(joined) - late.keys())
+    aside = None if beside is None else Aside(beside, left, moment)
+    return Outcome(position, found, late, frozenset(joined) - late.keys(), aside)
+
+
+def _share_txn(connection: PgConnection, beside: PgConnection | None) -> None:
+    """Begin a transaction of another session, if there is one, in the snapshot of the one that is open."""
+    if beside is not None:
+        (name,) = connection.ask("SELECT pg_catalog.pg_export_snapshot()")
+        words = begin_statement("repeatable read", read_only=True)
+        beside.begin(f"{words};SET TRANSACTION SNAPSHOT '{name}'")
+        beside.ask("SELECT 1")
+
+
+def aside_txn(aside: Aside) -> Outcome | None:
+    """
+    Read all rows of queries in the snapshot of a cycle, and wait until they cannot be lost any more.
+
+    Returns:
+        What was found; None if a table may have looked empty that was not.
+    """
+    connection, orders = aside.connection, aside.orders
+    try:
+        touched = dict.fromkeys(order.run for order in orders)
+        found, _ = _answers_txn(connection, orders, touched, math.inf)
+    except BaseException:
+        if not connection.closed:
+            rollback_txn(connection)
+        raise
+    lasts = _lasts_txn(connection, aside.moment)
+    return Outcome(aside.moment.position, found, {}) if lasts else None
+
+
+def _lasts_txn(connection: PgConnection, moment: Moment) -> bool:
+    """Commit; return whether what was read cannot be lost, and no table has looked empty by mistake."""
+    flushed, files = flushed_txn(connection, moment.written)
+    if files != moment.files:
+        return False
+    if not flushed:
+        connection.command(FLUSH)
+    return True
 
 
 class Moment(NamedTuple):
@@ -381,10 +469,20 @@ def _joining_txn(
     return touched_txn(connection, joining, list(map(row_change, rows)))
 
 
-def found_txn(connection: PgConnection, order: Order, touched: ToRead) -> Found | Failure | None:
-    """Return what is different in a query, if anything is, or why it is refused."""
+def found_txn(
+    connection: PgConnection, order: Order, touched: ToRead, whole: bool = True
+) -> Found | Failure | None:
+    """
+    Return what is different in a query, if anything is, or why it is refused.
+
+    Args:
+        connection: In the snapshot in which the changes were read.
+        order: Of the query.
+        touched: Which of its rows changes have touched.
+        whole: Whether all of its rows may be read; without, they are `LEFT` where they have to be.
+    """
     try:
-        found = _found_txn(connection, order, touched)
+        found = _found_txn(connection, order, touched, whole)
         if order.check and order.before is not None:
             found = _checked_txn(connection, order, found)
         return found
@@ -415,13 +513,15 @@ def _answers_txn(
     began = time.monotonic()  # that all who come back share is no query's time
     for order in todo:
         run, at = order.run, time.monotonic()
+        heavy = run.heavy and budget < math.inf
         whole = order.asks or touched[run] is None
-        # One that another session has read just now has its callers without rows until it is read here.
-        rests = run.until > at + budget and order.since is None
-        if whole and (rests or (found and at > began + budget)):
-            late[run] = max(0.0, run.until - at) if rests else 0.0
+        if whole and (heavy or (found and at > began + budget)):
+            late[run] = max(0.0, run.until - at)
             continue
-        answer = found_txn(connection, order, touched)
+        answer = found_txn(connection, order, touched, not heavy)
+        if answer is LEFT:
+            late[run] = max(0.0, run.until - at)
+            continue
         if isinstance(answer, Found) and order.resumes:
             keys = {each: missed.keys_txn(connection, run, each) for each in order.resumes}
             answer = replace(answer, resumed=keys)
@@ -429,7 +529,9 @@ def _answers_txn(
     return found, late
 
 
-def _found_txn(connection: PgConnection, order: Order, touched: ToRead) -> Found | None:
+def _found_txn(
+    connection: PgConnection, order: Order, touched: ToRead, whole: bool
+) -> Found | None:
     run, before = order.run, order.before
     if before is None or order.whole:
         return _whole_txn(connection, order)
@@ -437,7 +539,9 @@ def _found_txn(connection: PgConnection, order: Order, touched: ToRead) -> Found
         return None
     keys = touched[run]
     found = None if keys is None else by_keys_txn(connection, run, before, keys)
-    return _whole_txn(connection, order) if found is None else _different(before, found)
+    if found is None:
+        return _whole_txn(connection, order) if whole else LEFT
+    return _different(before, found)
 
 
 def _checked_txn(connection: PgConnection, order: Order, found: Found | None) -> Found | None:

@@ -146,6 +146,11 @@ class Run:
         return self.shape.form.ordered or self.shown is not None
 
     @property
+    def heavy(self) -> bool:
+        """Return whether a read of all rows takes long."""
+        return self.whole > HEAVY
+
+    @property
     def terms(self) -> Sequence[Term]:
         """What holds of each row of the relation itself that concerns the query."""
         shape = self.shape
@@ -154,7 +159,7 @@ class Run:
     def timed(self, began: float, ended: float) -> None:
         """Record a read of all rows; one that takes long is followed by a rest, for others' sake."""
         self.whole = ended - began
-        self.until = ended + REST * self.whole if self.whole > HEAVY else 0.0
+        self.until = ended + REST * self.whole if self.heavy else 0.0
 
 
 def key_plan_of(

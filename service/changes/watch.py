@@ -23,12 +23,21 @@ from twisted.python.failure import Failure
 
 from service.api.call import Call, Lasting, Snapshot
 from service.api.dispatcher import Dispatcher, depends_on_catalog
-from service.changes.cycle import Cycle, Found, Order, Outcome
+from service.changes.cycle import Aside, Cycle, Found, Order, Outcome
 from service.changes.delta import KeyRepeated
-from service.changes.positions import Position, SnapshotPosition, parse_position
+from service.changes.positions import SnapshotPosition, parse_position
 from service.changes.queries import Queries, WatchLimits
 from service.changes.refresh import Run
-from service.changes.watchers import Query, Watch, WatchingSession
+from service.changes.watchers import (
+    Query,
+    Watch,
+    order_of,
+    orders_of,
+    rests,
+    resume_from,
+    wanted_of,
+)
+from service.changes.watching_session import WatchingSession
 from service.db.database import Database
 from service.db.sqlstate import refusal
 from service.errors import DatabaseRefused, Unavailable
@@ -90,6 +99,7 @@ class Watches(Service):
         self._cycle = cycle
         self._first = first
         self._beginning: Deferred[None] | None = None
+        self._reading: Deferred[None] | None = None
         self._limits = limits
         self._made = Queries(database, limits)
         self._poll = poll
@@ -192,7 +202,7 @@ class Watches(Service):
         caller = session.caller if session.caller == call.caller else call.caller
         query = self._query(run, caller, call.kwargs)
         watch = Watch(session, query, call.progress, options.tx)
-        _resume(watch, since)
+        resume_from(watch, since)
         query.watches = (*query.watches, watch)
         session.add(watch)
         self._silent[-1].append(watch)
@@ -299,8 +309,9 @@ class Watches(Service):
                 elif not self._woken:
                     await self._rest(min(self._poll, self._due))
         finally:
-            if self._beginning is not None:
-                await self._beginning
+            for beside in (self._beginning, self._reading):
+                if beside is not None:
+                    await beside
             await self._first.close()
             await self._cycle.close()
             self._running = self._position = self._place = None
@@ -325,13 +336,13 @@ class Watches(Service):
         """Run one cycle, and tell the watchers."""
         if self._dispatcher.served is not self._served:
             await self._renew()
-        asking = [each for each in self._asking if not each.parked]
+        asking = [each for each in self._asking if not (each.parked or each.away)]
         new = [each for each in asking if each.state is None]
         if new and self._beginning is None:
             self._beginning = Deferred.fromCoroutine(self._begin(new))
         asking = [each for each in asking if each.state is not None]
-        wanted = {query: _wanted(query) for query in asking}
-        orders = [_order(query, watches) for query, watches in wanted.items()]
+        wanted = {query: wanted_of(query) for query in asking}
+        orders = orders_of(wanted, self._reading is None)
         checked = self._check(orders)
         outcome = await self._cycle.run(orders, self._position)
         self.cycles += 1
@@ -349,6 +360,10 @@ class Watches(Service):
             if not (query.stale or any(watch.wanting for watch in query.watches)):
                 self._asking.discard(query)
         self._place = outcome.position
+        if outcome.aside is not None:
+            self._reading = Deferred.fromCoroutine(self._read(outcome.aside, wanted))
+            self._reading.addErrback(lambda why: log.failure("cannot tell what was read", why))
+        self._due = min([self._due, *rests(asking)])
         self._tick()
         self._move()
 
@@ -359,32 +374,69 @@ class Watches(Service):
         That may take seconds, which the others need not wait for: it is done in a session of its own,
         and the next cycle goes on from there, by what the log has since.
         """
-        wanted = {query: _wanted(query) for query in new}
-        orders = [_order(query, watches) for query, watches in wanted.items()]
+        wanted = {query: wanted_of(query) for query in new}
+        orders = [order_of(query, watches) for query, watches in wanted.items()]
         try:
             outcome = await self._first.run_alone(orders)
         except Exception as error:
             log.warn("cannot begin live queries: {error}", error=_first_line(error))
             await deferLater(self._reactor, PAUSES[0])
         else:
-            self._take_first(outcome, wanted)
+            self._take_beside(outcome, wanted)
         finally:
             self._beginning = None
             self.wake()
 
-    def _take_first(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
+    async def _read(self, aside: Aside, wanted: Mapping[Query, set[Watch]]) -> None:
+        """
+        Read all rows of queries that take long, in the snapshot of the last cycle.
+
+        The cycles go on for the others meanwhile; the sessions of these come to its position when
+        their rows are there.
+        """
+        place = aside.moment.position
+        queries = [self._runs[each.run] for each in aside.orders if each.run in self._runs]
+        sessions = {watch.session: None for query in queries for watch in query.watches}
+        for query in queries:
+            query.leave()
+            self._cycle.drop(query.run)
+        for session in sessions:
+            session.cover(place)
+            session.keep(place)
+        outcome = None
+        try:
+            outcome = await self._cycle.read_aside(aside)
+        except Exception as error:
+            log.warn("cannot look for changes: {error}", error=_first_line(error))
+        for query in queries:
+            query.come_back(outcome is not None)
+        if outcome is not None:
+            self._take_beside(outcome, wanted)
+        for session in sessions:
+            session.complete(queries)
+        self._reading = None
+        self._moved |= sessions
+        self._move()
+        self.wake()
+
+    def _take_beside(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
+        """Store what was found beside the cycles; the next one goes on from there."""
         for run, found in outcome.found.items():
             query = self._runs.get(run)
             if query is None or query.parked:
                 continue
             if isinstance(found, Failure):
                 self._failed(query, found)
-            elif found is not None:
-                query.state, query.since = found.state, outcome.position
-                for watch in query.watches:
-                    # One that has come meanwhile, and has no rows, takes these, too.
-                    takes = watch in wanted[query] or (watch.unseen and not watch.session.busy)
-                    watch.find(found, takes, found.weight)
+                continue
+            query.found_at(outcome.position)
+            if found is None:
+                continue
+            every = query.state is None or bool(wanted[query])
+            query.state = found.state
+            for watch in query.watches:
+                # One that has come meanwhile, and has no rows, takes all of these, too.
+                new = every and watch.unseen and not watch.session.busy
+                watch.find(found, new or watch in wanted[query], found.weight)
 
     def _tick(self) -> None:
         """Send those a message who have not heard of anything for long, though nothing has changed."""
@@ -419,6 +471,8 @@ class Watches(Service):
             if query is not None:
                 query.invalidate()
                 query.put_off(query.late + 1)
+                if run.heavy:  # until it has been read, changes by key are none of its
+                    self._cycle.drop(run)
         self._due = min(outcome.late.values(), default=self._poll)
 
     def _take_answer(self, query: Query, found: Found | Failure | None, wanted: set[Watch]) -> None:
@@ -444,9 +498,10 @@ class Watches(Service):
             each
             for each in self._queries.values()
             if each.state is not None and each.since is None and each not in self._asking
+            if not (each.away or each.run.heavy)
         ]
         if known:
-            orders.append(replace(_order(random.choice(known), set()), check=True))
+            orders.append(replace(order_of(random.choice(known), set()), check=True))
         return bool(known)
 
     def _tell(self, query: Query, found: Found, wanted: set[Watch]) -> None:
@@ -525,33 +580,9 @@ class Watches(Service):
         if self._runs.get(query.run) is query:  # nobody has cancelled it meanwhile
             self._drop(query.run)
             self._runs[run] = query
+        run.whole, run.until = query.run.whole, query.run.until
         query.run = run
         query.invalidate()
-
-
-def _wanted(query: Query) -> set[Watch]:
-    """Return the watches of a query that take all of its rows now."""
-    return {watch for watch in query.watches if watch.wanting and not watch.session.busy}
-
-
-def _order(query: Query, wanted: set[Watch]) -> Order:
-    resumes = {watch.since for watch in wanted if watch.since is not None}
-    return Order(
-        query.run,
-        query.state,
-        whole=bool(wanted),
-        stale=query.stale,
-        late=query.late,
-        resumes=tuple(sorted(resumes, key=str)),
-        since=query.since,
-    )
-
-
-def _resume(watch: Watch, since: Position | None) -> None:
-    """Resume a watch from a position, if that is one of the same query and rights."""
-    same = not isinstance(since, SnapshotPosition) or since.query in ("", watch.query.run.mark)
-    watch.since = since if same else None
-    watch.reset = since is not None and not same
 
 
 def _stopping() -> Unavailable:

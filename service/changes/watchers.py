@@ -1,9 +1,5 @@
 """
-Watchers: what each session has, and what it is sent next.
-
-The watches of one session move together. What is sent to it next is made when what was sent before
-has been taken, and of the state by then: so a slow caller gets fewer and larger deltas. Rows wait
-for it up to a bound; beyond that it gets all of them anew when it is back.
+Watchers: the queries that are watched, and what each caller has of them.
 
 There may be many thousands of watches of which little happens to any. So each keeps little, and what
 happens to some costs nothing for the others.
@@ -11,23 +7,26 @@ happens to some costs nothing for the others.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
-from contextvars import Context
+import time
+from collections.abc import (
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cbor2
-from twisted.internet.defer import Deferred
-from twisted.logger import Logger
 
 from service.api.call import Call, CallState, Lasting, Send
-from service.changes.cycle import Found
+from service.changes.cycle import Found, Order
 from service.changes.delta import (
     Difference,
     FoundRows,
     Message,
     State,
-    alive_message,
     delta_message,
     difference,
     has_copies,
@@ -38,16 +37,13 @@ from service.changes.positions import Position, SnapshotPosition
 from service.changes.refresh import Run
 from service.request.arguments import Caller
 
-log = Logger()
-
-MOST_WRITTEN = 1000
-"""Transactions of one session that are not included in the state yet; older ones are not told."""
-
+if TYPE_CHECKING:
+    from service.changes.watching_session import WatchingSession
 
 NOTHING = Difference((), (), ())
 
-Step = list[tuple["Watch", Iterator[Message], bool]]
-"""What each watch is sent to come to a position, and whether that is more than that it is alive."""
+Kept = tuple[State, dict[Hashable, Any]]
+"""A state that a watch is to be brought to, and the rows that are different from those its caller has."""
 
 
 class Query:
@@ -67,6 +63,7 @@ class Query:
         watches: Of it.
         stale: Whether its rows may be others, whatever the log says.
         late: How many cycles it was put off.
+        away: Whether its rows are being read beside the cycles.
         parked: Whether it waits for another catalog, since it was refused by this one.
         renewed: Whether it was refused before, by an older catalog.
     """
@@ -75,6 +72,7 @@ class Query:
         "_asking",
         "_delta",
         "_kwargs",
+        "away",
         "caller",
         "late",
         "name",
@@ -101,7 +99,7 @@ class Query:
         # Not a set, which takes four times as much, since nearly all have a single one.
         self.watches: tuple[Watch, ...] = ()
         self._delta: tuple[State, State, Message] | None = None
-        self.stale = self.parked = self.renewed = False
+        self.stale = self.away = self.parked = self.renewed = False
         self.late = 0
 
     @property
@@ -123,11 +121,32 @@ class Query:
     @property
     def behind(self) -> bool:
         """Whether its state is not the one of the last cycle."""
-        return bool(self.late) or self.since is not None
+        return bool(self.late) or self.away or self.since is not None
 
     def put_off(self, times: int) -> None:
         """Record how many cycles it was put off: whoever watches it waits, with his session."""
         self.late = times
+        self._hold()
+
+    def leave(self) -> None:
+        """Record that its rows are being read beside the cycles."""
+        self.away, self.stale, self.late = True, False, 0
+        self._hold()
+
+    def come_back(self, read: bool) -> None:
+        """Record that its rows are not being read beside the cycles any more; whether they were."""
+        self.away = False
+        if not read:
+            self.invalidate()
+        self.put_off(0 if read else 1)
+
+    def found_at(self, position: SnapshotPosition) -> None:
+        """Record where its state was found, beside the cycles: the next one goes on from there."""
+        self.since = position
+        self.ask()
+        self._hold()
+
+    def _hold(self) -> None:
         for watch in self.watches:
             watch.session.hold(watch)
 
@@ -136,18 +155,18 @@ class Query:
         self.since = None
         self.put_off(0)
 
-    def delta_from(self, before: State, rows: Mapping[Hashable, Any]) -> Message:
+    def delta_from(self, before: State, state: State, rows: Mapping[Hashable, Any]) -> Message:
         """
-        Return the message that makes a watcher's rows those of its state, less the position.
+        Return the message that makes a watcher's rows those of a state, less the position.
 
         Watchers who had the same before are sent the same, so it is made once.
 
         Args:
             before: What the watcher has.
+            state: What it is to have.
             rows: At least those that are different.
         """
-        state, known = self.state, self._delta
-        assert state is not None
+        known = self._delta
         if known is not None and known[0] is before and known[1] is state:
             return dict(known[2])
         change, form = difference(before, state, rows), self.run.shape.form
@@ -224,6 +243,7 @@ class Watch(Lasting):
 
     def start_over(self) -> None:
         """Send all rows next, in place of those that the caller has."""
+        self.session.melt()
         # One that resumes has rows, too, and what was touched is not all that is new by now.
         self.reset = not self.unseen
         self.base = self.rows = self.since = self.touched = self.changed = None
@@ -252,22 +272,31 @@ class Watch(Lasting):
             super().end(error)
             self.session.ended(self)
 
-    def messages(self, position: str) -> Iterator[Message] | None:
-        """Return the messages that bring the caller to the last state; None without any."""
+    def messages(self, position: str, kept: Kept | None = None) -> Iterator[Message] | None:
+        """
+        Return the messages that bring the caller to a state; None without any.
+
+        Args:
+            position: Of the state.
+            kept: The state, and what is different in it; by default the last one.
+        """
         state, form, before = self.query.state, self.query.run.shape.form, self.base
+        if kept is not None:
+            state, changed = kept
         if state is None or (before is None and self.rows is None):
             return None
         self.base = state
-        changed, self.changed = self.changed or {}, None
+        if kept is None:
+            changed, self.changed = self.changed or {}, None
         rows, self.rows = self.rows, None
         if rows is None:
             assert before is not None
-            return self._delta(before, changed, position)
+            return self._delta(before, state, changed, position)
         touched, self.touched = self.touched, None
         reset, self.reset = self.reset, False
         if touched is not None and not touched:
             # By the keys it could not be told which of some rows that are alike came since.
-            return self._delta(rows.state, changed, position, resumed=True)
+            return self._delta(rows.state, state, changed, position, resumed=True)
         if rows.state is not state:  # others of the session had to wait for theirs
             if touched is not None:
                 came = difference(rows.state, state)
@@ -279,14 +308,17 @@ class Watch(Lasting):
         return snapshot_messages(form, rows, position, reset)
 
     def _delta(
-        self, before: State, changed: Mapping[Hashable, Any], position: str, resumed: bool = False
+        self,
+        before: State,
+        state: State,
+        changed: Mapping[Hashable, Any],
+        position: str,
+        resumed: bool = False,
     ) -> Iterator[Message] | None:
-        """Return the messages that make the rows of a state those of now; None without any."""
-        query = self.query
-        state, form = query.state, query.run.shape.form
-        assert state is not None
+        """Return the messages that make the rows of a state those of a later one; None without any."""
+        form = self.query.run.shape.form
         # Of several steps together others may have moved than of each.
-        message = query.delta_from(before, changed)
+        message = self.query.delta_from(before, state, changed)
         if message and form.ordered and (has_copies(before) or has_copies(state)):
             # By its key it could not be told where a row goes. Such rows are their own keys.
             rows = FoundRows(state, {name: entry.key for name, entry in state.entries.items()})
@@ -300,188 +332,59 @@ class Watch(Lasting):
         return iter([message])
 
 
-class WatchingSession:
+def wanted_of(query: Query) -> set[Watch]:
+    """Return the watches of a query that take all of its rows now."""
+    return {watch for watch in query.watches if watch.wanting and not watch.session.busy}
+
+
+def order_of(query: Query, wanted: set[Watch]) -> Order:
+    """Return what a cycle is to find out of a query, of which some watches take all rows."""
+    resumes = {watch.since for watch in wanted if watch.since is not None}
+    return Order(
+        query.run,
+        query.state,
+        whole=bool(wanted),
+        stale=query.stale,
+        late=query.late,
+        resumes=tuple(sorted(resumes, key=str)),
+        since=query.since,
+    )
+
+
+def resume_from(watch: Watch, since: Position | None) -> None:
+    """Resume a watch from a position, if that is one of the same query and rights."""
+    same = not isinstance(since, SnapshotPosition) or since.query in ("", watch.query.run.mark)
+    watch.since = since if same else None
+    watch.reset = since is not None and not same
+
+
+def orders_of(wanted: Mapping[Query, set[Watch]], aside: bool) -> list[Order]:
     """
-    The watches of one session, which move together.
+    Return what a cycle is to find out of queries of which more is asked than what the log says.
+
+    Of one that takes long all rows are read beside the cycles, after a rest. Those of one session are
+    read together, since it comes to one position with all. Whoever watches one that waits, waits too.
 
     Args:
-        key: Which one.
-        caller: Whose it is.
-        now: Returns the time.
-        want: Called when rows are wanted.
-        place: Returns what its watches are brought to next.
-        ended: Called with a watch that has ended.
-        most: Characters of rows that may wait for it.
-
-    Attributes:
-        members: The watches.
-        busy: Whether it has not taken all that it was sent.
-        written: Its own transactions that the state does not include yet.
-        moves: Whether there is something to send to it.
+        wanted: The queries, each with the watches that take all of its rows now.
+        aside: Whether nothing is being read beside the cycles.
     """
+    now = time.monotonic()
+    heavy = {each for each in wanted if each.run.heavy and (each.stale or wanted[each])}
+    resting = {each for each in heavy if each.run.until > now or not aside}
+    wait = {watch.session for each in resting for watch in each.watches}
+    found = []
+    for query, watches in wanted.items():
+        if query not in heavy:
+            found.append(order_of(query, watches))
+        elif wait.isdisjoint(watch.session for watch in query.watches):
+            found.append(replace(order_of(query, watches), aside=True))
+        elif query.stale:
+            query.put_off(query.late or 1)
+    return found
 
-    def __init__(
-        self,
-        key: Hashable,
-        caller: Caller,
-        now: Callable[[], float],
-        want: Callable[[], None],
-        place: Callable[[], SnapshotPosition | None],
-        ended: Callable[[Watch], None],
-        most: int,
-    ) -> None:
-        self.key = key
-        self.caller = caller
-        self.now = now
-        self._want = want
-        self._place = place
-        self.ended = ended
-        self._most = most
-        self._waiting = 0
-        self._head = ""
-        self._held: set[Watch] = set()
-        self._news: dict[Watch, None] = {}
-        self.members: tuple[Watch, ...] = ()
-        self.busy = False
-        self.written: dict[int, None] = {}
-        self.moves = False
 
-    def add(self, watch: Watch) -> None:
-        """Add a watch."""
-        self.members = (*self.members, watch)
-        self.hold(watch)
-
-    def remove(self, watch: Watch) -> None:
-        """Remove a watch; the others may have waited for its rows."""
-        self.members = tuple(each for each in self.members if each is not watch)
-        self._news.pop(watch, None)
-        self._held.discard(watch)
-        self.moves = True
-
-    def hold(self, watch: Watch) -> None:
-        """Make the others wait for a watch whose caller has rows, if those that follow are not there."""
-        if (watch.wanting or watch.query.behind) and not watch.unseen:
-            self._held.add(watch)
-        else:
-            self._held.discard(watch)
-
-    def tell(self, watch: Watch) -> None:
-        """Send a watch with the next step what there is for it."""
-        self._news[watch] = None
-        self.moves = True
-
-    def wrote(self, xid: int) -> None:
-        """Record a transaction of its own, to be told once the state includes it."""
-        if any(watch.tx for watch in self.members):
-            self.written[xid] = None
-            if len(self.written) > MOST_WRITTEN:
-                del self.written[next(iter(self.written))]
-
-    def cover(self, position: SnapshotPosition) -> None:
-        """Send its watches which of its transactions a position includes."""
-        seen = [xid for xid in self.written if position.snapshot.sees(xid)]
-        for xid in seen:
-            del self.written[xid]
-        for watch in self.members if seen else ():
-            if watch.tx:
-                watch.covered += tuple(map(str, seen))
-                self.tell(watch)
-
-    def lag(self, watch: Watch, weight: int) -> None:
-        """Count rows that wait for it; with too many of them it gets all rows anew, later."""
-        self.tell(watch)
-        self._waiting += weight
-        if self.busy and self._waiting > self._most:
-            self._waiting = 0
-            for each in self._news:
-                if each.changed or each.rows is not None:
-                    each.start_over()
-
-    def go(self) -> None:
-        """Send what there is to send, as fast as it is taken."""
-        if not self.busy and self._place() is not None:
-            self.busy, self.moves = True, False
-            # Whoever comes here may act as a caller, or be in a transaction.
-            sending = Context().run(Deferred.fromCoroutine, self._go())
-            sending.addErrback(lambda why: log.failure("cannot send to a watcher", why))
-
-    async def _go(self) -> None:
-        try:
-            while step := self._step():
-                await self._send(step)
-        finally:
-            self.busy = False
-
-    def _step(self) -> Step:
-        """Return what brings each watch to the position; nothing while one is not there yet."""
-        if self._held:
-            self._want()
-            return []
-        self._waiting = 0
-        place = self._place()
-        assert place is not None
-        head = self._head = str(place)
-        found: Step = []
-        news, self._news = self._news, {}
-        for watch in news:
-            if watch.query.behind or watch.wanting:
-                self._news[watch] = None  # until its rows are those of the position
-                if watch.wanting:
-                    self._want()
-                continue
-            position = f"{head}~{watch.query.run.mark}"
-            messages = watch.messages(position)
-            if messages is not None:
-                found.append((watch, messages, True))
-            elif watch.base is not None and (watch.silent or watch.covered):
-                found.append((watch, iter([alive_message(watch.base, position)]), False))
-        return found
-
-    async def _send(self, step: Step) -> None:
-        """Send a step; done when the next may follow."""
-        now, moves = self.now(), any(moves for *_, moves in step)
-        taken: Awaitable[None] | None = None
-        sent: dict[Awaitable[None], list[Watch]] = {}
-        for at, (watch, messages, _) in enumerate(step, 1):
-            taken = await self._give(watch, messages, moves and at == len(step), now)
-            if taken is not None:
-                # It is the same of all watches of a caller, who is waited for once.
-                sent.setdefault(taken, []).append(watch)
-        if moves and taken is None:
-            await self._end_step([watch for watch, *_ in step if not watch.ended], now)
-        for taken, watches in sent.items():
-            try:
-                await taken
-            except Exception as error:
-                for watch in watches:
-                    watch.end(error)
-
-    async def _end_step(self, watches: Sequence[Watch], now: float) -> None:
-        """Say that a step is whole: the watch whose message was to say it has ended before its turn."""
-        for watch in watches[:1]:
-            assert watch.base is not None
-            alive = alive_message(watch.base, f"{self._head}~{watch.query.run.mark}")
-            await self._give(watch, iter([alive]), True, now)
-
-    async def _give(
-        self, watch: Watch, messages: Iterator[Message], ends: bool, now: float
-    ) -> Awaitable[None] | None:
-        """Send messages of a watch, the last of which may end the step; return what to await after it."""
-        message = next(messages, None)
-        while message is not None and not watch.ended:
-            following = next(messages, None)
-            if following is None:
-                if watch.covered:
-                    message["covers"], watch.covered = list(watch.covered), ()
-                if ends:
-                    message["step"] = True
-            watch.told, watch.silent = now, False
-            try:
-                taken = watch.send(message)
-                if following is None:
-                    return taken
-                await taken
-            except Exception as error:
-                watch.end(error)
-            message = following
-        return None
+def rests(queries: Iterable[Query]) -> list[float]:
+    """Return the seconds until queries may be read again, of those that rest."""
+    now = time.monotonic()
+    return [each.run.until - now for each in queries if each.run.until > now]

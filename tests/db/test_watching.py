@@ -419,3 +419,52 @@ async def test_transaction_that_the_rows_have_already_is_covered_at_once(dsn: st
         await until(lambda: watcher.messages[-1]["type"] == "delta")
         live.watches.wrote(7, str(tx))
         assert watcher.messages[-1]["covers"] == [tx]
+
+
+WAITING = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted"
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_query_that_runs_again_keeps_no_other_session_waiting(dsn: str) -> None:
+    """Its own session comes to one commit, with all of its watches, when its rows are there."""
+    execute(
+        dsn,
+        BEFORE_EACH + "CREATE OR REPLACE FUNCTION slow() RETURNS SETOF teams STABLE LANGUAGE sql"
+        " AS 'SELECT t.* FROM teams t, pg_sleep(0.2), pg_advisory_xact_lock_shared(7)'",
+    )
+    lock = psycopg2.connect(dsn)
+    async with living(dsn, limits=WatchLimits(timeout=20)) as live:
+        mine, others = (replace(ANYONE, session=number) for number in (1, 2))
+        slow = live.watch("fn.slow", caller=mine, tables=["teams"])
+        beside, quick = (live.watch("notes", caller=each) for each in (mine, others))
+        for each in (slow, beside, quick):
+            await each.first()
+        for word in ("first", "second"):
+            lock.cursor().execute("SELECT pg_advisory_xact_lock(7)")
+            for run in live.watches._runs:
+                run.until = 0.0  # as if it had rested
+            execute(
+                dsn,
+                f"BEGIN; UPDATE teams SET name = '{word}' WHERE id = 1;"
+                f" INSERT INTO notes VALUES ('{word}', 3); COMMIT",
+            )
+            await until(lambda: execute(dsn, WAITING))
+            for each in (slow, beside):
+                each.messages.clear()
+            for number in range(3):
+                execute(dsn, f"INSERT INTO notes VALUES ('{word}', {number})")
+                await quick.same()
+            assert execute(dsn, WAITING)
+            assert slow.messages == beside.messages == []
+            lock.rollback()
+            await until(lambda: slow.messages and beside.messages)
+            # at one commit, without what has come to the notes since
+            first, other = slow.messages[0], beside.messages[0]
+            assert first["position"].split("~")[0] == other["position"].split("~")[0]
+            assert ("step" in first) != ("step" in other)
+            assert [row["name"] for row in first["enter"]] == [word]
+            assert [row["weight"] for row in other["enter"]] == [3]
+            await slow.same()
+            await beside.same()
+        assert slow.copy.resets == beside.copy.resets == quick.copy.resets == 0
+    lock.close()

@@ -58,6 +58,23 @@ async def test_copies_outlast_restarts_ddl_and_changed_rights(dsn: str) -> None:
     assert report.comparisons > 1000
 
 
+@pytest_twisted.ensureDeferred
+async def test_copies_of_queries_that_are_read_beside_the_cycles_are_right(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each query whose keys are not told is one that takes long."""
+    monkeypatch.setattr(refresh, "HEAVY", 0.0)
+    monkeypatch.setattr(refresh, "REST", 0)
+
+    async def work(oracle: Oracle) -> None:
+        await torture(oracle, queries=60, least=5000)
+
+    report = await run(dsn, SEED, work)
+    assert report.wrong == []
+    assert report.errors == []
+    assert report.needless == []
+
+
 def without_old_images(*args: Any) -> tuple[cycle.Moment, list[LogRow] | None]:
     """Read the log as if it had new images alone."""
     moment, rows = moment_txn(*args)
