@@ -378,6 +378,33 @@ async def test_column_hidden_or_added_or_of_another_type_since_is_as_it_is_now(
 
 @served
 @pytest_twisted.ensureDeferred
+async def test_table_renamed_dropped_or_untracked_is_silent_under_its_name_until_it_is_tracked(
+    publishing: Publishing,
+) -> None:
+    made = "CREATE TABLE {0} (id int PRIMARY KEY); SELECT rowcast.track('{0}')"
+    execute(publishing.dsn, made.format("passing"))
+    topics = publishing.topics()
+    for sql, heard in (
+        ("INSERT INTO passing VALUES (1)", {"passing.changed.reset.-", "passing.changed.insert.1"}),
+        (
+            "ALTER TABLE passing RENAME TO passed; SELECT rowcast.notice()",  # as the feed does
+            {"passed.changed.reset.-"},
+        ),
+        ("INSERT INTO passed VALUES (2)", {"passed.changed.insert.2"}),
+        ("DROP TABLE passed; SELECT rowcast.notice()", set()),
+        (made.format("passed"), {"passed.changed.reset.-"}),
+        ("SELECT rowcast.untrack('passed'); INSERT INTO passed VALUES (3)", set()),
+        ("SELECT rowcast.track('passed')", {"passed.changed.reset.-"}),
+        ("INSERT INTO passed VALUES (4)", {"passed.changed.insert.4"}),
+    ):
+        publishing.sent.clear()
+        await topics.publish(await publishing.changes(sql), succeed(None))
+        assert {each.topic.removeprefix("rowcast.") for each in publishing.sent} == heard, sql
+    execute(publishing.dsn, "DROP TABLE passed")
+
+
+@served
+@pytest_twisted.ensureDeferred
 async def test_row_that_is_too_large_or_not_exact_is_to_be_read(publishing: Publishing) -> None:
     publishing.max_bytes = 100_000
     (event,) = await publishing.of(
