@@ -17,6 +17,7 @@ GIVEN = "p"
 """The alias of what an update is joined to: the rows that are picked, or given."""
 
 JSON_KIND = "coalesce(pg_catalog.jsonb_typeof({value}), 'null')"
+IS_NULL = f"{JSON_KIND} OPERATOR(pg_catalog.=) 'null'"
 REFUSALS = {
     "object": "pg_catalog.to_jsonb(ARRAY(SELECT pg_catalog.jsonb_object_keys({value})))",
     "array": "pg_catalog.to_jsonb(pg_catalog.jsonb_array_length({value}))",
@@ -102,6 +103,10 @@ def _document(
             new=_document(there, part, others, depth + 1),
             only=SQL(", false") if changes_nothing else EMPTY,
         )
+        if changes_nothing:
+            body = SQL(f"CASE WHEN {IS_NULL} THEN {{value}} ELSE {{body}} END").format(
+                value=value, body=body
+            )
     else:
         body = _changed(value, part)
     return SQL('(SELECT {body} FROM (SELECT {document} AS "v" OFFSET 0) AS {source})').format(
@@ -137,5 +142,5 @@ def _filled(value: Composable, empty: str, kind: str = "") -> Composable:
         if kind
         else "ELSE {value}"
     )
-    template = f"CASE WHEN {JSON_KIND} OPERATOR(pg_catalog.=) 'null' THEN {{empty}} {otherwise} END"
+    template = f"CASE WHEN {IS_NULL} THEN {{empty}} {otherwise} END"
     return SQL(template).format(value=value, empty=Literal(empty))
