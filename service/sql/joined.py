@@ -9,10 +9,10 @@ from dataclasses import replace
 from psycopg2.sql import SQL, Composable, Identifier
 
 from service.plan.conditions import Bound
-from service.plan.plans import CallRows, Joined, Picked, UpdatePlan
+from service.plan.plans import CallRows, Joined, Lock, Picked, UpdatePlan
 from service.sql.expressions import NAME, cast, operator, relation_name
 from service.sql.new_values import GIVEN, new_value
-from service.sql.select import rows_of
+from service.sql.select import row_lock, rows_of
 from service.sql.statement import AND, COMMA, EMPTY, Parameter, Statement, build_statement
 
 ORDINAL = Identifier(GIVEN, "n")
@@ -56,7 +56,8 @@ def is_joined(joined: Joined) -> Composable:
 
 def lock_rows(plan: UpdatePlan) -> Statement:
     """
-    Build the query of the rows that an update is for, in the order of the call; they are locked.
+    Build the query of the rows that an update is for, in the order of the call; they are locked,
+    where PostgreSQL can.
 
     Behind the columns stand the number of each, and its new values of the columns that are computed.
     """
@@ -67,14 +68,14 @@ def lock_rows(plan: UpdatePlan) -> Statement:
         cast(new_value(each.value), each.column.declared) for each in plan.settings if each.computes
     ]
     rows = SQL(
-        'SELECT {columns} FROM {source} JOIN {relation} AS "t" ON {key} ORDER BY {number}'
-        ' FOR UPDATE OF "t"'
+        'SELECT {columns} FROM {source} JOIN {relation} AS "t" ON {key} ORDER BY {number}{lock}'
     ).format(
         columns=COMMA.join([*(Identifier(NAME, name) for name in columns), ORDINAL, *new]),
         source=source_of(plan.joined),
         relation=relation_name(plan.relation),
         key=is_joined(plan.joined),
         number=ORDINAL,
+        lock=row_lock(plan.relation, Lock()),
     )
     return build_statement(plan.name, rows, columns=columns)
 

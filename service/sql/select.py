@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from psycopg2.sql import SQL, Composable, Identifier
 
+from service.catalog import Relation
 from service.datatypes import UNPLAIN
 from service.plan.conditions import SortKey
 from service.plan.plans import (
@@ -135,11 +136,15 @@ def rows_of(plan: ReadPlan, json: bool = False) -> Composable:
         where=_where(plan),
         order=order_by(plan.order, last),
         page=limit_offset(plan.limit, plan.offset),
-        lock=_locking(plan.lock) if plan.lock else EMPTY,
+        lock=row_lock(plan.relation, plan.lock) if plan.lock else EMPTY,
     )  # fmt: skip
 
 
-def _locking(lock: Lock) -> Composable:
+def row_lock(relation: Relation, lock: Lock) -> Composable:
+    """Build the lock on the rows "t" that are read, where PostgreSQL has one."""
+    if not relation.auto_updatable:
+        # What triggers write may be an outer join or groups: refused, wherever the view is locked.
+        return EMPTY
     strength = "UPDATE" if lock.key else "NO KEY UPDATE"
     # OF: the embeds are outer joins, whose nullable side PostgreSQL refuses to lock.
     return SQL(f' FOR {strength} OF "t"{" SKIP LOCKED" if lock.skip_locked else ""}')
