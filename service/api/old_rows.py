@@ -34,6 +34,8 @@ from service.request.assignments import literals
 from service.request.read_request import Parsed
 from service.request.requests import (
     GetRequest,
+    Operand,
+    Pick,
     Returning,
     UpdateRequest,
     UpdateRowsRequest,
@@ -87,7 +89,9 @@ async def update_old(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
             if request.max_affected is not None and len(old) > request.max_affected:
                 raise too_many_rows(len(old), request.max_affected)
             written = Written(old, 0, columns)
-            if old and request.changes:
+            if request.changes and not old:
+                await _change_none(call, parsed)
+            elif request.changes:
                 values = Values(parsed.values)
                 rows = tuple(
                     (*literals(dict(zip(key, each, strict=True)), "key", values), *request.changes)
@@ -124,6 +128,15 @@ async def update_rows_old(call: Call, parsed: Parsed[UpdateRowsRequest]) -> Any:
     except NoRowWritten:
         raise await missing_row(call, parsed) from None
     return answered(_paired(old, written, returning), returning, many=True)
+
+
+async def _change_none(call: Call, parsed: Parsed[UpdateRequest]) -> None:
+    """Run changes of no row, which PostgreSQL refuses as those of one: by rights, say."""
+    values = Values(parsed.values)
+    pick = Pick(Operand(values.add(0), "limit"), skip_locked=False)
+    request = replace(parsed.request, pick=pick, returning=Returning(rows=False))
+    step = prepare_update(call, replace(parsed, request=request, values=values.freeze()))
+    await (call.run(step) if isinstance(step, Step) else step)
 
 
 def _changes_key() -> InvalidArgument:

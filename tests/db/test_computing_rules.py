@@ -32,7 +32,7 @@ CREATE TABLE papers (id int PRIMARY KEY, doc jsonb DEFAULT '"none"', made jsonb)
 CREATE ROLE rc_adder; CREATE ROLE rc_blind; CREATE ROLE rc_reader;
 GRANT SELECT (id, balance), UPDATE (balance) ON accounts TO rc_adder;
 GRANT SELECT (id), UPDATE (balance, doc) ON accounts TO rc_blind;
-GRANT SELECT ON accounts TO rc_reader;
+GRANT SELECT, UPDATE (noted) ON accounts TO rc_reader;
 CREATE TABLE owned (id int PRIMARY KEY, owner text DEFAULT 'me', n int DEFAULT 1, secret int DEFAULT 5);
 COMMENT ON COLUMN owned.secret IS '@hidden';
 GRANT SELECT, UPDATE ON owned TO rc_adder;
@@ -231,6 +231,19 @@ async def test_computing_takes_the_right_to_read_the_column(dsn: str) -> None:
                 db.call_as(ADDER, "accounts.update", 1, {name: {"$merge": {}}}, **back)
             )
             assert f'no column "{name}"' in str(refused)
+
+
+@pytest.mark.parametrize("old", [None, "old", "both"])
+@pytest_twisted.ensureDeferred
+async def test_changes_of_no_row_are_refused_as_those_of_one(dsn: str, old: str | None) -> None:
+    """By the rights of the role, whatever is answered."""
+    execute(dsn, BEFORE_EACH)
+    call: Any = {"where": {"id": 99}, "changes": {"owner": "x"}, "returning": old}
+    async with serving(dsn, roles=ROLES) as db:
+        refused = await failure_of(db.call_as(READER, "accounts.update", **call))
+        assert isinstance(refused, NotAuthorized), refused
+        call["changes"] = {"balance": {"$add": 1}}
+        assert (await db.call_as(ADDER, "accounts.update", **call))["affected"] == 0
 
 
 @pytest_twisted.ensureDeferred
