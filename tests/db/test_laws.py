@@ -3,6 +3,7 @@ What holds between the verbs for any query that the contract allows.
 
 Queries are made from the grammar of filters, select lists, orders and embeds over every kind of
 column and relationship. None may be refused, and the verbs must agree with each other about it.
+(What holds of writes is in `test_laws_of_writes.py`.)
 """
 
 from __future__ import annotations

@@ -1,0 +1,371 @@
+"""
+Writes at random, each beside the SQL that a person would type for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tests.db.random_changes import Changes, Dice, array, document, literal
+
+Rows = list[dict[str, Any]]
+
+WHERE: list[tuple[Any, str]] = [
+    ({"n": {"gt": 9}}, "g.n > 9"),
+    ({"n": {"lt": {"$column": "id"}}}, "g.n < g.id"),
+    ({"owner": ["clerk", "shop"]}, "g.owner IN ('clerk', 'shop')"),
+    ({"owner": {"not": "clerk"}}, "g.owner <> 'clerk'"),
+    ({"doc->>a": "1"}, "g.doc->>'a' = '1'"),
+    ({"tags": {"cs": ["a"]}, "id": {"lte": 9}}, "g.tags @> '{a}' AND g.id <= 9"),
+    ({"shops.city": "City 1"}, "EXISTS (SELECT FROM shops s WHERE s.id = g.shop AND s.city = 'City 1')"),
+    ({"or": [{"price": None}, {"open": True}]}, "g.price IS NULL OR g.open"),
+    ({"closed": 3}, "g.closed = 3"),
+    ({"code": {"istarts": "C1"}}, "lower(g.code) LIKE 'c1%'"),
+    ({"id": 99}, "g.id = 99"),
+]  # fmt: skip
+SELECTS: list[dict[str, str]] = [
+    {"id": "g.id", "n": "g.n", "price::text": "g.price::text"},
+    {"id": "g.id", "tags": "g.tags", "doc": "g.doc", "twice": "g.twice"},
+    {"id": "g.id", "day::text": "g.day::text", "ints": "g.ints", "raw": "g.raw"},
+    {"id": "g.id", "owner": "g.owner", "code": "g.code", "name": "g.name", "shop": "g.shop"},
+    {"id": "g.id", "closed": "g.closed"},
+]
+EMBED = "(SELECT json_build_object('city', s.city) FROM shops s WHERE s.id = g.shop) AS shops"
+KEYS: list[tuple[Any, str, tuple[str, ...], tuple[str, ...]]] = [
+    (None, "(id)", ("id",), ("id",)),
+    (["shop", "name"], "(shop, name)", ("shop", "name"), ("shop", "name")),
+    ("goods_code", "(lower(code))", ("code",), ()),
+    ("goods_open", "(shop, n) WHERE open", ("shop", "n", "open"), ("shop", "n")),
+]
+"""Of an upsert: on_conflict, in SQL, the columns that a row gives for it, and those that stay."""
+
+
+@dataclass
+class Statement:
+    """
+    SQL of a write.
+
+    Args:
+        text: To run.
+        rows: How many it has to be about, or the write is refused.
+        most: How many it may be about.
+    """
+
+    text: str
+    rows: int | None = None
+    most: int | None = None
+
+
+@dataclass
+class Write:
+    """
+    A write, and the SQL that does the same.
+
+    Args:
+        name: Of the procedure.
+        kwargs: Of the call.
+        sql: Statements, one after the other.
+        shaped: Makes the answer out of the rows of the statements.
+        free: Whether the service may refuse what PostgreSQL does, as its docs say.
+        locked: Keys of rows that somebody else has locked.
+    """
+
+    name: str
+    kwargs: dict[str, Any]
+    sql: list[Statement]
+    shaped: Callable[[list[Rows]], Any]
+    free: bool = False
+    locked: Sequence[int] = ()
+
+
+class Writes:
+    """
+    Makes writes at random.
+
+    Args:
+        seed: Of all that is drawn.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.dice = Dice(seed)
+        self.role = self.dice.pick("boss", "clerk")
+        self.kwargs: dict[str, Any] = {}
+        self.relation = self.columns = ""
+
+    def one(self, nested: float = 0.2) -> Write:
+        """Make one of the writes; so often new rows with others inside."""
+        dice, self.kwargs = self.dice, {}
+        if dice.maybe(nested):
+            return self._nested()
+        self.relation = dice.pick("goods", "goods", "goods", "few", "shown")
+        select = dice.pick(*SELECTS) if dice.maybe(0.2) else dice.pick(*SELECTS[:-1])
+        self.kwargs["select"] = list(select)
+        columns = [f'{sql} AS "{name.partition("::")[0]}"' for name, sql in select.items()]
+        if self.relation == "goods" and dice.maybe(0.3):
+            self.kwargs["embed"] = {"shops": {"select": ["city"]}}
+            columns.append(EMBED)
+        self.columns = ", ".join(columns)
+        kinds = [self._by_key, self._by_filter, self._claimed, self._by_rows, self._deleted]
+        write: Write = dice.pick(*kinds, self._upserted)()
+        return write
+
+    def _changes(self) -> Changes:
+        names = ["n", "n", "price", "tags", "doc", "doc"]
+        if self.relation != "shown":
+            names += ["raw", "open", "closed", "owner", "code", "shop"]
+        if self.role == "boss" or self.dice.maybe(0.1):
+            names += ["day"] if self.relation == "shown" else ["day", "took", "ints"]
+        if self.dice.maybe(0.1):
+            names += ["secret", "twice", "name"]
+        return Changes(self.dice, names)
+
+    def _where(self) -> tuple[Any, str]:
+        (one, sql), (other, more) = self.dice.random.sample(WHERE, 2)
+        return self.dice.pick(  # type: ignore[no-any-return]
+            (one, f"({sql})"), (one, f"({sql})"),
+            ({"and": [one, {"not": other}]}, f"({sql}) AND NOT ({more})"),
+            ({"or": [one, other]}, f"(({sql}) OR ({more}))"),
+        )  # fmt: skip
+
+    def _by_key(self) -> Write:
+        id = self.dice.random.randint(1, 13)
+        keys = [(id, f"g.id = {id}"), ({"id": id}, f"g.id = {id}")]
+        if self.relation == "goods":
+            named = {"shop": id % 5, "name": f"g{id}"}
+            keys.append((named, f"g.shop = {id % 5} AND g.name = 'g{id}'"))
+        self.kwargs["key"], condition = self.dice.pick(*keys)
+        if self.dice.maybe(0.3):
+            self.kwargs["expect"], more = self.dice.pick(
+                ({"n": 9}, "g.n = 9"), ({"owner": {"$value": "clerk"}}, "g.owner = 'clerk'"),
+                ({"doc": {"$value": {}}}, "g.doc = '{}'"), ({"open": None}, "g.open IS NULL"),
+            )  # fmt: skip
+            condition = f"{condition} AND {more}"
+        return self._updated(condition, one=True)
+
+    def _by_filter(self) -> Write:
+        self.kwargs["where"], condition = self._where()
+        if self.dice.maybe(0.3):
+            self.kwargs["max_affected"] = self.dice.random.randint(0, 6)
+        return self._updated(condition)
+
+    def _claimed(self) -> Write:
+        """Make an update of the first rows of a filter."""
+        self.kwargs["where"], condition = self._where()
+        order, by = self.dice.pick(
+            (["-n", "id"], "g.n DESC, g.id"), (["price"], "g.price, g.id"), (["id"], "g.id")
+        )
+        limit, skip = self.dice.random.randint(0, 4), self.dice.maybe(0.7)
+        self.kwargs |= {"order": order, "limit": limit, "skip_locked": skip}
+        taken = (
+            f"WITH x AS MATERIALIZED (SELECT g.id FROM {self.relation} g WHERE {condition}"
+            f" ORDER BY {by} LIMIT {limit} FOR UPDATE SKIP LOCKED) "
+        )
+        write = self._updated("g.id IN (SELECT id FROM x)", taken=taken)
+        write.free |= self.relation == "shown"
+        if skip:
+            write.locked = self.dice.random.sample(range(1, 13), 4)
+        return write
+
+    def _returning(self, *ways: Any) -> Any:
+        said = self.dice.pick(None, None, *ways)
+        if said is not None:
+            self.kwargs["returning"] = said
+        return said
+
+    def _updated(self, condition: str, one: bool = False, taken: str = "") -> Write:
+        changes, columns, said = (
+            self._changes(),
+            self.columns,
+            self._returning("old", "both", False),
+        )
+        self.kwargs["changes"] = changes.given
+        rows, most = (1 if one else None), self.kwargs.get("max_affected")
+        update = f"{taken}UPDATE {self.relation} g SET {changes.settings} WHERE {condition}"
+        statements = [
+            Statement(update + ("" if said is False else f" RETURNING {columns}"), rows, most)
+        ]
+        if said:
+            lock = "" if self.relation == "shown" else " FOR UPDATE OF g"
+            locked = f"{taken}SELECT {columns} FROM {self.relation} g WHERE {condition}{lock}"
+            statements.insert(0, Statement(locked, rows))
+
+        def shaped(found: list[Rows]) -> Any:
+            answered: list[Any] = found[0]
+            if said is False:
+                return {"affected": len(answered)}
+            if said == "both":
+                new = {row["id"]: row for row in found[1]}
+                answered = [{"old": row, "new": new.get(row["id"])} for row in found[0]]
+            return answered[0] if one else {"rows": answered, "affected": len(answered)}
+
+        # of a join, PostgreSQL knows no key by which it would find rows again
+        free = self.relation == "shown" and bool(said) and not one
+        return Write(f"{self.relation}.update", self.kwargs, statements, shaped, free)
+
+    def _by_rows(self) -> Write:
+        """Make an update of rows each in its own way."""
+        by = ["shop", "name"] if self.relation == "goods" and self.dice.maybe(0.3) else ["id"]
+        rows: Rows = []
+        said = self._returning("old", "both", False)
+        statements = []
+        for id in self.dice.random.sample(range(1, 13), self.dice.random.randint(1, 4)):
+            changes = self._changes()
+            # keys that move from row to row collide in one order and not in another
+            changes.drop({*by, "shop", "code", "name"})
+            changes.drop(
+                {name for name, value in changes.given.items() if value == {"$default": True}}
+            )
+            if not changes.given:
+                changes.given, changes.sql = {"n": {"$add": 1}}, {"n": "g.n + 1"}
+            key = {"id": id} if by == ["id"] else {"shop": id % 5, "name": f"g{id}"}
+            rows.append(self.dice.pick({**key, **changes.given}, {**changes.given, **key}))
+            where = " AND ".join(f"g.{name} = {literal(value)}" for name, value in key.items())
+            if said:
+                read = f"SELECT {self.columns} FROM {self.relation} g WHERE {where}"
+                statements.append(Statement(read, 1))
+            update = f"UPDATE {self.relation} g SET {changes.settings} WHERE {where}"
+            back = "" if said is False else f" RETURNING {self.columns}"
+            statements.append(Statement(update + back, 1))
+        self.kwargs["rows"] = rows
+        if by != ["id"] or self.dice.maybe(0.2):
+            self.kwargs["by"] = by
+
+        def shaped(found: list[Rows]) -> Any:
+            if said is False:
+                return {"affected": len(found)}
+            if not said:
+                return [row for (row,) in found]
+            pairs = zip(found[::2], found[1::2], strict=True)
+            return [old if said == "old" else {"old": old, "new": new} for (old,), (new,) in pairs]
+
+        return Write(f"{self.relation}.update", self.kwargs, statements, shaped)
+
+    def _deleted(self) -> Write:
+        one = self.dice.maybe(0.5)
+        if one:
+            self.kwargs["key"] = id = self.dice.random.randint(1, 13)
+            condition = f"g.id = {id}"
+        else:
+            self.kwargs["where"], condition = self._where()
+        said = self._returning("old", "both", False)
+
+        def shaped(found: list[Rows]) -> Any:
+            rows: list[Any] = found[0]
+            if said is False:
+                return {"affected": len(rows)}
+            if said == "both":
+                rows = [{"old": row, "new": None} for row in rows]
+            return rows[0] if one else {"rows": rows, "affected": len(rows)}
+
+        text = f"DELETE FROM {self.relation} g WHERE {condition}"
+        text += "" if said is False else f" RETURNING {self.columns}"
+        statement = Statement(text, 1 if one else None)
+        return Write(f"{self.relation}.delete", self.kwargs, [statement], shaped)
+
+    def _upserted(self) -> Write:
+        """Make an upsert by any key, with or without a condition."""
+        self.relation = "few" if self.relation == "few" else "goods"
+        # the indexes of its table are none of a view
+        keys = KEYS[:2] if self.relation == "few" else KEYS
+        key, target, of_key, stays = self.dice.pick(*keys)
+        many = self.dice.maybe(0.6)
+        ids = self.dice.random.sample(range(1, 15), self.dice.random.randint(1, 4) if many else 1)
+        rows = self._new_rows(ids, of_key)
+        marked = [
+            {n: {"$value": v} if self.dice.maybe(0.2) else v for n, v in row.items()}
+            for row in rows
+        ]
+        self.kwargs["values"] = marked if many else marked[0]
+        if key is not None:
+            self.kwargs["on_conflict"] = key
+        update = self.dice.pick(None, None, [], ["price", "n"])
+        if update is not None:
+            self.kwargs["update"] = update
+        condition = ""
+        if update != [] and self.dice.maybe(0.5):
+            self.kwargs["where"], where = self._where()
+            condition = f" WHERE {where}"
+        statements = []
+        for row in rows:
+            names = [n for n in row if n not in stays] or [of_key[0]] if update is None else update
+            settings = ", ".join(f"{name} = excluded.{name}" for name in names)
+            action = f"UPDATE SET {settings}{condition}" if names else "NOTHING"
+            values = ", ".join(_new_value(name, value) for name, value in row.items())
+            statements.append(Statement(
+                f"INSERT INTO {self.relation} AS g ({', '.join(row)}) VALUES ({values})"
+                f" ON CONFLICT {target} DO {action} RETURNING {self.columns}"))  # fmt: skip
+
+        def shaped(found: list[Rows]) -> Any:
+            answered = [row for rows in found for row in rows]
+            return answered if many else answered[0] if answered else None
+
+        # a row that a policy hides, or the view does not show, is not asked, and so refused
+        free = bool(condition) and (self.relation == "few" or self.role == "clerk")
+        return Write(f"{self.relation}.upsert", self.kwargs, statements, shaped, free)
+
+    def _new_rows(self, ids: Sequence[int], of_key: Sequence[str]) -> Rows:
+        more = ["price", "tags", "doc", "owner", "n", "open", "code", "name", "closed"]
+        more = self.dice.some(more, 4)
+        alike, rows = self.dice.maybe(0.5), []
+        for id in ids:
+            values = {"id": id, "shop": id % 5 or 1, "name": f"g{id}", "code": f"C{id}", "n": id * 3 % 25, "open": True}  # fmt: skip
+            row = {name: values[name] for name in of_key}
+            others = {
+                "price": self.dice.pick(5, "1.25", None), "tags": self.dice.texts(), "doc": self.dice.json(),
+                "owner": self.dice.pick("clerk", "clerk", "shop"), "n": self.dice.pick(1, 50),
+                "open": self.dice.pick(True, None), "code": f"u{id}", "name": f"u{id}", "closed": 1,
+            }  # fmt: skip
+            for name in more if alike else self.dice.some(more, 3):
+                row.setdefault(name, others[name])
+            rows.append(row)
+        return rows
+
+    def _nested(self) -> Write:
+        """Make a shop with goods inside, or goods with a shop; with labels through their junction."""
+        dice, sql, old = self.dice, list[Statement](), self.dice.random.sample(range(1, 14), 2)
+        goods = [
+            {"name": f"new {at}", "n": dice.pick(1, 5, 150)} for at in range(dice.pick(1, 2, 3))
+        ]
+        shop, kwargs = {"id": dice.pick(7, 8, 8, 2), "name": "New"}, {"returning": False}
+        first = [Statement(f"INSERT INTO shops (id, name) VALUES ({shop['id']}, 'New')", 1)]
+        number = str(shop["id"])
+        if top := dice.maybe(0.6):
+            links = old if dice.maybe(0.4) else []
+            name, values = "shops", {**shop, "goods": [*goods, *({"$link": id} for id in links)]}
+            moved = [
+                Statement(f"UPDATE goods g SET shop = {number} WHERE g.id = {id}", 1)
+                for id in links
+            ]
+        else:
+            name, values, moved = "goods", goods, []
+            link, number_of = dice.pick((None, ""), (3, "3"), ({"name": "Shop 2"}, "2"), (77, "77"))
+            if link is not None:
+                first, number = [], number_of
+            for at, row in enumerate(goods):  # of several, the first alone makes the shop
+                row["shops"] = {"$link": link} if link is not None else shop
+                if at and link is None:
+                    row["shops"] = {"$link": 1}
+        labels, joined, words = [], [], iter(("v1", "v2", "v3", "v4", "v5", "v6"))
+        for at, row in enumerate(goods):
+            to = number if top or at == 0 or number != str(shop["id"]) else "1"
+            sql.append(Statement(
+                f"INSERT INTO goods (shop, name, n) VALUES ({to}, {literal(row['name'])}, {row['n']})", 1))  # fmt: skip
+            if dice.maybe(0.5):
+                new, there = next(words), dice.pick("w1", "w2", "nowhere")
+                row["labels"] = [{"word": new}, {"$link": there}]
+                labels.append(Statement(f"INSERT INTO labels (word) VALUES ('{new}')", 1))
+                joined += [
+                    Statement(f"INSERT INTO labelled VALUES ({13 + at}, '{word}')", 1)
+                    for word in (new, there)
+                ]
+        sql = [*first, *sql, *labels, *joined, *moved]
+        kwargs["values"] = values
+        return Write(f"{name}.create", kwargs, sql, lambda found: {"affected": len(found)})
+
+
+def _new_value(name: str, value: Any) -> str:
+    if name == "doc":
+        return "NULL" if value is None else document(value)
+    return array(value, "text") if name == "tags" else literal(value)
