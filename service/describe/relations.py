@@ -247,14 +247,16 @@ class RelationRows(DescribedRows):
     def _tree(self) -> Schema:
         """Build the schema of a new row with related rows in place of foreign keys, and beside it."""
         insert, relation = self._insert(), self._relation
-        own = self.defs.schemas[f"new.{self.name}"]["properties"]
-        found = dict(own)
+        found = dict(self.defs.schemas[f"new.{self.name}"]["properties"])
         for name, nested in self._nested().items():
             found[name] = any_of(*([found[name]] if name in found else []), *nested)
         by_others = {name for key in relation.foreign_keys for name in key.columns}
         schema = record(found, [at for at in insert.get("required", ()) if at not in by_others])
-        if len(found) > len(own) and not any("!" in name for name in found):
-            # "relation!via", of which there are many spellings
+        ways = relationships(self.defs.catalog, relation)
+        nests = any(takes_nested(relation, way) for way in ways)
+        if nests and not any("!" in name for name in found):
+            # "relation!via", of which there are many spellings; where several lead to one relation,
+            # there may be no other
             schema["patternProperties"] = {"!": {"type": ["object", "array", "null"]}}
         return schema
 

@@ -356,6 +356,20 @@ async def test_ambiguous_relationship_is_refused_with_its_candidates(db: DirectC
 
 
 @pytest_twisted.ensureDeferred
+async def test_rows_of_relations_that_are_related_twice_nest_as_described(dsn: str) -> None:
+    """By `relation!via`, where no name means one relationship alone."""
+    tables = (
+        "CREATE TABLE teams (id int PRIMARY KEY); CREATE TABLE matches"
+        " (id int PRIMARY KEY, home int REFERENCES teams, away int REFERENCES teams)"
+    )
+    execute(dsn, tables)
+    async with serving(dsn) as db:
+        made = await db.call("teams.create", {"id": 1, "matches!home": [{"id": 2}]})
+    assert made["matches!home"] == [{"id": 2, "home": 1, "away": None}]
+    execute(dsn, "DROP TABLE matches, teams")
+
+
+@pytest_twisted.ensureDeferred
 async def test_upsert_of_nested_rows_is_refused(db: DirectCaller) -> None:
     """It points at the relationship, and at create."""
     refused = await failure_of(
