@@ -324,6 +324,68 @@ async def test_planted_operators_in_writes_not_run(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_planted_operators_in_writes_that_compute_not_run(db: DirectCaller) -> None:
+    """Of values that compute, rows each in its own way, claims, old rows, conditions and links."""
+    row = {"number": 1, "int4": 1, "texts": ["a"], "jsonb": {"a": 1}}
+    rows = [{"id": id, "word": f"{id}{id}", **row} for id in "xyz"]
+    await _call(db, "things.create", rows)
+    numbers = ("number", "small", "int4", "int8", "float8")
+    changes: list[dict[str, Any]] = [
+        *({name: {word: 2}} for name in numbers for word in ("$add", "$multiply")),
+        *({name: {"$add": "P1D"}} for name in ("day", "at", "interval")),
+        {"interval": {"$multiply": 2}},
+        *({name: {word: ["1"]}} for name in ("texts", "words") for word in ("$append", "$prepend", "$remove")),
+        {"ints": {"$append": [1]}}, {"ints": {"$remove": [1]}}, {"jsonb": {"$merge": {"b": 1}}},
+        {"jsonb": {"$remove": ["b"]}}, {"jsonb->a": {"$add": 1}, "jsonb->l->0": 1, "json->a": 2},
+        {"jsonb->l": {"$append": [1]}, "jsonb->m->n": {"$remove": ["o"]}, "json->l": {"$prepend": [1]}},
+    ]  # fmt: skip
+    for each in changes:
+        await _call(db, "things.update", "x", each)
+        await _call(db, "things.update", where={"id": "x"}, changes=each, returning="both")
+        await _call(db, "things.update", rows=[{"id": "x", **each}, {"id": "y", "bool": True}])
+    claim = {
+        "order": ["-number", "kind"],
+        "limit": 1,
+        "skip_locked": True,
+        "changes": {"bool": True},
+    }
+    await _call(db, "things.update", where={"id": ["x", "y"]}, **claim)
+    keyed = [{"id": id, "word": id, "mood": "ok"} for id in "xy"]
+    await _call(db, "things.update", rows=keyed)
+    by = {"rows": [{**row, "text": "t"} for row in keyed], "by": ["word", "mood"]}
+    for row in by["rows"]:
+        row.pop("id")
+    await _call(db, "things.update", **by, returning="old")
+    where = {"email": None, "label": {"isdistinct": "x"}, "kind.label": {"not": "label"}}
+    await _call(db, "things.upsert", keyed, where={"or": [where, {"number": {"gt": 0}}]})
+    await _call(
+        db,
+        "things.upsert",
+        [{"id": "w", "word": "x", "mood": "ok"}],
+        on_conflict=["word", "mood"],
+        where=where,
+    )
+    values = {
+        "id": "n",
+        "word": "n",
+        "kinds!kind": {"$link": {"label": "LABEL"}},
+        "tags": [{"$link": "t"}, {"name": "n"}],
+    }
+    await _call(db, "things.create", values)
+    kind = {
+        "name": "n",
+        "label": "n",
+        "things!kind": [{"id": "nn", "word": "nn"}, {"$link": "z"}],
+    }
+    made = await _call(db, "kinds.create", kind)
+    assert {row["id"] for row in made["things!kind"]} == {"nn", "z"}
+    await _call(db, "tagged.delete", where={"thing": "n"})
+    await _call(db, "things.delete", where={"id": [*"xyzn", "nn"]}, returning="both")
+    await _call(db, "kinds.delete", "n")
+    await _call(db, "tags.delete", "n")
+
+
+@pytest_twisted.ensureDeferred
 async def test_operators_of_extensions_outside_of_the_search_path_used(db: DirectCaller) -> None:
     async def ids(where: dict[str, Any]) -> list[str]:
         found = await _call(db, "things.find", where=where, select=["id"], order=["id"])
