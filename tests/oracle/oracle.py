@@ -19,15 +19,16 @@ from twisted.logger import LogLevel, capturedLogs, eventAsText
 from schema import changes
 from service.changes.watch import WatchLimits
 from service.changes.watching_session import WatchingSession
-from service.errors import ServiceError
+from service.errors import InternalError, ServiceError
 from tests.conftest import execute
 from tests.copies import Copy, as_set
 from tests.db.dispatchers import DirectCaller, serving
 from tests.db.watched import Lasts, Live, living
 from tests.deferreds import pause, until
+from tests.oracle.calls import draw_call
 from tests.oracle.past import Past
 from tests.oracle.queries import Question, draw, in_other_words
-from tests.oracle.world import FILL, MAKE, ROLES, TABLES, Writers
+from tests.oracle.world import FILL, MAKE, OWNER, ROLES, TABLES, Writers
 
 TRACK = f"SELECT rowcast.track(t) FROM unnest('{{{','.join(TABLES)}}}'::regclass[]) t;"
 DATABASE = f"{MAKE}{changes.install()}{TRACK}"
@@ -40,6 +41,8 @@ LOSE = (
 )
 TRANSACTIONS = 40
 """Of each writer in a burst."""
+CALLS = 30
+"""That write, in a burst."""
 SAMPLES = 30
 """States in between that are checked after a burst."""
 ALTERATIONS = (
@@ -63,6 +66,7 @@ class Report:
     Attributes:
         comparisons: Copies that were held against the past.
         wrong: Those that were not what `find` answered then: the query, the position, both answers.
+        written: Calls that have written something.
         refused: Queries that the service has refused, by the same error as `find`.
         resets: Copies that were sent anew to clients that came back.
         needless: The queries of those whose changes the log leads to.
@@ -72,6 +76,7 @@ class Report:
 
     comparisons: int = 0
     wrong: list[tuple[Question, str, Any, Any]] = field(default_factory=list)
+    written: int = 0
     refused: int = 0
     resets: int = 0
     needless: list[Question] = field(default_factory=list)
@@ -253,11 +258,21 @@ class Oracle:
         await pause(0.05)
 
     async def burst(self, seed: int, writers: int, transactions: int) -> None:
-        """Have writers at work, and wait until all is told."""
+        """Have writers at work, one of them by calls, and wait until all is told."""
         at_work = Writers(self.dsn, seed, writers, transactions)
+        await self._write(random.Random(seed))
         while at_work.busy:
             await pause(0.02)
         await self.settled()
+
+    async def _write(self, dice: random.Random) -> None:
+        for _ in range(CALLS):
+            name, kwargs = draw_call(dice)
+            try:
+                await self.live.served.dispatcher.answer(name, (), kwargs, OWNER)
+                self.report.written += 1
+            except ServiceError as error:
+                assert not isinstance(error, InternalError), (name, kwargs)
 
     async def check(self, samples: int) -> None:
         """Hold the copies against what `find` answers now, and samples against the past."""

@@ -50,6 +50,7 @@ CREATE POLICY own ON teams TO oracle_reader USING (
 ALTER TABLE tasks ENABLE ROW LEVEL SECURITY;
 CREATE POLICY public ON tasks TO oracle_reader USING (points < 80);
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO oracle_reader, oracle_owner;
+GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO oracle_owner;
 """
 
 FILL = f"""
