@@ -158,7 +158,6 @@ async def test_old_rows_are_bound_like_others(db: DirectCaller) -> None:
         ("loose.update", {"all": True, "changes": {"n": 9}, "returning": "both"}, "returning"),
         ("items.update", {"key": 1, "changes": {"n": 9}, "returning": "new"}, "returning"),
         ("items.create", {"values": {"id": 9}, "returning": "old"}, "returning"),
-        ("items.upsert", {"values": {"id": 9}, "returning": "both"}, "returning"),
         (
             "items.update",
             {"rows": [{"id": 1, "n": 1}], "returning": "old", "order": ["id"]},
