@@ -4,6 +4,7 @@ Copies that watchers keep are what `find` answered at their position; wrong ways
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -110,6 +111,7 @@ def blind(found: Callable[..., Dependencies]) -> Callable[..., Dependencies]:
 def break_late(patch: pytest.MonkeyPatch) -> None:
     """Read rows in a later snapshot than the changes."""
     patch.setattr(cycle, "begin_statement", read_later)
+    patch.setattr(refresh, "HEAVY", math.inf)  # there is no snapshot to share
 
 
 def break_images(patch: pytest.MonkeyPatch) -> None:
