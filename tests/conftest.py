@@ -4,6 +4,7 @@ The parts that tests stand on: a real PostgreSQL, a database for each module, a 
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import gc
 import inspect
@@ -16,7 +17,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -102,6 +103,20 @@ def _limited(
         return ensureDeferred(test(**fixtures)).addTimeout(seconds, reactor, where)
 
     return run
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, None, None]:
+    """
+    End the process where a fixture waits for ever.
+
+    The clock of pytest-timeout has stopped by then where the test has failed, for a debugger's sake.
+    """
+    faulthandler.dump_traceback_later(200, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.hookimpl(trylast=True)

@@ -54,11 +54,16 @@ class Caller(ApplicationSession):
         self.gone.callback(None)
 
     def close(self) -> Deferred[None]:
-        """Leave; fires when the connection is closed."""
+        """Leave; fires when the connection is closed, within seconds: it may be one that reads nothing."""
+        from twisted.internet import reactor
+
         if self.is_attached():
             self.leave()
         elif not self.gone.called:
             self.disconnect()
+        if not self.gone.called:
+            late = reactor.callLater(5, self._transport.abort)
+            self.gone.addBoth(lambda _: late.active() and late.cancel())
         return self.gone
 
 
