@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 FIRST = (
     "tests/faults/test_faults.py",
@@ -56,6 +57,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 class LongestFirst(LoadScopeScheduling):
     """Hands out whole files, but for what `FIRST` has apart, in the order of the tests."""
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Take back what is left of the tests of a process that died, and not those that it has run."""
+        work = self.assigned_work[node]
+        self.assigned_work[node] = {
+            group: tests for group, tests in work.items() if not all(tests.values())
+        }
+        return super().remove_node(node)
 
     def schedule(self) -> None:
         """
