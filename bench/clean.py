@@ -49,7 +49,7 @@ def _cleaned(dispatcher: Dispatcher, cleaned: bool | None) -> Iterator[None]:
     codec, cleaning = dispatcher.served.codec, PgConnection.cleaning
     codec.current = cleaned is None or not cleaned
     if cleaned is False:
-        PgConnection.cleaning = property(lambda _: "")  # type: ignore[assignment, method-assign]
+        PgConnection.cleaning = lambda _: ""  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:

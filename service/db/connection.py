@@ -430,9 +430,9 @@ class PgConnection(extensions.connection):
             elif DISCARD_SEQUENCES not in self.opening:
                 self.opening += DISCARD_SEQUENCES
 
-    @property
     def cleaning(self) -> str:
-        """The statements after which nothing is left of what ran in the session."""
+        """Return the statements after which nothing is left of what ran in the session."""
+        self.planned.clear()
         return CLEANING.format(seed=_RANDOM.random()) + self.own_settings
 
     def clean(self) -> None:
@@ -446,7 +446,7 @@ class PgConnection(extensions.connection):
         # As text: in autocommit psycopg2's own rollback() does nothing.
         words = "ROLLBACK;" if open else ""
         if self.touched and (open or not self.pooled):  # behind a pooler, COMMIT has given it away
-            words += self.cleaning
+            words += self.cleaning()
             self.counted = False
         if words:
             self.command(words)
@@ -509,7 +509,7 @@ class PgConnection(extensions.connection):
         self.actor, self._undo, self._strayed = None, "", False
         if self.pooled:
             # The cleaning ends before BEGIN, which reads the defaults that it has reset.
-            words = f"BEGIN;{self.cleaning}COMMIT;{words};{self.settings}"
+            words = f"BEGIN;{self.cleaning()}COMMIT;{words};{self.settings}"
         else:
             words += f";{DISCARD_SEQUENCES if self.counted else ''}"
         self.opening = words + identity

@@ -1,5 +1,5 @@
 """
-Statements of our own that a session plans once, and then only runs.
+Prepared statements (PREPARE, EXECUTE) of our own: a session plans them once, and then only runs them.
 
 To plan those of the feed and of the refresh cycle takes PostgreSQL two to seven times as long as to
 run them, and they run up to some hundred times a second.
@@ -15,7 +15,7 @@ from typing import Any
 from service.db.connection import PgCursor
 
 _NUMBERS = count(1)
-"""One is never used again: of a PREPARE that was answered by an error, nobody knows whether it holds."""
+"""Of the names of prepared statements; one is never used again."""
 
 
 class Planned:
@@ -49,10 +49,11 @@ class Planned:
         given = values or {}
         if connection.pooled:
             cursor.execute(before + self.text, given, clean=True)
-        elif name := connection.planned.get(self):
-            cursor.execute(f"{before}EXECUTE {name} {self._given}", given, clean=True)
-        else:
+            return
+        name = connection.planned.get(self)
+        if name is None:
             name = f"rowcast_{next(_NUMBERS)}"
-            prepare = f"PREPARE {name} {self._types} AS {self._numbered}"
-            cursor.execute(f"{before}{prepare};EXECUTE {name} {self._given}", given, clean=True)
+            # By itself, so that it is known to be there when what it is run with fails.
+            cursor.execute(f"PREPARE {name} {self._types} AS {self._numbered}", clean=True)
             connection.planned[self] = name
+        cursor.execute(f"{before}EXECUTE {name} {self._given}", given, clean=True)

@@ -199,7 +199,7 @@ def commit_txn(connection: PgConnection) -> None:
     cleaning = ""
     # A transaction that has failed refuses all of this, and would hide how COMMIT was answered.
     if connection.touched and connection.get_transaction_status() == TRANSACTION_STATUS_INTRANS:
-        cleaning = f"SET CONSTRAINTS ALL IMMEDIATE;{connection.cleaning}"
+        cleaning = f"SET CONSTRAINTS ALL IMMEDIATE;{connection.cleaning()}"
     try:
         answer = connection.command(f"{connection.ending}{cleaning}COMMIT")
     except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:

@@ -56,6 +56,7 @@ def test_statement_that_has_failed_is_run_again(connection: PgConnection) -> Non
         with pytest.raises(psycopg2.errors.DivisionByZero):
             run(connection, QUOTIENT, number=0)
         assert run(connection, QUOTIENT, number=3) == (4,)
+    assert len(prepared(connection)) == 1
 
 
 def test_statement_that_a_caller_has_replaced_is_not_run(connection: PgConnection) -> None:
@@ -72,6 +73,14 @@ def test_session_that_was_cleaned_plans_anew(connection: PgConnection) -> None:
     connection.clean()
     assert prepared(connection) == []
     assert run(connection, DOUBLED, number=3, words=[]) == (6, [])
+
+
+def test_session_that_is_renewed_plans_anew(connection: PgConnection) -> None:
+    """As each is when the schema has changed."""
+    run(connection, DOUBLED, number=1, words=[])
+    connection.renew(1)
+    assert run(connection, DOUBLED, number=3, words=[]) == (6, [])
+    assert len(prepared(connection)) == 1
 
 
 def test_nothing_is_prepared_behind_a_pooler(connection: PgConnection) -> None:
