@@ -15,10 +15,13 @@ from struct import pack
 from typing import Any
 
 from service.datatypes import FormName
+from service.errors import TooLarge
 
 Row = tuple[Any, ...]
 
 TEXT, ARRAY, MAP, SMALL = 3, 4, 5, 256
+PART = 256
+"""Rows that are made at a time."""
 """Major types of CBOR; and strings and integers whose heads are looked up."""
 
 
@@ -77,7 +80,7 @@ WAYS: Mapping[FormName, str] = {
 @lru_cache(256)
 def row_packer(
     names: tuple[str, ...], forms: tuple[FormName, ...], lists: bool, behind: int = 0
-) -> Callable[[Sequence[Row]], bytes] | None:
+) -> Callable[[Sequence[Row], int], bytes] | None:
     """
     Compile the function that makes a list of rows CBOR.
 
@@ -88,9 +91,10 @@ def row_packer(
         behind: How many values of each row stand behind those, and are left out.
 
     Returns:
-        None if values of a form have others inside, or two columns one name.
+        None if values of a form have others inside, or two columns one name, or there are none.
+        Else it takes the rows, and how many bytes they may be; it raises TooLarge beyond them.
     """
-    if not WAYS.keys() >= {*forms} or len({*names}) < len(names):
+    if not names or not WAYS.keys() >= {*forms} or len({*names}) < len(names):
         return None
     heads = [head(ARRAY if lists else MAP, len(names)), *([""] * len(names))]
     for at, name in enumerate(() if lists else names):
@@ -104,7 +108,14 @@ def row_packer(
     joined: Callable[[Sequence[Row]], str]
     joined = eval(f"lambda rows: ''.join([{row} for {taken}in rows])", globals())
 
-    def packer(rows: Sequence[Row]) -> bytes:
-        return (head(ARRAY, len(rows)) + joined(rows)).encode("latin-1")
+    def packer(rows: Sequence[Row], most: int) -> bytes:
+        pieces, left = [head(ARRAY, len(rows)).encode("latin-1")], most
+        # A part at a time: of an answer that is refused no copies are made as large as it is.
+        for begin in range(0, len(rows), PART):
+            pieces.append(joined(rows[begin : begin + PART]).encode("latin-1"))
+            left -= len(pieces[-1])
+            if left < 0:
+                raise TooLarge(most)
+        return b"".join(pieces)
 
     return packer

@@ -264,10 +264,7 @@ def _encoded(
     packer = row_packer(columns, forms[:width], shape.form == "lists", len(forms) - width)
     if packer is None:
         return None
-    data = packer(rows)
-    if len(data) > shape.max_bytes:
-        raise TooLarge(shape.max_bytes)
-    return Encoded(data)
+    return Encoded(packer(rows, shape.max_bytes))
 
 
 @lru_cache(256)

@@ -29,6 +29,8 @@ INSERT INTO kinds SELECT (i - 10) * 1000000007::bigint, i, i % 3 = 0, i / 7.0, (
 INSERT INTO kinds (id) VALUES (9223372036854775807), (-9223372036854775808), (1), (24), (256), (65536);
 CREATE TABLE docs (id int PRIMARY KEY, doc jsonb, data bytea);
 INSERT INTO docs SELECT i, '[1]', 'x' FROM generate_series(1, 20) i;
+CREATE TABLE bare ();
+INSERT INTO bare SELECT FROM generate_series(1, 20);
 CREATE TABLE turned (id int PRIMARY KEY, v int);
 INSERT INTO turned SELECT i, i FROM generate_series(1, 9) i;
 """
@@ -57,6 +59,7 @@ async def test_rows_of_each_kind_are_packed_as_they_are(
 @pytest.mark.parametrize(
     ("name", "options"),
     [
+        ("bare", {}),
         ("docs", {}),
         ("docs", {"select": ["id", "data"]}),
         ("kinds", {"form": "json"}),

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.datatypes import UNPLAIN, FormName
-from service.db.pack import WAYS, row_packer
+from service.db.pack import PART, WAYS, row_packer
+from service.errors import TooLarge
 
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
 VALUES: dict[FormName, st.SearchStrategy[Any]] = {
@@ -25,6 +26,7 @@ COLUMN = st.sampled_from(sorted(WAYS)).flatmap(
         st.just(form), st.lists(VALUES.get(form, TEXTS) | st.none(), min_size=2, max_size=2)
     )
 )
+MOST = 2**20
 ODD = ("a", "'", '"', "\\", "\n", "{v0}", "__import__('os')", "é", "]}", "%s", "ÿ" * 30)
 
 
@@ -38,16 +40,26 @@ def test_rows_are_packed_as_cbor2_packs_them(columns: list[Any], first: int) -> 
     lists, dicts = (row_packer(names, forms, lists, 2) for lists in (True, False))
     assert lists
     assert dicts
-    assert lists(behind) == cbor2.dumps([list(row) for row in rows])
-    assert dicts(behind) == cbor2.dumps([dict(zip(names, row, strict=True)) for row in rows])
+    assert lists(behind, MOST) == cbor2.dumps([list(row) for row in rows])
+    assert dicts(behind, MOST) == cbor2.dumps([dict(zip(names, row, strict=True)) for row in rows])
 
 
 def test_no_rows_and_many_columns_are_packed() -> None:
     packer = row_packer(tuple(f"c{at}" for at in range(64)), ("integer",) * 64, False)
     assert packer
-    assert packer([]) == cbor2.dumps([])
+    assert packer([], MOST) == cbor2.dumps([])
     row = dict(zip((f"c{at}" for at in range(64)), range(64), strict=True))
-    assert packer([tuple(range(64))]) == cbor2.dumps([row])
+    assert packer([tuple(range(64))], MOST) == cbor2.dumps([row])
+
+
+def test_rows_are_packed_in_parts_up_to_a_limit() -> None:
+    packer = row_packer(("a",), ("text",), True)
+    assert packer
+    rows = [("x" * 98,)] * (2 * PART + 1)  # of 101 bytes each
+    size = 101 * len(rows)
+    assert packer(rows, size) == cbor2.dumps([[text] for (text,) in rows])
+    with pytest.raises(TooLarge):
+        packer(rows, size - 1)
 
 
 @pytest.mark.parametrize("form", sorted({*UNPLAIN, "binary"}))
@@ -55,5 +67,6 @@ def test_values_of_other_forms_are_not_packed(form: FormName) -> None:
     assert row_packer(("a", "b"), ("text", form), False) is None
 
 
-def test_columns_of_one_name_are_not_packed() -> None:
+def test_columns_of_one_name_or_none_are_not_packed() -> None:
+    assert row_packer((), (), False) is None
     assert row_packer(("a", "a"), ("text", "text"), False) is None
