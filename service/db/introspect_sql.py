@@ -254,7 +254,7 @@ WITH RECURSIVE keys AS (
 indexes AS (
     SELECT i.indexrelid AS oid, x.relname AS declared, x.relname AS name, i.indrelid AS relation
       FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid AND x.relkind = 'I'
-     WHERE i.indrelid = ANY(%(relations)s::oid[]) AND i.indisunique
+     WHERE i.indrelid = ANY(%(relations)s::oid[]) AND (i.indisunique OR i.indisexclusion)
      UNION ALL
     SELECT h.inhrelid, k.declared, x.relname, i.indrelid
       FROM indexes k JOIN pg_inherits h ON h.inhparent = k.oid
@@ -265,7 +265,7 @@ SELECT n.nspname AS schema, c.relname AS table, k.name, k.declared
  WHERE k.name <> k.declared
 """
 """
-Foreign keys and unique indexes that PostgreSQL has made for partitions, under names of its own.
+Foreign keys, and indexes of constraints, that PostgreSQL has made for partitions, under names of its own.
 
 A violation names those, and the partition.
 """

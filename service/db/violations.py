@@ -74,7 +74,9 @@ def _said(error: psycopg2.Error, catalog: Catalog | None) -> Violated:
     if catalog is not None and table:
         name = catalog.constraint_copies.get((*home, name or ""), name)
         home = catalog.partitions.get(home, home)
-        detail = detail and detail.replace(f'"{table}"', f'"{home[1]}"')
+        before, found, after = (detail or "").rpartition(f'"{table}"')
+        if found and ")" not in after:  # behind the key in parentheses, which may be any text
+            detail = f'{before}"{home[1]}"{after}'
     return Violated(home, name, diag.column_name, detail, not table, error.pgcode or "")
 
 

@@ -37,6 +37,12 @@ CREATE TABLE trips (
 INSERT INTO makers VALUES (1);
 INSERT INTO cars VALUES (1, 1, 1, 'a', 5, 1), (1, 11, 1, 'a', 5, 1);
 INSERT INTO trips VALUES (1, 1, 1), (2, 11, 1);
+CREATE TABLE tags (name text PRIMARY KEY) PARTITION BY LIST (name);
+CREATE TABLE tags_one PARTITION OF tags DEFAULT;
+CREATE TABLE uses (tag text REFERENCES tags) PARTITION BY LIST (tag);
+CREATE TABLE uses_one PARTITION OF uses DEFAULT;
+INSERT INTO tags VALUES ('my "uses_one"');
+INSERT INTO uses VALUES ('my "uses_one"');
 CREATE TABLE pairs (id int PRIMARY KEY, a positive, b positive);
 CREATE TABLE clip (id int PRIMARY KEY, size positive);
 INSERT INTO clip VALUES (1, 1);
@@ -77,6 +83,15 @@ async def test_row_of_a_partition_that_is_referred_to_stays(db: DirectCaller, re
     refused = await failure_of(db.call("trips.create", {"id": 3, "region": region, "car": 5}))
     assert refused.message == '"region", "car" refers to no row of "cars"'
     assert refused.details["constraint"] == "taken"
+
+
+@pytest_twisted.ensureDeferred
+async def test_key_that_reads_as_a_partition_is_shown_as_it_is(db: DirectCaller) -> None:
+    """Of a detail the name of the partition alone is replaced."""
+    refused = await failure_of(db.call("tags.delete", 'my "uses_one"'))
+    assert refused.details["detail"] == (
+        'Key (name)=(my "uses_one") is still referenced from table "uses".'
+    )
 
 
 @pytest_twisted.ensureDeferred
