@@ -254,8 +254,8 @@ async def test_timeout_of_a_call_sent_ahead_is_its_own(begin: Begin) -> None:
     """Not that of those before it, too."""
     tx = await begin()
     await tx.call("items.count")
-    slow = tx.call("fn.wait", seconds=1.5)
-    quick = tx.call("items.count", timeout=1)
+    slow = tx.call("fn.wait", seconds=4)
+    quick = tx.call("items.count", timeout=3.5)
     await slow
     assert await quick == 0
     await tx.ask("rollback")
