@@ -18,6 +18,7 @@ from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import CallOptions
 from jsonschema import Draft202012Validator
 from psycopg2.extensions import make_dsn
+from twisted.internet.threads import deferToThread
 
 from schema.database_url import Place
 from service.app import Serving, service_line
@@ -295,9 +296,10 @@ async def test_stats_after_calls_count_outcomes_and_verbs(caller: Caller) -> Non
 async def test_description_of_a_part_is_as_in_the_whole(caller: Caller) -> None:
     """Some relations and functions alone are described as they are in the whole; all are named."""
     whole = await caller.call("rowcast.describe")
-    Draft202012Validator.check_schema(whole)
+    # Not in the reactor: the router drops a service that gives no sign of life for 10 s.
+    await deferToThread(Draft202012Validator.check_schema, whole)
     part = await caller.call("rowcast.describe", relations=["things", "apart.things"])
-    Draft202012Validator.check_schema(part)
+    await deferToThread(Draft202012Validator.check_schema, part)
     assert part["relations"] == {name: whole["relations"][name] for name in part["relations"]}
     assert part["relations"].keys() == {"things", "apart.things"}
     assert part["functions"] == {}

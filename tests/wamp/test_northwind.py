@@ -14,6 +14,7 @@ import pytest
 import pytest_twisted
 from jsonschema import Draft202012Validator
 from twisted.internet import reactor
+from twisted.internet.threads import deferToThread
 
 from service.db.thread import in_thread
 from service.describe.stubs import python, typescript
@@ -75,7 +76,7 @@ async def test_description_of_northwind_is_valid_and_its_types_compile(
 ) -> None:
     """The description is valid JSON Schema and true, and compilers take the types made of it."""
     document = await caller.call("rowcast.describe")
-    Draft202012Validator.check_schema(document)
+    await deferToThread(Draft202012Validator.check_schema, document)
     described = Described(document)
     for name in document["relations"]:
         page = await caller.call(f"rowcast.{name}.find", limit=40)
