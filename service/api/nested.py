@@ -312,11 +312,8 @@ def _work(catalog: Catalog, nested: Nested, settle: bool) -> Work:
         sent = messages(steps, used_by(root), looked_at_by(root))
     else:
         sent = messages(steps, tree.key, [slot for row in _texts(root) for slot in row])
-    if answer is None:
-        return Work([_message(catalog, each, sent) for each in sent.steps if each])
-    *ahead, end = sent.steps
-    found = [_message(catalog, each, sent) for each in ahead]
-    return _answered(nested, root, found, _message(catalog, end, sent, answer))
+    found = _built(catalog, sent, answer)
+    return Work(found) if answer is None else _answered(nested, root, found[:-1], found[-1])
 
 
 def _answered(nested: Nested, root: NewRows, before: Sequence[Message], answer: Message) -> Work:
@@ -361,13 +358,25 @@ def _parts(catalog: Catalog, step: TreeStep) -> list[TreeStep]:
     return [step]
 
 
+def _built(catalog: Catalog, sent: Messages, answer: Statement | None = None) -> list[Message]:
+    """Return the messages of steps; behind those of the last stands what answers the call, if any."""
+    found, before = list[Message](), 0
+    for number, steps in enumerate(sent.steps, 1):
+        last = answer if number == len(sent.steps) else None
+        if steps or last is not None:
+            found.append(_message(catalog, steps, before, sent, last))
+        before += len(steps)
+    return found
+
+
 def _message(
     catalog: Catalog,
     steps: tuple[TreeStep, ...],
+    before: int,
     sent: Messages,
-    answer: Statement | None = None,
+    answer: Statement | None,
 ) -> Message:
-    """Return the message of some steps, and of what answers the rows of the call behind them."""
+    """Return the message of some steps, behind those `before`, and of what answers the call."""
     parts: list[Counted] = []
     kept: list[tuple[int, tuple[Type | None, ...]]] = []
     for step in steps:
@@ -379,10 +388,11 @@ def _message(
             types = [catalog.type(columns[name].type) for name in step.columns]
             # behind them, those that are wanted as text
             kept.append((len(parts), (*types, *[None] * (len(slots) - len(types)))))
-        parts.append(Counted(plan, rows, slots, rows > 1 and bool(slots), back))
+        number = before + len(parts)
+        parts.append(Counted(plan, number, rows, slots, rows > 1 and bool(slots), back))
     if answer is None and len(parts) == 1:
-        (part,) = parts
-        if sent.passed.isdisjoint({*part.slots, *used_by(steps[0])}):
+        (part,), (step,) = parts, steps
+        if sent.passed.isdisjoint({*part.slots, *used_by(step)}):
             return Message(steps, step_statement(part.plan))
     return Message(steps, joined(parts, sent.passed, answer), tuple(kept))
 
@@ -416,12 +426,7 @@ async def _by_models(call: Call, nested: Nested) -> Any:
                 root = step
                 if tree.root_is_last:
                     break
-            sent = _alone(catalog, step)
-            wanted = (
-                codec,
-                [_message(catalog, each, sent) for each in sent.steps if each],
-                values,
-            )
+            wanted = codec, _built(catalog, _alone(catalog, step)), values
             done = Step(steps_txn, wanted, tuple, nested.timeout, "write")
             values = tuple(await call.run(done))
         assert isinstance(root, NewRows)

@@ -79,10 +79,11 @@ def steps_txn(
         InvalidArgument: A row would not be related as it stands in the call.
         psycopg2.Error: With a note of the rows that it may speak of.
     """
-    known = list(values)
+    known, sent = list(values), list[TreeStep]()
     for message in messages:
+        sent += message.steps
         _refuse_unrelated(message.steps, known)
-        with _explained(message.steps, message.steps, known):
+        with _explained(sent, message.steps, known):
             cursor = execute(connection, codec, message.statement, known)
         if message.kept is None:
             (step,) = message.steps
@@ -133,14 +134,15 @@ def nested_txn(
         known[work.slot] = [[known[slot] for slot in row] for row in work.written]
     last = [work.root] if work.root is not None else []
     statement = answer.statement
-    with _explained(answer.steps, [*answer.steps, *last], known, work.tree):
+    sent = [step for message in (*work.messages, answer) for step in message.steps]
+    with _explained(sent, [*answer.steps, *last], known, work.tree):
         found = write_txn(connection, codec, lambda: statement, known, None, shape, exactly)
     return Written(found.rows, written, found.columns, found.tx)
 
 
 @contextmanager
 def _explained(
-    counted: Sequence[TreeStep],
+    sent: Sequence[TreeStep],
     steps: Sequence[TreeStep],
     values: Sequence[Any],
     tree: Sequence[TreeStep] = (),
@@ -149,7 +151,7 @@ def _explained(
     Say of an error of a message in the body which rows it may speak of.
 
     Args:
-        counted: Steps whose statements count their rows themselves.
+        sent: Steps of the call up to here, by the numbers of their statements.
         steps: All of the message.
         values: As they are known.
         tree: Steps before it, of which a constraint that is deferred may speak.
@@ -158,8 +160,9 @@ def _explained(
         yield
     except psycopg2.Error as error:
         found = _LEFT_OUT.search(str(error)) if error.pgcode == "22P02" else None
-        if found is not None:
-            raise _left_out(counted[int(found[1])]) from error
+        # a caller can write the same, to a row that is refused for it
+        if found is not None and int(found[1]) < len(sent):
+            raise _left_out(sent[int(found[1])]) from error
         note_rows(error, _rows_of(steps), _rows_of(tree), values)
         raise
 

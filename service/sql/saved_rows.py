@@ -8,6 +8,8 @@ is the one thing that needs no table and no round trip, and nobody but the trans
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from psycopg2.sql import SQL, Composable, Identifier, Literal
 
 from service.catalog import Relation
@@ -32,16 +34,33 @@ def save_rows(rows: Composable, must_write: bool = False, numbered: bool = False
         must_write: Whether the statement behind is to fail if there are none.
         numbered: Whether it returns behind that the number of each, for their order.
     """
-    # HAVING is there for its effect: no row of it is sent
-    return SQL(
-        'WITH "w" ({columns}) AS ({rows}) SELECT FROM "w"'
-        " HAVING pg_catalog.set_config('rowcast.written',"
-        ' coalesce(CAST(pg_catalog.json_agg("w"."v"{order}) AS text), {none}), true) IS NULL; '
-    ).format(
-        columns=SQL('"v", "n"' if numbered else '"v"'),
-        rows=rows,
+    handed = SQL('coalesce(CAST(pg_catalog.json_agg("w"."v"{order}) AS text), {none})').format(
         order=SQL(' ORDER BY "w"."n"' if numbered else ""),
         none=Literal(MISSED if must_write else "[]"),  # the former is no JSON
+    )
+    return aggregated(rows, ["v", "n"] if numbered else ["v"], [hand_on("written", handed)])
+
+
+def hand_on(name: str, value: Composable) -> Composable:
+    """Build the call that gives a setting a value, text, until the transaction ends; it is not null."""
+    return SQL("pg_catalog.set_config({name}, {value}, true)").format(
+        name=Literal(f"rowcast.{name}"), value=value
+    )
+
+
+def aggregated(rows: Composable, names: Iterable[str], effects: Iterable[Composable]) -> Composable:
+    """
+    Build a statement that evaluates expressions over the rows of another one, and sends none.
+
+    Args:
+        rows: A statement that returns rows.
+        names: Of its columns, as those of "w".
+        effects: Aggregates that are not null; they are evaluated in this order, all of them.
+    """
+    return SQL('WITH "w" ({columns}) AS ({rows}) SELECT FROM "w" HAVING {effects}; ').format(
+        columns=COMMA.join(map(Identifier, names)),
+        rows=rows,
+        effects=SQL(" OR ").join(SQL("{} IS NULL").format(each) for each in effects),
     )
 
 

@@ -12,13 +12,14 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from psycopg2.sql import SQL, Literal
+from psycopg2.sql import SQL, Composable
 
 from service.catalog import Relation
-from service.plan.conditions import Bound
+from service.plan.conditions import Bound, Expression
 from service.plan.plans import InsertPlan, PlannedReturning, ReadPlan, UpdatePlan
 from service.sql.expressions import cast, expression
 from service.sql.modify import modify, reread_rows
+from service.sql.saved_rows import aggregated, hand_on
 from service.sql.select import answer_of, select
 from service.sql.statement import COMMA, Parameter, Statement, build_statement, doubled, render
 
@@ -26,6 +27,8 @@ LEFT_OUT = "rowcast_left_out"
 """What an error speaks of, with the number of a statement, where its rows are not as many as wanted."""
 
 _PLACE = re.compile("%s|%%")
+_TELLING = ("smallint", "integer", "bigint", "uuid")
+"""Types of most keys, whose input functions refuse `LEFT_OUT`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Counted:
 
     Args:
         plan: Of it alone.
+        number: Its own, among all of the call.
         rows: How many it has to give.
         slots: Where the values of its columns go; of the one row, if there is one.
         numbered: Whether the number of each row stands before them.
@@ -42,6 +46,7 @@ class Counted:
     """
 
     plan: InsertPlan | UpdatePlan | ReadPlan
+    number: int
     rows: int
     slots: tuple[int, ...] = ()
     numbered: bool = False
@@ -88,13 +93,16 @@ def joined(
     """
     ahead = [
         _uncounted(part.plan, part, passed)
-        if isinstance(part.plan, InsertPlan) and _is_certain(part)
-        else _counted(part, number, passed)
-        for number, part in enumerate(parts)
+        if isinstance(part.plan, InsertPlan) and _is_certain(part.plan, part, passed)
+        else _counted(part, passed)
+        for part in parts
     ]
-    kept = [number for number, part in enumerate(parts) if part.kept]
     if answer is None:
-        back = ", ".join(f"pg_catalog.current_setting('rowcast.rows_{each}')" for each in kept)
+        back = ", ".join(
+            f"pg_catalog.current_setting('rowcast.rows_{each.number}')"
+            for each in parts
+            if each.kept
+        )
         answer = Statement(f"SELECT {back}", (), parts[0].plan.name, pure=True)
     else:
         answer = _handed(answer, passed)
@@ -109,38 +117,58 @@ def joined(
     )
 
 
-def _is_certain(part: Counted) -> bool:
-    """Return whether a statement writes all of its rows, or fails: to count them takes a third more."""
-    return part.plan.relation.kind == "table" and not (part.kept or part.plan.relation.side_effects)
+def _is_certain(plan: InsertPlan, part: Counted, passed: Collection[int]) -> bool:
+    """
+    Return whether a statement writes all of its rows, or fails: to count them takes a third more.
+
+    That is by the catalog, which can be older than a trigger; so what it hands on has to be of a type
+    that tells a value from `LEFT_OUT`.
+    """
+    relation = plan.relation
+    return (
+        relation.kind == "table"
+        and not (part.kept or relation.side_effects)
+        and all(value.type.sql in _TELLING for value, _ in _passed_values(plan, part, passed))
+    )
+
+
+def _passed_values(
+    plan: InsertPlan, part: Counted, passed: Collection[int]
+) -> list[tuple[Expression, int]]:
+    """Return what a statement hands on, each with its slot: of one row, as there may be several."""
+    outputs = zip(plan.returning.outputs, part.slots, strict=True) if part.rows == 1 else ()
+    return [(each.expression, slot) for each, slot in outputs if slot in passed]
 
 
 def _uncounted(plan: InsertPlan, part: Counted, passed: Collection[int]) -> Statement:
     """Build an INSERT that hands on the values of its row."""
     statement = _handed(modify(replace(plan, returning=PlannedReturning(), numbered=False)), passed)
+    values = _passed_values(plan, part, passed)
+    # The row may be left out, all the same: what a call before handed on must not stand here then.
+    cleared = "".join(
+        f"SET LOCAL rowcast.value_{slot:d} TO '{LEFT_OUT} {part.number:d}'; " for _, slot in values
+    )
     effects = [
-        SQL("pg_catalog.set_config({name}, {value}, true)").format(
-            name=Literal(f"rowcast.value_{slot:d}"), value=cast(expression(each.expression), "text")
-        )
-        for each, slot in zip(plan.returning.outputs, part.slots, strict=True)
-        if slot in passed
-    ] if part.rows == 1 else []  # fmt: skip
+        hand_on(f"value_{slot:d}", cast(expression(value), "text")) for value, slot in values
+    ]
     returning = f" RETURNING {render([COMMA.join(effects)])[0]}" if effects else ""
-    return replace(statement, text=f"{statement.text}{returning}; ")
+    return replace(statement, text=f"{cleared}{statement.text}{returning}; ")
 
 
-def _counted(part: Counted, number: int, passed: Collection[int]) -> Statement:
+def _counted(part: Counted, passed: Collection[int]) -> Statement:
     """Build a statement that fails if its rows are too few, or too many, and hands on their values."""
     statement = _handed(step_statement(part.plan), passed)
     columns = [f"c{at}" for at in range(len(statement.columns))]
     returning = "" if columns else " RETURNING true"
     names = [*(["n"] if part.numbered else []), *(columns or ["c0"])]
-    effects = [
-        f"CAST(CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) {part.rows:d} THEN 'true'"
-        f" ELSE '{LEFT_OUT} {number:d}' END AS boolean)"
+    effects: list[Composable] = [
+        SQL(
+            f"CAST(CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) {part.rows:d} THEN 'true'"
+            f" ELSE '{LEFT_OUT} {part.number:d}' END AS boolean)"
+        )
     ]
     effects += [
-        f"pg_catalog.set_config('rowcast.value_{slot:d}',"
-        f' pg_catalog.max(CAST("w"."{column}" AS text)), true)'
+        hand_on(f"value_{slot:d}", SQL(f'pg_catalog.max(CAST("w"."{column}" AS text))'))
         for column, slot in zip(columns, part.slots, strict=True)
         if slot in passed
     ] if part.rows == 1 else []  # fmt: skip
@@ -148,16 +176,9 @@ def _counted(part: Counted, number: int, passed: Collection[int]) -> Statement:
         values = ", ".join(
             '"w"."n"' if name == "n" else f'CAST("w"."{name}" AS text)' for name in names
         )
-        effects.append(
-            f"pg_catalog.set_config('rowcast.rows_{number:d}', CAST(pg_catalog.json_agg("
-            f"pg_catalog.json_build_array({values})) AS text), true)"
-        )
-    # HAVING is there for its effects, all of them: no row is sent.
-    quoted = ", ".join(f'"{name}"' for name in names)
-    text = (
-        f'WITH "w" ({quoted}) AS ({statement.text}{returning})'
-        f' SELECT FROM "w" HAVING pg_catalog.num_nulls({", ".join(effects)}) IS NULL; '
-    )
+        rows = f"CAST(pg_catalog.json_agg(pg_catalog.json_build_array({values})) AS text)"
+        effects.append(hand_on(f"rows_{part.number:d}", SQL(rows)))
+    text, _, _ = render([aggregated(SQL(statement.text + returning), names, effects)])
     return replace(statement, text=text)
 
 

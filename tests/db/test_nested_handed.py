@@ -1,0 +1,115 @@
+"""
+Values that the statements of nested new rows hand on to those behind them, and whom they reach.
+"""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+
+from service.errors import InvalidArgument, NotChanged
+from tests.conftest import execute
+from tests.db.dispatchers import serving
+from tests.deferreds import failure_of
+
+TABLES = """
+DROP SCHEMA public CASCADE; CREATE SCHEMA public;
+CREATE TABLE boxes (id {type} PRIMARY KEY DEFAULT {default}, name text);
+CREATE TABLE things (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, box {type} {refers},
+    name text);
+CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+CREATE FUNCTION handed() RETURNS text[] STABLE LANGUAGE sql AS
+    $$SELECT array_agg(coalesce(current_setting('rowcast.value_' || n, true), ''))
+      FROM generate_series(0, 20) n$$
+"""
+TRIGGER = """CREATE TRIGGER skip BEFORE INSERT ON boxes FOR EACH ROW WHEN (NEW.name = 'gone')
+    EXECUTE FUNCTION skip()"""
+KEYS = {
+    "int": "(random() * 1000000)::int",
+    "bigint": "(random() * 1000000)::int",
+    "uuid": "gen_random_uuid()",
+    "text": "gen_random_uuid()",
+    "varchar(40)": "gen_random_uuid()",
+    "numeric": "random()",
+    "date": "current_date - (random() * 10000)::int",
+    "timestamptz": "now() - random() * interval '100 days'",
+    "bytea": "decode(md5(random()::text), 'hex')",
+}
+FOREIGN_KEY = "REFERENCES boxes"
+
+
+def box(name: str) -> dict[str, object]:
+    """Return a row with one inside."""
+    return {"name": name, "things": [{"name": f"in {name}"}]}
+
+
+@pytest.mark.parametrize("type", KEYS)
+@pytest_twisted.ensureDeferred
+async def test_row_that_is_left_out_unforeseen_hands_on_nothing(dsn: str, type: str) -> None:
+    """By a trigger that the service has not read yet: not what the call before handed on."""
+    execute(dsn, TABLES.format(type=type, default=KEYS[type], refers=FOREIGN_KEY))
+    async with serving(dsn) as db:
+        kept = await db.call("boxes.create", box("kept"))
+        execute(dsn, TRIGGER)
+        calls = [{"call": "boxes.create", "args": [box(name)]} for name in ("first", "gone")]
+        refused = await failure_of(db.call("transaction", calls))
+        assert isinstance(refused, NotChanged), refused
+        assert refused.details["operation"] == 1
+        refused = await failure_of(db.call("boxes.create", box("gone")))
+        assert isinstance(refused, NotChanged), refused
+        assert refused.details["path"] == "values"
+        found = await db.call("boxes.get", kept["id"], embed={"things": {"select": ["name"]}})
+        assert found["things"] == [{"name": "in kept"}]
+    assert execute(dsn, "SELECT name FROM things") == [("in kept",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_handed_values_end_with_the_transaction(dsn: str) -> None:
+    """What is in the same transaction reads them, and nothing behind it, nor after a rollback."""
+    execute(dsn, TABLES.format(type="int", default=KEYS["int"], refers=FOREIGN_KEY))
+    async with serving(dsn, most=1) as db:
+        for end in ("handed", "nowhere"):
+            calls = [{"call": "boxes.create", "args": [box("a")]}, {"call": "fn.handed"}]
+            if end == "nowhere":
+                await failure_of(db.call("transaction", [*calls, {"call": "boxes.get", "args": [-1]},
+                    {"call": "boxes.create", "args": [{"id": {"$ref": "2.id"}}]}]))  # fmt: skip
+            else:
+                [made, inside] = await db.call("transaction", calls)
+                assert str(made["id"]) in inside
+            assert set(await db.call("fn.handed")) == {""}
+
+
+@pytest_twisted.ensureDeferred
+async def test_calls_of_one_transaction_hand_on_each_their_own(dsn: str) -> None:
+    """Also behind one that a savepoint has undone, which gives the settings before it back."""
+    execute(dsn, TABLES.format(type="int", default=KEYS["int"], refers=FOREIGN_KEY))
+    async with serving(dsn) as db, db.database.transaction():
+        await db.call("boxes.create", box("a"))
+
+        async def fails() -> None:
+            async with db.database.transaction():
+                await db.call("boxes.create", box("b"))
+                await db.call("boxes.get", "wrong")
+
+        before = await db.call("fn.handed")
+        refused = await failure_of(fails())
+        assert isinstance(refused, InvalidArgument), refused
+        assert await db.call("fn.handed") == before
+        await db.call("boxes.create", box("c"))
+    assert execute(
+        dsn, "SELECT b.name, t.name FROM things t JOIN boxes b ON b.id = t.box ORDER BY t.id"
+    ) == [(name, f"in {name}") for name in "ac"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_value_that_looks_like_the_mark_of_a_row_left_out_is_refused_as_others(
+    dsn: str,
+) -> None:
+    """The marks have the numbers of statements, of which the call has fewer."""
+    execute(dsn, TABLES.format(type="int", default=KEYS["int"], refers=FOREIGN_KEY))
+    async with serving(dsn) as db:
+        row = {"name": "a", "things": [{"id": "rowcast_left_out 99"}]}
+        execute(dsn, "ALTER TABLE things ALTER id SET GENERATED BY DEFAULT")
+        await db.catch_up()
+        refused = await failure_of(db.call("boxes.create", row))
+    assert isinstance(refused, InvalidArgument), refused
