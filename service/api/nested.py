@@ -24,7 +24,14 @@ from service.db.writes import SETTLE, NoRowWritten, too_many_rows
 from service.errors import InvalidArgument, InvalidRow, NotChanged, NotFound, ServiceError
 from service.plan.conditions import Bound
 from service.plan.growing import grow
-from service.plan.messages import Messages, looked_at_by, messages, slots_of, used_by
+from service.plan.messages import (
+    Messages,
+    looked_at_by,
+    messages,
+    needs_own_message,
+    slots_of,
+    used_by,
+)
 from service.plan.nesting import is_nested
 from service.plan.read_plan import plan_get
 from service.plan.reread import key_to_reread
@@ -228,9 +235,9 @@ def _nested(
     key = key_to_reread(relation) if returning.rows or returning.receipt else ()
     # One row is read by its key as `get` reads it: PostgreSQL plans that in half the time.
     more = request.many or returning.receipt or returning.order
-    alone = bool(relation.primary_key) and not more
+    by_key = bool(relation.primary_key) and not more
     slot = values.add(None)
-    tree = grow(snapshot.catalog, relation, rows, values, limits.max_embed_depth, key, alone)
+    tree = grow(snapshot.catalog, relation, rows, values, limits.max_embed_depth, key, by_key)
     if request.max_affected is not None and tree.written > request.max_affected:
         raise too_many_rows(tree.written, request.max_affected)
     if kwargs.get("embed") is None:
@@ -250,8 +257,8 @@ def _refuse_faults(snapshot: Snapshot, nested: Nested) -> None:
     """
     for at, step in enumerate(nested.tree.steps):
         if isinstance(step, NewRows):
-            alone = at == nested.tree.root and not nested.request.many
-            paths: Sequence[str | None] = [None] if alone else step.paths
+            only = at == nested.tree.root and not nested.request.many
+            paths: Sequence[str | None] = [None] if only else step.paths
             refuse_new_rows(snapshot, step.relation, step.rows, paths, nested.values)
 
 
@@ -305,10 +312,10 @@ def _work(catalog: Catalog, nested: Nested, settle: bool) -> Work:
     """Return the messages of all steps, and the answer; `settle` where the transaction ends with it."""
     tree, root = nested.tree, nested.tree.steps[nested.tree.root]
     assert isinstance(root, NewRows)
-    before = tree.steps[:-1] if tree.root_is_last else tree.steps
+    before = tree.steps[:-1] if tree.root_answers else tree.steps
     steps = [part for step in before for part in _parts(catalog, step)]
     answer = _answer(catalog, nested, root, settle)
-    if tree.root_is_last:
+    if tree.root_answers:
         sent = messages(steps, used_by(root), looked_at_by(root))
     else:
         sent = messages(steps, tree.key, [slot for row in _texts(root) for slot in row])
@@ -319,7 +326,7 @@ def _work(catalog: Catalog, nested: Nested, settle: bool) -> Work:
 def _answered(nested: Nested, root: NewRows, before: Sequence[Message], answer: Message) -> Work:
     """Return the work of some messages, the last of which answers the rows of the call."""
     tree = nested.tree
-    if tree.root_is_last:
+    if tree.root_answers:
         return Work(before, answer, root, tree=tree.steps)
     return Work(before, answer, None, _texts(root), nested.slot, tree.steps)
 
@@ -328,7 +335,7 @@ def _answer(catalog: Catalog, nested: Nested, root: NewRows, settle: bool) -> St
     """Return the statement that answers the rows of the call; None if nothing does."""
     relation = nested.relation
     returning, words = nested.request.returning, SETTLE if settle else ""
-    if nested.tree.root_is_last:
+    if nested.tree.root_answers:
         own = replace(nested.request, rows=root.rows, max_affected=None)
         statement = modify(plan_create(catalog, relation, own))
         return statement.prefixed(words) if statement.head else statement
@@ -392,7 +399,7 @@ def _message(
         parts.append(Counted(plan, number, rows, slots, rows > 1 and bool(slots), back))
     if answer is None and len(parts) == 1:
         (part,), (step,) = parts, steps
-        if sent.passed.isdisjoint({*part.slots, *used_by(step)}):
+        if needs_own_message(step) or sent.passed.isdisjoint({*part.slots, *used_by(step)}):
             return Message(steps, step_statement(part.plan))
     return Message(steps, joined(parts, sent.passed, answer), tuple(kept))
 
@@ -424,9 +431,9 @@ async def _by_models(call: Call, nested: Nested) -> Any:
                 step = replace(step, rows=rows)
             if at == tree.root:
                 root = step
-                if tree.root_is_last:
+                if tree.root_answers:
                     break
-            wanted = codec, _built(catalog, _alone(catalog, step)), values
+            wanted = codec, _built(catalog, _model_messages(catalog, step)), values
             done = Step(steps_txn, wanted, tuple, nested.timeout, "write")
             values = tuple(await call.run(done))
         assert isinstance(root, NewRows)
@@ -449,7 +456,7 @@ async def _by_models(call: Call, nested: Nested) -> Any:
         raise NotChanged(relation.name) from None
 
 
-def _alone(catalog: Catalog, step: TreeStep) -> Messages:
+def _model_messages(catalog: Catalog, step: TreeStep) -> Messages:
     """Return the messages of one step, all values of which come back: models see them."""
     parts = tuple(_parts(catalog, step))
     slots = [

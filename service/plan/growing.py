@@ -28,7 +28,7 @@ def grow(
     values: Values,
     max_depth: int,
     key: Sequence[str] = (),
-    alone: bool = False,
+    by_key: bool = False,
 ) -> Tree:
     """
     Return the steps that make new rows with all that is nested in them.
@@ -40,7 +40,7 @@ def grow(
         values: Of the call; the values of nested rows are added, and slots for what steps make.
         max_depth: How deep rows may nest.
         key: The columns by which rows of the call are read afterwards, if they are.
-        alone: Whether it is one row, which is read by the values of its key, and not by texts of them.
+        by_key: Whether it is one row, which is read by the values of its key, and not by texts of them.
 
     Raises:
         InvalidArgument: A relationship is unknown, ambiguous or none of a foreign key, a column is
@@ -48,13 +48,15 @@ def grow(
     """
     growing = _Growing(catalog, values, max_depth)
     root = growing.make(relation, rows, (), 0)
-    # Read afterwards are those alone that something is made after.
-    again = () if growing.steps[-1] is root else key
-    slots, texts = (growing.slots(root, 0, again), ()) if alone else ((), again)
+    # Read afterwards are those alone that something is made after, and where rules forbid the WITH in
+    # which a statement answers related rows.
+    answers = growing.steps[-1] is root and not (key and relation.has_rules)
+    again = () if answers else key
+    slots, texts = (growing.slots(root, 0, again), ()) if by_key else ((), again)
     made = [growing.finished(each, texts if each is root else ()) for each in growing.steps]
     number = len(growing.links) + growing.steps.index(root)
     steps = (*growing.links, *made)
-    return Tree(steps, number, growing.written, _embeds(root.shown), tuple(slots))
+    return Tree(steps, number, growing.written, _embeds(root.shown), answers, tuple(slots))
 
 
 @dataclass(eq=False)

@@ -31,20 +31,20 @@ class Messages:
 
 @dataclass
 class _Made:
-    """Which values are made in which message, and how they are used by others."""
+    """At which stage each value is made, and how it is used: what is of one stage can go together."""
 
-    turns: dict[int, int] = field(default_factory=dict)
+    stages: dict[int, int] = field(default_factory=dict)
     passable: set[int] = field(default_factory=set)
     passed: set[int] = field(default_factory=set)
     kept: set[int] = field(default_factory=set)
 
-    def turn(self, used: Sequence[int], looked_at: Sequence[int]) -> int:
-        """Return the message in which values can be used, some of which are looked at before."""
-        here = self.turns.keys() & {*used, *looked_at}
+    def stage(self, used: Sequence[int], looked_at: Sequence[int]) -> int:
+        """Return the first stage at which values can be used, some of which are looked at before."""
+        here = self.stages.keys() & {*used, *looked_at}
         known = here - self.passable | here.intersection(looked_at)
         self.passed |= here - known
         self.kept |= known
-        return max((self.turns[slot] + (slot in known) for slot in here), default=0)
+        return max((self.stages[slot] + (slot in known) for slot in here), default=0)
 
 
 def messages(
@@ -59,39 +59,47 @@ def messages(
         looked_at: Slots whose values are to come back before it.
     """
     made = _Made()
-    turns: list[tuple[int, TreeStep]] = []
+    staged: list[tuple[int, TreeStep]] = []
     for step in steps:
-        turn = made.turn(used_by(step), looked_at_by(step))
+        handed, before = used_by(step), looked_at_by(step)
+        if needs_own_message(step):  # where nothing can be handed on to it
+            handed, before = [], [*handed, *before]
+        stage = made.stage(handed, before)
         if isinstance(step, LinkedRow):
-            turn = max(turn, 1)  # whether it is linked twice was seen when it was looked up
+            stage = max(stage, 1)  # whether it is linked twice was seen when it was looked up
         elif isinstance(step, LinkedKey) and step.parent:
             made.kept.update(step.slots)
         certain = _passable(step)
         for slots in slots_of(step):
-            made.turns |= dict.fromkeys(slots, turn)
+            made.stages |= dict.fromkeys(slots, stage)
             made.passable.update(compress(slots, certain))
-        turns.append((turn, step))
-    last = made.turn(used, looked_at)
-    turns.sort(key=lambda each: each[0])
+        staged.append((stage, step))
+    last = made.stage(used, looked_at)
+    staged.sort(key=lambda each: each[0])
     found = [
         part
-        for turn, group in groupby(turns, key=lambda each: each[0])
+        for _, group in groupby(staged, key=lambda each: each[0])
         for part in _apart([step for _, step in group])
     ]
-    if not turns or last > turns[-1][0] or alone(turns[-1][1]):
+    if not staged or last > staged[-1][0] or needs_own_message(staged[-1][1]):
         found.append(())
     return Messages(tuple(found), frozenset(made.passed), frozenset(made.kept))
 
 
-def alone(step: TreeStep) -> bool:
-    """Return whether a step cannot share a message: a statement with rules stands in no other."""
+def needs_own_message(step: TreeStep) -> bool:
+    """
+    Return whether a step shares no message with others.
+
+    There a statement counts its rows in a WITH, which takes none on a table that has rules. By itself
+    it is counted by what PostgreSQL says of it.
+    """
     return step.relation.has_rules and not isinstance(step, LinkedKey)
 
 
 def _apart(steps: Sequence[TreeStep]) -> Iterator[tuple[TreeStep, ...]]:
-    for by_itself, group in groupby(steps, key=alone):
+    for apart, group in groupby(steps, key=needs_own_message):
         some = tuple(group)
-        yield from ((step,) for step in some) if by_itself else (some,)
+        yield from ((step,) for step in some) if apart else (some,)
 
 
 def used_by(step: TreeStep) -> list[int]:
@@ -120,6 +128,6 @@ def slots_of(step: TreeStep) -> tuple[tuple[int, ...], ...]:
 
 def _passable(step: TreeStep) -> list[bool]:
     """Return of which columns that a step gives the value can be handed on: it is one, and no null."""
-    if isinstance(step, LinkedRow) or alone(step) or len(slots_of(step)) > 1:
+    if isinstance(step, LinkedRow) or needs_own_message(step) or len(slots_of(step)) > 1:
         return []
     return [not step.relation.columns[name].nullable for name in step.columns]

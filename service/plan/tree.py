@@ -109,6 +109,7 @@ class Tree:
         root: The number of the one that makes the rows of the call.
         written: How many rows all of them write.
         embeds: What shows all of that in the answer.
+        root_answers: Whether the root is the last of them, and answers the call.
         key: Slots of the key of the one row of the call, if it is read again by that.
     """
 
@@ -116,9 +117,5 @@ class Tree:
     root: int
     written: int
     embeds: tuple[Embed, ...]
+    root_answers: bool
     key: tuple[int, ...] = ()
-
-    @property
-    def root_is_last(self) -> bool:
-        """Whether nothing refers to the rows of the call."""
-        return self.root == len(self.steps) - 1
