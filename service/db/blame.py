@@ -106,7 +106,10 @@ def point_at_row(
     given = rows_of(error, catalog)
     if given is None or "path" in found.details:
         return
-    row = _row(error.diag.message_detail or "", given)
+    # of several that refer to what is not there the first is refused; of several that are equal, which
+    # is refused goes by what was there before
+    first = error.pgcode == "23503"
+    row = _row(error.diag.message_detail or "", given, first)
     if row is None:
         return
     paths = {row.columns[name][0] for name in found.details.get("columns") or ()
@@ -114,7 +117,7 @@ def point_at_row(
     found.details["path"] = paths.pop() if len(paths) == 1 else row.path
 
 
-def _row(detail: str, given: GivenRows) -> GivenRow | None:
+def _row(detail: str, given: GivenRows, first: bool) -> GivenRow | None:
     if len(given.rows) == 1:
         return given.rows[0]
     if given.relation is None:
@@ -127,7 +130,7 @@ def _row(detail: str, given: GivenRows) -> GivenRow | None:
         found = [row for row in given.rows if _shows(whole[1], row, given.relation)]
     else:
         found = []
-    return found[0] if len(found) == 1 else None
+    return found[0] if len(found) == 1 or (found and first) else None
 
 
 def _has_key(row: GivenRow, names: Sequence[str], relation: Relation, values: str) -> bool:

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from service.errors import CheckViolation, InvalidArgument, ServiceError
+from service.errors import (
+    CheckViolation,
+    ForeignKeyViolation,
+    InvalidArgument,
+    ServiceError,
+    UniqueViolation,
+)
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
 from tests.db.relay import Relay
@@ -96,3 +102,22 @@ async def test_error_of_a_message_points_at_the_row_of_its_statement(
     )
     assert isinstance(refused, kind), refused
     assert refused.details["path"] == path
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "path"),
+    [
+        ({"name": "N", "upper_id": 99}, ForeignKeyViolation, "values.customer_id.upper_id"),
+        ({"name": "N", "email": "n@x"}, UniqueViolation, None),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_error_that_two_places_of_a_relation_share_points_at_the_one_that_is_certain(
+    db: DirectCaller, values: dict[str, Any], kind: type[ServiceError], path: str | None
+) -> None:
+    """The first row that refers to nothing is refused; of equal ones it depends on rows unseen."""
+    refused = await failure_of(
+        db.call("orders.create", {"customer_id": values, "biller_id": {**values, "name": "M"}})
+    )
+    assert isinstance(refused, kind), refused
+    assert refused.details.get("path") == path
