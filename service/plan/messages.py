@@ -90,8 +90,8 @@ def needs_own_message(step: TreeStep) -> bool:
     """
     Return whether a step shares no message with others.
 
-    There a statement counts its rows in a WITH, which takes none on a table that has rules. By itself
-    it is counted by what PostgreSQL says of it.
+    There a statement counts its rows in a WITH, where PostgreSQL takes few rules of tables. By itself it
+    is counted by what PostgreSQL says of it.
     """
     return step.relation.has_rules and not isinstance(step, LinkedKey)
 

@@ -119,7 +119,7 @@ def joined(
 
 def _is_certain(plan: InsertPlan, part: Counted, passed: Collection[int]) -> bool:
     """
-    Return whether a statement writes all of its rows, or fails: to count them takes a third more.
+    Return whether a statement writes all of its rows, or fails: counting takes half as much again.
 
     That is by the catalog, which can be older than a trigger; so what it hands on has to be of a type
     that tells a value from `LEFT_OUT`.

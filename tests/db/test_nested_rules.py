@@ -52,7 +52,7 @@ ALSO = "CREATE RULE r AS ON {event} TO {table} DO ALSO INSERT INTO log VALUES ('
         ("INSERT", "lines", 1),
         ("INSERT", "bills", 1),
         ("INSERT", "tags", 1),
-        ("INSERT", "order_tags", 1),
+        ("INSERT", "order_tags", 2),
         ("UPDATE", "lines", 1),
         ("UPDATE", "orders", 0),
         ("UPDATE", "order_tags", 0),
@@ -62,7 +62,7 @@ ALSO = "CREATE RULE r AS ON {event} TO {table} DO ALSO INSERT INTO log VALUES ('
 async def test_nested_rows_of_a_table_with_a_rule_are_made(
     dsn: str, event: str, table: str, times: int
 ) -> None:
-    """The rule acts once for each statement."""
+    """The rule acts for each row."""
     execute(dsn, TABLES + ALSO.format(event=event, table=table))
     async with serving(dsn) as db:
         made = await db.call("orders.create", ORDER)
@@ -72,8 +72,7 @@ async def test_nested_rows_of_a_table_with_a_rule_are_made(
         ]
     for query, rows in ROWS:
         assert execute(dsn, query) == rows, query
-    assert len(execute(dsn, "SELECT what FROM log")) >= times
-    assert {what for (what,) in execute(dsn, "SELECT what FROM log")} <= {table}
+    assert execute(dsn, "SELECT what FROM log") == [(table,)] * times
 
 
 @pytest_twisted.ensureDeferred
