@@ -514,7 +514,7 @@ class Live:
 
     def _failed(self, error: BaseException | None) -> None:
         self.cut()
-        self._db.flush()
+        self._db.settle()
         uri: str = LOST
         args: Sequence[Any] = ()
         kwargs: Mapping[str, Any] = {}
@@ -669,7 +669,7 @@ class Rowcast:
     def drop(self, live: Live) -> None:
         """Forget a live query."""
         self._live.pop(live, None)
-        self.flush()
+        self.settle()
 
     def take(self, live: Live, message: Mapping[str, Any]) -> None:
         """Keep a message until its step is whole, for all live queries change together."""
@@ -678,6 +678,11 @@ class Rowcast:
             self.flush()
         self._step.append((live, message))
         if message.get("step") or (message["type"] == "alive" and len(self._step) == 1):
+            self.flush()
+
+    def settle(self) -> None:
+        """Apply what was kept, since its end may have been lost with a call, unless others wait for it."""
+        if all(live in self._live or live.closed for live, _ in self._step):
             self.flush()
 
     def flush(self) -> None:

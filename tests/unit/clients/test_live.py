@@ -104,6 +104,26 @@ def test_step_whose_end_does_not_come_is_applied_with_the_next_message(
     assert names(one) == ["end"]
 
 
+def test_step_that_other_kits_wait_for_is_not_cut_short(
+    clock: Clock, db: Any, session: Session
+) -> None:
+    """By a live query that is closed, or fails, in a kit beside them."""
+    other = kit().Rowcast(later=clock.callLater, now=clock.seconds)
+    other.joined(session)
+    closed, fails = other.live("c"), other.live("d")
+    one, two = db.live("a"), db.live("b")
+    for at in range(4):
+        session.tell(at, **rows("x", step=at == 3))
+    session.tell(0, **delta(1, "y", "2"))
+    session.tell(2, **delta(1, "y", "2"))
+    closed.close()
+    session.calls[1][3].errback(ApplicationError("rowcast.error.forbidden", "no"))
+    assert fails.error is not None
+    assert (names(one), names(two)) == (["x"], ["x"])
+    session.tell(3, **delta(1, "y", "2", step=True))
+    assert (names(one), names(two)) == (["y"], ["y"])
+
+
 def test_lost_session_keeps_the_rows_and_the_next_one_goes_on_from_there(
     db: Any, session: Session
 ) -> None:
