@@ -102,7 +102,7 @@ class Order:
         resumes: Positions of which callers have rows.
         late: How many cycles it was put off.
         since: Where `before` was found, if not by the cycle before.
-        aside: Whether its rows are read beside the cycle, in the snapshot of it.
+        aside: Whether its rows are read aside, in the snapshot of the cycle.
     """
 
     run: Run
@@ -148,7 +148,7 @@ class Found:
 @dataclass(frozen=True, slots=True)
 class Aside:
     """
-    What is read beside a cycle, in its snapshot.
+    What is read aside: in the snapshot of a cycle, while others run.
 
     Args:
         connection: In a transaction that has it.
@@ -181,7 +181,7 @@ class Outcome:
     aside: Aside | None = None
 
 
-LEFT = Found(State({}, False), {})
+PUT_OFF = Found(State({}, False), {})
 """Of a query of which all rows are to be read, and it is not the time for it."""
 
 ToRead = Mapping[Run, TouchedRows | None]
@@ -203,7 +203,7 @@ class Cycle:
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
         self._session = session
         self._connection: PgConnection | None = None
-        self._beside: PgConnection | None = None
+        self._aside: PgConnection | None = None
         self._watched = WatchedRuns()
         self._dropped: list[Run] = []
 
@@ -226,7 +226,7 @@ class Cycle:
         return in_thread(self._reactor, "pg-watch", self._run, WatchedRuns(), orders, None)
 
     def read_aside(self, aside: Aside) -> Deferred[Outcome | None]:
-        """Read what a cycle has left, while others run; None if a table may have looked empty."""
+        """Read queries aside, and end that transaction; None if a table may have looked empty."""
         return in_thread(self._reactor, "pg-watch", aside_txn, aside)
 
     def close(self) -> Deferred[None]:
@@ -244,34 +244,34 @@ class Cycle:
             connection = open_session(self._dsn(), self._session)
         same, self._connection = connection is self._connection, connection
         # Only one that these orders are for: it may be at work for those before.
-        beside = self._opened_beside() if any(order.aside for order in orders) else None
+        aside = self._opened_aside() if any(order.aside for order in orders) else None
         try:
             for _ in range(MOST_TRIES):
-                outcome = cycle_txn(connection, watched, orders, since, same, beside=beside)
+                outcome = cycle_txn(connection, watched, orders, since, same, aside=aside)
                 if outcome is not None:
                     return outcome
-                if beside is not None:
-                    rollback_txn(beside)
+                if aside is not None:
+                    rollback_txn(aside)
             raise RuntimeError("tables are truncated or rewritten all the time")
         except BaseException:
             self._close()
-            if beside is not None:
-                self._close_beside()
+            if aside is not None:
+                self._close_aside()
             raise
 
-    def _opened_beside(self) -> PgConnection:
-        if self._beside is None or not self._beside.alive():
-            self._close_beside()
-            self._beside = open_session(self._dsn(), self._session)
-        return self._beside
+    def _opened_aside(self) -> PgConnection:
+        if self._aside is None or not self._aside.alive():
+            self._close_aside()
+            self._aside = open_session(self._dsn(), self._session)
+        return self._aside
 
-    def _close_beside(self) -> None:
-        beside, self._beside = self._beside, None
-        if beside is not None:
-            beside.close()
+    def _close_aside(self) -> None:
+        aside, self._aside = self._aside, None
+        if aside is not None:
+            aside.close()
 
     def _end(self) -> None:
-        self._close_beside()
+        self._close_aside()
         self._close()
         self._watched = WatchedRuns()
         self._dropped.clear()
@@ -289,7 +289,7 @@ def cycle_txn(
     since: SnapshotPosition | None,
     same: bool = False,
     budget: float = BUDGET,
-    beside: PgConnection | None = None,
+    aside: PgConnection | None = None,
 ) -> Outcome | None:
     """
     Find what has changed in queries, and wait until that cannot be lost any more.
@@ -301,7 +301,7 @@ def cycle_txn(
         since: What the cycle before saw; without it everything may have changed.
         same: Whether that was in this very session.
         budget: Seconds after which what needs a read of all rows is put off.
-        beside: Another session, with nothing begun, to read some queries in the same snapshot.
+        aside: Another session, with nothing begun, to read some queries in the same snapshot.
 
     Returns:
         What was found; None if a table may have looked empty that was not.
@@ -321,10 +321,10 @@ def cycle_txn(
             *orders,
             *(Order(run, watched.states[run]) for run in touched if run not in asked),
         ]
-        left = [order for order in orders if order.aside]
+        slow = [order for order in orders if order.aside]
         orders = [order for order in orders if not order.aside]
         found, late = _answers_txn(connection, orders, touched, budget)
-        _share_txn(connection, beside)
+        _share_txn(connection, aside)
     except BaseException:
         if not connection.closed:
             rollback_txn(connection)
@@ -343,17 +343,17 @@ def cycle_txn(
         if state is not None:
             watched.keep(order.run, state)
     joined = (order.run for order in orders if order.since is not None)
-    aside = None if beside is None else Aside(beside, left, moment)
-    return Outcome(position, found, late, frozenset(joined) - late.keys(), aside)
+    reading = None if aside is None else Aside(aside, slow, moment)
+    return Outcome(position, found, late, frozenset(joined) - late.keys(), reading)
 
 
-def _share_txn(connection: PgConnection, beside: PgConnection | None) -> None:
+def _share_txn(connection: PgConnection, aside: PgConnection | None) -> None:
     """Begin a transaction of another session, if there is one, in the snapshot of the one that is open."""
-    if beside is not None:
+    if aside is not None:
         (name,) = connection.ask("SELECT pg_catalog.pg_export_snapshot()")
         words = begin_statement("repeatable read", read_only=True)
-        beside.begin(f"{words};SET TRANSACTION SNAPSHOT '{name}'")
-        beside.ask("SELECT 1")
+        aside.begin(f"{words};SET TRANSACTION SNAPSHOT '{name}'")
+        aside.ask("SELECT 1")
 
 
 def aside_txn(aside: Aside) -> Outcome | None:
@@ -479,7 +479,7 @@ def found_txn(
         connection: In the snapshot in which the changes were read.
         order: Of the query.
         touched: Which of its rows changes have touched.
-        whole: Whether all of its rows may be read; without, they are `LEFT` where they have to be.
+        whole: Whether all of its rows may be read; without, they are `PUT_OFF` where they have to be.
     """
     try:
         found = _found_txn(connection, order, touched, whole)
@@ -519,7 +519,7 @@ def _answers_txn(
             late[run] = max(0.0, run.until - at)
             continue
         answer = found_txn(connection, order, touched, not heavy)
-        if answer is LEFT:
+        if answer is PUT_OFF:
             late[run] = max(0.0, run.until - at)
             continue
         if isinstance(answer, Found) and order.resumes:
@@ -540,7 +540,7 @@ def _found_txn(
     keys = touched[run]
     found = None if keys is None else by_keys_txn(connection, run, before, keys)
     if found is None:
-        return _whole_txn(connection, order) if whole else LEFT
+        return _whole_txn(connection, order) if whole else PUT_OFF
     return _different(before, found)
 
 

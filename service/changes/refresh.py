@@ -159,7 +159,11 @@ class Run:
     def timed(self, began: float, ended: float) -> None:
         """Record a read of all rows; one that takes long is followed by a rest, for others' sake."""
         self.whole = ended - began
-        self.until = ended + REST * self.whole if self.heavy else 0.0
+        self.rest(ended)
+
+    def rest(self, now: float) -> None:
+        """Read all rows no more for a while, by how long the last read of them took."""
+        self.until = now + REST * self.whole if self.heavy else 0.0
 
 
 def key_plan_of(

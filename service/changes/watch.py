@@ -9,8 +9,8 @@ A query that is watched has its rows' keys and hashes here, however many watch i
 from __future__ import annotations
 
 import random
-from collections import deque
-from collections.abc import Hashable, Mapping, Sequence
+import time
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import replace
 from typing import Any
@@ -28,6 +28,7 @@ from service.changes.delta import KeyRepeated
 from service.changes.positions import SnapshotPosition, parse_position
 from service.changes.queries import Queries, WatchLimits
 from service.changes.refresh import Run
+from service.changes.silence import Silence
 from service.changes.watchers import (
     Query,
     Watch,
@@ -52,9 +53,6 @@ POLL = 1.0
 PAUSES = (0.1, 5.0)
 """Seconds between two tries of a cycle while the database cannot be reached: first, and at most."""
 
-ALIVE, TICKS = 15.0, 15
-"""Seconds after which a watcher hears that nothing has changed, and the parts that they are counted in."""
-
 MOST_AT_ONCE = 16
 """Queries that are planned anew at once, by another catalog."""
 
@@ -74,7 +72,7 @@ class Watches(Service):
         database: Asked what queries read.
         dispatcher: For what is served now.
         cycle: Runs the queries.
-        first: Runs those that are new, which may take long, beside the others.
+        first: Runs those that are new, which may take long, apart from the others.
         limits: How much may be watched.
         poll: Seconds between two cycles if nothing wakes us.
 
@@ -113,9 +111,8 @@ class Watches(Service):
         # What the last cycle saw, and what watchers are brought to: behind it while they are told.
         self._position: SnapshotPosition | None = None
         self._place: SnapshotPosition | None = None
-        # Those that are to be told in each of the next parts of `ALIVE`, if nothing else has been.
-        self._silent: deque[list[Watch]] = deque([] for _ in range(TICKS))
-        self._checked = self._ticked = 0.0
+        self._silence = Silence()
+        self._checked = 0.0
         self._due = poll
         self._running: Deferred[None] | None = None
         self._resting: Deferred[None] | None = None
@@ -204,8 +201,9 @@ class Watches(Service):
         watch = Watch(session, query, call.progress, options.tx)
         resume_from(watch, since)
         query.watches = (*query.watches, watch)
+        query.ask()
         session.add(watch)
-        self._silent[-1].append(watch)
+        self._silence.add(watch)
         if self._running is None:
             self._start()
         self.wake()
@@ -309,9 +307,9 @@ class Watches(Service):
                 elif not self._woken:
                     await self._rest(min(self._poll, self._due))
         finally:
-            for beside in (self._beginning, self._reading):
-                if beside is not None:
-                    await beside
+            for apart in (self._beginning, self._reading):
+                if apart is not None:
+                    await apart
             await self._first.close()
             await self._cycle.close()
             self._running = self._position = self._place = None
@@ -336,7 +334,7 @@ class Watches(Service):
         """Run one cycle, and tell the watchers."""
         if self._dispatcher.served is not self._served:
             await self._renew()
-        asking = [each for each in self._asking if not (each.parked or each.away)]
+        asking = [each for each in self._asking if not (each.parked or each.aside)]
         new = [each for each in asking if each.state is None]
         if new and self._beginning is None:
             self._beginning = Deferred.fromCoroutine(self._begin(new))
@@ -349,22 +347,20 @@ class Watches(Service):
         if checked:
             self._checked = self.now()
         self._telling = True
-        self._take_outcome(outcome, wanted)
-        self._telling = False
-        for query in asking:
-            if query.since is not None and query.run in outcome.joined:
-                query.join()
-                for watch in query.watches:
-                    watch.session.tell(watch)
-                    self._moved[watch.session] = None
-            if not (query.stale or any(watch.wanting for watch in query.watches)):
-                self._asking.discard(query)
+        try:
+            self._take_outcome(outcome, wanted)
+        finally:
+            self._telling = False
+            if outcome.aside is not None:  # which alone ends its transaction
+                self._reading = Deferred.fromCoroutine(self._read(outcome.aside, wanted))
+                self._reading.addErrback(lambda why: log.failure("cannot tell what was read", why))
+                self._reading.addBoth(self._end_reading)
         self._place = outcome.position
-        if outcome.aside is not None:
-            self._reading = Deferred.fromCoroutine(self._read(outcome.aside, wanted))
-            self._reading.addErrback(lambda why: log.failure("cannot tell what was read", why))
         self._due = min([self._due, *rests(asking)])
-        self._tick()
+        for watch in self._silence.due(self.now()):
+            watch.silent = True
+            watch.session.tell(watch)
+            self._moved[watch.session] = None
         self._move()
 
     async def _begin(self, new: Sequence[Query]) -> None:
@@ -382,14 +378,14 @@ class Watches(Service):
             log.warn("cannot begin live queries: {error}", error=_first_line(error))
             await deferLater(self._reactor, PAUSES[0])
         else:
-            self._take_beside(outcome, wanted)
+            self._take_apart(outcome, wanted)
         finally:
             self._beginning = None
             self.wake()
 
     async def _read(self, aside: Aside, wanted: Mapping[Query, set[Watch]]) -> None:
         """
-        Read all rows of queries that take long, in the snapshot of the last cycle.
+        Read all rows of queries that take long aside, in the snapshot of the last cycle.
 
         The cycles go on for the others meanwhile; the sessions of these come to its position when
         their rows are there.
@@ -398,29 +394,37 @@ class Watches(Service):
         queries = [self._runs[each.run] for each in aside.orders if each.run in self._runs]
         sessions = {watch.session: None for query in queries for watch in query.watches}
         for query in queries:
-            query.leave()
+            query.begin_aside()
             self._cycle.drop(query.run)
-        for session in sessions:
-            session.cover(place)
-            session.keep(place)
-        outcome = None
+        reading = self._cycle.read_aside(aside)  # so that its transaction ends, whatever follows
+        read: Collection[Run] = ()
         try:
-            outcome = await self._cycle.read_aside(aside)
+            try:
+                for session in sessions:
+                    session.cover(place)
+                    session.keep(place)
+            finally:
+                outcome = await reading
+            if outcome is not None:
+                self._take_apart(outcome, wanted)
+                read = outcome.found
         except Exception as error:
             log.warn("cannot look for changes: {error}", error=_first_line(error))
+            for query in queries:
+                query.run.rest(time.monotonic())
         for query in queries:
-            query.come_back(outcome is not None)
-        if outcome is not None:
-            self._take_beside(outcome, wanted)
+            query.end_aside(query.run in read)  # or it was planned anew meanwhile
+        self._moved |= sessions
         for session in sessions:
             session.complete(queries)
+
+    def _end_reading(self, _: object) -> None:
         self._reading = None
-        self._moved |= sessions
         self._move()
         self.wake()
 
-    def _take_beside(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
-        """Store what was found beside the cycles; the next one goes on from there."""
+    def _take_apart(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
+        """Store what was found apart from the cycles; the next one goes on from there."""
         for run, found in outcome.found.items():
             query = self._runs.get(run)
             if query is None or query.parked:
@@ -438,27 +442,6 @@ class Watches(Service):
                 new = every and watch.unseen and not watch.session.busy
                 watch.find(found, new or watch in wanted[query], found.weight)
 
-    def _tick(self) -> None:
-        """Send those a message who have not heard of anything for long, though nothing has changed."""
-        now = self.now()
-        # A service that stood still has not been silent to each for as many times as it missed.
-        self._ticked = max(self._ticked, now - ALIVE)
-        while now - self._ticked >= ALIVE / TICKS:
-            self._ticked += ALIVE / TICKS
-            due = self._silent.popleft()
-            self._silent.append([])
-            for watch in due:
-                if watch.ended:
-                    continue
-                left = watch.told + ALIVE - now
-                if left <= 0:
-                    watch.silent = True
-                    watch.session.tell(watch)
-                    self._moved[watch.session] = None
-                    left = ALIVE
-                part = min(TICKS - 1, max(0, round(left / ALIVE * TICKS) - 1))
-                self._silent[part].append(watch)
-
     def _take_outcome(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
         self._position = outcome.position
         # Planned anew meanwhile, it is run again.
@@ -473,6 +456,14 @@ class Watches(Service):
                 query.put_off(query.late + 1)
                 if run.heavy:  # until it has been read, changes by key are none of its
                     self._cycle.drop(run)
+        for query in wanted:
+            if query.since is not None and query.run in outcome.joined:
+                query.join()
+                for watch in query.watches:
+                    watch.session.tell(watch)
+                    self._moved[watch.session] = None
+            if not (query.stale or any(watch.wanting for watch in query.watches)):
+                self._asking.discard(query)
         self._due = min(outcome.late.values(), default=self._poll)
 
     def _take_answer(self, query: Query, found: Found | Failure | None, wanted: set[Watch]) -> None:
@@ -498,7 +489,7 @@ class Watches(Service):
             each
             for each in self._queries.values()
             if each.state is not None and each.since is None and each not in self._asking
-            if not (each.away or each.run.heavy)
+            if not (each.aside or each.run.heavy)
         ]
         if known:
             orders.append(replace(order_of(random.choice(known), set()), check=True))

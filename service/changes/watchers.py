@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import (
+    Collection,
     Hashable,
     Iterable,
     Iterator,
@@ -50,6 +51,14 @@ class Query:
     """
     A query that is watched, by one or more.
 
+    It is new until `Watches._begin` has read its rows, alone. From then on each cycle tells what the
+    log says of it, and reads all of its rows if it is `stale` or a watch wants them. If that takes
+    long (`Run.heavy`), it is read aside: `orders_of` puts it off until it and all of its group have
+    rested; `begin_aside` takes it out of the cycles, `end_aside` puts it back, to be put off again if
+    it was not read. Either way of being read apart ends in `found_at`, and the next cycle, which goes
+    on from there, in `join`. One that is refused is parked until the catalog has been looked at.
+    Whoever watches one that is put off, aside or not joined waits, with his session.
+
     Args:
         run: How it is run.
         caller: One of those who ask it.
@@ -57,13 +66,13 @@ class Query:
         asking: Those of which more may be wanted than what the log says.
 
     Attributes:
+        aside: Whether its rows are being read aside.
         name: Of all that is alike.
         state: What it was found in last; None before its first run.
-        since: Where that was, until a cycle with all others has it from there.
+        since: Where that was, if it was read apart, until a cycle has it from there.
         watches: Of it.
         stale: Whether its rows may be others, whatever the log says.
         late: How many cycles it was put off.
-        away: Whether its rows are being read beside the cycles.
         parked: Whether it waits for another catalog, since it was refused by this one.
         renewed: Whether it was refused before, by an older catalog.
     """
@@ -72,7 +81,7 @@ class Query:
         "_asking",
         "_delta",
         "_kwargs",
-        "away",
+        "aside",
         "caller",
         "late",
         "name",
@@ -99,7 +108,7 @@ class Query:
         # Not a set, which takes four times as much, since nearly all have a single one.
         self.watches: tuple[Watch, ...] = ()
         self._delta: tuple[State, State, Message] | None = None
-        self.stale = self.away = self.parked = self.renewed = False
+        self.stale = self.aside = self.parked = self.renewed = False
         self.late = 0
 
     @property
@@ -110,8 +119,9 @@ class Query:
         return replace(like, kwargs=kwargs, caller=self.caller, state=CallState())
 
     def ask(self) -> None:
-        """Ask for more than what the log says."""
-        self._asking.add(self)
+        """Ask for more than what the log says, for whoever watches it."""
+        if self.watches:
+            self._asking.add(self)
 
     def invalidate(self) -> None:
         """Ask for another run, whatever the log says."""
@@ -121,27 +131,27 @@ class Query:
     @property
     def behind(self) -> bool:
         """Whether its state is not the one of the last cycle."""
-        return bool(self.late) or self.away or self.since is not None
+        return bool(self.late) or self.aside or self.since is not None
 
     def put_off(self, times: int) -> None:
         """Record how many cycles it was put off: whoever watches it waits, with his session."""
         self.late = times
         self._hold()
 
-    def leave(self) -> None:
-        """Record that its rows are being read beside the cycles."""
-        self.away, self.stale, self.late = True, False, 0
+    def begin_aside(self) -> None:
+        """Record that its rows are being read aside."""
+        self.aside, self.stale, self.late = True, False, 0
         self._hold()
 
-    def come_back(self, read: bool) -> None:
-        """Record that its rows are not being read beside the cycles any more; whether they were."""
-        self.away = False
+    def end_aside(self, read: bool) -> None:
+        """Record that its rows are not being read aside any more; whether they were."""
+        self.aside = False
         if not read:
             self.invalidate()
         self.put_off(0 if read else 1)
 
     def found_at(self, position: SnapshotPosition) -> None:
-        """Record where its state was found, beside the cycles: the next one goes on from there."""
+        """Record where its state was found, apart from the cycles: the next one goes on from there."""
         self.since = position
         self.ask()
         self._hold()
@@ -229,7 +239,6 @@ class Watch(Lasting):
         self.covered: tuple[str, ...] = ()
         self.told = session.now()
         self.silent = False
-        query.ask()
 
     @property
     def wanting(self) -> bool:
@@ -362,26 +371,48 @@ def orders_of(wanted: Mapping[Query, set[Watch]], aside: bool) -> list[Order]:
     """
     Return what a cycle is to find out of queries of which more is asked than what the log says.
 
-    Of one that takes long all rows are read beside the cycles, after a rest. Those of one session are
-    read together, since it comes to one position with all. Whoever watches one that waits, waits too.
+    All rows of one that takes long are read aside, after a rest: one group at a time, since its
+    sessions come to one position with all that they watch, and the groups in turn. Any other is put
+    off, and whoever watches it waits.
 
     Args:
         wanted: The queries, each with the watches that take all of its rows now.
-        aside: Whether nothing is being read beside the cycles.
+        aside: Whether a group may be read aside now.
     """
     now = time.monotonic()
     heavy = {each for each in wanted if each.run.heavy and (each.stale or wanted[each])}
-    resting = {each for each in heavy if each.run.until > now or not aside}
-    wait = {watch.session for each in resting for watch in each.watches}
+    groups = groups_of(heavy) if aside else []
+    rested = [each for each in groups if all(query.run.until <= now for query in each)]
+    # the one that could be read first of them
+    read = min(rested, key=lambda each: max(query.run.until for query in each), default=set())
     found = []
     for query, watches in wanted.items():
-        if query not in heavy:
-            found.append(order_of(query, watches))
-        elif wait.isdisjoint(watch.session for watch in query.watches):
+        if query in read:
             found.append(replace(order_of(query, watches), aside=True))
+        elif query not in heavy:
+            found.append(order_of(query, watches))
         elif query.stale:
             query.put_off(query.late or 1)
     return found
+
+
+def groups_of(queries: Collection[Query]) -> list[set[Query]]:
+    """Return queries in the groups between which no session watches one of each."""
+    watched: dict[WatchingSession, list[Query]] = {}
+    for query in queries:
+        for watch in query.watches:
+            watched.setdefault(watch.session, []).append(query)
+    groups: list[set[Query]] = []
+    seen: set[Query] = set()
+    for query in queries:
+        group, found = set[Query](), {query} - seen
+        while found:
+            group |= found
+            sessions = {watch.session for each in found for watch in each.watches}
+            found = {each for session in sessions for each in watched.pop(session, ())} - group
+        seen |= group
+        groups += [group] if group else []
+    return groups
 
 
 def rests(queries: Iterable[Query]) -> list[float]:

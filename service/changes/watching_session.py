@@ -3,19 +3,20 @@ The watches of one session, which move together.
 
 What is sent to it next is made when what was sent before has been taken, and of the state by then: so
 a slow caller gets fewer and larger deltas. Rows wait for it up to a bound; beyond that it gets all of
-them anew when it is back. Where rows of one query are read beside the cycles, what the others are to
-have at that position is kept until they are there.
+them anew when it is back. Where rows of one query are read aside, what the others are to have at that
+position is kept until they are there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator
 from contextvars import Context
+from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from service.changes.delta import Message, alive_message
+from service.changes.delta import Message, State, alive_message
 from service.changes.positions import SnapshotPosition
 from service.changes.watchers import Kept, Query, Watch
 from service.request.arguments import Caller
@@ -25,8 +26,27 @@ log = Logger()
 MOST_WRITTEN = 1000
 """Transactions of one session that are not included in the state yet; older ones are not told."""
 
-Step = list[tuple[Watch, Iterator[Message], bool]]
-"""What each watch is sent to come to a position, and whether that is more than that it is alive."""
+
+class WatchStep(NamedTuple):
+    """
+    What a watch is sent to come to a position.
+
+    Args:
+        watch: Which one.
+        messages: That it is sent.
+        moves: Whether that is more than that it is alive.
+        state: What the caller has then.
+        covers: Transactions of the session that it includes, to be told.
+    """
+
+    watch: Watch
+    messages: Iterator[Message]
+    moves: bool
+    state: State
+    covers: tuple[str, ...]
+
+
+Step = list[WatchStep]
 
 
 class WatchingSession:
@@ -136,17 +156,17 @@ class WatchingSession:
         """
         Keep what brings the watches to a position until the others have their rows of it.
 
-        Those are being read beside the cycles, which go on. If any watch waits for something else,
+        Those are being read aside, while the cycles go on. If any watch waits for something else,
         they come to a later position together.
         """
         self.melt()
-        others = any(not watch.query.away for watch in self._held)
+        others = any(not watch.query.aside for watch in self._held)
         if others or self._ready or any(each.rows and not each.unseen for each in self.members):
             return
         self._kept_at = place
         for watch in self._news:
             state, changed = watch.query.state, watch.changed
-            if state and changed is not None and watch.base and not watch.query.away:
+            if state and changed is not None and watch.base and not watch.query.aside:
                 self._kept[watch], watch.changed = (state, changed), None
 
     def melt(self) -> None:
@@ -157,7 +177,7 @@ class WatchingSession:
         self._kept, self._kept_at = {}, None
 
     def complete(self, queries: Collection[Query]) -> None:
-        """Send the step that was kept, if the rows of these queries, read beside, are there."""
+        """Send the step that was kept, if the rows of these queries, read aside, are there."""
         seen = [watch for watch in self.members if not watch.unseen]
         if any(each.wanting or (each.query.late and each.query in queries) for each in seen):
             self.melt()  # its caller has rows of an earlier position yet
@@ -171,7 +191,7 @@ class WatchingSession:
         for watch, state in kept.items():
             messages = watch.messages(f"{place}~{watch.query.run.mark}", state)
             if messages is not None:
-                step.append((watch, messages, True))
+                step.append(_step_of(watch, messages, True))
         self._ready = (place, step) if step else None
         self.moves = True
 
@@ -198,7 +218,7 @@ class WatchingSession:
             return step
         if self._held:
             self._want()
-            return []
+            return self._alive()
         self.melt()
         self._waiting = 0
         place = self._place()
@@ -215,23 +235,34 @@ class WatchingSession:
             position = f"{head}~{watch.query.run.mark}"
             messages = watch.messages(position)
             if messages is not None:
-                found.append((watch, messages, True))
+                found.append(_step_of(watch, messages, True))
             elif watch.base is not None and (watch.silent or watch.covered):
-                found.append((watch, iter([alive_message(watch.base, position)]), False))
+                found.append(_step_of(watch, iter([alive_message(watch.base, position)]), False))
         return found
+
+    def _alive(self) -> Step:
+        """Return what tells those who wait for long that the rows are still those of the last step."""
+        return [
+            WatchStep(watch, iter([self._alive_message(watch, watch.base)]), False, watch.base, ())
+            for watch in self._news
+            if watch.silent and watch.base is not None
+        ]
+
+    def _alive_message(self, watch: Watch, state: State) -> Message:
+        return alive_message(state, f"{self._head}~{watch.query.run.mark}")
 
     async def _send(self, step: Step) -> None:
         """Send a step; done when the next may follow."""
-        now, moves = self.now(), any(moves for *_, moves in step)
+        now, moves = self.now(), any(each.moves for each in step)
         taken: Awaitable[None] | None = None
         sent: dict[Awaitable[None], list[Watch]] = {}
-        for at, (watch, messages, _) in enumerate(step, 1):
-            taken = await self._give(watch, messages, moves and at == len(step), now)
+        for at, each in enumerate(step, 1):
+            taken = await self._give(each, moves and at == len(step), now)
             if taken is not None:
                 # It is the same of all watches of a caller, who is waited for once.
-                sent.setdefault(taken, []).append(watch)
+                sent.setdefault(taken, []).append(each.watch)
         if moves and taken is None:
-            await self._end_step([watch for watch, *_ in step if not watch.ended], now)
+            await self._end_step([each for each in step if not each.watch.ended], now)
         for taken, watches in sent.items():
             try:
                 await taken
@@ -239,23 +270,21 @@ class WatchingSession:
                 for watch in watches:
                     watch.end(error)
 
-    async def _end_step(self, watches: Sequence[Watch], now: float) -> None:
+    async def _end_step(self, step: Step, now: float) -> None:
         """Say that a step is whole: the watch whose message was to say it has ended before its turn."""
-        for watch in watches[:1]:
-            assert watch.base is not None
-            alive = alive_message(watch.base, f"{self._head}~{watch.query.run.mark}")
-            await self._give(watch, iter([alive]), True, now)
+        for each in step[:1]:
+            alive = self._alive_message(each.watch, each.state)
+            await self._give(each._replace(messages=iter([alive]), covers=()), True, now)
 
-    async def _give(
-        self, watch: Watch, messages: Iterator[Message], ends: bool, now: float
-    ) -> Awaitable[None] | None:
+    async def _give(self, step: WatchStep, ends: bool, now: float) -> Awaitable[None] | None:
         """Send messages of a watch, the last of which may end the step; return what to await after it."""
+        watch, messages = step.watch, step.messages
         message = next(messages, None)
         while message is not None and not watch.ended:
             following = next(messages, None)
             if following is None:
-                if watch.covered:
-                    message["covers"], watch.covered = list(watch.covered), ()
+                if step.covers:
+                    message["covers"] = list(step.covers)
                 if ends:
                     message["step"] = True
             watch.told, watch.silent = now, False
@@ -268,3 +297,10 @@ class WatchingSession:
                 watch.end(error)
             message = following
         return None
+
+
+def _step_of(watch: Watch, messages: Iterator[Message], moves: bool) -> WatchStep:
+    """Return what a watch is sent, with what its state covers."""
+    assert watch.base is not None  # as long as nothing is awaited after its messages were made
+    covers, watch.covered = watch.covered, ()
+    return WatchStep(watch, messages, moves, watch.base, covers)

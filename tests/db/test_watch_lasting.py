@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 
 from schema import changes
 from service.api.roles import Roles
+from service.changes import silence
 from service.changes import watch as watch_module
 from service.changes.queries import WatchLimits
 from service.errors import InvalidArgument, NoSuchProcedure, NotAuthorized, StatementTimeout
@@ -268,7 +269,7 @@ async def test_quiet_watch_hears_that_nothing_has_changed(
     dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its position goes on, with what others write; the checksum is that of its rows."""
-    monkeypatch.setattr(watch_module, "ALIVE", 0.2)
+    monkeypatch.setattr(silence, "ALIVE", 0.2)
     watcher = live.watch("items", order=["-id"])
     await watcher.first()
     execute(dsn, "UPDATE others SET n = n + 1")

@@ -19,6 +19,7 @@ from service.changes.epochs import begin_txn
 from service.changes.log import installed_txn
 from service.changes.queries import WatchLimits
 from service.changes.watch import Watches
+from service.changes.watchers import Watch
 from service.db.session_settings import SessionSettings, open_session
 from service.request.arguments import Caller
 from tests.copies import Copy, as_set
@@ -33,26 +34,29 @@ class Lasts:
     Args:
         answer: Of the dispatcher.
         ended: Called with the error that it ends with.
+
+    Attributes:
+        lasting: What is kept of it, once it has begun.
     """
 
     def __init__(
         self, answer: Coroutine[Any, Any, Any], ended: Callable[[Exception], None]
     ) -> None:
         self._ended = ended
-        self._lasting: Lasting | None = None
+        self.lasting: Lasting | None = None
         self._begun: Deferred[Any] = Deferred.fromCoroutine(answer)
         self._begun.addCallbacks(self._goes_on, lambda why: ended(why.value))
 
     def _goes_on(self, lasting: Lasting) -> None:
-        self._lasting = lasting
+        self.lasting = lasting
         lasting.follow(self._ended)
 
     def cancel(self) -> None:
         """End it, as its caller would."""
-        if self._lasting is None:
+        if self.lasting is None:
             self._begun.cancel()
         else:
-            self._lasting.end(CancelledError())
+            self.lasting.end(CancelledError())
 
 
 class Watcher:
@@ -138,6 +142,13 @@ class Watcher:
             await self.cancel()
         kwargs = {**self.kwargs, "since": self.copy.position}
         return Watcher(live or self.live, caller or self.caller, self.name, kwargs, self.copy)
+
+
+def watch_of(watcher: Watcher) -> Watch:
+    """Return what is kept of a watcher's call, while it goes on."""
+    watch = watcher.call.lasting
+    assert isinstance(watch, Watch)
+    return watch
 
 
 class Live:

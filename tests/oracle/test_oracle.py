@@ -61,7 +61,7 @@ async def test_copies_outlast_restarts_ddl_and_changed_rights(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_copies_of_queries_that_are_read_beside_the_cycles_are_right(
+async def test_copies_of_queries_that_are_read_aside_are_right(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each query whose keys are not told is one that takes long."""

@@ -22,7 +22,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import ProcessProtocol
 
 from service.app import Serving
-from service.changes import watch as watch_module
+from service.changes import silence
 from tests.conftest import Router, execute
 from tests.deferreds import pause, until
 from tests.faults.proxy import Proxy
@@ -178,7 +178,7 @@ async def test_kits_beside_each_other_wait_for_none(
     dsn: str, service: Serving, wired: Wired, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each has a session of its own, and so its own steps."""
-    monkeypatch.setattr(watch_module, "ALIVE", 3600.0)  # or a message would come by that
+    monkeypatch.setattr(silence, "ALIVE", 3600.0)  # or a message would come by that
     node = wired.program
     node.tell(id="one", live="drivers", query={"order": ["id"]})
     node.tell(id="other", kit=1, live="vehicles", query={"order": ["id"]})

@@ -1,0 +1,270 @@
+"""
+Live queries that take long, of which all rows are read aside: in turn, after rests, and in spite of faults.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from typing import Any
+
+import psycopg2
+import pytest
+import pytest_twisted
+from psycopg2.extensions import connection as Connection
+
+from schema import changes
+from service.changes import silence
+from service.changes.positions import SnapshotPosition, parse_position
+from service.changes.queries import WatchLimits
+from service.changes.refresh import Run
+from service.changes.watch import Watches
+from service.changes.watching_session import WatchingSession
+from tests.conftest import execute
+from tests.db.dispatchers import ANYONE
+from tests.db.watched import Live, Watcher, living, watch_of
+from tests.deferreds import until
+
+SCHEMA = f"""
+{changes.install()}
+CREATE TABLE notes (body text);
+CREATE TABLE quick (n int);
+CREATE TABLE loud (id int PRIMARY KEY, name text);
+SELECT rowcast.track(t) FROM unnest('{{notes,quick,loud}}'::regclass[]) t;
+CREATE FUNCTION slow(n int) RETURNS SETOF loud STABLE LANGUAGE sql
+    AS 'SELECT l.* FROM loud l, pg_advisory_xact_lock_shared(n)';
+"""
+
+BEFORE_EACH = """
+TRUNCATE notes, quick, loud;
+INSERT INTO loud VALUES (1, 'at first');
+INSERT INTO notes VALUES ('at first');
+"""
+
+READING = """
+SELECT pid FROM pg_locks JOIN pg_stat_activity USING (pid)
+ WHERE locktype = 'advisory' AND objid = {} AND NOT granted AND datname = current_database()
+"""
+
+OPEN = """
+SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()
+"""
+
+MINE, OTHERS, THIRD = (replace(ANYONE, session=number) for number in (1, 2, 3))
+
+
+@pytest_twisted.async_yield_fixture
+async def live(dsn: str) -> AsyncIterator[Live]:
+    """Serve the module's database, with its rows as they were."""
+    execute(dsn, BEFORE_EACH)
+    async with living(dsn, WatchLimits(timeout=20)) as found:
+        yield found
+
+
+@pytest.fixture
+def lock(dsn: str) -> Iterator[Connection]:
+    """Return a connection that can keep a query from being read."""
+    connection = psycopg2.connect(dsn)
+    yield connection
+    connection.close()
+
+
+def hold(lock: Connection, number: int) -> None:
+    """Keep `slow(number)` from being read, until the lock is rolled back."""
+    lock.cursor().execute("SELECT pg_advisory_xact_lock(%s)", (number,))
+
+
+def slow(live: Live, number: int, caller: Any) -> Watcher:
+    return live.watch("fn.slow", caller=caller, args={"n": number}, tables=["loud"])
+
+
+async def begun(live: Live, *watchers: Watcher) -> list[Run]:
+    """Wait for the first rows, and have the queries taken for some that take long and have rested."""
+    for each in watchers:
+        await each.first()
+    await until(lambda: not live.watches._asking)  # none is to be joined yet
+    runs = [watch_of(each).query.run for each in watchers]
+    for run in runs:
+        run.whole, run.until = 1.0, 0.0
+    for each in watchers:
+        each.messages.clear()
+    return runs
+
+
+async def cycles(live: Live, many: int = 3) -> None:
+    """Wait until some more cycles have been run."""
+    last = live.watches.cycles + many
+    await until(lambda: live.watches.cycles >= last)
+
+
+@pytest_twisted.ensureDeferred
+async def test_queries_that_a_chain_of_sessions_shares_are_read_together(
+    dsn: str, live: Live
+) -> None:
+    """Or each would rest while another has rested, and the one that is shared would be read never."""
+    one, shared, also, three = (
+        slow(live, number, caller)
+        for number, caller in ((1, MINE), (2, MINE), (2, OTHERS), (3, OTHERS))
+    )
+    runs = await begun(live, one, shared, also, three)
+    runs[3].until = math.inf
+    execute(dsn, "UPDATE loud SET name = 'later'")
+    await cycles(live, 10)
+    assert runs[0].whole == 1.0  # it has not been read alone
+    runs[3].until = 0.0
+    await until(lambda: all(each.messages for each in (one, shared, also, three)))
+    places = {each.messages[0]["position"].split("~")[0] for each in (one, shared, also, three)}
+    assert len(places) == 1
+    assert all(run.whole < 1.0 for run in runs)
+
+
+@pytest_twisted.ensureDeferred
+async def test_sessions_that_share_no_query_take_turns(
+    dsn: str, live: Live, lock: Connection
+) -> None:
+    """Whose rows are there is told of them while those of the next are read."""
+    one, two = slow(live, 1, MINE), slow(live, 2, OTHERS)
+    runs = await begun(live, one, two)
+    runs[0].whole, runs[1].until = 2.0, 1.0  # the other is shorter, and has rested later
+    hold(lock, 2)
+    execute(dsn, "UPDATE loud SET name = 'later'")
+    await until(lambda: one.messages)
+    await until(lambda: execute(dsn, READING.format(2)))
+    assert two.messages == []
+    lock.rollback()
+    await two.same()
+
+
+@pytest.mark.parametrize("rests", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_session_that_waits_hears_that_it_is_alive(
+    dsn: str, live: Live, lock: Connection, monkeypatch: pytest.MonkeyPatch, rests: bool
+) -> None:
+    """At the position that it has; what it wrote itself is told with the rows that have it."""
+    monkeypatch.setattr(silence, "ALIVE", 0.2)
+    watcher = slow(live, 1, MINE)
+    mine = live.watch("notes", caller=MINE, tx=True)
+    await mine.first()
+    (run,) = await begun(live, watcher)
+    hold(lock, 1)
+    run.until = math.inf if rests else 0.0
+    ((tx,),) = execute(
+        dsn,
+        "UPDATE loud SET name = 'later'; INSERT INTO notes VALUES ('mine')"
+        " RETURNING pg_current_xact_id()::text",
+    )
+    live.watches.wrote(1, tx)
+    if not rests:
+        await until(lambda: execute(dsn, READING.format(1)))
+    await until(lambda: watch_of(watcher).query.behind)
+    for each in (watcher, mine):
+        each.messages.clear()
+    await until(lambda: len(watcher.messages) > 1 and len(mine.messages) > 1)
+    assert {message["type"] for message in watcher.messages + mine.messages} == {"alive"}
+    assert watcher.messages[-1]["checksum"] == watcher.copy.checksum()
+    assert not any(message.get("covers") for message in mine.messages)
+    lock.rollback()
+    run.until = 0.0
+    await until(lambda: any(message.get("covers") == [tx] for message in mine.messages))
+    await watcher.same()
+    await mine.same()
+
+
+@pytest_twisted.ensureDeferred
+async def test_query_whose_last_watch_leaves_while_it_is_read_is_not_read_again(
+    dsn: str, live: Live, lock: Connection
+) -> None:
+    """Though it could not be read."""
+    quick, watcher = live.watch("quick", caller=OTHERS), slow(live, 1, MINE)
+    await quick.first()
+    await begun(live, watcher)
+    hold(lock, 1)
+    execute(dsn, "UPDATE loud SET name = 'later'")
+    await until(lambda: execute(dsn, READING.format(1)))
+    await watcher.cancel()
+    execute(dsn, f"SELECT pg_terminate_backend(pid) FROM ({READING.format(1)}) t")
+    await until(lambda: live.watches._reading is None)
+    execute(dsn, "INSERT INTO quick VALUES (1)")
+    await quick.same()
+    assert live.watches._asking == set()
+
+
+@pytest_twisted.ensureDeferred
+async def test_query_that_could_not_be_read_rests(dsn: str, live: Live, lock: Connection) -> None:
+    """As one that was; then it is read in another session."""
+    watcher = slow(live, 1, MINE)
+    (run,) = await begun(live, watcher)
+    run.whole = 1000.0
+    hold(lock, 1)
+    execute(dsn, "UPDATE loud SET name = 'later'")
+    await until(lambda: execute(dsn, READING.format(1)))
+    execute(dsn, f"SELECT pg_terminate_backend(pid) FROM ({READING.format(1)}) t")
+    await until(lambda: run.until > time.monotonic() + 1000)
+    await cycles(live)
+    assert execute(dsn, READING.format(1)) == []
+    lock.rollback()
+    assert watcher.messages == []
+    run.until = 0.0
+    await watcher.same()
+    assert watcher.copy.resets == 0
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [(Watches, "_take_outcome"), (WatchingSession, "keep"), (WatchingSession, "complete")],
+)
+@pytest_twisted.ensureDeferred
+async def test_fault_while_rows_are_read_aside_stops_nothing(
+    dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch, where: type, name: str
+) -> None:
+    """Nor is the transaction left open in which they were to be read."""
+    watcher = slow(live, 1, MINE)
+    (run,) = await begun(live, watcher)
+    faults: list[str] = []
+
+    def fail(*args: Any) -> Any:
+        if live.watches._asking and not faults:
+            faults.append(name)
+            run.until = math.inf  # so that no other reading ends what this one has begun
+            raise RuntimeError("a fault of ours")
+        return works(*args)
+
+    works = getattr(where, name)
+    monkeypatch.setattr(where, name, fail)
+    execute(dsn, "UPDATE loud SET name = 'later'")
+    await until(lambda: faults)
+    await until(lambda: not execute(dsn, OPEN))
+    for word in ("one", "two"):
+        run.until, run.whole = 0.0, 1.0
+        execute(dsn, f"UPDATE loud SET name = '{word}'")
+        await watcher.same()
+
+
+@pytest_twisted.ensureDeferred
+async def test_table_truncated_while_rows_are_read_aside_is_told_as_it_was(
+    dsn: str, live: Live, lock: Connection
+) -> None:
+    """To the snapshot it looks empty, which it was not by then."""
+    watcher, notes = slow(live, 1, MINE), live.watch("notes", caller=MINE)
+    runs = await begun(live, watcher, notes)
+    runs[1].whole = 2.0  # it is read last
+    hold(lock, 1)
+    execute(dsn, "UPDATE loud SET name = 'later'; INSERT INTO notes VALUES ('more')")
+    await until(lambda: execute(dsn, READING.format(1)))
+    connection = psycopg2.connect(dsn)
+    with connection, connection.cursor() as rows:
+        rows.execute("TRUNCATE notes; SELECT pg_current_xact_id()::text::bigint")
+        ((xid,),) = rows.fetchall()
+    connection.close()
+    lock.rollback()
+    await until(lambda: live.watches._reading is None)
+    for run in runs:
+        run.until = 0.0
+    await until(lambda: notes.messages)
+    position = parse_position(notes.messages[0]["position"])
+    assert isinstance(position, SnapshotPosition)
+    assert position.snapshot.sees(xid)
+    await notes.same()
+    await watcher.same()
