@@ -8,6 +8,7 @@ import marshal
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import is_
 from typing import Any, Literal, cast
 
 from service.errors import InvalidArgument, UnknownName
@@ -59,9 +60,14 @@ MAX_TERMS = 1000
 
 BY_SHAPE = ORDERING | PATTERNS | {"not", "length"}
 """Operators that are parsed alike whatever scalar they are given."""
+AROUND_VALUES = ORDERING | PATTERNS
+"""Those of them whose operand is a value: a dict in it is a document, or another operand than a scalar."""
 OPAQUE = (OPERATORS | {COLUMN, ARGS}) - BY_SHAPE
 MAX_SHAPES, MAX_SHAPED = 256, 128
-"""Filters that are kept by their shape, and conditions of one: callers choose shapes, and they add up."""
+"""
+Filters that are kept by their shape, and conditions of one, and dicts around one: callers choose shapes,
+and they add up.
+"""
 
 _SPECIAL = re.compile(r"[\\%_]")
 """What means something in a pattern of LIKE."""
@@ -89,7 +95,7 @@ class FilterParser:
         if where is None:
             return EVERYTHING
         values: list[Any] = []
-        shape = _shape(where, values)
+        shape = _shape(where, values, MAX_SHAPED)
         if shape is None:
             return self._where(where, path, 0)
         first = len(self._values)
@@ -103,8 +109,11 @@ class FilterParser:
         before = self._terms
         found = self._where(where, path, 0)
         terms = self._terms - before
-        # The steps of a JSON path are values, too, which the shape does not have.
-        if terms <= MAX_SHAPED and len(self._values) == first + len(values):
+        # The steps of a JSON path are values, too, which the shape does not have. The values of another
+        # filter take the places of these, so that these have to be the ones that were added.
+        added = self._values.marked()[first:]
+        same = len(added) == len(values) and all(map(is_, added, values))
+        if same and terms <= MAX_SHAPED:
             if len(_shapes) >= MAX_SHAPES:
                 _shapes.clear()
             _shapes[key] = found, terms
@@ -241,7 +250,7 @@ class FilterParser:
         return Connective(any=found.quantifier != "all", terms=(others, test))
 
     def _between(self, reference: Reference, operand: Any, path: str) -> Filter:
-        if type(operand) is Brought:
+        if type(operand) is Brought and _is_list(operand.value):
             operand = list(map(brought, operand.value))
         if not _is_list(operand) or len(operand) != 2 or None in operand:
             raise InvalidArgument('"between" takes a list of the lowest and highest', path=path)
@@ -291,16 +300,21 @@ def unknown_operator(name: str, path: str) -> UnknownName:
     return UnknownName("operator", name, sorted(OPERATORS), path=path, hint=hint)
 
 
-def _shape(where: Any, values: list[Any]) -> tuple[Any, ...] | None:
+def _shape(where: Any, values: list[Any], most: int) -> tuple[Any, ...] | None:
     """
     Return what filters that are parsed alike have in common, and put their values into a list.
 
     That is all but scalars: names of columns and relationships, operators, and how they nest.
 
+    Args:
+        where: A filter, or what stands in one under a name.
+        values: To which those of it are added.
+        most: How many dicts deep it may be.
+
     Returns:
         None if the parser looks at a value in it, or it is no filter at all.
     """
-    if type(where) is not dict or not where:
+    if type(where) is not dict or not where or not most:
         return None
     shape: list[Any] = []
     for key, value in where.items():
@@ -313,10 +327,12 @@ def _shape(where: Any, values: list[Any]) -> tuple[Any, ...] | None:
         if key in {"and", "or"}:
             if type(value) is not list or len(value) > MAX_SHAPED:
                 return None
-            below = [_shape(each, values) for each in value]
+            below = [_shape(each, values, most - 1) for each in value]
             inside: Any = None if None in below else tuple(below)
+        elif key in AROUND_VALUES:
+            return None
         else:
-            inside = _shape(value, values)
+            inside = _shape(value, values, most - 1)
         if inside is None:
             return None
         shape.append((key, inside))

@@ -4,12 +4,14 @@ Which rows a filter means: nulls in lists, one related row for several condition
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import pytest_twisted
 
 from service.errors import InvalidArgument, TooManyRows
+from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 from tests.deferreds import failure_of
 
@@ -178,3 +180,40 @@ async def test_inner_with_an_offset_past_the_matches_keeps_the_row(
     embed = {"rooms": {"select": ["id"], "where": {"stars": 3}, "inner": True, **page}}
     found = await db.call("hotels.find", select=["id"], embed=embed)
     assert found["rows"] == [{"id": at, "rooms": []} for at in (1, 2, 4)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_documents_in_a_filter_are_values_in_each_call(db: DirectCaller, dsn: str) -> None:
+    """The second call, and those with other documents, mean what the first one does."""
+    execute(
+        dsn,
+        "INSERT INTO hotels (id, name, doc) VALUES"
+        """ (11, 'd', '{"x": 5}'), (12, 'd', '{"x": 6}'), (13, 'd', '5'), (14, 'd', '{"a": 1, "b": 2}')""",
+    )
+    signs = {"eq": "=", "neq": "<>", "gt": ">", "lte": "<=", "isdistinct": "IS DISTINCT FROM"}
+    try:
+        for sign, words in signs.items():
+            for document in (
+                "{'x': 5}",
+                "{'x': 5}",
+                "{'x': 6}",
+                "{'a': 1, 'b': 2}",
+                "5",
+                "{'x': 5}",
+            ):
+                text = document.replace("'", '"')
+                found = await db.call(
+                    "hotels.find",
+                    where={"doc": {sign: json.loads(text)}, "name": "d"},
+                    order=["id"],
+                )
+                right = execute(
+                    dsn,
+                    f"SELECT id FROM hotels WHERE doc {words} '{text}'::jsonb AND name = 'd' ORDER BY id",
+                )
+                assert [(row["id"],) for row in found["rows"]] == right, (sign, document)
+        for _ in range(2):
+            await db.call("hotels.delete", where={"name": "d", "doc": {"neq": {"x": 5}}})
+            assert execute(dsn, "SELECT id FROM hotels WHERE name = 'd'") == [(11,)]
+    finally:
+        execute(dsn, "DELETE FROM hotels WHERE id > 10")

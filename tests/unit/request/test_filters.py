@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from service.errors import InvalidArgument
+from service.errors import InvalidArgument, ServiceError
+from service.request import filters
 from service.request.arguments import Values
-from service.request.filters import FilterParser
+from service.request.brought import Brought
+from service.request.filters import OPERATORS, FilterParser
 from service.request.requests import EVERYTHING, Comparison, Connective, Negation, Operand
 
 
@@ -45,6 +49,16 @@ SHAPES = [
     ({"a": [1]}, {"a": [None]}),
     ({"a": {"fts": {"query": "x"}}}, {"a": {"fts": {"query": "y"}}}),
     ({"a": {"$args": {"b": 1}, "gt": 1}}, {"a": {"$args": {"b": 2}, "gt": 3}}),
+    ({"doc": {"eq": {"x": 5}}},) * 2,
+    ({"doc": {"eq": {"x": 5}}}, {"doc": {"eq": {"x": 6}}}),
+    ({"a": {"isdistinct": {"x": 5}}},) * 2,
+    ({"a": {"not": {"lte": {"x": {"y": 5}}}}},) * 2,
+    ({"doc": {"eq": {"$number": "5"}}}, {"doc": {"eq": {"$number": "6"}}}),
+    ({"doc->k": {"eq": {"a": 1, "b": 2}}},) * 2,
+    ({"doc->5": {"eq": {"a": 5, "b": 5}}}, {"doc->5": {"eq": {"a": 6, "b": 7}}}),
+    ({"a": {"like": {"x": "y"}}},) * 2,
+    ({"rel": {"doc": {"neq": {"x": 5}}, "b": 1}}, {"rel": {"doc": {"neq": {"x": 6}}, "b": 2}}),
+    ({"a": {"between": Brought([1, 2])}}, {"a": {"between": Brought([3, 4])}}),
 ]
 """Filters, each with another one that may be of its shape."""
 
@@ -56,6 +70,74 @@ def test_filter_after_one_of_its_shape_is_parsed_as_if_it_were_the_first(first, 
     values = Values()
     alone = FilterParser(values, 100 + SHAPES.index((first, second))).parse(second)
     assert parsed(second) == (alone, values.freeze())
+
+
+LEAVES = [
+    1, 2, 5, True, False, 0.5, "x", "y", "1", None, b"x", [], [1], [None, 1], [{"x": 5}], {}, {"x": 5},
+    {"x": 5, "y": "x"}, {"x": {"y": 1}}, {"$number": "5"}, {"$column": "c"}, {"$ref": "0"},
+    {"any": [1, 2]}, {"all": 5}, {"query": "x"}, Brought([1, 2]), Brought({"x": 5}), Brought({"x": 5, "y": 6}),
+]  # fmt: skip
+NAMES = ["a", "doc->k", "doc->5", "doc->>k::int", "rel", "rel.a", "eq", "$args", "$column", 5]
+FILTERS = st.recursive(
+    st.sampled_from(LEAVES),
+    lambda inner: st.dictionaries(
+        st.sampled_from([*NAMES, *sorted(OPERATORS), "and", "or", "not", "not", "eq", "a"]),
+        inner | st.lists(inner, max_size=2),
+        min_size=1,
+        max_size=3,
+    ),
+    max_leaves=8,
+)
+"""Filters, most of which are none that the grammar has."""
+
+
+def varied(where, leaf):
+    """Return a filter with other leaves."""
+    if type(where) is dict and where:
+        return {key: varied(each, leaf) for key, each in where.items()}
+    if type(where) is list and where:
+        return [varied(each, leaf) for each in where]
+    return leaf(where)
+
+
+def outcome(where):
+    """Parse a filter; gives what comes of it, whatever that is, as one value."""
+    try:
+        found, values = parsed(where)
+    except ServiceError as error:
+        return type(error), str(error), error.details
+    return found, repr(values)
+
+
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(FILTERS, st.randoms(use_true_random=False), st.booleans())
+def test_filter_is_parsed_alike_whatever_was_parsed_before(where, chance, scalars):
+    """By the shape that another one has left, or its own, a filter is what it is when parsed anew."""
+    first = {"a": where, "b": 1}
+    plain = LEAVES[:9] if scalars else LEAVES
+    second = varied(first, lambda leaf: chance.choice([leaf, *plain, *plain]))
+    for before, then in ((first, first), (first, second)):
+        filters._shapes.clear()
+        anew = outcome(then)
+        filters._shapes.clear()
+        outcome(before)
+        assert outcome(then) == anew, (before, then)
+
+
+def test_values_that_a_kept_filter_takes_are_those_that_were_added(monkeypatch):
+    """A shape that does not follow the grammar is not kept, even where the numbers of values agree."""
+    monkeypatch.setattr(filters, "AROUND_VALUES", frozenset())
+    parsed({"doc": {"eq": {"x": 7}}})
+    assert parsed({"doc": {"eq": {"x": 8}}})[1] == ({"x": 8},)
+
+
+def test_filter_nested_far_too_deep_is_refused():
+    """It is not walked to its end to be refused."""
+    where = {"a": 1}
+    for _ in range(20_000):
+        where = {"not": where}
+    with pytest.raises(InvalidArgument, match="nested"):
+        parsed(where)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +258,9 @@ def test_range_contains_ranges_and_elements(operand, element):
         ({"x": {"gt": None}}, "where.x.gt"),
         ({"x": {"between": [1]}}, "where.x.between"),
         ({"x": {"between": [1, None]}}, "where.x.between"),
+        ({"x": {"between": Brought({"a": 1, "b": 2})}}, "where.x.between"),
+        ({"x": {"in": Brought({"a": 1})}}, "where.x.in"),
+        ({"x": {"eq": {"any": Brought({"a": 1})}}}, "where.x.eq.any"),
         ({"x": {"fts": 5}}, "where.x.fts"),
         ({"x": {"fts": {"config": "english"}}}, "where.x.fts.query"),
         ({"x": {"fts": {"q": "a"}}}, "where.x.fts"),
