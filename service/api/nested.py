@@ -61,7 +61,10 @@ from service.sql.step_sql import Counted, answer_statement, joined, step_stateme
 MAX_TREES = 256
 """Shapes of new rows that are kept per catalog."""
 MAX_KEPT = 300
-"""Values of a shape that is kept, those of keys among them: it weighs some 300 bytes for each."""
+"""
+Keys and items of a shape that is kept, and values of what is planned for it: it weighs some 300 bytes
+for each of these.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,8 @@ def _kept(call: Call, shaped: Shaped) -> KeptTree | None:
     """Return what calls of this shape have in common; None where that cannot be kept."""
     if len(call.args) + ("values" in call.kwargs) != 1:
         return None  # and is refused for it
+    if shaped.size > MAX_KEPT:
+        return None
     relation, trees = write.relation_of(call), call.snapshot.trees
     options = {n: v for n, v in call.kwargs.items() if n not in ("values", IDEMPOTENCY_KEY)}
     try:
@@ -154,7 +159,7 @@ def _kept(call: Call, shaped: Shaped) -> KeptTree | None:
         return None
     found = trees.get(key)
     if found is None:
-        found = _planned(call, relation, options)
+        found = _planned(call, relation, options, shaped)
         if found is not None and len(found.nested.values) <= MAX_KEPT:
             if len(trees) >= MAX_TREES:
                 trees.pop(next(iter(trees)))
@@ -162,10 +167,12 @@ def _kept(call: Call, shaped: Shaped) -> KeptTree | None:
     return found
 
 
-def _planned(call: Call, relation: Relation, options: Mapping[str, Any]) -> KeptTree | None:
+def _planned(
+    call: Call, relation: Relation, options: Mapping[str, Any], shaped: Shaped
+) -> KeptTree | None:
     """Plan rows of the shape of a call's; None if they are refused, which is for the call itself."""
     snapshot = call.snapshot
-    rows = marked(_values(call), snapshot.documents, count())
+    rows = marked(shaped.shape, count())
     try:
         nested = _nested(snapshot, relation, [rows], options, call.backend.limits)
         ruled = _has_rules(snapshot, nested.tree)

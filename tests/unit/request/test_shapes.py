@@ -4,11 +4,14 @@ Shapes of rows: equal where rows differ in their values alone.
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from itertools import count
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.request.shapes import Shaped, Unshaped, filled, marked
 
@@ -22,7 +25,8 @@ ROWS: list[Any] = [
 
 @pytest.mark.parametrize("rows", ROWS, ids=str)
 def test_values_stand_where_their_numbers_are_marked(rows: Any) -> None:
-    assert filled(marked(rows, (), count()), Shaped(rows, (), 100).values) == rows
+    shaped = Shaped(rows, (), 100)
+    assert filled(marked(shaped.shape, count()), shaped.values) == rows
 
 
 def test_shape_is_that_of_other_values() -> None:
@@ -60,12 +64,66 @@ def test_rows_with_other_keys_lists_or_nulls_have_another_shape(other: Any) -> N
         {1: 2},
         {"a": OrderedDict(b=1)},
         [{}, {}, {}, {}],
+        {"a": [0, 0, 0]},
+        {"a": [None, [None], {}]},
+        {"a": {"$value": [0, 0]}},
+        {"a": {"$value": {"$number": "1"}}},
+        {"doc": {"$value": {"$number": "1"}}},
+        {"doc": {"$value": {"$value": {"$number": "1"}}}},
+        {"doc": {"$value": OrderedDict(), "a": OrderedDict()}},
     ],
     ids=str,
 )
 def test_rows_that_mean_more_than_their_shape_have_none(rows: Any) -> None:
     with pytest.raises(Unshaped):
-        Shaped(rows, (), 3)
+        Shaped(rows, {"doc"}, 3)
+
+
+def test_what_stands_in_value_of_a_document_is_one_value() -> None:
+    """However much of it there is."""
+    inside = (
+        [0] * 100_000,
+        {"$add": 1},
+        {"a": {"$number": "1"}},
+        {"$link": {"b": [None]}},
+        "x",
+        True,
+    )
+    for each in inside:
+        shaped = Shaped({"doc": {"$value": each}, "lines": [{}]}, {"doc"}, 3)
+        assert shaped.shape == Shaped({"doc": {"$value": 1}, "lines": [{}]}, {"doc"}, 3).shape
+        assert shaped.values == [each]
+    null = Shaped({"doc": {"$value": None}}, {"doc"}, 2)
+    assert null.shape != Shaped({"doc": {"$value": 1}}, {"doc"}, 2).shape
+    assert filled(marked(null.shape, count()), null.values) == {"doc": {"$value": None}}
+
+
+def test_lists_far_too_deep_have_no_shape() -> None:
+    rows: Any = []
+    for _ in range(20_000):
+        rows = [rows]
+    with pytest.raises(Unshaped):
+        Shaped({"a": rows}, (), 100)
+
+
+NESTED = st.recursive(
+    st.sampled_from([None, 0, 1, "x", "", True, 2.5, b"", (), {"$default": True}]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["a", "b", "doc", "list", "", "$link", "$value"]), inner, max_size=3
+        )
+    ),
+    max_leaves=9,
+)
+
+
+@given(NESTED)
+def test_rows_are_their_shape_and_their_values(rows: Any) -> None:
+    """So that rows of one shape and with the same values are the same."""
+    shaped = Shaped(rows, {"doc", "list"}, 1000)
+    found = filled(marked(shaped.shape, count()), shaped.values)
+    assert json.dumps(found, default=str) == json.dumps(rows, default=str)
 
 
 def test_documents_are_values_whatever_is_inside() -> None:
@@ -73,7 +131,7 @@ def test_documents_are_values_whatever_is_inside() -> None:
     other = [{"doc": 1, "b": 1}, {"doc": {}, "b": [{"doc": {"b": None}}]}]
     shaped = Shaped(rows, {"doc"}, 9)
     assert shaped.shape == Shaped(other, {"doc"}, 9).shape
-    assert filled(marked(rows, {"doc"}, count()), shaped.values) == rows
+    assert filled(marked(shaped.shape, count()), shaped.values) == rows
     assert Shaped({"doc": None}, {"doc"}, 9).shape != Shaped({"doc": 1}, {"doc"}, 9).shape
     with pytest.raises(Unshaped):
         Shaped({"doc": {"$add": 1, "a": 2}}, {"doc"}, 9)
