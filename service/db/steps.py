@@ -160,8 +160,7 @@ def _explained(
         yield
     except psycopg2.Error as error:
         found = _LEFT_OUT.search(str(error)) if error.pgcode == "22P02" else None
-        # a caller can write the same, to a row that is refused for it
-        if found is not None and int(found[1]) < len(sent):
+        if found is not None:
             raise _left_out(sent[int(found[1])]) from error
         note_rows(error, _rows_of(steps), _rows_of(tree), values)
         raise

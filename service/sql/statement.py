@@ -8,6 +8,7 @@ Statements are templates with named holes; docs/statements.md shows what they co
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -18,9 +19,15 @@ from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 from service.plan.conditions import Bound
 from service.plan.plans import PlannedEmbed
 
-MISSED = "rowcast_missed"
+SECRET = secrets.token_hex(16)
+"""
+Of this process, in each text by which an error is known for one that a statement raises itself.
+
+Errors quote values, in the words of any language: no caller can send one that reads like such a text.
+"""
+MISSED = f"rowcast_missed_{SECRET}"
 """What an error speaks of where a statement had to write a row and wrote none."""
-UNSEEN = "rowcast_unseen"
+UNSEEN = f"rowcast_unseen_{SECRET}"
 """What an error speaks of where an upsert met a row that it does not see."""
 
 TRANSACTION = SQL("pg_catalog.pg_current_xact_id_if_assigned()")

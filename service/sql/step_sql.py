@@ -21,9 +21,17 @@ from service.sql.expressions import cast, expression
 from service.sql.modify import modify, reread_rows
 from service.sql.saved_rows import aggregated, hand_on
 from service.sql.select import answer_of, select
-from service.sql.statement import COMMA, Parameter, Statement, build_statement, doubled, render
+from service.sql.statement import (
+    COMMA,
+    SECRET,
+    Parameter,
+    Statement,
+    build_statement,
+    doubled,
+    render,
+)
 
-LEFT_OUT = "rowcast_left_out"
+LEFT_OUT = f"rowcast_left_out_{SECRET}"
 """What an error speaks of, with the number of a statement, where its rows are not as many as wanted."""
 
 _PLACE = re.compile("%s|%%")

@@ -13,6 +13,7 @@ from service.errors import (
     CheckViolation,
     ForeignKeyViolation,
     InvalidArgument,
+    InvalidRow,
     ServiceError,
     UniqueViolation,
 )
@@ -31,6 +32,12 @@ CREATE DOMAIN positive AS int CHECK (VALUE > 0);
 CREATE TABLE events (region int NOT NULL, order_id bigint REFERENCES orders, n positive,
     kind text CHECK (kind <> 'bad')) PARTITION BY LIST (region);
 CREATE TABLE events_one PARTITION OF events FOR VALUES IN (1);
+CREATE TABLE veiled (id int PRIMARY KEY, n int, u uuid);
+CREATE FUNCTION same() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+CREATE TRIGGER same BEFORE UPDATE ON veiled FOR EACH ROW EXECUTE FUNCTION same();
+ALTER TABLE veiled ENABLE ROW LEVEL SECURITY;
+CREATE POLICY any_row ON veiled USING (true);
+INSERT INTO veiled VALUES (1, 1, NULL);
 """
 )
 BEFORE_EACH = ORDERS_BEFORE.replace("TRUNCATE ", "TRUNCATE events, ", 1)
@@ -121,3 +128,31 @@ async def test_error_that_two_places_of_a_relation_share_points_at_the_one_that_
     )
     assert isinstance(refused, kind), refused
     assert refused.details.get("path") == path
+
+
+@pytest.mark.parametrize(
+    "text", ["rowcast_left_out 0", "rowcast_left_out 1", "rowcast_left_out 99"]
+)
+@pytest_twisted.ensureDeferred
+async def test_value_that_reads_like_an_error_of_ours_is_refused_as_any_other(
+    db: DirectCaller, text: str
+) -> None:
+    """No caller's text is taken for what a statement says of itself."""
+    refused = await failure_of(
+        db.call("kinds.create", {"b": "101", "u": text, "kinds!id=up_id": [{"c": "a"}, {"c": "b"}]})
+    )
+    assert isinstance(refused, InvalidArgument | InvalidRow), refused
+    assert refused.details["sqlstate"] == "22P02"
+
+
+@pytest.mark.parametrize("text", ["rowcast_missed", "rowcast_unseen"])
+@pytest_twisted.ensureDeferred
+async def test_value_that_reads_like_an_error_of_a_write_is_refused_as_any_other(
+    db: DirectCaller, text: str
+) -> None:
+    for refused in (
+        await failure_of(db.call("veiled.update", 1, {"u": text})),
+        await failure_of(db.call("veiled.upsert", {"id": 1, "u": text}, where={"n": 1})),
+    ):
+        assert isinstance(refused, InvalidArgument | InvalidRow), refused
+        assert refused.details["sqlstate"] == "22P02"
