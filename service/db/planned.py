@@ -53,7 +53,9 @@ class Planned:
         name = connection.planned.get(self)
         if name is None:
             name = f"rowcast_{next(_NUMBERS)}"
-            # By itself, so that it is known to be there when what it is run with fails.
-            cursor.execute(f"PREPARE {name} {self._types} AS {self._numbered}", clean=True)
-            connection.planned[self] = name
+            # Not with EXECUTE, so that it is known to be there when that fails; behind what may end a
+            # transaction with the rights of another role.
+            prepare = f"{before}PREPARE {name} {self._types} AS {self._numbered}"
+            cursor.execute(prepare, clean=True)
+            connection.planned[self], before = name, ""
         cursor.execute(f"{before}EXECUTE {name} {self._given}", given, clean=True)

@@ -12,6 +12,7 @@ import pytest
 from service.db.connection import PgConnection
 from service.db.planned import Planned
 from service.db.session_settings import SessionSettings, open_session
+from tests.conftest import execute
 
 DOUBLED = Planned("SELECT %(number)s * 2, %(words)s", number="int", words="text[]")
 QUOTIENT = Planned("SELECT 12 / %(number)s", number="int")
@@ -49,6 +50,16 @@ def test_statement_travels_behind_others(connection: PgConnection) -> None:
     for number in (1, 2):
         assert run(connection, DOUBLED, "BEGIN;", number=number, words=[]) == (2 * number, [])
         assert connection.command("COMMIT") == "COMMIT"
+
+
+def test_statement_is_planned_behind_what_it_travels_behind(connection: PgConnection) -> None:
+    """As behind the COMMIT of a transaction of a role that may not read what it reads."""
+    execute(connection.dsn, "CREATE TABLE guarded (id int); CREATE ROLE reads_nothing")
+    count = Planned("SELECT count(*)::int FROM guarded")
+    connection.command("BEGIN; SET LOCAL ROLE reads_nothing")
+    assert run(connection, count, "COMMIT;") == (0,)
+    assert run(connection, count, "BEGIN;") == (0,)
+    connection.command("COMMIT")
 
 
 def test_statement_that_has_failed_is_run_again(connection: PgConnection) -> None:
