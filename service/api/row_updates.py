@@ -163,8 +163,8 @@ async def _validate(
     key = key_of_rows(snapshot.catalog, relation, parsed.request.by)
     keyed = relation.known_key or key
     model, values, found = snapshot.model(relation), Values(parsed.values), []
-    for at, (row, computed) in enumerate(zip(rows, new, strict=True)):
-        path = f"rows.{at}"
+    paths = parsed.request.paths
+    for at, (path, row, computed) in enumerate(zip(paths, rows, new, strict=True)):
         _, changes = split_row(key, parsed.request.rows[at], path)
         computes = {each.column for each in changes if each.computes}
         given = given_of(changes, parsed.values)
@@ -206,13 +206,14 @@ async def missing_row(call: Call, parsed: Rows) -> ServiceError:
     args = (snapshot.codec, statement, values, len(request.rows), shape)
     found = await call.run(Step(by_keys_txn, args, list))
     seen: dict[str, int] = {}
+    paths = request.paths
     for at, row in enumerate(found):
         if row is None:
             return NotFound(relation.name, at)
         if repr(row) in seen:
             return InvalidArgument(
-                f"row {seen[repr(row)]} has the same key, and a call writes a row once",
-                path=f"rows.{at}",
+                f"{paths[seen[repr(row)]]} has the same key, and a call writes a row once",
+                path=paths[at],
                 hint="give each key once",
             )
         seen[repr(row)] = at

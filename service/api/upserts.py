@@ -2,13 +2,14 @@
 The verb upsert where the rows that are there are looked at first: with `returning` "old" or "both", and
 where a model has a say in what changes in them.
 
-They are locked and read by the key, changed as an update of rows changes them, and the others are
-created, whatever the version of PostgreSQL. A row that comes meanwhile has all of it made again.
+They are locked and read by the key. Then the statement of any upsert changes them, or an update of rows
+where the model has rules; the others are created by one that changes no row. A row that this meets all
+the same has come meanwhile, and all of it is made again; or the caller may not see it, or not change it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +18,10 @@ from service.api.call import Call, Step
 from service.api.row_updates import missing_row, write_rows
 from service.api.rules import given_of, validated_rows
 from service.api.write import UNBOUNDED, answered, creating, paired, relation_of
-from service.catalog import Catalog, Relation
+from service.catalog import Relation
 from service.db.statements import Shape, by_keys_txn
 from service.db.writes import NoRowWritten, RowUnseen, Written, too_many_rows
-from service.errors import InvalidArgument
+from service.errors import Conflict, InvalidArgument, NotChanged, ServiceError
 from service.payload import fit
 from service.plan.plans import Lock
 from service.plan.predicates import both, plan_filter
@@ -32,9 +33,10 @@ from service.request.assignments import literals
 from service.request.read_request import Parsed
 from service.request.requests import (
     EVERYTHING,
+    NEVER,
     Assignment,
-    Connective,
     CreateRequest,
+    Filter,
     GetRequest,
     Item,
     KeyMatch,
@@ -45,11 +47,8 @@ from service.request.requests import (
 )
 from service.request.write_request import parse_upsert
 from service.sql.select import select
-from service.sql.statement import Statement
 
 New = Parsed[CreateRequest]
-NEVER = Connective(any=True, terms=())
-"""A filter that holds of no row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +58,12 @@ class Met:
 
     Args:
         key: The columns by which they are found.
-        old: For each row of the call the one that is there, in the form of the answer, or None.
-        stays: The numbers of those that are left alone.
+        old: Those that are locked, in the form of the answer, by the numbers of the call's rows.
+        stays: The numbers of those that are left alone, locked or not.
     """
 
     key: tuple[str, ...]
-    old: Sequence[Any]
+    old: Mapping[int, Any]
     stays: frozenset[int] = frozenset()
 
 
@@ -75,18 +74,19 @@ def upsert(call: Call) -> Step | Awaitable[Any]:
     Raises:
         InvalidRow: The model or the catalog refuses it.
     """
-    update, relation = call.kwargs.get("update"), relation_of(call)
-    changes = not isinstance(update, list | tuple | str | None)
-    ruled = changes and call.snapshot.model(relation).has_rules(creating=False)
-    if ruled or call.kwargs.get("returning") in ("old", "both"):
-        return _looked_first(call)
-    return write.upsert(call)
+    return write.with_new_rows(call, parse_upsert, _upsert)
 
 
-async def _looked_first(call: Call) -> Any:
-    parsed = await write.parse_new_rows(call, parse_upsert)
-    if not parsed.request.rows:
-        return await write.no_new_rows(call, parsed.request)
+def _upsert(call: Call, parsed: New) -> Step | Awaitable[Any]:
+    conflict, old = _conflict(parsed.request), parsed.request.returning.old
+    ruled = conflict.changes and call.snapshot.model(relation_of(call)).has_rules(creating=False)
+    # Where rows that are there are left alone, all that are answered are new.
+    if conflict.update == () or not (ruled or old):
+        return write.write_new_rows(call, parsed)
+    return _looked_first(call, parsed)
+
+
+async def _looked_first(call: Call, parsed: New) -> Any:
     key = _key(call, parsed)
 
     async def attempt() -> Any:
@@ -132,53 +132,65 @@ def _key(call: Call, parsed: New) -> tuple[str, ...]:
 
 async def _met(call: Call, parsed: New, key: tuple[str, ...]) -> Met:
     """Lock and read the rows that are there."""
-    request, conflict, relation = parsed.request, _conflict(parsed.request), relation_of(call)
+    request, where = parsed.request, _conflict(parsed.request).where
+    numbers = range(len(request.rows))
+    old = await _look(call, parsed, key, numbers, Lock(), answer=bool(request.returning.old))
+    if where == EVERYTHING:
+        return Met(key, old)
+    # without a lock: a row that the caller may not change stays as well
+    seen = await _look(call, parsed, key, numbers)
+    holds = await _look(call, parsed, key, numbers, where=where)
+    return Met(key, old, frozenset(seen.keys() - holds.keys()))
+
+
+async def _look(
+    call: Call,
+    parsed: New,
+    key: tuple[str, ...],
+    numbers: Iterable[int],
+    lock: Lock | None = None,
+    where: Filter = EVERYTHING,
+    answer: bool = False,
+) -> dict[int, Any]:
+    """
+    Read the rows that are there, by the numbers of the call's rows.
+
+    Args:
+        call: Of the upsert.
+        parsed: Its rows.
+        key: The columns by which they are found.
+        numbers: Which of them are looked for.
+        lock: How those that are there are kept as they are, if they are.
+        where: What holds of those that are found.
+        answer: Whether they are read as they are answered, and not by their keys alone.
+    """
+    relation, catalog, returning = (
+        relation_of(call),
+        call.snapshot.catalog,
+        parsed.request.returning,
+    )
     given: dict[int, list[Any]] = {}
-    for at, row in enumerate(request.rows):
-        slots = {each.column: each.operand for each in row}
+    for at in numbers:
+        slots = {each.column: each.operand for each in parsed.request.rows[at]}
         found = [slots.get(name) for name in key]
         parts = [parsed.values[each.slot] for each in found if each is not None]
         if len(parts) == len(key) and None not in parts:
             given[at] = parts
     if not given:
-        return Met(key, [None] * len(request.rows))
+        return {}
     values = Values(parsed.values)
     lists = (list(parts) for parts in zip(*given.values(), strict=True))
     match = KeyMatch(key, tuple(Operand(values.add(each), "values") for each in lists))
-    returning, old = request.returning, [None] * len(request.rows)
-    asked = GetRequest(match, returning.select, returning.embeds, returning.form, many=True)
-    if not returning.old:
-        asked = GetRequest(match, tuple(Item(Reference(name, "values")) for name in key), many=True)
-    locking = select(replace(plan_get(call.snapshot.catalog, relation, asked), lock=Lock()))
-    shape = Shape(asked.form, call.backend.max_bytes if returning.old else UNBOUNDED)
-    rows = await _read(call, locking, values, len(given), shape)
-    for at, row in zip(given, rows, strict=True):
-        old[at] = row
-    stays = {at for at, row in enumerate(old) if row is not None and conflict.update == ()}
-    if conflict.where != EVERYTHING:
-        statement = _meeting(call.snapshot.catalog, relation, match, conflict)
-        holds = await _read(call, statement, values, len(given), Shape("lists", UNBOUNDED))
-        pairs = zip(given, holds, strict=True)
-        stays |= {at for at, row in pairs if row is None and old[at] is not None}
-    return Met(key, old, frozenset(stays))
-
-
-async def _read(
-    call: Call, statement: Statement, values: Values, keys: int, shape: Shape
-) -> Sequence[Any]:
-    args = (call.snapshot.codec, statement, values.freeze(), keys, shape, True)
-    found: Sequence[Any] = await call.run(Step(by_keys_txn, args, list, None, "write"))
-    return found
-
-
-def _meeting(
-    catalog: Catalog, relation: Relation, match: KeyMatch, conflict: OnConflict
-) -> Statement:
-    """Build the query of the rows that meet the condition of an upsert."""
-    items = tuple(Item(Reference(name, "values")) for name in match.columns)
-    plan = plan_get(catalog, relation, GetRequest(match, items, many=True))
-    holds = plan_filter(Scope(catalog, relation), conflict.where)
-    return select(replace(plan, where=both(plan.where, holds)))
+    asked = GetRequest(match, tuple(Item(Reference(name, "values")) for name in key), many=True)
+    if answer:
+        asked = GetRequest(match, returning.select, returning.embeds, returning.form, many=True)
+    plan = plan_get(catalog, relation, asked)
+    holds = both(plan.where, plan_filter(Scope(catalog, relation), where))
+    statement = select(replace(plan, where=holds, lock=lock))
+    shape = Shape(asked.form, call.backend.max_bytes if answer else UNBOUNDED)
+    args = (call.snapshot.codec, statement, values.freeze(), len(given), shape, True)
+    rows = await call.run(Step(by_keys_txn, args, list, None, "write"))
+    return {at: row for at, row in zip(given, rows, strict=True) if row is not None}
 
 
 async def _write(call: Call, parsed: New, met: Met) -> Any:
@@ -190,53 +202,79 @@ async def _write(call: Call, parsed: New, met: Met) -> Any:
         RowUnseen: A row has come meanwhile.
     """
     request, returning, backend = parsed.request, parsed.request.returning, call.backend
-    numbers = range(len(request.rows))
-    there = [at for at in numbers if met.old[at] is not None and at not in met.stays]
-    absent = [at for at in numbers if met.old[at] is None]
-    if request.max_affected is not None and len(there) + len(absent) > request.max_affected:
-        raise too_many_rows(len(there) + len(absent), request.max_affected)
+    answers = [at for at in range(len(request.rows)) if at not in met.stays]
+    if request.max_affected is not None and len(answers) > request.max_affected:
+        raise too_many_rows(len(answers), request.max_affected)
     wanted = replace(returning, rows=returning.rows and returning.old != "old", old="")
     parsed = replace(parsed, request=replace(request, returning=wanted, max_affected=None))
-    changed = await _change(call, parsed, met, there)
-    created = await _create(call, parsed, absent)
-    new: dict[int, Any] = {}
-    if wanted.rows:
-        new = dict(zip(there, changed.rows, strict=True))
-        new |= zip(absent, created.rows, strict=True)
-    answers = [at for at in numbers if at not in met.stays]
+    written = await _change(call, parsed, met, [at for at in answers if at in met.old])
+    absent = [at for at in answers if at not in met.old]
+    written.append((absent, await _create(call, parsed, met, absent)))
     nothing = "null" if returning.form == "json" else None
-    old = [nothing if met.old[at] is None else met.old[at] for at in answers]
-    rows = [new.get(at) for at in answers] if wanted.rows else old
+    rows = old = [met.old.get(at, nothing) for at in answers]
+    if wanted.rows:
+        pairs = (zip(numbers, each.rows, strict=True) for numbers, each in written)
+        new = {at: row for each in pairs for at, row in each}
+        rows = [new[at] for at in answers]
     if returning.old == "both":
         rows = paired(old, rows, returning.form)
     columns = write.columns_of(call, replace(request, returning=replace(returning, old="")))
     fit([rows, columns], backend.max_bytes)
-    affected = changed.affected + created.affected
-    together = Written(rows, affected, columns, changed.tx or created.tx)
-    return answered(together, returning, request.many)
+    affected = sum(each.affected for _, each in written)
+    tx = next((each.tx for _, each in written if each.tx), None)
+    return answered(Written(rows, affected, columns, tx), returning, request.many)
 
 
-async def _change(call: Call, parsed: New, met: Met, there: Sequence[int]) -> Written:
-    """Change the rows that are there, as an update of rows does."""
-    request, relation = parsed.request, relation_of(call)
-    values = Values(parsed.values)
-    rows = []
+async def _change(
+    call: Call, parsed: New, met: Met, there: Sequence[int]
+) -> list[tuple[Sequence[int], Written]]:
+    """
+    Change the rows that are there; as an update of rows does, where the model has rules.
+
+    Returns:
+        What was written, with the numbers of the rows.
+
+    Raises:
+        NotChanged: The database leaves one as it is.
+    """
+    relation, conflict = relation_of(call), _conflict(parsed.request)
+    ruled = call.snapshot.model(relation).has_rules(creating=False)
+    groups: dict[frozenset[str] | None, list[int]] = {}
+    changes: dict[int, tuple[Assignment, ...]] = {}
     for at in there:
+        given = {each.column: each for each in parsed.request.rows[at]}
+        changes[at] = _changes(relation, conflict, given, met.key) if ruled else ()
+        # one statement sets a column to its default in all of its rows
+        defaults = frozenset(each.column for each in changes[at] if each.operand is None)
+        groups.setdefault(defaults if changes[at] else None, []).append(at)
+    written: list[tuple[Sequence[int], Written]] = []
+    for group, numbers in groups.items():
+        if group is None:
+            found = await _upserted(call, parsed, numbers, EVERYTHING)
+        else:
+            found = await _updated(call, parsed, met, {at: changes[at] for at in numbers})
+        if found.affected < len(numbers):
+            raise NotChanged(relation.name)
+        written.append((numbers, found))
+    return written
+
+
+async def _updated(
+    call: Call, parsed: New, met: Met, changes: Mapping[int, tuple[Assignment, ...]]
+) -> Written:
+    """Change rows as an update of rows does."""
+    request, values, rows = parsed.request, Values(parsed.values), []
+    paths = tuple(request.paths[at] or "values" for at in changes)
+    for path, (at, changed) in zip(paths, changes.items(), strict=True):
         given = {each.column: each for each in request.rows[at]}
         key = given_of([given[name] for name in met.key], parsed.values)
-        changes = _changes(relation, _conflict(request), given, met.key)
-        rows.append((*literals(key, request.paths[at] or "values", values), *changes))
-    if not any(len(row) > len(met.key) for row in rows):
-        # There is nothing to change: the rows are what they were.
-        return Written([met.old[at] for at in there], len(there), ())
-    update = UpdateRowsRequest(tuple(rows), met.key, request.returning)
+        rows.append((*literals(key, path, values), *changed))
+    update = UpdateRowsRequest(tuple(rows), met.key, request.returning, given_paths=paths)
     of_rows = Parsed(update, values.freeze(), parsed.timeout)
     try:
         return await write_rows(call, of_rows)
     except NoRowWritten:
-        error = await missing_row(call, of_rows)
-        error.details.pop("path", None)  # of rows that are not those of the call
-        raise error from None
+        raise await missing_row(call, of_rows) from None
 
 
 def _changes(
@@ -259,28 +297,59 @@ def _changes(
     )
 
 
-async def _create(call: Call, parsed: New, absent: Sequence[int]) -> Written:
+async def _create(call: Call, parsed: New, met: Met, absent: Sequence[int]) -> Written:
     """
-    Create the rows that are not there.
+    Create the rows that are not there; PostgreSQL is asked of those that are left alone as well.
 
     Raises:
-        RowUnseen: One of them is, by now.
+        RowUnseen: One of them is there, by now.
+        ServiceError: The caller may not change one, or not see it; or the database leaves one out.
     """
     request, snapshot, relation = parsed.request, call.snapshot, relation_of(call)
-    # What is met all the same is left alone, or refused by the policies that hide it.
-    conflict = replace(_conflict(request), update=None, changes=(), where=NEVER)
-    rows = tuple(request.rows[at] for at in absent)
-    made = replace(parsed, request=replace(request, rows=rows, many=True, conflict=conflict))
-    if not rows:
+    numbers = sorted({*absent, *met.stays})
+    if not numbers:
         return Written([], 0, ())
     if snapshot.model(relation).has_rules(creating=True):
-        pause, paths = call.backend.database.yield_to_reactor, request.paths
-        where = [paths[at] or "values" for at in absent]
-        rows, values = await validated_rows(snapshot, relation, rows, where, made.values, pause)
-        made = replace(made, request=replace(made.request, rows=rows), values=values)
-    written: Written = await call.run(creating(call, made))
-    if written.affected < len(rows):
-        raise RowUnseen("a row with one of these keys has come meanwhile", retry=True)
+        pause, paths, rows = call.backend.database.yield_to_reactor, request.paths, [*request.rows]
+        where = [paths[at] or "values" for at in numbers]
+        new = [rows[at] for at in numbers]
+        made, values = await validated_rows(snapshot, relation, new, where, parsed.values, pause)
+        for at, row in zip(numbers, made, strict=True):
+            rows[at] = row
+        parsed = replace(parsed, request=replace(request, rows=tuple(rows)), values=values)
+    written = await _upserted(call, parsed, numbers, NEVER)
+    if written.affected != len(absent):
+        raise await _refusal(call, parsed, met, absent)
+    return written
+
+
+async def _refusal(call: Call, parsed: New, met: Met, absent: Sequence[int]) -> ServiceError:
+    """
+    Return why fewer rows were created than were not there.
+
+    Raises:
+        NotAuthorized: The caller may not change one of them, as PostgreSQL says of any upsert.
+        InvalidArgument: Two have the same key.
+    """
+    relation, where = relation_of(call), _conflict(parsed.request).where
+    hidden = Conflict("a row with one of these keys is not shown", relation=relation.name)
+    seen = await _look(call, parsed, met.key, absent)  # before a change has a view show a row
+    try:
+        written = await _upserted(call, parsed, absent, where)
+    except RowUnseen:  # by a statement that began after it came
+        return hidden
+    if len(seen) == len(absent):
+        return RowUnseen("a row with one of these keys has come meanwhile", retry=True)
+    return NotChanged(relation.name) if written.affected < len(absent) else hidden
+
+
+async def _upserted(call: Call, parsed: New, numbers: Sequence[int], where: Filter) -> Written:
+    """Upsert some of the rows by one statement, under a condition."""
+    request = parsed.request
+    rows = tuple(request.rows[at] for at in numbers)
+    conflict = replace(_conflict(request), where=where)
+    some = replace(parsed, request=replace(request, rows=rows, many=True, conflict=conflict))
+    written: Written = await call.run(creating(call, some))
     return written
 
 

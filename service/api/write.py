@@ -56,13 +56,14 @@ from service.request.requests import (
 from service.request.write_request import (
     parse_create,
     parse_delete,
-    parse_upsert,
 )
 from service.sql.modify import modify
 from service.sql.select import select
 from service.sql.statement import Statement
 
 Parse = Callable[[Sequence[Any], Mapping[str, Any], Limits], Parsed[CreateRequest]]
+
+Write = Callable[[Call, Parsed[CreateRequest]], Step | Awaitable[Any]]
 
 MANY = 100
 """Rows of one call from which on they are read in a pool thread, not in the reactor's."""
@@ -81,17 +82,7 @@ def create(call: Call) -> Step | Awaitable[Any]:
     Raises:
         InvalidRow: The model or the catalog refuses it.
     """
-    return _new_rows(call, parse_create)
-
-
-def upsert(call: Call) -> Step | Awaitable[Any]:
-    """
-    Prepare `upsert`: the rows, new or changed; None for a single one that is left alone.
-
-    Raises:
-        InvalidRow: The model or the catalog refuses it.
-    """
-    return _new_rows(call, parse_upsert)
+    return with_new_rows(call, parse_create, write_new_rows)
 
 
 def prepare_update(call: Call, parsed: Parsed[UpdateRequest]) -> Step | Awaitable[Any]:
@@ -168,37 +159,29 @@ def writing(
     return Step(write_txn, args, shape, parsed.timeout, access, missing)
 
 
-def _new_rows(call: Call, parse: Parse) -> Step | Awaitable[Any]:
+def with_new_rows(call: Call, parse: Parse, then: Write) -> Step | Awaitable[Any]:
+    """Parse and check new rows, and return what is made of them; many are read in a pool thread."""
     values = call.args[0] if call.args else call.kwargs.get("values")
     if isinstance(values, list | tuple | Brought) and len(values) > MANY:
-        return _many_rows(call, parse)
+        return _many_rows(call, parse, then)
     parsed = _prepare(
         call.snapshot, relation_of(call), call.args, call.kwargs, call.backend.limits, parse
     )
-    if not parsed.request.rows:
-        return no_new_rows(call, parsed.request)
+    return then(call, parsed) if parsed.request.rows else _no_new_rows(call, parsed.request)
+
+
+def write_new_rows(call: Call, parsed: Parsed[CreateRequest]) -> Step | Awaitable[Any]:
+    """Return what writes new rows, as their model leaves them if it has rules."""
     if call.snapshot.model(relation_of(call)).has_rules(creating=True):
         return _create_by_model(call, parsed)
     return creating(call, parsed)
 
 
-async def parse_new_rows(call: Call, parse: Parse) -> Parsed[CreateRequest]:
-    """Parse and check new rows, which may be many, in a pool thread."""
+async def _many_rows(call: Call, parse: Parse, then: Write) -> Any:
     backend, relation = call.backend, relation_of(call)
     arguments = call.snapshot, relation, call.args, call.kwargs, backend.limits, parse
-    parsed: Parsed[CreateRequest] = await backend.database.run(
-        compute_txn, _prepare, *arguments, retry=True
-    )
-    return parsed
-
-
-async def _many_rows(call: Call, parse: Parse) -> Any:
-    """Parse and check many new rows in a pool thread, then write them."""
-    parsed, relation = await parse_new_rows(call, parse), relation_of(call)
-    if call.snapshot.model(relation).has_rules(creating=True):
-        return await _create_by_model(call, parsed)
-    step = creating(call, parsed)
-    return step.shape(await call.run(step))
+    step = then(call, await backend.database.run(compute_txn, _prepare, *arguments, retry=True))
+    return step.shape(await call.run(step)) if isinstance(step, Step) else await step
 
 
 async def _create_by_model(call: Call, parsed: Parsed[CreateRequest]) -> Any:
@@ -208,7 +191,7 @@ async def _create_by_model(call: Call, parsed: Parsed[CreateRequest]) -> Any:
     return step.shape(await call.run(step))
 
 
-async def no_new_rows(call: Call, request: CreateRequest) -> Any:
+async def _no_new_rows(call: Call, request: CreateRequest) -> Any:
     """Answer that no row of none was written."""
     return answered(Written([], 0, columns_of(call, request)), request.returning, many=True)
 
@@ -230,7 +213,7 @@ def creating(call: Call, parsed: Parsed[CreateRequest]) -> Step:
         make = lambda: statement  # noqa: E731
 
     one = not request.many and request.conflict is None
-    shape = partial(answered, returning=request.returning, many=request.many)
+    shape = partial(_created, returning=request.returning, many=request.many)
     missing = NotChanged(relation.name)
     return writing(call, parsed, make, request.max_affected, one, shape, missing)
 
@@ -447,11 +430,24 @@ def answered(written: Written, returning: Returning, many: bool, counted: bool =
     return Receipted(answer, written.tx) if returning.receipt else answer
 
 
+def _created(written: Written, returning: Returning, many: bool) -> Any:
+    """Return the answer of new rows, which were nothing before."""
+    if returning.old:
+        old = _nothing(written, returning)
+        rows = paired(old, written.rows, returning.form) if returning.old == "both" else old
+        written = replace(written, rows=rows)
+    return answered(written, returning, many)
+
+
 def _deleted(written: Written, returning: Returning, many: bool) -> Any:
     if returning.old == "both":
-        nothing = ["null" if returning.form == "json" else None] * len(written.rows)
-        written = replace(written, rows=paired(written.rows, nothing, returning.form))
+        rows = paired(written.rows, _nothing(written, returning), returning.form)
+        written = replace(written, rows=rows)
     return answered(written, returning, many, counted=True)
+
+
+def _nothing(written: Written, returning: Returning) -> list[Any]:
+    return ["null" if returning.form == "json" else None] * len(written.rows)
 
 
 def paired(old: Sequence[Any], new: Sequence[Any], form: Form) -> list[Any]:

@@ -101,7 +101,8 @@ def write_txn(
             raise NoRowWritten from error
         if error.pgcode == "22P02" and UNSEEN in statement.text and UNSEEN in str(error):
             said = "a row with this key has come meanwhile, or is none of those that are shown"
-            raise RowUnseen(said, path="where", retry=True) from error
+            # Alone it is tried again here: what no new statement sees is not to be waited for.
+            raise RowUnseen(said, path="where", retry=None if last else True) from error
         raise
     # Of several statements in one message, psycopg2 has the result of the last.
     affected = max(cursor.rowcount, 0)  # a CALL counts none: -1

@@ -34,6 +34,7 @@ from service.plan.reread import reread
 from service.plan.scope import Scope
 from service.request.assignments import LINK, LITERAL
 from service.request.requests import (
+    NEVER,
     Assignment,
     CreateRequest,
     DeleteRequest,
@@ -335,7 +336,9 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
     settings = plan_settings(scope, conflict.changes)
     # PostgreSQL asks policies before it computes, but writes through a view what that leaves out.
     computes = relation.kind == "view" and any(each.computes for each in settings)
-    guard = _guard(scope, key, index) if where is not None or computes else None
+    # A condition that never holds asks nothing of the row there, and has nothing computed.
+    guarded = (where is not None or computes) and conflict.where != NEVER
+    guard = _guard(scope, key, index) if guarded else None
     planned = PlannedConflict(key, (), scope.equals(key), nulls, target, where, guard)
     if settings:
         return replace(planned, updates=_guardable(settings) if guard else settings)

@@ -217,6 +217,8 @@ class Measure:
 
 EVERYTHING = Connective(any=False, terms=())
 """The filter that holds for every row."""
+NEVER = Connective(any=True, terms=())
+"""A filter that holds for no row."""
 
 
 CountMode = Literal["exact", "planned", "estimated"]
@@ -500,12 +502,19 @@ class UpdateRowsRequest:
         by: The columns of the key; None for the primary key.
         returning: What comes back.
         max_affected: How many there may be.
+        given_paths: Where each stands in the call, if not in its `rows`.
     """
 
     rows: tuple[tuple[Assignment, ...], ...]
     by: tuple[str, ...] | None
     returning: Returning
     max_affected: int | None = None
+    given_paths: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where each row stands in the call."""
+        return self.given_paths or tuple(f"rows.{at}" for at in range(len(self.rows)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,9 +93,9 @@ async def test_upsert_answers_rows_as_they_were(
             {"old": None, "new": row(12, 7)},
         ]
         same = await db.call(f"{name}.upsert", {"id": 3}, returning="both", **kwargs)
-        assert same == {"old": row(3), "new": row(3)}
+        assert same == {"old": row(3), "new": row(3, 3, "3 to 3")}
         took = {**kwargs, "update": ["n"], "returning": "old"}
-        assert await db.call(f"{name}.upsert", {"id": 3, "n": 33}, **took) == row(3)
+        assert await db.call(f"{name}.upsert", {"id": 3, "n": 33}, **took) == row(3, 3, "3 to 3")
         assert execute(dsn, "SELECT n FROM items WHERE id IN (3, 4) ORDER BY id") == [(33,), (5,)]
 
 
@@ -122,6 +122,17 @@ async def test_upsert_answers_old_rows_by_another_key_with_embeds_in_a_batch(
         "items.upsert", {"id": 1, "code": "c1", "slot": 1}, receipt=True, **kwargs
     )
     assert receipt.tx
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_rows_are_answered_as_they_were(db: DirectCaller, dsn: str) -> None:
+    """So many that they are read in a pool thread."""
+    rows = [{"id": id, "n": 9} for id in range(150, 0, -1)]
+    for kwargs, there in (({"update": []}, set[int]()), ({}, {1, 2, 3, 4})):
+        execute(dsn, BEFORE_EACH)
+        found = await db.call("items.upsert", rows, returning="both", select=["id", "n"], **kwargs)
+        assert [each["new"]["id"] for each in found if each["old"] is None] == [*range(150, 4, -1)]
+        assert {each["new"]["id"] for each in found if each["old"]} == there
 
 
 @pytest_twisted.ensureDeferred
@@ -201,7 +212,8 @@ REFUSED: list[tuple[dict[str, Any], type[ServiceError], str | None]] = [
     ({"update": {"id": 9}}, InvalidArgument, "update"),
     ({"returning": "new"}, InvalidArgument, "returning"),
     ({"max_affected": 1}, TooManyRows, None),
-    ({"values": [{"id": 1, "n": 1}, {"id": 1, "n": 2}]}, InvalidArgument, None),
+    ({"values": [{"id": 1, "n": 1}, {"id": 1, "n": 2}]}, InvalidArgument, "values"),
+    ({"values": [{"id": 8, "slot": 8}] * 2}, InvalidArgument, "values"),
 ]
 
 
