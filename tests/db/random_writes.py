@@ -272,7 +272,8 @@ class Writes:
         key, target, of_key, stays = self.dice.pick(*keys)
         many = self.dice.maybe(0.6)
         ids = self.dice.random.sample(range(1, 15), self.dice.random.randint(1, 4) if many else 1)
-        rows = self._new_rows(ids, of_key)
+        said = self._returning("old", "both", False)
+        rows = self._new_rows(ids, of_key, numbered=bool(said) and many)
         marked = [
             {n: {"$value": v} if self.dice.maybe(0.2) else v for n, v in row.items()}
             for row in rows
@@ -280,38 +281,62 @@ class Writes:
         self.kwargs["values"] = marked if many else marked[0]
         if key is not None:
             self.kwargs["on_conflict"] = key
-        update = self.dice.pick(None, None, [], ["price", "n"])
+        update = self.dice.pick(None, None, [], ["price", "n"], self._changes())
         if update is not None:
-            self.kwargs["update"] = update
+            self.kwargs["update"] = update.given if isinstance(update, Changes) else update
         condition = ""
         if update != [] and self.dice.maybe(0.5):
             self.kwargs["where"], where = self._where()
             condition = f" WHERE {where}"
-        statements = []
+        before, statements = list[Statement](), list[Statement]()
         for row in rows:
-            names = [n for n in row if n not in stays] or [of_key[0]] if update is None else update
-            settings = ", ".join(f"{name} = excluded.{name}" for name in names)
-            action = f"UPDATE SET {settings}{condition}" if names else "NOTHING"
+            settings = _settings(update, row, of_key, stays)
+            action = f"UPDATE SET {settings}{condition}" if settings else "NOTHING"
             values = ", ".join(_new_value(name, value) for name, value in row.items())
+            back = "" if said is False else f" RETURNING {self.columns}"
             statements.append(Statement(
                 f"INSERT INTO {self.relation} AS g ({', '.join(row)}) VALUES ({values})"
-                f" ON CONFLICT {target} DO {action} RETURNING {self.columns}"))  # fmt: skip
+                f" ON CONFLICT {target} DO {action}{back}"))  # fmt: skip
+            if said:
+                there = _keyed(stays, row, update)
+                before.append(
+                    Statement(f"SELECT {self.columns} FROM {self.relation} g WHERE {there}")
+                )
 
         def shaped(found: list[Rows]) -> Any:
-            answered = [row for rows in found for row in rows]
+            answered: list[Any] = [row for rows in found[len(before) :] for row in rows]
+            if said is False:
+                return {"affected": len(answered)}
+            if said:
+                pairs = zip(found[: len(before)], found[len(before) :], strict=True)
+                both = [
+                    (old[0] if old else None, new) for old, (new,) in (p for p in pairs if p[1])
+                ]
+                answered = [old if said == "old" else {"old": old, "new": new} for old, new in both]
             return answered if many else answered[0] if answered else None
 
-        # a row that a policy hides, or the view does not show, is not asked, and so refused
-        free = bool(condition) and (self.relation == "few" or self.role == "clerk")
-        return Write(f"{self.relation}.upsert", self.kwargs, statements, shaped, free)
+        free = self._is_free(key, stays, update, bool(said))
+        return Write(f"{self.relation}.upsert", self.kwargs, [*before, *statements], shaped, free)
 
-    def _new_rows(self, ids: Sequence[int], of_key: Sequence[str]) -> Rows:
+    def _is_free(self, key: Any, stays: Sequence[str], update: Any, looked: bool) -> bool:
+        """Return whether the service may refuse an upsert that PostgreSQL does."""
+        few, conditional = self.relation == "few", "where" in self.kwargs
+        computed = update.sql if isinstance(update, Changes) else {}
+        # a row that a policy hides, or the view does not show, is not asked, and so refused
+        free = conditional and (few or self.role == "clerk" or {*computed.values()} == {"DEFAULT"})
+        free |= few and (looked or bool(computed))
+        # what is looked at first is found by the columns of a key
+        return free or (looked and (isinstance(key, str) or not computed.keys().isdisjoint(stays)))
+
+    def _new_rows(self, ids: Sequence[int], of_key: Sequence[str], numbered: bool) -> Rows:
         more = ["price", "tags", "doc", "owner", "n", "open", "code", "name", "closed"]
         more = self.dice.some(more, 4)
         alike, rows = self.dice.maybe(0.5), []
         for id in ids:
             values = {"id": id, "shop": id % 5 or 1, "name": f"g{id}", "code": f"C{id}", "n": id * 3 % 25, "open": True}  # fmt: skip
             row = {name: values[name] for name in of_key}
+            if numbered:  # those of a sequence are drawn in another order
+                row.setdefault("id", 100 + id)
             others = {
                 "price": self.dice.pick(5, "1.25", None), "tags": self.dice.texts(), "doc": self.dice.json(),
                 "owner": self.dice.pick("clerk", "clerk", "shop"), "n": self.dice.pick(1, 50),
@@ -363,6 +388,21 @@ class Writes:
         sql = [*first, *sql, *labels, *joined, *moved]
         kwargs["values"] = values
         return Write(f"{name}.create", kwargs, sql, lambda found: {"affected": len(found)})
+
+
+def _settings(update: Any, row: dict[str, Any], of_key: Sequence[str], stays: Sequence[str]) -> str:
+    """Return what an upsert sets in a row that is there, as SQL."""
+    if isinstance(update, Changes):
+        return update.settings
+    if update is None:
+        update = [name for name in row if name not in stays] or [of_key[0]]
+    return ", ".join(f"{name} = excluded.{name}" for name in update)
+
+
+def _keyed(key: Sequence[str], row: dict[str, Any], update: Any) -> str:
+    """Return what finds the row that an upsert changes; of those left alone none is answered."""
+    parts = [f"g.{name} = {_new_value(name, row[name])}" for name in key if update != []]
+    return " AND ".join(parts) or "false"
 
 
 def _new_value(name: str, value: Any) -> str:
