@@ -7,9 +7,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import psycopg2
 import pytest
 import pytest_twisted
 from twisted.internet.defer import ensureDeferred, gatherResults
+from twisted.internet.threads import deferToThread
 
 from service.errors import Conflict, InvalidArgument, InvalidRow, NotFound, TooManyRows
 from service.models.model import Model
@@ -25,6 +27,11 @@ CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
     new.noted := old.n || ' to ' || new.n; RETURN new; END$$;
 CREATE TRIGGER note BEFORE UPDATE ON items FOR EACH ROW EXECUTE FUNCTION note();
 CREATE TABLE loose (n int);
+CREATE VIEW sight AS SELECT DISTINCT id, n FROM items;
+COMMENT ON VIEW sight IS '@key id';
+CREATE FUNCTION put() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+    UPDATE items SET n = new.n WHERE id = old.id; RETURN new; END$$;
+CREATE TRIGGER put INSTEAD OF UPDATE ON sight FOR EACH ROW EXECUTE FUNCTION put();
 """
 BEFORE_EACH = (
     "TRUNCATE items, owners, loose; INSERT INTO owners VALUES (1, 'Ada'), (2, 'Bob');"
@@ -199,3 +206,29 @@ async def test_changes_at_once_each_tell_the_value_before_them(db: DirectCaller)
     found = await gatherResults(calls)
     assert sorted(each["old"]["n"] for each in found) == list(range(1, 21))
     assert all(each["new"]["n"] == each["old"]["n"] + 1 for each in found)
+
+
+@pytest.mark.parametrize("returning", ["both", True])
+@pytest_twisted.ensureDeferred
+async def test_changes_at_once_of_a_view_without_a_lock_compute_with_the_same_row(
+    db: DirectCaller, dsn: str, returning: Any
+) -> None:
+    """As PostgreSQL itself does: what the second reads was there before the first."""
+    with psycopg2.connect(dsn) as other, other.cursor() as cursor:
+        cursor.execute("UPDATE sight SET n = n + 10 WHERE id = 1")
+        add: dict[str, Any] = {"changes": {"n": {"$add": 1}}, "select": ["n"]}
+        answer = ensureDeferred(db.call("sight.update", 1, returning=returning, **add))
+        await deferToThread(_wait_for_lock, dsn)
+        other.commit()
+        new = {"n": 2}
+        assert await answer == ({"old": {"n": 1}, "new": new} if returning == "both" else new)
+    assert execute(dsn, "SELECT n FROM items WHERE id = 1") == [(2,)]
+
+
+def _wait_for_lock(dsn: str) -> None:
+    waiting = (
+        "SELECT pg_sleep(0.02), count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    while not execute(dsn, waiting)[0][1]:
+        pass
