@@ -5,6 +5,7 @@ SELECT, with keyset paging.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from psycopg2.sql import SQL, Composable, Identifier
 
@@ -199,24 +200,35 @@ def _after(page: PlannedAfter, keys: Sequence[SortKey]) -> Composable:
             beyond=operator(page.beyond[0]),
             end=COMMA.join(map(Parameter, page.operands)),
         )
-    tied = [_is_tied(value, page, at) for at, value in enumerate(values)]
+    tied = [_is_tied(key, values[at], page, at) for at, key in enumerate(keys)]
     ways_beyond = [
         AND.join([*tied[:at], _is_beyond(key, values[at], page, at)]) for at, key in enumerate(keys)
     ]
     return SQL("({})").format(SQL(" OR ").join(SQL("({})").format(each) for each in ways_beyond))
 
 
-def _is_tied(value: Composable, page: PlannedAfter, at: int) -> Composable:
+def _is_tied(key: SortKey, value: Composable, page: PlannedAfter, at: int) -> Composable:
     if page.nulls[at]:
-        return SQL("{key} IS NULL").format(key=value)
+        return _null(key, value)
     end = Parameter(page.operands[at])
     return SQL("{key} {equal} {end}").format(key=value, equal=operator(page.equal[at]), end=end)
 
 
 def _is_beyond(key: SortKey, value: Composable, page: PlannedAfter, at: int) -> Composable:
     if page.nulls[at]:
-        return SQL("false" if key.nulls == "last" else "{key} IS NOT NULL").format(key=value)
-    nulls_follow = key.nulls == "last" and key.expression.nullable
-    return SQL(
-        "({key} {beyond} {end} OR {key} IS NULL)" if nulls_follow else "({key} {beyond} {end})"
-    ).format(key=value, beyond=operator(page.beyond[at]), end=Parameter(page.operands[at]))
+        return SQL("false") if key.nulls == "last" else _null(key, value, "NOT ")
+    beyond = SQL("{key} {beyond} {end}").format(
+        key=value, beyond=operator(page.beyond[at]), end=Parameter(page.operands[at])
+    )
+    if key.nulls == "last" and key.expression.nullable:
+        return SQL("({} OR {})").format(beyond, _null(key, value))
+    return SQL("({})").format(beyond)
+
+
+def _null(key: SortKey, value: Composable, negated: Literal["", "NOT "] = "") -> Composable:
+    """Return whether a sort key is null, as ORDER BY takes it."""
+    # A row whose columns are all null IS NULL, and is sorted as the value that it is.
+    if key.expression.type.kind in ("composite", "domain"):
+        test = "IS DISTINCT FROM NULL" if negated else "IS NOT DISTINCT FROM NULL"
+        return SQL(f"{{}} {test}").format(value)
+    return SQL(f"{{}} IS {negated}NULL").format(value)

@@ -20,6 +20,14 @@ from tests.deferreds import failure_of
 SCHEMA = """
 CREATE TABLE things (id int PRIMARY KEY, name text NOT NULL, rank int, at date);
 CREATE TABLE loose (name text, rank int);
+CREATE TYPE pair AS (x int, y text);
+CREATE DOMAIN paired AS pair;
+CREATE TABLE pairs (id int PRIMARY KEY, pair pair, paired paired);
+CREATE TABLE holders (id int PRIMARY KEY, held int REFERENCES pairs);
+INSERT INTO pairs (id, pair) VALUES (1, NULL), (2, ROW(1, NULL)), (3, ROW(NULL, NULL)), (4, ROW(1, 'a')),
+    (5, ROW(2, NULL)), (6, ROW(NULL, NULL)), (7, NULL), (8, ROW(NULL, 'b'));
+UPDATE pairs SET paired = pair;
+INSERT INTO holders SELECT id, id FROM pairs;
 CREATE FUNCTION ranked(low int) RETURNS SETOF things LANGUAGE sql STABLE
     AS 'SELECT * FROM things WHERE rank >= low';
 CREATE FUNCTION counted(low int) RETURNS SETOF things LANGUAGE sql VOLATILE
@@ -45,6 +53,11 @@ ORDERS: list[tuple[list[Any], str]] = [
 ]
 QUERIES: list[tuple[str, dict[str, Any], str]] = [
     *(("things", {"order": order}, f"SELECT id FROM things ORDER BY {by}") for order, by in ORDERS),
+    # a row of nulls IS NULL, and is sorted as a value
+    *(("pairs", {"order": [order]}, f"SELECT id FROM pairs ORDER BY {by}, id") for order, by in (
+        ("pair", "pair"), ("-pair", "pair DESC"), ("paired", "paired"), ("-paired", "paired DESC"))),
+    ("holders", {"order": ["pairs.pair"]},
+     "SELECT h.id FROM holders h JOIN pairs p ON p.id = held ORDER BY pair, h.id"),
     ("things", {"where": {"rank": {"gt": 2}}, "order": ["at"]},
      "SELECT id FROM things WHERE rank > 2 ORDER BY at, id"),
     ("things", {"where": {"id": 99}}, "SELECT id FROM things WHERE false"),
