@@ -247,6 +247,8 @@ class Relation:
         changed_by_triggers: The kinds of writes after which the rows may be others than they were
             written, by triggers, or by those of a view's table.
         cascading_columns: Columns whose changes foreign keys carry on to other rows.
+        has_children: Whether tables inherit from it: their rows are its rows, too, and their keys
+            may be those of others.
         side_effects: Whether a write can do more than write rows, even when it writes none: triggers,
             rules, volatile functions in policies, whatever a view or foreign table does.
         auto_updatable: Whether PostgreSQL writes it by itself; not a view that has triggers do it.
@@ -277,6 +279,7 @@ class Relation:
     has_insert_triggers: bool = False
     changed_by_triggers: frozenset[WriteKind] = frozenset()
     cascading_columns: frozenset[str] = frozenset()
+    has_children: bool = False
     side_effects: bool = False
     auto_updatable: bool = True
     has_rules: bool = False
@@ -296,6 +299,8 @@ class Relation:
         knows, that is never null and that our role may read; empty if there is none.
         """
         keys: list[tuple[str, ...]] = []
+        if self.has_children:
+            return ()
         if self.kind == "table":
             unique = (each.columns for each in self.unique_keys)
             whole = (k for k in unique if not any(self.columns[name].nullable for name in k))
@@ -306,6 +311,8 @@ class Relation:
 
     def is_unique(self, columns: Collection[str]) -> bool:
         """Return whether a key is of one row by what PostgreSQL knows, not by a comment alone."""
+        if self.has_children:
+            return False
         return self.kind == "table" or (
             self.auto_updatable and any({*columns} == {*key} for key in self.view_keys)
         )

@@ -260,7 +260,15 @@ def _relation(row: Any, unique_keys: Sequence[tuple[bool, UniqueKey]], **tied: A
         accepted_writes=frozenset(kind for bit, kind in WRITES.items() if row.events & bit),
         auto_updatable=row.direct,
         **_values(row, "schema", "name", "row_security", "estimable", "has_insert_triggers"),
-        **_values(row, "side_effects", "has_rules", "selectable", "insertable", "updatable"),
+        **_values(
+            row,
+            "side_effects",
+            "has_rules",
+            "has_children",
+            "selectable",
+            "insertable",
+            "updatable",
+        ),
         **_values(row, "deletable", "readable"),
         **tied,
     )

@@ -24,6 +24,7 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
        EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal
                   AND g.tgenabled <> 'D' AND g.tgtype & 5 = 5 AND g.tgtype & 66 <> 0) AS has_insert_triggers,
        w.events, w.direct, r.has_rules,
+       c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
        CASE WHEN c.relkind = 'v' THEN v.open ELSE NOT row_security_active(c.oid) END AS estimable,
        CASE WHEN NOT w.direct OR r.has_rules THEN 0 WHEN c.relkind = 'v' THEN 20 ELSE s.after END AS after,
        r.has_rules OR c.relkind IN ('v', 'f') OR s.stirred

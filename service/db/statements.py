@@ -173,7 +173,9 @@ def by_keys_txn(
 def several_rows(rows: int, keys: int = 1) -> TooManyRows:
     """Return the error of a write by keys of which each is to be of one row."""
     which = "the key is that" if keys == 1 else f"{keys} keys are those"
-    return TooManyRows(f"{which} of {rows} rows", hint="nothing was written; a comment claims it")
+    return TooManyRows(
+        f"{which} of {rows} rows", hint="nothing was written; PostgreSQL does not keep it unique"
+    )
 
 
 def groups_txn(

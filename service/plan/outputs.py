@@ -56,6 +56,8 @@ def refuse_repeated(names: Iterable[str], path: str, hint: str) -> set[str]:
 
 def row_key(catalog: Catalog, relation: Relation) -> tuple[str, ...]:
     """Return the columns that identify a row: the primary key, or a unique key without nulls."""
+    if relation.has_children:
+        return ()
     for key in relation.unique_keys:
         columns = [relation.columns[name] for name in key.columns]
         # of a view's column PostgreSQL does not say that it is never null

@@ -164,6 +164,8 @@ def _picked(
 def no_known_key(relation: Relation, what: str, path: str) -> InvalidArgument:
     """Return the refusal of a write that finds rows again, where no key is sure to."""
     hint = "what its comment claims may be the key of several rows, or null: show the primary key"
+    if relation.has_children:
+        hint = "tables inherit from it, and have keys of their own: write to each of them"
     return InvalidArgument(
         f'PostgreSQL knows no key of "{relation.name}", and {what} are found by one',
         path=path,

@@ -1,0 +1,75 @@
+"""
+Tables that others inherit from: a key of theirs is not unique over all their rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from service.errors import InvalidArgument, TooManyRows
+from tests.conftest import execute
+from tests.db.dispatchers import DirectCaller
+from tests.deferreds import failure_of
+
+SCHEMA = """
+CREATE TABLE animal (id int PRIMARY KEY, name text);
+CREATE TABLE dog (breed text, PRIMARY KEY (id)) INHERITS (animal);
+"""
+BEFORE_EACH = """
+TRUNCATE animal;
+INSERT INTO animal VALUES (1, 'one'), (77, 'parent');
+INSERT INTO dog VALUES (77, 'child', 'x'), (78, 'last', 'y');
+"""
+EACH = ["one", "child", "last", "parent"]
+
+
+@pytest.mark.parametrize("options", [{}, {"order": ["id"]}, {"order": ["-name"]}])
+@pytest.mark.parametrize("limit", [1, 2, 3])
+@pytest_twisted.ensureDeferred
+async def test_pages_have_each_row_of_all_tables_once(
+    db: DirectCaller, options: dict[str, Any], limit: int
+) -> None:
+    rows: list[dict[str, Any]] = []
+    page: dict[str, Any] = {"next": None}
+    while not rows or page["next"]:
+        after = {"after": page["next"]} if rows else {}
+        page = await db.call("animal.find", limit=limit, **options, **after)
+        rows += page["rows"]
+    assert sorted(row["name"] for row in rows) == sorted(EACH)
+
+
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [
+        ([77, {"name": "z"}], {}),
+        ([77, {"name": "z"}], {"returning": "both"}),
+        ([], {"rows": [{"id": 77, "name": "z"}]}),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_key_of_several_rows_writes_none(
+    db: DirectCaller, dsn: str, args: list[Any], options: dict[str, Any]
+) -> None:
+    assert isinstance(await failure_of(db.call("animal.update", *args, **options)), TooManyRows)
+    assert execute(dsn, "SELECT * FROM animal WHERE name = 'z'") == []
+
+
+@pytest.mark.parametrize(
+    "options", [{"limit": 1}, {"order": ["name"], "limit": 1, "skip_locked": True}]
+)
+@pytest_twisted.ensureDeferred
+async def test_rows_are_not_taken_by_a_key_that_is_not_unique(
+    db: DirectCaller, dsn: str, options: dict[str, Any]
+) -> None:
+    """It wrote two rows where one was asked for."""
+    call = db.call("animal.update", where={"id": 77}, changes={"name": "z"}, **options)
+    refused = await failure_of(call)
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["path"] == "limit"
+    assert "inherit" in refused.details["hint"]
+    done = await db.call("dog.update", where={"id": 77}, changes={"name": "z"}, **options)
+    assert done["affected"] == 1
+    assert execute(dsn, "SELECT name FROM animal WHERE id = 77 ORDER BY 1") == [("parent",), ("z",)]
