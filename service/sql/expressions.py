@@ -291,6 +291,9 @@ def json_value(value: Composable, type: Type) -> Composable:
             "CAST(pg_catalog.replace(CAST(pg_catalog.to_json({value}) AS text), '+00:00', 'Z')"
             " AS json)"
         )
+    elif type.schema == PG_CATALOG and type.name in ("oid", "_oid"):
+        # to_json writes an oid as a string
+        template = "CAST({value} AS int8[])" if type.name == "_oid" else "CAST({value} AS int8)"
     return SQL(template).format(value=value)
 
 

@@ -23,12 +23,13 @@ CREATE TYPE pair AS (a int, b text);
 CREATE TABLE boxes (id int PRIMARY KEY, name text);
 CREATE TABLE things (id int PRIMARY KEY, box int REFERENCES boxes, price numeric, bytes bytea,
     at timestamptz, ats timestamptz[], day date, span interval, doc jsonb, raw json, "50% 'q'" text,
-    tags text[], pair pair, ok bool, far float8, big int8, secret text);
+    tags text[], pair pair, ok bool, far float8, big int8, ref oid, refs oid[], secret text);
 COMMENT ON COLUMN things.secret IS '@hidden';
 INSERT INTO boxes VALUES (1, 'one'), (2, 'two');
 INSERT INTO things SELECT i, 1, 12.50 + i, decode(repeat('ff00', 60), 'hex'), '2026-11-21 14:03:00.25+02',
     '{2026-11-21 14:03:00+00,infinity}', '2026-11-21', '1 day 2s', '{"n": 0.12345678901234567890123}',
-    '{"$number":   "5"}', 'a "b" % é', '{x,NULL}', '(1,"y z")', true, 'NaN', 9007199254740993, 'hush'
+    '{"$number":   "5"}', 'a "b" % é', '{x,NULL}', '(1,"y z")', true, 'NaN', 9007199254740993,
+    4294967295, '{1,NULL}', 'hush'
     FROM generate_series(1, 3) i;
 INSERT INTO things (id) VALUES (4);
 CREATE FUNCTION all_things() RETURNS SETOF things LANGUAGE sql STABLE AS 'SELECT * FROM things';
