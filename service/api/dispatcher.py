@@ -185,7 +185,9 @@ class Dispatcher:
                         call = self._admitted(call)
                     return await (handler or self._perform)(call)
             except Exception as error:
-                found = self._refusal(error, actor, snapshot, route.relation)
+                # What COMMIT refuses in a procedure is said in terms of what the role is served, too.
+                served = snapshot or self._served.get(role)
+                found = self._refusal(error, actor, snapshot, route.relation, served)
                 may_repeat = not (last or state.begun or name in self._once)
                 if not await self._newer(found, before, may_repeat):
                     if found is error:
@@ -297,7 +299,7 @@ class Dispatcher:
 
     def refused(self, error: Exception, call: Call) -> Exception:
         """Return the refusal that the caller of a call that goes on gets for an error."""
-        return self._refusal(error, None, call.snapshot, call.relation)
+        return self._refusal(error, None, call.snapshot, call.relation, call.snapshot)
 
     def _refusal(
         self,
@@ -305,6 +307,7 @@ class Dispatcher:
         actor: Actor | None,
         snapshot: Snapshot | None,
         relation: Relation | None,
+        served: Snapshot | None,
     ) -> Exception:
         """Return the refusal that a caller gets for an error; the error itself if it is a bug."""
         if actor is not None and actor.committed:
@@ -315,7 +318,7 @@ class Dispatcher:
         if isinstance(error, CancelledError):
             return error
         if not isinstance(error, ServiceError):
-            found = refusal(error, snapshot.catalog if snapshot else None, relation)
+            found = refusal(error, served.catalog if served else None, relation)
             if found is None:
                 # An error that nothing explains may come of a catalog that is out of date.
                 self.refresh()

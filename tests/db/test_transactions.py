@@ -85,6 +85,17 @@ async def balances(db: DirectCaller) -> list[int]:
 
 
 @pytest_twisted.ensureDeferred
+async def test_constraint_that_commit_finds_violated_is_named(db: DirectCaller) -> None:
+    """It was checked behind all operations, and is of none of them."""
+    entry = {"account_id": 99, "amount": 1}
+    refused = await refusal_of(db, op("entries.create", entry))
+    assert isinstance(refused, ForeignKeyViolation)
+    assert refused.message == '"account_id" refers to no row of "accounts"'
+    assert refused.details["relation"] == "entries"
+    assert refused.details["columns"] == ["account_id"]
+
+
+@pytest_twisted.ensureDeferred
 async def test_batch_answers_the_result_of_each_operation(db: DirectCaller) -> None:
     """Each is what the call would answer by itself."""
     found = await batch(
