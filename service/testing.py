@@ -23,16 +23,18 @@ import cbor2
 import psycopg2
 from alembic import command
 from alembic.config import Config
+from autobahn.wamp.types import CallResult
 from psycopg2.extensions import make_dsn, parse_dsn
 from psycopg2.sql import SQL, Identifier
 from pydantic import SecretStr
 from twistar.registry import Registry
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
 from schema.database_url import PROJECT, Place
+from service.api.call import Lasting
 from service.app import Serving
 from service.errors import NotAuthorized
-from service.payload import check
+from service.payload import Receipted, check
 from service.procedures.application import load_application
 from service.request.arguments import Caller
 from service.settings import Settings
@@ -147,6 +149,7 @@ class FakeSession:
         """Leave: what the session has begun and not finished, such as an upload, is dropped."""
         assert self.caller.session is not None
         self._service.serving.dispatcher.departed(self.caller.session)
+        self._service.serving.watches.departed(self.caller.session)
 
     async def _call(self, uri: str, args: Any, kwargs: dict[str, Any]) -> Any:
         report: Any = getattr(kwargs.pop("options", None), "on_progress", None)
@@ -163,8 +166,15 @@ class FakeSession:
             result = await self._service.serving.dispatcher.answer(
                 name, args, kwargs, self.caller, progress=send if report else None
             )
-            check(result)
-            return _carried(result)
+            if isinstance(result, Lasting):
+                lasting = result
+                ended: Deferred[Any] = Deferred(lambda _: lasting.end(CancelledError()))
+                lasting.follow(ended.errback)
+                return await ended
+            answer = result.answer if isinstance(result, Receipted) else result
+            check(answer)
+            answer = _carried(answer)
+            return CallResult(answer, tx=result.tx) if isinstance(result, Receipted) else answer
         except Exception as error:
             raise application_error(error, uri) from None
 

@@ -14,6 +14,7 @@ from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import CallOptions
 from twistar.registry import Registry
 from twisted.internet import reactor
+from twisted.internet.defer import CancelledError
 
 from app.actions import Action
 from service.testing import FakeSession, Service, postgres, serving
@@ -133,6 +134,20 @@ async def test_stream_in_a_test_arrives_in_parts(session: Any) -> None:
     answer = await session.call("rowcast.actions.stream", chunk=2, options=options)
     assert answer == {"rows": 5}
     assert [len(part) for part in parts] == [2, 2, 1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_live_query_in_a_test_hears_of_changes(session: Any) -> None:
+    messages: list[Any] = []
+    options = CallOptions(on_progress=messages.append)
+    live = session.call("rowcast.actions.watch", where={"path": "/live"}, options=options)
+    await until(lambda: messages)
+    written = await session.call("rowcast.actions.create", ROW | {"path": "/live"}, receipt=True)
+    await until(lambda: any("'/live'" in str(each) for each in messages[1:]))
+    assert written.kwresults["tx"]
+    live.cancel()
+    with pytest.raises((ApplicationError, CancelledError)):  # autobahn's, which waits for no answer
+        await live
 
 
 @pytest_twisted.ensureDeferred
