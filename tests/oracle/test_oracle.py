@@ -133,7 +133,8 @@ def break_policies(patch: pytest.MonkeyPatch) -> None:
 
 BLAMED: dict[Callable[[pytest.MonkeyPatch], None], Callable[[Question], bool]] = {
     break_windows: lambda each: each.windowed,
-    break_policies: lambda each: each.caller.authrole != OWNER.authrole,
+    # The policy of teams alone asks another table, and what asks others is read again for those.
+    break_policies: lambda each: each.name == "teams" and each.caller.authrole != OWNER.authrole,
 }
 """Which queries are wrong by it, now and then; others would only make it take longer."""
 
