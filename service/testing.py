@@ -23,7 +23,6 @@ import cbor2
 import psycopg2
 from alembic import command
 from alembic.config import Config
-from autobahn.wamp.types import CallResult
 from psycopg2.extensions import make_dsn, parse_dsn
 from psycopg2.sql import SQL, Identifier
 from pydantic import SecretStr
@@ -39,6 +38,7 @@ from service.procedures.application import load_application
 from service.request.arguments import Caller
 from service.settings import Settings
 from service.wamp.application_errors import application_error, name_of
+from service.wamp.callee import call_result
 from service.wamp.client import WampConfig
 
 REALM = "realm1"
@@ -171,10 +171,11 @@ class FakeSession:
                 ended: Deferred[Any] = Deferred(lambda _: lasting.end(CancelledError()))
                 lasting.follow(ended.errback)
                 return await ended
-            answer = result.answer if isinstance(result, Receipted) else result
-            check(answer)
-            answer = _carried(answer)
-            return CallResult(answer, tx=result.tx) if isinstance(result, Receipted) else answer
+            if isinstance(result, Receipted):
+                check(result.answer)
+                return call_result(Receipted(_carried(result.answer), result.tx))
+            check(result)
+            return _carried(result)
         except Exception as error:
             raise application_error(error, uri) from None
 

@@ -566,7 +566,7 @@ class Callee:
         check(result.answer)
         if result.tx is not None:
             self.wrote(caller, result.tx)
-        return CallResult(result.answer, tx=result.tx)
+        return call_result(result)
 
     async def _held(self, caller: int | None) -> int:
         """Ask the router how much it holds for a caller."""
@@ -581,6 +581,11 @@ class Callee:
         # A copy: a call that ends at its cancel takes itself out of the set.
         for running in list(self._running):
             running.cancel()
+
+
+def call_result(result: Receipted) -> CallResult:
+    """Return what autobahn's `session.call` gives for an answer with a receipt."""
+    return CallResult(result.answer, tx=result.tx)
 
 
 def _outcome(error: Exception) -> str:
