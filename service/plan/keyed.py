@@ -80,10 +80,13 @@ def keyed_rows(catalog: Catalog, plan: ReadPlan | AggregatePlan) -> KeyedRows | 
     """
     Return how the rows of a plan are found by key; None if they cannot be.
 
-    Rows that are the rest of others (DISTINCT, OFFSET) have none, nor do those of views and functions.
+    Rows that are the rest of others (DISTINCT, OFFSET) have none, nor do those of views, functions and
+    tables that others inherit from.
     """
     relation = plan.relation
     if plan.call is not None or plan.offset is not None or relation.kind != "table":
+        return None
+    if relation.has_children:
         return None
     if isinstance(plan, AggregatePlan):
         if not all(map(_is_plain, plan.grouped.groups)):

@@ -82,7 +82,7 @@ def plan_watch(catalog: Catalog, relation: Relation | None, request: Watchable) 
     if isinstance(request, AggregateRequest):
         return _groups(plan_aggregate(catalog, relation, request), ordered)
     read = replace(plan_find(catalog, relation, request), keyset=False)
-    if not relation.primary_key or read.distinct is True:
+    if not relation.primary_key or relation.has_children or read.distinct is True:
         return WatchPlan(read, KeyForm("row", None, ordered))
     scope = Scope(catalog, relation)
     keys = tuple(scope.of_column(relation.columns[name]) for name in relation.primary_key)

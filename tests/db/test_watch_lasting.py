@@ -66,6 +66,22 @@ async def test_column_that_comes_or_goes_starts_all_rows_anew(dsn: str, live: Li
 
 
 @pytest_twisted.ensureDeferred
+async def test_rows_of_children_with_the_key_of_another_row_are_kept_apart(
+    dsn: str, live: Live
+) -> None:
+    """A primary key is not unique over the rows of tables that inherit from it."""
+    execute(dsn, "CREATE TABLE kinds_of (more int, PRIMARY KEY (id)) INHERITS (items)")
+    execute(dsn, "SELECT rowcast.track('kinds_of'); INSERT INTO kinds_of VALUES (1, 'child')")
+    await live.served.catch_up()
+    every = live.watch("items", order=["name"])
+    await every.first()
+    execute(dsn, "UPDATE kinds_of SET name = 'a child'")
+    await every.same()
+    execute(dsn, "DELETE FROM ONLY items WHERE id = 1")
+    await every.same()
+
+
+@pytest_twisted.ensureDeferred
 async def test_watch_of_what_is_gone_ends_with_the_reason(dsn: str, live: Live) -> None:
     """A column that it names, and a table."""
     column, table = live.watch("items", where={"note": "note"}), live.watch("others")
