@@ -407,7 +407,7 @@ class Moment(NamedTuple):
 def moment_txn(
     connection: PgConnection, since: PgSnapshot | None
 ) -> tuple[Moment, list[LogRow] | None]:
-    """Take the snapshot of a cycle, and return with it what the log has since another one."""
+    """Return what the log has since another snapshot, with the snapshot of a cycle, which it takes."""
     values = read_values(since or NOTHING_SINCE, MOST_ROWS, MOST_BYTES)
     with connection.cursor() as cursor:
         MOMENT.run(cursor, values, BY_INDEX)
