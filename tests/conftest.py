@@ -18,7 +18,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPConnection
@@ -213,6 +213,18 @@ class Router:
 @pytest.fixture(scope="session")
 def router() -> Iterator[Router]:
     """Run a real Crossbar for the session, configured as the embedded one."""
+    with crossbar_running() as found:
+        yield found
+
+
+@contextmanager
+def crossbar_running(disclosed: bool = True) -> Iterator[Router]:
+    """
+    Run a Crossbar, configured as the embedded one.
+
+    Args:
+        disclosed: Whether the service is told who calls.
+    """
     home = Path(tempfile.mkdtemp(prefix="rowcast-router-"))
     port = free_port()
     found = Router(
@@ -223,6 +235,11 @@ def router() -> Iterator[Router]:
         socket=home / "service.sock",
     )
     config = node(found.realm, found.prefix, port, found.socket, BRIDGE, str(ROOT / "router"))
+    if not disclosed:
+        [worker] = config["workers"]
+        for role in worker["realms"][0]["roles"]:
+            for permission in role["permissions"]:
+                del permission["disclose"]
     (home / "config.json").write_text(json.dumps(config))
     start = [crossbar(), "start", "--cbdir", str(home), "--loglevel", "warn", "--color", "false"]
     with (home / "log").open("wb") as log:

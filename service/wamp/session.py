@@ -138,6 +138,9 @@ class MessageSizes:
 
 
 class _Objects(CBORObjectSerializer):
+    def serialize(self, obj: Any) -> bytes:
+        return cbor2.dumps(obj, default=write_encoded)
+
     def unserialize(self, payload: bytes) -> list[Any]:
         return [_decoded(payload)]
 
@@ -189,7 +192,7 @@ class SafeSerializer(CBORSerializer):
         """
         try:
             if isinstance(msg, Answer):
-                payload, binary = cbor2.dumps(msg.parts, default=write_encoded), True
+                payload, binary = self._serializer.serialize(msg.parts), True
             else:
                 payload, binary = super().serialize(msg)
             if len(payload) > self._max_bytes and isinstance(msg, ANSWERS):
