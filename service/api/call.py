@@ -372,9 +372,8 @@ class Call:
         return send
 
 
-def no_operation(name: str) -> InvalidArgument:
+def no_operation(
+    name: str, hint: str = "it takes verbs and functions whose answer is one result"
+) -> InvalidArgument:
     """Return the refusal of what cannot be called in a transaction."""
-    return InvalidArgument(
-        f'"{name}" cannot be called in a transaction',
-        hint="it takes verbs and functions whose answer is one result",
-    )
+    return InvalidArgument(f'"{name}" cannot be called in a transaction', hint=hint)

@@ -251,7 +251,7 @@ class Dispatcher:
         """Return a call with its key, if it can be made in the transaction around it."""
         inside = self._backend.database.level is not None
         verb, about = call.verb, call.relation or call.functions[0]
-        if inside and verb.alone:
+        if inside and verb.progress is not None:
             raise no_operation(verb.name)
         if RECEIPT in call.kwargs and inside and _option(call, RECEIPT):
             raise InvalidArgument(

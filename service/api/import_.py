@@ -16,7 +16,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.task import deferLater
 
-from service.api.call import Call, Snapshot
+from service.api.call import Call, Snapshot, no_operation
 from service.api.csv import Record, header_of, split, whole
 from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason, process_of
@@ -99,6 +99,8 @@ class Importing:
         if request.upload is None and request.done:
             upload = Upload(self._database, call.snapshot, relation, request)
             return await self._whole(upload, request)
+        if self._database.level is not None:
+            raise no_operation("import", "an import of one call can be: all rows, and no upload")
         call.state.begun = True  # a refusal ends the upload
         if request.upload is None:
             upload = Upload(self._database, call.snapshot, relation, request)
@@ -296,8 +298,10 @@ class Upload:
         return feed
 
     async def _write(self, statements: CopyIn, feed: CopySource) -> int:
+        # In a transaction around it all rows are here, and COPY is a statement like any other.
+        alone = self._database.level is None
         async with self._database.transaction():
-            rows = int(await self._database.run(import_txn, statements, feed))
+            rows = int(await self._database.run(import_txn, statements, feed, alone))
             if self.receipt:
                 self.tx = await self._database.run(transaction_txn)
             return rows

@@ -108,7 +108,6 @@ _ROWS = (
         errors=error_schemas.ROWS,
         progress={"type": "array", "items": {"type": ["object", "array"]}},
         on_functions=True,
-        alone=True,
         sends=("rows",),
     ),
     Verb(
@@ -119,7 +118,6 @@ _ROWS = (
         errors=error_schemas.ROWS,
         progress={"type": "string"},
         on_functions=True,
-        alone=True,
     ),
     Verb(
         "watch",
@@ -129,7 +127,6 @@ _ROWS = (
         errors=error_schemas.ROWS,
         progress=WATCHED,
         on_functions=True,
-        alone=True,
     ),
     Verb(
         "aggregate",
@@ -265,7 +262,6 @@ _ROWS = (
         errors=(*error_schemas.DATABASE, *error_schemas.VIOLATIONS, InvalidRow),
         positional=("rows",),
         rights=("insert",),
-        alone=True,
         takes={"rows": "imported"},
     ),
 )

@@ -436,11 +436,12 @@ class CopySource:
             self._pieces = self._encode(rows, self._defaults)
 
 
-def import_txn(connection: PgConnection, statements: CopyIn, feed: CopySource) -> int:
+def import_txn(connection: PgConnection, statements: CopyIn, feed: CopySource, alone: bool) -> int:
     """
     Write the rows of a feed, and return the number of rows written.
 
-    How long it takes is up to whoever sends the rows, so it is each step that has a time limit.
+    Alone in its transaction, how long it takes is up to whoever sends the rows, so it is each step that
+    has a time limit.
 
     Raises:
         ServiceError: What the feed found wrong with its rows.
@@ -452,8 +453,9 @@ def import_txn(connection: PgConnection, statements: CopyIn, feed: CopySource) -
         copy = statements.copy_with_defaults
     feed.attach(connection, defaults)
     with connection.cursor() as cursor:
-        before = f"; {statements.before}" if statements.before else ""
-        cursor.execute(f"SET LOCAL statement_timeout = 0{before}")
+        unlimited = "SET LOCAL statement_timeout = 0" if alone else ""
+        if before := "; ".join(filter(None, [unlimited, statements.before])):
+            cursor.execute(before)
         try:
             cursor.copy_expert(copy, feed, CHUNK)
         except psycopg2.Error:
@@ -463,4 +465,7 @@ def import_txn(connection: PgConnection, statements: CopyIn, feed: CopySource) -
             raise
         if statements.after is not None:
             cursor.execute(statements.after)
-        return int(cursor.rowcount)
+        rows = int(cursor.rowcount)
+        if statements.after is not None and not alone:
+            cursor.execute(statements.dropped)
+        return rows

@@ -58,7 +58,6 @@ class Verb:
             write it is to a view.
         fits: Whether a relation has what it needs besides.
         on_functions: Whether it is there for the rows of functions, too.
-        alone: Whether it spans calls or sends parts, so that it can stand in no batch.
     """
 
     name: str
@@ -74,7 +73,6 @@ class Verb:
     rights: tuple[Right, ...] = ("select",)
     fits: Callable[[Relation], bool] = _has_all
     on_functions: bool = False
-    alone: bool = False
 
     @property
     def writes(self) -> bool:

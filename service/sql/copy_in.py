@@ -28,12 +28,14 @@ class CopyIn:
         copy: The COPY.
         copy_with_defaults: The same, with a word for a column's default (PostgreSQL 16).
         after: Takes the rows over from the temporary table.
+        dropped: Drops that, where other imports of one transaction follow.
     """
 
     before: str | None
     copy: str
     copy_with_defaults: str | None
-    after: str | None
+    after: str | None = None
+    dropped: str = "DROP TABLE pg_temp.rowcast_import"
 
 
 def copy_in(plan: ImportPlan) -> CopyIn:
@@ -41,7 +43,7 @@ def copy_in(plan: ImportPlan) -> CopyIn:
     home, names = relation_name(plan.relation), [Identifier(each.name) for each in plan.columns]
     if not plan.staged:
         defaults = None if plan.csv else _copy(plan, home, DEFAULT)
-        return CopyIn(None, _copy(plan, home), defaults, None)
+        return CopyIn(None, _copy(plan, home), defaults)
     # without constraints, which are the relation's to check
     stage = SQL("CREATE TEMPORARY TABLE rowcast_import ({columns}) ON COMMIT DROP").format(
         columns=COMMA.join(

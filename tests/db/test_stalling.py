@@ -203,11 +203,11 @@ async def test_silence_during_an_import_ends_it_and_keeps_nothing(
     """It ends, keeps nothing, and frees its worker; a slow caller alone does not end it."""
     async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
         feed = CopySource(reactor, lambda rows, _: iter([rows]))
-        spelled = CopyIn(None, "COPY kept (id, note) FROM STDIN", None, None)
+        spelled = CopyIn(None, "COPY kept (id, note) FROM STDIN", None)
 
         async def work() -> Any:
             async with database.transaction():
-                return await database.run(import_txn, spelled, feed)
+                return await database.run(import_txn, spelled, feed, True)
 
         if moment == "first":
             await database.statement("SELECT 1")

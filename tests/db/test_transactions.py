@@ -38,6 +38,8 @@ CREATE TABLE entries (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     account_id int REFERENCES accounts DEFERRABLE INITIALLY DEFERRED, amount int NOT NULL);
 CREATE FUNCTION add(a int, b int) RETURNS int LANGUAGE sql AS 'SELECT a + b';
 CREATE FUNCTION nap(seconds float) RETURNS text LANGUAGE sql AS 'SELECT pg_sleep($1)::text';
+CREATE FUNCTION limited() RETURNS text LANGUAGE sql AS
+    $$SELECT current_setting('statement_timeout')$$;
 CREATE SCHEMA other;
 SET check_function_bodies = off;
 CREATE FUNCTION place() RETURNS text LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT name FROM spot); END';
@@ -266,7 +268,7 @@ async def test_attempts_are_made_to_fail_where_that_is_allowed(dsn: str) -> None
 
 @pytest.mark.parametrize(
     "name",
-    ["accounts.stream", "accounts.export", "accounts.import", "fn.add.stream", "transaction"],
+    ["accounts.stream", "accounts.export", "fn.add.stream", "transaction"],
 )
 @pytest_twisted.ensureDeferred
 async def test_call_that_sends_parts_is_refused_as_an_operation(
@@ -275,6 +277,99 @@ async def test_call_that_sends_parts_is_refused_as_an_operation(
     refused = await refusal_of(db, {"call": name})
     assert isinstance(refused, InvalidArgument)
     assert refused.details["operation"] == 0
+
+
+IMPORTS = {
+    "rows": {"rows": [{"id": 7, "owner": "Eve", "balance": 1}, {"id": 8, "owner": "Flo"}]},
+    "csv": {"csv": "id,owner,balance\n7,Eve,1\n8,Flo,\n"},
+    "conflicts": {
+        "rows": [
+            *({"id": 7, "owner": "Eve", "balance": 1}, {"id": 8, "owner": "Flo", "balance": None}),
+            {"id": 1, "owner": "Ada", "balance": 100},
+        ],
+        "on_conflict": ["id"],
+    },
+}
+
+
+@pytest.mark.parametrize("given", IMPORTS)
+@pytest_twisted.ensureDeferred
+async def test_import_of_one_call_is_an_operation(db: DirectCaller, given: str) -> None:
+    """Operations behind it see its rows, and may change and import more."""
+    counted, imported, row, again, changed = await batch(
+        db,
+        op("accounts.count"),
+        op("accounts.import", **IMPORTS[given]),
+        op("accounts.get", {"$ref": "0"}),
+        op("entries.import", [{"account_id": 7, "amount": 3}, {"account_id": 8, "amount": 4}]),
+        op("accounts.update", 7, {"balance": {"$add": 2}}, select="balance"),
+    )
+    assert (counted, imported["rows"], again) == (
+        2,
+        len(IMPORTS[given].get("rows", [1, 2])),
+        {"rows": 2},
+    )
+    assert row["owner"] == "Bob"
+    assert changed == {"balance": 3}
+    assert await balances(db) == [100, 50, 3, None]
+    assert await db.call("entries.aggregate", {"sum": {"sum": "amount"}}) == [{"sum": 7}]
+
+
+@pytest_twisted.ensureDeferred
+async def test_imports_that_look_for_conflicts_follow_each_other(db: DirectCaller) -> None:
+    """Each has a temporary table of its own columns."""
+    ada = {"id": 1, "owner": "Ada", "balance": 7}
+    answers = await batch(
+        db,
+        op("accounts.import", [ada, {"id": 7, "owner": "Eve", "balance": 1}], on_conflict="id"),
+        op("entries.import", [{"account_id": 1, "amount": 1}]),
+        op("accounts.import", csv="id,owner\n7,Eva\n8,Flo\n", on_conflict="id"),
+    )
+    assert [each["rows"] for each in answers] == [2, 1, 2]
+    assert await balances(db) == [7, 50, 1, None]
+
+
+@pytest_twisted.ensureDeferred
+async def test_import_brings_values_of_earlier_results(db: DirectCaller) -> None:
+    """A reference stands in rows as in those of `create`."""
+    made, imported = await batch(
+        db,
+        op("accounts.create", {"id": 7, "owner": "Eve"}),
+        op("entries.import", [{"account_id": {"$ref": "0.id"}, "amount": n} for n in range(3)]),
+    )
+    assert (made["id"], imported) == (7, {"rows": 3})
+    assert await db.call("entries.count", where={"account_id": 7}) == 3
+
+
+@pytest.mark.parametrize(
+    "after", [op("accounts.create", {"id": 1, "owner": "x"}), op("accounts.import", [{"id": 1}])]
+)
+@pytest_twisted.ensureDeferred
+async def test_import_is_undone_with_its_batch(db: DirectCaller, after: dict[str, Any]) -> None:
+    """All or nothing, whichever of the operations fails."""
+    refused = await refusal_of(db, op("accounts.import", [{"id": 7, "owner": "Eve"}]), after)
+    assert refused.details["operation"] == 1
+    assert await db.call("accounts.count") == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_import_in_a_batch_leaves_the_time_limit_of_statements(db: DirectCaller) -> None:
+    """COPY is a statement like others where its rows are all there, and those behind it have a limit."""
+    before, _, after = await batch(
+        db, op("fn.limited"), op("accounts.import", [{"id": 7, "owner": "Eve"}]), op("fn.limited")
+    )
+    assert before == after != "0"
+
+
+@pytest.mark.parametrize("given", [{"done": False}, {"upload": "x", "done": True}])
+@pytest_twisted.ensureDeferred
+async def test_upload_is_refused_as_an_operation(db: DirectCaller, given: dict[str, Any]) -> None:
+    """It has a transaction of its own, which spans calls."""
+    refused = await refusal_of(db, op("accounts.import", [{"id": 7, "owner": "Eve"}], **given))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.message == '"import" cannot be called in a transaction'
+    assert "all rows" in refused.details["hint"]
+    assert await db.call("accounts.count") == 2
 
 
 @pytest.mark.parametrize(

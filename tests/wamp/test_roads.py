@@ -141,6 +141,10 @@ WRITES = [
     call("vehicles.delete", where={"seats": 3}, returning="old", order=["id"]),
     call("drivers.delete", 2, embed={"vehicles": True}),
     call("drivers.delete", 99),
+    call("places.import", [{"at": 9, "part": "x", "name": None}, {"at": 9, "part": "y"}]),
+    call("places.import", csv="at,part,name\n9,x,\n9,y,z\n"),
+    call("places.import", csv="at,part,name\n9,x,\n1,part 4,z\n"),
+    call("places.import", [{"at": 9, "part": "x", "colour": 1}]),
 ]
 
 STATE = "SELECT * FROM (SELECT 1 t, to_jsonb(v) r FROM vehicles v UNION ALL SELECT 2, to_jsonb(d)\

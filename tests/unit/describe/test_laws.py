@@ -545,7 +545,5 @@ def test_shared_schema_takes_what_it_should_and_nothing_else(name, fits, does_no
 
 
 def test_table_of_verbs_has_a_schema_for_each_progressive_result():
-    """Those that send parts, and those that span calls, stand in no batch."""
+    """Those that send parts stand in no batch."""
     assert {name for name, verb in VERBS.items() if verb.progress} == {"stream", "export", "watch"}
-    alone = {"stream", "export", "watch", "import"}
-    assert {name for name, verb in VERBS.items() if verb.alone} == alone
