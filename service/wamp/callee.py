@@ -48,6 +48,7 @@ from service.wamp.application_errors import (
     application_error,
 )
 from service.wamp.backpressure import Pace
+from service.wamp.client import SessionObserver
 from service.wamp.session import DETAILS, Details, SafeSession
 
 log = Logger()
@@ -190,7 +191,7 @@ class _LastingCall:
         self.callee._over(self, error)
 
 
-class Callee:
+class Callee(SessionObserver):
     """
     Hands the calls of one prefix to the dispatcher.
 

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from autobahn.twisted.rawsocket import WampRawSocketClientFactory, WampRawSocketClientProtocol
 from autobahn.twisted.websocket import WampWebSocketClientFactory, WampWebSocketClientProtocol
@@ -53,8 +53,8 @@ LEAVE_TIMEOUT = 2.0
 TOPIC = "wamp.session.on_leave"
 
 
-class SessionObserver(Protocol):
-    """What is called as a session joins and leaves: it registers, subscribes, cleans up."""
+class SessionObserver:
+    """What is called as a session joins and leaves: it registers, subscribes, cleans up, or does nothing."""
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
         """Register, subscribe. An error ends the session, to be tried again."""
@@ -69,7 +69,7 @@ class SessionObserver(Protocol):
         """Cancel what cannot be answered any more; the session is gone."""
 
 
-class Departures:
+class Departures(SessionObserver):
     """
     Passes on the ids of sessions that are gone.
 
@@ -89,12 +89,6 @@ class Departures:
             await session.subscribe(self._heard, TOPIC, SubscribeOptions(details_arg=DETAILS))
         except ApplicationError as error:
             log.info("the router does not tell who leaves: {error}", error=in_line(error.error))
-
-    def displaced(self, registration: int) -> None:
-        """Do nothing."""
-
-    async def leaving(self) -> None:
-        """Do nothing."""
 
     def left(self) -> None:
         """Pass on that all are gone."""

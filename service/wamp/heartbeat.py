@@ -11,13 +11,14 @@ from typing import Any
 from autobahn.wamp.types import SessionDetails
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+from service.wamp.client import SessionObserver
 from service.wamp.session import SafeSession
 
 EVERY = 1.0
 """Seconds between two signs; the router waits for several."""
 
 
-class Heartbeat:
+class Heartbeat(SessionObserver):
     """
     Calls the router, again and again, as long as a session stands.
 
@@ -36,12 +37,7 @@ class Heartbeat:
         """Call for the first time."""
         self._beat(session)
 
-    def displaced(self, registration: int) -> None:
-        """Do nothing."""
-
-    async def leaving(self) -> None:
-        """Do nothing: calls that run are still answered."""
-
+    # Nothing stops it when the session begins to leave: calls that run are still answered.
     def left(self) -> None:
         """Call no more."""
         if self._next is not None:

@@ -21,6 +21,7 @@ from twisted.logger import Logger
 from service.errors import in_line
 from service.payload import Audience, Publication
 from service.wamp.backpressure import kept
+from service.wamp.client import SessionObserver
 from service.wamp.session import SafeSession
 
 log = Logger()
@@ -35,7 +36,7 @@ NOT_RESTRICTED = "rowcast.error.subscriber_lists_not_supported"
 """Stands in the log for a router that cannot keep an event from some of the subscribers."""
 
 
-class Publisher:
+class Publisher(SessionObserver):
     """
     Publishes by whatever session there is.
 
@@ -73,12 +74,6 @@ class Publisher:
         waiting, self._waiting = self._waiting, []
         for each in waiting:
             each.callback(None)
-
-    def displaced(self, registration: int) -> None:
-        """Do nothing."""
-
-    async def leaving(self) -> None:
-        """Do nothing: who publishes stops before."""
 
     def left(self) -> None:
         """Wait for the next session."""

@@ -21,6 +21,7 @@ from twisted.logger import Logger
 
 from service.errors import in_line
 from service.wamp.backpressure import ANYTHING, kept
+from service.wamp.client import SessionObserver
 from service.wamp.session import DETAILS, SafeSession
 
 log = Logger()
@@ -57,7 +58,7 @@ def concerns(uri: str, match: str, head: str) -> bool:
     return uri.startswith(below) or (match == "prefix" and below.startswith(uri))
 
 
-class Subscriptions:
+class Subscriptions(SessionObserver):
     """
     Follows what the router tells of subscriptions.
 
@@ -116,12 +117,6 @@ class Subscriptions:
             )
         else:
             self._ask()
-
-    def displaced(self, registration: int) -> None:
-        """Do nothing."""
-
-    async def leaving(self) -> None:
-        """Do nothing."""
 
     def left(self) -> None:
         """Forget all: another router has others."""
