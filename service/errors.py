@@ -234,16 +234,22 @@ class TooManyRows(ServiceError):
 
 
 class TooLarge(ServiceError):
-    """The answer is larger than may be sent; nothing is kept of a write."""
+    """
+    The answer is larger than may be sent; nothing is kept of a write.
+
+    Args:
+        limit: The most that may be, of what `wording` counts.
+    """
 
     uri = "rowcast.error.too_large"
+    wording: ClassVar[str] = "the answer is larger than {} bytes"
+    hint: ClassVar[str] = (
+        "ask for fewer rows with limit, for fewer columns with select, or use stream;"
+        " of a write, with returning: false, for nothing"
+    )
 
     def __init__(self, limit: int) -> None:
-        super().__init__(
-            f"the answer is larger than {limit} bytes",
-            hint="ask for fewer rows with limit, for fewer columns with select, or use stream;"
-            " of a write, with returning: false, for nothing",
-        )
+        super().__init__(self.wording.format(limit), hint=self.hint)
 
 
 class TooManyToSend(TooLarge):
@@ -264,52 +270,24 @@ class TooManyToSend(TooLarge):
 
 
 class TooManyGroups(TooLarge):
-    """
-    An aggregate has more groups than one answer holds.
+    """An aggregate has more groups than one answer holds."""
 
-    Args:
-        limit: The most groups of an answer.
-    """
-
-    def __init__(self, limit: int) -> None:
-        ServiceError.__init__(
-            self,
-            f"there are more than {limit} groups, the most of one answer",
-            hint="ask for a part with where or having, or for one after the other with limit"
-            " and offset",
-        )
+    wording = "there are more than {} groups, the most of one answer"
+    hint = "ask for a part with where or having, or for one after the other with limit and offset"
 
 
 class TooManyWatched(TooLarge):
-    """
-    A query has more rows than are watched.
+    """A query has more rows than are watched."""
 
-    Args:
-        limit: The most rows of one.
-    """
-
-    def __init__(self, limit: int) -> None:
-        ServiceError.__init__(
-            self,
-            f"there are more than {limit} rows, the most of one that is watched",
-            hint="watch a part with where, or the first ones with order and limit",
-        )
+    wording = "there are more than {} rows, the most of one that is watched"
+    hint = "watch a part with where, or the first ones with order and limit"
 
 
 class TooMuchToDescribe(TooLarge):
-    """
-    More is served than one answer describes.
+    """More is served than one answer describes."""
 
-    Args:
-        limit: The most bytes of an answer.
-    """
-
-    def __init__(self, limit: int) -> None:
-        ServiceError.__init__(
-            self,
-            f"what is served takes more than {limit} bytes to describe",
-            hint="relations=[…] and functions=[…] ask for a part; relations=[] gives the names",
-        )
+    wording = "what is served takes more than {} bytes to describe"
+    hint = "relations=[…] and functions=[…] ask for a part; relations=[] gives the names"
 
 
 class StatementTimeout(ServiceError):

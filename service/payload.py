@@ -13,7 +13,7 @@ from typing import Any
 
 import cbor2
 
-from service.errors import ServiceError, TooLarge
+from service.errors import TooLarge
 
 MAX_DEPTH = 128
 """
@@ -114,12 +114,8 @@ class Unsafe(Exception):
 class TooDeep(TooLarge, Unsafe):
     """More levels than some client's decoder takes."""
 
-    def __init__(self, levels: int) -> None:
-        ServiceError.__init__(
-            self,
-            f"the answer is nested deeper than {levels} levels",
-            hint="select a part of it by path, or cast it to text",
-        )
+    wording = "the answer is nested deeper than {} levels"
+    hint = "select a part of it by path, or cast it to text"
 
 
 def check(value: Any, levels: int = LEVELS) -> None:
