@@ -8,11 +8,10 @@ nothing refuses, with the nearest known name as its hint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, wraps
-from typing import Any, Literal, TypeVar, TypeVarTuple, Unpack
-from weakref import WeakKeyDictionary
+from functools import cached_property
+from typing import Any, Literal
 
 from service.datatypes import ALIASES, DataType, FormName, data_type
 from service.errors import InvalidArgument, NoSuchProcedure, UnknownName, nearest
@@ -29,9 +28,6 @@ RelationKind = Literal["table", "view", "materialized view", "foreign table"]
 WriteKind = Literal["insert", "update", "delete"]
 Mode = Literal["in", "out", "inout", "variadic", "table"]
 Volatility = Literal["immutable", "stable", "volatile"]
-
-Key = TypeVarTuple("Key")
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,6 +434,9 @@ class Catalog:
             schema, table and name: the name of what was declared.
         policies: Whether policies hide rows of anything in the database from our role.
         merge_returns: Whether MERGE gives back what it has written (PostgreSQL 17).
+
+    Attributes:
+        answers: Of look-ups that are `cached_per_catalog` (plan/cached_lookups).
     """
 
     version: int
@@ -452,6 +451,7 @@ class Catalog:
     constraint_copies: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
     policies: bool = False
     merge_returns: bool = False
+    answers: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def types_by_name(self) -> Mapping[str, Type]:
@@ -530,7 +530,7 @@ class Catalog:
             hint = (
                 f'did you mean "{elsewhere[0]}.{name}"?'
                 if elsewhere
-                else nearest(name, self._names(schema))
+                else nearest(name, [each for home, each in self.relations if home == schema])
             )
             raise NoSuchProcedure(f'no relation "{name[:80]}" is served', hint=hint) from None
 
@@ -591,28 +591,7 @@ class Catalog:
         wanted = frozenset(columns)
         return next((k for k in relation.unique_keys if frozenset(k.columns) == wanted), None)
 
-    def _names(self, schema: str) -> list[str]:
-        return [name for home, name in self.relations if home == schema]
-
 
 def unknown_function(name: str, known: Iterable[str]) -> NoSuchProcedure:
     """Build the refusal of a function that does not exist."""
     return NoSuchProcedure(f'no function "{name[:80]}" is served', hint=nearest(name, list(known)))
-
-
-def cached_per_catalog(
-    find: Callable[[Catalog, Unpack[Key]], Found],
-) -> Callable[[Catalog, Unpack[Key]], Found]:
-    """Return a look-up that computes each answer once for a catalog."""
-    # weak, so that a catalog goes with its last call: so no answer may refer to the catalog
-    known: WeakKeyDictionary[Catalog, dict[Hashable, Any]] = WeakKeyDictionary()
-
-    @wraps(find)
-    def found(catalog: Catalog, *key: *Key) -> Found:
-        answers = known.setdefault(catalog, {})
-        if key not in answers:
-            answers[key] = find(catalog, *key)
-        answer: Found = answers[key]
-        return answer
-
-    return found

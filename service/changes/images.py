@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from service.catalog import Catalog, Relation, Type, cached_per_catalog
+from service.catalog import Catalog, Relation, Type
 from service.changes.net import Image
 from service.datatypes import FormName
 from service.db.json import LEAST, MAX_DEPTH, MOST, sendable_document
+from service.plan.cached_lookups import cached_per_catalog
 
 ReadImage = Callable[[Any], Any]
 """From the value of an image that is not null to that of the wire."""

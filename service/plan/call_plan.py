@@ -16,10 +16,10 @@ from service.catalog import (
     Function,
     Relation,
     Type,
-    cached_per_catalog,
 )
 from service.errors import DatabaseRefused, InvalidArgument, NoSuchProcedure
 from service.plan.aggregate_plan import AggregatePlan, plan_aggregate, plan_totals
+from service.plan.cached_lookups import cached_per_catalog
 from service.plan.conditions import Bound, Condition, PlannedArgument, Present
 from service.plan.hidden import has_hidden_field
 from service.plan.joins import keyless, returned_relation

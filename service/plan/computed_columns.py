@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from service.catalog import Catalog, Column, Function, Relation, cached_per_catalog
+from service.catalog import Catalog, Column, Function, Relation
 from service.errors import InvalidArgument, UnknownName
+from service.plan.cached_lookups import cached_per_catalog
 from service.plan.joins import has_row_functions, returned_relation, row_functions
 from service.request.call_request import signature
 from service.request.requests import Reference

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.catalog import Catalog, Type, cached_per_catalog
+from service.catalog import Catalog, Type
 from service.errors import InvalidArgument, UnknownName
+from service.plan.cached_lookups import cached_per_catalog
 from service.plan.conditions import Expression
 from service.plan.plans import Output, PlannedEmbed
 from service.request.requests import Form, Reference
