@@ -4,14 +4,11 @@ One statement for many calls that differ in their values alone.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 from service.catalog import Type
 from service.plan.conditions import Bound
-from service.sql.statement import Statement, doubled
-
-PLACE = re.compile("%s|%%")
+from service.sql.statement import Statement
 
 
 def batched(statement: Statement, texts: Type) -> Statement:
@@ -25,18 +22,7 @@ def batched(statement: Statement, texts: Type) -> Statement:
         texts: The type of arrays of text: each parameter is one, of the values of one parameter of the
             other statement, as PostgreSQL's text.
     """
-    bounds = iter(enumerate(statement.bounds))
-
-    def value(place: re.Match[str]) -> str:
-        if place[0] != "%s":
-            return place[0]
-        at, bound = next(bounds)
-        # where the statement itself has no cast, the place gave the type
-        return (
-            f'given."p{at}"' if bound.cast else f'CAST(given."p{at}" AS {doubled(bound.type.sql)})'
-        )
-
-    inner = PLACE.sub(value, statement.text)
+    inner = statement.substituted(lambda at, _: f'given."p{at}"').text
     places = range(len(statement.bounds))
     lists = ", ".join("pg_catalog.unnest(CAST(%s AS text[]))" for _ in places)
     names = ", ".join(f'"p{at}"' for at in places)

@@ -8,8 +8,9 @@ Statements are templates with named holes; docs/statements.md shows what they co
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -35,6 +36,7 @@ TRANSACTION = SQL("pg_catalog.pg_current_xact_id_if_assigned()")
 
 EMPTY: Composable = SQL("")
 COMMA, AND = SQL(", "), SQL(" AND ")
+_PLACE = re.compile("%s|%%")  # the latter is a percent sign, whatever follows it
 
 
 class Parameter(Composable):
@@ -119,6 +121,39 @@ class Statement:
         )
         text = self.text[: self.head] + words + self.text[self.head :]
         return replace(self, text=text, marks=marks)
+
+    def substituted(self, sql: Callable[[int, Bound], str | None]) -> Statement:
+        """
+        Return the statement with SQL in place of parameters.
+
+        Args:
+            sql: Returns it for a parameter, which it is given with its place among all; None leaves it.
+        """
+        bounds, kept = iter(enumerate(self.bounds)), list[Bound]()
+        longer: list[tuple[int, int]] = []
+
+        def value(place: re.Match[str]) -> str:
+            if place[0] == "%%":
+                return place[0]
+            at, bound = next(bounds)
+            text = sql(at, bound)
+            if text is None:
+                kept.append(bound)
+                return place[0]
+            # where the statement itself has no cast, the place gave the type
+            if not bound.cast:
+                text = f"CAST({text} AS {doubled(bound.type.sql)})"
+            longer.append((len(self.text) - place.start(), len(text) - len(place[0])))
+            return text
+
+        text = _PLACE.sub(value, self.text)
+        marks = tuple(
+            replace(
+                mark, behind=mark.behind + sum(more for at, more in longer if at <= mark.behind)
+            )
+            for mark in self.marks
+        )
+        return replace(self, text=text, bounds=tuple(kept), marks=marks)
 
     def parts(self) -> list[Statement]:
         """Return the statements that it is made of, for where they cannot share a message."""

@@ -8,7 +8,6 @@ was to write. What statements behind it use goes by settings of the transaction.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,14 +26,12 @@ from service.sql.statement import (
     Parameter,
     Statement,
     build_statement,
-    doubled,
     render,
 )
 
 LEFT_OUT = f"rowcast_left_out_{SECRET}"
 """What an error speaks of, with the number of a statement, where its rows are not as many as wanted."""
 
-_PLACE = re.compile("%s|%%")
 _TELLING = ("smallint", "integer", "bigint", "uuid")
 """Types of most keys, whose input functions refuse `LEFT_OUT`."""
 
@@ -194,26 +191,10 @@ def _handed(statement: Statement, passed: Collection[int]) -> Statement:
     """Build a statement in which values that are handed on stand for their parameters."""
     if not any(bound.slot in passed for bound in statement.bounds):
         return statement
-    bounds, kept = iter(statement.bounds), list[Bound]()
-    longer: list[tuple[int, int]] = []
-
-    def value(place: re.Match[str]) -> str:
-        if place[0] != "%s":
-            return place[0]
-        bound = next(bounds)
-        if bound.slot not in passed:
-            kept.append(bound)
-            return "%s"
-        text = f"pg_catalog.current_setting('rowcast.value_{bound.slot:d}')"
-        # where the statement itself has no cast, the place gave the type
-        if not bound.cast:
-            text = f"CAST({text} AS {doubled(bound.type.sql)})"
-        longer.append((len(statement.text) - place.start(), len(text) - len(place[0])))
-        return text
-
-    text = _PLACE.sub(value, statement.text)
-    marks = tuple(
-        replace(mark, behind=mark.behind + sum(more for at, more in longer if at <= mark.behind))
-        for mark in statement.marks
+    return statement.substituted(
+        lambda _, bound: (
+            f"pg_catalog.current_setting('rowcast.value_{bound.slot:d}')"
+            if bound.slot in passed
+            else None
+        )
     )
-    return replace(statement, text=text, bounds=tuple(kept), marks=marks)
