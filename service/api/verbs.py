@@ -5,44 +5,82 @@ The verbs: one row for each, which calls, `describe` and the generated types rea
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from service.api import functions, nested, old_rows, read, stream, write
 from service.catalog import Relation
 from service.describe import error_schemas
-from service.describe.grammar import WHERE
-from service.describe.json_schema import NULL, record, reference
-from service.describe.verb import (
-    CONFLICT,
-    COUNTED,
-    EITHER,
-    EXPORT,
-    FIND,
-    FORM,
-    GOT,
-    GOT_LISTS,
-    MAX_AFFECTED,
-    NAMES,
-    OLD,
-    ONE_OR_MANY,
-    PAGE,
-    PAGED,
-    PICK,
-    RETURNING,
-    ROWS,
-    SHOWN,
-    STREAM,
-    TARGET,
-    TIMEOUT,
-    WATCH,
-    WATCHED,
-    WAYS,
-    WRITES,
-    Verb,
-    forms,
+from service.describe.grammar import MEASURES, ORDER, SELECT, WHERE, WHOLE
+from service.describe.json_schema import (
+    NULL,
+    Schema,
+    any_of,
+    array,
+    full,
+    record,
+    reference,
+    schema,
+    words,
 )
+from service.describe.verb import COUNTED, FORM, NAMES, ROWS, TIMEOUT, WRITES, Verb, forms
 from service.errors import InvalidRow, NotChanged, NotFound
+from service.request.read_request import COUNTS, FORMATS, MAX_CHUNK
 
-EXPECT = {"expect": {"type": ["object", "null"]}}
+SHOWN = {"select": SELECT, "embed": reference("embed")}
+PAGED = {"order": ORDER, "limit": WHOLE, "offset": WHOLE}
+RETURNING = {**SHOWN, **FORM, "order": ORDER, "returning": bool | None, **WRITES}
+MAX_AFFECTED = {"max_affected": WHOLE}
+TARGET = {"where": WHERE, "all": bool | None, **MAX_AFFECTED}
+EXPECT = {"expect": dict | None}
+OLD = {"returning": {"enum": [True, False, "old", "both", None]}}
+"""What update and delete answer: the rows as they are, nothing, as they were, or both."""
+PICK = {"limit": WHOLE, "skip_locked": bool | None}
+UNPICKED: Schema = {"limit": NULL, "skip_locked": {"enum": [False, None]}}
+CONFLICT = {"on_conflict": reference("some_columns"), "update": reference("columns")}
+FOUND = {
+    **SHOWN,
+    **PAGED,
+    "distinct": any_of(bool, reference("some_columns")),
+    "where": WHERE,
+}
+FIND = {**TIMEOUT, **FORM, **FOUND}
+PAGE = {
+    "after": reference("token"),
+    "before": reference("token"),
+    "count": words(*COUNTS),
+    "measures": MEASURES,
+}
+PARTS = {
+    **dict.fromkeys(PAGE, NULL),
+    "chunk": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_CHUNK},
+}
+OF_ROWS = full(enter=list, update=list)
+WATCHED = record(
+    {
+        "type": words("snapshot", "delta", "alive"),
+        "position": str,
+        "rows": ROWS,
+        "enter": ROWS,
+        "update": ROWS,
+        "leave": list,
+        "key": NAMES,
+        "keys": any_of(list, OF_ROWS),
+        "after": OF_ROWS,
+        **{key: {"const": True} for key in ("complete", "reset", "step")},
+        "checksum": {**COUNTED, "maximum": 2**32 - 1},
+        "covers": NAMES,
+    },
+    ["type", "position"],
+)
+"""A message to a watcher: docs/live.md."""
+GOT: Schema = array(dict | None)
+GOT_LISTS: Schema = full(columns=NAMES, rows=array(list | None))
+"""Of several rows: null where there is none."""
+
+
+def _way(*required: str, **others: Any) -> Schema:
+    """Return one way to give arguments: those it needs, and what others may be, False for nothing."""
+    return {**({"required": [*required]} if required else {}), "properties": others}
 
 
 def _has_arbiter(relation: Relation) -> bool:
@@ -56,15 +94,10 @@ _ROWS = (
         "get",
         read.get,
         arguments={
-            **record({"key": {}, "keys": {"type": "array"}, **TIMEOUT, **SHOWN, **FORM}),
-            **ONE_OR_MANY,
+            **record({"key": {}, "keys": list, **TIMEOUT, **SHOWN, **FORM}),
+            "oneOf": [_way("key", keys=False), _way("keys", key=False)],
         },
-        result={
-            "anyOf": [
-                *forms(reference("selected"), GOT)["anyOf"],
-                GOT_LISTS,
-            ]
-        },
+        result=forms(reference("selected"), GOT, more=[GOT_LISTS]),
         errors=(*error_schemas.ROWS, NotFound),
         positional=("key",),
         fits=lambda relation: bool(relation.primary_key),
@@ -75,13 +108,9 @@ _ROWS = (
         "find",
         read.find,
         arguments=record({**FIND, **PAGE}),
-        result={
-            "anyOf": [
-                reference("page"),
-                {**reference("lists"), "required": ["next"]},
-                reference("text"),
-            ]
-        },
+        result=any_of(
+            reference("page"), {**reference("lists"), "required": ["next"]}, reference("text")
+        ),
         errors=error_schemas.ROWS,
         on_functions=True,
         answers=("page",),
@@ -97,32 +126,44 @@ _ROWS = (
         "exists",
         read.exists,
         arguments=record({**TIMEOUT, "where": WHERE}),
-        result={"type": "boolean"},
+        result=schema(bool),
         errors=error_schemas.DATABASE,
     ),
     Verb(
         "stream",
         stream.stream,
-        arguments=record(STREAM),
+        arguments=record({**FIND, **PARTS}),
         result=record({"rows": COUNTED, "columns": NAMES}, ["rows"]),
         errors=error_schemas.ROWS,
-        progress={"type": "array", "items": {"type": ["object", "array"]}},
+        progress=array({"type": ["object", "array"]}),
         on_functions=True,
         sends=("rows",),
     ),
     Verb(
         "export",
         stream.export,
-        arguments=record(EXPORT),
-        result=record({"rows": COUNTED, "bytes": COUNTED}, ["rows", "bytes"]),
+        arguments=record({**TIMEOUT, **FOUND, **PARTS, "format": words(*FORMATS)}),
+        result=full(rows=COUNTED, bytes=COUNTED),
         errors=error_schemas.ROWS,
-        progress={"type": "string"},
+        progress=schema(str),
         on_functions=True,
     ),
     Verb(
         "watch",
         None,  # what keeps its state registers it
-        arguments=record(WATCH),
+        # as those of find, or of aggregate in place of `select`
+        arguments=record(
+            {
+                **TIMEOUT,
+                **FOUND,
+                "measures": MEASURES,
+                "group": SELECT,
+                "having": WHERE,
+                "since": str | None,
+                "tx": bool | None,
+                "tables": any_of(NAMES, str | None),
+            }
+        ),
         result=NULL,
         errors=error_schemas.ROWS,
         progress=WATCHED,
@@ -152,7 +193,7 @@ _ROWS = (
         "create",
         nested.create,
         arguments=record({"values": {}, **TIMEOUT, **RETURNING, **MAX_AFFECTED}, ["values"]),
-        result={"anyOf": [*forms(reference("selected"), ROWS)["anyOf"], reference("affected")]},
+        result=forms(reference("selected"), ROWS, more=[reference("affected")]),
         errors=(*error_schemas.WRITES, NotChanged, NotFound),
         positional=("values",),
         rights=("insert",),
@@ -170,18 +211,12 @@ _ROWS = (
                 **CONFLICT,
                 **MAX_AFFECTED,
                 **OLD,
-                "update": {"anyOf": [reference("columns"), {"type": "object"}]},
+                "update": any_of(reference("columns"), dict),
                 "where": WHERE,
             },
             ["values"],
         ),
-        result={
-            "anyOf": [
-                *forms(reference("selected"), GOT, NULL)["anyOf"],
-                GOT_LISTS,
-                reference("affected"),
-            ]
-        },
+        result=forms(reference("selected"), GOT, NULL, more=[GOT_LISTS, reference("affected")]),
         errors=(*error_schemas.WRITES, NotChanged),
         positional=("values",),
         rights=("insert", "update"),
@@ -197,7 +232,7 @@ _ROWS = (
                 {
                     "key": {},
                     "changes": {},
-                    "rows": {"type": "array"},
+                    "rows": list,
                     "by": reference("some_columns"),
                     **EXPECT,
                     **TIMEOUT,
@@ -207,14 +242,19 @@ _ROWS = (
                     **OLD,
                 },
             ),
-            **WAYS,
+            "oneOf": [  # by key, by filter, or with other changes for each row
+                _way("key", "changes", where=False, all=False, **UNPICKED, rows=False, by=False),
+                _way("changes", key=False, expect=False, rows=False, by=False),
+                _way(
+                    "rows",
+                    **dict.fromkeys(("key", "changes", "expect"), False),
+                    **dict.fromkeys(("where", "all", "limit", "skip_locked"), False),
+                ),
+            ],
         },
-        result={
-            "anyOf": [
-                *forms(reference("selected"), ROWS, NULL, reference("written"))["anyOf"],
-                reference("affected"),
-            ]
-        },
+        result=forms(
+            reference("selected"), ROWS, NULL, reference("written"), more=[reference("affected")]
+        ),
         errors=error_schemas.ALL,
         positional=("key", "changes"),
         rights=("update",),
@@ -226,7 +266,7 @@ _ROWS = (
         write.delete,
         arguments={
             **record({"key": {}, **EXPECT, **TIMEOUT, **TARGET, **RETURNING, **OLD}),
-            **EITHER,
+            "oneOf": [_way("key", where=False, all=False), _way(key=False, expect=False)],
         },
         result=reference("result.update"),
         errors=error_schemas.ALL,
@@ -242,9 +282,9 @@ _ROWS = (
             **record(
                 {
                     "rows": {"type": ["array", "string", "null"]},
-                    "csv": {"type": ["string", "null"]},
+                    "csv": str | None,
                     "columns": reference("some_columns"),
-                    "upload": {"type": ["string", "null"]},
+                    "upload": str | None,
                     "done": bool | None,
                     **CONFLICT,
                     **TIMEOUT,
@@ -253,12 +293,7 @@ _ROWS = (
             ),
             "anyOf": [{"required": [each]} for each in ("rows", "csv", "upload", "done")],
         },
-        result={
-            "anyOf": [
-                record({"rows": COUNTED}, ["rows"]),
-                record({"upload": {"type": "string"}}, ["upload"]),
-            ]
-        },
+        result=any_of(full(rows=COUNTED), full(upload=str)),
         errors=(*error_schemas.DATABASE, *error_schemas.VIOLATIONS, InvalidRow),
         positional=("rows",),
         rights=("insert",),

@@ -1,5 +1,5 @@
 """
-What a verb is, the arguments and answers that verbs share, and how one is described for some rows.
+What a verb is, what others beside verbs take and answer, too, and how one is described for some rows.
 """
 
 from __future__ import annotations
@@ -11,21 +11,18 @@ from typing import Any, ClassVar, Literal
 
 from service.catalog import Relation
 from service.describe import error_schemas
-from service.describe.grammar import MEASURES, ORDER, SELECT, WHERE, WHOLE
 from service.describe.json_schema import (
     NULL,
     Definitions,
     Schema,
     any_of,
     array,
-    full,
-    record,
     reference,
     schema,
     words,
 )
 from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT
-from service.request.read_request import COUNTS, FORMATS, FORMS, MAX_CHUNK
+from service.request.read_request import FORMS
 
 Right = Literal["select", "insert", "update", "delete"]
 
@@ -83,111 +80,15 @@ class Verb:
 COUNTED: Schema = {**schema(int), "minimum": 0}
 ROWS: Schema = array(dict)
 NAMES: Schema = array(str)
-
 TIMEOUT = {"timeout": reference("seconds")}
 WRITES = {each: reference(each) for each in (IDEMPOTENCY_KEY, RECEIPT)}
 """What everything that writes takes."""
 FORM = {"form": words(*FORMS)}
-SHOWN = {"select": SELECT, "embed": reference("embed")}
-PAGED = {"order": ORDER, "limit": WHOLE, "offset": WHOLE}
-RETURNING = {**SHOWN, **FORM, "order": ORDER, "returning": bool | None, **WRITES}
-MAX_AFFECTED = {"max_affected": WHOLE}
-TARGET = {"where": WHERE, "all": bool | None, **MAX_AFFECTED}
-OLD = {"returning": {"enum": [True, False, "old", "both", None]}}
-"""What update and delete answer: the rows as they are, nothing, as they were, or both."""
-PICK = {"limit": WHOLE, "skip_locked": bool | None}
-CONFLICT = {"on_conflict": reference("some_columns"), "update": reference("columns")}
-_FOUND = {
-    **SHOWN,
-    **PAGED,
-    "distinct": any_of(bool, reference("some_columns")),
-    "where": WHERE,
-}
-FIND = {**TIMEOUT, **FORM, **_FOUND}
-PAGE = {
-    "after": reference("token"),
-    "before": reference("token"),
-    "count": words(*COUNTS),
-    "measures": MEASURES,
-}
-_PARTS = {
-    **dict.fromkeys(PAGE, NULL),
-    "chunk": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_CHUNK},
-}
-STREAM = {**FIND, **_PARTS}
-EXPORT = {**TIMEOUT, **_FOUND, **_PARTS, "format": words(*FORMATS)}
-WATCH = {
-    **TIMEOUT,
-    **_FOUND,
-    "measures": MEASURES,
-    "group": SELECT,
-    "having": WHERE,
-    "since": str | None,
-    "tx": bool | None,
-    "tables": any_of(NAMES, str | None),
-}
-"""A find, or an aggregate in place of its `select`."""
-_YES: Schema = {"const": True}
-_OF_ROWS = full(enter=list, update=list)
-WATCHED = record(
-    {
-        "type": words("snapshot", "delta", "alive"),
-        "position": str,
-        "rows": ROWS,
-        "enter": ROWS,
-        "update": ROWS,
-        "leave": list,
-        "key": NAMES,
-        "keys": any_of(list, _OF_ROWS),
-        "after": _OF_ROWS,
-        **dict.fromkeys(("complete", "reset", "step"), _YES),
-        "checksum": {**COUNTED, "maximum": 2**32 - 1},
-        "covers": NAMES,
-    },
-    ["type", "position"],
-)
-"""A message to a watcher: docs/live.md."""
 
 
-def _without(*arguments: str) -> dict[str, bool]:
-    return dict.fromkeys(arguments, False)
-
-
-EITHER: Schema = {
-    "oneOf": [
-        {"required": ["key"], "properties": _without("where", "all")},
-        {"properties": _without("key", "expect")},
-    ]
-}
-"""Of delete: by key, or by filter."""
-_UNPICKED: Schema = {"limit": NULL, "skip_locked": {"enum": [False, None]}}
-_FILTER = ("where", "all", "limit", "skip_locked")
-WAYS: Schema = {
-    "oneOf": [
-        {
-            "required": ["key", "changes"],
-            "properties": {**_without("where", "all"), **_UNPICKED, **_without("rows", "by")},
-        },
-        {"required": ["changes"], "properties": _without("key", "expect", "rows", "by")},
-        {"required": ["rows"], "properties": _without("key", "changes", "expect", *_FILTER)},
-    ]
-}
-"""Of update: by key, by filter, or with other changes for each row."""
-ONE_OR_MANY: Schema = {
-    "oneOf": [
-        {"required": ["key"], "properties": _without("keys")},
-        {"required": ["keys"], "properties": _without("key")},
-    ]
-}
-"""Of get: by one key, or by several."""
-GOT: Schema = array(dict | None)
-GOT_LISTS: Schema = full(columns=NAMES, rows=array(list | None))
-"""Of get by several keys: null where there is no row."""
-
-
-def forms(*usual: Schema) -> Schema:
-    """Return the schema of an answer in its usual forms, or as lists, or as JSON text."""
-    return any_of(*usual, reference("lists"), reference("text"))
+def forms(*usual: Schema, more: Iterable[Schema] = ()) -> Schema:
+    """Return the schema of an answer in its usual forms, as lists or as JSON text, or in others."""
+    return any_of(*usual, reference("lists"), reference("text"), *more)
 
 
 class DescribedRows(ABC):
