@@ -8,18 +8,19 @@ when it is made: PostgreSQL plans for these values, and has no plan for all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from service.api.call import Call, Step
 from service.api.dispatcher import Dispatcher, Procedure
 from service.api.read import (
-    aggregate_statement,
-    count_statement,
+    Read,
+    aggregate_read,
+    count_read,
     counting_statement,
     counts_as_it_reads,
-    exists_statement,
+    exists_read,
     find_statement,
     get_statement,
     parsed_rows,
@@ -30,29 +31,15 @@ from service.api.read import (
     wanted,
     watched_statement,
 )
-from service.api.stream import unpaged
-from service.catalog import Catalog
+from service.api.stream import flow
 from service.db.statements import explain_txn
 from service.errors import InvalidArgument, clip
 from service.payload import fit
 from service.plan.watch_plan import plan_watch
 from service.request.arguments import Caller
 from service.request.batch_request import ExplainRequest, parse_explain
-from service.request.read_request import (
-    Limits,
-    Parsed,
-    parse_aggregate,
-    parse_chunk,
-    parse_count,
-    parse_find,
-    parse_format,
-    parse_get,
-)
+from service.request.read_request import parse_find, parse_format, parse_get
 from service.request.watch_request import parse_options, parse_watched
-from service.sql.statement import Statement
-
-Read = tuple[Parsed[Any], Statement]
-"""What a call was parsed to, and a statement of it."""
 
 
 class ExplainProcedure:
@@ -66,12 +53,12 @@ class ExplainProcedure:
     def __init__(self, dispatcher: Dispatcher, max_bytes: int, max_watched: int) -> None:
         self._dispatcher = dispatcher
         self._max_bytes = max_bytes
-        self._reads: Mapping[str, Callable[[Call], Iterator[Read]]] = {
+        self._reads: Mapping[str, Callable[[Call], Iterable[Read]]] = {
             "get": _get,
             "find": _find,
-            "count": partial(_count, count_statement),
-            "exists": partial(_count, exists_statement),
-            "aggregate": _aggregate,
+            "count": lambda call: [count_read(call)],
+            "exists": lambda call: [exists_read(call)],
+            "aggregate": lambda call: [aggregate_read(call)],
             "stream": _stream,
             "export": _export,
             "watch": partial(_watch, max_watched),
@@ -146,39 +133,19 @@ def _find(call: Call) -> Iterator[Read]:
         yield parsed, statement_of(call, parsed, totals_statement)
 
 
-def _count(make: Callable[[Catalog, Any, Any], Statement], call: Call) -> Iterator[Read]:
-    parsed = parse_count(call.args, call.kwargs, call.backend.limits)
-    yield parsed, statement_of(call, parsed, make)
-
-
-def _aggregate(call: Call) -> Iterator[Read]:
-    def parse(
-        args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, _: str
-    ) -> Parsed[Any]:
-        return parse_aggregate(args, kwargs, limits)
-
-    parsed = parsed_rows(call, call.kwargs, parse)
-    yield parsed, statement_of(call, parsed, aggregate_statement)
-
-
 def _stream(call: Call) -> Iterator[Read]:
-    _, rest = parse_chunk(call.kwargs)
-    yield unpaged(call, rest)
+    rows = flow(call, call.kwargs)
+    yield rows.parsed, rows.statement
 
 
 def _export(call: Call) -> Iterator[Read]:
     format, rest = parse_format(call.kwargs)
-    _, rest = parse_chunk(rest)
-    yield unpaged(call, rest, format)
+    rows = flow(call, rest, format)
+    yield rows.parsed, rows.statement
 
 
 def _watch(most: int, call: Call) -> Iterator[Read]:
-    def parse(
-        args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, rows: str
-    ) -> Parsed[Any]:
-        return parse_watched(args, kwargs, limits, rows, most)
-
     _, rest = parse_options(call.kwargs)
-    parsed = parsed_rows(call, rest, parse)
+    parsed = parsed_rows(call, rest, partial(parse_watched, most=most))
     plan = plan_watch(call.snapshot.catalog, call.relation, parsed.request)
     yield parsed, watched_statement(plan)

@@ -59,6 +59,9 @@ Found = FindRequest | CalledRequest[FindRequest]
 Parse = Callable[[Sequence[Any], Mapping[str, Any], Limits, str], Parsed[Any]]
 """Parses the arguments of a verb; the last one names the rows, to which a token is bound."""
 
+Read = tuple[Parsed[Any], Statement]
+"""What a call was parsed to, and the statement of it."""
+
 
 def get(call: Call) -> Step:
     """
@@ -139,15 +142,13 @@ def find(call: Call) -> Step | Awaitable[Any]:
 
 def count(call: Call) -> Step:
     """Prepare `count`: how many rows match."""
-    parsed = parse_count(call.args, call.kwargs, call.backend.limits)
-    statement = statement_of(call, parsed, count_statement)
+    parsed, statement = count_read(call)
     return reading(call, parsed, int, value_txn, statement)
 
 
 def exists(call: Call) -> Step:
     """Prepare `exists`: whether a row matches."""
-    parsed = parse_count(call.args, call.kwargs, call.backend.limits)
-    statement = statement_of(call, parsed, exists_statement)
+    parsed, statement = exists_read(call)
     return reading(call, parsed, bool, value_txn, statement)
 
 
@@ -158,11 +159,8 @@ def aggregate(call: Call) -> Step:
     Raises:
         InvalidArgument: Among others, a function is none of its column's type.
     """
-    parsed = parsed_rows(
-        call, call.kwargs, lambda args, kwargs, limits, _: parse_aggregate(args, kwargs, limits)
-    )
+    parsed, statement = aggregate_read(call)
     form = wanted(parsed.request).form
-    statement = statement_of(call, parsed, aggregate_statement)
 
     def groups(rows: list[Any]) -> Any:
         if form == "lists":
@@ -171,6 +169,24 @@ def aggregate(call: Call) -> Step:
 
     shape = Shape(form, call.backend.max_bytes)
     return reading(call, parsed, groups, groups_txn, statement, MAX_GROUPS, shape)
+
+
+def count_read(call: Call) -> Read:
+    """Parse `count`, and return its statement."""
+    parsed = parse_count(call.args, call.kwargs, call.backend.limits)
+    return parsed, statement_of(call, parsed, _count_statement)
+
+
+def exists_read(call: Call) -> Read:
+    """Parse `exists`, and return its statement."""
+    parsed = parse_count(call.args, call.kwargs, call.backend.limits)
+    return parsed, statement_of(call, parsed, _exists_statement)
+
+
+def aggregate_read(call: Call) -> Read:
+    """Parse `aggregate`, and return the statement of the groups and their measures."""
+    parsed = parsed_rows(call, call.kwargs, parse_aggregate)
+    return parsed, statement_of(call, parsed, _aggregate_statement)
 
 
 def parsed_rows(call: Call, kwargs: Mapping[str, Any], parse: Parse) -> Parsed[Any]:
@@ -364,20 +380,17 @@ def watched_statement(plan: WatchPlan) -> Statement:
     return grouped(plan.read) if isinstance(plan.read, AggregatePlan) else select(plan.read)
 
 
-def count_statement(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:
-    """Build the statement of how many rows match."""
+def _count_statement(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:
     return counted(plan_count(catalog, relation, request))
 
 
-def exists_statement(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:
-    """Build the statement of whether a row matches."""
+def _exists_statement(catalog: Catalog, relation: Relation, request: CountRequest) -> Statement:
     return existing(plan_count(catalog, relation, request))
 
 
-def aggregate_statement(
+def _aggregate_statement(
     catalog: Catalog, subject: Any, request: AggregateRequest | CalledRequest[AggregateRequest]
 ) -> Statement:
-    """Build the statement of groups and their measures."""
     if isinstance(request, CalledRequest):
         return noted(grouped(plan_called_groups(catalog, request)), request)
     return grouped(plan_aggregate(catalog, subject, request))

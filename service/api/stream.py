@@ -9,7 +9,8 @@ lines are rows in their wire form, read as `stream` reads them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,11 +19,9 @@ from twisted.internet.defer import Deferred
 
 from service.api.call import Call, Send
 from service.api.read import Found, noted, parsed_rows, plan_find_on, statement_of, wanted
-from service.catalog import Catalog
-from service.db.codec import Codec
+from service.catalog import Catalog, Function
 from service.db.copy import Blocks, copy_out_txn
 from service.db.cursors import Reader
-from service.db.database import Database
 from service.db.statements import Shape, answered_columns, read_only_txn
 from service.plan.hidden import refuse_hidden_fields
 from service.plan.plans import ReadPlan
@@ -42,64 +41,55 @@ from service.sql.statement import Statement
 @dataclass(frozen=True, slots=True)
 class Flow:
     """
-    Rows that are read without a limit.
+    Rows that a call reads without a limit.
 
     Args:
-        database: Where they are.
-        codec: For the values, both ways.
+        call: Of the verb.
+        parsed: What it was parsed to.
         statement: Reads them.
-        values: Of the call.
-        form: Of the rows.
-        timeout: Seconds that each step of reading may take.
-        max_bytes: What one row may weigh.
-        reads: Whether to read them changes nothing; what is changed is kept if all rows could
-            be sent, and not otherwise.
-        around: What runs each step in the worker, if it does not run by itself.
+        chunk: Rows of one part.
+        function: Of the database, whose rows they are, if it is one.
     """
 
-    database: Database
-    codec: Codec
+    call: Call
+    parsed: Parsed[Any]
     statement: Statement
-    values: Sequence[Any]
-    form: Form
-    timeout: float | None
-    max_bytes: int
-    reads: bool = True
-    around: tuple[Callable[..., Any], ...] = ()
+    chunk: int
+    function: Function | None
+
+    def reader(self, form: Form) -> Reader:
+        """Return what reads them in chunks."""
+        shape = Shape(form, self.call.backend.max_bytes)
+        codec, values = self.call.snapshot.codec, self.parsed.values
+        return Reader(codec, self.statement, values, shape, self.chunk)
+
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """Return the transaction to read in: what is changed is kept if all rows could be sent."""
+        reads = self.function is None or self.function.reads
+        return self.call.backend.database.transaction(read_only=reads)
+
+    def run(self, step: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        """Run a step of reading in a worker."""
+        reads = self.function is not None and self.function.reads
+        steps = (read_only_txn, step) if reads else (step,)
+        return self.call.backend.database.run(*steps, *args, timeout=self.parsed.timeout)
 
 
-def _flow(call: Call, kwargs: Mapping[str, Any], format: Format | None = None) -> Flow:
+def flow(call: Call, kwargs: Mapping[str, Any], format: Format | None = None) -> Flow:
     """
-    Return the flow of the rows of a call.
+    Parse a call for rows without pages, and return the flow of them.
 
     Args:
         call: Of a verb.
         kwargs: Less those that the verb itself has taken.
         format: What the rows are written as, if they are to be text.
     """
-    backend = call.backend
-    parsed, statement = unpaged(call, kwargs, format)
-    function = None if call.relation else parsed.request.call.function
-    return Flow(
-        backend.database,
-        call.snapshot.codec,
-        statement,
-        parsed.values,
-        wanted(parsed.request).form,
-        parsed.timeout,
-        backend.max_bytes,
-        function is None or function.reads,
-        (read_only_txn,) if function is not None and function.reads else (),
-    )
-
-
-def unpaged(
-    call: Call, kwargs: Mapping[str, Any], format: Format | None = None
-) -> tuple[Parsed[Any], Statement]:
-    """Parse a call for rows without pages, as `_flow` does, and return the statement that reads them."""
-    parsed = parsed_rows(call, kwargs, parse_unpaged)
+    chunk, rest = parse_chunk(kwargs)
+    parsed = parsed_rows(call, rest, parse_unpaged)
     check_format(format, wanted(parsed.request).embeds)
-    return parsed, statement_of(call, parsed, _as_csv if format == "csv" else _unpaged)
+    statement = statement_of(call, parsed, _as_csv if format == "csv" else _unpaged)
+    function = None if call.relation else parsed.request.call.function
+    return Flow(call, parsed, statement, chunk, function)
 
 
 def _unpaged(catalog: Catalog, subject: Any, request: Found) -> Statement:
@@ -126,15 +116,13 @@ async def stream(call: Call) -> Any:
         InvalidArgument: The caller does not take progressive results.
     """
     send = call.parts()
-    chunk, rest = parse_chunk(call.kwargs)
-    flow = _flow(call, rest)
-    database, shape = flow.database, Shape(flow.form, flow.max_bytes)
-    reader = Reader(flow.codec, flow.statement, flow.values, shape, chunk)
-    step = partial(database.run, *flow.around, reader.chunk_txn, timeout=flow.timeout)
-    async with database.transaction(read_only=flow.reads):
-        await relay(step, send)
-    if flow.form == "lists":
-        return {"columns": list(answered_columns(flow.statement)), "rows": reader.count}
+    rows = flow(call, call.kwargs)
+    form = wanted(rows.parsed.request).form
+    reader = rows.reader(form)
+    async with rows.transaction():
+        await relay(partial(rows.run, reader.chunk_txn), send)
+    if form == "lists":
+        return {"columns": list(answered_columns(rows.statement)), "rows": reader.count}
     return {"rows": reader.count}
 
 
@@ -166,47 +154,36 @@ async def export(call: Call) -> Any:
     """
     send = call.parts()
     format, rest = parse_format(call.kwargs)
-    chunk, rest = parse_chunk(rest)
-    flow = _flow(call, rest, format)
-    return await (_csv(flow, send) if format == "csv" else _lines(flow, chunk, send))
+    rows = flow(call, rest, format)
+    return await (_csv(rows, send) if format == "csv" else _lines(rows, send))
 
 
-async def _lines(flow: Flow, chunk: int, send: Send) -> Any:
-    database = flow.database
-    reader = Reader(flow.codec, flow.statement, flow.values, Shape("dicts", flow.max_bytes), chunk)
-    step = partial(database.run, *flow.around, reader.lines_txn, timeout=flow.timeout)
-    sent = 0
+async def _lines(rows: Flow, send: Send) -> Any:
+    reader, sent = rows.reader("dicts"), 0
 
     async def weighed(text: str) -> None:
         nonlocal sent
         sent += len(text.encode())
         await send(text)
 
-    async with database.transaction(read_only=flow.reads):
-        await relay(step, weighed)
+    async with rows.transaction():
+        await relay(partial(rows.run, reader.lines_txn), weighed)
     return {"rows": reader.count, "bytes": sent}
 
 
-async def _csv(flow: Flow, send: Send) -> Any:
-    database = flow.database
-    blocks = Blocks(database.reactor)
-    async with database.transaction(read_only=flow.reads):
-        copying = database.run(
-            *flow.around,
-            copy_out_txn,
-            flow.codec,
-            flow.statement,
-            flow.values,
-            blocks,
-            timeout=flow.timeout,
-        )
+async def _csv(rows: Flow, send: Send) -> Any:
+    call = rows.call
+    blocks = Blocks(call.backend.database.reactor)
+    async with rows.transaction():
+        args = (call.snapshot.codec, rows.statement, rows.parsed.values, blocks)
+        copying = rows.run(copy_out_txn, *args)
         copying.addBoth(blocks.ended)
         try:
             await relay(blocks.next, send)
-            rows = await copying
+            count = await copying
         finally:
             # Else the worker would wait for ever, with its connection, for blocks to be taken.
             blocks.stop()
             copying.addErrback(lambda _: None)
             copying.cancel()
-    return {"rows": rows, "bytes": blocks.bytes}
+    return {"rows": count, "bytes": blocks.bytes}

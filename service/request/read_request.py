@@ -213,9 +213,9 @@ def parse_count(
 
 
 def parse_aggregate(
-    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, _rows: str = ""
 ) -> Parsed[AggregateRequest]:
-    """Parse the arguments of `aggregate`."""
+    """Parse the arguments of `aggregate`, which has no pages and so asks for no name of its rows."""
     given = Arguments(
         args,
         kwargs,
