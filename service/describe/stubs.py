@@ -59,19 +59,13 @@ class Field:
 
     Args:
         name: Of the key.
-        schema: Its JSON Schema.
+        type: As the language writes it.
         required: Whether it must be there.
-        computing: The operators that stand in the place of a value, each a class of the template.
-        related: Whether it is for related rows.
-        given: Whether it is a column that is given a value, or is to take its default.
     """
 
     name: str
-    schema: Schema
+    type: str
     required: bool
-    computing: tuple[str, ...] = ()
-    related: bool = False
-    given: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +78,7 @@ class TypedCall:
         name: The rest: "get", "total", "total.find".
         positional: Arguments by position.
         named: Arguments by name; of a verb on a function's rows those of the function.
-        result: JSON Schema of the answer; of a verb on a function's rows, of a row.
+        result: The type of the answer; of a verb on a function's rows, of a row.
         template: The class of the template that has it: "RelationCalls", "FunctionCalls"; else empty.
     """
 
@@ -92,7 +86,7 @@ class TypedCall:
     name: str
     positional: list[Field]
     named: list[Field]
-    result: Schema
+    result: str
     template: str = ""
 
     @property
@@ -162,10 +156,16 @@ class _Client(ABC):
             found = [self._kind(kind, schema) for kind in kinds_of(schema)]
         return " | ".join(dict.fromkeys(found))
 
-    def field(self, field: Field) -> str:
-        """Return the type of a field: that of its values, or what stands for one or computes one."""
-        found = self.type(field.schema)
-        return " | ".join([self.given.format(found) if field.given else found, *field.computing])
+    def forward(self, type: str) -> str:
+        """Return a type that names classes which may stand further below."""
+        return type
+
+    def _field(self, name: str, schema: Schema, required: bool = True) -> Field:
+        return Field(name, self.type(schema), required)
+
+    def _sent(self, column: Mapping[str, Any]) -> str:
+        """Return the type of what a write gives a column: a value, or what stands for one."""
+        return self.given.format(self.type(_sent(column)))
 
     def _kind(self, kind: str, schema: Schema) -> str:
         if kind == "array" and "items" in schema:
@@ -179,19 +179,19 @@ class _Client(ABC):
             columns, title = relation["columns"], self._classes[name]
             row, new = (self._properties(f"{kind}.{name}") for kind in ("row", "new"))
             needed = self._defs[f"insert.{name}"].get("required", ())
-            read = [Field(each, columns[each]["json_schema"], True) for each in row]
+            read = [self._field(each, columns[each]["json_schema"]) for each in row]
             yield f"{title}Row", read, []
-            fields = [Field(at, _sent(columns[at]), at in needed, given=True) for at in new]
+            fields = [Field(at, self._sent(columns[at]), at in needed) for at in new]
             yield f"{title}Insert", fields, []
             if f"tree.{name}" in self._defs:
                 yield f"{title}Create", [*self._created(name, columns)], []
             update = self._resolved(self._defs[f"update.{name}"])
             changes, patterns = update["properties"], update.get("patternProperties", ())
             paths = [at for at in changes if any(re.match(each, f"{at}->") for each in patterns)]
-            yield f"{title}Update", [_changed(columns, at) for at in changes], paths
+            yield f"{title}Update", [self._changed(columns, at) for at in changes], paths
         for name in self._of_functions:
             row = self._properties(f"row.{name}")
-            yield f"{self._classes[name]}Row", [Field(at, row[at], True) for at in row], []
+            yield f"{self._classes[name]}Row", [self._field(at, row[at]) for at in row], []
 
     def _properties(self, part: str) -> Mapping[str, Schema]:
         found: Mapping[str, Schema] = self._defs[part]["properties"]
@@ -203,8 +203,16 @@ class _Client(ABC):
         for at, schema in self._properties(f"tree.{name}").items():
             related = [each for each in schema.get("anyOf", ()) if _is_related(each)]
             known = at in columns
-            own = _sent(columns[at]) if known else NULL
-            yield Field(at, any_of(own, *related), at in needed, related=bool(related), given=known)
+            found = self.type(any_of(_sent(columns[at]) if known else NULL, *related))
+            found = self.given.format(found) if known else found
+            yield Field(at, self.forward(found) if related else found, at in needed)
+
+    def _changed(self, columns: Mapping[str, Any], name: str) -> Field:
+        """Return what is sent for a column that is changed: a value, or what computes one."""
+        # With an arrow in it, a column's name stands in quotes.
+        column = columns.get(name) or columns[name[1:-1].replace('""', '"')]
+        computing = (word.removeprefix("$").title() for word in column.get("computing", ()))
+        return Field(name, " | ".join([self._sent(column), *computing]), False)
 
     def keys(self) -> Iterator[tuple[str, list[list[Field]]]]:
         """Yield the classes of keys, each with the columns of the keys, the primary key first."""
@@ -214,7 +222,7 @@ class _Client(ABC):
             yield (
                 f"{self._classes[name]}Key",
                 [
-                    [Field(each, _without_null(columns[each]["json_schema"]), True) for each in key]
+                    [self._field(at, _without_null(columns[at]["json_schema"])) for at in key]
                     for key in (keys if primary else ())
                 ],
             )
@@ -242,24 +250,25 @@ class _Client(ABC):
         by_position: Iterable[str],
         template: str = "",
     ) -> TypedCall:
+        if (template, name) in self._patterns:
+            return TypedCall(group, name, [], [], "", template)
         own, shared = described["arguments"], self._resolved(described["arguments"])
         required = {*own.get("required", ()), *shared.get("required", ())}
         properties = {**shared["properties"], **own.get("properties", {})}
         # With a receipt the answer is autobahn's, which these are not typed for.
         fields = {
-            each: Field(each, found, each in required)
+            each: self._field(each, found, each in required)
             for each, found in properties.items()
             if each != RECEIPT
         }
         positional = [fields.pop(each) for each in by_position]
-        result = _usual(described["result"])
-        known = template if (template, name) in self._patterns else ""
-        return TypedCall(group, name, positional, [*fields.values()], result, known)
+        result = self.type(_usual(described["result"]))
+        return TypedCall(group, name, positional, [*fields.values()], result)
 
     def _function(self, name: str, function: Mapping[str, Any]) -> Iterator[TypedCall]:
         group, _, name = name.rpartition(".")
         fields = [
-            Field(each["name"] or "", each["json_schema"], each["required"])
+            self._field(each["name"] or "", each["json_schema"], each["required"])
             for each in function["parameters"]
         ]
         # A parameter without a name goes by position, and so does all that is before the last one.
@@ -268,16 +277,16 @@ class _Client(ABC):
         known = arguments.get("anyOf", [arguments])[0]["properties"]
         taken = {each.name for each in fields}
         options = [
-            Field(each, known[each], False)
+            self._field(each, known[each], False)
             for each in ("max_affected", "timeout", IDEMPOTENCY_KEY)
             if known.get(each, NULL) != NULL and each not in taken
         ]
-        result = _usual(function["result"])
+        result = self.type(_usual(function["result"]))
         yield TypedCall(group, name, fields[:unnamed], [*fields[unnamed:], *options], result)
         for verb, described in function["verbs"].items():
             if ("FunctionCalls", verb) in self._patterns:
                 page = function["verbs"]["find"]["result"]["anyOf"][0]
-                row = self._resolved(page["properties"]["rows"])["items"]
+                row = self.type(self._resolved(page["properties"]["rows"])["items"])
                 named = [each for each in fields if each.name]
                 yield TypedCall(group, f"{name}.{verb}", [], named, row, "FunctionCalls")
             else:
@@ -337,7 +346,7 @@ class _TypeScript(_Client):
         words = {'"URI"': json.dumps(self._uri(call))}
         if call.template == "RelationCalls":
             return {**words, "Relation": self._classes[call.group]}
-        words |= {"FunctionRow": self.type(call.result)}
+        words |= {"FunctionRow": call.result}
         if call.needs_named:
             return {**words, "FunctionArgs": f"{{ args: {self._object(call.named)} }}"}
         return {
@@ -347,9 +356,7 @@ class _TypeScript(_Client):
         }
 
     def signature(self, call: TypedCall) -> str:
-        args = ", ".join(
-            f"({self.type(each.schema)}){'' if each.required else '?'}" for each in call.positional
-        )
+        args = ", ".join(f"({each.type}){'' if each.required else '?'}" for each in call.positional)
         needs_args = any(each.required for each in call.positional)
         taken = f"[{args}]" if needs_args else f"None | [{args}]" if args else "None"
         kwargs = f"{self._object(call.named)}{'' if call.needs_named else ' | null'}"
@@ -357,13 +364,13 @@ class _TypeScript(_Client):
             f"  call(procedure: {json.dumps(self._uri(call))},"
             f" args{'' if needs_args or call.needs_named else '?'}: {taken},"
             f" kwargs{'' if call.needs_named else '?'}: {kwargs}):"
-            f" Promise<{self.type(call.result)}>;"
+            f" Promise<{call.result}>;"
         )
 
     def _key(self, keys: list[list[Field]]) -> str:
         if not keys:
             return "never"
-        values = [f"({self.type(each.schema)})" for each in keys[0]]
+        values = [f"({each.type})" for each in keys[0]]
         forms = [*(values if len(values) == 1 else ()), f"[{', '.join(values)}]"]
         return " | ".join([*forms, *dict.fromkeys(map(self._object, keys))])
 
@@ -373,7 +380,7 @@ class _TypeScript(_Client):
     def _fields(self, fields: Iterable[Field]) -> Iterator[str]:
         for each in fields:
             mark = "" if each.required else "?"
-            yield f"{json.dumps(each.name)}{mark}: {self.field(each)}"
+            yield f"{json.dumps(each.name)}{mark}: {each.type}"
 
 
 class _Python(_Client):
@@ -385,10 +392,13 @@ class _Python(_Client):
     def literal(self, value: Any) -> str:
         return "None" if value is None else f"Literal[{_text(value)}]"
 
+    def forward(self, type: str) -> str:
+        return json.dumps(type)
+
     def module(self) -> str:
         lines = [self._head]
         for title, fields, _ in self.records():  # a TypedDict names all of its keys
-            columns = [f"    {_text(at.name)}: {self._field(at)}," for at in fields]
+            columns = [f"    {_text(at.name)}: {_key_type(at)}," for at in fields]
             lines += [f'{title} = TypedDict("{title}", {{', *columns, "})", ""]
         lines += [f"{title}: TypeAlias = {self._key(keys)}" for title, keys in self.keys()]
         attributes = []
@@ -437,35 +447,32 @@ class _Python(_Client):
         if call.template == "RelationCalls":
             return {"Relation": self._classes[call.group]}
         args = "Mapping[str, Any]" if call.needs_named else "Mapping[str, Any] | None = ..."
-        return {"FunctionRow": self.type(call.result), "FunctionArgs": args}
+        return {"FunctionRow": call.result, "FunctionArgs": args}
 
     def signature(self, call: TypedCall) -> str:
-        by_position = [f"_{at}: {self._argument(it)}" for at, it in enumerate(call.positional)]
+        by_position = [f"_{at}: {_argument(it)}" for at, it in enumerate(call.positional)]
         by_name = [
-            f"{each.name}: {self._argument(each)}"
-            for each in call.named
-            if _may_be_argument(each.name)
+            f"{each.name}: {_argument(each)}" for each in call.named if _may_be_argument(each.name)
         ]
         lost = len(by_name) < len(call.named)
         others = unique_identifiers(["options"], [each.name for each in call.named])["options"]
         rest = [*(["*"] if by_name else []), *by_name, *([f"**{others}: Any"] if lost else [])]
         takes = ", ".join(["self", *by_position, "/", *rest])
-        return f"({takes}) -> {self.type(call.result)}: ..."
-
-    def _argument(self, field: Field) -> str:
-        return f"{self.type(field.schema)}{'' if field.required else ' = ...'}"
+        return f"({takes}) -> {call.result}: ..."
 
     def _key(self, keys: list[list[Field]]) -> str:
         if not keys:
             return "None"
-        alone = f"{self.type(keys[0][0].schema)} | " if len(keys[0]) == 1 else ""
+        alone = f"{keys[0][0].type} | " if len(keys[0]) == 1 else ""
         return f'"{alone}list[Any] | dict[str, Any]"'
 
-    def _field(self, field: Field) -> str:
-        found = self.field(field)
-        if field.related:  # of classes further below, or this one
-            found = json.dumps(found)
-        return found if field.required else f"NotRequired[{found}]"
+
+def _key_type(field: Field) -> str:
+    return field.type if field.required else f"NotRequired[{field.type}]"
+
+
+def _argument(field: Field) -> str:
+    return f"{field.type}{'' if field.required else ' = ...'}"
 
 
 def class_names(names: Iterable[str]) -> dict[str, str]:
@@ -528,14 +535,6 @@ def _sent(column: Mapping[str, Any]) -> Schema:
     if column["type"].startswith("numeric"):
         return {"type": [*kinds_of(schema), "number"]}
     return schema
-
-
-def _changed(columns: Mapping[str, Any], name: str) -> Field:
-    """Return what is sent for a column that is changed."""
-    # With an arrow in it, a column's name stands in quotes.
-    column = columns.get(name) or columns[name[1:-1].replace('""', '"')]
-    computing = (word.removeprefix("$").title() for word in column.get("computing", ()))
-    return Field(name, _sent(column), False, tuple(computing), given=True)
 
 
 def _is_related(schema: Schema) -> bool:
