@@ -7,6 +7,8 @@ described as what it is made of: its checks are PostgreSQL's to judge.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from service.catalog import Catalog, Type
 from service.describe.json_schema import (
     NOT_NULL,
@@ -40,31 +42,29 @@ def schema_of(catalog: Catalog, type: Type, nullable: bool = False) -> Schema:
 
 def value(defs: Definitions, type: Type, nullable: bool) -> Schema:
     """Return a reference to the values of a type as they are read."""
-    plain = defs.catalog.plain(type)
-    name = _name("value", plain, nullable)
-    return defs.refer(name, lambda: schema_of(defs.catalog, plain, nullable))
+    return _part(
+        defs, "value", type, nullable, lambda plain: schema_of(defs.catalog, plain, nullable)
+    )
 
 
 def given(defs: Definitions, type: Type, nullable: bool) -> Schema:
     """Return a reference to what may be sent for a type; the first of several is as it is read."""
-    plain = defs.catalog.plain(type)
 
-    def make() -> Schema:
+    def make(plain: Type) -> Schema:
         schema = _given(defs, plain)
         return or_null(schema) if nullable else schema
 
-    return defs.refer(_name("given", plain, nullable), make)
+    return _part(defs, "given", type, nullable, make)
 
 
 def new(defs: Definitions, type: Type, nullable: bool) -> Schema:
     """Return a reference to what may be sent for a column: a value, or the default's marker."""
-    plain = defs.catalog.plain(type)
 
-    def make() -> Schema:
+    def make(plain: Type) -> Schema:
         known = given(defs, plain, nullable)
         return any_of(known, reference("default"), literal(known))
 
-    return defs.refer(_name("set", plain, nullable), make)  # "new" is for the rows of relations
+    return _part(defs, "set", type, nullable, make)  # "new" is for the rows of relations
 
 
 def changed(defs: Definitions, type: Type, nullable: bool) -> Schema:
@@ -74,11 +74,11 @@ def changed(defs: Definitions, type: Type, nullable: bool) -> Schema:
     if not operators:
         return new(defs, plain, nullable)
 
-    def make() -> Schema:
+    def make(plain: Type) -> Schema:
         ways = (only(word, _operand(defs, plain, word)) for word in operators)
         return any_of(new(defs, plain, nullable), *ways)
 
-    return defs.refer(_name("change", plain, nullable), make)
+    return _part(defs, "change", plain, nullable, make)
 
 
 def _operand(defs: Definitions, type: Type, word: str) -> Schema:
@@ -94,12 +94,16 @@ def _operand(defs: Definitions, type: Type, word: str) -> Schema:
     return schema(dict if word == "$merge" else list)
 
 
-def _name(kind: str, type: Type, nullable: bool) -> str:
+def _part(
+    defs: Definitions, kind: str, type: Type, nullable: bool, make: Callable[[Type], Schema]
+) -> Schema:
+    """Return a reference to the part for a use of a type, made of the type under a domain."""
+    plain = defs.catalog.plain(type)
     # Kinds that rows of relations do not have: a table called date would take the type's place.
-    kind += "_or_null" if nullable else ""
-    if type.schema == "pg_catalog":
-        return f"{kind}.{type.name}"
-    return f"{kind}.{encode(type.schema)}.{encode(type.name)}"
+    name = f"{kind}_or_null" if nullable else kind
+    if plain.schema != "pg_catalog":
+        name += f".{encode(plain.schema)}"
+    return defs.refer(f"{name}.{encode(plain.name)}", lambda: make(plain))
 
 
 def _read(catalog: Catalog, type: Type) -> Schema:
