@@ -83,7 +83,7 @@ def describe(
             for name in _wanted("function", part.functions, functions)
         },
         "procedures": {**own, **written},
-        "$defs": defs.schemas,
+        "$defs": defs.finish(),
     }
 
 

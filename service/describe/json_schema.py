@@ -6,6 +6,7 @@ A schema is written as a Python annotation where that says all, as those of proc
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from types import NoneType, UnionType
@@ -123,7 +124,7 @@ def reference(name: str) -> Schema:
 
 class Definitions:
     """
-    The shared parts of a document: each is made when something first refers to it.
+    The shared parts of a document: each is made once something has referred to it.
 
     Args:
         catalog: For types.
@@ -136,11 +137,21 @@ class Definitions:
     ) -> None:
         self.catalog = catalog
         self.relations = frozenset(relations)
-        self.schemas: dict[str, Schema] = dict(schemas)
+        self._schemas: dict[str, Schema] = dict(schemas)
+        self._unmade: deque[tuple[str, Callable[[], Schema]]] = deque()
 
     def refer(self, name: str, make: Callable[[], Schema]) -> Schema:
-        """Return a reference to a part, which is made if there is none of that name."""
-        if name not in self.schemas:
-            self.schemas[name] = {}  # it may refer to itself
-            self.schemas[name] = make()
+        """Return a reference to a part, which is made, if there is none of that name, by `finish`."""
+        if name not in self._schemas:
+            self._schemas[name] = {}  # it may refer to itself
+            self._unmade.append((name, make))
         return reference(name)
+
+    def finish(self) -> dict[str, Schema]:
+        """Make the parts that are referred to, and return all by name."""
+        # Not where they are referred to: relations refer to others in chains, through hundreds of
+        # which one part within the other would be deeper than Python's stack.
+        while self._unmade:
+            name, make = self._unmade.popleft()
+            self._schemas[name] = make()
+        return self._schemas

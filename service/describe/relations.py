@@ -247,7 +247,7 @@ class RelationRows(DescribedRows):
     def _tree(self) -> Schema:
         """Build the schema of a new row with related rows in place of foreign keys, and beside it."""
         insert, relation = self._insert(), self._relation
-        found = dict(self.defs.schemas[f"new.{self.name}"]["properties"])
+        found = self._new()["properties"]
         for name, nested in self._nested().items():
             found[name] = any_of(*([found[name]] if name in found else []), *nested)
         by_others = {name for key in relation.foreign_keys for name in key.columns}

@@ -114,8 +114,9 @@ class _Client(ABC):
         self._document = document
         self._defs: Mapping[str, Schema] = document["$defs"]
         self._relations: Mapping[str, Any] = document["relations"]
-        rows = [name.removeprefix("row.") for name in self._defs if name.startswith("row.")]
-        self._of_functions = [name for name in rows if name not in self._relations]
+        functions = document["functions"].items()
+        names = (f"{name}.{at}" for name, each in functions for at in range(len(each)))
+        self._of_functions = [name for name in names if f"row.{name}" in self._defs]
         self._classes = class_names([*self._relations, *self._of_functions])
         text = (TEMPLATES / self.template).read_text("utf-8")
         (at,) = WRITTEN_OUT.finditer(text)

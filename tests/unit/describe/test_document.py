@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from service.api import verbs
+from service.catalog import Column, ForeignKey, Relation, UniqueKey
+from service.describe.document import describe
 from service.describe.relations import verbs_of
 from service.describe.written import described_procedure
 from tests.unit.samples import catalog
@@ -35,6 +37,24 @@ NOTES = RELATIONS["public", "notes"]
 def test_verbs_without_their_right_or_key_are_not_described(relation, lacking):
     """A verb needs a right, and some need a key."""
     assert verbs_of(relation, VERBS) == [verb for verb in VERBS if verb not in lacking]
+
+
+def test_relations_that_refer_to_others_in_a_long_chain_are_described():
+    """New rows of each have those of the next inside, deeper than Python's stack."""
+    relations = {}
+    for at in range(500):
+        target = ("public", f"link_{at + 1}")
+        key = ForeignKey("next", ("next",), target, ("id",))
+        columns = {name: Column(name, 23, "integer", at > 0) for name in ("id", "next")}
+        unique = UniqueKey("key", ("id",))
+        relations["public", f"link_{at}"] = Relation(
+            *("public", f"link_{at}", "table", columns, ("id",), (unique,)),
+            (key,) if at < 499 else (),
+        )
+    chain = replace(catalog(), relations=relations)
+    parts = describe(chain, "rowcast", "1", verbs.VERBS, {})["$defs"]
+    assert {f"tree.link_{at}" for at in range(500)} <= parts.keys()
+    assert all(part != {} for name, part in parts.items() if name.startswith("tree."))
 
 
 async def rich(
