@@ -161,3 +161,33 @@ def test_classes_do_not_share_a_name() -> None:
                 if isinstance(step, ast.ClassDef):
                     named.setdefault(step.name, []).append(str(module))
     assert {name: modules for name, modules in named.items() if len(modules) > 1} == {}
+
+
+LONGEST = 600
+"""Lines: a longer module is two ideas."""
+
+
+def test_modules_are_read_in_one_go() -> None:
+    """Typed clients are written out of templates, which are copied whole."""
+    long = {
+        str(module): lines
+        for module in MODULES
+        if module.parts[0] in {"service", "schema"} and "templates" not in module.parts
+        if (lines := text(module).count("\n")) >= LONGEST
+    }
+    assert long == {}
+
+
+def test_raw_arguments_are_parsed_in_request() -> None:
+    """Rooms below api/ get requests; what is inside a new row is for the catalog to tell apart."""
+    parsing = {
+        (str(module), name.rpartition(".")[2])
+        for module in MODULES
+        if str(module).startswith(
+            ("service/plan/", "service/sql/", "service/models/", "service/db/")
+        )
+        for name in imported(text(module))
+        if name.startswith("service.request.")
+        and name.rpartition(".")[2].startswith(("parse_", "Arguments"))
+    }
+    assert parsing == {("service/plan/growing.py", "parse_related")}
