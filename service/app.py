@@ -319,8 +319,6 @@ class Serving(Service):
         )
         status = StatusProcedures(
             self.dispatcher,
-            self.database,
-            settings.prefix,
             metadata.version("rowcast"),
             {
                 "router": lambda: callee.serving,
@@ -335,15 +333,12 @@ class Serving(Service):
             lambda: {
                 name: each.function for name, each in app.procedures.items() if each.available
             },
-            settings.max_bytes,
         )
-        explain = ExplainProcedure(self.dispatcher, settings.max_bytes, settings.max_watch_rows)
+        explain = ExplainProcedure(self.dispatcher, settings.max_watch_rows)
         self.dispatcher.refresh = self.catalogs.refresh
         self.pruner = Pruner(self.database, settings.idempotency_keep)
         # The embedded router is that of development, where callers may have attempts fail.
-        batches = Batches(
-            self.dispatcher, self.database, settings.max_bytes, settings.embedded_router
-        )
+        batches = Batches(self.dispatcher, settings.embedded_router)
         why = WhyProcedure(
             self.dispatcher,
             self.database,

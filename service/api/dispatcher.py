@@ -92,6 +92,7 @@ class Dispatcher:
         prefix: Of the procedures' URIs, for hints.
 
     Attributes:
+        backend: The database, and the bounds of all calls.
         verbs: Of relations, by name.
     """
 
@@ -106,8 +107,8 @@ class Dispatcher:
         prefix: str = "rowcast",
     ) -> None:
         self.refresh = refresh
-        self._head = f"{prefix}."
-        self._backend = Backend(database, limits, max_bytes)
+        self.prefix = prefix
+        self.backend = Backend(database, limits, max_bytes)
         self._roles = roles
         self._role_of = lru_cache(1024)(roles.of_authrole)
         self._procedures: dict[str, Procedure] = {}
@@ -150,7 +151,7 @@ class Dispatcher:
         # No secret, so no uuid4, which would ask the kernel for random bytes each time.
         role, id = self._role_of(caller.authrole), f"{random.getrandbits(128):032x}"
         procedure = self._procedures.get(name)
-        inside = self._backend.database.level is not None  # and repeated by who began that
+        inside = self.backend.database.level is not None  # and repeated by who began that
         if not inside:
             ORIGIN.set(Origin(id, name, role))
         # the schema may have changed once more meanwhile
@@ -161,7 +162,7 @@ class Dispatcher:
                     snapshot = self._served.get(role) or self._served_as(role)
                     route = snapshot.routes.get(name) or self._route(snapshot, name)
                 identity = identity_for(role, caller, route.schema)
-                with self._backend.database.identity(identity) as actor:
+                with self.backend.database.identity(identity) as actor:
                     if procedure is not None:
                         given = {each: opened(value) for each, value in kwargs.items()}
                         answer = await procedure(caller, list(map(opened, args)), given)
@@ -177,7 +178,7 @@ class Dispatcher:
                         kwargs,
                         caller,
                         snapshot,
-                        self._backend,
+                        self.backend,
                         state,
                         progress,
                     )
@@ -198,7 +199,7 @@ class Dispatcher:
     def _check_kept(self, name: str, actor: Actor, answer: Any) -> None:
         """Check the size of an answer whose changes are kept: the serializer could not say so."""
         if actor.committed and name in self._once:
-            fit(answer, self._backend.max_bytes)
+            fit(answer, self.backend.max_bytes)
 
     async def _in_transaction(
         self,
@@ -210,7 +211,7 @@ class Dispatcher:
     ) -> Any:
         if self._interactive is None:
             raise ended("stopped")
-        if self._backend.database.level is not None:
+        if self.backend.database.level is not None:
             raise no_operation("tx")
         # The name has the transaction's secret; the log has that of the operation.
         id = f"{random.getrandbits(128):032x}"
@@ -237,7 +238,7 @@ class Dispatcher:
         if isinstance(step, Step):
             return under_key(step, keyed)
         step.close()  # each attempt at the transaction makes its own
-        database, bare = self._backend.database, replace(call, keyed=None)
+        database, bare = self.backend.database, replace(call, keyed=None)
 
         async def attempt() -> Any:
             assert database.level is not None
@@ -249,7 +250,7 @@ class Dispatcher:
 
     def _admitted(self, call: Call) -> Call:
         """Return a call with its key, if it can be made in the transaction around it."""
-        inside = self._backend.database.level is not None
+        inside = self.backend.database.level is not None
         verb, about = call.verb, call.relation or call.functions[0]
         if inside and verb.progress is not None:
             raise no_operation(verb.name)
@@ -294,7 +295,7 @@ class Dispatcher:
         # By all else of the arguments it is told whether a second call is the same one.
         rest = {name: value for name, value in kwargs.items() if name != IDEMPOTENCY_KEY}
         # With the role: what one role was answered is not for another.
-        role, most = self._roles.of(caller), self._backend.max_bytes
+        role, most = self._roles.of(caller), self.backend.max_bytes
         return Keyed(key_id(caller, key), role, procedure, args, rest, most)
 
     def refused(self, error: Exception, call: Call) -> Exception:
@@ -360,8 +361,8 @@ class Dispatcher:
         try:
             return snapshot.keep(name, self._found(snapshot, name))
         except NoSuchProcedure as error:
-            if name.startswith(self._head):
-                bare = clip(name.removeprefix(self._head))
+            if name.startswith(head := f"{self.prefix}."):
+                bare = clip(name.removeprefix(head))
                 error.details["hint"] = f'did you mean "{bare}", without the prefix?'
             elif hint := self._written_hint(name):
                 error.details["hint"] = hint

@@ -46,13 +46,11 @@ class ExplainProcedure:
     """
     Args:
         dispatcher: Finds out what is called, and for whom.
-        max_bytes: What an answer may weigh on the wire.
         max_watched: Rows of one result that is watched.
     """
 
-    def __init__(self, dispatcher: Dispatcher, max_bytes: int, max_watched: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, max_watched: int) -> None:
         self._dispatcher = dispatcher
-        self._max_bytes = max_bytes
         self._reads: Mapping[str, Callable[[Call], Iterable[Read]]] = {
             "get": _get,
             "find": _find,
@@ -79,6 +77,7 @@ class ExplainProcedure:
         """
         request = parse_explain(args, kwargs)
         operation = request.operation
+        # Code has no statements before it runs.
         if self._dispatcher.is_procedure(operation.name):
             raise self._no_read(operation.name)
         plans: list[Any] = await self._dispatcher.answer(
@@ -88,7 +87,7 @@ class ExplainProcedure:
             caller,
             handler=partial(self._explained, request),
         )
-        fit(plans, self._max_bytes)
+        fit(plans, self._dispatcher.backend.max_bytes)
         return plans
 
     async def _explained(self, request: ExplainRequest, call: Call) -> list[Any]:

@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary
 from service.api.dispatcher import Dispatcher, Procedure
 from service.catalog import Catalog
 from service.db.connection import PgConnection
-from service.db.database import Database
 from service.db.statements import compute_txn
 from service.describe.document import describe, size_of
 from service.errors import TooMuchToDescribe
@@ -28,35 +27,27 @@ Check = Callable[[], bool]
 class StatusProcedures:
     """
     Args:
-        dispatcher: For the catalog and the verbs.
-        database: Asked by `health`, counted by `stats`.
-        prefix: Of the procedures' URIs.
+        dispatcher: For the catalog and the verbs, and the database, which `stats` counts.
         version: Of the service.
         checks: By name, what else `health` asks: whether it is well.
         figures: By name, what `stats` answers beside those of the pool.
         procedures: Returns the procedures written by hand, as far as they can be called now.
-        max_bytes: What an answer may weigh on the wire.
     """
 
     def __init__(
         self,
         dispatcher: Dispatcher,
-        database: Database,
-        prefix: str,
         version: str,
         checks: Mapping[str, Check],
         figures: Mapping[str, Callable[[], Mapping[str, Any]]],
         procedures: Callable[[], Mapping[str, Callable[..., Any]]],
-        max_bytes: int = 8 << 20,
     ) -> None:
         self._dispatcher = dispatcher
-        self._database = database
-        self._prefix = prefix
+        self._backend = dispatcher.backend
         self._version = version
         self._checks = checks
         self._figures = figures
         self._written = procedures
-        self._max_bytes = max_bytes
         # Weak, so a document may not refer to its catalog, or neither would ever go.
         self._documents: WeakKeyDictionary[Catalog, Any] = WeakKeyDictionary()
 
@@ -89,7 +80,8 @@ class StatusProcedures:
         catalog = self._dispatcher.served_to(caller).catalog
         found = self._documents.get(catalog) if part == WHOLE else None
         if found is None:
-            making = self._database.run(
+            # In a worker, as if it were a query: that of a large database would keep the reactor.
+            making = self._backend.database.run(
                 compute_txn, self._document, catalog, part, retry=True, timeout=timeout
             )
             found = await making
@@ -101,9 +93,10 @@ class StatusProcedures:
         """Build a document, in a pool thread."""
         verbs, written = self._dispatcher.verbs, self._written()
         explains = self._dispatcher.is_procedure("explain")
-        made = describe(catalog, self._prefix, self._version, verbs, written, part, explains)
-        if size_of(made) > self._max_bytes:
-            raise TooMuchToDescribe(self._max_bytes)
+        prefix = self._dispatcher.prefix
+        made = describe(catalog, prefix, self._version, verbs, written, part, explains)
+        if size_of(made) > self._backend.max_bytes:
+            raise TooMuchToDescribe(self._backend.max_bytes)
         return made
 
     async def _health(self) -> Any:
@@ -115,14 +108,14 @@ class StatusProcedures:
 
     async def _asked(self) -> bool:
         try:
-            await self._database.run(_ask_txn, retry=True, timeout=PATIENCE)
+            await self._backend.database.run(_ask_txn, retry=True, timeout=PATIENCE)
         except Exception:  # whatever the reason, the database does not answer
             return False
         return True
 
     async def _stats(self) -> Any:
         figures = {name: figure() for name, figure in self._figures.items()}
-        return {"pool": asdict(self._database.pool.stats()), **figures}
+        return {"pool": asdict(self._backend.database.pool.stats()), **figures}
 
 
 def _ask_txn(connection: PgConnection) -> None:

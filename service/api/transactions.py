@@ -17,7 +17,6 @@ from twisted.internet.defer import Deferred
 from service.api.call import CallState, no_operation
 from service.api.dispatcher import Dispatcher, Procedure
 from service.api.idempotency import no_key, once
-from service.db.database import Database
 from service.db.keys import Keyed
 from service.db.levels import Transaction
 from service.db.writes import transaction_txn
@@ -50,17 +49,12 @@ class Batches:
     """
     Args:
         dispatcher: Answers each operation.
-        database: For the transaction.
-        max_bytes: What an answer may weigh on the wire.
         inject: Whether callers may make attempts fail.
     """
 
-    def __init__(
-        self, dispatcher: Dispatcher, database: Database, max_bytes: int, inject: bool = False
-    ) -> None:
+    def __init__(self, dispatcher: Dispatcher, inject: bool = False) -> None:
         self._dispatcher = dispatcher
-        self._database = database
-        self._max_bytes = max_bytes
+        self._database = dispatcher.backend.database
         self._inject = inject
 
     def procedures(self) -> dict[str, Procedure]:
@@ -82,6 +76,7 @@ class Batches:
         request = parse_batch(args, kwargs)
         key = kwargs.get(IDEMPOTENCY_KEY)
         whole = self._dispatcher.keyed(("transaction",), args, kwargs, key, caller)
+        # An answer that can be had again needs no keeping, and one that was rolled back is not kept.
         if whole is not None and (request.read_only or request.dry_run):
             raise no_key("a batch that writes nothing has no idempotency key")
         if request.failures and not self._inject:
@@ -116,7 +111,7 @@ class Batches:
         async def operate() -> list[Any] | Receipted:
             await self._operate(caller, request, results)
             if whole is None:
-                fit(results, self._max_bytes)
+                fit(results, self._dispatcher.backend.max_bytes)
             if fails:
                 raise InjectedFailure("this attempt was to fail", retry=True)
             if not request.receipt or request.dry_run:

@@ -93,8 +93,8 @@ async def serving(
             reactor, database, schemas or ("public",), dispatcher, models, roles or Roles(), every
         )
         dispatcher.refresh = catalogs.refresh
-        dispatcher.add(Batches(dispatcher, database, max_bytes, inject).procedures(), once=False)
-        dispatcher.add(ExplainProcedure(dispatcher, max_bytes, 10_000).procedures(), once=False)
+        dispatcher.add(Batches(dispatcher, inject).procedures(), once=False)
+        dispatcher.add(ExplainProcedure(dispatcher, 10_000).procedures(), once=False)
         catalogs.startService()
         await catalogs.loaded()
         try:

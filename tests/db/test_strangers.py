@@ -52,7 +52,7 @@ async def whole(dsn: str, *written: type[Model], **more: Any) -> AsyncIterator[D
                 database, Models(database), lambda: dispatcher.served.codec, declared
             )
             written = lambda: {n: d.function for n, d in declared.items() if d.available}  # noqa: E731
-            status = StatusProcedures(dispatcher, database, "rowcast", "1", {}, {}, written)
+            status = StatusProcedures(dispatcher, "1", {}, {}, written)
             dispatcher.add(status.procedures())
             dispatcher.add(by_hand)
             yield db
