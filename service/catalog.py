@@ -504,6 +504,7 @@ class Catalog:
     @cached_property
     def referrers(self) -> Mapping[tuple[str, str], Sequence[tuple[Relation, ForeignKey]]]:
         """The foreign keys that refer to a relation, each with the relation that has it."""
+        # Of all at once: who asks for one relation asks for the others, too.
         found: dict[tuple[str, str], list[tuple[Relation, ForeignKey]]] = {}
         for relation in self.relations.values():
             for key in (*relation.foreign_keys, *relation.view_foreign_keys):

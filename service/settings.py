@@ -407,6 +407,7 @@ def load() -> Settings:
     Raises:
         InvalidSettings: With every problem there is.
     """
+    # A name that nothing reads is as wrong as a value: the setting that was meant would keep its default.
     problems = list(_strangers())
     try:
         settings = Settings()

@@ -57,6 +57,7 @@ def _step(call: Call, parsed: Parsed[CallRequest]) -> Step:
     has_verbs = result_columns(snapshot.catalog, function) is not None
     most = request.max_affected
     args = (call_txn, snapshot.codec, statement, parsed.values, limit, most, shape, has_verbs)
+    # A STABLE function may call a volatile one that writes: in a transaction that can only read it cannot.
     if function.reads:
         return Step(read_only_txn, args, shaped, parsed.timeout, "read only")
     return Step(fitting_txn, (backend.max_bytes, *args), shaped, parsed.timeout, "atomic")

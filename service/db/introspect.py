@@ -135,6 +135,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         operators = _rows(cursor, introspect_sql.OPERATORS)
         aggregates = _rows(cursor, introspect_sql.AGGREGATES)
         (policies,) = _rows(cursor, introspect_sql.POLICIES)[0]
+        # Tables under views are read, too, served or not: a view has their keys and foreign keys.
         views = [row.oid for row in relations if row.kind in "vm"]
         origins = base_origins(views, lambda oids: _rows(cursor, RULES, relations=list(oids)))
         under = {table for shown in origins.values() for table, _ in shown.values()}
@@ -188,6 +189,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         )
         for row in relations
     }
+    # Of all types there are thousands, most of them those of the rows of tables.
     used = [*(row.type for row in columns), *types_of(routines)]
     known = types.served(schemas, used)
     return Catalog(

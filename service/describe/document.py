@@ -70,7 +70,9 @@ def describe(
         "version": version,
         "prefix": prefix,
         "schemas": list(catalog.schemas),
+        # In a part, too: whose document is too large for one answer asks for its parts by these.
         "names": {"relations": list(relations), "functions": list(functions)},
+        # Once for all: 1,000 relations of 13 verbs each would repeat it 13,000 times.
         "verbs": {
             name: {"positional": list(verb.positional), "progressive": verb.progress is not None}
             for name, verb in verbs.items()

@@ -66,6 +66,7 @@ def _operators() -> Schema:
         "is": {"type": ["null", "boolean", "string"]},
         "not": reference("condition"),
     }
+    # In place of a value, these take another column of the row.
     for name in filters.BESIDE:
         found[name] = {**found[name], "examples": [{filters.COLUMN: "name"}]}
     return any_of(

@@ -188,6 +188,7 @@ class RelationRows(DescribedRows):
                     "target_columns": list(key.target_columns),
                 }
                 for key in relation.foreign_keys
+                # Of a relation that is hidden, or not ours to read, not even the name is told.
                 if key.target in catalog.relations
             ],
             "relationships": [
@@ -211,6 +212,7 @@ class RelationRows(DescribedRows):
 
     def part(self, kind: str) -> Any:
         """Return a part; no key is right where there is none."""
+        # False takes nothing, so that a verb by key and by filter is described by its filter alone.
         if kind in ("key", "keys") and not self._relation.primary_key:
             return False
         if kind == "imported":  # a model may still add to its rows
@@ -250,6 +252,7 @@ class RelationRows(DescribedRows):
         found = self._new()["properties"]
         for name, nested in self._nested().items():
             found[name] = any_of(*([found[name]] if name in found else []), *nested)
+        # A row that stands inside gives the columns of the foreign key that leads to it.
         by_others = {name for key in relation.foreign_keys for name in key.columns}
         schema = record(found, [at for at in insert.get("required", ()) if at not in by_others])
         ways = relationships(self.defs.catalog, relation)
@@ -292,6 +295,7 @@ class RelationRows(DescribedRows):
         """Build the schema of rows that are each changed in their own way, their keys among them."""
         update = self._update()
         keys = {name for key in self._relation.unique_keys for name in key.columns}
+        # What a row is found by is given beside its changes, whether it can be changed or not.
         for name in (*self._relation.primary_key, *sorted(keys)):
             key, column = self._part_of_key(name), self._relation.columns[name]
             change = [self._written(column, changed)] if column.updatable else []

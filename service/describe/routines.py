@@ -60,6 +60,8 @@ def described_functions(
 ) -> list[dict[str, Any]]:
     """Describe the functions of one name."""
     name = function_name(defs.catalog, home)
+    # Which of them is meant shows by the arguments, so what one of them has as a parameter is no
+    # option of the others by that name.
     names = frozenset(each for function in overloads for each in function.names)
     return [
         _FunctionRows(defs, function, f"{name}.{at}", names).function(verbs)
@@ -143,6 +145,7 @@ class _FunctionRows(DescribedRows):
             by_name += [ARGS] if listed else []
         if function.unnamed:
             return record(plain, by_name)
+        # With the arguments apart, options are such even where a parameter has the name of one.
         apart = record({**options, ARGS: self.part("args")}, [ARGS])
         return any_of(record(plain, by_name), apart)
 

@@ -219,6 +219,7 @@ class _Client(ABC):
         """Yield the classes of keys, each with the columns of the keys, the primary key first."""
         for name, relation in self._relations.items():
             columns, primary = relation["columns"], relation["primary_key"]
+            # The primary key first: it alone goes by its bare values.
             keys = [primary, *(each["columns"] for each in relation["unique_keys"])]
             yield (
                 f"{self._classes[name]}Key",

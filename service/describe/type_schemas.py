@@ -129,6 +129,7 @@ def _given(defs: Definitions, type: Type) -> Schema:
         case "enum":
             return {**schema(str), "enum": list(type.labels)}
         case "array":
+            # Dimensions are lists in lists; and PostgreSQL's own text is taken, "{1,2}".
             return any_of(array(any_of(of(type.element), list)), str)
         case "composite":
             # An unreadable field is not named here; whoever knows its name may write it all the same.

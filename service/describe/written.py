@@ -177,6 +177,7 @@ def described_procedure(function: Callable[..., Any]) -> dict[str, Any]:
     """Describe a procedure written by hand; an annotation that is no simple type is anything."""
     takes = Parameters(function)
     schemas = {name: takes.hints.get(name, Any) for name in takes.names}
+    # A parameter of the procedure's own that is called timeout is what its annotation says.
     arguments = record({**TIMEOUT, **schemas}, takes.required, closed=not takes.others)
     return {
         "comment": inspect.getdoc(function),

@@ -109,6 +109,7 @@ class Supervised(Service, ABC):
         if self._pause is not None:
             self._pause.cancel()
         self._signal(self.ask_to_end())
+        # A child that holds out would keep the service from stopping, and whoever runs that from ending.
         killer = self.reactor.callLater(GRACE, self._signal, "KILL")
 
         def ended(result: object) -> None:

@@ -62,6 +62,7 @@ class Meta:
         self.list = identifiers(self.columns)
         self.select = f"SELECT {self.list} FROM {self.table}"
         self.by_key = self.equal(self.key)
+        # By columns, of which an application writes few sets: so each text is put together once.
         self._inserts: dict[tuple[tuple[str, ...], str], str] = {}
         self._updates: dict[tuple[str, ...], str] = {}
 

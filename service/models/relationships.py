@@ -335,6 +335,7 @@ class BelongsTo(Relationship):
         """The other model; if it is polymorphic, the one that the row names, or None."""
         if self.association.kind is None:
             return super().otherklass
+        # The class by its name, as twistar stores it beside the id.
         name = getattr(self.inst, self.association.kind)
         return Registry.getClass(name) if name else None
 

@@ -155,6 +155,7 @@ class Models:
 
         A class written by hand is bound to the newest catalog; what is returned, to this one.
         """
+        # twistar has one registry for the process: whoever served last is who its classes speak to.
         self.install()
         written = {}
         for model in self._written:

@@ -119,6 +119,7 @@ def plan_grouped(
     )
     types = {output.name: output.expression.type for output in groups}
     types |= {measure.name: measure.type for measure in planned}
+    # PostgreSQL knows the names of a select list in its ORDER BY, and not in its HAVING.
     result = Scope(scope.catalog, groups_of(scope.relation, types), source=source)
     outputs = tuple(
         Output(result.of_column(column), name) for name, column in result.relation.columns.items()

@@ -95,6 +95,7 @@ def distinct_first(
         first.append(
             replace((given or [SortKey(expression, False, "last")])[0], expression=expression)
         )
+    # Of rows that are alike in these, the first by the rest of the order is the one that is kept.
     rest = [key for key in order if not _has(first, key.expression)]
     return (*first, *rest)
 

@@ -91,6 +91,7 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
         # a token holds text for PostgreSQL to read, and a caller may have changed it
         keyset = keyed and not distinct and not _looked_up(catalog, order)
     backwards = request.after is not None and request.after.backwards
+    # Read from the end of the page on and turned round by the worker, an index serves both ways.
     if backwards:
         order = tuple(map(_turned, order))
     return ReadPlan(
@@ -223,6 +224,7 @@ def _turned(key: SortKey) -> SortKey:
 def _after(
     scope: Scope, after: After, order: tuple[SortKey, ...], keyset: bool
 ) -> PlannedAfter | None:
+    # The last page: it ends where the rows do.
     if after.backwards and not after.operands and keyset:
         return None
     if len(after.operands) != len(order) or not keyset:

@@ -172,6 +172,7 @@ class Signature:
                 annotation; `path` names it.
         """
         takes = self._parameters
+        # What is beyond the named ones is for `*args`, whose items have no names to be refused by.
         most = len(takes.positional) if takes.rest else len(args)
         known = [*takes.names, *(kwargs if takes.others else ())]
         given = Arguments(args[:most], kwargs, takes.positional, known, self._usage)

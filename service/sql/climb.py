@@ -22,6 +22,7 @@ def climb(catalog: Catalog, way: Way, columns: Sequence[str]) -> Statement | Non
     as PostgreSQL's text, of the values that the columns of the way have: in several columns, each of
     their combinations.
     """
+    # One statement for any number of rows that have changed: values are arrays.
     tests = []
     for slot, (there, here, equal) in enumerate(way.pairs):
         values = array_bound(catalog, catalog.type(way.relation.columns[here].type), slot)

@@ -37,6 +37,7 @@ def function_source(found: FunctionCall) -> Composable:
 
 def _call(plan: CallPlan, limit: int) -> Composable:
     function = _invocation(plan.call)
+    # CALL is no expression: nothing stands around it, no LIMIT and no to_json.
     if plan.call.function.procedure:
         return SQL("CALL {function}").format(function=function)
     stop = SQL(f" LIMIT {limit:d}" if plan.rows else "")

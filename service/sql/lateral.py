@@ -49,6 +49,7 @@ def column_list(
 
 def embed_joins(embeds: Sequence[PlannedEmbed], json: bool = False) -> Composable:
     """Build the joins that make the embeds; `json` where nobody reads them on the way."""
+    # Each aggregates its own rows: joined as they are, those of two embeds would multiply each other.
     return Composed(_join(embed, json) for embed in embeds)
 
 

@@ -150,6 +150,8 @@ class _Joins:
         where = both(*_terms_apart(self._plan.where))
         if where is None and relation.kind == "table" and relation.estimable:
             return None
+        # The filter once more, seen from the related rows: else a filter that leaves ten rows would have all
+        # of the related ones grouped.
         back = tuple((there, here, equal) for here, there, equal in pairs)
         return Exists(Link(relation, NAME, source, back), where)
 

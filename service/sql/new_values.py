@@ -34,6 +34,8 @@ def new_value(value: Bound | Computed | GivenValue | SomeWay | None) -> Composab
     if isinstance(value, Computed):
         return computed_value(value)
     if isinstance(value, SomeWay):
+        # An UPDATE has one SET for a column, whatever is to happen to it in each of the rows: which way
+        # a row goes is a value of the row, so that the text has a place for each way and not for each row.
         ways = [
             SQL("WHEN {selector} OPERATOR(pg_catalog.=) {number} THEN {value}").format(
                 selector=_operand(value.selector), number=SQL(f"{at:d}"), value=new_value(each)

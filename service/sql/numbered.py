@@ -25,6 +25,7 @@ def numbered_rows(plan: InsertPlan) -> Composable:
 
     A column that a row does not give takes its default, and a clause can say so of all its rows alone.
     """
+    # A clause for each would make the text grow with the rows, and an application gives few sets of columns.
     shapes: dict[tuple[bool, ...], int] = {}
     rows = []
     for number, row in enumerate(plan.rows):

@@ -125,6 +125,7 @@ def rows_of(plan: ReadPlan, json: bool = False) -> Composable:
         columns += [cast(expression(key.expression), "text") for key in plan.order]
     columns += map(expression, plan.keys)
     columns += [cast(computed_value(each), each.column.declared) for each in plan.computed]
+    # DISTINCT has rows sorted by nothing but what is selected.
     last = ORDER if plan.afterwards and not plan.distinct else None
     return SQL(
         "SELECT {distinct}{columns} FROM {source}{measures}{embeds}{where}{order}{page}{lock}"

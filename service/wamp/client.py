@@ -280,6 +280,7 @@ class WampClient(Service):
     def _ended(self, router: RouterAddress) -> None:
         session, self._session, self._transport = self._session, None, None
         self.joined = False
+        # Backwards: what was built on another is taken down before it.
         for observer in reversed(self._observers):
             observer.left()
         if self.running:
