@@ -166,59 +166,46 @@ def to_boolean(text: str) -> bool:
     return word == "on" or word[0] in "ty1"
 
 
-def to_date(text: str) -> date | str:
-    """Read a date, or give back what is none to Python."""
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        return text
-
-
-def to_time(text: str) -> time | str:
-    """Read a time of day."""
-    try:
-        return time.fromisoformat(text)
-    except ValueError:
-        return text
-
-
-def to_timestamp(text: str) -> datetime | str:
+def to_timestamp(text: str) -> datetime:
     """Read a moment without a zone; PostgreSQL drops one that is given, and so do we."""
-    try:
-        return datetime.fromisoformat(text).replace(tzinfo=None)
-    except ValueError:
-        return text
+    return datetime.fromisoformat(text).replace(tzinfo=None)
 
 
-def to_timestamptz(text: str) -> datetime | str:
+def to_timestamptz(text: str) -> datetime:
     """Read a moment, in UTC unless it says otherwise."""
-    try:
-        found = datetime.fromisoformat(text)
-        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        return text
+    found = datetime.fromisoformat(text)
+    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def to_interval(text: str) -> timedelta | str:
+def to_interval(text: str) -> timedelta:
     """Read a duration of days and less; a month has no length to Python."""
     found = _DURATION.fullmatch(text)
     if found is None:
-        return text
-    try:
-        return timedelta(**{unit: float(n) for unit, n in found.groupdict("0").items()})
-    except OverflowError:
-        return text
+        raise ValueError(text)
+    return timedelta(**{unit: float(n) for unit, n in found.groupdict("0").items()})
+
+
+def or_text(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Build the reader that returns the text itself where it stands for no value of Python's."""
+
+    def read_or_keep(text: str) -> Any:
+        try:
+            return read(text)
+        except (ValueError, OverflowError):
+            return text
+
+    return read_or_keep
 
 
 BY_TEXT: Mapping[FormName, Callable[[str], Any]] = {
     "integer": to_integer,
     "float": float,
     "boolean": to_boolean,
-    "date": to_date,
+    "date": or_text(date.fromisoformat),
     "decimal": Decimal,
-    "interval": to_interval,
-    "time": to_time,
-    "timestamp": to_timestamp,
-    "timestamptz": to_timestamptz,
+    "interval": or_text(to_interval),
+    "time": or_text(time.fromisoformat),
+    "timestamp": or_text(to_timestamp),
+    "timestamptz": or_text(to_timestamptz),
 }
 """By form (service/datatypes): from PostgreSQL's input text."""
