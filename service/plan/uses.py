@@ -4,7 +4,7 @@ What follows for a plan from all that it uses of the catalog: relations, functio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
@@ -34,7 +34,7 @@ def is_pure(plan: Any, written: Relation | None = None) -> bool:
         # No function is: a setting, a temporary table or a lock is left behind by way of one alone.
         return isinstance(used, Type) and used.pure
 
-    return _all_used(plan, pure)
+    return all(map(pure, parts_of(plan, Used)))
 
 
 def is_repeatable(plan: Any) -> bool:
@@ -43,7 +43,7 @@ def is_repeatable(plan: Any) -> bool:
     def repeatable(used: Used) -> bool:
         return not isinstance(used, Function) or used.volatility != "volatile"
 
-    return _all_used(plan, repeatable)
+    return all(map(repeatable, parts_of(plan, Used)))
 
 
 def refuse_guarded(catalog: Catalog, plan: ReadPlan) -> None:
@@ -63,7 +63,7 @@ def refuse_guarded(catalog: Catalog, plan: ReadPlan) -> None:
         return isinstance(used, Type) or not catalog.policies
 
     rows = (plan.call or plan.relation, plan.distinct, plan.outputs, plan.where)
-    if not _all_used(rows, is_open):
+    if not all(map(is_open, parts_of(rows, Used))):
         raise InvalidArgument(
             "what the planner expects would tell of rows that policies hide",
             path="count",
@@ -71,15 +71,16 @@ def refuse_guarded(catalog: Catalog, plan: ReadPlan) -> None:
         )
 
 
-def _all_used(plan: Any, test: Callable[[Used], bool]) -> bool:
-    """Return whether a test holds of everything of the catalog that stands in a plan."""
-    if isinstance(plan, Used):
-        return test(plan)
-    if isinstance(plan, tuple):
-        return all(_all_used(each, test) for each in plan)
-    if is_dataclass(plan) and not isinstance(plan, Column):  # which its relation speaks for
-        return all(_all_used(getattr(plan, name), test) for name in _names(plan.__class__))
-    return True
+def parts_of(plan: Any, kinds: Any) -> Iterator[Any]:
+    """Yield what stands in a plan and is of some classes; what is in those is not looked at."""
+    if isinstance(plan, kinds):
+        yield plan
+    elif isinstance(plan, tuple):
+        for each in plan:
+            yield from parts_of(each, kinds)
+    elif is_dataclass(plan) and not isinstance(plan, Column):  # which its relation speaks for
+        for name in _names(plan.__class__):
+            yield from parts_of(getattr(plan, name), kinds)
 
 
 @cache

@@ -28,7 +28,7 @@ from service.plan.conditions import (
 )
 from service.plan.plans import ReadPlan
 from service.plan.predicates import both
-from service.plan.uses import is_repeatable
+from service.plan.uses import is_repeatable, parts_of
 from service.sql.expressions import (
     NAME,
     aliased,
@@ -178,18 +178,9 @@ def _terms_apart(where: Condition | None) -> Iterator[Condition]:
     if isinstance(where, BoolExpr) and not where.any:
         for each in where.conditions:
             yield from _terms_apart(each)
-    elif where is not None and is_repeatable(where) and not any(map(_is_joined, _values(where))):
+    elif (
+        where is not None
+        and is_repeatable(where)
+        and not any(map(_is_joined, parts_of(where, Expression)))
+    ):
         yield where
-
-
-def _values(where: Condition) -> Iterator[Expression]:
-    """Yield the values of the row that a condition speaks of."""
-    if isinstance(where, BoolExpr):
-        for each in where.conditions:
-            yield from _values(each)
-    elif isinstance(where, Not):
-        yield from _values(where.condition)
-    elif isinstance(where, Compare | IsTest | Search):
-        yield where.left
-        if isinstance(where, Compare) and isinstance(where.right, Expression):
-            yield where.right
