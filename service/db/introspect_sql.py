@@ -272,6 +272,9 @@ A violation names those, and the partition.
 """
 
 TYPES = f"""
+WITH sorted AS (
+  SELECT o.opcintype AS oid FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
+   WHERE m.amname = 'btree' AND o.opcdefault)
 SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS sql,
        t.typtype AS kind, t.typcategory AS category, t.typdelim AS delimiter,
        coalesce(e.oid, 0) AS element, t.typnotnull AS required, t.typtypmod AS modifier,
@@ -290,13 +293,11 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
        f.names, f.types, f.hiding, f.allowed,
        {HIDDEN.format("p")} AS hidden,
        EXISTS (SELECT FROM pg_class c WHERE c.oid = t.typrelid AND c.relkind <> 'c') AS row,
-       EXISTS (SELECT FROM pg_opclass o JOIN pg_am m ON m.oid = o.opcmethod
-                WHERE m.amname = 'btree' AND o.opcdefault
-                  AND (o.opcintype = t.oid
-                       OR EXISTS (SELECT FROM pg_cast b
-                                   WHERE b.castsource = t.oid AND b.casttarget = o.opcintype
-                                     AND b.castmethod = 'b' AND b.castcontext = 'i'))
-              ) AS ordered,
+       -- of no type by itself, so that both are read once and not for each of some 200 types
+       t.oid IN (SELECT oid FROM sorted
+                  UNION ALL
+                 SELECT b.castsource FROM pg_cast b JOIN sorted ON sorted.oid = b.casttarget
+                  WHERE b.castmethod = 'b' AND b.castcontext = 'i') AS ordered,
        coalesce((SELECT min(o.oprright::int8) FROM pg_operator o
                   WHERE o.oprname = '~' AND o.oprleft = t.oid AND o.oprresult = 'bool'::regtype
                     AND (o.oprowner = t.typowner
