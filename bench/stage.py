@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.cpu import of_process
 from schema.database_url import Place
-from service.embedded.crossbar import node
+from service.embedded.crossbar import node, node_command
 from tests.conftest import ROOT, execute, free_port
 
 ROUTER = ROOT / "router"
@@ -71,12 +71,10 @@ def staged(crossbar: str, schema: str, probed: bool = True, **settings: str) -> 
     (home / "config.json").write_text(
         json.dumps(node("realm1", "rowcast", port, socket, code=str(ROUTER)))
     )
-    command = [crossbar, "start", "--cbdir", str(home), "--loglevel", "warn"]
     with Place(state=home / "pg").running() as dsn, (home / "log").open("wb") as log:
         execute(dsn, SMALL + schema)
-        trimmed = os.environ | {"PYTHONPATH": str(ROUTER)}
         router = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=trimmed
+            node_command(crossbar, home), stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
         service = None
         try:

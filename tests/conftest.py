@@ -35,7 +35,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.python.failure import Failure
 
 from schema.database_url import Place
-from service.embedded.crossbar import node
+from service.embedded.crossbar import node, node_command
 
 ROOT = Path(__file__).parent.parent
 HEAD = ScriptDirectory(str(ROOT / "migrations")).get_current_head()
@@ -241,9 +241,10 @@ def crossbar_running(disclosed: bool = True) -> Iterator[Router]:
             for permission in role["permissions"]:
                 del permission["disclose"]
     (home / "config.json").write_text(json.dumps(config))
-    start = [crossbar(), "start", "--cbdir", str(home), "--loglevel", "warn", "--color", "false"]
     with (home / "log").open("wb") as log:
-        child = subprocess.Popen(start, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        child = subprocess.Popen(
+            node_command(crossbar(), home), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
     try:
         wait_until(lambda: answers(port), 180, lambda: (home / "log").read_text()[-2000:])
         yield found

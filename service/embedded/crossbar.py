@@ -104,13 +104,7 @@ class Crossbar(Supervised):
         (self._home / "node.pid").unlink(missing_ok=True)
         # Nor can a socket be bound where a killed node has left its file.
         self.socket.unlink(missing_ok=True)
-        # By this path Crossbar's own process, too, leaves out what it does not need at its start.
-        trimmed = ["/usr/bin/env", f"PYTHONPATH={CODE}"]
-        crossbar = [*trimmed, str(self._settings.crossbar), "start", "--cbdir", str(self._home)]
-        # At `info` Crossbar logs 128 lines at its start and several for each session.
-        options = ["--loglevel", "warn", "--color", "false", "--logformat", "none"]
-        # A service that was killed could not end its router, which would keep the port.
-        return bound_to_parent([*crossbar, *options], SIGTERM)
+        return node_command(self._settings.crossbar, self._home)
 
     async def ready(self, pid: int) -> bool:
         """Return whether every transport is open; the HTTP bridge is the last."""
@@ -129,6 +123,22 @@ class Crossbar(Supervised):
     def ask_to_end(self) -> str:
         """Return the signal upon which Crossbar ends its worker first."""
         return "TERM"
+
+
+def node_command(crossbar: str | Path, home: Path) -> list[str]:
+    """
+    Return the command of a node, which ends with this process.
+
+    Args:
+        crossbar: The program.
+        home: Where its `config.json` is.
+    """
+    # By this path Crossbar's own process, too, leaves out what it does not need at its start.
+    start = ["/usr/bin/env", f"PYTHONPATH={CODE}", str(crossbar), "start", "--cbdir", str(home)]
+    # At `info` Crossbar logs 128 lines at its start and several for each session.
+    options = ["--loglevel", "warn", "--color", "false", "--logformat", "none"]
+    # A process that was killed could not end its router, which would keep the port.
+    return bound_to_parent([*start, *options], SIGTERM)
 
 
 class Probe(Protocol):

@@ -27,9 +27,10 @@ from twisted.internet.error import ConnectError
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread
 
+from schema.child import bound_to_parent
 from schema.database_url import Place
 from schema.embedded import Cluster
-from service.embedded.crossbar import node
+from service.embedded.crossbar import node, node_command
 from tests.conftest import ROOT, Router, crossbar, execute, free_port
 from tests.deferreds import pause
 from tests.faults.proxy import Proxy
@@ -189,9 +190,9 @@ class House:
             "ROWCAST_LOCK_TIMEOUT": "3",
         }
         twistd = [tool("twistd"), "--nodaemon", "--pidfile=", "-y", "twistd.tac"]
+        twistd = bound_to_parent(twistd, signal.SIGTERM)
         self.postgres = Part("postgres", home / "postgres.log", self._cluster.command)
-        trimmed = {**os.environ, "PYTHONPATH": str(ROOT / "router")}
-        self.crossbar = Part("router", home / "router.log", self._start_router, trimmed)
+        self.crossbar = Part("router", home / "router.log", self._start_router)
         self.services = [
             Part(name, home / f"{name}.log", lambda: twistd, environ) for name in ("one", "two")
         ]
@@ -201,8 +202,7 @@ class House:
     def _start_router(self) -> Sequence[str]:
         # A process id that is another's by now keeps Crossbar from starting.
         (self.home / "node.pid").unlink(missing_ok=True)
-        home, level = str(self.home), "warn"
-        return [self._crossbar, "start", "--cbdir", home, "--loglevel", level, "--color", "false"]
+        return node_command(self._crossbar, self.home)
 
     def _keep(self) -> None:
         for part in self.parts:

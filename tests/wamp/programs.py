@@ -4,6 +4,7 @@ Programs run for real by tests, and the processes they start.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from schema.child import bound_to_parent
 from tests.conftest import wait_until
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -33,8 +35,10 @@ class Program:
 
     def __init__(self, environ: dict[str, str], *arguments: str) -> None:
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by close)
+        # A test process that dies could not end it, nor what it has started.
+        command = [str(shutil.which(arguments[0])), *arguments[1:]]
         self._child = subprocess.Popen(
-            arguments,
+            bound_to_parent(command, signal.SIGTERM),
             env={**environ, "PYTHONFAULTHANDLER": "1"},
             cwd=environ["HOME"],
             stdin=subprocess.DEVNULL,

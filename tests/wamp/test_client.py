@@ -23,6 +23,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, globalLogPublisher
 
+from service.embedded.crossbar import node_command
 from service.wamp.auth import Cryptosign, Ticket
 from service.wamp.client import WampClient, WampConfig
 from tests.conftest import Router, crossbar, free_port, wait_until
@@ -254,9 +255,10 @@ def locked() -> Iterator[tuple[Path, int]]:
     (home / "config.json").write_text(
         json.dumps({"version": 2, "controller": {}, "workers": [worker]})
     )
-    command = [crossbar(), "start", "--cbdir", str(home), "--loglevel", "warn"]
     with (home / "log").open("wb") as log:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        child = subprocess.Popen(
+            node_command(crossbar(), home), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
     try:
         wait_until(lambda: accepts(port), 60, lambda: (home / "log").read_text()[-2000:])
         yield home, port
