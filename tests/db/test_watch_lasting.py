@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
 
 from schema import changes
 from service.api.roles import Roles
@@ -190,7 +189,7 @@ async def test_slow_caller_gets_one_delta_of_many_commits(dsn: str, live: Live) 
     other = live.watch("items", fast)
     for each in (held, beside, other):
         await each.first()
-    held.held = Deferred()
+    held.hold()
     execute(dsn, "UPDATE items SET name = 'first' WHERE id = 1")
     await until(lambda: len(held.messages) == 2)
     for n in range(20):
@@ -200,8 +199,7 @@ async def test_slow_caller_gets_one_delta_of_many_commits(dsn: str, live: Live) 
     await other.same()
     assert len(held.messages) == 2
     assert len(beside.messages) == 1
-    waiting, held.held = held.held, None
-    waiting.callback(None)
+    held.release()
     await held.same()
     await beside.same()
     assert len(held.messages) == 3
@@ -222,7 +220,7 @@ async def test_slow_caller_follows_rows_that_move_one_after_another(dsn: str, li
     held, other = (live.watch("items", each, order=["name"]) for each in (slow, fast))
     await held.first()
     await other.first()
-    held.held = Deferred()
+    held.hold()
     execute(dsn, "UPDATE items SET note = 'first' WHERE id = 4")
     await until(lambda: len(held.messages) == 2)
     for moved, where in (
@@ -232,8 +230,7 @@ async def test_slow_caller_follows_rows_that_move_one_after_another(dsn: str, li
     ):  # of 1, 2, 3: then 2, 1, 3, then 2, 3, 1
         execute(dsn, f"UPDATE items SET name = {where} WHERE id = {moved}")
         await other.same()
-    waiting, held.held = held.held, None
-    waiting.callback(None)
+    held.release()
     await held.same()
     assert len(held.messages) == 3
     assert held.copy.resets == 0
@@ -246,7 +243,7 @@ async def test_caller_that_is_far_behind_gets_all_rows_anew(dsn: str, live: Live
     other = live.watch("items", Caller(2, None, None, "realm1"))
     await held.first()
     await other.first()
-    held.held = Deferred()
+    held.hold()
     execute(dsn, "UPDATE items SET name = 'first' WHERE id = 1")
     await until(lambda: len(held.messages) == 2)
     for n in range(6):
@@ -254,8 +251,7 @@ async def test_caller_that_is_far_behind_gets_all_rows_anew(dsn: str, live: Live
         await other.same()
     (watch,) = [each for each in held_watches(live) if each.base is None]
     assert not watch.changed
-    waiting, held.held = held.held, None
-    waiting.callback(None)
+    held.release()
     await held.same()
     assert held.copy.resets == 1
 
@@ -271,9 +267,10 @@ async def test_caller_that_takes_nothing_ends_its_watch_alone(dsn: str, live: Li
     one, two = live.watch("items"), live.watch("others")
     await one.first()
     await two.first()
-    one.held = Deferred()
+    one.hold()
     execute(dsn, "UPDATE items SET name = 'first' WHERE id = 1")
     await until(lambda: len(one.messages) == 2)
+    assert one.held is not None
     one.held.errback(StatementTimeout("the caller has taken nothing for too long", clock=None))
     await until(lambda: one.error is not None)
     execute(dsn, "UPDATE others SET n = 0")

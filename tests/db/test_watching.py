@@ -5,13 +5,13 @@ Live queries over a real database: every kind of query, whoever writes.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import psycopg2
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred
 
 from schema import changes
 from service.api.roles import Roles
@@ -22,7 +22,7 @@ from service.errors import DatabaseRefused, InvalidArgument, TooLarge, Unavailab
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.dispatchers import ANYONE
-from tests.db.watched import Live, living, watch_of
+from tests.db.watched import Live, Watcher, living, watch_of
 from tests.deferreds import until
 
 SCHEMA = f"""
@@ -233,101 +233,72 @@ async def test_callers_see_what_their_role_may(dsn: str) -> None:
         assert watchers[0].copy.resets == 0
 
 
-@pytest_twisted.ensureDeferred
-async def test_step_is_ended_though_its_last_watch_has_left(dsn: str) -> None:
-    """Whoever waits for the end of a step has it from another one."""
+@asynccontextmanager
+async def step_held(
+    dsn: str, tx: bool = False, **limits: int
+) -> AsyncIterator[tuple[Live, list[Watcher]]]:
+    """Serve two watches of one session that have rows to take: one has begun to, and is held on."""
     execute(dsn, BEFORE_EACH + "INSERT INTO notes SELECT 'n', n FROM generate_series(1, 1200) n")
-    async with living(dsn, WatchLimits(rows=5000)) as live:
+    async with living(dsn, WatchLimits(rows=5000, **limits)) as live:
         mine = replace(ANYONE, session=1)
         both = [
-            live.watch("notes", caller=mine, where={"weight": {"gt": least}}) for least in (0, 0.01)
+            live.watch("notes", caller=mine, tx=tx, where={"weight": {"gt": least}})
+            for least in (0, 0.01)
         ]
         for each in both:
             await each.first()
-            each.held = Deferred()
+            each.hold()
             each.messages.clear()
         try:
             execute(dsn, "ALTER TABLE notes ADD extra int")  # so that all rows are sent to both
             await live.served.catch_up()
             await until(lambda: any(each.messages for each in both))
-            sent, waits = sorted(both, key=lambda each: not each.messages)
-            assert waits.messages == []
-            await waits.cancel()
-            assert sent.held is not None
-            sent.held.callback(None)
-            sent.held = None
-            await until(lambda: sent.messages[-1].get("step"))
-            assert sent.messages[-1]["position"] == sent.messages[0]["position"]
+            yield live, sorted(both, key=lambda each: not each.messages)
         finally:
             execute(dsn, "ALTER TABLE notes DROP extra")
+
+
+@pytest_twisted.ensureDeferred
+async def test_step_is_ended_though_its_last_watch_has_left(dsn: str) -> None:
+    """Whoever waits for the end of a step has it from another one."""
+    async with step_held(dsn) as (_, (sent, waits)):
+        assert waits.messages == []
+        await waits.cancel()
+        sent.release()
+        await until(lambda: sent.messages[-1].get("step"))
+        assert sent.messages[-1]["position"] == sent.messages[0]["position"]
 
 
 @pytest_twisted.ensureDeferred
 async def test_step_is_ended_though_all_that_is_left_of_it_starts_over(dsn: str) -> None:
     """More than may wait has come while the step was sent, and its last watch has left."""
-    execute(dsn, BEFORE_EACH + "INSERT INTO notes SELECT 'n', n FROM generate_series(1, 1200) n")
-    async with living(dsn, WatchLimits(rows=5000, max_bytes=1 << 20)) as live:
-        mine = replace(ANYONE, session=1)
-        both = [
-            live.watch("notes", caller=mine, where={"weight": {"gt": least}}) for least in (0, 0.01)
-        ]
-        for each in both:
-            await each.first()
-            each.held = Deferred()
-            each.messages.clear()
-        try:
-            execute(dsn, "ALTER TABLE notes ADD extra int")  # so that all rows are sent to both
-            await live.served.catch_up()
-            await until(lambda: any(each.messages for each in both))
-            sent, waits = sorted(both, key=lambda each: not each.messages)
-            execute(dsn, "INSERT INTO notes VALUES (repeat('long', 150000), 1)")
-            await until(lambda: watch_of(sent).base is None)
-            await waits.cancel()
-            held, sent.held = sent.held, None
-            assert held is not None
-            held.callback(None)
-            await until(lambda: any(each.get("step") for each in sent.messages))
-            end = next(each for each in sent.messages if each.get("step"))
-            assert (end["type"], end["position"]) == ("alive", sent.messages[0]["position"])
-            await until(lambda: len(sent.copy.values) == 1204)
-        finally:
-            execute(dsn, "ALTER TABLE notes DROP extra")
+    async with step_held(dsn, max_bytes=1 << 20) as (_, (sent, waits)):
+        execute(dsn, "INSERT INTO notes VALUES (repeat('long', 150000), 1)")
+        await until(lambda: watch_of(sent).base is None)
+        await waits.cancel()
+        sent.release()
+        await until(lambda: any(each.get("step") for each in sent.messages))
+        end = next(each for each in sent.messages if each.get("step"))
+        assert (end["type"], end["position"]) == ("alive", sent.messages[0]["position"])
+        await until(lambda: len(sent.copy.values) == 1204)
 
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_is_covered_by_no_step_from_before_it(dsn: str) -> None:
     """Though it comes while the step is sent."""
-    execute(dsn, BEFORE_EACH + "INSERT INTO notes SELECT 'n', n FROM generate_series(1, 1200) n")
-    async with living(dsn, WatchLimits(rows=5000)) as live:
-        mine = replace(ANYONE, session=1)
-        both = [
-            live.watch("notes", caller=mine, tx=True, where={"weight": {"gt": least}})
-            for least in (0, 0.01)
-        ]
+    async with step_held(dsn, tx=True) as (live, both):
+        insert = "INSERT INTO notes VALUES ('c', 2) RETURNING pg_current_xact_id()::text"
+        ((tx,),) = execute(dsn, insert)
+        live.watches.wrote(1, str(tx))
+        await until(lambda: all(watch_of(each).covered for each in both))
         for each in both:
-            await each.first()
-            each.held = Deferred()
-            each.messages.clear()
-        try:
-            execute(dsn, "ALTER TABLE notes ADD extra int")  # so that all rows are sent to both
-            await live.served.catch_up()
-            await until(lambda: any(each.messages for each in both))
-            insert = "INSERT INTO notes VALUES ('c', 2) RETURNING pg_current_xact_id()::text"
-            ((tx,),) = execute(dsn, insert)
-            live.watches.wrote(1, str(tx))
-            await until(lambda: all(watch_of(each).covered for each in both))
-            for each in both:
-                held, each.held = each.held, None
-                assert held is not None
-                held.callback(None)
-            for each in both:
-                await until(lambda each=each: each.messages and "covers" in each.messages[-1])
-                (end,) = [message for message in each.messages if "covers" in message]
-                position = parse_position(end["position"])
-                assert isinstance(position, SnapshotPosition)
-                assert position.snapshot.sees(int(str(tx)))
-        finally:
-            execute(dsn, "ALTER TABLE notes DROP extra")
+            each.release()
+        for each in both:
+            await until(lambda each=each: each.messages and "covers" in each.messages[-1])
+            (end,) = [message for message in each.messages if "covers" in message]
+            position = parse_position(end["position"])
+            assert isinstance(position, SnapshotPosition)
+            assert position.snapshot.sees(int(str(tx)))
 
 
 SLEEPING = (

@@ -101,6 +101,16 @@ class Watcher:
     def _ended(self, error: Exception) -> None:
         self.error = error
 
+    def hold(self) -> None:
+        """Take no further message until `release`."""
+        self.held = Deferred()
+
+    def release(self) -> None:
+        """Take the message that is held on, and those after it."""
+        held, self.held = self.held, None
+        assert held is not None
+        held.callback(None)
+
     async def first(self) -> Copy:
         """Wait for all rows."""
         await until(lambda: (self.messages and self.copy.complete) or self.error is not None)
