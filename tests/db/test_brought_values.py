@@ -16,6 +16,8 @@ from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 
+SERVED_ONCE = True
+
 SCHEMA = """
 CREATE TABLE notes (id int PRIMARY KEY, doc jsonb, plain json, n int DEFAULT 3, tags text[],
     label text DEFAULT 'none');
@@ -308,6 +310,7 @@ async def test_brought_list_stands_for_the_values_of_a_list(db: DirectCaller, ds
     assert isinstance(refused, InvalidArgument)
 
 
+@pytest.mark.serving  # it adds a procedure
 @pytest_twisted.ensureDeferred
 async def test_procedure_written_by_hand_is_given_brought_values(
     db: DirectCaller, dsn: str
