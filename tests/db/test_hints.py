@@ -16,6 +16,8 @@ from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
 
+SERVED_ONCE = True
+
 SCHEMA = r"""
 CREATE TABLE keyless (a int, b text);
 CREATE TABLE indexed (a int, b int);
@@ -265,6 +267,7 @@ async def test_column_that_is_called_as_all_are_stands_in_quotes(db: DirectCalle
         ("app.desk.close", 'did you mean "closed"?'),
     ],
 )
+@pytest.mark.serving  # it adds procedures
 @pytest_twisted.ensureDeferred
 async def test_misspelled_procedure_written_by_hand_is_in_the_hint(
     db: DirectCaller, name: str, hint: str
