@@ -24,6 +24,7 @@ from service.changes.log import AT, LogRow
 from service.changes.positions import PgSnapshot, TickPosition
 from service.db.connection import PgConnection
 from service.db.planned import Planned
+from service.db.transaction import commit_txn
 
 PAGE_ROWS = 5_000
 """Rows of the log that are read in one piece."""
@@ -168,12 +169,16 @@ def make_txn(
         channel: Notified with the tick's number.
         awaken: Whether to stop writers from notifying, with a tick.
         tell: Called with what `next_txn` returns, before it is durable.
+
+    Raises:
+        TransactionAborted: The server has rolled it back.
     """
     # Behind a pooler, a transaction would have to set all that the statement relies on.
     made = next_txn(connection, last, epoch, most, channel, held=not connection.pooled)
     tell(made)
     if made is not None and not connection.pooled:
-        connection.command(f"COMMIT;{AWAKEN}" if awaken else "COMMIT")
+        connection.ending = f"{AWAKEN};" if awaken else ""
+        commit_txn(connection)
 
 
 def next_txn(

@@ -22,10 +22,11 @@ from service.changes.epochs import (
 from service.changes.leader import prepare_txn
 from service.changes.log import read_txn
 from service.changes.positions import SnapshotPosition, TickPosition
-from service.changes.ticks import Tick, end_txn, last_txn, next_txn, ticks_txn
+from service.changes.ticks import Tick, end_txn, last_txn, make_txn, next_txn, ticks_txn
 from service.changes.upkeep import Upkeep, announce_txn
 from service.db.connection import PgConnection, PgCursor
 from service.db.session_settings import SessionSettings, open_session
+from service.db.transaction import TransactionAborted
 from tests.conftest import execute
 from tests.db.feeds import forget
 from tests.db.ticks import snapshot_txn
@@ -299,6 +300,19 @@ def test_log_above_its_size_is_pruned_from_its_beginning(dsn: str, history: Hist
     assert upkeep.pruned == 20 - int(str(left))
     assert history.resumes(TickPosition(1, history.last.number, 1)) == 1
     assert first == 1
+
+
+def test_tick_that_the_server_has_rolled_back_is_an_error(history: History) -> None:
+    """PostgreSQL answers COMMIT of a transaction that has failed by ROLLBACK, and no error."""
+
+    def spoil(made: object) -> None:
+        with pytest.raises(psycopg2.Error):
+            history.connection.command("SELECT 1 / 0")
+
+    history.write()
+    with pytest.raises(TransactionAborted):
+        make_txn(history.connection, history.last, 1, 100, "ticks", False, spoil)
+    assert last_txn(history.connection) == history.last
 
 
 def test_many_positions_are_looked_up_by_as_many_statements_as_one(
