@@ -17,9 +17,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from service.changes.net import Change
+from service.changes.ticks import Tick
 from service.db.connection import PgConnection
 from service.db.introspect_sql import HIDDEN
-from service.db.planned import Planned
+from service.db.planned import GENERIC, Planned
 
 RIGHTS = Planned(
     f"""
@@ -73,6 +74,10 @@ class Rights:
     names: tuple[str, ...]
     columns: dict[str, Mapping[str, int]]
 
+    def hold_in(self, tick: Tick) -> bool:
+        """Return whether all images of a tick have the columns that there are now, by its snapshots."""
+        return all(tick.since.sees(_whole(half, tick.snapshot.xmax)) for half in self.shaped)
+
     def hold_for(self, change: Change) -> bool:
         """
         Return whether the images of a change have the columns that there are now.
@@ -83,15 +88,13 @@ class Rights:
         left is a column that is dropped and made anew in its place, with the same name, by a
         transaction that had begun before the one of the image.
         """
-        certain, tick = True, change.tick
+        tick = change.tick
+        if self.hold_in(tick):
+            return True
         for half in self.shaped:
             xid = _whole(half, tick.snapshot.xmax)
-            if not tick.since.sees(xid):
-                if not tick.snapshot.sees(xid) or xid > int(change.xid):
-                    return False
-                certain = False
-        if certain:
-            return True
+            if not tick.snapshot.sees(xid) or (not tick.since.sees(xid) and xid > int(change.xid)):
+                return False
         images = [image for image in (change.old, change.new) if image is not None]
         return all(tuple(image) == self.names for image in images)
 
@@ -117,7 +120,7 @@ def rights_txn(
     """
     found: dict[int, Rights] = {}
     with connection.cursor() as cursor:
-        RIGHTS.run(cursor, {"ids": list(ids), "roles": list(roles)})
+        RIGHTS.run(cursor, {"ids": list(ids), "roles": list(roles)}, GENERIC)
         for id, schema, name, row_security, role, names, types, shaped, every in cursor.fetchall():
             made = Rights(schema, name, row_security, tuple(shaped), tuple(every), {})
             rights = found.setdefault(id, made)

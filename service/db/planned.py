@@ -14,6 +14,12 @@ from typing import Any
 
 from service.db.connection import PgCursor
 
+GENERIC = "SET LOCAL plan_cache_mode = force_generic_plan;"
+"""
+Goes before a statement that takes arrays: of those PostgreSQL takes a plan for their values to be
+worth making each time.
+"""
+
 _NUMBERS = count(1)
 """Of the names of prepared statements; one is never used again."""
 
