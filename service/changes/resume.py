@@ -72,6 +72,8 @@ class Missed:
 
     def read_txn(self, connection: PgConnection, positions: Collection[Position]) -> None:
         """Read what the log has since positions, the newest first: anybody can make up old ones."""
+        if not positions:
+            return
         connection.act(OURSELVES)
         places = {_place(each) for each in positions}
         self._read = dict.fromkeys(places)

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import psycopg2
 import pytest
@@ -15,6 +16,7 @@ import pytest_twisted
 from twisted.internet.threads import deferToThread
 
 from schema.changes import install
+from service.db.connection import PgCursor
 from tests.conftest import execute
 from tests.db.feeds import Kept, feeding, forget
 from tests.db.watched import Watcher, living
@@ -46,6 +48,34 @@ async def watching(dsn: str, feed: Kept) -> AsyncIterator[Watcher]:
         await watcher.first()
         yield watcher
         forgetting()
+
+
+@pytest_twisted.ensureDeferred
+async def test_change_takes_three_messages_to_the_database(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For what is new, with a snapshot; for the rows that it concerns; and COMMIT."""
+    sent: list[Any] = []
+    send = PgCursor.execute
+
+    def counted(self: PgCursor, query: Any, *args: Any, **kwargs: Any) -> None:
+        if self.connection is live.watches._cycle._connection:
+            sent.append(query)
+        send(self, query, *args, **kwargs)
+
+    async with living(dsn, poll=NEVER) as live:
+        monkeypatch.setattr(PgCursor, "execute", counted)
+        watcher = live.watch("items")
+        await watcher.first()
+        await until(lambda: not live.watches._asking)
+        for many in (1, 2):  # the first has the session plan its statements
+            sent.clear()
+            before = live.watches.cycles
+            execute(dsn, INSERT)
+            live.watches.wake()
+            await told(watcher, many)
+        assert live.watches.cycles == before + 1
+        assert len(sent) == 3, sent
 
 
 async def told(watcher: Watcher, many: int) -> None:
