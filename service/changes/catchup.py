@@ -24,6 +24,7 @@ from service.changes.epochs import OnStandby, epoch_now_txn, resume_txn
 from service.changes.log import Tracked, installed_txn, refuse_barred_txn, tracked_txn
 from service.changes.net import Change, last_place, net_changes
 from service.changes.positions import (
+    PgSnapshot,
     Position,
     SnapshotPosition,
     TickPosition,
@@ -43,9 +44,11 @@ from service.changes.topics import Shown, behind, reset, shown_of
 from service.changes.why import find_relation
 from service.db.connection import PgConnection
 from service.db.database import Database
+from service.db.pack import ARRAY, head
 from service.db.session_settings import OWN_IDENTITY
 from service.db.statements import compute_txn
 from service.errors import InvalidArgument, PositionGone, Unavailable
+from service.payload import Encoded
 from service.request.arguments import Arguments, Caller, placed
 
 TICKS = 100
@@ -268,37 +271,56 @@ def changes_txn(
     if resume_txn(connection, since) is None:
         raise PositionGone
     tracked = tracked_txn(connection)
-    ids: set[int] | None = None
-    if wanted is not None:
-        by_name = {(each.schema, each.name): each.id for each in tracked.values()}
-        for schema, name in wanted:
-            if (schema, name) not in by_name:
-                raise InvalidArgument(
-                    f'changes of "{name}" are not logged',
-                    path="relations",
-                    hint=f"rowcast track {schema}.{name}",
-                )
-        ids = {by_name[each] for each in wanted}
+    ids = None if wanted is None else _ids(tracked, wanted)
     changes: list[Change] = []
     ended: set[str] = set()
-    last, more = None, False
-    after = _after_txn(connection, since, tracked, limit, most, large)
-    for considered, change in enumerate(after):
-        asked = ids is None or change.relation in ids
+    last, follows, considered = None, None, 0
+
+    def left() -> int:
+        return limit - len(changes)
+
+    for found in _after_txn(connection, since, tracked, left, most, large):
+        asked = isinstance(found, Tick) or ids is None or found.relation in ids
         if considered == CONSIDERED or (asked and len(changes) == limit):
-            more = True
+            follows = found
             break
-        last = change
+        if isinstance(found, Tick):
+            continue
+        last, considered = found, considered + 1
         if asked:
-            changes.append(change)
-        if change.last:
-            ended.add(change.xid)
-    if not more:
-        position = str(end_txn(connection, epoch))
-    else:
-        position = str(since if last is None else last.position)
+            changes.append(found)
+        if found.last:
+            ended.add(found.xid)
+    position = _position(since, last, follows) if follows else end_txn(connection, epoch)
     rights = rights_txn(connection, {each.relation for each in changes}, [role])
-    return ReadChanges(changes, rights, frozenset(ended), position, more)
+    return ReadChanges(changes, rights, frozenset(ended), str(position), follows is not None)
+
+
+def _ids(tracked: Mapping[int, Tracked], wanted: Sequence[QualifiedName]) -> set[int]:
+    """
+    Return the numbers of relations in the log.
+
+    Raises:
+        InvalidArgument: Changes of one are not logged.
+    """
+    by_name = {(each.schema, each.name): each.id for each in tracked.values()}
+    for schema, name in wanted:
+        if (schema, name) not in by_name:
+            raise InvalidArgument(
+                f'changes of "{name}" are not logged',
+                path="relations",
+                hint=f"rowcast track {schema}.{name}",
+            )
+    return {by_name[each] for each in wanted}
+
+
+def _position(since: Position, last: Change | None, follows: Change | Tick) -> Position:
+    """Return where what follows the last change begins: before its tick, if that is another one."""
+    if last is None:
+        return since
+    tick = follows if isinstance(follows, Tick) else follows.tick
+    same = tick.number == last.tick.number
+    return last.position if same else TickPosition(tick.epoch, tick.number, 0)
 
 
 def _epoch_txn(connection: PgConnection) -> int:
@@ -320,12 +342,20 @@ def _after_txn(
     connection: PgConnection,
     since: Position,
     tracked: Mapping[int, Tracked],
-    limit: int,
+    left: Callable[[], int],
     most: int,
     large: LargeTicks,
-) -> Iterator[Change]:
+) -> Iterator[Change | Tick]:
     """
-    Yield the changes after a position, in their order.
+    Yield the changes after a position, in their order; and a tick before rows of it are read.
+
+    Args:
+        connection: In a REPEATABLE READ transaction.
+        since: The position.
+        tracked: What is tracked.
+        left: Returns how many changes are asked for yet.
+        most: Rows of the log above which a transaction is a reset.
+        large: What is known of large ticks.
 
     Raises:
         PositionGone: There is no change at the position.
@@ -336,32 +366,58 @@ def _after_txn(
     else:
         number = since.tick
         met = not since.index or large.reached(since)
-    few = max(LEAST, min(limit, ROWS))
     while ticks := ticks_txn(connection, number, TICKS):
-        for together in _together(ticks, few):
+        for together in _together(ticks, left):
             after = 0
             if isinstance(since, TickPosition) and together[0].number == since.tick:
                 after = since.index
-            for change in _of_ticks_txn(connection, together, tracked, most, large, after):
-                if isinstance(since, TickPosition):
-                    new = change.tick.number > since.tick or change.place > since.index
-                    met = met or change.place == since.index
-                    if new and not met:
-                        raise PositionGone
-                else:
-                    new = not since.snapshot.sees(int(change.xid))
-                if new:
-                    yield change
+            found = _of_ticks_txn(connection, together, tracked, most, large, after)
+            if isinstance(since, SnapshotPosition):
+                yield from _not_seen(found, since.snapshot)
+            elif after:
+                yield from _behind(found, since, met)
+                met = True
+            else:
+                yield from found
         number = ticks[-1].number + 1
     if not met:
         raise PositionGone
 
 
-def _together(ticks: Sequence[Tick], few: int) -> Iterator[list[Tick]]:
+def _not_seen(found: Iterator[Change | Tick], snapshot: PgSnapshot) -> Iterator[Change | Tick]:
+    """Yield the changes that are not visible in a snapshot."""
+    for each in found:
+        if isinstance(each, Tick) or not snapshot.sees(int(each.xid)):
+            yield each
+
+
+def _behind(
+    found: Iterator[Change | Tick], since: TickPosition, met: bool
+) -> Iterator[Change | Tick]:
+    """
+    Yield the changes behind a position in the first of some ticks.
+
+    Raises:
+        PositionGone: There is no change at the position, and it is not known that a page ends there.
+    """
+    for each in found:
+        if isinstance(each, Change) and each.tick.number == since.tick:
+            met = met or each.place == since.index
+            if each.place <= since.index:
+                continue
+        if isinstance(each, Change) and not met:
+            raise PositionGone
+        yield each
+    if not met:
+        raise PositionGone
+
+
+def _together(ticks: Sequence[Tick], left: Callable[[], int]) -> Iterator[list[Tick]]:
     """Yield ticks that are read by one statement: as many as have few rows, or one that has more."""
     found: list[Tick] = []
     rows = 0
     for tick in ticks:
+        few = max(LEAST, min(left(), ROWS))
         if found and (rows + tick.rows > few or tick.epoch != found[0].epoch):
             yield found
             found, rows = [], 0
@@ -378,9 +434,10 @@ def _of_ticks_txn(
     most: int,
     large: LargeTicks,
     after: int,
-) -> Iterator[Change]:
+) -> Iterator[Change | Tick]:
     """Yield the changes of ticks; of the first one perhaps only those after an index."""
-    if sum(tick.rows for tick in ticks) <= ROWS:
+    if 0 < sum(tick.rows for tick in ticks) <= ROWS:
+        yield ticks[0]
         found = rows_txn(connection, ticks, most)
         for tick, rows in zip(ticks, found, strict=False):
             yield from net_changes(rows, tracked, tick)
@@ -399,7 +456,7 @@ def _of_large_txn(
     most: int,
     paging: Paging,
     after: int,
-) -> Iterator[Change]:
+) -> Iterator[Change | Tick]:
     at = bisect_right(paging.before, after, key=last_place) - 1
     before = paging.before[at]
     while True:
@@ -409,6 +466,7 @@ def _of_large_txn(
             if not more:
                 return
             paging.pages[at : at + len(more)] = more
+        yield tick
         rows = page_txn(connection, paging.pages[at])
         yield from net_changes(rows, tracked, tick, before)
         at, before = at + 1, before + len(rows)
@@ -428,23 +486,21 @@ def answer_of(
         form: "json" for one JSON text.
         max_bytes: What the answer may weigh.
     """
-    write = _JSON if form == "json" else cbor2.dumps
-    places, events, most = _events_of(read, catalog, role, max_bytes - ROOM)
-    position, more, cut = read.position, read.more, ""
-    if most > max_bytes - ROOM and (many := _that_fit(events, write, max_bytes - ROOM)):
-        at = places[many]
-        position, more, cut = str(read.changes[at - 1].position), True, read.changes[at].xid
-        del events[many:]
-    latest: dict[str, dict[str, Any]] = {}
-    for event in events:
-        if event["tx"] is not None:
-            event["last"] = False
-            latest[event["tx"]] = event
-    for xid, event in latest.items():
-        # Of those that the caller sees: the last of all may be another's.
-        event["last"] = xid in read.ended and xid != cut
-    answer = {"changes": events, "position": position, "more": more}
-    return _JSON(answer) if form == "json" else answer
+    pieces: list[str] = []
+    entries, latest = _entries_of(read, catalog, role, form, max_bytes - ROOM)
+    position, more, left = read.position, read.more, max_bytes - ROOM
+    for number, (at, change, written) in enumerate(entries):
+        piece = written(change, latest.get(change.xid) == number and change.xid in read.ended)
+        left -= 1 + len(piece.encode() if form == "json" else piece)
+        if left < 0 and pieces:
+            position, more = str(read.changes[at - 1].position), True
+            break
+        pieces.append(piece)
+    if form == "json":
+        rest = _JSON({"position": position, "more": more})
+        return f'{{"changes":[{",".join(pieces)}],{rest[1:]}'
+    data = head(ARRAY, len(pieces)) + "".join(pieces)
+    return {"changes": Encoded(data.encode("latin-1")), "position": position, "more": more}
 
 
 def _base64(value: bytes) -> str:
@@ -454,52 +510,67 @@ def _base64(value: bytes) -> str:
 _JSON = JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_base64).encode
 
 
-def _events_of(
-    read: ReadChanges, catalog: Catalog, role: str, max_bytes: int
-) -> tuple[list[int], list[dict[str, Any]], int]:
-    """Return of which changes there are events, those, and what they weigh at most."""
+Write = Callable[[Change, bool], str]
+"""Return a change, and whether it is the last of its transaction, as JSON, or as CBOR of `pack.py`."""
+
+
+def _entries_of(
+    read: ReadChanges, catalog: Catalog, role: str, form: str, max_bytes: int
+) -> tuple[list[tuple[int, Change, Write]], dict[str, int]]:
+    """
+    Return the changes that are answered, each with its place in what was read, and what writes it.
+
+    And of each transaction the last of them: that of all may be one that the caller does not see.
+    """
     shown = {
         id: shown_of(catalog, rights, rights.columns[role])
         for id, rights in read.rights.items()
         if (rights.schema, rights.name) in catalog.relations
     }
-    places, events, weight = [], [], 0
+    write = {id: _writing(each, form, max_bytes) for id, each in shown.items()}
+    entries: list[tuple[int, Change, Write]] = []
+    latest: dict[str, int] = {}
     touched: set[tuple[int, int]] = set()
+    held: tuple[int, int] | None = None
     for at, change in enumerate(read.changes):
-        tick = change.relation, change.tick.number
         of = shown.get(change.relation)
+        tick = change.relation, change.tick.number
         if of is None or tick in touched:
             continue
-        if of.reader is None or change.op == "touch":
+        if of.only_touched(change):
             touched.add(tick)
-            event, most = touch(of, change)
         else:
-            if not read.rights[change.relation].hold_for(change):
+            rights = read.rights[change.relation]
+            if tick != held and rights.hold_in(change.tick):
+                held = tick
+            if tick != held and not rights.hold_for(change):
                 touched.add(tick)
                 change = reset(change)
-            event, most = of.event(change, max_bytes)
-        places.append(at)
-        events.append(event)
-        weight += most
-    return places, events, weight
+            latest[change.xid] = len(entries)
+        entries.append((at, change, write[change.relation]))
+    return entries, latest
 
 
-def _that_fit(
-    events: Sequence[dict[str, Any]], write: Callable[[Any], bytes | str], max_bytes: int
-) -> int:
-    """Return how many of the events may be in one answer, one at least; 0 for all of them."""
-    weight = 0
-    for many, event in enumerate(events):
-        text = write(event)
-        weight += 1 + len(text.encode() if isinstance(text, str) else text)
-        if weight > max_bytes and many:
-            return many
-    return 0
+def _writing(of: Shown, form: str, max_bytes: int) -> Write:
+    """Return what writes the changes of a relation."""
+    packer = of.packer(max_bytes) if form != "json" else None
+
+    def write(change: Change, last: bool) -> str:
+        if of.only_touched(change):
+            event = touch(of, change)
+        else:
+            packed = packer(change, last) if packer is not None else None
+            if packed is not None:
+                return packed
+            event = {**of.event(change, max_bytes), "last": last}
+        return _JSON(event) if form == "json" else cbor2.dumps(event).decode("latin-1")
+
+    return write
 
 
-def touch(shown: Shown, change: Change) -> tuple[dict[str, Any], int]:
-    """Return the entry that says of a relation only that it has changed, and the bytes of that."""
-    entry = {
+def touch(shown: Shown, change: Change) -> dict[str, Any]:
+    """Return the entry that says of a relation only that it has changed."""
+    return {
         "op": "touch",
         "schema": shown.schema,
         "key": None,
@@ -510,4 +581,3 @@ def touch(shown: Shown, change: Change) -> tuple[dict[str, Any], int]:
         "at": None,
         **shown.touched(change),
     }
-    return entry, len(cbor2.dumps(entry))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from service.changes.positions import PgSnapshot, Position, SnapshotPosition, TickPosition
 from service.changes.ticks import Tick, last_txn
 from service.db.connection import PgConnection
+from service.db.planned import Planned
 
 FIRST = PgSnapshot(3, 3, ())
 """Sees no transaction: 3 is the lowest number that one ever had."""
@@ -32,8 +33,10 @@ CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN
 END
 """
 # The right to a function is asked for where it stands, even if it is never called.
-HISTORY = f"SELECT {TIMELINE}, (SELECT system_identifier FROM pg_catalog.pg_control_system())"
-HISTORY_WITHOUT_SYSTEM = f"SELECT {TIMELINE}, {NO_SYSTEM}"
+HISTORY = Planned(
+    f"SELECT {TIMELINE}, (SELECT system_identifier FROM pg_catalog.pg_control_system())"
+)
+HISTORY_WITHOUT_SYSTEM = Planned(f"SELECT {TIMELINE}, {NO_SYSTEM}")
 MAY_ASK_SYSTEM = """
 SELECT coalesce(pg_catalog.has_function_privilege(
     pg_catalog.to_regprocedure('pg_catalog.pg_control_system()')::oid, 'EXECUTE'), false)
@@ -51,6 +54,7 @@ SELECT e.epoch, t.snapshot::text FROM rowcast.epochs e, LATERAL (
 NEWEST = """
 SELECT epoch, system, timeline, pruned_below::text FROM rowcast.epochs ORDER BY epoch DESC LIMIT 1
 """
+_NEWEST = Planned(NEWEST)
 
 
 class OnStandby(Exception):
@@ -253,7 +257,9 @@ def _is_ahead_txn(connection: PgConnection, snapshot: PgSnapshot) -> bool:
 
 def _history_txn(connection: PgConnection, may_ask: bool) -> tuple[int, int]:
     """Return the system identifier, if one may ask for it, and the timeline."""
-    timeline, system = connection.ask(HISTORY if may_ask else HISTORY_WITHOUT_SYSTEM)
+    with connection.cursor() as cursor:
+        (HISTORY if may_ask else HISTORY_WITHOUT_SYSTEM).run(cursor)
+        timeline, system = cursor.fetchone()
     if timeline is None:
         raise OnStandby
     return system, timeline
@@ -261,7 +267,7 @@ def _history_txn(connection: PgConnection, may_ask: bool) -> tuple[int, int]:
 
 def _newest_txn(connection: PgConnection) -> Epoch | None:
     with connection.cursor() as cursor:
-        cursor.execute(NEWEST, clean=True)
+        _NEWEST.run(cursor)
         found = cursor.fetchone()
     if found is None:
         return None

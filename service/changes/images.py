@@ -171,7 +171,7 @@ def _reader(catalog: Catalog, type: Type) -> ReadImage:
         return _record_reader(
             {name: _reader(catalog, catalog.type(oid)) for name, oid in plain.fields}
         )
-    return BY_FORM.get(plain.form, _string)
+    return BY_FORM.get(plain.form, read_string)
 
 
 def _list_reader(catalog: Catalog, type: Type) -> ReadImage:
@@ -212,7 +212,8 @@ def _nothing(value: Any) -> Any:
     raise Unreadable
 
 
-def _string(value: Any) -> str:
+def read_string(value: Any) -> str:
+    """Return a value that is a string, as of most types."""
     if not isinstance(value, str):
         raise Unreadable
     return value
@@ -273,18 +274,18 @@ def _float(value: Any) -> float | str:
 
 def _timestamptz(value: Any) -> str:
     # Behind the offset of a year before 1 stands BC.
-    return _string(value).replace("+00:00", "Z")
+    return read_string(value).replace("+00:00", "Z")
 
 
 def _interval(value: Any) -> str:
-    text = _string(value)
+    text = read_string(value)
     if not text.startswith("P") and text.lstrip("-") != "infinity":
         raise Unreadable  # of triggers from before `intervalstyle` was ISO's
     return text
 
 
 def _binary(value: Any) -> bytes:
-    text = _string(value)
+    text = read_string(value)
     if not text.startswith("\\x"):
         raise Unreadable
     try:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from service.changes.positions import PgSnapshot
 from service.db.connection import PgConnection
+from service.db.planned import Planned
 from service.errors import DatabaseRefused
 
 Op = Literal["I", "U", "D", "T", "C", "R"]
@@ -39,7 +40,7 @@ SELECT seq, xid::text, {AT}, relation, op, CASE WHEN bytes <= %(most_bytes)s THE
 """
 
 # One that is gone is there by its name: its last row in the log says that it is to be read again.
-TRACKED = """
+TRACKED = Planned("""
 SELECT t.id, t.relation::oid::bigint, coalesce(n.nspname, (pg_catalog.parse_ident(t.name))[1]),
        coalesce(c.relname, (pg_catalog.parse_ident(t.name))[2]), t.level, t.since::text, t.problem,
        ARRAY(SELECT a.attname::text FROM pg_catalog.pg_index i
@@ -49,7 +50,7 @@ SELECT t.id, t.relation::oid::bigint, coalesce(n.nspname, (pg_catalog.parse_iden
   FROM rowcast.tracked t
   LEFT JOIN pg_catalog.pg_class c ON c.oid = t.relation
   LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-"""
+""")
 
 
 class LogRow(NamedTuple):
@@ -183,7 +184,7 @@ def read_rows(found: Sequence[Sequence[Any]], most: int) -> list[LogRow] | None:
 def tracked_txn(connection: PgConnection) -> dict[int, Tracked]:
     """Return what is tracked, by its number in the log."""
     with connection.cursor() as cursor:
-        cursor.execute(TRACKED, clean=True)
+        TRACKED.run(cursor)
         return {
             id: Tracked(id, oid, schema, name, level, int(since), problem, tuple(key), wake)
             for id, oid, schema, name, level, since, problem, key, wake in cursor.fetchall()

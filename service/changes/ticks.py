@@ -12,18 +12,17 @@ a row "R" for each of its relations: read them again.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 from service.changes.leader import AWAKEN
 from service.changes.log import AT, LogRow
 from service.changes.positions import PgSnapshot, TickPosition
 from service.db.connection import PgConnection
-from service.db.planned import Planned
+from service.db.planned import GENERIC, Planned
 from service.db.transaction import commit_txn
 
 PAGE_ROWS = 5_000
@@ -83,11 +82,18 @@ SELECT xid::text, count(*), sum(size), max(seq) FROM ({
  GROUP BY xid HAVING max(seq) > %(after)s ORDER BY max(seq) LIMIT %(most)s
 """
 
-ROWS = f"""
+ROWS = Planned(
+    f"""
 WITH found AS MATERIALIZED ({_BETWEEN.format(columns=_COLUMNS)})
 SELECT seq, xid::text, {AT}, relation, op, old::text, new::text FROM found
  WHERE (SELECT coalesce(sum({_SIZE}), 0) FROM found) <= %(page_bytes)s ORDER BY seq
-"""
+""",
+    xmax="text",
+    running="text[]",
+    until="text",
+    snapshot="text",
+    page_bytes="bigint",
+)
 
 PAGE = f"""
 SELECT seq, xid::text, {AT}, relation, op, old::text, new::text
@@ -101,11 +107,15 @@ SELECT seq, xid::text, {AT}, relation, 'R', NULL, NULL FROM (
 ) AS last ORDER BY seq
 """
 
-TICKS = """
+TICKS = Planned(
+    """
 SELECT tick, epoch, snapshot::text, changes FROM (
     SELECT * FROM rowcast.ticks WHERE tick >= %(first)s ORDER BY tick LIMIT %(most)s
 ) AS found ORDER BY tick
-"""
+""",
+    first="bigint",
+    most="bigint",
+)
 
 
 class Tick(NamedTuple):
@@ -255,18 +265,22 @@ def rows_txn(connection: PgConnection, ticks: Sequence[Tick], most: int) -> list
     """
     values = _between(ticks[0].since, ticks[-1].snapshot) | {"page_bytes": PAGE_BYTES}
     with connection.cursor() as cursor:
-        cursor.execute(ROWS, values, clean=True)
-        rows = list(map(LogRow._make, cursor))
+        ROWS.run(cursor, values, GENERIC)
+        rows = list(map(LogRow._make, cursor.fetchall()))
     if not rows:
         return []
     found: list[list[LogRow]] = [[] for _ in ticks]
+    ends = [tick.snapshot.xmax for tick in ticks]
     place: dict[str, list[LogRow]] = {}
     for row in rows:
         of = place.get(row.xid)
         if of is None:
-            # What one snapshot sees, those after it see too.
-            sees = partial(_sees, int(row.xid))
-            of = place[row.xid] = found[bisect_left(ticks, True, key=sees)]
+            xid = int(row.xid)
+            # The first that sees it; what one snapshot sees, those after it see too.
+            at = bisect_right(ends, xid)
+            while not ticks[at].snapshot.sees(xid):
+                at += 1
+            of = place[row.xid] = found[at]
         of.append(row)
     return [_without_large(each, most) for each in found]
 
@@ -296,7 +310,7 @@ def ticks_txn(connection: PgConnection, first: int, most: int) -> list[Tick]:
     no rows.
     """
     with connection.cursor() as cursor:
-        cursor.execute(TICKS, {"first": first - 1, "most": most + 1}, clean=True)
+        TICKS.run(cursor, {"first": first - 1, "most": most + 1})
         rows = cursor.fetchall()
     found: list[Tick] = []
     for number, epoch, text, changes in rows:
@@ -320,10 +334,6 @@ def _since(snapshot: PgSnapshot) -> dict[str, object]:
 
 def _between(since: PgSnapshot, until: PgSnapshot) -> dict[str, object]:
     return _since(since) | {"snapshot": str(until), "until": str(until.xmax)}
-
-
-def _sees(xid: int, tick: Tick) -> bool:
-    return tick.snapshot.sees(xid)
 
 
 def _without_large(rows: list[LogRow], most: int) -> list[LogRow]:

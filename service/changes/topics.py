@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from json import JSONEncoder
 from typing import Any
 
-import cbor2
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from service.api.dispatcher import Dispatcher
 from service.api.roles import SERVICE, Roles
 from service.catalog import Catalog
+from service.changes.event_packer import event_packer
 from service.changes.images import ImageReader, Unreadable, image_reader
 from service.changes.net import Change, Image
 from service.changes.positions import TickPosition
@@ -101,9 +101,41 @@ class Shown:
     key: tuple[str, ...]
     reader: ImageReader | None
 
-    def event(self, change: Change, max_bytes: int) -> tuple[dict[str, Any], int]:
+    def only_touched(self, change: Change) -> bool:
+        """Return whether nothing may be told of a change but that there was one."""
+        return self.reader is None or change.op == "touch"
+
+    def packer(self, max_bytes: int) -> Callable[[Change, bool], str | None] | None:
         """
-        Return a change as it is published and answered, and its bytes as CBOR, or a few more.
+        Return what gives changes as `event` does, but as CBOR, a character for each byte.
+
+        It takes a change, and whether it is the last one of its transaction, and returns None for one
+        that is more than its rows as they are in the log.
+
+        Args:
+            max_bytes: What a change may weigh.
+
+        Returns:
+            None if no rows may be shown, or they may have too many levels.
+        """
+        reader = self.reader
+        if reader is None or self._levels > LEVELS - 2:
+            return None
+        columns = tuple(reader.columns.items())
+        make = event_packer(self.schema, self.name, self.key, columns)
+
+        def packer(change: Change, last: bool) -> str | None:
+            try:
+                found = make(change, last)
+            except (KeyError, Unreadable):
+                return None
+            return found if len(found) + 2 * ENVELOPE <= max_bytes else None
+
+        return packer
+
+    def event(self, change: Change, max_bytes: int) -> dict[str, Any]:
+        """
+        Return a change as it is published and answered.
 
         Args:
             change: Of a relation whose rows may be shown.
@@ -125,12 +157,11 @@ class Shown:
         try:
             event["row"], event["old"] = self._rows(change)
             most = ENVELOPE + LONGER * change.size
-            if most <= max_bytes and self._levels <= LEVELS - 2:
-                return event, most
-            return event, ENVELOPE + fit(event, max_bytes - ENVELOPE)
+            if most > max_bytes or self._levels > LEVELS - 2:
+                fit(event, max_bytes - ENVELOPE)
         except (Unreadable, TooLarge, Unsafe):
             event |= {"row": None, "old": None, "large": True}
-            return event, len(cbor2.dumps(event))
+        return event
 
     @property
     def _levels(self) -> int:
@@ -273,14 +304,14 @@ class Topics:
         tick = change.relation, change.tick.number
         if tick in touched:
             return None
-        if topic.shown.reader is None or change.op == "touch":
+        if topic.shown.only_touched(change):
             touched.add(tick)
             event = topic.shown.touched(change)
             return Publication(f"{topic.head}.{TOUCHED}", event, topic.audience)
         if not topic.rights.hold_for(change):
             touched.add(tick)
             change = reset(change)
-        event, _ = topic.shown.event(change, self._max_bytes)
+        event = topic.shown.event(change, self._max_bytes)
         key = NO_KEY if event["key"] is None else encode_key(event["key"].values())
         uri = f"{topic.head}.{CHANGED}.{change.op}.{key}"
         return Publication(uri, {**event, "prev": prev}, topic.audience)

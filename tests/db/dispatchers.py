@@ -61,8 +61,9 @@ class DirectCaller:
             if described is not None:
                 described.check_refusal(name, error)
             raise
-        if isinstance(answer, dict) and isinstance(answer.get("rows"), Encoded):
-            answer["rows"] = cbor2.loads(answer["rows"].data)
+        if isinstance(answer, dict):
+            encoded = {key: it for key, it in answer.items() if isinstance(it, Encoded)}
+            answer |= {key: cbor2.loads(it.data) for key, it in encoded.items()}
         if state.plain:
             check(answer)
         if described is not None:
