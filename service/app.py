@@ -78,8 +78,22 @@ RUNNING = 64
 Part = TypeVar("Part", bound=IService)
 Progress = Callable[[str, str], None]
 
-APART = 5
-"""Connections beside the pool: one listens, one reads the log of changes, three are of live queries."""
+APART = 4
+"""Connections beside the pool: one listens, one reads the log of changes, two are of live queries."""
+
+
+def asides(settings: Settings) -> int:
+    """
+    Return how many more connections read live queries that take long, each one at a time.
+
+    Half as many as the pool has, so that callers are not kept waiting by them.
+    """
+    return max(1, settings.pool_max // 2)
+
+
+def connections(settings: Settings) -> int:
+    """Return how many connections a service takes."""
+    return settings.pool_max + APART + asides(settings)
 
 
 def make_service(settings: Settings, reactor: Any) -> Rowcast:
@@ -170,7 +184,7 @@ class Rowcast(MultiService):
 
     async def _prepare(self) -> None:
         settings, place = self.settings, self.settings.place
-        wanted = settings.pool_max + APART
+        wanted = connections(settings)
         if self._upgrade:
             report = await upgrade_database(self._reactor, place, wanted, settings.demo)
             self._progress("postgres", postgres_line(settings, report))
@@ -268,6 +282,7 @@ class Serving(Service):
                 settings.max_watch_rows,
                 settings.max_bytes,
                 min(RUN_LIMIT, settings.statement_timeout),
+                asides(settings),
             ),
         )
         self.dispatcher.register(replace(VERBS["watch"], handler=self.watches.take))
@@ -517,7 +532,7 @@ def preflight(settings: Settings) -> DatabaseReport:
         NotReady: It cannot start.
     """
     obstacles(settings)
-    return inspect_database(settings.place, settings.pool_max + APART)
+    return inspect_database(settings.place, connections(settings))
 
 
 def wamp_config(settings: Settings, router: Crossbar | None) -> WampConfig:
@@ -548,7 +563,7 @@ def login(settings: Settings) -> Login:
 def postgres_line(settings: Settings, report: DatabaseReport) -> str:
     """Return a line about the server, and the connections taken of it."""
     where = "embedded, unix socket" if settings.place.embedded else "yours"
-    pool = f"pool {settings.pool_max} + {APART} for changes"
+    pool = f"pool {settings.pool_max} + {APART + asides(settings)} for changes"
     return f"{report.server}, {where}, {report.limit} connections; {pool}"
 
 

@@ -254,7 +254,7 @@ class Settings(BaseSettings):
         description="modules of one's own with models and procedures, comma separated",
     )
     pool_max: Count = Field(
-        default=5, description="connections for calls; five more are for changes"
+        default=5, description="connections for calls; four more, and half as many, are for changes"
     )
     pool_timeout: Seconds = Field(default=5, description="seconds a call waits for a connection")
     statement_timeout: Seconds = Field(default=15, description="seconds a statement may run")

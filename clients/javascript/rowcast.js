@@ -66,7 +66,7 @@ export class Copy {
       : message.type === 'delta' ? this.#delta(message)
       : null;
     if (!this.staged) {
-      this.position = message.position;
+      this.position = message.position ?? this.position;
       if ('checksum' in message && message.checksum !== this.checksum()) {
         throw new Mismatch(`not the rows of ${message.position}`);
       }

@@ -163,7 +163,8 @@ class Copy:
         elif message["type"] == "delta":
             change = self._delta(message)
         if self.staged is None:
-            self.position = message["position"]
+            # Who waits for rows hears without one that he is not forgotten.
+            self.position = message.get("position", self.position)
             if message.get("checksum", self.checksum) != self.checksum:
                 raise Mismatch(f"not the rows of {self.position}")
         return change

@@ -70,7 +70,7 @@ WATCHED = record(
         "checksum": {**COUNTED, "maximum": 2**32 - 1},
         "covers": NAMES,
     },
-    ["type", "position"],
+    ["type"],
 )
 """A message to a watcher: docs/live.md."""
 GOT: Schema = array(dict | None)

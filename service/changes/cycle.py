@@ -190,7 +190,7 @@ ToRead = Mapping[Run, TouchedRows | None]
 
 class Cycle:
     """
-    The session on which cycles run, one at a time.
+    The session on which cycles run, one at a time, and those for what is read aside.
 
     Args:
         reactor: To come back from the thread.
@@ -203,7 +203,7 @@ class Cycle:
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
         self._session = session
         self._connection: PgConnection | None = None
-        self._aside: PgConnection | None = None
+        self._asides: list[PgConnection] = []  # those at which nothing is read now
         self._watched = WatchedRuns()
         self._dropped: list[Run] = []
 
@@ -227,10 +227,10 @@ class Cycle:
 
     def read_aside(self, aside: Aside) -> Deferred[Outcome | None]:
         """Read queries aside, and end that transaction; None if a table may have looked empty."""
-        return in_thread(self._reactor, "pg-watch", aside_txn, aside)
+        return in_thread(self._reactor, "pg-watch", self._read_aside, aside)
 
     def close(self) -> Deferred[None]:
-        """Close the session, between two cycles, and forget all queries."""
+        """Close the sessions, while nothing is read, and forget all queries."""
         return in_thread(self._reactor, "pg-watch", self._end)
 
     def _run(
@@ -243,7 +243,6 @@ class Cycle:
             self._close()
             connection = open_session(self._dsn(), self._session)
         same, self._connection = connection is self._connection, connection
-        # Only one that these orders are for: it may be at work for those before.
         aside = self._opened_aside() if any(order.aside for order in orders) else None
         try:
             for _ in range(MOST_TRIES):
@@ -256,22 +255,26 @@ class Cycle:
         except BaseException:
             self._close()
             if aside is not None:
-                self._close_aside()
+                aside.close()
             raise
 
     def _opened_aside(self) -> PgConnection:
-        if self._aside is None or not self._aside.alive():
-            self._close_aside()
-            self._aside = open_session(self._dsn(), self._session)
-        return self._aside
+        while self._asides:
+            connection = self._asides.pop()
+            if connection.alive():
+                return connection
+            connection.close()
+        return open_session(self._dsn(), self._session)
 
-    def _close_aside(self) -> None:
-        aside, self._aside = self._aside, None
-        if aside is not None:
-            aside.close()
+    def _read_aside(self, aside: Aside) -> Outcome | None:
+        try:
+            return aside_txn(aside)
+        finally:
+            self._asides.append(aside.connection)
 
     def _end(self) -> None:
-        self._close_aside()
+        while self._asides:
+            self._asides.pop().close()
         self._close()
         self._watched = WatchedRuns()
         self._dropped.clear()

@@ -47,12 +47,14 @@ class WatchLimits:
         rows: Of one result.
         max_bytes: That one result, or what waits for one session, may weigh.
         timeout: Seconds that one run may take.
+        asides: How many groups of queries that take long are read at once, each by a connection.
     """
 
     session: int = 100
     rows: int = 10_000
     max_bytes: int = 8 << 20
     timeout: float = RUN_LIMIT
+    asides: int = 1
 
 
 @dataclass(slots=True)

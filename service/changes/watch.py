@@ -97,7 +97,7 @@ class Watches(Service):
         self._cycle = cycle
         self._first = first
         self._beginning: Deferred[None] | None = None
-        self._reading: Deferred[None] | None = None
+        self._readings: set[Deferred[None]] = set()
         self._limits = limits
         self._made = Queries(database, limits)
         self._poll = poll
@@ -307,7 +307,7 @@ class Watches(Service):
                 elif not self._woken:
                     await self._rest(min(self._poll, self._due))
         finally:
-            for apart in (self._beginning, self._reading):
+            for apart in (self._beginning, *self._readings):
                 if apart is not None:
                     await apart
             await self._first.close()
@@ -340,7 +340,7 @@ class Watches(Service):
             self._beginning = Deferred.fromCoroutine(self._begin(new))
         asking = [each for each in asking if each.state is not None]
         wanted = {query: wanted_of(query) for query in asking}
-        orders = orders_of(wanted, self._reading is None)
+        orders = orders_of(wanted, len(self._readings) < self._limits.asides)
         checked = self._check(orders)
         outcome = await self._cycle.run(orders, self._position)
         self.cycles += 1
@@ -352,9 +352,11 @@ class Watches(Service):
         finally:
             self._telling = False
             if outcome.aside is not None:  # which alone ends its transaction
-                self._reading = Deferred.fromCoroutine(self._read(outcome.aside, wanted))
-                self._reading.addErrback(lambda why: log.failure("cannot tell what was read", why))
-                self._reading.addBoth(self._end_reading)
+                reading = Deferred.fromCoroutine(self._read(outcome.aside, wanted))
+                self._readings.add(reading)
+                reading.addErrback(lambda why: log.failure("cannot tell what was read", why))
+                reading.addBoth(self._end_reading, reading)
+                self.wake()  # there may be another group to be read
         self._place = outcome.position
         self._due = min([self._due, *rests(asking)])
         for watch in self._silence.due(self.now()):
@@ -418,8 +420,8 @@ class Watches(Service):
         for session in sessions:
             session.complete(queries)
 
-    def _end_reading(self, _: object) -> None:
-        self._reading = None
+    def _end_reading(self, _: object, reading: Deferred[None]) -> None:
+        self._readings.discard(reading)
         self._move()
         self.wake()
 

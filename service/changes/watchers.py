@@ -28,6 +28,7 @@ from service.changes.delta import (
     FoundRows,
     Message,
     State,
+    alive_message,
     delta_message,
     difference,
     has_copies,
@@ -316,6 +317,22 @@ class Watch(Lasting):
             return iter([resume_message(form, rows, touched, position)])
         return snapshot_messages(form, rows, position, reset)
 
+    def alive(self, head: str, state: State | None = None) -> Message:
+        """
+        Return the message that nothing has changed in what the caller has.
+
+        Of one who waits for rows it is not known what he has: he hears no more than that he is not
+        forgotten, at the position that he has come back with, if that is it.
+
+        Args:
+            head: The position of the last step.
+            state: What the caller has; by default what he has been sent.
+        """
+        state = state or self.base
+        if state is not None:
+            return alive_message(state, f"{head}~{self.query.run.mark}")
+        return {"type": "alive"} | ({} if self.since is None else {"position": str(self.since)})
+
     def _delta(
         self,
         before: State,
@@ -371,18 +388,22 @@ def orders_of(wanted: Mapping[Query, set[Watch]], aside: bool) -> list[Order]:
     """
     Return what a cycle is to find out of queries of which more is asked than what the log says.
 
-    All rows of one that takes long are read aside, after a rest: one group at a time, since its
-    sessions come to one position with all that they watch, and the groups in turn. Any other is put
-    off, and whoever watches it waits.
+    All rows of one that takes long are read aside, after a rest: one group by each connection, since
+    its sessions come to one position with all that they watch, and the groups in turn. Any other is
+    put off, and whoever watches it waits.
 
     Args:
         wanted: The queries, each with the watches that take all of its rows now.
-        aside: Whether a group may be read aside now.
+        aside: Whether one more group may be read aside now.
     """
     now = time.monotonic()
     heavy = {each for each in wanted if each.run.heavy and (each.stale or wanted[each])}
     groups = groups_of(heavy) if aside else []
-    rested = [each for each in groups if all(query.run.until <= now for query in each)]
+    rested = [
+        each
+        for each in groups
+        if all(query.run.until <= now for query in each) and not _is_met(each)
+    ]
     # the one that could be read first of them
     read = min(rested, key=lambda each: max(query.run.until for query in each), default=set())
     found = []
@@ -394,6 +415,12 @@ def orders_of(wanted: Mapping[Query, set[Watch]], aside: bool) -> list[Order]:
         elif query.stale:
             query.put_off(query.late or 1)
     return found
+
+
+def _is_met(group: Collection[Query]) -> bool:
+    """Return whether a session that watches one of a group waits for what is being read aside now."""
+    sessions = {watch.session for query in group for watch in query.watches}
+    return any(watch.query.aside for session in sessions for watch in session.members)
 
 
 def groups_of(queries: Collection[Query]) -> list[set[Query]]:

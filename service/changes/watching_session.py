@@ -16,7 +16,7 @@ from typing import NamedTuple
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from service.changes.delta import Message, State, alive_message
+from service.changes.delta import Message, State
 from service.changes.positions import SnapshotPosition
 from service.changes.watchers import Kept, Query, Watch
 from service.request.arguments import Caller
@@ -35,14 +35,14 @@ class WatchStep(NamedTuple):
         watch: Which one.
         messages: That it is sent.
         moves: Whether that is more than that it is alive.
-        state: What the caller has then.
+        state: What the caller has then; None before there are any rows of it.
         covers: Transactions of the session that it includes, to be told.
     """
 
     watch: Watch
     messages: Iterator[Message]
     moves: bool
-    state: State
+    state: State | None
     covers: tuple[str, ...]
 
 
@@ -216,9 +216,14 @@ class WatchingSession:
             (kept_at, step), self._ready = self._ready, None
             self._head = str(kept_at)
             return step
+        waiting = [
+            WatchStep(watch, iter([watch.alive(self._head)]), False, watch.base, ())
+            for watch in self._news
+            if watch.silent and (self._held or watch.wanting or watch.query.behind)
+        ]
         if self._held:
             self._want()
-            return self._alive()
+            return waiting
         self.melt()
         self._waiting = 0
         place = self._place()
@@ -237,19 +242,8 @@ class WatchingSession:
             if messages is not None:
                 found.append(_step_of(watch, messages, True))
             elif watch.base is not None and (watch.silent or watch.covered):
-                found.append(_step_of(watch, iter([alive_message(watch.base, position)]), False))
-        return found
-
-    def _alive(self) -> Step:
-        """Return what tells those who wait for long that the rows are still those of the last step."""
-        return [
-            WatchStep(watch, iter([self._alive_message(watch, watch.base)]), False, watch.base, ())
-            for watch in self._news
-            if watch.silent and watch.base is not None
-        ]
-
-    def _alive_message(self, watch: Watch, state: State) -> Message:
-        return alive_message(state, f"{self._head}~{watch.query.run.mark}")
+                found.append(_step_of(watch, iter([watch.alive(head)]), False))
+        return [*waiting, *found]
 
     async def _send(self, step: Step) -> None:
         """Send a step; done when the next may follow."""
@@ -272,9 +266,9 @@ class WatchingSession:
 
     async def _end_step(self, step: Step, now: float) -> None:
         """Say that a step is whole: the watch whose message was to say it has ended before its turn."""
-        for each in step[:1]:
-            alive = self._alive_message(each.watch, each.state)
-            await self._give(each._replace(messages=iter([alive]), covers=()), True, now)
+        for each in step[-1:]:
+            alive = iter([each.watch.alive(self._head, each.state)])
+            await self._give(each._replace(messages=alive, covers=()), True, now)
 
     async def _give(self, step: WatchStep, ends: bool, now: float) -> Awaitable[None] | None:
         """Send messages of a watch, the last of which may end the step; return what to await after it."""
@@ -301,6 +295,5 @@ class WatchingSession:
 
 def _step_of(watch: Watch, messages: Iterator[Message], moves: bool) -> WatchStep:
     """Return what a watch is sent, with what its state covers."""
-    assert watch.base is not None  # as long as nothing is awaited after its messages were made
     covers, watch.covered = watch.covered, ()
     return WatchStep(watch, messages, moves, watch.base, covers)

@@ -35,6 +35,8 @@ CREATE TABLE loud (id int PRIMARY KEY, name text);
 SELECT rowcast.track(t) FROM unnest('{{notes,quick,loud}}'::regclass[]) t;
 CREATE FUNCTION slow(n int) RETURNS SETOF loud STABLE LANGUAGE sql
     AS 'SELECT l.* FROM loud l, pg_advisory_xact_lock_shared(n)';
+CREATE FUNCTION slow_too(n int) RETURNS SETOF quick STABLE LANGUAGE sql
+    AS 'SELECT q.* FROM quick q, pg_advisory_xact_lock_shared(n)';
 """
 
 BEFORE_EACH = """
@@ -59,7 +61,7 @@ MINE, OTHERS, THIRD = (replace(ANYONE, session=number) for number in (1, 2, 3))
 async def live(dsn: str) -> AsyncIterator[Live]:
     """Serve the module's database, with its rows as they were."""
     execute(dsn, BEFORE_EACH)
-    async with living(dsn, WatchLimits(timeout=20)) as found:
+    async with living(dsn, WatchLimits(timeout=20, asides=2)) as found:
         yield found
 
 
@@ -124,17 +126,67 @@ async def test_queries_that_a_chain_of_sessions_shares_are_read_together(
 async def test_sessions_that_share_no_query_take_turns(
     dsn: str, live: Live, lock: Connection
 ) -> None:
-    """Whose rows are there is told of them while those of the next are read."""
-    one, two = slow(live, 1, MINE), slow(live, 2, OTHERS)
-    runs = await begun(live, one, two)
-    runs[0].whole, runs[1].until = 2.0, 1.0  # the other is shorter, and has rested later
-    hold(lock, 2)
+    """As many at once as may be; whose rows are there is told of them while others are read."""
+    one, two, three, four = (
+        slow(live, number, replace(ANYONE, session=number)) for number in range(1, 5)
+    )
+    runs = await begun(live, one, two, three, four)
+    for run, until_then in zip(runs, (0.0, 1.0, 2.0, 3.0), strict=True):
+        run.until = until_then
+    for number in (2, 3, 4):
+        hold(lock, number)
     execute(dsn, "UPDATE loud SET name = 'later'")
     await until(lambda: one.messages)
-    await until(lambda: execute(dsn, READING.format(2)))
-    assert two.messages == []
+    await until(lambda: execute(dsn, READING.format(2)) and execute(dsn, READING.format(3)))
+    await cycles(live)
+    assert execute(dsn, READING.format(4)) == []
+    assert [each.messages for each in (two, three, four)] == [[], [], []]
     lock.rollback()
+    for each in (two, three, four):
+        await each.same()
+
+
+@pytest_twisted.ensureDeferred
+async def test_queries_of_one_session_are_not_read_at_once_in_two_snapshots(
+    dsn: str, live: Live, lock: Connection
+) -> None:
+    """It comes to one position after another; another session's is read meanwhile."""
+    one, other = slow(live, 1, MINE), slow(live, 3, OTHERS)
+    two = live.watch("fn.slow_too", caller=MINE, args={"n": 2}, tables=["quick"])
+    await begun(live, one, two, other)
+    hold(lock, 1)
+    execute(dsn, "UPDATE loud SET name = 'later'")
+    await until(lambda: execute(dsn, READING.format(1)))
+    await other.same()
+    execute(dsn, "INSERT INTO quick VALUES (1)")
+    await until(lambda: watch_of(two).query.late)
+    await cycles(live)
+    assert watch_of(two).query.run.whole == 1.0  # it has not been read
+    lock.rollback()
+    await until(lambda: watch_of(two).query.run.whole < 1.0)
+    await one.same()
     await two.same()
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_caller_that_waits_for_rows_hears_that_it_is_not_forgotten(
+    dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    """Though nothing is known of what it has, but where it comes back from."""
+    monkeypatch.setattr(silence, "ALIVE", 0.2)
+    watcher, other = slow(live, 1, MINE), slow(live, 1, OTHERS)
+    (run, _) = await begun(live, watcher, other)
+    run.until = math.inf
+    position = watcher.copy.position
+    execute(dsn, "UPDATE loud SET name = 'later'")
+    late = await watcher.resumed() if comes_back else slow(live, 1, THIRD)
+    await until(lambda: len(late.messages) > 1)
+    told = {"type": "alive"} | ({"position": position} if comes_back else {})
+    assert all(message == told for message in late.messages)
+    run.until = 0.0
+    await late.same()
+    await other.same()
 
 
 @pytest.mark.parametrize("rests", [False, True])
@@ -185,7 +237,7 @@ async def test_query_whose_last_watch_leaves_while_it_is_read_is_not_read_again(
     await until(lambda: execute(dsn, READING.format(1)))
     await watcher.cancel()
     execute(dsn, f"SELECT pg_terminate_backend(pid) FROM ({READING.format(1)}) t")
-    await until(lambda: live.watches._reading is None)
+    await until(lambda: not live.watches._readings)
     execute(dsn, "INSERT INTO quick VALUES (1)")
     await quick.same()
     assert live.watches._asking == set()
@@ -259,7 +311,7 @@ async def test_table_truncated_while_rows_are_read_aside_is_told_as_it_was(
         ((xid,),) = rows.fetchall()
     connection.close()
     lock.rollback()
-    await until(lambda: live.watches._reading is None)
+    await until(lambda: not live.watches._readings)
     for run in runs:
         run.until = 0.0
     await until(lambda: notes.messages)

@@ -108,11 +108,11 @@ class Delta(TypedDict, Generic[Row]):
 
 
 class Alive(TypedDict):
-    """That nothing is different in the rows of a query that is watched."""
+    """That nothing is different in the rows of a query; before there are any, without more."""
 
     type: Literal["alive"]
-    position: str
-    checksum: int
+    position: NotRequired[str]
+    checksum: NotRequired[int]
     step: NotRequired[Literal[True]]
     covers: NotRequired[list[str]]
 

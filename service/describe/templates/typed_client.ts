@@ -186,10 +186,10 @@ export interface Delta<Row> extends Message {
   checksum?: number;
 }
 
-/** That nothing is. */
-export interface Alive extends Message {
+/** That nothing is; before there are any rows, without more. */
+export interface Alive extends Partial<Message> {
   type: "alive";
-  checksum: number;
+  checksum?: number;
 }
 
 export type News<Row> = Snapshot<Row> | Delta<Row> | Alive;
