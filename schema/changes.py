@@ -14,29 +14,15 @@ extension, no replication.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import psycopg2
 from psycopg2 import errors, sql
 
 from schema.database_url import reason
+from schema.triggers import PINNED, keys_function, notify, trigger_functions
 
 LEVELS = ("full", "keys", "touch")
 """What the log holds of a change: whole rows, the primary key alone, or that there was one."""
-
-CHANNEL = "rowcast_changes"
-"""Where a reader that sleeps is notified."""
-
-ASLEEP = 0x726F776361737401
-"""
-The advisory lock of a reader that sleeps; writers notify nobody else.
-
-NOTIFY on each commit would make commits wait for each other: PostgreSQL takes a lock of the whole
-server for it, until after the flush (331 instead of 1,491 commits a second, with 4 clients on a
-disk that takes 2 ms). To fall asleep, a reader takes this lock, reads on while anybody else holds
-a lock on the log, and then once more. A writer locks the log before it looks for the reader, so
-either it sees the reader asleep, or the reader sees its lock.
-"""
 
 LEADER = 0x726F776361737403
 """The advisory lock of the reader that makes ticks and publishes."""
@@ -102,77 +88,71 @@ COMMENT ON TABLE rowcast.ticks IS 'Snapshots up to which the log has been read';
 COMMENT ON TABLE rowcast.epochs IS 'Times within which transaction numbers mean the same';
 """
 
-# The writer's session says neither which operators and functions are meant nor how values are
-# written: floats would lose digits, times would be in its zone.
-PINNED = (
-    "SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC'"
-    " SET extra_float_digits = 1 SET bytea_output = 'hex' SET intervalstyle = 'iso_8601'"
-    " SET datestyle = 'ISO'"
-    # a plan made for two rows is kept for a million
-    " SET enable_nestloop = off"
-)
-# of one column, as nearly always, a tenth cheaper
-KEY = (
-    "CASE TG_NARGS WHEN 2 THEN json_build_object(TG_ARGV[1], row_to_json({0}) -> TG_ARGV[1])"
-    " ELSE (SELECT json_object_agg(c, row_to_json({0}) -> c) FROM unnest(TG_ARGV[1:]) c) END"
-)
-# null where there is no such column any more, as of KEY: a write may not fail because of it
-ID = "(SELECT r.id FROM (SELECT NULL::int4 AS id) gone CROSS JOIN LATERAL (SELECT id FROM {0}) r)"
-LOG = "INSERT INTO rowcast.log (relation, op, old, new)"
-
-
-def _trigger_functions() -> Iterator[tuple[str, str]]:
-    """
-    Yield the name and the body of each function that writes the log; one each is fastest.
-
-    Those of statements (`log_inserts` beside `log_insert`) take half the time where there are many
-    rows. What a statement changes through a parent of the table does not reach them. Those of keys that
-    are called `id`, as nearly all are, do not write the row to find the key in it.
-    """
-    for suffix, image, rows in (
-        ("", "row_to_json({})", "{}"),
-        ("_key", KEY, "{}"),
-        ("_id", "json_build_object('id', {}.id)", ID),
-    ):
-        # "o.*" is the row, where "o" might be a column
-        old, new = (image.format(name if suffix == "_id" else f"{name}.*") for name in "on")
-        old_rows, new_rows = (rows.format(name) for name in ("old_rows", "new_rows"))
-        if suffix != "_id":
-            before, after = image.format("OLD"), image.format("NEW")
-            yield f"log_insert{suffix}", f"{LOG} VALUES (TG_ARGV[0]::int4, 'I', NULL, {after});"
-            yield f"log_update{suffix}", f"{LOG} VALUES (TG_ARGV[0]::int4, 'U', {before}, {after});"
-            yield f"log_delete{suffix}", f"{LOG} VALUES (TG_ARGV[0]::int4, 'D', {before}, NULL);"
-        logged = f"{LOG} SELECT TG_ARGV[0]::int4,"
-        yield f"log_inserts{suffix}", f"{logged} 'I', NULL, {new} FROM {new_rows} n;"
-        yield f"log_deletes{suffix}", f"{logged} 'D', {old}, NULL FROM {old_rows} o;"
-        # to pair one with one is some 20 µs cheaper
-        yield (
-            f"log_updates{suffix}",
-            f"""{logged} 'U', {old}, {new} FROM {old_rows} o, {new_rows} n
-     WHERE (SELECT count(*) FROM (SELECT FROM new_rows LIMIT 2) r) = 1;
-    IF NOT FOUND THEN
-        {logged} 'U', o.image, n.image
-          FROM (SELECT {old} AS image, row_number() OVER () AS at FROM {old_rows} o) o
-          JOIN (SELECT {new} AS image, row_number() OVER () AS at FROM {new_rows} n) n USING (at);
-    END IF;""",
-        )
-    # of a whole statement; the trigger says of which kind
-    yield (
-        "log_statement",
-        'INSERT INTO rowcast.log (relation, op) VALUES (TG_ARGV[0]::int4, TG_ARGV[1]::"char");',
-    )
-
+OUTDATED = """
+EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_trigger g ON g.tgrelid = c.oid
+          JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
+         WHERE c.oid = {} AND c.relkind = 'r' AND g.tgname ~ '^[!~]rowcast_'
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid)
+           AND p.proname ~ '^(wake|log_(insert|update|delete)(_key|s_key|s_id)?)$')
+"""
+"""Whether `track` would make other triggers of a table today, which log the same and cost less."""
 
 FUNCTIONS = r"""
-CREATE OR REPLACE FUNCTION rowcast.wake() RETURNS trigger LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp AS $$
+CREATE OR REPLACE FUNCTION rowcast.wake() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF pg_try_advisory_lock_shared({asleep}) THEN
-        PERFORM pg_advisory_unlock_shared({asleep});
-    ELSE
-        NOTIFY {channel};
-    END IF;
+    {notify}
     RETURN NULL;
+END $$;
+
+CREATE OR REPLACE FUNCTION rowcast.key(relation oid) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT array_agg(a.attname::text ORDER BY array_position(i.indkey::int2[], a.attnum))
+      FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+     WHERE i.indrelid = $1 AND i.indisprimary
+$$;
+
+-- Makes the function that logs the keys of a table, and returns its name. Of keys whose texts are the
+-- same under any settings, it needs none of its own, which take a third of its time.
+CREATE OR REPLACE FUNCTION rowcast.write_keys(id int, relation regclass, key text[], wake boolean) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    name text := 'log_keys_' || id;
+    body text := {keys};
+    plain boolean;
+BEGIN
+    SELECT bool_and(t.typtype = 'e' OR t.oid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype,
+            'numeric'::regtype, 'text'::regtype, 'varchar'::regtype, 'bpchar'::regtype, 'uuid'::regtype,
+            'bool'::regtype, 'date'::regtype, 'timestamp'::regtype))
+      INTO plain
+      FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+     WHERE a.attrelid = relation AND a.attname = ANY (key);
+    SELECT format(body, id, (NOT wake)::text, string_agg(quote_ident(c), ', ' ORDER BY at),
+               string_agg(format('NULL AS %I', c), ', ' ORDER BY at),
+               string_agg(format('%L, o.%I', c, c), ', ' ORDER BY at),
+               string_agg(format('%L, n.%I', c, c), ', ' ORDER BY at))
+      INTO body FROM unnest(key) WITH ORDINALITY AS u (c, at);
+    EXECUTE format('CREATE OR REPLACE FUNCTION rowcast.%I() RETURNS trigger LANGUAGE plpgsql %s AS %L', name,
+                   CASE WHEN plain THEN 'SECURITY DEFINER' ELSE {pinned} END, body);
+    -- with whose rights it writes, whoever makes it
+    EXECUTE format('ALTER FUNCTION rowcast.%I() OWNER TO %s', name,
+                   (SELECT c.relowner::regrole FROM pg_class c WHERE c.oid = 'rowcast.log'::regclass));
+    EXECUTE format('REVOKE ALL ON FUNCTION rowcast.%I() FROM PUBLIC', name);
+    RETURN name;
+END $$;
+
+-- Drops functions of triggers that no table has any more.
+CREATE OR REPLACE FUNCTION rowcast.sweep() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    found regprocedure;
+BEGIN
+    FOR found IN
+        SELECT p.oid::regprocedure FROM pg_proc p
+         WHERE p.pronamespace = 'rowcast'::regnamespace AND p.proname ~ '^log_(keys_[0-9]+|[a-z]+s_(key|id))$'
+           AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgfoid = p.oid)
+    LOOP
+        EXECUTE format('DROP FUNCTION %s', found);
+    END LOOP;
 END $$;
 
 CREATE OR REPLACE FUNCTION rowcast.tree(relation oid) RETURNS SETOF oid
@@ -236,7 +216,8 @@ DECLARE
     found record;
 BEGIN
     FOR found IN
-        SELECT t.id, t.relation, coalesce(rowcast.shape(t.relation), 'gone') AS shape
+        SELECT t.id, t.relation, t.wake, coalesce(rowcast.shape(t.relation), 'gone') AS shape,
+               rowcast.key(t.relation) AS key
           FROM rowcast.tracked t WHERE t.noticed <> coalesce(rowcast.shape(t.relation), 'gone')
     LOOP
         UPDATE rowcast.tracked t
@@ -245,6 +226,9 @@ BEGIN
                name = CASE found.shape WHEN 'gone' THEN t.name ELSE found.relation::text END
          WHERE t.id = found.id;
         PERFORM rowcast.reset(found.id);
+        IF found.key IS NOT NULL AND to_regprocedure(format('rowcast.log_keys_%s()', found.id)) IS NOT NULL THEN
+            PERFORM rowcast.write_keys(found.id, found.relation, found.key, found.wake);
+        END IF;
         RETURN NEXT found.id;
     END LOOP;
 END $$;
@@ -272,11 +256,12 @@ DECLARE
     root int;
     key text[];
     args text;
-    suffix text := '';
     part regclass;
     op text;
     rows text;
     each_row boolean;
+    outdated boolean;
+    same boolean;
 BEGIN
     SELECT c.*, n.nspname INTO class
       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation;
@@ -306,17 +291,21 @@ BEGIN
     END IF;
     each_row := class.relkind = 'p' OR EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = relation);
     IF level = 'keys' THEN
-        SELECT array_agg(a.attname ORDER BY array_position(i.indkey::int2[], a.attnum)) INTO key
-          FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
-         WHERE i.indrelid = relation AND i.indisprimary;
+        key := rowcast.key(relation);
         IF key IS NULL THEN
             RAISE wrong_object_type USING
                 MESSAGE = format('%s has no primary key', relation), HINT = 'level full or touch';
         END IF;
-        suffix := CASE WHEN NOT each_row AND key = '{id}' THEN '_id' ELSE '_key' END;
     END IF;
     SELECT * INTO known FROM rowcast.tracked t WHERE t.relation = track.relation;
-    IF known.level = level AND known.wake = wake AND known.shape = rowcast.shape(relation) THEN
+    outdated := {outdated};
+    IF outdated THEN
+        -- so that nothing is written between the look at its shape and the new triggers
+        EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', relation);
+    END IF;
+    same := coalesce(
+        known.level = level AND known.wake = wake AND known.shape = rowcast.shape(relation), false);
+    IF same AND NOT outdated THEN
         RETURN format('%s is tracked already (%s)', relation, level);
     END IF;
     IF known IS NULL THEN
@@ -336,26 +325,34 @@ BEGIN
         root := known.id;
         UPDATE rowcast.tracked t
            SET relation = track.relation, level = track.level, wake = track.wake,
-               name = track.relation::text, problem = NULL, since = pg_current_xact_id()
+               name = track.relation::text, problem = NULL,
+               since = CASE WHEN same THEN t.since ELSE pg_current_xact_id() END
          WHERE t.id = root;
     END IF;
     -- One that is new may have been tracked before, under another number, and what was written since is in
     -- no log. Where there is no tick, there is no position either that it could be missed after.
-    IF known.id = root OR EXISTS (SELECT FROM rowcast.ticks) THEN
+    IF NOT same AND (known.id = root OR EXISTS (SELECT FROM rowcast.ticks)) THEN
         PERFORM rowcast.reset(root);
     END IF;
     -- "!" sorts before the names of other triggers, so the log is mostly in their order too
     args := quote_literal(root);
-    IF level <> 'touch' THEN
-        SELECT args || coalesce(string_agg(', ' || quote_literal(c), '' ORDER BY at), '') INTO args
+    IF level = 'keys' AND each_row THEN
+        SELECT args || string_agg(', ' || quote_literal(c), '' ORDER BY at) INTO args
           FROM unnest(key) WITH ORDINALITY AS u (c, at);
+    ELSIF wake AND NOT each_row THEN
+        args := args || ', true';
+    END IF;
+    IF level <> 'touch' THEN
         FOR op, rows IN VALUES ('insert', 'NEW TABLE AS new_rows'), ('delete', 'OLD TABLE AS old_rows'),
                                ('update', 'OLD TABLE AS old_rows NEW TABLE AS new_rows') LOOP
             EXECUTE format(
                 'CREATE TRIGGER %I AFTER %s ON %s %s EXECUTE FUNCTION rowcast.%I(%s)',
                 '!rowcast_' || op, op, relation,
                 CASE WHEN each_row THEN 'FOR EACH ROW' ELSE 'REFERENCING ' || rows || ' FOR EACH STATEMENT' END,
-                'log_' || op || CASE WHEN each_row THEN '' ELSE 's' END || suffix, args);
+                CASE WHEN level = 'full' THEN 'log_' || op || CASE WHEN each_row THEN '' ELSE 's' END
+                     WHEN each_row THEN 'log_' || op || '_key'
+                     ELSE rowcast.write_keys(root, relation, key, wake) END,
+                args);
         END LOOP;
     END IF;
     -- of statements, which partitions do not take over from their root
@@ -363,21 +360,22 @@ BEGIN
                  WHERE c.relkind IN ('r', 'p') LOOP
         EXECUTE format(
             'CREATE TRIGGER "!rowcast_truncate" AFTER TRUNCATE ON %s FOR EACH STATEMENT'
-            ' EXECUTE FUNCTION rowcast.log_statement(%L, %L)',
-            part, root, CASE part WHEN relation THEN 'T' ELSE 'R' END);
+            ' EXECUTE FUNCTION rowcast.log_statement(%L, %L%s)',
+            part, root, CASE part WHEN relation THEN 'T' ELSE 'R' END, CASE WHEN wake THEN ', true' END);
         IF level = 'touch' THEN
             EXECUTE format(
                 'CREATE TRIGGER "!rowcast_touch" AFTER INSERT OR UPDATE OR DELETE ON %s'
-                ' FOR EACH STATEMENT EXECUTE FUNCTION rowcast.log_statement(%L, ''C'')', part, root);
-        END IF;
-        IF wake THEN
+                ' FOR EACH STATEMENT EXECUTE FUNCTION rowcast.log_statement(%L, ''C''%s)',
+                part, root, CASE WHEN wake THEN ', true' END);
+        ELSIF wake AND each_row THEN
             EXECUTE format(
-                'CREATE TRIGGER "~rowcast_wake" AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s'
+                'CREATE TRIGGER "~rowcast_wake" AFTER INSERT OR UPDATE OR DELETE ON %s'
                 ' FOR EACH STATEMENT EXECUTE FUNCTION rowcast.wake()', part);
         END IF;
     END LOOP;
     UPDATE rowcast.tracked t SET (shape, noticed) = (SELECT s, s FROM rowcast.shape(t.relation) s)
      WHERE t.id = root;
+    PERFORM rowcast.sweep();
     NOTIFY {catalog};
     RETURN format('%s is tracked (%s)', relation, level);
 END $$;
@@ -392,6 +390,7 @@ BEGIN
         RETURN relation::text || ' is not tracked';
     END IF;
     PERFORM rowcast.untie(relation);
+    PERFORM rowcast.sweep();
     NOTIFY {catalog};
     RETURN format('%s is no longer tracked', known);
 END $$;
@@ -416,7 +415,15 @@ BEGIN
         PERFORM rowcast.untrack(found.relation);
     END LOOP;
 END $$;
-DROP FUNCTION {functions};
+DO $$
+DECLARE
+    each regprocedure;
+BEGIN
+    FOR each IN SELECT oid::regprocedure FROM pg_proc
+                 WHERE pronamespace = 'rowcast'::regnamespace AND (proname ~ '^log_' OR proname IN ({functions})) LOOP
+        EXECUTE format('DROP FUNCTION %s', each);
+    END LOOP;
+END $$;
 DROP TABLE rowcast.log, rowcast.ticks, rowcast.epochs, rowcast.tracked;
 DO $$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_depend WHERE refclassid = 'pg_namespace'::regclass
@@ -432,16 +439,34 @@ def install() -> str:
     written = "".join(
         f"CREATE OR REPLACE FUNCTION rowcast.{name}() RETURNS trigger LANGUAGE plpgsql {PINNED}"
         f" AS $$\n#variable_conflict use_variable\nBEGIN\n    {body}\n    RETURN NULL;\nEND $$;\n"
-        for name, body in _trigger_functions()
+        for name, body in trigger_functions()
     )
-    fixed = FUNCTIONS.replace("{asleep}", str(ASLEEP)).replace("{channel}", CHANNEL)
-    return TABLES + written + fixed.replace("{catalog}", CATALOG)
+    functions, fixed = (
+        FUNCTIONS,
+        {
+            "catalog": CATALOG,
+            "keys": f"$keys${keys_function()}$keys$",
+            "notify": notify("false"),
+            "outdated": OUTDATED.format("track.relation"),
+            "pinned": f"$pinned${PINNED}$pinned$",
+        },
+    )
+    for name, value in fixed.items():
+        functions = functions.replace(f"{{{name}}}", value)
+    return TABLES + written + functions
+
+
+TRACK_AGAIN = f"""
+SELECT rowcast.track(t.relation, t.level, t.wake) FROM rowcast.tracked t JOIN pg_class k ON k.oid = t.relation
+ WHERE pg_has_role(k.relowner, 'USAGE') AND {OUTDATED.format("t.relation")}
+"""
+"""Gives tables that are tracked, and are ours, the triggers of today, where theirs are of an older version."""
 
 
 def remove() -> str:
     """Return the SQL that ends all tracking and drops the log; the schema too, if left empty."""
-    names = re.findall(r"FUNCTION (rowcast\.\w+)\(", install())
-    return REMOVE.replace("{functions}", ", ".join(dict.fromkeys(names)))
+    names = re.findall(r"FUNCTION rowcast\.(\w+)\(", FUNCTIONS)
+    return REMOVE.replace("{functions}", ", ".join(f"'{name}'" for name in dict.fromkeys(names)))
 
 
 def track(table: str, level: str = "full", *, schema: str | None = None, wake: bool = True) -> None:

@@ -23,7 +23,8 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from schema.changes import CHANNEL, TICKS
+from schema.changes import TICKS
+from schema.triggers import CHANNEL
 from service.changes.delivery import Delivery, FeedCounters, Publish
 from service.changes.epochs import Epoch, OnStandby, begin_txn
 from service.changes.leader import (
@@ -178,6 +179,7 @@ class Feed(Service):
             "polling": self.polling,
             "identified": self.epoch is None or self.epoch.identified,
             "pruned": self._upkeep.pruned,
+            "outdated": self._upkeep.outdated,
             **asdict(self.counters),
         }
 

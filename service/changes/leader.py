@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from enum import Enum
 
-from schema.changes import ASLEEP, LEADER
+from schema.changes import LEADER
+from schema.triggers import ASLEEP
 from service.changes.log import barred_txn, installed_txn
 from service.db.connection import PgConnection
 from service.db.planned import Planned

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from schema.changes import OUTDATED
 from service.db.connection import PgConnection
 
 NOTICE = 30.0
@@ -19,6 +20,8 @@ BATCH = 5_000
 """Rows that are deleted at a time: some 10 ms, in which nothing is read."""
 BUSY_TABLE = "55P03"
 """SQLSTATE of a lock that was not to be had: somebody tracks a table, and is not done."""
+
+OLD = f"SELECT count(*) FROM rowcast.tracked t WHERE {OUTDATED.format('t.relation')}"
 
 # A tick of which nothing is old: its changes are kept, and so is what was visible before it.
 FIRST_KEPT = """
@@ -75,12 +78,14 @@ class Upkeep:
     Attributes:
         looking: Whether DDL is to be looked for at once.
         pruned: Rows of the log that were deleted so far.
+        outdated: Tables that are tracked by triggers of an older version.
     """
 
     keep: float
     keep_bytes: int
     looking: bool = True
     pruned: int = 0
+    outdated: int = 0
     _noticed_at: float = 0.0
     _changed: bool = False
     _pruned_at: float = 0.0
@@ -108,6 +113,7 @@ class Upkeep:
             self._noticed_at = now
             if not notice_txn(connection):
                 self.looking = True
+            (self.outdated,) = connection.ask(OLD)
         elif self._below is not None:
             many = self._delete_txn(connection, PRUNE_LOG, below=str(self._below))
             self.pruned += many

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from schema.changes import OUTDATED
 from service.api.dispatcher import Dispatcher, Procedure
 from service.api.roles import SERVICE, Roles
 from service.catalog import Catalog, Relation
@@ -45,8 +46,8 @@ OWNER = """
 SELECT rolsuper, current_user::text FROM pg_catalog.pg_roles WHERE rolname = %(owner)s
 """
 
-TRACKED = """
-SELECT t.id, t.level,
+TRACKED = f"""
+SELECT t.id, t.level, t.wake, {OUTDATED.format("t.relation")},
        CASE WHEN pg_catalog.has_function_privilege('rowcast.problem(oid, text)', 'EXECUTE')
             THEN rowcast.problem(t.relation, t.level) ELSE t.problem END
   FROM rowcast.tracked t WHERE t.relation = %(oid)s
@@ -191,7 +192,13 @@ def _tracked(shown: str, tracked: Sequence[Any] | None) -> Iterator[Check]:
     if tracked is None:
         yield Check(False, "it is not tracked", f"rowcast track {shown}")
         return
-    _, level, problem = tracked
+    _, level, wake, outdated, problem = tracked
+    if outdated:
+        yield Check(
+            None,
+            "its triggers are of an older version, which costs its writers more",
+            f"rowcast track {shown} --level {level}" + ("" if wake else " --no-wake"),
+        )
     if problem is not None:
         yield Check(False, f"it is tracked, but {problem}", f"rowcast track {shown}")
     elif level == "full":

@@ -13,8 +13,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.schema import ForeignKey
 
-from schema.changes import ASLEEP, CHANNEL, install
+from schema.changes import install
 from schema.database_url import engine
+from schema.triggers import ASLEEP, CHANNEL
 from tests.conftest import execute
 from tests.db.captured import SnapshotReader, connect, net
 
@@ -34,6 +35,7 @@ CREATE TABLE named (
     relation int, old_rows int, new_rows int, row_to_json int);
 CREATE TABLE named_too (LIKE named INCLUDING ALL);
 CREATE TABLE quiet (id int PRIMARY KEY);
+CREATE TABLE odd ("%1$s" text, "o ""n" float8, found int, PRIMARY KEY ("o ""n", "%1$s"));
 CREATE TABLE kinds (
     id int PRIMARY KEY, f float8, r float4, b bytea, i interval, t timestamptz, d date,
     m numeric(30, 10), j jsonb, a text[], big bigint);
@@ -41,10 +43,12 @@ CREATE TABLE kinds (
 SELECT rowcast.track(name::regclass) FROM unnest(
     '{{owners, pets, sums, loose, logs, kinds}}'::text[]) name;
 SELECT rowcast.track('named'), rowcast.track('named_too', 'keys');
-SELECT rowcast.track('coded', 'keys'), rowcast.track('counters', 'touch'),
+SELECT rowcast.track('odd', 'keys'), rowcast.track('coded', 'keys'), rowcast.track('counters', 'touch'),
        rowcast.track('quiet', 'full', false);
 """
-EMPTY = "TRUNCATE owners, pets, sums, loose, coded, counters, logs, quiet, kinds, named, named_too"
+EMPTY = (
+    "TRUNCATE odd, owners, pets, sums, loose, coded, counters, logs, quiet, kinds, named, named_too"
+)
 
 
 @pytest.fixture
@@ -381,6 +385,25 @@ def test_images_do_not_depend_on_the_settings_of_the_writer(dsn: str, log: Snaps
     assert set(execute(dsn, written)) == {("12345678901234567890.0123456789",)}
 
 
+def test_keys_of_any_name_and_number_are_logged_exactly(dsn: str, log: SnapshotReader) -> None:
+    """By one statement of one row or of several, under any settings."""
+    execute(
+        dsn,
+        f"""
+        {HOSTILE} INSERT INTO public.odd VALUES ('a', 0.1::float8 + 0.2::float8), ('b', 1);
+        UPDATE public.odd SET found = 1; UPDATE public.odd SET "%1$s" = 'c' WHERE "%1$s" = 'b';
+        DELETE FROM public.odd WHERE "%1$s" = 'c'
+        """,
+    )
+    a, b, c = (
+        {'o "n': number, "%1$s": text}
+        for number, text in ((0.30000000000000004, "a"), (1, "b"), (1, "c"))
+    )
+    assert log.changes() == [
+        ("I", None, a), ("I", None, b), ("U", a, a), ("U", b, b), ("U", b, c), ("D", c, None)
+    ]  # fmt: skip
+
+
 def test_operators_of_the_writer_are_not_used(dsn: str, log: SnapshotReader) -> None:
     """The functions have more rights than the writer, and run none of the writer's code."""
     execute(
@@ -388,10 +411,15 @@ def test_operators_of_the_writer_are_not_used(dsn: str, log: SnapshotReader) -> 
         """
         CREATE FUNCTION pg_temp.row_to_json(anyelement) RETURNS json LANGUAGE sql AS 'SELECT NULL::json';
         CREATE FUNCTION pg_temp.int4(text) RETURNS int LANGUAGE sql AS 'SELECT 0';
-        SET search_path = pg_temp, pg_catalog; INSERT INTO public.owners VALUES (1, 'Ada')
+        CREATE FUNCTION pg_temp.json_build_object(text, int, text, text) RETURNS json LANGUAGE sql
+            AS 'SELECT NULL::json';
+        CREATE FUNCTION pg_temp.same(text, text) RETURNS bool LANGUAGE sql AS 'SELECT false';
+        CREATE OPERATOR pg_temp.= (FUNCTION = pg_temp.same, LEFTARG = text, RIGHTARG = text);
+        SET search_path = pg_temp, pg_catalog; INSERT INTO public.owners VALUES (1, 'Ada');
+        INSERT INTO public.coded VALUES (1, 'a')
         """,
     )
-    assert log.changes() == [("I", None, {"id": 1, "name": "Ada"})]
+    assert log.changes() == [("I", None, {"id": 1, "name": "Ada"}), ("I", None, {"a": "a", "b": 1})]
 
 
 def test_trigger_of_the_application_leaves_net_changes_right(dsn: str, log: SnapshotReader) -> None:

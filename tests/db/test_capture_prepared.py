@@ -10,7 +10,8 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection
 
-from schema.changes import ASLEEP, install
+from schema.changes import install
+from schema.triggers import ASLEEP
 from tests.conftest import execute
 from tests.db.captured import SnapshotReader, connect
 from tests.db.servers import servers

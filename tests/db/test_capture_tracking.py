@@ -127,6 +127,49 @@ def test_migration_tracks_by_name_and_schema(dsn: str) -> None:
     assert execute(dsn, "SELECT to_regnamespace('rowcast')") == [(None,)]
 
 
+OLD = """
+CREATE FUNCTION rowcast.log_inserts_id() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+    INSERT INTO rowcast.log (relation, op, new)
+    SELECT TG_ARGV[0]::int4, 'I', pg_catalog.json_build_object('id', n.id) FROM new_rows n;
+    RETURN NULL; END $$;
+DROP TRIGGER "!rowcast_insert" ON things;
+CREATE TRIGGER "!rowcast_insert" AFTER INSERT ON things REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION rowcast.log_inserts_id('{id}');
+UPDATE rowcast.tracked SET (shape, noticed) = (SELECT s, s FROM rowcast.shape(relation) s);
+"""
+
+
+def test_triggers_of_an_older_version_are_replaced_and_nothing_is_lost(tracked: str) -> None:
+    """What was written before and after has the same form, so nobody has to read the table again."""
+    track_table(tracked, "things", "keys", True)
+    ((id, since),) = execute(tracked, "SELECT id, since::text FROM rowcast.tracked")
+    execute(tracked, OLD.format(id=id))
+    reader = SnapshotReader(tracked)
+    execute(tracked, "INSERT INTO things VALUES (2)")
+    assert track_table(tracked, "things", "keys", True) == "public.things is tracked (keys)"
+    execute(tracked, "INSERT INTO things VALUES (3)")
+    assert [entry.change for entry in reader.read()] == [
+        ("I", None, {"id": 2}),
+        ("I", None, {"id": 3}),
+    ]
+    reader.connection.close()
+    assert execute(tracked, "SELECT id, since::text FROM rowcast.tracked") == [(id, since)]
+    assert execute(tracked, "SELECT to_regproc('rowcast.log_inserts_id')") == [(None,)]
+    assert track_table(tracked, "things", "keys", True) == "public.things is tracked already (keys)"
+    assert execute(tracked, "SELECT rowcast.notice()") == []
+
+
+def test_key_of_another_type_or_name_is_logged_as_it_is_once_that_is_noticed(tracked: str) -> None:
+    """Its function says what it needs of the writer's session, by the types that there were."""
+    track_table(tracked, "things", "keys", True)
+    execute(tracked, "ALTER TABLE things ALTER id TYPE float8; ALTER TABLE things RENAME id TO no")
+    execute(tracked, "INSERT INTO things VALUES (2)")
+    execute(tracked, "SELECT rowcast.notice()")
+    execute(tracked, "SET extra_float_digits = -10; INSERT INTO things VALUES (0.1 + 0.2::float8)")
+    found = execute(tracked, "SELECT new FROM rowcast.log WHERE op = 'I' ORDER BY seq")
+    assert found == [({"id": None},), ({"no": 0.30000000000000004},)]
+
+
 def test_services_hear_that_a_table_is_tracked_and_no_longer(tracked: str) -> None:
     listening = connect(tracked)
     listening.autocommit = True

@@ -13,7 +13,8 @@ import pytest_twisted
 from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 
-from schema.changes import ASLEEP, install
+from schema.changes import install
+from schema.triggers import ASLEEP
 from tests.conftest import execute
 from tests.db.feeds import feeding, forget
 from tests.deferreds import pause, until

@@ -193,6 +193,20 @@ def test_why_tells_what_a_level_leaves_out(tracked: str) -> None:
         assert line.endswith("→ rowcast track public.things --level full")
 
 
+def test_why_tells_of_triggers_of_an_older_version(tracked: str) -> None:
+    track_table(tracked, "things", "keys", False)
+    assert not any("older version" in each.text for each in checks(tracked, "things"))
+    execute(
+        tracked,
+        """CREATE TRIGGER "~rowcast_wake" AFTER INSERT ON things FOR EACH STATEMENT
+           EXECUTE FUNCTION rowcast.wake()""",
+    )
+    (line,) = [each.line() for each in checks(tracked, "things") if "older version" in each.text]
+    assert line.endswith("→ rowcast track public.things --level keys --no-wake")
+    track_table(tracked, "things", "keys", False)
+    assert not any("older version" in each.text for each in checks(tracked, "things"))
+
+
 def test_try_is_timed_until_the_log_is_read(tracked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is told of a change: the row is as it was."""
     connection = open_session(tracked, SessionSettings())
