@@ -5,6 +5,7 @@ Topics as subscribers of each kind see them.
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -116,6 +117,26 @@ def _words(event: dict[str, Any]) -> str:
     if "op" not in event:
         return "touched"
     return f"{event['op']} {event['key'] and event['key']['id']}"
+
+
+@pytest.mark.parametrize("how", KINDS)
+@pytest_twisted.ensureDeferred
+async def test_changes_that_were_missed_are_answered_as_they_were_published(
+    empty: Serving, dsn: str, call_from: Join, how: str
+) -> None:
+    caller = await call_from(how)
+    subscriber, every = Subscriber(caller), "rowcast..changed.."
+    await subscriber.subscribe(every, "wildcard")
+    since = await caller.call("rowcast.position")
+    run(dsn, WRITES)
+    await until(lambda: len(subscriber.events[every]) >= len(SEEN[every]))
+    answer = await caller.call("rowcast.changes", since)
+    published = [{**event} for event in subscriber.events[every]]
+    for event in published:
+        del event["prev"]
+    assert [each for each in answer["changes"] if each["op"] != "touch"] == published
+    text = json.dumps(answer, default=lambda data: b64encode(data).decode())
+    assert json.loads(await caller.call("rowcast.changes", since, form="json")) == json.loads(text)
 
 
 @pytest.mark.parametrize("how", KINDS)
