@@ -318,3 +318,13 @@ def execute(dsn: str, sql: str) -> list[tuple[object, ...]]:
             return cursor.fetchall() if cursor.description else []
     finally:
         connection.close()
+
+
+def wait_for_lock(dsn: str) -> None:
+    """Return once a session of a database waits for another one's lock; not for the reactor's thread."""
+    waiting = (
+        "SELECT pg_sleep(0.02), count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    while not execute(dsn, waiting)[0][1]:
+        pass

@@ -15,7 +15,7 @@ from twisted.internet.threads import deferToThread
 
 from service.errors import Conflict, InvalidArgument, InvalidRow, NotFound, TooManyRows
 from service.models.model import Model
-from tests.conftest import execute
+from tests.conftest import execute, wait_for_lock
 from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
 
@@ -218,17 +218,8 @@ async def test_changes_at_once_of_a_view_without_a_lock_compute_with_the_same_ro
         cursor.execute("UPDATE sight SET n = n + 10 WHERE id = 1")
         add: dict[str, Any] = {"changes": {"n": {"$add": 1}}, "select": ["n"]}
         answer = ensureDeferred(db.call("sight.update", 1, returning=returning, **add))
-        await deferToThread(_wait_for_lock, dsn)
+        await deferToThread(wait_for_lock, dsn)
         other.commit()
         new = {"n": 2}
         assert await answer == ({"old": {"n": 1}, "new": new} if returning == "both" else new)
     assert execute(dsn, "SELECT n FROM items WHERE id = 1") == [(2,)]
-
-
-def _wait_for_lock(dsn: str) -> None:
-    waiting = (
-        "SELECT pg_sleep(0.02), count(*) FROM pg_stat_activity"
-        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    )
-    while not execute(dsn, waiting)[0][1]:
-        pass

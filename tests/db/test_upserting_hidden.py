@@ -15,7 +15,7 @@ from twisted.internet.threads import deferToThread
 from service.api.roles import Roles
 from service.errors import Conflict, InvalidArgument, NotAuthorized
 from service.request.arguments import Caller
-from tests.conftest import execute
+from tests.conftest import execute, wait_for_lock
 from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
 
@@ -120,20 +120,10 @@ async def test_upsert_with_where_that_meets_a_row_come_meanwhile_goes_by_it(
         row = {"id": 3, "owner": "guest", "a": "x"}
         where = {"a": {"starts": start}}
         answer = ensureDeferred(db.call_as(GUEST, "rl.upsert", row, where=where, select=["a"]))
-        await deferToThread(_wait_for_lock, dsn)
+        await deferToThread(wait_for_lock, dsn)
         other.commit()
         assert await answer == ({"a": "x"} if expected == "x" else None)
     assert execute(dsn, "SELECT a FROM rl WHERE id = 3") == [(expected,)]
-
-
-def _wait_for_lock(dsn: str) -> None:
-    waiting = (
-        "SELECT pg_sleep(0.02), count(*) FROM pg_stat_activity"
-        " WHERE wait_event_type = 'Lock' AND query LIKE '%ON CONFLICT%'"
-        " AND datname = current_database() AND pid <> pg_backend_pid()"
-    )
-    while not execute(dsn, waiting)[0][1]:
-        pass
 
 
 @pytest_twisted.ensureDeferred

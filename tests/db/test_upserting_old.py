@@ -15,7 +15,7 @@ from twisted.internet.threads import deferToThread
 
 from service.errors import InvalidArgument, InvalidRow, ServiceError, TooManyRows
 from service.models.model import Model
-from tests.conftest import execute
+from tests.conftest import execute, wait_for_lock
 from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
 
@@ -142,7 +142,7 @@ async def test_row_that_comes_meanwhile_is_met_as_it_came(db: DirectCaller, dsn:
         cursor.execute("INSERT INTO items (id, n) VALUES (30, 30)")
         kwargs = {"update": {"n": {"$add": 1}}, "returning": "both", **PICK}
         answer = ensureDeferred(db.call("items.upsert", [{"id": 30}, {"id": 1}], **kwargs))
-        await deferToThread(_wait_for_lock, dsn)
+        await deferToThread(wait_for_lock, dsn)
         other.commit()
         assert (await answer)[0] == {"old": row(30), "new": row(30, 31, "30 to 31")}
     calls = [
@@ -152,16 +152,6 @@ async def test_row_that_comes_meanwhile_is_met_as_it_came(db: DirectCaller, dsn:
     assert sorted(each["new"]["n"] for each in found) == [*range(7, 13)]
     assert [each["old"] for each in found].count(None) == 1
     assert all(each["old"] is None or each["old"]["n"] == each["new"]["n"] - 1 for each in found)
-
-
-def _wait_for_lock(dsn: str) -> None:
-    waiting = (
-        "SELECT pg_sleep(0.02), count(*) FROM pg_stat_activity"
-        " WHERE wait_event_type = 'Lock' AND query LIKE '%ON CONFLICT%'"
-        " AND datname = current_database() AND pid <> pg_backend_pid()"
-    )
-    while not execute(dsn, waiting)[0][1]:
-        pass
 
 
 @pytest_twisted.ensureDeferred
