@@ -2,7 +2,7 @@
 The verb create, with related rows among the values: new ones, or links to some that are there.
 
 All of it is one transaction. Where no model of it has rules, it is one job of a pool thread; else
-each step comes back to the models, which see the keys of the rows that are made by then.
+each message is, before which models see their rows of it, with the keys of those that are made by then.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from typing import Any
 
 from service.api import upserts, write
 from service.api.call import Call, Snapshot, Step
-from service.api.rules import refuse_new_rows, validated_rows
+from service.api.rules import refuse_new_rows, validated_steps
 from service.catalog import Catalog, Relation, Type
 from service.db.statements import Shape, compute_txn
-from service.db.steps import Message, Work, nested_txn, refuse_unrelated, steps_txn
+from service.db.steps import Message, Work, nested_txn, steps_txn
 from service.db.writes import SETTLE, NoRowWritten, too_many_rows
-from service.errors import InvalidArgument, InvalidRow, NotChanged, NotFound, ServiceError
+from service.errors import InvalidArgument, NotChanged, ServiceError
 from service.plan.conditions import Bound
 from service.plan.growing import grow
 from service.plan.messages import (
     Messages,
-    looked_at_by,
+    is_seen,
     messages,
+    needed_by,
     needs_own_message,
     slots_of,
     used_by,
@@ -36,20 +37,17 @@ from service.plan.nesting import is_nested
 from service.plan.read_plan import plan_get
 from service.plan.reread import key_to_reread
 from service.plan.step_plan import plan_answer, plan_step
-from service.plan.tree import LinkedRow, NewRows, Tree, TreeStep
+from service.plan.tree import LinkedKey, LinkedRow, NewRows, Tree, TreeStep
 from service.plan.write_plan import plan_create, refuse_names
 from service.request.arguments import IDEMPOTENCY_KEY, Values
-from service.request.read_request import Limits, Parsed
+from service.request.read_request import Limits
 from service.request.related_rows import size_of
 from service.request.requests import (
-    EVERYTHING,
     CreateRequest,
     GetRequest,
     KeyMatch,
     Operand,
     Returning,
-    Target,
-    UpdateRequest,
 )
 from service.request.shapes import Shaped, StandIn, Unshaped, filled, marked
 from service.request.write_request import parse_create
@@ -113,8 +111,8 @@ def create(call: Call) -> Step | Awaitable[Any]:
         )
         work = None
     _refuse_faults(call.snapshot, nested)
-    if _has_rules(call.snapshot, nested.tree):
-        return _by_models(call, nested)
+    if any(map(is_seen, nested.tree.steps)):
+        return _by_models(call, nested, _sent(call.snapshot.catalog, nested.tree))
     return _step(call, nested, work or _work(call.snapshot.catalog, nested, _ends(call)))
 
 
@@ -175,7 +173,7 @@ def _planned(
     rows = marked(shaped.shape, count())
     try:
         nested = _nested(snapshot, relation, [rows], options, call.backend.limits)
-        ruled = _has_rules(snapshot, nested.tree)
+        ruled = any(map(is_seen, nested.tree.steps))
         work = None if ruled else _work(snapshot.catalog, nested, _ends(call))
     except ServiceError:
         return None
@@ -252,7 +250,24 @@ def _nested(
     for step in tree.steps:
         if isinstance(step, NewRows):
             refuse_names(step.relation, step.rows)
+    steps = tuple(_seen(snapshot, step, values) for step in tree.steps)
+    tree = replace(tree, steps=steps)
     return Nested(relation, tree, request, values.freeze(), slot, parsed.timeout)
+
+
+def _seen(snapshot: Snapshot, step: TreeStep, values: Values) -> TreeStep:
+    """Return a step as one whose model sees its rows, if that has rules."""
+    if isinstance(step, LinkedKey):
+        return step
+    relation, creating = step.relation, isinstance(step, NewRows)
+    if not snapshot.model(relation).has_rules(creating):
+        return step
+    if isinstance(step, NewRows):
+        return replace(step, seen=True)
+    names = tuple(name for name, column in relation.columns.items() if column.selectable)
+    slots = tuple(values.add(None) for _ in names)
+    row = LinkedKey(relation, step.key, step.path, names, slots, locked=relation.updatable)
+    return replace(step, row=row)
 
 
 def _refuse_faults(snapshot: Snapshot, nested: Nested) -> None:
@@ -272,12 +287,12 @@ def _refuse_faults(snapshot: Snapshot, nested: Nested) -> None:
 async def _many(call: Call) -> Any:
     """Look through many rows in a pool thread, then write them."""
     relation = write.relation_of(call)
-    nested: Nested = await call.backend.database.run(
+    nested, sent = await call.backend.database.run(
         compute_txn, _looked_through, call.snapshot, relation, call.args, call.kwargs,
         call.backend.limits, retry=True,
     )  # fmt: skip
-    if _has_rules(call.snapshot, nested.tree):
-        return await _by_models(call, nested)
+    if sent is not None:
+        return await _by_models(call, nested, sent)
     step = _step(call, nested, None)
     return step.shape(await call.run(step))
 
@@ -288,10 +303,12 @@ def _looked_through(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     limits: Limits,
-) -> Nested:
+) -> tuple[Nested, Messages | None]:
+    """Parse and check a call; return its messages, too, if models see what they write."""
     nested = _nested(snapshot, relation, args, kwargs, limits)
     _refuse_faults(snapshot, nested)
-    return nested
+    ruled = any(map(is_seen, nested.tree.steps))
+    return nested, _sent(snapshot.catalog, nested.tree) if ruled else None
 
 
 def _step(call: Call, nested: Nested, work: Work | None) -> Step:
@@ -317,25 +334,35 @@ def _shape(call: Call, returning: Returning) -> Shape | None:
 
 def _work(catalog: Catalog, nested: Nested, settle: bool) -> Work:
     """Return the messages of all steps, and the answer; `settle` where the transaction ends with it."""
-    tree, root = nested.tree, nested.tree.steps[nested.tree.root]
-    assert isinstance(root, NewRows)
+    tree, root = nested.tree, nested.tree.made
+    answer = _answer(catalog, nested, root, settle)
+    found = _built(catalog, _sent(catalog, tree), answer)
+    if answer is None:
+        return Work(found)
+    return _answered(nested, root, found[:-1], found[-1], tree.steps)
+
+
+def _sent(catalog: Catalog, tree: Tree) -> Messages:
+    """Return the steps by messages, behind the last of which stands what answers the call."""
     before = tree.steps[:-1] if tree.root_answers else tree.steps
     steps = [part for step in before for part in _parts(catalog, step)]
-    answer = _answer(catalog, nested, root, settle)
     if tree.root_answers:
-        sent = messages(steps, used_by(root), looked_at_by(root))
-    else:
-        sent = messages(steps, tree.key, [slot for row in _texts(root) for slot in row])
-    found = _built(catalog, sent, answer)
-    return Work(found) if answer is None else _answered(nested, root, found[:-1], found[-1])
+        return messages(steps, *needed_by(tree.made))
+    return messages(steps, tree.key, [slot for row in _texts(tree.made) for slot in row])
 
 
-def _answered(nested: Nested, root: NewRows, before: Sequence[Message], answer: Message) -> Work:
+def _answered(
+    nested: Nested,
+    root: NewRows,
+    messages: Sequence[Message],
+    answer: Message,
+    tree: Sequence[TreeStep],
+    before: Sequence[TreeStep] = (),
+) -> Work:
     """Return the work of some messages, the last of which answers the rows of the call."""
-    tree = nested.tree
-    if tree.root_answers:
-        return Work(before, answer, root, tree=tree.steps)
-    return Work(before, answer, None, _texts(root), nested.slot, tree.steps)
+    if nested.tree.root_answers:
+        return Work(messages, answer, root, tree=tree, before=before)
+    return Work(messages, answer, None, _texts(root), nested.slot, tree, before)
 
 
 def _answer(catalog: Catalog, nested: Nested, root: NewRows, settle: bool) -> Statement | None:
@@ -411,47 +438,28 @@ def _message(
     return Message(steps, joined(parts, sent.passed, answer), tuple(kept))
 
 
-def _has_rules(snapshot: Snapshot, tree: Tree) -> bool:
-    return any(
-        snapshot.model(step.relation).has_rules(creating=isinstance(step, NewRows))
-        for step in tree.steps
-        if isinstance(step, NewRows | LinkedRow)
-    )
-
-
-async def _by_models(call: Call, nested: Nested) -> Any:
-    """Write nested rows step by step, as their models leave them."""
-    database, relation = call.backend.database, write.relation_of(call)
-    request, tree, codec = nested.request, nested.tree, call.snapshot.codec
-    catalog, pause = call.snapshot.catalog, database.yield_to_reactor
+async def _by_models(call: Call, nested: Nested, sent: Messages) -> Any:
+    """Write nested rows message by message: before each, models see those of its rows that are theirs."""
+    catalog, codec, database = call.snapshot.catalog, call.snapshot.codec, call.backend.database
+    request, tree, last = nested.request, nested.tree, _ends(call)
+    validated = partial(validated_steps, call.snapshot, pause=database.yield_to_reactor)
+    *firsts, final = sent.steps
 
     async def attempt() -> Any:
-        values, root = nested.values, tree.steps[tree.root]
-        for at, step in enumerate(tree.steps):
-            if isinstance(step, LinkedRow) and call.snapshot.model(step.relation).has_rules(False):
-                await _link_by_model(call, step, values)
-                continue
-            if isinstance(step, NewRows) and call.snapshot.model(step.relation).has_rules(True):
-                rows, values = await validated_rows(
-                    call.snapshot, step.relation, step.rows, step.paths, values, pause
-                )
-                step = replace(step, rows=rows)
-            if at == tree.root:
-                root = step
-                if tree.root_answers:
-                    break
-            wanted = codec, _built(catalog, _model_messages(catalog, step)), values
-            done = Step(steps_txn, wanted, tuple, nested.timeout, "write")
-            values = tuple(await call.run(done))
-        assert isinstance(root, NewRows)
-        answer = _answer(catalog, nested, root, last)
-        end = Work(()) if answer is None else _answered(nested, root, (), Message((), answer, ()))
+        values, done = nested.values, tuple[TreeStep, ...]()
+        for each in firsts:
+            steps, values = await validated(each, values)
+            message = partial(_message, catalog, steps, len(done), sent, None)
+            args = codec, message, values, done
+            run = Step(steps_txn, args, tuple, nested.timeout, "write")
+            values, done = tuple(await call.run(run)), (*done, *steps)
+        behind = (tree.made,) if tree.root_answers else ()
+        steps, values = await validated((*final, *behind), values)
+        work = partial(_last_work, catalog, nested, sent, done, steps, last)
         shape, one = _shape(call, request.returning), not request.many
-        args = codec, lambda: end, values, tree.written, shape, one
-        written = await call.run(Step(nested_txn, args, tuple, nested.timeout, "last"))
+        end = codec, work, values, tree.written, shape, one
+        written = await call.run(Step(nested_txn, end, tuple, nested.timeout, "last"))
         return write.answered(written, request.returning, request.many)
-
-    last = database.level is None
 
     async def transaction() -> Any:
         async with database.transaction():
@@ -460,29 +468,24 @@ async def _by_models(call: Call, nested: Nested) -> Any:
     try:
         return await database.again(transaction)
     except NoRowWritten:
-        raise NotChanged(relation.name) from None
+        raise NotChanged(nested.relation.name) from None
 
 
-def _model_messages(catalog: Catalog, step: TreeStep) -> Messages:
-    """Return the messages of one step, all values of which come back: models see them."""
-    parts = tuple(_parts(catalog, step))
-    slots = [
-        slot for part in parts if isinstance(part, NewRows) for row in part.slots for slot in row
-    ]
-    return messages(parts, (), slots)
-
-
-async def _link_by_model(call: Call, step: LinkedRow, values: tuple[Any, ...]) -> None:
-    """Link a row that is there as its model has it."""
-    target = Target(step.key, (), EVERYTHING)
-    request = UpdateRequest(target, step.related, Returning(rows=False))
-    refuse_unrelated(step, values)
-    try:
-        await write.update_by_model(replace(call, relation=step.relation), Parsed(request, values))
-    except NoRowWritten:
-        missing = NotFound(step.relation.name)
-        missing.details["path"] = f"{step.path}.$link"
-        raise missing from None
-    except InvalidRow as error:
-        error.details["path"] = step.path
-        raise
+def _last_work(
+    catalog: Catalog,
+    nested: Nested,
+    sent: Messages,
+    before: Sequence[TreeStep],
+    steps: tuple[TreeStep, ...],
+    settle: bool,
+) -> Work:
+    """Return the last message, of steps as their models left them, behind those `before`."""
+    root, tree = nested.tree.made, (*before, *steps)
+    if nested.tree.root_answers:
+        assert isinstance(steps[-1], NewRows)
+        root, steps = steps[-1], steps[:-1]
+    answer = _answer(catalog, nested, root, settle)
+    found = [_message(catalog, steps, len(before), sent, answer)] if steps or answer else []
+    if answer is None:
+        return Work(found, before=before)
+    return _answered(nested, root, (), found[0], tree, before)

@@ -13,8 +13,11 @@ from typing import Any
 
 from service.api.call import Snapshot
 from service.catalog import Relation
+from service.db.steps import refuse_unrelated
 from service.errors import InvalidRow, NotAuthorized
 from service.models.validation import catalog_faults
+from service.plan.messages import is_seen
+from service.plan.tree import LinkedKey, LinkedRow, NewRows, TreeStep
 from service.plan.write_plan import no_known_key, refuse_names
 from service.request.arguments import Values
 from service.request.assignments import literals
@@ -128,6 +131,58 @@ async def validated_rows(
         found.append(merged(row, made, path, known))
         await pause(at)
     return tuple(found), known.freeze()
+
+
+async def validated_steps(
+    snapshot: Snapshot, steps: Sequence[TreeStep], values: Sequence[Any], pause: Pause
+) -> tuple[tuple[TreeStep, ...], tuple[Any, ...]]:
+    """
+    Validate the rows of steps of nested ones by the models that are to see them, in their order.
+
+    Returns:
+        The steps as the models left them, and the values with those that they have set.
+
+    Raises:
+        InvalidRow: With every failing column of the first failing row.
+        InvalidArgument: A row would not be related as it stands in the call.
+        NotAuthorized: A model sets a column that is not there for the caller's role.
+    """
+    found: list[TreeStep] = []
+    linked: dict[tuple[Relation, str], dict[str, Any]] = {}
+    for step in steps:
+        if is_seen(step):
+            assert not isinstance(step, LinkedKey)
+            refuse_unrelated(step, values)
+        if isinstance(step, NewRows) and step.seen:
+            rows, values = await validated_rows(
+                snapshot, step.relation, step.rows, step.paths, values, pause
+            )
+            step = replace(step, rows=rows)
+        elif isinstance(step, LinkedRow) and step.row is not None:
+            row = {
+                n: values[slot] for n, slot in zip(step.row.columns, step.row.slots, strict=True)
+            }
+            # It may be linked by two foreign keys at once: the second change is of what the first made.
+            key = step.relation, str([row[name] for name in step.relation.primary_key])
+            step, values, changed = await _validated_link(
+                snapshot, step, row | linked.get(key, {}), values
+            )
+            linked[key] = linked.get(key, {}) | changed
+        found.append(step)
+    return tuple(found), tuple(values)
+
+
+async def _validated_link(
+    snapshot: Snapshot, step: LinkedRow, row: Mapping[str, Any], values: Sequence[Any]
+) -> tuple[LinkedRow, tuple[Any, ...], dict[str, Any]]:
+    """Validate what a link changes in a row by its model; return that by column, too."""
+    given, known = given_of(step.changes, values), Values(values)
+    validated = await snapshot.model(step.relation).validate_update(
+        row, given, snapshot.codec, step.path
+    )
+    made = made_of(snapshot, step.relation, given, validated)
+    changes = merged(step.changes, made, step.path, known)
+    return replace(step, changes=changes), known.freeze(), given | made
 
 
 def accept_unseen(snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]) -> bool:

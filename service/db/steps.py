@@ -57,6 +57,7 @@ class Work:
         written: Slots of their keys as text, for each, if they are read again by those.
         slot: Where all of those go.
         tree: All steps of the call.
+        before: Those that were sent before.
     """
 
     messages: Sequence[Message]
@@ -65,36 +66,23 @@ class Work:
     written: Sequence[Sequence[int]] = ()
     slot: int = 0
     tree: Sequence[TreeStep] = ()
+    before: Sequence[TreeStep] = ()
 
 
 def steps_txn(
-    connection: PgConnection, codec: Codec, messages: Sequence[Message], values: Sequence[Any]
+    connection: PgConnection,
+    codec: Codec,
+    make: Callable[[], Message],
+    values: Sequence[Any],
+    before: Sequence[TreeStep],
 ) -> list[Any]:
     """
-    Write the rows of steps; return the values with what came back of them.
+    Write the rows of a message behind the steps `before`; return the values with what came back.
 
     Raises:
-        NotFound: A row that is linked is not there.
-        NotChanged: The database left out a row.
-        InvalidArgument: A row would not be related as it stands in the call.
-        psycopg2.Error: With a note of the rows that it may speak of.
+        As `nested_txn`, but for what is about the answer.
     """
-    known, sent = list(values), list[TreeStep]()
-    for message in messages:
-        sent += message.steps
-        _refuse_unrelated(message.steps, known)
-        with _explained(sent, message.steps, known):
-            cursor = execute(connection, codec, message.statement, known)
-        if message.kept is None:
-            (step,) = message.steps
-            if cursor.rowcount != (len(step.rows) if isinstance(step, NewRows) else 1):
-                raise _left_out(step)
-            if not isinstance(step, LinkedRow) and any(step.slots):
-                _keep(step, cursor.fetchall(), known)
-        elif message.kept:
-            for (number, types), text in zip(message.kept, cursor.fetchone(), strict=True):
-                _keep(message.steps[number], _read(codec, types, text), known)
-    return known
+    return _written(connection, codec, [make()], values, before)
 
 
 def nested_txn(
@@ -119,10 +107,14 @@ def nested_txn(
         one: Whether the call is for one row with what is nested in it.
 
     Raises:
-        NoRowWritten, TooLarge, and what `steps_txn` does: the transaction must not commit.
+        NotFound: A row that is linked is not there.
+        NotChanged: The database left out a row.
+        InvalidArgument: A row would not be related as it stands in the call.
+        psycopg2.Error: With a note of the rows that it may speak of.
+        NoRowWritten, TooLarge: As `write_txn`. In any case the transaction must not commit.
     """
     work = make()
-    known = steps_txn(connection, codec, work.messages, values)
+    known = _written(connection, codec, work.messages, values, work.before)
     answer, exactly = work.answer, 0
     if answer is None:
         return Written([], written, ())
@@ -134,10 +126,37 @@ def nested_txn(
         known[work.slot] = [[known[slot] for slot in row] for row in work.written]
     last = [work.root] if work.root is not None else []
     statement = answer.statement
-    sent = [step for message in (*work.messages, answer) for step in message.steps]
+    sent = [*work.before]
+    sent += [step for message in (*work.messages, answer) for step in message.steps]
     with _explained(sent, [*answer.steps, *last], known, work.tree):
         found = write_txn(connection, codec, lambda: statement, known, None, shape, exactly)
     return Written(found.rows, written, found.columns, found.tx)
+
+
+def _written(
+    connection: PgConnection,
+    codec: Codec,
+    messages: Sequence[Message],
+    values: Sequence[Any],
+    before: Sequence[TreeStep],
+) -> list[Any]:
+    """Write the rows of messages; return the values with what came back of them."""
+    known, sent = list(values), [*before]
+    for message in messages:
+        sent += message.steps
+        _refuse_unrelated(message.steps, known)
+        with _explained(sent, message.steps, known):
+            cursor = execute(connection, codec, message.statement, known)
+        if message.kept is None:
+            (step,) = message.steps
+            if cursor.rowcount != (len(step.rows) if isinstance(step, NewRows) else 1):
+                raise _left_out(step)
+            if not isinstance(step, LinkedRow) and any(step.slots):
+                _keep(step, cursor.fetchall(), known)
+        elif message.kept:
+            for (number, types), text in zip(message.kept, cursor.fetchone(), strict=True):
+                _keep(message.steps[number], _read(codec, types, text), known)
+    return known
 
 
 @contextmanager
@@ -173,7 +192,7 @@ def _rows_of(steps: Iterable[TreeStep]) -> Iterator[NewRow]:
             for path, row in zip(step.paths, step.rows, strict=True):
                 yield step.relation, path, row
         elif isinstance(step, LinkedRow):
-            yield step.relation, step.path, step.related
+            yield step.relation, step.path, step.changes
 
 
 def _read(codec: Codec, types: Sequence[Type | None], text: str) -> list[Row]:

@@ -263,7 +263,7 @@ class _Growing:
         slots, parent, parents = tuple(there.values()), tuple(new.values()), self._parents[foreign]
         self.links.append(LinkedKey(relation, key, path, columns, slots, parent, parents))
         alike = [(there[name], new[name], path) for name in relation.primary_key if name in new]
-        return LinkedRow(relation, key, path, tuple(changes), tuple(alike))
+        return LinkedRow(relation, key, path, tuple(changes), tuple(changes), tuple(alike))
 
     def _joined(self, making: _Making, nested: NestedRows, depth: int) -> dict[str, Any]:
         """Add rows behind a junction, and the rows of that."""

@@ -3,7 +3,7 @@ The steps of nested new rows in messages to PostgreSQL: as many as can go in one
 
 A value that a step makes of one row is handed to the statements behind it by PostgreSQL itself, so
 that they need not wait for it. They do wait for the values of several rows, and for those that are
-looked at before a row is written: that none is null, or that two are the same.
+looked at before a row is written: that none is null, that two are the same, or what its model says.
 """
 
 from __future__ import annotations
@@ -60,13 +60,14 @@ def messages(
     """
     made = _Made()
     staged: list[tuple[int, TreeStep]] = []
+    read: list[tuple[int, TreeStep]] = []
     for step in steps:
-        handed, before = used_by(step), looked_at_by(step)
-        if needs_own_message(step):  # where nothing can be handed on to it
-            handed, before = [], [*handed, *before]
-        stage = made.stage(handed, before)
+        stage = made.stage(*needed_by(step))
         if isinstance(step, LinkedRow):
             stage = max(stage, 1)  # whether it is linked twice was seen when it was looked up
+            if step.row is not None:
+                read.append((stage - 1, step.row))
+                made.kept.update(step.row.slots)
         elif isinstance(step, LinkedKey) and step.parent:
             made.kept.update(step.slots)
         certain = _passable(step)
@@ -75,7 +76,8 @@ def messages(
             made.passable.update(compress(slots, certain))
         staged.append((stage, step))
     last = made.stage(used, looked_at)
-    staged.sort(key=lambda each: each[0])
+    # what a model sees is read behind all that is written before it
+    staged = sorted([*staged, *read], key=lambda each: each[0])
     found = [
         part
         for _, group in groupby(staged, key=lambda each: each[0])
@@ -102,13 +104,27 @@ def _apart(steps: Sequence[TreeStep]) -> Iterator[tuple[TreeStep, ...]]:
         yield from ((step,) for step in some) if apart else (some,)
 
 
+def is_seen(step: TreeStep) -> bool:
+    """Return whether a model sees the rows of a step before they are written."""
+    return not isinstance(step, LinkedKey) and step.seen
+
+
+def needed_by(step: TreeStep) -> tuple[list[int], list[int]]:
+    """Return the slots of values that can be handed on to a step, and of those that come back first."""
+    handed, before = used_by(step), looked_at_by(step)
+    # A statement with a message of its own is handed nothing, and a model sees values.
+    if needs_own_message(step) or is_seen(step):
+        return [], [*handed, *before]
+    return handed, before
+
+
 def used_by(step: TreeStep) -> list[int]:
     """Return the slots that the statement of a step is made of."""
     if isinstance(step, NewRows):
         return [each.operand.slot for row in step.rows for each in row if each.operand is not None]
     slots = [each.slot for each in step.key.operands]
     if isinstance(step, LinkedRow):
-        slots += [each.operand.slot for each in step.related if each.operand is not None]
+        slots += [each.operand.slot for each in step.changes if each.operand is not None]
     return slots
 
 

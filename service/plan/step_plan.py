@@ -4,10 +4,13 @@ The steps of nested new rows to plans, and how the rows of the call are read aft
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from service.catalog import Catalog, Relation
 from service.plan.hidden import as_json
 from service.plan.plans import (
     InsertPlan,
+    Lock,
     Output,
     PlannedReturning,
     ReadPlan,
@@ -37,7 +40,7 @@ def plan_step(catalog: Catalog, step: TreeStep) -> InsertPlan | UpdatePlan | Rea
         return _new_rows(catalog, step)
     if isinstance(step, LinkedRow):
         target = Target(step.key, (), EVERYTHING)
-        request = UpdateRequest(target, step.related, Returning(rows=False))
+        request = UpdateRequest(target, step.changes, Returning(rows=False))
         # That it writes none is found by the number of rows: nothing is kept then.
         return plan_update(catalog, step.relation, request, many=True)
     return _linked_key(catalog, step)
@@ -78,4 +81,5 @@ def _new_rows(catalog: Catalog, step: NewRows) -> InsertPlan:
 
 def _linked_key(catalog: Catalog, step: LinkedKey) -> ReadPlan:
     select = tuple(Item(Reference(name, step.path)) for name in step.columns)
-    return plan_get(catalog, step.relation, GetRequest(step.key, select))
+    plan = plan_get(catalog, step.relation, GetRequest(step.key, select))
+    return replace(plan, lock=Lock()) if step.locked else plan

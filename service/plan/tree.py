@@ -33,6 +33,7 @@ class NewRows:
         alike: Slots of values that have to be the same, as two relationships set one column, with
             where the second stands.
         related: What relationships set of them, none of which may be null.
+        seen: Whether a model sees them before they are written.
     """
 
     relation: Relation
@@ -43,6 +44,7 @@ class NewRows:
     texts: tuple[str, ...] = ()
     alike: tuple[tuple[int, int, str], ...] = ()
     related: tuple[Assignment, ...] = ()
+    seen: bool = False
 
     def each(self) -> list[NewRows]:
         """Return a step for each of the rows."""
@@ -66,6 +68,7 @@ class LinkedKey:
         slots: Where the values of those go.
         parent: Slots of what it shall refer to, if it shall.
         parents: The slot of the parents of all rows that are linked by the same foreign key.
+        locked: Whether it is to stay as it is until the transaction ends.
     """
 
     relation: Relation
@@ -75,6 +78,7 @@ class LinkedKey:
     slots: tuple[int, ...]
     parent: tuple[int, ...] = ()
     parents: int = 0
+    locked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +90,25 @@ class LinkedRow:
         relation: Whose row.
         key: What names it.
         path: Where that stands in the call.
+        changes: What is written.
         related: Its columns that refer to the new row, none of which may be null.
         alike: Of those that are of its primary key, the slots of the value that is there and of the
             new one, with where the link stands.
+        row: What reads all of it for its model, which sees it before it is written.
     """
 
     relation: Relation
     key: KeyMatch
     path: str
+    changes: tuple[Assignment, ...]
     related: tuple[Assignment, ...]
     alike: tuple[tuple[int, int, str], ...] = ()
+    row: LinkedKey | None = None
+
+    @property
+    def seen(self) -> bool:
+        """Whether a model sees it before it is written."""
+        return self.row is not None
 
 
 TreeStep = NewRows | LinkedKey | LinkedRow
@@ -119,3 +132,10 @@ class Tree:
     embeds: tuple[Embed, ...]
     root_answers: bool
     key: tuple[int, ...] = ()
+
+    @property
+    def made(self) -> NewRows:
+        """The step that makes the rows of the call."""
+        step = self.steps[self.root]
+        assert isinstance(step, NewRows)
+        return step

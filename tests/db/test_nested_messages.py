@@ -17,6 +17,7 @@ from service.errors import (
     ServiceError,
     UniqueViolation,
 )
+from service.models.model import Model
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
 from tests.db.relay import Relay
@@ -42,42 +43,58 @@ INSERT INTO veiled VALUES (1, 1, NULL);
 )
 BEFORE_EACH = ORDERS_BEFORE.replace("TRUNCATE ", "TRUNCATE events, ", 1)
 LINES = [{"sku": "a", "parts": [{"name": "p"}]}, {"sku": "b", "parts": [{"name": "q"}]}]
-TREES: list[tuple[str, str, Any, int]] = [
-    ("rows that refer to one", "orders", {"customer_id": 1, "lines": [{"sku": "a"}, {"sku": "b"}]}, 1),
-    ("the one that is referred to", "orders", {"note": "n", "customer_id": NEW}, 1),
-    ("a chain", "customers", {**NEW, "upper_id": {**NEW, "upper_id": {**NEW, "upper_id": NEW}}}, 1),
+TREES: list[tuple[str, str, Any, int, int]] = [
+    ("rows that refer to one", "orders", {"customer_id": 1, "lines": [{"sku": "a"}, {"sku": "b"}]}, 1, 2),
+    ("the one that is referred to", "orders", {"note": "n", "customer_id": NEW}, 1, 2),
+    ("a chain", "customers", {**NEW, "upper_id": {**NEW, "upper_id": {**NEW, "upper_id": NEW}}}, 1, 4),
     ("places of one depth", "orders", {
         "customer_id": NEW, "biller_id": NEW, "lines": [{"sku": "a"}], "invoices": {"due": "2026-01-01"},
-        "tags": [{"name": "t"}]}, 1),
-    ("rows of several", "orders", {"customer_id": 1, "lines": LINES}, 2),
+        "tags": [{"name": "t"}]}, 1, 3),
+    ("rows of several", "orders", {"customer_id": 1, "lines": LINES}, 2, 3),
     ("the same at one depth", "orders", {
-        "customer_id": 1, "lines": LINES, "tags": [{"name": "t"}, {"name": "u"}], "invoices": {}}, 2),
+        "customer_id": 1, "lines": LINES, "tags": [{"name": "t"}, {"name": "u"}], "invoices": {}}, 2, 3),
     ("three levels of many", "customers", [
-        {"name": f"c{n}", "orders!customer_id": [{"lines": LINES}, {"note": "x"}]} for n in "ab"], 4),
+        {"name": f"c{n}", "orders!customer_id": [{"lines": LINES}, {"note": "x"}]} for n in "ab"], 4, 4),
     ("a junction with links", "orders", {
-        "customer_id": 1, "tags": [{"$link": 1}, {"$link": {"name": "blue"}}]}, 1),
+        "customer_id": 1, "tags": [{"$link": 1}, {"$link": {"name": "blue"}}]}, 1, 2),
     ("a junction with new rows and links", "orders", {
-        "customer_id": 1, "tags": [{"name": "t"}, {"name": "u"}, {"$link": {"name": "blue"}}]}, 2),
-    ("a link by another key", "orders", {"customer_id": {"$link": {"email": "ada@x"}}}, 1),
+        "customer_id": 1, "tags": [{"name": "t"}, {"name": "u"}, {"$link": {"name": "blue"}}]}, 2, 2),
+    ("a link by another key", "orders", {"customer_id": {"$link": {"email": "ada@x"}}}, 1, 2),
     ("links to the new row", "customers", {
-        **NEW, "customers!id=upper_id": [{"$link": 1}, {"name": "a"}]}, 2),
+        **NEW, "customers!id=upper_id": [{"$link": 1}, {"name": "a"}]}, 2, 2),
     ("columns that two relationships set", "carts", {
         "tenant": "t1", "items": [{"of_product": {"$link": {"name": "cup"}}},
-                                  {"of_product": {"tenant": "t1", "id": 9, "name": "new"}}]}, 2),
+                                  {"of_product": {"tenant": "t1", "id": 9, "name": "new"}}]}, 2, 2),
 ]  # fmt: skip
+"""With the messages of each: where no model has rules, and where all do, which see the keys of rows."""
+RULED = tuple(
+    type(f"Ruled{name.title()}", (Model,), {"TABLENAME": name, "beforeSave": lambda _: True})
+    for name in (
+        "customers", "orders", "lines", "parts", "tags", "order_tags", "invoices", "carts", "products", "items",
+    )
+)  # fmt: skip
 
 
+@pytest.mark.parametrize("models", [(), RULED], ids=["plain", "models"])
 @pytest.mark.parametrize(
-    ("relation", "values", "most"), [each[1:] for each in TREES], ids=[each[0] for each in TREES]
+    ("relation", "values", "most", "ruled"),
+    [each[1:] for each in TREES],
+    ids=[each[0] for each in TREES],
 )
 @pytest_twisted.ensureDeferred
 async def test_tree_takes_no_more_messages_than_it_has_levels(
-    dsn: str, relation: str, values: Any, most: int
+    dsn: str,
+    relation: str,
+    values: Any,
+    most: int,
+    ruled: int,
+    models: tuple[type[Model], ...],
 ) -> None:
     """BEGIN and the answer travel with them."""
     execute(dsn, BEFORE_EACH)
+    most = ruled if models else most
     with Relay(dsn) as relay:
-        async with serving(relay.dsn) as db:
+        async with serving(relay.dsn, written=models) as db:
             await db.call("tags.get", 1)
             before = len(relay.messages)
             await db.call(f"{relation}.create", values)
