@@ -2,7 +2,7 @@
 Which of several written rows the error of a constraint speaks of, and where that stands in the call.
 
 PostgreSQL names no row of a statement. Its detail shows the key, or the whole row, that it refused:
-that is held against what each row was given. A row that is not certain is not named.
+that is held against what each row was given. Where several rows can be meant, what they stand in is named.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import psycopg2
@@ -17,7 +18,6 @@ import psycopg2
 from service.catalog import Catalog, Relation
 from service.db.position import bound_of
 from service.errors import ConstraintViolation
-from service.plan.tree import PENDING
 from service.request.requests import Assignment
 
 _KEY = re.compile(r"\((.+)\)=\((.*)\)", re.DOTALL)
@@ -106,41 +106,54 @@ def point_at_row(
     given = rows_of(error, catalog)
     if given is None or "path" in found.details:
         return
-    # of several that refer to what is not there the first is refused; of several that are equal, which
-    # is refused goes by what was there before
-    first = error.pgcode == "23503"
-    row = _row(error.diag.message_detail or "", given, first)
-    if row is None:
+    columns = found.details.get("columns") or ()
+    rows, certain = _rows(error.diag.message_detail or "", given)
+    if not rows:
         return
-    paths = {row.columns[name][0] for name in found.details.get("columns") or ()
-             if name in row.columns}  # fmt: skip
-    found.details["path"] = paths.pop() if len(paths) == 1 else row.path
-
-
-def _row(detail: str, given: GivenRows, first: bool) -> GivenRow | None:
-    if len(given.rows) == 1:
-        return given.rows[0]
-    if given.relation is None:
-        return None
-    key, whole = _KEY.search(detail), _ROW.search(detail)
-    if key is not None:
-        names, values = key[1].split(", "), key[2]
-        found = [row for row in given.rows if _has_key(row, names, given.relation, values)]
-    elif whole is not None:
-        found = [row for row in given.rows if _shows(whole[1], row, given.relation)]
+    if len(rows) == 1 or (certain and error.pgcode == "23503"):
+        # of several that refer to what is not there, the first is refused
+        found.details["path"] = _place(rows[0], columns)
+    elif certain and error.pgcode == "23505":
+        # Which of equal ones is refused goes by what was there before; the second cannot be, anyway.
+        first, second, *_ = (_place(row, columns) for row in rows)
+        found.details |= {"path": second, "hint": f"{first} has the same key"}
     else:
-        found = []
-    return found[0] if len(found) == 1 or (found and first) else None
+        found.details["path"] = _around(rows)
 
 
-def _has_key(row: GivenRow, names: Sequence[str], relation: Relation, values: str) -> bool:
-    """Return whether a row can have a key; what PostgreSQL alone knows of it can be anything."""
-    texts = [
-        ".*" if row.columns.get(name, ("", None))[1] is PENDING else _text(row, name, relation)
-        for name in names
-    ]
-    known = [each if each in (None, ".*") else re.escape(each) for each in texts]
-    return None not in known and re.fullmatch(", ".join(map(str, known)), values, re.S) is not None
+def _place(row: GivenRow, columns: Iterable[str]) -> str:
+    """Return where the one column stands that a row gives of some, or else the row."""
+    paths = {row.columns[name][0] for name in columns if name in row.columns}
+    return paths.pop() if len(paths) == 1 else row.path
+
+
+def _around(rows: Iterable[GivenRow]) -> str:
+    """Return where all of some rows stand."""
+    steps = zip(*(row.path.split(".") for row in rows), strict=False)
+    return ".".join(each[0] for each in takewhile(lambda each: len({*each}) == 1, steps))
+
+
+def _rows(detail: str, given: GivenRows) -> tuple[list[GivenRow], bool]:
+    """Return the rows of which a constraint may speak, and whether each of them has the key it names."""
+    if len(given.rows) == 1:
+        return [*given.rows], True
+    relation, key, whole = given.relation, _KEY.search(detail), _ROW.search(detail)
+    if relation is None or whole is None:
+        return [], False
+    if key is None:
+        return [row for row in given.rows if _shows(whole[1], row, relation)], False
+    names, values = key[1].split(", "), key[2]
+    if not relation.columns.keys() >= {*names}:  # an expression, or a column that is hidden
+        return [*given.rows], False
+    keys = [([_text(row, name, relation) for name in names], row) for row in given.rows]
+    found = [(key, row) for key, row in keys if _can_be(key, values)]
+    return [row for _, row in found], all(None not in key for key, _ in found)
+
+
+def _can_be(key: Sequence[str | None], values: str) -> bool:
+    """Return whether a key, as far as it is known, can be the one that PostgreSQL shows."""
+    known = ", ".join(".*" if each is None else re.escape(each) for each in key)
+    return re.fullmatch(known, values, re.DOTALL) is not None
 
 
 def _shows(values: str, row: GivenRow, relation: Relation) -> bool:
@@ -160,9 +173,13 @@ def _shows(values: str, row: GivenRow, relation: Relation) -> bool:
 
 def _text(row: GivenRow, name: str, relation: Relation) -> str | None:
     """Return the text of a value as PostgreSQL shows it; None where that is not known."""
-    if name not in row.columns or not relation.columns[name].declared.startswith(_PLAIN):
-        return None
+    column = relation.columns[name]
+    if name not in row.columns:
+        known = not (column.has_default or relation.has_insert_triggers)
+        return "null" if known else None
     value = row.columns[name][1]
-    if value is None or isinstance(value, bool) or not isinstance(value, int | str):
+    if value is None:
+        return "null"
+    if isinstance(value, bool) or not isinstance(value, int | str):
         return None
-    return str(value)
+    return str(value) if column.declared.startswith(_PLAIN) else None

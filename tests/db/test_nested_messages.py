@@ -132,19 +132,51 @@ async def test_error_of_a_message_points_at_the_row_of_its_statement(
     ("values", "kind", "path"),
     [
         ({"name": "N", "upper_id": 99}, ForeignKeyViolation, "values.customer_id.upper_id"),
-        ({"name": "N", "email": "n@x"}, UniqueViolation, None),
+        ({"name": "N", "email": "n@x"}, UniqueViolation, "values.biller_id.email"),
     ],
 )
 @pytest_twisted.ensureDeferred
 async def test_error_that_two_places_of_a_relation_share_points_at_the_one_that_is_certain(
     db: DirectCaller, values: dict[str, Any], kind: type[ServiceError], path: str | None
 ) -> None:
-    """The first row that refers to nothing is refused; of equal ones it depends on rows unseen."""
+    """The first row that refers to nothing is refused; of equal ones the second cannot be, anyway."""
     refused = await failure_of(
         db.call("orders.create", {"customer_id": values, "biller_id": {**values, "name": "M"}})
     )
     assert isinstance(refused, kind), refused
     assert refused.details.get("path") == path
+
+
+SAME = {"name": "N", "email": "n@x"}
+OTHER = {"name": "O", "email": "o@x"}
+NONE: dict[str, Any] = {"orders!customer_id": []}
+
+
+@pytest.mark.parametrize(
+    ("relation", "values", "path", "hint"),
+    [
+        ("customers", [{**OTHER, **NONE}, SAME, SAME], "values.2.email", "values.1.email has the same key"),
+        ("orders", {"customer_id": SAME, "biller_id": SAME}, "values.biller_id.email",
+         "values.customer_id.email has the same key"),
+        ("customers", {"name": "C", "orders!customer_id": [
+            {"lines": [{"sku": "b"}]}, {"lines": [{"sku": "a"}, {"sku": "b"}, {"sku": "b"}]}]},
+         "values.orders!customer_id.1.lines.2", "values.orders!customer_id.1.lines.1 has the same key"),
+        # the key of the order is PostgreSQL's own secret as yet
+        ("orders", {"customer_id": 1, "lines": [{"sku": "a"}, {"sku": "b"}, {"sku": "b"}]},
+         "values.lines", None),
+        ("customers", [{**OTHER, **NONE}, {"name": "A", "email": "ada@x"}], "values.1.email", None),
+        ("customers", [{**OTHER, **NONE}, {"name": "A"}, SAME, SAME], "values.3.email", "values.2.email has the same key"),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest_twisted.ensureDeferred
+async def test_key_that_two_rows_have_points_at_the_second_or_at_what_holds_them(
+    db: DirectCaller, relation: str, values: Any, path: str, hint: str | None
+) -> None:
+    """Which of them PostgreSQL refuses goes by rows that nobody has named."""
+    refused = await failure_of(db.call(f"{relation}.create", values))
+    assert isinstance(refused, UniqueViolation), refused
+    assert (refused.details["path"], refused.details.get("hint")) == (path, hint)
 
 
 @pytest.mark.parametrize(
