@@ -7,7 +7,6 @@ each message is, before which models see their rows of it, with the keys of thos
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,9 +38,9 @@ from service.plan.reread import key_to_reread
 from service.plan.step_plan import plan_answer, plan_step
 from service.plan.tree import LinkedKey, LinkedRow, NewRows, Tree, TreeStep
 from service.plan.write_plan import plan_create, refuse_names
-from service.request.arguments import IDEMPOTENCY_KEY, Values
-from service.request.read_request import Limits
-from service.request.related_rows import size_of
+from service.request.arguments import Values
+from service.request.read_request import Limits, Parsed
+from service.request.related_rows import RowsArgument
 from service.request.requests import (
     CreateRequest,
     GetRequest,
@@ -50,7 +49,7 @@ from service.request.requests import (
     Returning,
 )
 from service.request.shapes import Shaped, StandIn, Unshaped, filled, marked
-from service.request.write_request import parse_create
+from service.request.write_request import parse_create, parse_create_options, with_rows
 from service.sql.modify import modify
 from service.sql.select import select
 from service.sql.statement import Statement
@@ -94,22 +93,24 @@ def create(call: Call) -> Step | Awaitable[Any]:
     Raises:
         InvalidRow: A model or the catalog refuses a row.
     """
-    if not any(_related_names(call)):
+    given = RowsArgument(call.args, call.kwargs)
+    if not any(_related_names(call, given)):
         return write.create(call)
+    relation, limits, work = write.relation_of(call), call.backend.limits, None
+    options = parse_create_options(call.args, call.kwargs, limits)
     try:
-        shaped = Shaped(_values(call), call.snapshot.documents, write.MANY)
-        kept = _kept(call, shaped)
+        shaped = given.shaped(call.snapshot.documents, write.MANY)
+        kept = _kept(call, options, shaped)
     except Unshaped:
         kept = None
     if kept is not None:
-        nested, work = kept.filled(shaped.values), kept.work
-    elif size_of(_values(call)) > write.MANY:
+        nested, work = kept.filled(options, shaped.values), kept.work
+    elif given.size() > write.MANY:
         return _many(call)
     else:
         nested = _nested(
-            call.snapshot, write.relation_of(call), call.args, call.kwargs, call.backend.limits
+            call.snapshot, relation, parse_create(call.args, call.kwargs, limits), limits
         )
-        work = None
     _refuse_faults(call.snapshot, nested)
     if any(map(is_seen, nested.tree.steps)):
         return _by_models(call, nested, _sent(call.snapshot.catalog, nested.tree))
@@ -133,28 +134,22 @@ class KeptTree:
     documents: tuple[tuple[int, Any], ...]
     work: Work | None
 
-    def filled(self, values: Sequence[Any]) -> Nested:
-        """Return the call with other values."""
-        found = list(self.nested.values)
+    def filled(self, options: Parsed[CreateRequest], values: Sequence[Any]) -> Nested:
+        """Return the call with other values, of options and of rows."""
+        found = [*options.values, *self.nested.values[len(options.values) :]]
         for slot, number in self.places:
             found[slot] = values[number]
         for slot, document in self.documents:
             found[slot] = filled(document, values)
-        return replace(self.nested, values=tuple(found))
+        return replace(self.nested, values=tuple(found), timeout=options.timeout)
 
 
-def _kept(call: Call, shaped: Shaped) -> KeptTree | None:
+def _kept(call: Call, options: Parsed[CreateRequest], shaped: Shaped) -> KeptTree | None:
     """Return what calls of this shape have in common; None where that cannot be kept."""
-    if len(call.args) + ("values" in call.kwargs) != 1:
-        return None  # and is refused for it
     if shaped.size > MAX_KEPT:
         return None
     relation, trees = write.relation_of(call), call.snapshot.trees
-    options = {n: v for n, v in call.kwargs.items() if n not in ("values", IDEMPOTENCY_KEY)}
-    try:
-        key = relation, _ends(call), json.dumps(options) if options else "", shaped.shape
-    except (TypeError, ValueError):
-        return None
+    key = relation, _ends(call), options.request, shaped.shape
     found = trees.get(key)
     if found is None:
         found = _planned(call, relation, options, shaped)
@@ -166,13 +161,13 @@ def _kept(call: Call, shaped: Shaped) -> KeptTree | None:
 
 
 def _planned(
-    call: Call, relation: Relation, options: Mapping[str, Any], shaped: Shaped
+    call: Call, relation: Relation, options: Parsed[CreateRequest], shaped: Shaped
 ) -> KeptTree | None:
     """Plan rows of the shape of a call's; None if they are refused, which is for the call itself."""
     snapshot = call.snapshot
     rows = marked(shaped.shape, count())
     try:
-        nested = _nested(snapshot, relation, [rows], options, call.backend.limits)
+        nested = _nested(snapshot, relation, with_rows(options, rows), call.backend.limits)
         ruled = any(map(is_seen, nested.tree.steps))
         work = None if ruled else _work(snapshot.catalog, nested, _ends(call))
     except ServiceError:
@@ -197,43 +192,26 @@ def upsert(call: Call) -> Step | Awaitable[Any]:
     Raises:
         InvalidArgument: It has related rows among the values.
     """
-    for path in _related_names(call):
+    for path in _related_names(call, RowsArgument(call.args, call.kwargs)):
         raise InvalidArgument(
             "an upsert takes no related rows", path=path, hint='"create" does, and makes new ones'
         )
     return upserts.upsert(call)
 
 
-def _values(call: Call) -> Any:
-    return call.args[0] if call.args else call.kwargs.get("values")
-
-
-def _related_names(call: Call) -> Iterator[str]:
+def _related_names(call: Call, given: RowsArgument) -> Iterator[str]:
     """Yield where related rows stand in the rows of a call; most have none."""
-    relation, values = write.relation_of(call), _values(call)
-    many = isinstance(values, list | tuple)
+    relation = write.relation_of(call)
     by_itself = {key.columns[0] for key in relation.foreign_keys if len(key.columns) == 1}
-    for at, row in enumerate(values if many else [values]):
-        if not isinstance(row, Mapping):
-            continue  # and is refused for it
-        names = row.keys() - relation.columns.keys()
-        names |= {name for name in by_itself if isinstance(row.get(name), Mapping)}
-        for name in names:
-            if isinstance(name, str) and is_nested(
-                call.snapshot.catalog, relation, name, row[name]
-            ):
-                yield f"values.{at}.{name}" if many else f"values.{name}"
+    for each in given.beside(relation.columns.keys(), by_itself):
+        if is_nested(call.snapshot.catalog, relation, each.name, each.row):
+            yield each.path
 
 
 def _nested(
-    snapshot: Snapshot,
-    relation: Relation,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    limits: Limits,
+    snapshot: Snapshot, relation: Relation, parsed: Parsed[CreateRequest], limits: Limits
 ) -> Nested:
-    """Parse a call, and look through what is nested in its rows."""
-    parsed = parse_create(args, kwargs, limits)
+    """Look through what is nested in the rows of a call."""
     request, values = parsed.request, Values(parsed.values)
     rows = [(path or "values", row) for path, row in zip(request.paths, request.rows, strict=True)]
     returning = request.returning
@@ -245,7 +223,7 @@ def _nested(
     tree = grow(snapshot.catalog, relation, rows, values, limits.max_embed_depth, key, by_key)
     if request.max_affected is not None and tree.written > request.max_affected:
         raise too_many_rows(tree.written, request.max_affected)
-    if kwargs.get("embed") is None:
+    if request.embeds_nested:
         request = replace(request, returning=replace(returning, embeds=tree.embeds))
     for step in tree.steps:
         if isinstance(step, NewRows):
@@ -305,7 +283,7 @@ def _looked_through(
     limits: Limits,
 ) -> tuple[Nested, Messages | None]:
     """Parse and check a call; return its messages, too, if models see what they write."""
-    nested = _nested(snapshot, relation, args, kwargs, limits)
+    nested = _nested(snapshot, relation, parse_create(args, kwargs, limits), limits)
     _refuse_faults(snapshot, nested)
     ruled = any(map(is_seen, nested.tree.steps))
     return nested, _sent(snapshot.catalog, nested.tree) if ruled else None

@@ -31,6 +31,7 @@ from service.db.statements import (
 from service.db.writes import NoRowWritten, Written, write_txn
 from service.errors import (
     Conflict,
+    InvalidArgument,
     NotChanged,
     NotFound,
     ServiceError,
@@ -40,8 +41,8 @@ from service.payload import Receipted
 from service.plan.plans import Lock
 from service.plan.write_plan import plan_create, plan_current, plan_delete, plan_update
 from service.request.arguments import Values
-from service.request.brought import Brought
 from service.request.read_request import Limits, Parsed
+from service.request.related_rows import RowsArgument
 from service.request.requests import (
     EVERYTHING,
     Assignment,
@@ -49,6 +50,7 @@ from service.request.requests import (
     DeleteRequest,
     Form,
     Operand,
+    Pick,
     Returning,
     Target,
     UpdateRequest,
@@ -161,8 +163,7 @@ def writing(
 
 def with_new_rows(call: Call, parse: Parse, then: Write) -> Step | Awaitable[Any]:
     """Parse and check new rows, and return what is made of them; many are read in a pool thread."""
-    values = call.args[0] if call.args else call.kwargs.get("values")
-    if isinstance(values, list | tuple | Brought) and len(values) > MANY:
+    if RowsArgument(call.args, call.kwargs).more_than(MANY):
         return _many_rows(call, parse, then)
     parsed = _prepare(
         call.snapshot, relation_of(call), call.args, call.kwargs, call.backend.limits, parse
@@ -252,11 +253,12 @@ async def update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
     database, relation = call.backend.database, relation_of(call)
     async with database.transaction():
         current = await _locked(call, parsed)
+        if parsed.request.pick is not None and not current:
+            # PostgreSQL is asked, all the same: it refuses changes of no row as those of one
+            return await _known(call, of_no_row(parsed), _update, 0)
         calls = await validate_changes(
             call.snapshot, relation, parsed, current, database.yield_to_reactor
         )
-        if not calls:
-            return no_rows_changed(call, parsed.request.returning, counted=True)
         if len(calls) == 1 and parsed.request.pick is None:
             return await _known(call, calls[0], _update, len(current))
         written = [await call.run(_updating_each(call, each)) for each in calls]
@@ -265,6 +267,24 @@ async def update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
     tx = next((each.tx for each in written if each.tx), None)
     together = Written(rows, affected, written[0].columns, tx)
     return answered(together, parsed.request.returning, many=True, counted=True)
+
+
+def of_no_row(parsed: Parsed[UpdateRequest]) -> Parsed[UpdateRequest]:
+    """Return an update that is of no row, whatever its filter says."""
+    values = Values(parsed.values)
+    pick = Pick(Operand(values.add(0), "limit"), skip_locked=False)
+    return replace(parsed, request=replace(parsed.request, pick=pick), values=values.freeze())
+
+
+def refuse_inner(returning: Returning) -> None:
+    """
+    Refuse embeds that would leave rows out of an answer which has one for each that is written.
+
+    Raises:
+        InvalidArgument: One is inner.
+    """
+    if any(each.inner for each in returning.embeds):
+        raise InvalidArgument("these rows are all answered: no embed is inner", path="embed")
 
 
 def _updating_each(call: Call, parsed: Parsed[UpdateRequest]) -> Step:

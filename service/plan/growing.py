@@ -17,7 +17,7 @@ from service.plan.read_plan import key_columns
 from service.plan.tree import PENDING, LinkedKey, LinkedRow, NewRows, Tree, TreeStep
 from service.request.arguments import Values
 from service.request.embeds import default_embed
-from service.request.related_rows import MAX_NEW_ROWS, RelatedRow, parse_related
+from service.request.related_rows import MAX_NEW_ROWS, RelatedRow, kind_of, parse_related
 from service.request.requests import Assignment, Embed, Operand
 
 
@@ -152,10 +152,12 @@ class _Growing:
         columns = making.relation.columns
         for at, row in enumerate(rows):
             for each in row:
-                value = None if each.operand is None else self._values.value(each.operand.slot)
+                kind = kind_of(each, self._values)
                 # Most are columns: of those a dict alone can be a related row.
-                plain = each.column in columns and not isinstance(value, Mapping)
-                if plain or each.literal or not self._nests(making.relation, each, value):
+                plain = (each.column in columns and kind != "row") or each.literal
+                if plain or not is_nested(
+                    self._catalog, making.relation, each.column, kind == "row"
+                ):
                     making.rows[at].append(each)
                     continue
                 if depth >= self._max_depth:
@@ -164,18 +166,11 @@ class _Growing:
                     )
                 found = nested.get(each.column) or self._relationship(making.relation, each)
                 nested[each.column] = found
-                if isinstance(value, list | tuple) and not found.way.many:
+                if kind == "rows" and not found.way.many:
                     raise self._one_alone(making.relation, each, found)
-                below = parse_related(value, each.path, found.way.many, self._values)
+                below = parse_related(each, found.way.many, self._values)
                 found.rows.extend((at, one) for one in below)
         return nested
-
-    def _nests(self, relation: Relation, each: Assignment, value: Any) -> bool:
-        if not is_nested(self._catalog, relation, each.column, value):
-            return False
-        if each.operand is None:
-            raise InvalidArgument("a relationship has no default", path=each.path)
-        return True
 
     def _relationship(self, relation: Relation, each: Assignment) -> NestedRows:
         """

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from service.catalog import Catalog, Column, ForeignKey, Relation
 from service.datatypes import DOCUMENTS
 from service.plan.joins import Join, is_related
 from service.request.embeds import default_embed
 from service.request.names import encode
-from service.request.related_rows import RelatedRow, is_row
+from service.request.related_rows import RelatedRow
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,13 @@ class NestedRows:
     rows: list[tuple[int, RelatedRow]] = field(default_factory=list)
 
 
-def is_nested(catalog: Catalog, relation: Relation, name: str, value: Any) -> bool:
-    """Return whether a key of a new row's values names related rows, and no column."""
+def is_nested(catalog: Catalog, relation: Relation, name: str, row: bool) -> bool:
+    """Return whether a key of a new row's values names related rows, and no column; `row` if a row is there."""
     column = relation.columns.get(name)
     if column is None:
         return is_related(catalog, relation, default_embed(name, name))
     # The column of a foreign key is a name for what it refers to, too: no dict is a value of it.
-    if not is_row(value):
+    if not row:
         return False
     type = catalog.plain(catalog.type(column.type))
     keys = (key for key in relation.foreign_keys if key.columns == (name,))

@@ -15,7 +15,7 @@ from service.errors import InvalidArgument, UnknownName, clip
 from service.request.arguments import Values
 from service.request.brought import Brought, BroughtRow, opened
 from service.request.requests import Assignment, JsonStep, Operand
-from service.request.select_list import parse_reference
+from service.request.select_list import named, parse_reference
 
 Use = Literal["row", "expect", "changes"]
 """What assignments are of: a new row, what is expected of one, or changes of it."""
@@ -85,7 +85,7 @@ def assignments(
     found = []
     for name, value in row.items():
         here = f"{path}.{name}"
-        column, steps = name, tuple[JsonStep, ...]()
+        column, steps = named(name), tuple[JsonStep, ...]()
         if use == "changes" and "->" in name:
             column, steps = _path(name, here, values)
         if type(value) is Brought:
@@ -96,7 +96,7 @@ def assignments(
             found.append(_marked(column, steps, operator, inner, here, values, use))
         else:
             found.append(Assignment(column, Operand(values.add(value), here), here, steps=steps))
-    if any(each.steps for each in found):
+    if any(each.steps for each in found) or len({each.column for each in found}) < len(found):
         _refuse_overlaps(found)
     return tuple(found)
 

@@ -31,6 +31,7 @@ from service.request.requests import (
 )
 from service.request.select_list import (
     MAX_KEYS,
+    named,
     parse_names,
     parse_order,
     parse_reference,
@@ -379,8 +380,11 @@ def _key_parts(key: Any, path: str) -> tuple[tuple[str, ...], list[tuple[Any, st
         if not key or not all(isinstance(name, str) for name in key):
             raise InvalidArgument("a key names the columns of a unique key", path=path)
         # Sorted: in whatever order a caller has the columns, it is one shape, with one statement.
-        parts = [(value, f"{path}.{name}") for name, value in sorted(key.items())]
-        columns = tuple(sorted(key))
+        given = sorted(key.items(), key=lambda each: named(each[0]))
+        parts = [(value, f"{path}.{name}") for name, value in given]
+        columns = tuple(named(name) for name, _ in given)
+        if len({*columns}) < len(columns):
+            raise InvalidArgument("a key names a column once", path=path)
     elif isinstance(key, list | tuple):
         parts = [(each, f"{path}.{at}") for at, each in enumerate(key)]
     else:

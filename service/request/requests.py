@@ -444,6 +444,7 @@ class CreateRequest:
         returning: What comes back.
         max_affected: How many there may be.
         conflict: What becomes of those that are there already; None if that is an error.
+        embeds_nested: Whether what is nested is embedded, since the call does not say what is.
     """
 
     rows: tuple[tuple[Assignment, ...], ...]
@@ -451,6 +452,7 @@ class CreateRequest:
     returning: Returning
     max_affected: int | None = None
     conflict: OnConflict | None = None
+    embeds_nested: bool = False
 
     @property
     def paths(self) -> list[str | None]:

@@ -52,6 +52,7 @@ _TOKEN = re.compile(
 _INDEX = re.compile(r"-?[0-9]{1,9}")
 Token = tuple[str, str]
 """A kind ("name" for a quoted one, "word", or "mark") and its text."""
+_IN_QUOTES = re.compile(r'"((?:[^"]|"")+)"', re.DOTALL)
 
 
 def parse_select(select: Any, values: Values, path: str = "select") -> tuple[Item, ...] | None:
@@ -173,7 +174,13 @@ def parse_names(value: Any, name: str) -> tuple[str, ...]:
         if not isinstance(each, str):
             raise InvalidArgument(f'"{name}" is a list of columns', path=f"{name}.{at}")
         check_name(each, f"{name}.{at}")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(map(named, found)))
+
+
+def named(text: str) -> str:
+    """Return the name that a text is, or is in double quotes as in SQL."""
+    found = _IN_QUOTES.fullmatch(text)
+    return text if found is None else found[1].replace('""', '"')
 
 
 def check_name(text: str, path: str) -> None:

@@ -4,7 +4,7 @@ Requests of the verbs that write: create, update, upsert, delete, import.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,7 +42,13 @@ from service.request.requests import (
     UpdateRequest,
     UpdateRowsRequest,
 )
-from service.request.select_list import check_name, parse_names, parse_order, parse_select
+from service.request.select_list import (
+    check_name,
+    named,
+    parse_names,
+    parse_order,
+    parse_select,
+)
 
 RETURNING = ("select", "order", "embed", "returning", "form", IDEMPOTENCY_KEY, RECEIPT)
 PICK = ("limit", "skip_locked")
@@ -88,8 +94,27 @@ def parse_create(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[CreateRequest]:
     """Parse the arguments of `create`; what was brought is marked among its values."""
-    given = Arguments(args, kwargs, ["values"], [*RETURNING, "max_affected"])
-    return _new_rows(given, limits, lambda *_: None)
+    return with_rows(*_create(args, kwargs, limits))
+
+
+def parse_create_options(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
+) -> Parsed[CreateRequest]:
+    """Parse the arguments of `create` as `parse_create` does, but for its rows."""
+    options, _ = _create(args, kwargs, limits)
+    return options
+
+
+def with_rows(options: Parsed[CreateRequest], given: Any) -> Parsed[CreateRequest]:
+    """Parse rows as the caller sent them, and return the call with them; their values stand last."""
+    values = Values(options.values)
+    rows, many = rows_of(given, "values")
+    parsed = tuple(
+        assignments(row, f"values.{at}" if many else "values", values)
+        for at, row in enumerate(rows)
+    )
+    request = replace(options.request, rows=parsed, many=many)
+    return replace(options, request=request, values=values.marked())
 
 
 def parse_upsert(
@@ -98,7 +123,33 @@ def parse_upsert(
     """Parse the arguments of `upsert`; what was brought is marked among its values."""
     known = [*RETURNING, "max_affected", "on_conflict", "update", "where"]
     given = Arguments(args, kwargs, ["values"], known)
-    return _new_rows(given, limits, _upserting, olds=True)
+    values = Values()
+    conflict = _upserting(given, values, limits)
+    return with_rows(_options(given, values, limits, conflict), given.required("values"))
+
+
+def _create(
+    args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
+) -> tuple[Parsed[CreateRequest], Any]:
+    """Return the call without its rows, and these as they came."""
+    given = Arguments(args, kwargs, ["values"], [*RETURNING, "max_affected"])
+    rows = given.required("values")
+    return _options(given, Values(), limits), rows
+
+
+def _options(
+    given: Arguments, values: Values, limits: Limits, conflict: OnConflict | None = None
+) -> Parsed[CreateRequest]:
+    """Return the call without its rows, given what becomes of those that are there."""
+    request = CreateRequest(
+        (),
+        False,
+        _returning(given, values, limits, olds=conflict is not None),
+        given.integer("max_affected"),
+        conflict,
+        given.value("embed") is None,
+    )
+    return Parsed(request, values.marked(), given.timeout())
 
 
 def parse_update(
@@ -212,7 +263,11 @@ def _on_conflict(given: Arguments, update: Any) -> OnConflict:
     """Parse what becomes of new rows whose key is there already."""
     key = given.value("on_conflict")
     conflict = OnConflict(
-        key if isinstance(key, str) else None if key is None else parse_names(key, "on_conflict"),
+        named(key)
+        if isinstance(key, str)
+        else None
+        if key is None
+        else parse_names(key, "on_conflict"),
         None if update is None else parse_names(update, "update"),
     )
     if isinstance(key, str):
@@ -233,28 +288,6 @@ def _upserting(given: Arguments, values: Values, limits: Limits) -> OnConflict:
     if "where" in given:
         conflict = replace(conflict, where=_condition(given, conflict, values, limits))
     return conflict
-
-
-def _new_rows(
-    given: Arguments,
-    limits: Limits,
-    of_conflict: Callable[[Arguments, Values, Limits], OnConflict | None],
-    olds: bool = False,
-) -> Parsed[CreateRequest]:
-    values = Values()
-    conflict = of_conflict(given, values, limits)
-    rows, many = rows_of(given.required("values"), "values")
-    request = CreateRequest(
-        tuple(
-            assignments(row, f"values.{at}" if many else "values", values)
-            for at, row in enumerate(rows)
-        ),
-        many,
-        _returning(given, values, limits, olds),
-        given.integer("max_affected"),
-        conflict,
-    )
-    return Parsed(request, values.marked(), given.timeout())
 
 
 def _condition(given: Arguments, conflict: OnConflict, values: Values, limits: Limits) -> Filter:

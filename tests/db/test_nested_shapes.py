@@ -20,6 +20,7 @@ from service.errors import ServiceError
 from service.plan.messages import looked_at_by, used_by
 from service.request.read_request import Limits
 from service.request.shapes import Shaped, Unshaped
+from service.request.write_request import parse_create, parse_create_options
 from tests.conftest import execute
 from tests.db.dispatchers import ANYONE, DirectCaller
 from tests.db.test_laws import lawful
@@ -189,20 +190,58 @@ def test_rows_are_planned_alike_whatever_was_planned_before(
             shaped = Shaped(rows, snapshot.documents, 100)
         except Unshaped:
             return None
-        tree = nested._kept(call(rows), shaped)
-        return None if tree is None else tree.filled(shaped.values)
+        options = parse_create_options([rows], {}, limits)
+        tree = nested._kept(call(rows), options, shaped)
+        return None if tree is None else tree.filled(options, shaped.values)
 
     by_shape(second if itself else first)
     kept = by_shape(second)
     if kept is None:
         return
-    anew = nested._nested(snapshot, relation, [second], {}, limits)
+    anew = nested._nested(snapshot, relation, parse_create([second], {}, limits), limits)
     assert (kept.tree, kept.request, kept.slot) == (anew.tree, anew.request, anew.slot)
     for slot in {
         slot for step in anew.tree.steps for slot in (*used_by(step), *looked_at_by(step))
     }:
         one, other = kept.values[slot], anew.values[slot]
         assert (type(one), repr(one)) == (type(other), repr(other)), (first, second, slot)
+
+
+OPTIONS: list[tuple[dict[str, Any], Any]] = [
+    ({"embed": {"lines": {"select": ["name"], "limit": 1}}}, [{"name": "a"}]),
+    ({"embed": {"lines": {"select": ["name"], "limit": 2}}}, [{"name": "a"}, {"name": "b"}]),
+    ({"embed": {"lines": {"select": ["name"], "where": {"name": "b"}}}}, [{"name": "b"}]),
+    ({"embed": {"lines": {"select": ["name"], "where": {"name": "a"}}}}, [{"name": "a"}]),
+    ({"embed": {1: {"relation": "lines"}}}, None),
+    ({"embed": {"1": {"relation": "lines", "select": ["qty"], "order": ["-name"]}}}, [{"qty": "2.0"}, {"qty": "1.0"}]),
+    ({"embed": {}}, None),
+    ({"embed": None, "select": ["code"]}, [{"name": "a"}, {"name": "b"}]),
+    ({"timeout": 5, "select": ["code"]}, [{"name": "a"}, {"name": "b"}]),
+    ({"timeout": True}, None),
+    ({"max_affected": 2}, None),
+    ({"max_affected": 3}, [{"name": "a"}, {"name": "b"}]),
+]  # fmt: skip
+"""Of a call, with what its answer embeds; None where nothing is, or the call is refused."""
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest_twisted.ensureDeferred
+async def test_options_are_those_of_each_call(db: DirectCaller, dsn: str, seed: int) -> None:
+    """Whichever came before with rows of the same shape: names, and values apart from them."""
+    execute(dsn, BEFORE)
+    db.dispatcher.served_to(ANYONE).trees.clear()
+    values = {"n": 1, "lines": [{"name": "a", "qty": 1}, {"name": "b", "qty": 2}]}
+    calls = [*OPTIONS, *OPTIONS]
+    random.Random(seed).shuffle(calls)
+    for kwargs, shown in calls:
+        try:
+            answer = await db.call("boxes.create", values, **kwargs)
+        except ServiceError:
+            answer = {}
+        lines = answer.get("lines", answer.get("1"))
+        if shown is not None:
+            lines = [{name: row[name] for name in shown[0]} for row in lines]
+        assert lines == shown, kwargs
 
 
 @pytest.mark.parametrize(
