@@ -18,8 +18,10 @@ from service.api.write import (
     answered,
     missing_key,
     no_rows_changed,
+    of_no_row,
     paired,
     prepare_update,
+    refuse_inner,
     relation_of,
 )
 from service.catalog import Catalog, Relation
@@ -34,8 +36,6 @@ from service.request.assignments import literals
 from service.request.read_request import Parsed
 from service.request.requests import (
     GetRequest,
-    Operand,
-    Pick,
     Returning,
     UpdateRequest,
     UpdateRowsRequest,
@@ -78,6 +78,7 @@ async def update_old(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
         raise no_known_key(relation, "rows as they were", "returning")
     if not set(key).isdisjoint(each.column for each in request.changes):
         raise _changes_key()
+    refuse_inner(request.returning)
     refuse_faults(call.snapshot, relation, parsed)
     try:
         async with call.backend.database.transaction():
@@ -112,6 +113,7 @@ async def update_rows_old(call: Call, parsed: Parsed[UpdateRowsRequest]) -> Any:
     request, snapshot, relation = parsed.request, call.snapshot, relation_of(call)
     if request.returning.order:
         raise InvalidArgument("these rows come in the order of the call", path="order")
+    refuse_inner(request.returning)
     match, values = match_of(call, parsed)
     returning = request.returning
     asked = GetRequest(match, returning.select, returning.embeds, returning.form, many=True)
@@ -132,10 +134,8 @@ async def update_rows_old(call: Call, parsed: Parsed[UpdateRowsRequest]) -> Any:
 
 async def _change_none(call: Call, parsed: Parsed[UpdateRequest]) -> None:
     """Run changes of no row, which PostgreSQL refuses as those of one: by rights, say."""
-    values = Values(parsed.values)
-    pick = Pick(Operand(values.add(0), "limit"), skip_locked=False)
-    request = replace(parsed.request, pick=pick, returning=Returning(rows=False))
-    step = prepare_update(call, replace(parsed, request=request, values=values.freeze()))
+    request = replace(parsed.request, returning=Returning(rows=False))
+    step = prepare_update(call, of_no_row(replace(parsed, request=request)))
     await (call.run(step) if isinstance(step, Step) else step)
 
 

@@ -237,7 +237,7 @@ async def validate_changes(
         found.append(replace(call, request=request, values=values.freeze()))
         await pause(at)
     if not found:
-        return found if call.request.pick is not None else [call]
+        return [call]
     if call.request.pick is None and all(each == results[0] for each in results):
         request = replace(found[0].request, target=call.request.target)
         # Made the same of all: one statement for the whole target, instead of one for each row.

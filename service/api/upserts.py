@@ -17,7 +17,14 @@ from service.api import write
 from service.api.call import Call, Step
 from service.api.row_updates import missing_row, write_rows
 from service.api.rules import given_of, validated_rows
-from service.api.write import UNBOUNDED, answered, creating, paired, relation_of
+from service.api.write import (
+    UNBOUNDED,
+    answered,
+    creating,
+    paired,
+    refuse_inner,
+    relation_of,
+)
 from service.catalog import Relation
 from service.db.statements import Shape, by_keys_txn
 from service.db.writes import NoRowWritten, RowUnseen, Written, too_many_rows
@@ -125,8 +132,7 @@ def _key(call: Call, parsed: New) -> tuple[str, ...]:
         )
     if request.returning.order:
         raise InvalidArgument("these rows come in the order of the call", path="order")
-    if any(each.inner for each in request.returning.embeds):
-        raise InvalidArgument("these rows are all answered: no embed is inner", path="embed")
+    refuse_inner(request.returning)
     return planned.key
 
 

@@ -13,8 +13,10 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import ensureDeferred, gatherResults
 
-from service.errors import InvalidArgument, InvalidRow, TooManyRows
+from service.api.roles import Roles
+from service.errors import InvalidArgument, InvalidRow, NotAuthorized, TooManyRows
 from service.models.model import Model
+from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
@@ -99,6 +101,32 @@ async def test_claim_waits_for_no_row_that_is_locked(
                 6,
                 4,
             ]
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"returning": "old"}], ids=str)
+@pytest.mark.parametrize("written", [(), (Job,)], ids=["plain", "ruled"])
+@pytest_twisted.ensureDeferred
+async def test_claim_of_no_row_takes_the_same_rights(
+    dsn: str, written: tuple[type[Model], ...], kwargs: dict[str, Any]
+) -> None:
+    """To change one column is not to change the other, whether there is a row or not."""
+    execute(dsn, BEFORE_EACH)
+    execute(dsn, CLERKS)
+    caller = Caller(1, "ann", "clerk", "realm1")
+    async with serving(dsn, written=written, roles=Roles({"clerk": "rc_claims"})) as db:
+        for where in ({"id": 1}, {"id": 99}):
+            claim = {"where": where, "skip_locked": True, "limit": 1, **kwargs}
+            call = db.call_as(caller, "jobs.update", changes={"state": "s"}, **claim)
+            refused = await failure_of(call)
+            assert isinstance(refused, NotAuthorized), refused
+            found = await db.call_as(caller, "jobs.update", changes={"tries": 1}, **claim)
+            assert found["affected"] == (where["id"] == 1)
+
+
+CLERKS = """
+DO $$BEGIN CREATE ROLE rc_claims; EXCEPTION WHEN duplicate_object THEN NULL; END$$;
+GRANT SELECT, UPDATE (tries) ON jobs TO rc_claims;
+"""
 
 
 @pytest_twisted.ensureDeferred

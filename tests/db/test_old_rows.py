@@ -223,3 +223,24 @@ async def test_changes_at_once_of_a_view_without_a_lock_compute_with_the_same_ro
         new = {"n": 2}
         assert await answer == ({"old": {"n": 1}, "new": new} if returning == "both" else new)
     assert execute(dsn, "SELECT n FROM items WHERE id = 1") == [(2,)]
+
+
+@pytest.mark.parametrize("returning", ["old", "both"])
+@pytest_twisted.ensureDeferred
+async def test_inner_embed_of_rows_as_they_were_is_refused(
+    db: DirectCaller, dsn: str, returning: str
+) -> None:
+    """A row that it leaves out is there, and written: the answer has one for each."""
+    before = execute(dsn, "SELECT n FROM items ORDER BY id")
+    embed = {"owners": {"inner": True, "where": {"id": 99}}}
+    for kwargs in (
+        {"rows": [{"id": 1, "n": 5}]},
+        {"key": 1, "changes": {"n": 5}},
+        {"where": {"id": 1}, "changes": {"n": 5}},
+    ):
+        refused = await failure_of(
+            db.call("items.update", returning=returning, embed=embed, **kwargs)
+        )
+        assert isinstance(refused, InvalidArgument), refused
+        assert refused.details["path"] == "embed"
+    assert execute(dsn, "SELECT n FROM items ORDER BY id") == before
