@@ -99,10 +99,12 @@ def write_txn(
         # The words are in the server's language; the text that it could not read is quoted in all.
         if statement.must_write and error.pgcode == "22P02" and MISSED in str(error):
             raise NoRowWritten from error
-        if error.pgcode == "22P02" and UNSEEN in statement.text and UNSEEN in str(error):
-            said = "a row with this key has come meanwhile, or is none of those that are shown"
+        if statement.unseen and error.pgcode == "22P02" and UNSEEN in str(error):
+            late = statement.unseen == "late"
+            said = "a row with this key has come meanwhile"
+            said += "" if late else ", or is none of those that are shown"
             # Alone it is tried again here: what no new statement sees is not to be waited for.
-            raise RowUnseen(said, path="where", retry=None if last else True) from error
+            raise RowUnseen(said, path="where", retry=(late and not last) or None) from error
         raise
     # Of several statements in one message, psycopg2 has the result of the last.
     affected = max(cursor.rowcount, 0)  # a CALL counts none: -1

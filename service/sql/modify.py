@@ -48,6 +48,7 @@ from service.sql.statement import (
     UNSEEN,
     Parameter,
     Statement,
+    Unseen,
     build_statement,
     catalog_sql,
 )
@@ -94,6 +95,7 @@ def modify(plan: WritePlan) -> Statement:
         receipt=returning.receipt,
         flagged=bool(returning.inner),
         must_write=returning.must_write,
+        unseen=_unseen(plan),
         numbered=numbered and bool(returning.outputs),
         pure=is_pure(plan, plan.relation),
     )
@@ -103,6 +105,14 @@ def _is_numbered(plan: WritePlan) -> bool:
     """Return whether what comes back is in the order of the rows of the call."""
     joined = plan.joined if isinstance(plan, UpdatePlan) else None
     return joined is not None and isinstance(joined.source, CallRows)
+
+
+def _unseen(plan: WritePlan) -> Unseen:
+    """Return why the row that an upsert meets may not be seen."""
+    conflict = plan.conflict if isinstance(plan, InsertPlan) else None
+    if conflict is None or conflict.guard is None:
+        return ""
+    return "left out" if plan.relation.kind == "view" else "late"
 
 
 def on_conflict(conflict: PlannedConflict, relation: Relation) -> Composable:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -28,6 +29,7 @@ Errors quote values, in the words of any language: no caller can send one that r
 """
 MISSED = f"rowcast_missed_{SECRET}"
 """What an error speaks of where a statement had to write a row and wrote none."""
+Unseen = typing.Literal["", "late", "left out"]
 UNSEEN = f"rowcast_unseen_{SECRET}"
 """What an error speaks of where an upsert met a row that it does not see."""
 
@@ -86,6 +88,8 @@ class Statement:
         untyped: Whether its values are JSON, as text, of rows of no known type.
         numbered: Whether a last column has the number of each row, by which they are in order.
         must_write: Whether it fails, by `MISSED`, where it would write no row.
+        unseen: Why it may fail, by `UNSEEN`, if it may: the row that it met has come since it began, or
+            is perhaps one that a view leaves out.
         head: How many characters of the text are of another statement, which goes ahead.
         pure: Whether it is certain to leave nothing behind in the session, by the catalog.
         scalar: Whether its one column, as JSON, is what is answered for each row.
@@ -106,6 +110,7 @@ class Statement:
     untyped: bool = False
     numbered: bool = False
     must_write: bool = False
+    unseen: Unseen = ""
     head: int = 0
     pure: bool = False
     scalar: bool = False

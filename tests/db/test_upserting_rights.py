@@ -113,13 +113,18 @@ async def test_row_that_may_not_be_changed_is_left_alone_where_the_upsert_does_s
     ],
     ids=str,
 )
+@pytest.mark.parametrize("batch", [False, True])
 @pytest_twisted.ensureDeferred
 async def test_row_that_a_view_never_shows_is_not_to_be_tried_again(
-    db: DirectCaller, dsn: str, kwargs: dict[str, Any]
+    db: DirectCaller, dsn: str, kwargs: dict[str, Any], batch: bool
 ) -> None:
-    """No later call would do better."""
-    call = db.call_as(GUEST, "few.upsert", {"id": 4, "n": 5}, on_conflict=["id"], **kwargs)
-    refused = await failure_of(call)
+    """No later call would do better, nor transaction."""
+    kwargs = {"on_conflict": ["id"], "values": {"id": 4, "n": 5}, **kwargs}
+    refused = await failure_of(
+        db.call_as(GUEST, "transaction", [{"call": "few.upsert", "kwargs": kwargs}])
+        if batch
+        else db.call_as(GUEST, "few.upsert", **kwargs)
+    )
     assert isinstance(refused, Conflict)
     assert "retry" not in refused.details
     assert execute(dsn, "SELECT n FROM notes WHERE id = 4") == [(50,)]
