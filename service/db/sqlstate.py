@@ -49,6 +49,9 @@ _DATA_FREE = frozenset(["0A", "21", "25", "42", "54", "55"])
 _HOME = re.compile(r"\bpg_catalog\.(?=[^\w\s\"])|(?<=function )pg_catalog\.")
 """The schema in which our statements name operators and functions; a caller knows of none."""
 
+_IN_WITH = b'WITH "w" ('
+"""How a write begins whose rows are read again, in a statement of ours."""
+
 _VALUE = re.compile(r'\s*:?\s*".*"', re.DOTALL)
 Make = Callable[[psycopg2.Error], ServiceError | None]
 _KNOWN = frozenset(
@@ -244,6 +247,11 @@ def name_column(found: InvalidArgument, error: psycopg2.Error, relation: Relatio
     if error.pgcode == "22001" and not names:
         message = error.diag.message_primary or ""
         names = [c.name for c in relation.columns.values() if message.endswith(" " + c.declared)]
+    # "numeric field overflow": the detail tells what is declared, in the words of any language.
+    if error.pgcode == "22003" and not names and error.diag.context is None:
+        numbers = re.findall(r"\d+", error.diag.message_detail or "")[:2]
+        declared = f"numeric({','.join(numbers)})"
+        names = [c.name for c in relation.columns.values() if c.declared == declared]
     if len(names) == 1:
         found.details["column"] = names[0]
 
@@ -289,8 +297,12 @@ def unsupported(error: psycopg2.Error) -> ServiceError:
         return schema_changed(error)
     found = refused(error)
     if error.diag.source_function == "RewriteQuery" and error.diag.context is None:
+        sent = b"" if error.cursor is None else error.cursor.query or b""
         found.details["hint"] = (
-            "a rule of it gives nothing back: returning: false asks for nothing, and a rule"
+            "PostgreSQL takes few rules in such a statement: without embed, order and computed"
+            " columns it answers"
+            if _IN_WITH in sent
+            else "a rule of it gives nothing back: returning: false asks for nothing, and a rule"
             " with RETURNING answers"
         )
     return found

@@ -35,7 +35,12 @@ CREATE FUNCTION cast_of(i text) RETURNS int LANGUAGE plpgsql
 CREATE FUNCTION records() RETURNS SETOF record LANGUAGE sql AS 'SELECT 1 AS a, 2 AS b';
 CREATE TABLE ruled (id int PRIMARY KEY, t text);
 CREATE RULE moved AS ON INSERT TO ruled DO INSTEAD INSERT INTO keyless (a) VALUES (NEW.id);
+CREATE TABLE copied (id int PRIMARY KEY, t text);
+CREATE TABLE pieces (id int PRIMARY KEY, copied_id int REFERENCES copied);
+CREATE RULE also AS ON INSERT TO copied DO ALSO INSERT INTO keyless (a) VALUES (NEW.id);
 CREATE TABLE counted (id serial PRIMARY KEY, t text);
+CREATE TABLE priced (id int PRIMARY KEY, price numeric(6,2), rate numeric(3,1), other numeric(3,1));
+INSERT INTO priced VALUES (1, 99, 1, 1);
 CREATE TABLE starred (id int PRIMARY KEY, "*" int);
 INSERT INTO starred VALUES (1, 5), (2, 6), (3, NULL);
 """
@@ -197,6 +202,20 @@ async def test_dict_for_a_column_that_is_not_there_is_an_unknown_column(db: Dire
     assert error.details["path"] == "where.nam"
 
 
+@pytest.mark.parametrize(
+    ("changes", "column"),
+    [({"price": "12345.6"}, "price"), ({"price": {"$multiply": 1000}}, "price"), ({"rate": 1000}, None)],
+)  # fmt: skip
+@pytest_twisted.ensureDeferred
+async def test_number_that_overflows_names_its_column(
+    db: DirectCaller, changes: dict[str, Any], column: str | None
+) -> None:
+    """PostgreSQL tells how it is declared: where one alone is declared so, it is that."""
+    error = await refused(db, "priced.update", [1, changes], {})
+    assert error.details["sqlstate"] == "22003"
+    assert error.details.get("column") == column
+
+
 @pytest_twisted.ensureDeferred
 async def test_function_of_records_has_no_verbs_and_says_why(db: DirectCaller) -> None:
     """Its answer is what it gives; only columns that are declared can be asked for."""
@@ -217,6 +236,20 @@ async def test_rule_without_returning_is_refused_with_what_works(
     assert execute(dsn, "SELECT a FROM keyless WHERE a = 7") == []
     assert await db.call("ruled.create", {"id": 7, "t": "x"}, returning=False) == {"affected": 1}
     assert execute(dsn, "SELECT a FROM keyless WHERE a = 7") == [(7,)]
+
+
+@pytest.mark.parametrize("kwargs", [{"order": ["id"]}, {"select": [], "embed": {"pieces": True}}])
+@pytest_twisted.ensureDeferred
+async def test_rule_of_a_write_that_reads_its_rows_again_is_refused_with_what_works(
+    db: DirectCaller, kwargs: dict[str, Any]
+) -> None:
+    """It gives rows back, but for these."""
+    error = await refused(db, "copied.create", [[{"id": 1}, {"id": 2}]], kwargs)
+    assert isinstance(error, DatabaseRefused), error
+    assert "without embed, order" in error.details["hint"]
+    row = {"id": 3}
+    assert await db.call("copied.create", [row], select=["id"]) == [row]
+    await db.call("copied.delete", row)
 
 
 @pytest_twisted.ensureDeferred
