@@ -123,7 +123,7 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
         found = Exists(link, plan_related(inner, embed))
         return Not(found) if where.word == "null" else found
     if where.operator == "is":
-        return _test(scope.value(where.reference), where)
+        return _test(scope, scope.value(where.reference), where)
     if of_rows:
         raise _no_column(scope, reference)
     left = scope.expression(where.reference)
@@ -331,11 +331,14 @@ def _no_column(scope: Scope, reference: Reference) -> InvalidArgument:
     )
 
 
-def _test(left: Expression, where: Comparison) -> IsTest:
+def _test(scope: Scope, left: Expression, where: Comparison) -> IsTest | Not:
     if where.word not in {"null", "not null"} and left.type.form != "boolean":
         raise InvalidArgument(
             f'"{left.column.name}" is {left.type.sql}, and only a boolean is {where.word}',
             path=left.path,
             column=left.column.name,
         )
+    if where.word == "not null" and scope.catalog.plain(left.type).kind == "composite":
+        # IS NOT NULL asks that none of its fields be null, and so is not what holds where IS NULL does not.
+        return Not(IsTest(left, "NULL"))
     return IsTest(left, where.word.upper())
