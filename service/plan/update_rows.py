@@ -123,10 +123,11 @@ def plan_update_rows(
         for cells, (of_key, _) in zip(source.rows, split, strict=True):
             cells[f"k{at}"] = _bound(of_key[at], type)
     changed: dict[str, list[list[Assignment]]] = {}
+    most = max((len(each.items) for _, changes in split for each in changes), default=0)
     for at, (_, changes) in enumerate(split):
         for each in changes:
             rows = changed.setdefault(each.column, [[] for _ in split])
-            rows[at].append(each)
+            rows[at].append(_padded(each, most))
     settings = tuple(_setting(scope, source, rows) for rows in changed.values())
     returning = plan_returning(scope, request.returning)
     planned = reread(scope, returning, ["update"], [each.column for each in settings])
@@ -159,6 +160,12 @@ def _setting(scope: Scope, source: _Source, rows: Sequence[Sequence[Assignment]]
         del source.columns[selector.name]
         return Setting(column, found[0])
     return Setting(column, SomeWay(column, found, selector))
+
+
+def _padded(given: Assignment, most: int) -> Assignment:
+    """Return a `$remove` that names so many values, the last one again: one way removes any number."""
+    last = given.items[-1:]
+    return given._replace(items=given.items + last * (most - len(given.items))) if last else given
 
 
 def _default(column: Column, rows: Sequence[Sequence[Assignment]]) -> Setting:

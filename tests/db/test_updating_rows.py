@@ -25,6 +25,7 @@ from service.errors import (
 from service.models.model import Model
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
+from tests.db.relay import Relay
 from tests.deferreds import failure_of
 
 SCHEMA = """
@@ -255,6 +256,22 @@ async def test_thousand_rows_are_changed_by_one_statement(db: DirectCaller, dsn:
     assert transactions == 1
     with pytest.raises(InvalidArgument, match="at most 1000 rows"):
         await db.call("items.update", rows=[*rows, {"id": 1001, "n": 1}])
+
+
+@pytest_twisted.ensureDeferred
+async def test_lists_of_any_length_are_removed_in_one_way(db: DirectCaller, dsn: str) -> None:
+    """As many columns as the longest has values stand in the statement, and no more for each length."""
+    lists = [["a", "b", None][: at + 1] for at in range(3)] + [[]]
+    execute(dsn, "UPDATE items SET tags = '{a,b,c,NULL}'")
+    rows = [{"id": at + 1, "tags": {"$remove": each}} for at, each in enumerate(lists)]
+    with Relay(dsn) as relay:
+        async with serving(relay.dsn) as other:
+            await other.call("items.update", rows=rows, returning=False)
+            (sent,) = [each for each in relay.messages if b"array_remove" in each]
+    assert sent.count(b"array_remove") == 3
+    assert execute(dsn, "SELECT tags FROM items ORDER BY id") == [
+        (["b", "c", None],), (["c", None],), (["c"],), (["a", "b", "c", None],),
+    ]  # fmt: skip
 
 
 @pytest.mark.serving(written=(Item,))
