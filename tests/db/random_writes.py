@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.models.model import Model
 from tests.db.random_changes import Changes, Dice, array, document, literal
 
 Rows = list[dict[str, Any]]
@@ -40,6 +41,45 @@ KEYS: list[tuple[Any, str, tuple[str, ...], tuple[str, ...]]] = [
     ("goods_open", "(shop, n) WHERE open", ("shop", "n", "open"), ("shop", "n")),
 ]
 """Of an upsert: on_conflict, in SQL, the columns that a row gives for it, and those that stay."""
+
+
+class RuledShop(Model):
+    """A new shop, which has a city made of its key."""
+
+    TABLENAME = "shops"
+
+    def beforeCreate(self) -> None:
+        """Set the city."""
+        self.city = f"of {self.id}"
+
+
+class RuledGood(Model):
+    """A good, which has the number of its shop as its price, and is counted when it moves."""
+
+    TABLENAME = "goods"
+
+    def beforeCreate(self) -> bool:
+        """Set the price; refuse some."""
+        self.price = self.shop
+        return bool(self.n != 5)
+
+    async def beforeUpdate(self) -> None:
+        """Count."""
+        self.n = (self.n or 0) + 1
+
+
+class RuledLabel(Model):
+    """A new label, whose key is another than the one given."""
+
+    TABLENAME = "labels"
+
+    def beforeCreate(self) -> None:
+        """Change the word."""
+        self.word = f"{self.word}!"
+
+
+RULED = (RuledShop, RuledGood, RuledLabel)
+"""Models whose rules the SQL of nested rows has as well."""
 
 
 @dataclass
@@ -86,10 +126,12 @@ class Writes:
 
     Args:
         seed: Of all that is drawn.
+        ruled: Whether the models of `RULED` are there.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, ruled: bool = False) -> None:
         self.dice = Dice(seed)
+        self.ruled = ruled
         self.role = self.dice.pick("boss", "clerk")
         self.kwargs: dict[str, Any] = {}
         self.relation = self.columns = ""
@@ -354,13 +396,15 @@ class Writes:
             {"name": f"new {at}", "n": dice.pick(1, 5, 150)} for at in range(dice.pick(1, 2, 3))
         ]
         shop, kwargs = {"id": dice.pick(7, 8, 8, 2), "name": "New"}, {"returning": False}
-        first = [Statement(f"INSERT INTO shops (id, name) VALUES ({shop['id']}, 'New')", 1)]
         number = str(shop["id"])
+        city = f"'of {number}'" if self.ruled else "NULL"
+        first = [Statement(f"INSERT INTO shops VALUES ({number}, 'New', {city})", 1)]
         if top := dice.maybe(0.6):
             links = old if dice.maybe(0.4) else []
             name, values = "shops", {**shop, "goods": [*goods, *({"$link": id} for id in links)]}
+            more = ", n = coalesce(g.n, 0) + 1" if self.ruled else ""
             moved = [
-                Statement(f"UPDATE goods g SET shop = {number} WHERE g.id = {id}", 1)
+                Statement(f"UPDATE goods g SET shop = {number}{more} WHERE g.id = {id}", 1)
                 for id in links
             ]
         else:
@@ -373,19 +417,25 @@ class Writes:
                 if at and link is None:
                     row["shops"] = {"$link": 1}
         labels, joined, words = [], [], iter(("v1", "v2", "v3", "v4", "v5", "v6"))
+        refused = False
         for at, row in enumerate(goods):
             to = number if top or at == 0 or number != str(shop["id"]) else "1"
-            sql.append(Statement(
-                f"INSERT INTO goods (shop, name, n) VALUES ({to}, {literal(row['name'])}, {row['n']})", 1))  # fmt: skip
+            names, values_of = "shop, name, n", f"{to}, {literal(row['name'])}, {row['n']}"
+            if self.ruled:
+                names, values_of = f"{names}, price", f"{values_of}, {to}"
+                refused |= row["n"] == 5
+            sql.append(Statement(f"INSERT INTO goods ({names}) VALUES ({values_of})", 1))
             if dice.maybe(0.5):
                 new, there = next(words), dice.pick("w1", "w2", "nowhere")
                 row["labels"] = [{"word": new}, {"$link": there}]
+                new += "!" if self.ruled else ""
                 labels.append(Statement(f"INSERT INTO labels (word) VALUES ('{new}')", 1))
                 joined += [
                     Statement(f"INSERT INTO labelled VALUES ({13 + at}, '{word}')", 1)
                     for word in (new, there)
                 ]
         sql = [*first, *sql, *labels, *joined, *moved]
+        sql += [Statement("SELECT WHERE false", 1)] if refused else []
         kwargs["values"] = values
         return Write(f"{name}.create", kwargs, sql, lambda found: {"affected": len(found)})
 

@@ -24,7 +24,7 @@ from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 from tests.db.random_changes import Dice
-from tests.db.random_writes import Write, Writes
+from tests.db.random_writes import RULED, Write, Writes
 from tests.db.test_laws import lawful
 from tests.deferreds import failure_of
 
@@ -221,9 +221,11 @@ def arranged(answer: Any) -> Any:
     return answer
 
 
-async def compare(db: DirectCaller, dsn: str, made: Writes, number: int) -> str:
+async def compare(
+    db: DirectCaller, dsn: str, made: Writes, number: int, nested: float = 0.0
+) -> str:
     """Make writes by SQL and by a call, and hold one against the other; return what came of it."""
-    writes = [made.one(nested=0.2 if number == 1 else 0) for _ in range(number)]
+    writes = [made.one(nested) for _ in range(number)]
     caller = Caller(1, made.role, made.role, "realm1")
     execute(dsn, BEFORE_EACH)
     (first, *_), locked = writes, [key for each in writes for key in each.locked]
@@ -258,7 +260,18 @@ async def compare(db: DirectCaller, dsn: str, made: Writes, number: int) -> str:
 @given(seed=st.integers(0, 2**32))
 async def test_any_write_does_what_its_sql_does(db: DirectCaller, dsn: str, seed: int) -> None:
     """Under the same role: the same rows are there afterwards, and answered; or both are refused."""
-    await compare(db, dsn, Writes(seed), 1)
+    await compare(db, dsn, Writes(seed), 1, nested=0.2)
+
+
+@pytest.mark.serving(roles=ROLES, written=RULED)
+@pytest_twisted.ensureDeferred
+@lawful(60)
+@given(seed=st.integers(0, 2**32))
+async def test_nested_rows_of_models_do_what_their_sql_does(
+    db: DirectCaller, dsn: str, seed: int
+) -> None:
+    """With what hooks see and set at each level, in rows that are linked, too; or all is refused."""
+    await compare(db, dsn, Writes(seed, ruled=True), 1, nested=1)
 
 
 @pytest_twisted.ensureDeferred
@@ -301,7 +314,7 @@ async def test_any_write_under_any_rights_does_what_its_sql_does(
     execute(dsn, rights)
     await db.catch_up()
     try:
-        await compare(db, dsn, made, 1)
+        await compare(db, dsn, made, 1, nested=0.2)
     except AssertionError as error:
         raise AssertionError(rights) from error
 
