@@ -299,7 +299,6 @@ def _step(call: Call, nested: Nested, work: Work | None) -> Step:
         nested.values,
         nested.tree.written,
         _shape(call, request.returning),
-        not request.many,
     )
     shape = partial(write.answered, returning=request.returning, many=request.many)
     missing = NotChanged(nested.relation.name)
@@ -408,7 +407,9 @@ def _message(
             # behind them, those that are wanted as text
             kept.append((len(parts), (*types, *[None] * (len(slots) - len(types)))))
         number = before + len(parts)
-        parts.append(Counted(plan, number, rows, slots, rows > 1 and bool(slots), back))
+        relation, numbered = step.relation, rows > 1 and bool(slots)
+        whole = (relation.schema, relation.name) not in catalog.partitions.values()
+        parts.append(Counted(plan, number, rows, slots, numbered, back, whole))
     if answer is None and len(parts) == 1:
         (part,), (step,) = parts, steps
         if needs_own_message(step) or sent.passed.isdisjoint({*part.slots, *used_by(step)}):
@@ -434,8 +435,7 @@ async def _by_models(call: Call, nested: Nested, sent: Messages) -> Any:
         behind = (tree.made,) if tree.root_answers else ()
         steps, values = await validated((*final, *behind), values)
         work = partial(_last_work, catalog, nested, sent, done, steps, last)
-        shape, one = _shape(call, request.returning), not request.many
-        end = codec, work, values, tree.written, shape, one
+        end = codec, work, values, tree.written, _shape(call, request.returning)
         written = await call.run(Step(nested_txn, end, tuple, nested.timeout, "last"))
         return write.answered(written, request.returning, request.many)
 

@@ -92,7 +92,6 @@ def nested_txn(
     values: Sequence[Any],
     written: int,
     shape: Shape | None,
-    one: bool,
 ) -> Written:
     """
     Write nested new rows, in a transaction that does not survive an error.
@@ -104,7 +103,6 @@ def nested_txn(
         values: Of the call.
         written: How many rows all of it writes.
         shape: Of the answer; None to read nothing back.
-        one: Whether the call is for one row with what is nested in it.
 
     Raises:
         NotFound: A row that is linked is not there.
@@ -121,7 +119,9 @@ def nested_txn(
     _refuse_unrelated(answer.steps, known)
     if work.root is not None:
         _refuse_unrelated([work.root], known)
-        exactly = int(one)
+        # of several, a rule may count others
+        several = len(work.root.rows) > 1 and work.root.relation.has_rules
+        exactly = 0 if several else len(work.root.rows)
     if work.written:
         known[work.slot] = [[known[slot] for slot in row] for row in work.written]
     last = [work.root] if work.root is not None else []

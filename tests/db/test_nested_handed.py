@@ -4,6 +4,8 @@ Values that the statements of nested new rows hand on to those behind them, and 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import pytest_twisted
 
@@ -61,6 +63,55 @@ async def test_row_that_is_left_out_unforeseen_hands_on_nothing(dsn: str, type: 
         found = await db.call("boxes.get", kept["id"], embed={"things": {"select": ["name"]}})
         assert found["things"] == [{"name": "in kept"}]
     assert execute(dsn, "SELECT name FROM things") == [("in kept",)]
+
+
+UNSEEN = """CREATE TRIGGER skip BEFORE INSERT ON {} FOR EACH ROW WHEN (NEW.name = 'gone')
+    EXECUTE FUNCTION skip()"""
+PIECES = """
+CREATE TABLE pieces (box int REFERENCES boxes, name text) PARTITION BY LIST (name);
+CREATE TABLE some_pieces PARTITION OF pieces DEFAULT;
+"""
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"returning": False}, {"embed": {}}], ids=str)
+@pytest.mark.parametrize("inner", ["things", "pieces"])
+@pytest.mark.parametrize("type", ["int", "text"])
+@pytest_twisted.ensureDeferred
+async def test_row_that_no_other_goes_by_is_missed_as_well(
+    dsn: str, type: str, inner: str, kwargs: dict[str, Any]
+) -> None:
+    """Where a trigger that the service has not read yet leaves it out, alone or one of several."""
+    execute(dsn, TABLES.format(type=type, default=KEYS[type], refers=FOREIGN_KEY))
+    execute(dsn, PIECES.replace("box int", f"box {type}"))
+    async with serving(dsn) as db:
+        for name in ("before", "behind"):
+            await db.call(
+                "boxes.create", {"name": name, inner: [{"name": "a"}, {"name": "b"}]}, **kwargs
+            )
+            execute(dsn, UNSEEN.format(inner) if name == "before" else "SELECT")
+        before = execute(dsn, f"SELECT box::text, name FROM {inner} ORDER BY 1, 2")
+        for names in (["gone"], ["a", "gone"], ["gone", "gone"], ["gone", "a", "b"]):
+            rows = [{"name": name} for name in names]
+            others = {"name": "o", "things" if inner == "pieces" else "pieces": [{"name": "c"}]}
+            refused = await failure_of(db.call("boxes.create", {**others, inner: rows}, **kwargs))
+            assert isinstance(refused, NotChanged), (names, refused)
+            path = refused.details.get("path")
+            assert path == (f"values.{inner}.0" if len(names) == 1 else None)
+    assert execute(dsn, f"SELECT box::text, name FROM {inner} ORDER BY 1, 2") == before
+    assert execute(dsn, "SELECT count(*) FROM boxes") == [(2,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_of_the_rows_of_the_call_is_missed_as_well(dsn: str) -> None:
+    """Which answers the call itself, after the rows that it refers to."""
+    execute(dsn, TABLES.format(type="int", default=KEYS["int"], refers=FOREIGN_KEY))
+    async with serving(dsn) as db:
+        execute(dsn, UNSEEN.format("things"))
+        rows = [{"name": name, "box": {"name": f"of {name}"}} for name in ("a", "gone")]
+        refused = await failure_of(db.call("things.create", rows))
+        assert isinstance(refused, NotChanged), refused
+        assert len(await db.call("things.create", [rows[0], {**rows[1], "name": "b"}])) == 2
+    assert execute(dsn, "SELECT name FROM things ORDER BY 1") == [("a",), ("b",)]
 
 
 @pytest_twisted.ensureDeferred
