@@ -366,6 +366,9 @@ def _guardable(settings: Sequence[Setting]) -> tuple[Setting, ...]:
     """
     Return settings with one first that is an expression, which can hold the guard.
 
+    DEFAULT holds none; and to set a column that the caller does not speak of, to itself, takes the right to
+    update it, and has its triggers fire.
+
     Raises:
         InvalidArgument: All are defaults.
     """
