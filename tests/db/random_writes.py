@@ -391,7 +391,11 @@ class Writes:
 
     def _nested(self) -> Write:
         """Make a shop with goods inside, or goods with a shop; with labels through their junction."""
-        dice, sql, old = self.dice, list[Statement](), self.dice.random.sample(range(1, 14), 2)
+        dice, sql, old = (
+            self.dice,
+            list[Statement](),
+            self.dice.random.sample([*range(1, 13), 99], 2),
+        )
         goods = [
             {"name": f"new {at}", "n": dice.pick(1, 5, 150)} for at in range(dice.pick(1, 2, 3))
         ]
