@@ -39,6 +39,7 @@ from service.plan.step_plan import plan_answer, plan_step
 from service.plan.tree import LinkedKey, LinkedRow, NewRows, Tree, TreeStep
 from service.plan.write_plan import plan_create, refuse_names
 from service.request.arguments import Values
+from service.request.brought import opened
 from service.request.read_request import Limits, Parsed
 from service.request.related_rows import RowsArgument
 from service.request.requests import (
@@ -141,7 +142,7 @@ class KeptTree:
             found[slot] = values[number]
         for slot, document in self.documents:
             found[slot] = filled(document, values)
-        return replace(self.nested, values=tuple(found), timeout=options.timeout)
+        return replace(self.nested, values=tuple(map(opened, found)), timeout=options.timeout)
 
 
 def _kept(call: Call, options: Parsed[CreateRequest], shaped: Shaped) -> KeptTree | None:

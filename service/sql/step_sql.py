@@ -142,7 +142,7 @@ def joined(
 def _is_certain(part: Counted) -> bool:
     """
     Return whether a statement writes all of its rows, or fails, by the catalog, which can be older than
-    a trigger: to count them in a WITH takes PostgreSQL an eighth of an order with its lines.
+    a trigger: one that may leave some out counts them in a WITH.
     """
     relation = part.plan.relation
     insert = isinstance(part.plan, InsertPlan) and relation.kind == "table"

@@ -207,6 +207,31 @@ def test_rows_are_planned_alike_whatever_was_planned_before(
         assert (type(one), repr(one)) == (type(other), repr(other)), (first, second, slot)
 
 
+@pytest_twisted.ensureDeferred
+async def test_values_that_are_brought_are_written_as_they_are(db: DirectCaller, dsn: str) -> None:
+    """Among rows of a shape that is kept, and in the options of the call."""
+    execute(dsn, BEFORE)
+    first = {"doc": {"a": [1]}, "tags": ["x", "y"], "code": "z"}
+    row = {name: {"$ref": f"0.{name}"} for name in ("doc", "tags")}
+    rows = {**row, "lines": [{"name": "x", "tags": {"$ref": "0.tags"}, "doc": {"$ref": "0.doc"}}]}
+    lines = [{"name": "q", "doc": {}}, {"name": "x", "doc": {"a": [1]}}]
+    shown = {"lines": {"select": ["name"], "where": {"doc": {"eq": {"$ref": "0.doc"}}}}}
+    for _ in range(3):
+        execute(dsn, "DELETE FROM boxes WHERE code = 'z'")
+        _, made, plain = await db.call(
+            "transaction",
+            [
+                {"call": "boxes.create", "args": [first]},
+                {"call": "boxes.create", "args": [rows], "kwargs": {"embed": shown}},
+                {"call": "boxes.create", "args": [{"lines": lines}], "kwargs": {"embed": shown}},
+            ],
+        )
+        assert (made["doc"], made["tags"]) == (first["doc"], first["tags"])
+        assert made["lines"] == plain["lines"] == [{"name": "x"}]
+    tags = "SELECT DISTINCT tags::text FROM lines WHERE name = 'x' AND tags IS NOT NULL"
+    assert execute(dsn, tags) == [("{x,y}",)]
+
+
 OPTIONS: list[tuple[dict[str, Any], Any]] = [
     ({"embed": {"lines": {"select": ["name"], "limit": 1}}}, [{"name": "a"}]),
     ({"embed": {"lines": {"select": ["name"], "limit": 2}}}, [{"name": "a"}, {"name": "b"}]),
