@@ -138,8 +138,7 @@ class MessageSizes:
 
 
 class _Objects(CBORObjectSerializer):
-    def serialize(self, obj: Any) -> bytes:
-        return cbor2.dumps(obj, default=write_encoded)
+    serialize = staticmethod(partial(cbor2.dumps, default=write_encoded))
 
     def unserialize(self, payload: bytes) -> list[Any]:
         return [_decoded(payload)]
