@@ -10,8 +10,8 @@ again, and a comprehension is no function. With a name of those, each function i
 which it was first called. Runs over an
 embedded database and a router that is played here.
 
-With `--rounds` the microseconds of CPU that a call takes the process, 16 in flight, the played router
-included; with `--before` by turns in another checkout of the code, too: the quietest turns of both,
+With `--rounds` the microseconds of CPU that a call takes the process, one of each of 16 sessions in flight, the
+played router included; with `--before` by turns in another checkout of the code, too: the quietest turns of both,
 and the ratio.
 """
 
@@ -122,8 +122,10 @@ class PlayedRouter:
         """Return that it is open, as autobahn asks."""
         return True
 
-    async def call(self, request: int, name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
-        """Make a call as the router would hand it on, and wait for the answer."""
+    async def call(
+        self, request: int, name: str, args: list[Any], kwargs: dict[str, Any], caller: int = 7
+    ) -> None:
+        """Make a session's call as the router would hand it on, and wait for the answer."""
         answered = self.asked[request] = Deferred()
         self.tell(
             message.Invocation(
@@ -131,7 +133,7 @@ class PlayedRouter:
                 1,
                 args=args,
                 kwargs=kwargs,
-                caller=7,
+                caller=caller,
                 caller_authid="ada",
                 caller_authrole="anonymous",
                 procedure=f"rowcast.{name}",
@@ -188,14 +190,16 @@ async def timed(router: PlayedRouter) -> dict[str, float]:
     found: dict[str, float] = {}
     requests = count(1)
 
-    async def some(name: str, args: list[Any], kwargs: dict[str, Any], many: int) -> None:
+    async def some(
+        name: str, args: list[Any], kwargs: dict[str, Any], many: int, caller: int
+    ) -> None:
         for _ in range(many):
-            await router.call(next(requests), f"actions.{name}", args, kwargs)
+            await router.call(next(requests), f"actions.{name}", args, kwargs, caller)
 
     for name, (args, kwargs) in CALLS.items():
         for many in (10, TIMED // AT_ONCE):  # the first ones are to warm up
             began = time.process_time()
-            every = (some(name, args, kwargs, many) for _ in range(AT_ONCE))
+            every = (some(name, args, kwargs, many, caller) for caller in range(1, 1 + AT_ONCE))
             await gatherResults([Deferred.fromCoroutine(each) for each in every])
             found[name] = (time.process_time() - began) / many / AT_ONCE * 1e6
     return found

@@ -7,6 +7,7 @@ a deque, and wakes the reactor if no wake-up is on its way.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -29,6 +30,13 @@ from service.errors import StatementTimeout, Unavailable
 
 READY = 2
 """Jobs that lie ready for the next free workers; the others wait for their turn."""
+AHEAD = 16
+"""
+Jobs that lie ready beyond those: a worker that finds its next job need not be woken for it.
+
+No owner has more than it might have without them, so that nobody waits for longer than until its turn;
+and the answers of each weigh little, so that they lie there together.
+"""
 SWEEP = 0.25
 """Seconds between two looks for callers that have waited too long for a connection."""
 INTERRUPTED = (psycopg2.OperationalError, psycopg2.InterfaceError, Unavailable)
@@ -52,10 +60,22 @@ class FairQueue:
         """Add a job at the end of its owner's queue."""
         self.queues.setdefault(job.owner, deque()).append(job)
 
-    def next(self, blocked_too: bool = False) -> Job | None:
-        """Remove and return the job whose turn it is; None if none may begin."""
+    def next(
+        self, blocked_too: bool = False, most: float = math.inf, light: bool = False
+    ) -> Job | None:
+        """
+        Remove and return the job whose turn it is; None if it may not begin.
+
+        Args:
+            blocked_too: Whether that may be of an owner that is blocked.
+            most: Jobs that workers may have of each owner.
+            light: Whether it has to be of one whose answers weigh little. If not, those behind it
+                wait with it, or it might wait for ever.
+        """
         for owner, queue in self.queues.items():
-            if blocked_too or owner is None or not owner.blocked:
+            if blocked_too or owner is None or (owner.given < most and not owner.blocked):
+                if light and not (owner is not None and owner.light):
+                    return None
                 job = queue.popleft()
                 # Changed while it is walked, which is safe only since the loop ends here.
                 del self.queues[owner]
@@ -270,8 +290,8 @@ class Scheduler:
             self._pinned += 1
             self.queue.put(job)
         self._ready = most - self._pinned + READY
-        while waiting.queues and self._assigned < self._ready:
-            job = waiting.next(all_of_them)
+        while waiting.queues and self._assigned < self._ready + AHEAD:
+            job = waiting.next(all_of_them, self._ready, self._assigned >= self._ready)
             if job is None:
                 break
             self._give(job)

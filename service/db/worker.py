@@ -89,6 +89,10 @@ class JobOwner(Protocol):
     def blocked(self) -> str:
         """Why none of them may begin now; empty if they may."""
 
+    @property
+    def light(self) -> bool:
+        """Whether their answers weigh little, going by the last ones."""
+
 
 JOB_OWNER: ContextVar[JobOwner | None] = ContextVar("rowcast_job_owner", default=None)
 """On whose behalf jobs are made; None for the service itself."""

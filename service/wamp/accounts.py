@@ -113,6 +113,11 @@ class Account:
             return ""
         return "answers that callers have not taken yet weigh as much as may be"
 
+    @property
+    def light(self) -> bool:
+        """Whether its answers weigh little, going by the last ones."""
+        return self.expected <= HELD
+
     def given_up(self, turn: Deferred[None]) -> None:
         """Remove a call that waits: it was cancelled."""
         self.waiting.pop(turn, None)

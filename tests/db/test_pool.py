@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from contextvars import copy_context
 from typing import Any
 from weakref import ref
 
@@ -19,9 +20,10 @@ from twisted.internet.defer import CancelledError, FirstError, ensureDeferred, g
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.pool import PgPool
+from service.db.scheduler import AHEAD, READY
 from service.db.session_settings import SessionSettings, open_session
 from service.db.thread import in_thread
-from service.db.worker import PoolLimits
+from service.db.worker import JOB_OWNER, PoolLimits
 from service.errors import OutcomeUnknown, StatementTimeout, Unavailable
 from tests.conftest import execute
 from tests.db.lag import LagProbe, least_lag
@@ -189,6 +191,51 @@ async def test_statement_of_any_kind_runs_in_a_worker(dsn: str) -> None:
     async with database_at(dsn) as database:
         name = await database.run(lambda connection: threading.current_thread().name)
     assert name.startswith("pg-")
+
+
+class Owner:
+    """A caller's session, as the scheduler sees it."""
+
+    blocked = ""
+
+    def __init__(self, light: bool) -> None:
+        self.light = light
+        self.given = 0
+
+
+@pytest.mark.parametrize("light", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_jobs_lie_ready_for_many_owners_of_small_answers(dsn: str, light: bool) -> None:
+    """None of a greedy owner's is before those of others that came later, but for what it had."""
+    came: list[str] = []
+    async with database_at(dsn, most=1) as database:
+        scheduler, gate = database.pool.scheduler, threading.Event()
+
+        def submit(owner: Owner, name: str) -> Any:
+            def note(_: PgConnection) -> None:
+                came.append(name)
+
+            def owned() -> Any:
+                JOB_OWNER.set(owner)
+                return database.run(note)
+
+            return copy_context().run(owned)
+
+        first = database.run(lambda connection: gate.wait())
+        await until(lambda: scheduler.queue.empty())
+        greedy = Owner(light)
+        done = [submit(greedy, f"greedy {at}") for at in range(30)]
+        others = [f"other {at}" for at in range(2 * AHEAD)]
+        done += [submit(Owner(light), name) for name in others]
+        lie = READY + AHEAD if light else READY
+        assert scheduler.queue.qsize() == lie
+        gate.set()
+        await gatherResults([first, *done])
+    had = came.index(others[0])
+    assert came[:had] == [f"greedy {at}" for at in range(had)]
+    assert had <= 1 + READY  # those that it had before anybody else came
+    assert [name for name in came if name in others] == others
+    assert len(came) == len(done)
 
 
 @pytest_twisted.ensureDeferred

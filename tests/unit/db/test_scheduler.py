@@ -11,10 +11,11 @@ from service.db.worker import JOB_OWNER, Job, JobOwner
 
 
 class Someone:
-    """An owner that says whether it is blocked."""
+    """An owner that says whether it is blocked, and whether its answers weigh little."""
 
-    def __init__(self, blocked: str = "") -> None:
+    def __init__(self, blocked: str = "", light: bool = True) -> None:
         self.blocked = blocked
+        self.light = light
         self.given = 0
 
 
@@ -56,3 +57,27 @@ def test_blocked_owner_is_passed_over(blocked_too: bool) -> None:
     assert taken(queue, blocked_too) == [jobs[at] for at in expected]
     full.blocked = ""
     assert taken(queue) == ([] if blocked_too else [jobs[0]])
+
+
+def test_owner_that_has_enough_is_passed_over() -> None:
+    """Workers have as many of its jobs as they may; another one's turn has come."""
+    queue, greedy, other = FairQueue(), Someone(), Someone()
+    for owner in (greedy, other):
+        queue.add(job_of(owner))
+    greedy.given = 3
+    job = queue.next(most=3)
+    assert job is not None
+    assert job.owner is other
+    assert queue.next(most=3) is None
+    assert queue.next(most=4) is not None
+
+
+def test_owner_of_large_answers_is_not_overtaken_in_its_turn() -> None:
+    """Those behind it wait with it: there is always another one whose answers weigh little."""
+    queue, light, heavy = FairQueue(), Someone(), Someone(light=False)
+    jobs = [job_of(owner) for owner in (light, heavy, light, None)]
+    for job in jobs:
+        queue.add(job)
+    assert queue.next(light=True) is jobs[0]
+    assert queue.next(light=True) is None
+    assert taken(queue) == [jobs[1], jobs[3], jobs[2]]
