@@ -25,12 +25,7 @@ from service.db.statements import (
 from service.db.writes import counted_txn, fitting_txn
 from service.errors import NotFound
 from service.plan.aggregate_plan import AggregatePlan, plan_aggregate, plan_totals
-from service.plan.call_plan import (
-    plan_called,
-    plan_called_all,
-    plan_called_groups,
-    plan_called_totals,
-)
+from service.plan.call_plan import Plan, plan_called, refuse_second_call
 from service.plan.plans import ReadPlan
 from service.plan.read_plan import check_keyed, plan_all, plan_count, plan_find, plan_get
 from service.plan.uses import refuse_guarded
@@ -46,7 +41,7 @@ from service.request.read_request import (
     parse_find,
     parse_get,
 )
-from service.request.requests import AggregateRequest, CountRequest, FindRequest, GetRequest
+from service.request.requests import CountRequest, FindRequest, GetRequest
 from service.sql.groups import aggregate as grouped
 from service.sql.select import count as counted
 from service.sql.select import estimate, select
@@ -294,9 +289,9 @@ async def _total(call: Call, parsed: Parsed[Any]) -> int:
 
 def plan_counted(call: Call, parsed: Parsed[Any]) -> ReadPlan:
     """Plan all rows that a find would give without its pages."""
-    if call.relation is not None:
-        return plan_all(call.snapshot.catalog, call.relation, parsed.request)
-    return plan_called_all(call.snapshot.catalog, parsed.request)
+    plan = planned(plan_all, call.snapshot.catalog, call.relation, parsed.request)
+    # A function that may write is counted as its rows are read; EXPLAIN, all else, calls none.
+    return replace(plan, afterwards=False)
 
 
 def counting_statement(call: Call, parsed: Parsed[Any], plan: ReadPlan) -> Statement:
@@ -338,11 +333,13 @@ def _tokens(
     return {"next": behind(), "prev": before() if page.more or not keyset else None}
 
 
-def plan_find_on(catalog: Catalog, subject: Any, request: Found) -> ReadPlan:
+def planned(
+    plan: Callable[[Catalog, Relation, Any], Plan], catalog: Catalog, subject: Any, request: Any
+) -> Plan:
     """Plan to read rows: those of a relation, or those that a function returns."""
     if isinstance(request, CalledRequest):
-        return plan_called(catalog, request)
-    return plan_find(catalog, subject, request)
+        return plan_called(catalog, request, plan)
+    return plan(catalog, subject, request)
 
 
 def noted(statement: Statement, request: Any) -> Statement:
@@ -359,20 +356,20 @@ def get_statement(catalog: Catalog, relation: Relation, request: GetRequest) -> 
 
 def find_statement(catalog: Catalog, subject: Any, request: Found) -> Statement:
     """Build the statement of a page of rows."""
-    return noted(select(plan_find_on(catalog, subject, request)), request)
+    return noted(select(planned(plan_find, catalog, subject, request)), request)
 
 
 def unlimited_statement(catalog: Catalog, subject: Any, request: Found) -> Statement:
     """Build the statement of all rows of a find, without its pages."""
-    plan = replace(plan_find_on(catalog, subject, request), limit=None, offset=None)
+    plan = replace(planned(plan_find, catalog, subject, request), limit=None, offset=None)
     return noted(select(plan), request)
 
 
 def totals_statement(catalog: Catalog, subject: Any, request: Found) -> Statement:
     """Build the statement of the measures over all rows of a find."""
     if isinstance(request, CalledRequest):
-        return grouped(plan_called_totals(catalog, request))
-    return grouped(plan_totals(catalog, subject, request))
+        refuse_second_call(request.call.function)
+    return grouped(planned(plan_totals, catalog, subject, request))
 
 
 def watched_statement(plan: WatchPlan) -> Statement:
@@ -388,9 +385,5 @@ def _exists_statement(catalog: Catalog, relation: Relation, request: CountReques
     return existing(plan_count(catalog, relation, request))
 
 
-def _aggregate_statement(
-    catalog: Catalog, subject: Any, request: AggregateRequest | CalledRequest[AggregateRequest]
-) -> Statement:
-    if isinstance(request, CalledRequest):
-        return noted(grouped(plan_called_groups(catalog, request)), request)
-    return grouped(plan_aggregate(catalog, subject, request))
+def _aggregate_statement(catalog: Catalog, subject: Any, request: Any) -> Statement:
+    return noted(grouped(planned(plan_aggregate, catalog, subject, request)), request)

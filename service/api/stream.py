@@ -18,13 +18,14 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from service.api.call import Call, Send
-from service.api.read import Found, noted, parsed_rows, plan_find_on, statement_of, wanted
+from service.api.read import Found, noted, parsed_rows, planned, statement_of, wanted
 from service.catalog import Catalog, Function
 from service.db.copy import Blocks, copy_out_txn
 from service.db.cursors import Reader
 from service.db.statements import Shape, answered_columns, read_only_txn
 from service.plan.hidden import refuse_hidden_fields
 from service.plan.plans import ReadPlan
+from service.plan.read_plan import plan_find
 from service.request.read_request import (
     Format,
     Parsed,
@@ -105,7 +106,7 @@ def _as_csv(catalog: Catalog, subject: Any, request: Found) -> Statement:
 
 def _plan(catalog: Catalog, subject: Any, request: Found) -> ReadPlan:
     """Plan a find whose rows carry no token of where their page ends."""
-    return replace(plan_find_on(catalog, subject, request), keyset=False)
+    return replace(planned(plan_find, catalog, subject, request), keyset=False)
 
 
 async def stream(call: Call) -> Any:

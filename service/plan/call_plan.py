@@ -4,9 +4,9 @@ Calls of functions against the catalog, alone and as a source of rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from service.catalog import (
     NOWHERE,
@@ -18,17 +18,16 @@ from service.catalog import (
     Type,
 )
 from service.errors import DatabaseRefused, InvalidArgument, NoSuchProcedure
-from service.plan.aggregate_plan import AggregatePlan, plan_aggregate, plan_totals
+from service.plan.aggregate_plan import AggregatePlan
 from service.plan.cached_lookups import cached_per_catalog
-from service.plan.conditions import Bound, Condition, PlannedArgument, Present
+from service.plan.conditions import Bound, PlannedArgument, Present
 from service.plan.hidden import has_hidden_field
 from service.plan.joins import keyless, returned_relation
 from service.plan.plans import CallPlan, FunctionCall, ReadPlan
 from service.plan.predicates import both
-from service.plan.read_plan import plan_all, plan_find
 from service.plan.reread import follows
 from service.request.call_request import CalledRequest, CallRequest
-from service.request.requests import AggregateRequest, FindRequest, Operand
+from service.request.requests import Operand
 
 Answer = Literal["nothing", "value", "values", "composite", "row", "rows"]
 """
@@ -40,6 +39,8 @@ RECORD, RECORDS = 2249, 2287
 VOID = 2278
 ARRAYS = ("anyarray", "anycompatiblearray")
 """What stands for lists whatever their items are."""
+
+Plan = TypeVar("Plan", ReadPlan, AggregatePlan)
 
 
 def plan_call(catalog: Catalog, request: CallRequest) -> CallPlan:
@@ -77,59 +78,44 @@ def plan_call(catalog: Catalog, request: CallRequest) -> CallPlan:
     )
 
 
-def plan_called(catalog: Catalog, request: CalledRequest[FindRequest]) -> ReadPlan:
+def plan_called(
+    catalog: Catalog,
+    request: CalledRequest[Any],
+    plan: Callable[[Catalog, Relation, Any], Plan],
+) -> Plan:
     """
-    Plan a find on a function's rows.
+    Plan what is asked for of a function's rows, as it is planned for those of a relation.
 
     Raises:
         NoSuchProcedure: The function returns no rows.
     """
-    plan = plan_find(catalog, _rows(catalog, request), request.of)
-    related = plan.embeds or plan.where is not None or follows(plan.outputs, plan.order)
-    afterwards = bool(related) and _writes(catalog, request)
-    return replace(_sourced(catalog, request, plan), afterwards=afterwards)
-
-
-def plan_called_all(catalog: Catalog, request: CalledRequest[FindRequest]) -> ReadPlan:
-    """Plan all of a function's rows that a find finds, without its pages, to count them."""
-    return _sourced(catalog, request, plan_all(catalog, _rows(catalog, request), request.of))
-
-
-def plan_called_groups(catalog: Catalog, request: CalledRequest[AggregateRequest]) -> AggregatePlan:
-    """
-    Plan an aggregate of a function's rows.
-
-    Raises:
-        NoSuchProcedure: The function returns no rows.
-    """
-    function = request.call.function
-    plan = plan_aggregate(catalog, _rows(catalog, request), request.of)
+    call, function = request.call, request.call.function
+    rows = relation_of(catalog, function, call.generic, takes_lists(catalog, call))
+    found = plan(catalog, rows, request.of)
+    # A function of one row that finds none gives nulls.
+    there = None if function.many or function.outputs else Present("t")
     return replace(
-        plan,
-        name=f"fn.{function.name}.aggregate",
-        where=both(_there(function), plan.where),
-        call=plan_source(catalog, request.call),
-        afterwards=_writes(catalog, request),
+        found,
+        name=f"fn.{function.name}.{found.name.rpartition('.')[2]}",
+        where=both(there, found.where),
+        call=plan_source(catalog, call),
+        afterwards=_writes(catalog, function) and _looks_around(found),
     )
 
 
-def plan_called_totals(catalog: Catalog, request: CalledRequest[FindRequest]) -> AggregatePlan:
+def refuse_second_call(function: Function) -> None:
     """
-    Plan the measures over all of a function's rows that a find finds.
+    Refuse what would take another call of a function beside that of its rows.
 
     Raises:
-        InvalidArgument: The function may write, and would be called twice.
+        InvalidArgument: The function may write.
     """
-    function = request.call.function
     if not function.reads:
         raise InvalidArgument(
             f'"{function.name}" may write, and is called once: its rows or their measures',
             path="measures",
             hint=f'"fn.{function.name}.aggregate" gives these',
         )
-    plan = plan_totals(catalog, _rows(catalog, request), request.of)
-    where = both(_there(function), plan.where)
-    return replace(plan, where=where, call=plan_source(catalog, request.call))
 
 
 def plan_source(catalog: Catalog, request: CallRequest) -> FunctionCall:
@@ -311,28 +297,13 @@ def _argument(
     return PlannedArgument(argument.name, bound, argument.mode == "variadic")
 
 
-def _writes(catalog: Catalog, request: CalledRequest[Any]) -> bool:
+def _writes(catalog: Catalog, function: Function) -> bool:
     """Return whether a function may write what the rows that it gives are related to."""
-    function = request.call.function
     return not function.reads and returned_relation(catalog, function) is not None
 
 
-def _rows(catalog: Catalog, request: CalledRequest[Any]) -> Relation:
-    call = request.call
-    return relation_of(catalog, call.function, call.generic, takes_lists(catalog, call))
-
-
-def _sourced(catalog: Catalog, request: CalledRequest[FindRequest], plan: ReadPlan) -> ReadPlan:
-    function = request.call.function
-    return replace(
-        plan,
-        name=f"fn.{function.name}.find",
-        where=both(_there(function), plan.where),
-        call=plan_source(catalog, request.call),
-    )
-
-
-def _there(function: Function) -> Condition | None:
-    """Return the condition that a row is there: a function of one row that finds none gives nulls."""
-    single = not function.many and not function.outputs
-    return Present("t") if single else None
+def _looks_around(plan: ReadPlan | AggregatePlan) -> bool:
+    """Return whether more may be read for a plan than the rows that a function has given."""
+    if isinstance(plan, AggregatePlan):
+        return True
+    return bool(plan.embeds or plan.where is not None or follows(plan.outputs, plan.order))

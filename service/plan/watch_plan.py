@@ -11,7 +11,7 @@ from typing import Any, Literal
 from service.catalog import Catalog, Relation
 from service.errors import InvalidArgument
 from service.plan.aggregate_plan import AggregatePlan, plan_aggregate
-from service.plan.call_plan import plan_called, plan_called_groups
+from service.plan.call_plan import plan_called
 from service.plan.plans import ReadPlan
 from service.plan.read_plan import plan_find
 from service.plan.scope import Scope
@@ -109,9 +109,9 @@ def _plan_called(catalog: Catalog, request: CalledRequest[Any]) -> WatchPlan:
             hint="a function that only reads is STABLE or IMMUTABLE",
         )
     if isinstance(request.of, AggregateRequest):
-        return _groups(plan_called_groups(catalog, request), ordered)
+        return _groups(plan_called(catalog, request, plan_aggregate), ordered)
     # The rows may be of a relation with a key, and yet the same one twice.
-    read = replace(plan_called(catalog, request), keyset=False)
+    read = replace(plan_called(catalog, request, plan_find), keyset=False)
     return WatchPlan(read, KeyForm("row", None, ordered))
 
 

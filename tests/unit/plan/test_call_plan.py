@@ -11,6 +11,7 @@ from service.catalog import Argument, Catalog, Function, Type
 from service.errors import DatabaseRefused, InvalidArgument, NoSuchProcedure
 from service.plan.call_plan import answer_kind, plan_call, plan_called, relation_of, result_columns
 from service.plan.plans import CallPlan, ReadPlan
+from service.plan.read_plan import plan_find
 from service.request.call_request import parse_call, parse_called
 from service.request.read_request import Limits, parse_find
 from tests.unit.samples import demo_catalog
@@ -37,7 +38,7 @@ def found(of: Function, catalog: Catalog = DEMO, **kwargs: Any) -> ReadPlan:
     request = parse_called(
         [of], [], kwargs, catalog, lambda rest, rows: parse_find([], rest, Limits(), rows)
     ).request
-    return plan_called(catalog, request)
+    return plan_called(catalog, request, plan_find)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from service.catalog import Argument, Catalog, Function
 from service.errors import InvalidArgument
-from service.plan.call_plan import plan_called_all
+from service.plan.call_plan import plan_called
 from service.plan.plans import ReadPlan
 from service.plan.read_plan import plan_all
 from service.plan.uses import is_pure, refuse_guarded
@@ -99,7 +99,7 @@ def test_estimate_with_a_function_is_refused_where_there_are_policies() -> None:
             functions, [], {"args": {"least": 4}}, known,
             lambda rest, rows: parse_find([], rest, Limits(), rows),
         )  # fmt: skip
-        plan = plan_called_all(known, call.request)
+        plan = plan_called(known, call.request, plan_all)
         if known.policies:
             with pytest.raises(InvalidArgument, match="policies hide"):
                 refuse_guarded(known, plan)

@@ -103,7 +103,7 @@ def called(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> list[str]:
     parsed = parse_called(
         functions, args, kwargs, CATALOG, lambda rest, rows: parse_find([], rest, LIMITS, rows)
     )
-    return [select(plan_called(CATALOG, parsed.request)).text]
+    return [select(plan_called(CATALOG, parsed.request, plan_find)).text]
 
 
 def nested(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> list[str]:
