@@ -384,11 +384,8 @@ class Serving(Service):
         """Open the pool, begin to read the catalog and to listen."""
         super().startService()
         self.pool.start()
-        self.catalogs.startService()
-        self.listener.startService()
-        self.feed.startService()
-        self.pruner.startService()
-        self.watches.startService()
+        for part in (self.catalogs, self.listener, self.feed, self.pruner, self.watches):
+            part.startService()
 
     async def joined(self) -> None:
         """Join the router, once there is something to serve."""
@@ -404,12 +401,17 @@ class Serving(Service):
 
     async def _stop(self) -> None:
         self.dispatcher.stop()
-        await stopped(self.feed, self.feed.stopService)
-        await stopped(self.client, self.client.stopService)
-        await stopped(self.watches, self.watches.stopService)
-        await stopped(self.pruner, self.pruner.stopService)
-        await stopped(self.listener, self.listener.stopService)
-        await stopped(self.catalogs, self.catalogs.stopService)
+        # The feed while there is a session to publish by; what calls and watches stand on after the
+        # client, which waits for those that run.
+        for part in (
+            self.feed,
+            self.client,
+            self.watches,
+            self.pruner,
+            self.listener,
+            self.catalogs,
+        ):
+            await stopped(part, part.stopService)
         await stopped(self.pool, self.pool.close)
 
     def _heard(self, payload: str) -> None:
