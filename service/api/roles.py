@@ -104,6 +104,7 @@ def union_of(catalogs: Sequence[Catalog]) -> Catalog:
             relations[name].append(relation)
         for name, overloads in catalog.functions.items():
             for each in overloads:
+                # Functions of one name differ in what they take: by that each role knows the same ones.
                 functions[name].setdefault(tuple(it.type for it in each.inputs), each)
     return replace(
         first,
@@ -119,6 +120,7 @@ def _relation(alike: Sequence[Relation]) -> Relation:
     for relation in alike:
         for name, column in relation.columns.items():
             columns[name].append(column)
+    # One that may not read a column of the key knows of none.
     primary = next((each.primary_key for each in alike if each.primary_key), ())
     indexes = {index.name: index for each in alike for index in each.unique_indexes}.values()
     keys = {key.name: key for each in alike for key in each.unique_keys}.values()
@@ -126,6 +128,7 @@ def _relation(alike: Sequence[Relation]) -> Relation:
         alike[0],
         columns={name: _column(found) for name, found in columns.items()},
         primary_key=primary,
+        # The primary key first, as each of them has it; the sort keeps the order of the others.
         unique_keys=tuple(sorted(keys, key=lambda key: key.columns != primary)),
         unique_indexes=tuple(indexes),
         constraints={name: of for each in alike for name, of in each.constraints.items()},

@@ -133,6 +133,7 @@ def plan_source(catalog: Catalog, request: CallRequest) -> FunctionCall:
             hint="a row type, or an OUT argument for each value, says what it is",
         )
     arguments = tuple(_arguments(catalog, request))
+    # An alias of the rows needs names for OUT arguments, and for values, which have none.
     names = tuple(name for name, _ in function.outputs)
     if not names and function.many and result_columns(catalog, function) is None:
         names = ("answer",)
@@ -193,6 +194,7 @@ def relation_of(catalog: Catalog, function: Function, name: str, listed: bool) -
             f'"{function.name}" returns no rows, and so has no verbs',
             hint=f'"fn.{function.name}" calls it',
         )
+    # What is polymorphic has the type of what this call gives, so each call may have other columns.
     if name:
         columns = {
             each.name: replace(each, type=type.oid, declared=type.sql)
