@@ -162,9 +162,10 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
     of_columns, of_keys, of_indexes, of_foreign_keys, of_cascades, of_constraints = map(
         _by_relation, (columns, keys, indexes, foreign_keys, cascades, constraints)
     )
-    derived = derived_keys(foreign_keys, keys, origins, names, homes)
-    of_views = shown_keys(keys, origins, names, homes)
-    of_view_rows = shown_row_keys(keys, origins, names, homes)
+    single = [row for row in keys if not row.repeated]
+    derived = derived_keys(foreign_keys, single, origins, names, homes)
+    of_views = shown_keys(single, origins, names, homes)
+    of_view_rows = shown_row_keys(single, origins, names, homes)
     impure_reads, impure_writes = frozenset(impure.reads), frozenset(impure.writes)
     served = {
         homes[row.oid]: _relation(
@@ -317,8 +318,8 @@ def _view_keys(
     shown: Mapping[QualifiedName, Sequence[tuple[str, ...]]],
 ) -> list[tuple[bool, UniqueKey]]:
     """
-    Return the keys of a view: the primary key of its one table, or the one that its comment claims,
-    with those of the table beside it.
+    Return the keys of a view: those of its one table, with the one that its comment claims as the
+    primary key, if it does.
 
     A view that PostgreSQL writes by itself shows each row of its table once (rewriteHandler.c,
     view_query_is_auto_updatable).
@@ -334,9 +335,10 @@ def _view_keys(
         keys = (frozenset(key) for key in shown.get(home, ()))
         known = simple and frozenset(claimed) in keys
         others = [each for _, each in found if {*each.columns} != {*claimed}]
-        key = UniqueKey(f"{row.name}_key", claimed, known, required=len(others) < len(found))
+        required = any(each.required for _, each in found if {*each.columns} == {*claimed})
+        key = UniqueKey(f"{row.name}_key", claimed, known, required=required)
         return [(True, key), *((False, each) for each in others)]
-    return [each for each in found if each[0]]
+    return list(found)
 
 
 def _unique_indexes(rows: Rows, names: Mapping[int, str]) -> tuple[UniqueIndex, ...]:

@@ -141,9 +141,11 @@ SELECT i.indrelid AS relation, coalesce(k.conname, c.relname) AS name,
        i.indisprimary AS primary, i.indimmediate AND NOT i.indisexclusion AS arbiter,
        coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::bool, false) AS nulls,
        NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = i.indrelid AND NOT a.attnotnull
-                      AND a.attnum = ANY((i.indkey::int2[])[:i.indnkeyatts - 1])) AS required
+                      AND a.attnum = ANY((i.indkey::int2[])[:i.indnkeyatts - 1])) AS required,
+       t.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits h WHERE h.inhparent = t.oid) AS repeated
   FROM pg_index i
   JOIN pg_class c ON c.oid = i.indexrelid
+  JOIN pg_class t ON t.oid = i.indrelid
   LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.conrelid = i.indrelid
                            AND k.contype IN ('p', 'u')
  WHERE i.indrelid = ANY(%(relations)s::oid[]) AND i.indisunique AND i.indisvalid
@@ -153,7 +155,8 @@ SELECT i.indrelid AS relation, coalesce(k.conname, c.relname) AS name,
 """
 Unique constraints and whole unique indexes, the primary key first.
 
-`indkey` counts from 0; its columns beyond `indnkeyatts` are INCLUDEd ones.
+`indkey` counts from 0; its columns beyond `indnkeyatts` are INCLUDEd ones. A key is repeated where
+tables inherit from its own: their rows, which are its rows too, may have the same.
 """
 
 INDEXES = r"""

@@ -164,7 +164,7 @@ def shown_row_keys(
     homes: Mapping[int, QualifiedName],
 ) -> Mapping[QualifiedName, list[tuple[bool, UniqueKey]]]:
     """
-    Return the keys without nulls of the one table that a view shows, each with whether it is primary.
+    Return the keys of the one table that a view shows, each with whether it is primary.
 
     The arguments are those of `shown_keys`. Whether a view shows each row once is not said here.
     """
@@ -173,10 +173,10 @@ def shown_row_keys(
              and len({table for table, _ in shown.values()}) == 1}  # fmt: skip
     found: dict[QualifiedName, list[tuple[bool, UniqueKey]]] = defaultdict(list)
     for row in unique_keys:
-        for view, columns in shows.get(row.relation, ()) if row.required else ():
+        for view, columns in shows.get(row.relation, ()):
             spelled = next(_spelled(row.columns, columns), None)
             if view in alone and spelled:
-                key = UniqueKey(row.name, spelled, row.arbiter, required=True)
+                key = UniqueKey(row.name, spelled, row.arbiter, row.nulls, row.required)
                 found[view].append((row.primary, key))
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from service.errors import InvalidArgument, TooManyRows
+from service.errors import InvalidArgument, NoSuchProcedure, TooManyRows
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 from tests.deferreds import failure_of
@@ -17,6 +17,9 @@ from tests.deferreds import failure_of
 SCHEMA = """
 CREATE TABLE animal (id int PRIMARY KEY, name text);
 CREATE TABLE dog (breed text, PRIMARY KEY (id)) INHERITS (animal);
+CREATE VIEW animals AS SELECT * FROM animal;
+CREATE VIEW claimed AS SELECT * FROM animal;
+COMMENT ON VIEW claimed IS '@key id';
 """
 BEFORE_EACH = """
 TRUNCATE animal;
@@ -26,21 +29,23 @@ INSERT INTO dog VALUES (77, 'child', 'x'), (78, 'last', 'y');
 EACH = ["one", "child", "last", "parent"]
 
 
+@pytest.mark.parametrize("name", ["animal", "animals"])
 @pytest.mark.parametrize("options", [{}, {"order": ["id"]}, {"order": ["-name"]}])
 @pytest.mark.parametrize("limit", [1, 2, 3])
 @pytest_twisted.ensureDeferred
 async def test_pages_have_each_row_of_all_tables_once(
-    db: DirectCaller, options: dict[str, Any], limit: int
+    db: DirectCaller, name: str, options: dict[str, Any], limit: int
 ) -> None:
     rows: list[dict[str, Any]] = []
     page: dict[str, Any] = {"next": None}
     while not rows or page["next"]:
         after = {"after": page["next"]} if rows else {}
-        page = await db.call("animal.find", limit=limit, **options, **after)
+        page = await db.call(f"{name}.find", limit=limit, **options, **after)
         rows += page["rows"]
     assert sorted(row["name"] for row in rows) == sorted(EACH)
 
 
+@pytest.mark.parametrize("name", ["animal", "claimed"])
 @pytest.mark.parametrize(
     ("args", "options"),
     [
@@ -51,9 +56,9 @@ async def test_pages_have_each_row_of_all_tables_once(
 )
 @pytest_twisted.ensureDeferred
 async def test_key_of_several_rows_writes_none(
-    db: DirectCaller, dsn: str, args: list[Any], options: dict[str, Any]
+    db: DirectCaller, dsn: str, name: str, args: list[Any], options: dict[str, Any]
 ) -> None:
-    assert isinstance(await failure_of(db.call("animal.update", *args, **options)), TooManyRows)
+    assert isinstance(await failure_of(db.call(f"{name}.update", *args, **options)), TooManyRows)
     assert execute(dsn, "SELECT * FROM animal WHERE name = 'z'") == []
 
 
@@ -65,11 +70,22 @@ async def test_rows_are_not_taken_by_a_key_that_is_not_unique(
     db: DirectCaller, dsn: str, options: dict[str, Any]
 ) -> None:
     """It wrote two rows where one was asked for."""
-    call = db.call("animal.update", where={"id": 77}, changes={"name": "z"}, **options)
-    refused = await failure_of(call)
-    assert isinstance(refused, InvalidArgument)
-    assert refused.details["path"] == "limit"
-    assert "inherit" in refused.details["hint"]
+    for name in ("animal", "animals", "claimed"):
+        call = db.call(f"{name}.update", where={"id": 77}, changes={"name": "z"}, **options)
+        refused = await failure_of(call)
+        assert isinstance(refused, InvalidArgument)
+        assert refused.details["path"] == "limit"
+        assert ("inherit" in refused.details.get("hint", "")) == (name == "animal")
     done = await db.call("dog.update", where={"id": 77}, changes={"name": "z"}, **options)
     assert done["affected"] == 1
     assert execute(dsn, "SELECT name FROM animal WHERE id = 77 ORDER BY 1") == [("parent",), ("z",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_view_has_no_key_of_rows_that_are_repeated(db: DirectCaller, dsn: str) -> None:
+    """But what its comment claims."""
+    assert isinstance(await failure_of(db.call("animals.get", 1)), NoSuchProcedure)
+    refused = await failure_of(db.call("animals.upsert", {"id": 1, "name": "z"}))
+    assert isinstance(refused, InvalidArgument)
+    assert await db.call("claimed.get", 1, select=["name"]) == {"name": "one"}
+    assert execute(dsn, "SELECT * FROM animal WHERE name = 'z'") == []

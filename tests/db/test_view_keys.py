@@ -25,6 +25,9 @@ CREATE TABLE late (id int PRIMARY KEY DEFERRABLE, name text);
 CREATE TABLE loose (name text, n int);
 CREATE TABLE years (y int, id int, PRIMARY KEY (y, id)) PARTITION BY RANGE (y);
 
+CREATE TABLE coded (id int PRIMARY KEY, code text UNIQUE);
+CREATE VIEW of_coded AS SELECT * FROM coded;
+
 CREATE VIEW small AS SELECT id, plate, seats, driver_id FROM vehicles WHERE seats < 9;
 CREATE VIEW renamed AS SELECT v.id AS number, upper(plate) AS loud, seats FROM vehicles v;
 CREATE VIEW nested AS SELECT number AS no, seats FROM renamed WHERE number > 0;
@@ -70,7 +73,8 @@ COMMENT ON VIEW unsure IS '@key grp';
 """
 
 BEFORE_EACH = (
-    "TRUNCATE drivers, vehicles, stops, late, loose, years, queue RESTART IDENTITY;"
+    "TRUNCATE drivers, vehicles, stops, late, loose, years, queue, coded RESTART IDENTITY;"
+    " INSERT INTO coded VALUES (1, 'x'), (2, NULL), (3, NULL);"
     " INSERT INTO drivers VALUES (1, 'Ada'), (2, 'Bob');"
     " INSERT INTO vehicles (plate, seats, driver_id) VALUES ('a', 4, 1), ('b', 8, 2), ('c', 40, NULL);"
     " INSERT INTO stops VALUES ('U1', 1, 'Zoo'), ('U2', 1, 'Park');"
@@ -141,6 +145,19 @@ CALLS: list[tuple[str, list[Any], dict[str, Any], Any]] = [
      {"plate": "a", "seats": 3}),
     ("twice.upsert", [{"id": 7, "plate": "z"}], {"select": ["plate"]}, {"plate": "z"}),
     ("by_plate.upsert", [{"plate": "b", "seats": 2}], {}, {"id": 2, "plate": "b", "seats": 2}),
+    ("small.get", [{"plate": "b"}], {"select": ["id"]}, {"id": 2}),
+    ("small.get", [], {"keys": [{"plate": "b"}, {"plate": "c"}], "select": ["id"]}, [{"id": 2}, None]),
+    ("part.update", [], {"rows": [{"plate": "b", "seats": 7}], "by": ["plate"], "returning": "both",
+                         "select": ["seats"]}, [{"old": {"seats": 8}, "new": {"seats": 7}}]),
+    ("small.upsert", [[{"plate": "b", "seats": 7}, {"plate": "n"}]],
+     {"on_conflict": ["plate"], "returning": "both", "select": ["plate", "seats"]},
+     [{"old": {"plate": "b", "seats": 8}, "new": {"plate": "b", "seats": 7}},
+      {"old": None, "new": {"plate": "n", "seats": 4}}]),
+    ("part.upsert", [{"plate": "a", "seats": 7}], {"on_conflict": "vehicles_plate_key"},
+     {"plate": "a", "seats": 7}),
+    ("of_coded.get", [{"code": "x"}], {}, {"id": 1, "code": "x"}),
+    ("of_coded.upsert", [{"id": 7, "code": "x"}], {"on_conflict": ["code"], "returning": "old"},
+     {"id": 1, "code": "x"}),
     ("small.create", [{"plate": "n"}], {"embed": {"drivers": True}, "select": ["plate"]},
      {"plate": "n", "drivers": None}),
     ("drivers.get", [1], {"select": ["name"], "embed": {"small": {"select": ["plate"]}}},
