@@ -119,12 +119,8 @@ def _key(call: Call, parsed: New) -> tuple[str, ...]:
             "rows that are looked at first are found by the columns of a key, and this is an index",
             path="on_conflict",
         )
-    if planned.nulls and any(
-        None
-        in given_of([each for each in row if each.column in planned.key], parsed.values).values()
-        for row in request.rows
-    ):
-        raise InvalidArgument("a key that is null is not looked for", path="on_conflict")
+    if planned.nulls:
+        _refuse_null_keys(relation, planned.key, parsed)
     if not set(planned.key).isdisjoint(each.column for each in conflict.changes):
         raise InvalidArgument(
             "rows that are looked at first are found by their key, and these changes are of it",
@@ -134,6 +130,18 @@ def _key(call: Call, parsed: New) -> tuple[str, ...]:
         raise InvalidArgument("these rows come in the order of the call", path="order")
     refuse_inner(request.returning)
     return planned.key
+
+
+def _refuse_null_keys(relation: Relation, key: tuple[str, ...], parsed: New) -> None:
+    """Refuse rows whose key has a null, where one that is there may have the same."""
+    columns = [relation.columns[name] for name in key]
+    for row in parsed.request.rows:
+        given = given_of(row, parsed.values)
+        if any(
+            given[each.name] is None if each.name in given else not each.has_default
+            for each in columns
+        ):
+            raise InvalidArgument("a key that is null is not looked for", path="on_conflict")
 
 
 async def _met(call: Call, parsed: New, key: tuple[str, ...]) -> Met:
@@ -335,7 +343,7 @@ async def _refusal(call: Call, parsed: New, met: Met, absent: Sequence[int]) -> 
 
     Raises:
         NotAuthorized: The caller may not change one of them, as PostgreSQL says of any upsert.
-        InvalidArgument: Two have the same key.
+        InvalidArgument: Two have the same key; or a default or a trigger makes a part of one.
     """
     relation, where = relation_of(call), _conflict(parsed.request).where
     hidden = Conflict("a row with one of these keys is not shown", relation=relation.name)
@@ -346,7 +354,27 @@ async def _refusal(call: Call, parsed: New, met: Met, absent: Sequence[int]) -> 
         return hidden
     if len(seen) == len(absent):
         return RowUnseen("a row with one of these keys has come meanwhile", retry=True)
-    return NotChanged(relation.name) if written.affected < len(absent) else hidden
+    if written.affected < len(absent) and where == EVERYTHING:
+        return NotChanged(relation.name)
+    for at in absent:
+        left = set(met.key) - given_of(parsed.request.rows[at], parsed.values).keys()
+        if left and at not in seen:
+            made = min(left)
+            return InvalidArgument(
+                "a row that is there is found by the values of its key, and here one is a default",
+                path=parsed.request.paths[at] or "values",
+                column=made,
+                hint=None if relation.columns[made].generated_always else f'give "{made}"',
+            )
+    if written.affected < len(absent):
+        return NotChanged(relation.name)
+    if relation.has_insert_triggers:
+        return InvalidArgument(
+            "a row that is there is found by the values of its key, and a trigger makes others of them",
+            path="values",
+            hint="give them as the trigger does",
+        )
+    return hidden
 
 
 async def _upserted(call: Call, parsed: New, numbers: Sequence[int], where: Filter) -> Written:

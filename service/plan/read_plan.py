@@ -160,8 +160,9 @@ def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition | None:
     Raises:
         NoSuchProcedure: The relation has no primary key.
     """
+    check_keyed(scope.relation, verb)
     conditions = []
-    for expression, operand in _key_columns(scope, key, verb, "key"):
+    for expression, operand in _key_columns(scope, key, "key"):
         conditions.append(compare(scope, expression, "=", scope.bound(operand, expression.type)))
     return both(*conditions)
 
@@ -169,7 +170,7 @@ def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition | None:
 def _plan_keys(scope: Scope, key: KeyMatch) -> tuple[Compare, ...]:
     """Plan what compares the columns of keys with the lists of their values."""
     found = []
-    for expression, operand in _key_columns(scope, key, "get", "keys"):
+    for expression, operand in _key_columns(scope, key, "keys"):
         many, candidate = list_of(scope, expression.type)
         test = compare(scope, expression, "=", scope.bound(operand, many), expression.type)
         found.append(replace(test, candidate=candidate))
@@ -202,11 +203,8 @@ def key_columns(catalog: Catalog, relation: Relation, key: KeyMatch, path: str) 
     return columns
 
 
-def _key_columns(
-    scope: Scope, key: KeyMatch, verb: str, path: str
-) -> list[tuple[Expression, Operand]]:
+def _key_columns(scope: Scope, key: KeyMatch, path: str) -> list[tuple[Expression, Operand]]:
     """Return the columns of a key, each with what it is compared with."""
-    check_keyed(scope.relation, verb)
     columns = key_columns(scope.catalog, scope.relation, key, path)
     return [
         (scope.expression(Reference(name, operand.path)), operand)
