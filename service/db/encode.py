@@ -214,7 +214,7 @@ def each_element(
         InvalidArgument: It is no list, no box, or has an element that is not converted.
     """
     if not isinstance(items, (list, tuple)):
-        raise InvalidArgument("expected a list")
+        raise unfit(items, "a list")
     found: list[Any] = []
     below: tuple[int, ...] | None = None
     for place, item in enumerate(items):
@@ -254,7 +254,7 @@ def each_field(type: Type, converts: Sequence[Convert]) -> Callable[[Any], list[
                 raise InvalidArgument(f"expected {len(names)} fields, got {len(value)}")
             given = dict(zip(names, value, strict=True))
         elif not isinstance(value, dict):
-            raise InvalidArgument("expected a dict")
+            raise unfit(value, "a dict")
         if not settable.issuperset(given):
             name = next(name for name in given if name not in settable)
             raise within(UnknownName("field", shown(name), readable, f"type {type.name}"), name)
@@ -307,7 +307,7 @@ def hstore_of(value: Any) -> dict[str, str | None]:
         InvalidArgument: It is something else.
     """
     if not isinstance(value, dict):
-        raise InvalidArgument("expected a dict")
+        raise unfit(value, "a dict")
     for key, item in value.items():
         try:
             if not isinstance(key, str) or not isinstance(item, (str, type(None))):

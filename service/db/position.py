@@ -9,7 +9,7 @@ parameter back.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import psycopg2
 
@@ -39,7 +39,8 @@ _CHECKED = frozenset(["limit", "offset"])
 
 def point_out(error: psycopg2.Error, statement: Statement) -> None:
     """
-    Note on an error which parameter or mark it points at, for `bound_of` and `mark_of`.
+    Note on an error which parameter or mark it points at, for `bound_of` and `mark_of`, and where
+    all parameters stand in the call, for `paths_of`.
 
     To be called in the thread that ran the statement, while its cursor is still at it.
     """
@@ -51,6 +52,7 @@ def point_out(error: psycopg2.Error, statement: Statement) -> None:
     spans = _spans(sent, pieces)
     if len(spans) < len(statement.bounds):  # of another statement
         return
+    error.paths = {bound.path for bound in statement.bounds}  # type: ignore[attr-defined]
     error.bound = _find(error, statement, sent, spans, pieces)  # type: ignore[attr-defined]
     error.mark = _marked(error, statement, sent, spans, pieces)  # type: ignore[attr-defined]
 
@@ -58,6 +60,11 @@ def point_out(error: psycopg2.Error, statement: Statement) -> None:
 def bound_of(error: psycopg2.Error) -> Bound | None:
     """Return the parameter that an error points at, if that was noted."""
     return getattr(error, "bound", None)
+
+
+def paths_of(error: psycopg2.Error) -> Collection[str]:
+    """Return where the parameters of the statement stand in the call, if that was noted."""
+    return getattr(error, "paths", ())
 
 
 def mark_of(error: psycopg2.Error) -> Mark | None:

@@ -20,7 +20,7 @@ from twisted.internet.defer import CancelledError
 
 from service.catalog import Catalog, Relation
 from service.db.blame import point_at_row, rows_of
-from service.db.position import bound_of, mark_of
+from service.db.position import bound_of, mark_of, paths_of
 from service.db.violations import violation
 from service.errors import (
     Canceled,
@@ -53,6 +53,11 @@ _IN_WITH = b'WITH "w" ('
 """How a write begins whose rows are read again, in a statement of ours."""
 
 _VALUE = re.compile(r'\s*:?\s*".*"', re.DOTALL)
+_HELD = {
+    "jsonb_object_keys": "what is there is no object, to merge into",
+    "jsonb_array_length": "what is there is no list, to add to",
+}
+"""What functions of PostgreSQL's say that check documents which values are computed out of."""
 Make = Callable[[psycopg2.Error], ServiceError | None]
 _KNOWN = frozenset(
     value for name, value in vars(errorcodes).items() if name.isupper() and len(value) == 5
@@ -200,6 +205,8 @@ def invalid(error: psycopg2.Error) -> ServiceError:
         message = _VALUE.sub("", message) or "a value does not fit its type"
         mark = None if bound else mark_of(error)
         place = bound or mark
+        if mark is not None:
+            message = _HELD.get(error.diag.source_function or "", message)
         return InvalidArgument(
             message,
             path=place.path if place else None,
@@ -238,22 +245,44 @@ def name_line(found: ServiceError, error: psycopg2.Error, relation: Relation | N
 
 
 def name_column(found: InvalidArgument, error: psycopg2.Error, relation: Relation) -> None:
-    """Add the column: the one that the path ends in, or the only one of the type named."""
+    """Add the column: the one that the path ends in, or the only one of the type named, and its path."""
     if "column" in found.details:
         return
-    tail = str(found.details.get("path", "")).rpartition(".")[2]
-    names = [tail] if tail in relation.columns else []
-    # "value too long for type character varying(20)": PostgreSQL names no column, only its type.
-    if error.pgcode == "22001" and not names:
-        message = error.diag.message_primary or ""
-        names = [c.name for c in relation.columns.values() if message.endswith(" " + c.declared)]
-    # "numeric field overflow": the detail tells what is declared, in the words of any language.
-    if error.pgcode == "22003" and not names and error.diag.context is None:
-        numbers = re.findall(r"\d+", error.diag.message_detail or "")[:2]
-        declared = f"numeric({','.join(numbers)})"
-        names = [c.name for c in relation.columns.values() if c.declared == declared]
-    if len(names) == 1:
-        found.details["column"] = names[0]
+    path = str(found.details.get("path", ""))
+    if not path and error.diag.context is None:
+        path = _misfit(error, relation)
+    name = path.rpartition(".")[2]
+    if name in relation.columns:
+        found.details["column"] = name
+        if path != name:
+            found.details.setdefault("path", path)
+
+
+def _misfit(error: psycopg2.Error, relation: Relation) -> str:
+    """
+    Return where the value stands that a column's type, by its modifiers, has no room for.
+
+    PostgreSQL names no column, only the type.
+
+    Returns:
+        The path of the one value that was given for such a column; the column, where there are
+        several or it was given by none; or nothing, where it may be one of several.
+    """
+    said = error.diag.message_primary or ""
+    if (error.diag.source_function or "").startswith("apply_typmod"):  # of numeric
+        modifiers = re.findall("-?[0-9]+", error.diag.message_detail or "")[:2]
+        said = f" numeric({','.join(modifiers)})"
+    elif error.pgcode not in ("22001", "22026"):  # "value too long for type character varying(20)"
+        return ""
+    columns = relation.columns.values()
+    names = [each.name for each in columns if said.endswith(f" {each.declared}")]
+    given = [path for path in paths_of(error) if path.rpartition(".")[2] in names]
+    written = {path.rpartition(".")[2] for path in given}
+    if len(names) > 1 and not any(relation.columns[name].generated for name in names):
+        names = [*written]
+    if len(names) != 1:
+        return ""
+    return given[0] if len(given) == 1 else names[0]
 
 
 def syntax_or_access_rule(error: psycopg2.Error) -> ServiceError | None:

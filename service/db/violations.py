@@ -8,11 +8,12 @@ is passed on only where it shows the caller's own key.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import psycopg2
 
-from service.catalog import Catalog, QualifiedName, Relation
+from service.catalog import Catalog, QualifiedName, Relation, Type
 from service.db.blame import rows_of
 from service.errors import (
     CheckViolation,
@@ -87,15 +88,29 @@ def _name_column(
     catalog: Catalog,
     acted_on: Relation,
 ) -> None:
-    """Add the one column written that is of the domain; PostgreSQL names none."""
+    """Add the one column written that holds values of the domain; PostgreSQL names none."""
     given = rows_of(error, catalog)
     written = acted_on.columns if given is None else {n for row in given.rows for n in row.columns}
-    types = {name: catalog.type(acted_on.columns[name].type) for name in written}
-    names = [name for name, type in types.items() if (type.schema, type.name) == said.home]
+    names = [
+        name
+        for name in written
+        if any(
+            (each.schema, each.name) == said.home
+            for each in _types_within(catalog, acted_on.columns[name].type)
+        )
+    ]
     if len(names) == 1 and error.diag.context is None:
         found.message = f"{_listed(names)} does not satisfy a check of the database"
         found.details.setdefault("column", names[0])
         found.details.setdefault("columns", names)
+
+
+def _types_within(catalog: Catalog, oid: int) -> Iterator[Type]:
+    """Yield a type and all that it is made of: elements, bases, fields."""
+    type = catalog.type(oid)
+    yield type
+    for part in type.parts:
+        yield from _types_within(catalog, part)
 
 
 def _details(said: Violated, relation: Relation | None) -> dict[str, Any]:

@@ -204,13 +204,14 @@ async def test_dict_for_a_column_that_is_not_there_is_an_unknown_column(db: Dire
 
 @pytest.mark.parametrize(
     ("changes", "column"),
-    [({"price": "12345.6"}, "price"), ({"price": {"$multiply": 1000}}, "price"), ({"rate": 1000}, None)],
+    [({"price": "12345.6"}, "price"), ({"price": {"$multiply": 1000}}, "price"), ({"rate": 1000}, "rate"),
+     ({"rate": 1000, "other": 1}, None)],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
 async def test_number_that_overflows_names_its_column(
     db: DirectCaller, changes: dict[str, Any], column: str | None
 ) -> None:
-    """PostgreSQL tells how it is declared: where one alone is declared so, it is that."""
+    """PostgreSQL tells how it is declared: where one alone is, or is written, it is that."""
     error = await refused(db, "priced.update", [1, changes], {})
     assert error.details["sqlstate"] == "22003"
     assert error.details.get("column") == column

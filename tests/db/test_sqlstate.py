@@ -51,6 +51,9 @@ CREATE TABLE cars (
     mood mood,
     doc json,
     n positive,
+    many positive[],
+    flags bit(4) DEFAULT '0000',
+    marks bit(4) DEFAULT '0000',
     secret text NOT NULL DEFAULT 'shh' UNIQUE,
     code text
 );
@@ -202,13 +205,48 @@ OPERANDS: list[tuple[str, list[tuple[str, str, str | None]], str, dict[str, Any]
         "INSERT INTO cars (id, plate) VALUES (%s, %s)",
         [("values.id", "int4", "9"), ("values.plate", "varchar", "too long")],
         "value too long for type character varying(5)",
-        {"column": "plate", "sqlstate": "22001"},
+        {"column": "plate", "path": "values.plate", "sqlstate": "22001"},
     ),
     (
         "INSERT INTO cars (id, price) VALUES (%s, %s)",
         [("values.id", "int4", "9"), ("values.price", "numeric", "12345")],
         "numeric field overflow",
-        {"sqlstate": "22003"},
+        {"column": "price", "path": "values.price", "sqlstate": "22003"},
+    ),
+    (
+        "INSERT INTO cars (id, price) VALUES (%s, %s), (%s, %s)",
+        [
+            ("values.0.id", "int4", "9"),
+            ("values.0.price", "numeric", "Infinity"),
+            ("values.1.id", "int4", "9"),
+            ("values.1.price", "numeric", "3"),
+        ],
+        "numeric field overflow",
+        {"column": "price", "path": None, "sqlstate": "22003"},
+    ),
+    (
+        "INSERT INTO cars (id, flags) VALUES (%s, %s)",
+        [("values.id", "int4", "9"), ("values.flags", "bit", "101")],
+        "bit string length 3 does not match type bit(4)",
+        {"column": "flags", "path": "values.flags", "sqlstate": "22026"},
+    ),
+    (
+        "UPDATE cars SET marks = %s",
+        [("changes.marks", "bit", "10101")],
+        "bit string length 5 does not match type bit(4)",
+        {"column": "marks", "path": "changes.marks"},
+    ),
+    (
+        "UPDATE cars SET price = 999.99 * CAST(%s AS numeric)",
+        [("where.id", "numeric", "100000")],
+        "numeric field overflow",
+        {"column": "price", "path": None},
+    ),
+    (
+        "UPDATE cars SET doc = CAST(%s AS json), flags = marks || flags",
+        [("changes.doc", "json", "1")],
+        "does not match type bit(4)",
+        {"column": None, "path": None},
     ),
     (
         "SELECT to_tsvector(CAST(%s AS regconfig), 'a')",
@@ -309,6 +347,12 @@ VIOLATIONS: list[tuple[str, type[ServiceError], str, dict[str, Any]]] = [
         CheckViolation,
         "does not satisfy a check",
         {"constraint": "above_zero"},
+    ),
+    (
+        "INSERT INTO cars (id, many) VALUES (9, '{1,-1}')",
+        CheckViolation,
+        "does not satisfy a check",
+        {"constraint": "above_zero", "relation": None},
     ),
     (
         "INSERT INTO parts VALUES (1, '2026-01-01')",
