@@ -214,9 +214,11 @@ class Dispatcher:
         if self.backend.database.level is not None:
             raise no_operation("tx")
         # The name has the transaction's secret; the log has that of the operation.
-        id = f"{random.getrandbits(128):032x}"
-        ORIGIN.set(Origin(id, "tx", self._roles.of(caller), "interactive"))
-        return await self._interactive.answer(name, args, kwargs, caller, state)
+        id, role = f"{random.getrandbits(128):032x}", self._roles.of(caller)
+        ORIGIN.set(Origin(id, "tx", role, "interactive"))
+        served = self._served.get(role)
+        catalog = served.catalog if served else None
+        return await self._interactive.answer(name, args, kwargs, caller, state, catalog)
 
     async def _perform(self, call: Call) -> Any:
         """Answer a call of a verb: alone, or in the transaction that it is made in."""

@@ -22,6 +22,7 @@ from service.api.call import CallState, no_operation
 from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason
 from service.api.turns import Turn, Turns
+from service.catalog import Catalog
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.keys import Keyed, ending_txn
@@ -242,6 +243,7 @@ class Interactive:
         kwargs: Mapping[str, Any],
         caller: Caller,
         state: CallState,
+        catalog: Catalog | None,
     ) -> Any:
         """
         Answer a call in a transaction.
@@ -252,6 +254,7 @@ class Interactive:
             kwargs: The same by name: `call`, `args`, `kwargs`.
             caller: Who calls.
             state: Shows what changes meanwhile, as that of the operation.
+            catalog: What the caller is served, in terms of which COMMIT is refused; None if unknown.
 
         Raises:
             NotAuthorized: The transaction is another session's.
@@ -284,7 +287,7 @@ class Interactive:
                     # Those before it may have failed, too, and come first.
                     with suppress(CancelledError):
                         await turns.comes(turn, alone=True)
-                cause = refusal(error)
+                cause = refusal(error, catalog)
                 then = partial(held.fail, cause)
                 # What ended the transaction cancelled this call: its caller is told that.
                 if held.reason is not None and (cause is None or isinstance(cause, Canceled)):

@@ -300,6 +300,8 @@ async def test_commit_that_fails_says_why(dsn: str, begin: Begin) -> None:
     await tx.call("items.create", [{"id": 1, "later": 1}, {"id": 2, "later": 1}])
     error = await failure_of(tx.ask("commit"))
     assert isinstance(error, UniqueViolation)
+    assert error.message == 'there is a row with the same value of "later" already'
+    assert (error.details["relation"], error.details["columns"]) == ("items", ["later"])
     assert await conflict(tx.ask("commit")) == ("failed", None)
     assert (kept(dsn), transactions(dsn)) == ([], [])
 
