@@ -30,6 +30,7 @@ from service.plan.joins import Pairs, is_related, related
 from service.request.embeds import default_embed
 from service.request.filters import OPERATORS
 from service.request.requests import Embed, Operand, Reference
+from service.request.select_list import unquoted_hint
 from service.request.synonyms import column_hint
 
 TIMES = frozenset(["date", "timestamp", "timestamptz", "interval"])
@@ -210,7 +211,7 @@ class Scope:
             return found.column, found.function
         known = [*self.relation.columns, *computed]
         of = f'relation "{self.relation.name}"'
-        hint = column_hint(name, known, OPERATORS)
+        hint = column_hint(name, known, OPERATORS) or unquoted_hint(name, known)
         raise UnknownName("column", name, known, of, reference.path, hint)
 
     def _arguments(self, function: Function, reference: Reference) -> tuple[PlannedArgument, ...]:

@@ -16,6 +16,7 @@ from service.request.arguments import Values
 from service.request.brought import Brought, BroughtRow, opened
 from service.request.requests import Assignment, JsonStep, Operand
 from service.request.select_list import named, parse_reference
+from service.request.synonyms import computing_hint
 
 Use = Literal["row", "expect", "changes"]
 """What assignments are of: a new row, what is expected of one, or changes of it."""
@@ -204,9 +205,17 @@ def _refuse_default_of(inner: Any, path: str) -> None:
 
 def _computing(operator: str, path: str, use: Use) -> str:
     """Return how an operator computes, or refuse it."""
+    if operator == LINK and use == "changes":
+        raise InvalidArgument(
+            f'"{operator}" is of new rows',
+            path=path,
+            hint="what a row refers to changes with the columns of its foreign key",
+        )
     if operator not in COMPUTING:
-        known = sorted(MARKS if use == "changes" else (DEFAULT, VALUE))
-        refusal = UnknownName("operator", operator, known, path=path)
+        changes = use == "changes"
+        known = sorted(MARKS if changes else (DEFAULT, VALUE))
+        meant = computing_hint(operator) if changes else None
+        refusal = UnknownName("operator", operator, known, path=path, hint=meant)
         nearest = refusal.details.get("hint")
         refusal.details["hint"] = f"{nearest} {LITERAL}" if nearest else LITERAL
         raise refusal

@@ -295,6 +295,8 @@ def unknown_operator(name: str, path: str) -> UnknownName:
     hint = synonym_hint("operator", name, OPERATORS)
     if name in {"any", "all"}:
         hint = f'"{name}" is an operand, as in {{"eq": {{"{name}": […]}}}}; "in" takes a list'
+    if name == ARGS:
+        hint = f'what a computed column is given stands beside an operator, as in {{"{ARGS}": {{…}}, "eq": 1}}'
     if name == COLUMN:
         hint = f'a column is an operand, as in {{"eq": {{"{COLUMN}": "name"}}}}'
     return UnknownName("operator", name, sorted(OPERATORS), path=path, hint=hint)

@@ -5,7 +5,7 @@ Select lists and sort keys: `alias:column->path::type`, as items of a list; list
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -336,6 +336,15 @@ def _bad(text: str, path: str) -> InvalidArgument:
         hint='written [alias:]column[->key][->>key][::type]; a name with any of : -> . " stands in'
         f' "quotes", with each " in it doubled, as in {quoted_item(text[:80])}',
     )
+
+
+def unquoted_hint(name: str, known: Iterable[str]) -> str | None:
+    """Return the hint for what is left of a column's name where signs in it were taken for signs."""
+    for each in known:
+        begins = each.startswith((f"{name}->", f"{name}:"))
+        if begins or each == f"-{name}" or each.endswith(f":{name}"):
+            return f"did you mean {quoted_item(each)}, quotes and all?"
+    return None
 
 
 def quoted_item(name: str) -> str:

@@ -179,6 +179,17 @@ CONTAINERS = {
 }
 """What other tools ask of a list, a range or a document, and what it is called here."""
 
+COMPUTING = {
+    **dict.fromkeys(("inc", "incr", "increment", "plus"), '{"$add": 1}'),
+    **dict.fromkeys(("dec", "decr", "decrement", "minus", "sub", "subtract"), '{"$add": -1}'),
+    **dict.fromkeys(("mul", "times"), '{"$multiply": 2}'),
+    **dict.fromkeys(("push", "addtoset", "arrayunion", "concat"), '{"$append": […]}'),
+    "unshift": '{"$prepend": […]}',
+    **dict.fromkeys(("pull", "pullall", "unset", "delete", "deletekey", "deleteelem"), '{"$remove": […]}'),
+    **dict.fromkeys(("assign", "patch", "extend"), '{"$merge": {…}}'),
+}  # fmt: skip
+"""What other tools compute a new value by, and how it is written here."""
+
 EXAMPLES = ("actions", "drivers", "vehicles")
 """The relations of the examples, which a database has if it is the project's own."""
 
@@ -258,6 +269,12 @@ def container_hint(name: str, word: str) -> str | None:
     """Return the hint for an operator on a list, a range or a document."""
     ours = CONTAINERS.get(letters(word[:80]))
     return f'did you mean {{"{name}": {{"{ours}": …}}}}?' if ours else None
+
+
+def computing_hint(word: str) -> str | None:
+    """Return the hint for an operator that computes a new value, less its sign."""
+    ours = COMPUTING.get(letters(word[:80]))
+    return f"did you mean {ours}?" if ours else None
 
 
 def column_hint(name: str, known: Collection[str], operators: Collection[str]) -> str | None:

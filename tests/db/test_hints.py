@@ -41,6 +41,7 @@ CREATE RULE also AS ON INSERT TO copied DO ALSO INSERT INTO keyless (a) VALUES (
 CREATE TABLE counted (id serial PRIMARY KEY, t text);
 CREATE TABLE priced (id int PRIMARY KEY, price numeric(6,2), rate numeric(3,1), other numeric(3,1));
 INSERT INTO priced VALUES (1, 99, 1, 1);
+CREATE TABLE signs (id int PRIMARY KEY, "c:d" int, "e->f" int, "h::i" int, "-g" int);
 CREATE TABLE starred (id int PRIMARY KEY, "*" int);
 INSERT INTO starred VALUES (1, 5), (2, 6), (3, NULL);
 """
@@ -144,6 +145,23 @@ HINTED: list[tuple[str, list[Any], dict[str, Any], str]] = [
      'the column of that name is written "a.b", quotes and all'),
     ("things.find", [], {"where": {"a.b": 1}},
      'the column of that name is written "a.b", quotes and all'),
+    ("signs.find", [], {"select": ["c:d"]}, 'did you mean "c:d", quotes and all?'),
+    ("signs.find", [], {"select": ["e->f"]}, 'did you mean "e->f", quotes and all?'),
+    ("signs.find", [], {"select": ["h::i"]}, 'did you mean "h::i", quotes and all?'),
+    ("signs.find", [], {"select": ["-g"]}, 'did you mean "-g", quotes and all?'),
+    ("signs.find", [], {"order": ["e->f"]}, 'did you mean "e->f", quotes and all?'),
+    ("signs.find", [], {"where": {"e->f": 1}}, 'did you mean "e->f", quotes and all?'),
+    ("things.find", [], {"where": {"n": {"args": {"k": 1}}}},
+     'what a computed column is given stands beside an operator, as in {"args": {…}, "eq": 1}'),
+    ("things.update", [1], {"changes": {"n": {"$inc": 1}}},
+     'did you mean {"$add": 1}? a value is taken as it is in {"$value": …}'),
+    ("things.update", [1], {"changes": {"n": {"$subtract": 1}}},
+     'did you mean {"$add": -1}? a value is taken as it is in {"$value": …}'),
+    ("things.update", [1], {"changes": {"tags": {"$push": "x"}}},
+     'did you mean {"$append": […]}? a value is taken as it is in {"$value": …}'),
+    ("things.update", [1], {"changes": {"n": {"$link": 1}}},
+     "what a row refers to changes with the columns of its foreign key"),
+    ("things.create", [{"n": {"$inc": 1}}], {}, 'a value is taken as it is in {"$value": …}'),
     ("things.find", [], {"select": ['q"x']}, QUOTES),
     ("keyless.get", [], {}, '"keyless.find" takes a where'),
     ("things.find", [], {"where": {"parts": [None]}}, RELATED),
