@@ -31,6 +31,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from hypothesis import HealthCheck, settings
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.python.failure import Failure
 
@@ -56,6 +57,11 @@ def pytest_xdist_auto_num_workers() -> int:
     """
     wanted = 2 * len(os.sched_getaffinity(0))
     return max(1, min(wanted, psutil.virtual_memory().available // WORKER_MEMORY))
+
+
+# what an example takes is the machine's to say, and no reason to fail
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
