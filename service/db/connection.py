@@ -15,7 +15,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,7 +87,13 @@ class PgCursor(extensions.cursor):
 
     connection: PgConnection
 
-    def execute(self, query: Words, vars: Parameters = None, clean: bool = False) -> None:
+    def execute(
+        self,
+        query: Words,
+        vars: Parameters = None,
+        clean: bool = False,
+        runs: Words | None = None,
+    ) -> None:
         """
         Send a statement, with the noted BEGIN before it if there is one.
 
@@ -95,6 +101,7 @@ class PgCursor(extensions.cursor):
             query: The statement.
             vars: Its parameters.
             clean: Whether nothing it runs can leave anything behind in the session.
+            runs: What it runs, for the log, where it is an EXECUTE.
 
         Raises:
             psycopg2.extensions.QueryCanceledError: The job was stopped before this statement.
@@ -105,7 +112,7 @@ class PgCursor(extensions.cursor):
             self._refuse_stopped()
         if not clean:
             connection.touch()
-        with connection.waits(query):
+        with connection.waits(query if runs is None else runs):
             if connection.opening is None:
                 super().execute(query, vars)
             else:
@@ -251,10 +258,15 @@ class PgConnection(extensions.connection):
         single_use: Whether there is code that leaves behind what no statement takes away.
         path_words: The statement that sets the session's own `search_path` for a transaction.
         actor: As whom statements of the open transaction run now; None if that is not known.
+        alone: Whether each statement stands alone, in no transaction of several.
         planned: Names of statements that the session has planned, and nobody else can have replaced.
+        settled: The same of statements of calls, by what tells them apart, "" of those that cannot be;
+            the one that ran last is the last.
+        runs: How often others of them have run.
     """
 
     opening: str | None = None
+    alone = False
     ending = ""
     stopped = 0.0
     waiting: float | None = None
@@ -294,6 +306,8 @@ class PgConnection(extensions.connection):
         self.cursor_factory = PgCursor
         self._wires: dict[Installable, PgCursor] = {}
         self.planned: dict[Planned, str] = {}
+        self.settled: dict[Hashable, str] = {}
+        self.runs: dict[Hashable, int] = {}
         self.slow: list[tuple[Words, float]] = []
         # Not select(), which refuses descriptors from 1024 on.
         self._idle = select.poll()
@@ -421,7 +435,7 @@ class PgConnection(extensions.connection):
         It must not see the `lastval` of another caller's row.
         """
         self.touched = self._strayed = True
-        self.planned.clear()
+        self._forget()
         # In a transaction they are numbers of the caller's own rows: BEGIN drops those of others.
         if self.counted and self.get_transaction_status() == TRANSACTION_STATUS_IDLE:
             if self.opening is None:
@@ -430,9 +444,14 @@ class PgConnection(extensions.connection):
             elif DISCARD_SEQUENCES not in self.opening:
                 self.opening += DISCARD_SEQUENCES
 
+    def _forget(self) -> None:
+        """Forget what the session has planned."""
+        self.planned.clear()
+        self.settled.clear()
+
     def cleaning(self) -> str:
         """Return the statements after which nothing is left of what ran in the session."""
-        self.planned.clear()
+        self._forget()
         return CLEANING.format(seed=_RANDOM.random()) + self.own_settings
 
     def clean(self) -> None:
@@ -504,7 +523,7 @@ class PgConnection(extensions.connection):
 
         A pooler may have given the session to others since, whose defaults would be BEGIN's.
         """
-        self.extra_time, self.ending = 0.0, ""
+        self.extra_time, self.ending, self.alone = 0.0, "", False
         self.idle = self.idle_limit
         self.actor, self._undo, self._strayed = None, "", False
         if self.pooled:
@@ -545,7 +564,7 @@ class PgConnection(extensions.connection):
 
     def assume(self, identity: str) -> None:
         """Record that each statement from now on stands alone, and under which identity."""
-        self.extra_time = 0.0
+        self.extra_time, self.alone = 0.0, True
         self.opening = identity or None
 
     def note_begun(self) -> None:

@@ -1,18 +1,23 @@
 """
-Prepared statements (PREPARE, EXECUTE) of our own: a session plans them once, and then only runs them.
+Prepared statements (PREPARE, EXECUTE): a session plans them once, and then only runs them.
 
 To plan those of the feed and of the refresh cycle takes PostgreSQL two to seven times as long as to
-run them, and they run up to some hundred times a second.
+run them, and they run up to some hundred times a second. The statements of calls that go by a whole key,
+or write new rows, take it two to three times as long.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
+import psycopg2
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+
 from service.db.connection import PgCursor
+from service.sql.statement import Statement
 
 GENERIC = "SET LOCAL plan_cache_mode = force_generic_plan;"
 """
@@ -64,4 +69,78 @@ class Planned:
             prepare = f"{before}PREPARE {name} {self._types} AS {self._numbered}"
             cursor.execute(prepare, clean=True)
             connection.planned[self], before = name, ""
-        cursor.execute(f"{before}EXECUTE {name} {self._given}", given, clean=True)
+        execute = f"{before}EXECUTE {name} {self._given}"
+        cursor.execute(execute, given, clean=True, runs=self.text)
+
+
+RUNS = 3
+"""How often a statement of calls runs in a session before that plans it."""
+KEPT = 64
+"""Statements of calls that one session keeps: some 50 kB of the server's memory each."""
+_AGAIN = frozenset(["0A", "22", "26", "42"])
+"""
+Classes of errors after which a statement is run once more as it is.
+
+The first and the last are those of a plan that is out of date, the third of one that is gone; the second
+are those of values, of which the text of the statement tells which one it is.
+"""
+
+
+def run_settled(
+    cursor: PgCursor, role: Hashable, statement: Statement, parameters: Sequence[Any]
+) -> bool:
+    """
+    Run a settled statement as one that the session has planned, if it stands alone and runs often.
+
+    In a transaction it does not: an error there would be the end of it, and could not be tried again.
+
+    Args:
+        cursor: Has the rows then.
+        role: Equal for callers who may look up the same names: PostgreSQL asks that as it plans.
+        statement: Settled, and sure to leave nothing behind in the session.
+        parameters: Of the statement.
+
+    Returns:
+        Whether it did; otherwise nothing has happened, and the statement is to be run as it is.
+    """
+    connection = cursor.connection
+    if not connection.alone or connection.get_transaction_status() != TRANSACTION_STATUS_IDLE:
+        return False
+    key, names, runs = (role, statement.text), connection.settled, connection.runs
+    name = names.pop(key, None)
+    if name is None:
+        if len(runs) >= 4 * KEPT:  # of statements that run seldom, most of them
+            runs.clear()
+        runs[key] = runs.get(key, 0) + 1
+        if runs[key] <= RUNS:
+            return False
+        name = _prepare(cursor, statement)
+    names[key] = name
+    if not name:
+        return False
+    given = f"({', '.join(['%s'] * len(parameters))})" if parameters else ""
+    try:
+        cursor.execute(f"EXECUTE {name} {given}", parameters, clean=True, runs=statement.text)
+    except psycopg2.Error as error:
+        if error.pgcode is None or error.pgcode[:2] not in _AGAIN:
+            raise
+        return False
+    return True
+
+
+def _prepare(cursor: PgCursor, statement: Statement) -> str:
+    """Have the session plan a statement; returns its name, "" where that is refused."""
+    names, places = cursor.connection.settled, count(1)
+    text = re.sub(
+        "%(.)", lambda found: f"${next(places)}" if found[1] == "s" else "%", statement.text
+    )
+    oldest = names.pop(next(iter(names))) if len(names) >= KEPT else ""
+    name = f"rowcast_{next(_NUMBERS)}"
+    words = f"{f'DEALLOCATE {oldest};' if oldest else ''}PREPARE {name} AS {text}"
+    try:
+        cursor.execute(words, clean=True)
+    except psycopg2.OperationalError:  # it was stopped, or the connection is lost
+        raise
+    except psycopg2.Error:
+        return ""
+    return name

@@ -20,6 +20,7 @@ from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.json import bare_row, read_json
 from service.db.pack import row_packer
+from service.db.planned import run_settled
 from service.db.position import point_out
 from service.errors import (
     DatabaseRefused,
@@ -326,8 +327,10 @@ def execute(
     cursor = connection.wire(codec)
     # By a catalog that is out of date nothing is certain: a function may be another one by now.
     pure = statement.pure and codec.current
+    parameters = codec.parameters(statement.bounds, values)
     try:
-        cursor.execute(statement.text, codec.parameters(statement.bounds, values), clean=pure)
+        if not (pure and statement.settled and run_settled(cursor, codec, statement, parameters)):
+            cursor.execute(statement.text, parameters, clean=pure)
     except psycopg2.Error as error:
         point_out(error, statement)
         raise

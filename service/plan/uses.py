@@ -1,5 +1,5 @@
 """
-What follows for a plan from all that it uses of the catalog: relations, functions and types.
+What follows for a plan from all that it uses: of the catalog relations, functions and types, and values.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 
 from service.catalog import NOWHERE, Catalog, Column, Function, Relation, Type
 from service.errors import InvalidArgument
-from service.plan.plans import ReadPlan
+from service.plan.conditions import BoolExpr, Bound, Compare, Condition
+from service.plan.plans import DeletePlan, InsertPlan, PlannedReturning, ReadPlan, UpdatePlan
 
 Used = Relation | Function | Type
 
@@ -44,6 +45,58 @@ def is_repeatable(plan: Any) -> bool:
         return not isinstance(used, Function) or used.volatility != "volatile"
 
     return all(map(repeatable, parts_of(plan, Used)))
+
+
+def is_settled(plan: ReadPlan | InsertPlan | UpdatePlan | DeletePlan) -> bool:
+    """
+    Return whether PostgreSQL would run a statement in the same way whatever the values of a call are.
+
+    They are those of a key, of which there is one row at most whatever else is asked of it, and those
+    that are written: no statistics say anything of either.
+    """
+    if isinstance(plan, InsertPlan):
+        one = len(plan.rows) == 1 and plan.conflict is None
+        return one and not any(map(_has_unit, plan.columns)) and _is_single(plan.returning)
+    if isinstance(plan, ReadPlan):
+        one = plan.call is None
+        inside: Any = (plan.outputs, plan.order, plan.distinct, plan.embeds)
+    else:
+        settings = plan.settings if isinstance(plan, UpdatePlan) else ()
+        one = _is_single(plan.returning) and not any(_has_unit(each.column) for each in settings)
+        inside = plan.returning
+    return one and _is_of_key(plan.relation, plan.where) and not _has_value(inside)
+
+
+def _is_single(returning: PlannedReturning) -> bool:
+    """Return whether one statement writes and reads back, and does not fail by what it writes."""
+    return returning.reread is None and not returning.must_write
+
+
+def _has_unit(column: Column) -> bool:
+    """Return whether a column gives a number without a unit its own one, as an "interval hour" does."""
+    # To a parameter, which is of no such type, a number is one of seconds.
+    return column.declared.startswith("interval ")
+
+
+def _is_of_key(relation: Relation, where: Condition | None) -> bool:
+    """Return whether a condition is of one row at most: by a key of a table, and values beside it."""
+    if relation.kind != "table" or relation.has_children:
+        return False
+    parts = where.conditions if isinstance(where, BoolExpr) and not where.any else (where,)
+    columns = set()
+    for each in parts:
+        if not isinstance(each, Compare) or not isinstance(each.right, Bound) or each.left.links:
+            return False
+        left, whole = each.left, not (each.quantifier or each.not_distinct)
+        itself = not (left.steps or left.applied or left.function)
+        if each.operator.name == "=" and whole and itself:
+            columns.add(left.column.name)
+    return any(columns.issuperset(key.columns) for key in relation.unique_keys)
+
+
+def _has_value(plan: Any) -> bool:
+    """Return whether a value of the call stands in a part of a plan."""
+    return any(isinstance(each, Bound) for each in parts_of(plan, Bound | Used))
 
 
 def refuse_guarded(catalog: Catalog, plan: ReadPlan) -> None:

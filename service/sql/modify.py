@@ -20,7 +20,7 @@ from service.plan.plans import (
     Setting,
     UpdatePlan,
 )
-from service.plan.uses import is_pure
+from service.plan.uses import is_pure, is_settled
 from service.sql.expressions import (
     NAME,
     aliased,
@@ -98,6 +98,7 @@ def modify(plan: WritePlan) -> Statement:
         unseen=_unseen(plan),
         numbered=numbered and bool(returning.outputs),
         pure=is_pure(plan, plan.relation),
+        settled=is_settled(plan),
     )
 
 

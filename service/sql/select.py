@@ -22,7 +22,7 @@ from service.plan.plans import (
     names_of,
     truncated,
 )
-from service.plan.uses import is_pure
+from service.plan.uses import is_pure, is_settled
 from service.sql.expressions import (
     cast,
     condition,
@@ -63,6 +63,7 @@ def select(plan: ReadPlan) -> Statement:
         columns=columns,
         embeds=embeds,
         pure=is_pure(plan),
+        settled=is_settled(plan),
         backwards=plan.backwards,
         plain=plan.json or not (embeds or any(map(_has_parts, plan.outputs))),
     )

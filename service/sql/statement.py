@@ -96,6 +96,7 @@ class Statement:
         backwards: Whether its rows come from the last to the first.
         plain: Whether all that it answers are values without others inside, of which the codec makes
             nothing that a client could not be sent.
+        settled: Whether PostgreSQL would run it in the same way whatever its values are.
     """
 
     text: str
@@ -116,6 +117,7 @@ class Statement:
     scalar: bool = False
     backwards: bool = False
     plain: bool = False
+    settled: bool = False
 
     def prefixed(self, words: str) -> Statement:
         """Return the statement with SQL before the one, or the second one, that returns rows."""
@@ -125,7 +127,7 @@ class Statement:
             for mark in self.marks
         )
         text = self.text[: self.head] + words + self.text[self.head :]
-        return replace(self, text=text, marks=marks)
+        return replace(self, text=text, marks=marks, settled=False)
 
     def substituted(self, sql: Callable[[int, Bound], str | None]) -> Statement:
         """

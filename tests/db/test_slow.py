@@ -14,6 +14,8 @@ from psycopg2.sql import SQL, Literal
 from twisted.internet.defer import gatherResults
 from twisted.logger import globalLogPublisher
 
+from service.db.connection import PgConnection
+from service.db.planned import Planned
 from service.db.session_settings import SessionSettings
 from service.db.slow import ORIGIN, Origin
 from service.errors import StatementTimeout
@@ -59,6 +61,21 @@ async def test_slow_statement_is_logged_with_its_origin(dsn: str) -> None:
     assert 0.1 <= first["seconds"] < 5
     assert (second["procedure"], second["role"]) == ("the service", "the service")
     assert "secret" not in f"{first} {second}"
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_statement_that_was_planned_before_is_logged_as_itself(dsn: str) -> None:
+    planned = Planned("SELECT pg_sleep(0.1), %(given)s, 'secret'", given="text")
+
+    def run_txn(connection: PgConnection) -> None:
+        with connection.cursor() as cursor:
+            planned.run(cursor, {"given": "secret"})
+
+    with slow() as found:
+        async with database_at(dsn, LOGGED) as database:
+            await database.run(run_txn)
+            await until(lambda: len(found) == 1)
+    assert found[0]["statement"] == "SELECT pg_sleep(?), %(given)s, ?"
 
 
 @pytest_twisted.ensureDeferred

@@ -1,0 +1,288 @@
+"""
+Statements of calls that go by a key or write new rows: a session plans them once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from service.api.roles import Roles
+from service.db import planned
+from service.db.connection import PgConnection
+from service.db.planned import RUNS
+from service.errors import InvalidArgument, NotFound, ServiceError, UniqueViolation
+from service.request.arguments import Caller
+from tests.conftest import execute
+from tests.db.dispatchers import DirectCaller
+from tests.deferreds import failure_of
+
+SCHEMA = """
+CREATE ROLE st_clerk; CREATE ROLE st_guest;
+CREATE SCHEMA inner_st; GRANT USAGE ON SCHEMA inner_st TO st_clerk;
+CREATE TABLE lands (id int PRIMARY KEY, code varchar(9) UNIQUE, n int, share varchar(9) DEFAULT '100%');
+INSERT INTO lands SELECT i, 'c' || i, i FROM generate_series(1, 100) i;
+CREATE TABLE towns (id serial PRIMARY KEY, land int REFERENCES lands, "na%me" varchar(9));
+INSERT INTO towns (land, "na%me") SELECT i % 100 + 1, 'Town ' || i FROM generate_series(1, 300) i;
+CREATE TABLE waits (id serial PRIMARY KEY, hours interval hour, plain interval, fine interval(0));
+CREATE DOMAIN even AS int CHECK (VALUE % 2 = 0);
+CREATE TABLE evens (id int PRIMARY KEY, even even, tags varchar(3)[], day date);
+CREATE TABLE own (id int PRIMARY KEY, owner text);
+INSERT INTO own VALUES (1, 'st_clerk'), (2, 'st_guest');
+ALTER TABLE own ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON own USING (owner = current_user);
+CREATE TABLE parents (id int PRIMARY KEY); CREATE TABLE children () INHERITS (parents);
+INSERT INTO parents VALUES (1); INSERT INTO children VALUES (1);
+COMMENT ON TABLE children IS '@key id';
+CREATE VIEW shown AS SELECT id, n FROM lands; COMMENT ON VIEW shown IS '@key n';
+CREATE TABLE inner_st.kept (id int PRIMARY KEY); INSERT INTO inner_st.kept VALUES (1);
+CREATE FUNCTION leave() RETURNS int LANGUAGE plpgsql AS
+  $$BEGIN EXECUTE 'DEALLOCATE ALL; PREPARE forged AS SELECT 1'; RETURN 1; END$$;
+GRANT SELECT ON ALL TABLES IN SCHEMA public, inner_st TO st_clerk, st_guest;
+"""
+BEFORE_EACH = """
+DROP TABLE IF EXISTS changing, other;
+CREATE TABLE changing (id int PRIMARY KEY, v int, w text); INSERT INTO changing VALUES (1, 2, 'x');
+"""
+CLERK, GUEST = (Caller(1, "p", each, "realm1") for each in ("clerk", "guest"))
+ROLES = Roles({"clerk": "st_clerk", "guest": "st_guest"}, "postgres")
+
+
+def _prepared_txn(connection: PgConnection) -> list[tuple[str, int]]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT statement, generic_plans + custom_plans FROM pg_prepared_statements"
+            " ORDER BY prepare_time",
+            clean=True,
+        )
+        return cursor.fetchall()
+
+
+async def prepared(db: DirectCaller) -> list[tuple[str, int]]:
+    """Return the statements that the one session has planned, and how often each has run since."""
+    found: list[tuple[str, int]] = await db.database.run(_prepared_txn, retry=True)
+    return found
+
+
+SETTLED: list[tuple[str, dict[str, Any]]] = [
+    ("lands.get", {"key": 3}),
+    ("lands.get", {"key": {"code": "c3"}, "form": "json"}),
+    ("towns.get", {"key": 5, "embed": {"lands": True}}),
+    ("lands.get", {"key": 3, "embed": {"towns": {"order": ["id"]}}}),
+    ("lands.find", {"where": {"id": 3, "n": {"gt": 1}}, "order": ["n"]}),
+    ("lands.update", {"key": 3, "changes": {"n": 4, "share": "50%"}, "select": ["id"]}),
+    ("lands.update", {"key": 3, "changes": {"n": {"$add": 1}}, "expect": {"code": "c3"}, "select": ["id"]}),
+    ("towns.create", {"values": {"land": 3, "na%me": "%s '"}, "returning": False}),
+    ("evens.create", {"values": {"id": 1, "even": 2, "tags": ["a", None], "day": "2026-01-02"},
+                      "returning": False}),
+    ("lands.delete", {"key": 3, "select": ["id"]}),
+]  # fmt: skip
+
+UNSETTLED: list[tuple[str, dict[str, Any]]] = [
+    ("lands.find", {"where": {"n": 3}}),
+    ("lands.find", {"where": {"or": [{"id": 3}, {"n": 1}]}}),
+    ("lands.find", {"where": {"id": {"in": [3, 4]}}}),
+    ("lands.find", {"where": {"id": 3, "towns": {"na%me": "x"}}}),
+    ("lands.get", {"keys": [3, 4]}),
+    ("lands.get", {"key": 3, "embed": {"towns": {"where": {"na%me": "x"}}}}),
+    ("lands.get", {"key": 3, "embed": {"towns": {"limit": 1}}}),
+    ("lands.count", {"where": {"n": 3}}),
+    ("parents.find", {"where": {"id": 1}}),
+    ("shown.get", {"key": 3}),
+    ("lands.update", {"where": {"n": 3}, "changes": {"n": 3}, "returning": False}),
+    ("towns.create", {"values": [{"land": 3}, {"land": 4}], "returning": False}),
+    ("waits.create", {"values": {"hours": "2"}, "returning": False}),
+    ("waits.update", {"key": 1, "changes": {"hours": "2"}, "returning": False}),
+]  # fmt: skip
+
+
+async def outcome(db: DirectCaller, name: str, kwargs: dict[str, Any]) -> Any:
+    """Return the answer to a call, or its refusal."""
+    try:
+        return await db.call(name, **kwargs)
+    except ServiceError as error:
+        return error.uri, {**error.details, "id": None}
+
+
+@pytest.mark.parametrize(("name", "kwargs"), SETTLED)
+@pytest_twisted.ensureDeferred
+async def test_settled_statement_is_planned_once(
+    db: DirectCaller, name: str, kwargs: dict[str, Any]
+) -> None:
+    """From its second run or so on; what it answers is the same."""
+    once = name.endswith(("create", "delete"))
+    for _ in range(RUNS):
+        await outcome(db, name, kwargs)
+        assert await prepared(db) == []
+    first = await outcome(db, name, kwargs)
+    ((statement, runs),) = await prepared(db)
+    assert "%s" not in statement.replace("na%me", "")
+    # A row that is there already, or no more: it is run, and refused.
+    assert await outcome(db, name, kwargs) == first
+    assert await prepared(db) == [(statement, runs + 1)] or once
+
+
+@pytest.mark.parametrize(("name", "kwargs"), UNSETTLED)
+@pytest_twisted.ensureDeferred
+async def test_statement_whose_plan_depends_on_values_is_not(
+    db: DirectCaller, name: str, kwargs: dict[str, Any]
+) -> None:
+    for _ in range(RUNS + 2):
+        await outcome(db, name, kwargs)
+    assert await prepared(db) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_intervals_are_read_in_the_unit_of_their_column(db: DirectCaller) -> None:
+    for _ in range(RUNS + 2):
+        row = await db.call("waits.create", {"hours": "2", "plain": "3", "fine": "4.4"})
+        assert (row["hours"], row["plain"], row["fine"]) == ("PT2H", "PT3S", "PT4S")
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("lands.get", {"key": 3}, {"key": "x"}),
+        ("lands.get", {"key": 3}, {"key": 99999999999}),
+        ("lands.get", {"key": {"code": "c3"}}, {"key": {"code": "none"}}),
+        ("lands.update", {"key": 4, "changes": {"n": 1}}, {"key": 4, "changes": {"n": "y"}}),
+        ("lands.update", {"key": 4, "changes": {"n": 1}}, {"key": 777, "changes": {"n": 1}}),
+        ("lands.update", {"key": 4, "changes": {"code": "z"}}, {"key": 4, "changes": {"code": "c5"}}),
+        ("lands.update", {"key": 4, "changes": {"n": {"$add": 0}}},
+         {"key": 4, "changes": {"n": {"$add": 2**31 - 1}}}),
+        ("evens.update", {"key": 1, "changes": {"even": 2}, "select": ["id"]},
+         {"key": 1, "changes": {"even": 3}, "select": ["id"]}),
+        ("evens.update", {"key": 1, "changes": {"day": "2026-01-02"}, "select": ["id"]},
+         {"key": 1, "changes": {"day": "2026-02-31"}, "select": ["id"]}),
+        ("evens.update", {"key": 1, "changes": {"tags": ["abc"]}, "select": ["id"]},
+         {"key": 1, "changes": {"tags": ["abcd"]}, "select": ["id"]}),
+        ("towns.create", {"values": {"land": 5}}, {"values": {"land": 5555}}),
+    ],
+)  # fmt: skip
+@pytest_twisted.ensureDeferred
+async def test_refusal_is_that_of_a_statement_that_is_not_planned(
+    db: DirectCaller, name: str, good: dict[str, Any], bad: dict[str, Any]
+) -> None:
+    """With the place of the value in the call; and the session goes on."""
+    await outcome(db, "evens.create", {"values": {"id": 1}})
+    before = await outcome(db, name, bad)
+    assert isinstance(before, tuple)
+    for _ in range(RUNS + 2):
+        fine = await outcome(db, name, good)
+    assert await prepared(db)
+    assert await outcome(db, name, bad) == before
+    again = await outcome(db, name, good)
+    assert again.keys() == fine.keys()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE changing ALTER v TYPE bigint",
+        "ALTER TABLE changing ALTER w TYPE varchar(50)",
+        "ALTER TABLE changing RENAME TO other; CREATE TABLE changing AS SELECT * FROM other",
+        "ALTER TABLE changing DROP CONSTRAINT changing_pkey",
+        "DROP TABLE changing; CREATE TABLE changing (id int PRIMARY KEY, v int, w text);"
+        " INSERT INTO changing VALUES (1, 2, 'x')",
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_changed_table_is_read_by_what_was_planned_before(
+    db: DirectCaller, dsn: str, change: str
+) -> None:
+    """As it would be by the same text: the plan is thrown away, or its statement is sent anew."""
+    for _ in range(RUNS + 2):
+        row = await db.call("changing.get", 1)
+        await db.call("changing.update", 1, {"v": 2}, select=["id"])
+    assert len(await prepared(db)) == 2
+    execute(dsn, change)
+    assert await db.call("changing.get", 1) == row
+    assert await db.call("changing.update", 1, {"v": 2}, select=["id"]) == {"id": 1}
+
+
+@pytest.mark.serving(roles=ROLES)
+@pytest_twisted.ensureDeferred
+async def test_policies_are_those_of_each_caller(db: DirectCaller) -> None:
+    for _ in range(2 * RUNS + 5):
+        assert (await db.call_as(CLERK, "own.get", 1))["owner"] == "st_clerk"
+        assert (await db.call_as(GUEST, "own.get", 2))["owner"] == "st_guest"
+        for who, key in ((CLERK, 2), (GUEST, 1)):
+            assert isinstance(await failure_of(db.call_as(who, "own.get", key)), NotFound)
+    assert len(await prepared(db)) == 2
+
+
+@pytest.mark.serving("public", "inner_st", roles=ROLES)
+@pytest_twisted.ensureDeferred
+async def test_schema_is_no_longer_used_by_who_may_not(db: DirectCaller, dsn: str) -> None:
+    """Though the session has planned what reads it, and the service has not heard of that yet."""
+    for _ in range(RUNS + 2):
+        assert await db.call_as(CLERK, "inner_st.kept.get", 1) == {"id": 1}
+    assert len(await prepared(db)) == 1
+    execute(dsn, "REVOKE USAGE ON SCHEMA inner_st FROM st_clerk")
+    try:
+        error = await failure_of(db.call_as(CLERK, "inner_st.kept.get", 1))
+        assert isinstance(error, ServiceError)
+    finally:
+        execute(dsn, "GRANT USAGE ON SCHEMA inner_st TO st_clerk")
+
+
+@pytest_twisted.ensureDeferred
+async def test_session_that_a_function_ran_in_plans_anew(db: DirectCaller) -> None:
+    for _ in range(RUNS + 2):
+        await db.call("lands.get", 1)
+    assert len(await prepared(db)) == 1
+    assert await db.call("fn.leave") == 1
+    assert await prepared(db) == []
+    for _ in range(RUNS + 2):
+        assert (await db.call("lands.get", 1))["id"] == 1
+    assert len(await prepared(db)) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_statement_that_is_gone_is_sent_as_it_is(db: DirectCaller) -> None:
+    for _ in range(RUNS + 1):
+        await db.call("lands.get", 1)
+
+    def deallocate_txn(connection: PgConnection) -> None:
+        connection.command("DEALLOCATE ALL")
+
+    await db.database.run(deallocate_txn, retry=True)
+    for _ in range(2):
+        assert (await db.call("lands.get", 1))["id"] == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_session_keeps_a_bounded_number(
+    db: DirectCaller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that ran last."""
+    monkeypatch.setattr(planned, "KEPT", 2)
+    for columns in (["id"], ["n"], ["id"], ["code"], ["id", "n"]):
+        for _ in range(RUNS + 1):
+            await db.call("lands.get", 1, select=columns)
+            await db.call("lands.get", 1, select=["id"])
+    texts = [text for text, _ in await prepared(db)]
+    assert len(texts) == 2
+    assert 'AS SELECT "t"."id" AS "id" FROM' in texts[0]
+    assert '"n"' in texts[1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_statement_in_a_transaction_is_not_planned(db: DirectCaller) -> None:
+    for _ in range(RUNS + 2):
+        await db.call("transaction", [{"call": "lands.get", "args": [1]}])
+    assert await prepared(db) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_key_that_is_there_already_is_a_conflict(db: DirectCaller) -> None:
+    """And no more of it is written than that."""
+    for at in range(RUNS + 3):
+        await db.call("lands.create", {"id": 500 + at}, returning=False)
+    error = await failure_of(db.call("lands.create", {"id": 500}, returning=False))
+    assert isinstance(error, UniqueViolation)
+    assert await db.call("lands.count", where={"id": {"gte": 500}}) == RUNS + 3
+    with pytest.raises(InvalidArgument):
+        await db.call("lands.create", {"id": "x"}, returning=False)
