@@ -2,12 +2,16 @@
 What calls cost, beside an echo at the same router in the same run.
 
     python -m bench.calls [--rounds 3] [--seconds 2] [--only get update]
+    python -m bench.calls --before ../rowcast-before [--only create]
     python -m bench.calls --check | --record
 
 PostgreSQL, the router and the service are processes of their own, configured as the embedded ones
 are, on a fresh database; the echo, a bare component of autobahn's, answers a row that it has. Callers
 come with RawSocket and CBOR, then with WebSocket and JSON: 64 sessions with one call in flight each, then
 one. What is printed is for docs/performance.md, which says what each figure is.
+
+`--before` measures by turns with the service of another checkout, and prints what each kind of call costs
+as a part of what it does there.
 
 `--check` is quick, and fails where a call costs far more of the echo's CPU than `baseline.json` says;
 `--record` writes that file.
@@ -23,7 +27,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -266,6 +270,22 @@ def compare(found: Mapping[str, float], known: Mapping[str, float]) -> int:
     return int(failed)
 
 
+def ratios(benches: Sequence[Bench], kinds: Sequence[str], rounds: int) -> None:
+    """Measure kinds of calls by turns, before and now; print the medians of what each is a part of."""
+    columns = ("service", "router", "PG", "all")
+    print(f"| call | {' | '.join(columns)} |\n{'|---' * 5}|")
+    for kind in kinds:
+        turns = []
+        for at in range(rounds):
+            # who comes first finds the caches of the other
+            first, second = sorted((0, 1), reverse=bool(at % 2))
+            found = {each: benches[each].turn(kind, alone=False) for each in (first, second)}
+            turns.append({name: found[1][name] / found[0][name] for name in columns})
+        cells = (f"{median(turn[name] for turn in turns):.2f}" for name in columns)
+        print(f"| {kind} | {' | '.join(cells)} |", flush=True)
+    print(f"load {os.getloadavg()[0]:.1f}")
+
+
 def main() -> int:
     """Measure, or be the echo; returns the exit status."""
     options = argparse.ArgumentParser(
@@ -276,6 +296,7 @@ def main() -> int:
     options.add_argument("--seconds", type=float, default=2.0, help="of each turn")
     options.add_argument("--only", nargs="+", choices=list(CALLS), help="kinds of calls")
     options.add_argument("--transport", choices=["rawsocket", "websocket"])
+    options.add_argument("--before", type=Path, help="another checkout, to compare with")
     options.add_argument("--check", action="store_true", help="compare with the baseline")
     options.add_argument("--record", action="store_true", help="write the baseline")
     options.add_argument("--echo", metavar="URL", help=argparse.SUPPRESS)
@@ -285,8 +306,18 @@ def main() -> int:
         return 0
     quick = given.check or given.record
     kinds = given.only or (CHECKED if quick else [kind for kind in CALLS if kind != "echo"])
-    with staged(given.crossbar, SCHEMA, probed=False, app="app") as stage, echoing(stage) as other:
-        stages = stage, other
+    with ExitStack() as stack:
+        checkouts = [given.before.resolve(), ROOT] if given.before else [ROOT]
+        running = [
+            stack.enter_context(staged(given.crossbar, SCHEMA, False, code, app="app"))
+            for code in checkouts
+        ]
+        stage = running[-1]
+        stages = stage, stack.enter_context(echoing(stage))
+        if given.before:
+            benches = [Bench((s, s), s.url, RawSocketCbor(), given.seconds) for s in running]
+            ratios(benches, kinds, given.rounds)
+            return 0
         if quick:
             bench = Bench(stages, stage.url, RawSocketCbor(), 0.4)
             found = cheapest(bench.rounds(kinds, 3, alone=False))

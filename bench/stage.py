@@ -56,7 +56,9 @@ class Stage:
 
 
 @contextmanager
-def staged(crossbar: str, schema: str, probed: bool = True, **settings: str) -> Iterator[Stage]:
+def staged(
+    crossbar: str, schema: str, probed: bool = True, code: Path = ROOT, **settings: str
+) -> Iterator[Stage]:
     """
     Start all three over a fresh database with this schema; end them with the body.
 
@@ -64,6 +66,7 @@ def staged(crossbar: str, schema: str, probed: bool = True, **settings: str) -> 
         crossbar: The program.
         schema: SQL.
         probed: Whether the lag of the service's loop is measured, which takes some of its CPU.
+        code: The checkout that the service is of.
         settings: Of the service, beside its own.
     """
     home = Path(tempfile.mkdtemp(prefix="rowcast-bench-"))
@@ -91,7 +94,7 @@ def staged(crossbar: str, schema: str, probed: bool = True, **settings: str) -> 
                 *(["probed"] if probed else []),
             ]
             env = os.environ | {f"ROWCAST_{name.upper()}": it for name, it in settings.items()}
-            service = subprocess.Popen(me, stdout=subprocess.PIPE, text=True, env=env)
+            service = subprocess.Popen(me, stdout=subprocess.PIPE, text=True, env=env, cwd=code)
             assert service.stdout is not None
             service.stdout.readline()
             pids = service.pid, worker_of(router.pid)

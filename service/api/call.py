@@ -14,7 +14,7 @@ from service.catalog import Catalog, Column, Function, Relation
 from service.db.codec import Codec
 from service.db.database import Database
 from service.db.keys import Keyed
-from service.db.writes import NoRowWritten
+from service.db.writes import LargeRow, NoRowWritten
 from service.describe.verb import Verb
 from service.errors import InvalidArgument, ServiceError, TooLarge, committed_despite
 from service.models.served import LoadedModels
@@ -233,6 +233,7 @@ class Step:
         access: How it runs.
         missing: Why no row was written, where there should have been one, or what looks for that.
         plain: Whether the answer need not be checked before it is sent.
+        large: What is run in its place where the row that it was to answer is large.
     """
 
     function: Callable[..., Any]
@@ -242,6 +243,7 @@ class Step:
     access: Access = "read"
     missing: ServiceError | Callable[[], Awaitable[ServiceError]] | None = None
     plain: bool = False
+    large: Step | None = None
 
 
 @dataclass(slots=True)
@@ -333,6 +335,10 @@ class Call:
         try:
             # A procedure may have committed half of what it does: it never goes again.
             return await (attempt() if ends else database.again(attempt))
+        except LargeRow:
+            if step.large is None:
+                raise
+            return await self._write(step.large)
         except NoRowWritten:
             if step.missing is None:
                 raise

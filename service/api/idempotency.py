@@ -41,6 +41,7 @@ def key_id(caller: Caller, key: str) -> bytes:
 
 def under_key(step: Step, keyed: Keyed) -> Step:
     """Return the step that does the same under a key, in one transaction and one job."""
+    step = step.large or step
     args = (keyed, step.function, step.args, step.shape)
     return replace(step, function=keyed_txn, args=args, shape=lambda result: result, access="whole")
 

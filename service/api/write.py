@@ -59,7 +59,7 @@ from service.request.write_request import (
     parse_create,
     parse_delete,
 )
-from service.sql.modify import modify
+from service.sql.modify import MANY_BYTES, modify
 from service.sql.select import select
 from service.sql.statement import Statement
 
@@ -73,6 +73,8 @@ MANY = 100
 
 MAX_VALIDATED = 5000
 """Rows that a model validates in one call: each becomes an object in the reactor's thread."""
+LEAST_GUARDED = 16 * MANY_BYTES
+"""What an answer may weigh where one that is not large is sure to fit, whatever becomes of its texts."""
 UNBOUNDED = 2**63
 """Bytes: rows that only a model sees may weigh what they weigh."""
 
@@ -142,11 +144,12 @@ def writing(
     """
     returning: Returning = parsed.request.returning
     relation, level = relation_of(call), call.backend.database.level
+    most = call.backend.max_bytes
+    one_row = _is_one(parsed.request) and not returning.embeds
     small = not returning.rows or (
-        _is_one(parsed.request)
-        and not returning.embeds
-        and call.snapshot.most(relation, returning.select) <= call.backend.max_bytes
+        one_row and call.snapshot.most(relation, returning.select) <= most
     )
+    guarded: Statement | None = None
     if access is None:
         # what fails by itself keeps nothing, but it takes an open transaction with it
         fails_alone = exactly < 2 and (
@@ -155,10 +158,16 @@ def writing(
         undone = level is not None and level.all_or_nothing
         alone = fails_alone and (undone or (small and max_affected is None))
         access = "write" if alone else "atomic"
+        if one_row and fails_alone and level is None and not alone and max_affected is None:
+            guarded = make().guarded if most >= LEAST_GUARDED else None
     form = Shape(returning.form, call.backend.max_bytes) if returning.rows else None
     last = level is None
     args = (call.snapshot.codec, make, parsed.values, max_affected, form, exactly, last)
-    return Step(write_txn, args, shape, parsed.timeout, access, missing)
+    step = Step(write_txn, args, shape, parsed.timeout, access, missing)
+    if guarded is None:
+        return step
+    args = (call.snapshot.codec, lambda: guarded, *args[2:])
+    return replace(step, args=args, access="write", large=step)
 
 
 def with_new_rows(call: Call, parse: Parse, then: Write) -> Step | Awaitable[Any]:

@@ -27,7 +27,7 @@ from service.db.statements import (
 )
 from service.errors import Conflict, TooManyRows, TooManyToSend
 from service.payload import fit
-from service.sql.statement import MISSED, TRANSACTION, UNSEEN, Statement
+from service.sql.statement import LARGE, MISSED, TRANSACTION, UNSEEN, Statement
 
 SETTLE = "SET CONSTRAINTS ALL IMMEDIATE; "
 """Has deferred triggers do now what they would do at COMMIT, so that it can be read."""
@@ -35,6 +35,10 @@ SETTLE = "SET CONSTRAINTS ALL IMMEDIATE; "
 
 class NoRowWritten(Exception):
     """A row that had to be written was not; the transaction must not commit."""
+
+
+class LargeRow(Exception):
+    """A row is large that a guarded statement was to return; it has failed, and wrote nothing."""
 
 
 class RowUnseen(Conflict):
@@ -89,6 +93,7 @@ def write_txn(
         TooManyRows: More than `max_affected`; the caller's transaction must not commit.
         TooLarge: What is read back weighs too much; likewise.
         RowUnseen: What a condition asks of a row that is there cannot be asked.
+        LargeRow: The statement is guarded, and what it was to read back is large.
     """
     statement = make()
     if last and statement.head:
@@ -99,6 +104,8 @@ def write_txn(
         # The words are in the server's language; the text that it could not read is quoted in all.
         if statement.must_write and error.pgcode == "22P02" and MISSED in str(error):
             raise NoRowWritten from error
+        if error.pgcode == "22P02" and LARGE in str(error):
+            raise LargeRow from error
         if statement.unseen and error.pgcode == "22P02" and UNSEEN in str(error):
             late = statement.unseen == "late"
             said = "a row with this key has come meanwhile"

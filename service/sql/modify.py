@@ -5,6 +5,7 @@ INSERT, UPDATE and DELETE, with ON CONFLICT and what comes back of the rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from psycopg2.sql import SQL, Composable, Identifier, Literal
 
@@ -15,6 +16,7 @@ from service.plan.plans import (
     ConflictUpdate,
     DeletePlan,
     InsertPlan,
+    Output,
     PlannedConflict,
     PlannedReturning,
     Setting,
@@ -24,6 +26,7 @@ from service.plan.uses import is_pure, is_settled
 from service.sql.expressions import (
     NAME,
     aliased,
+    cast,
     condition,
     expression,
     json_text,
@@ -43,6 +46,7 @@ from service.sql.statement import (
     AND,
     COMMA,
     EMPTY,
+    LARGE,
     MISSED,
     TRANSACTION,
     UNSEEN,
@@ -51,16 +55,19 @@ from service.sql.statement import (
     Unseen,
     build_statement,
     catalog_sql,
+    render,
 )
 
 WritePlan = InsertPlan | UpdatePlan | DeletePlan
+MANY_BYTES, MANY_COLUMNS = 2**16, 100
+"""Of the texts of a row from which on it is large; and columns up to which it may be small."""
 NEW = "excluded"
 """What PostgreSQL calls a new row whose key is there already."""
 
 
 def modify(plan: WritePlan) -> Statement:
     """Build a write with what comes back of it: by itself, or by a second statement behind it."""
-    returning, ahead = plan.returning, EMPTY
+    returning, ahead, guard = plan.returning, EMPTY, ""
     numbered = _is_numbered(plan)
     if returning.reread is not None:
         values = [saved_values(returning.reread, plan.relation), *([ORDINAL] if numbered else [])]
@@ -84,8 +91,9 @@ def modify(plan: WritePlan) -> Statement:
             rows = SQL("{write} RETURNING {columns}").format(
                 write=rows, columns=COMMA.join(columns)
             )
+        guard = _guard(returning.outputs)
     names, embeds = answer_of(returning)
-    return build_statement(
+    statement = build_statement(
         plan.name,
         rows,
         ahead,
@@ -100,6 +108,30 @@ def modify(plan: WritePlan) -> Statement:
         pure=is_pure(plan, plan.relation),
         settled=is_settled(plan),
     )
+    return replace(statement, guarded=statement.followed(guard)) if guard else statement
+
+
+def _guard(outputs: Sequence[Output]) -> str:
+    """Build what refuses, behind the last column of RETURNING, a row of many bytes; "" of no row."""
+    types = [each.expression.type for each in outputs]
+    # Of a record the answer has the names of its fields, too, once for each of an array.
+    if len(outputs) > MANY_COLUMNS or any(type.kind not in ("base", "enum") for type in types):
+        return ""
+    sizes = [
+        SQL("coalesce(pg_catalog.octet_length({text}), 0)").format(
+            text=cast(expression(each.expression), "text")
+        )
+        for each, type in zip(outputs, types, strict=True)
+        if not type.data_type.short
+    ]
+    if not sizes:
+        return ""
+    sum = SQL(" OPERATOR(pg_catalog.+) ").join(sizes)
+    # A text, of which CAST makes a boolean when it is run, not when it is parsed.
+    guard = SQL(", CAST(CASE WHEN {sum} OPERATOR(pg_catalog.>) {most} THEN {large} END AS boolean)")
+    parts = guard.format(sum=sum, most=SQL(f"{MANY_BYTES:d}"), large=Literal(LARGE))
+    text, bounds, _ = render([parts])
+    return "" if bounds else text
 
 
 def _is_numbered(plan: WritePlan) -> bool:

@@ -32,6 +32,8 @@ MISSED = f"rowcast_missed_{SECRET}"
 Unseen = typing.Literal["", "late", "left out"]
 UNSEEN = f"rowcast_unseen_{SECRET}"
 """What an error speaks of where an upsert met a row that it does not see."""
+LARGE = f"rowcast_large_{SECRET}"
+"""What an error speaks of where a row that was written is large."""
 
 TRANSACTION = SQL("pg_catalog.pg_current_xact_id_if_assigned()")
 """The id of the transaction, that of a savepoint's too; null while it has written nothing."""
@@ -97,6 +99,8 @@ class Statement:
         plain: Whether all that it answers are values without others inside, of which the codec makes
             nothing that a client could not be sent.
         settled: Whether PostgreSQL would run it in the same way whatever its values are.
+        guarded: The same, but it fails, by `LARGE`, where a row that it returns is large; None where that
+            is not known of each of its values.
     """
 
     text: str
@@ -118,6 +122,7 @@ class Statement:
     backwards: bool = False
     plain: bool = False
     settled: bool = False
+    guarded: Statement | None = None
 
     def prefixed(self, words: str) -> Statement:
         """Return the statement with SQL before the one, or the second one, that returns rows."""
@@ -160,7 +165,13 @@ class Statement:
             )
             for mark in self.marks
         )
-        return replace(self, text=text, bounds=tuple(kept), marks=marks)
+        bare = replace(self, settled=False, guarded=None)
+        return replace(bare, text=text, bounds=tuple(kept), marks=marks)
+
+    def followed(self, words: str) -> Statement:
+        """Return the statement with SQL behind it."""
+        marks = tuple(replace(mark, behind=mark.behind + len(words)) for mark in self.marks)
+        return replace(self, text=self.text + words, marks=marks)
 
     def parts(self) -> list[Statement]:
         """Return the statements that it is made of, for where they cannot share a message."""
