@@ -31,10 +31,18 @@ _PLAIN = ("bigint", "integer", "smallint", "text", "character varying", "uuid")
 
 @dataclass(frozen=True, slots=True)
 class GivenRow:
-    """What a row was given: where it stands, and of each column where that stands and its value."""
+    """
+    What a row was given.
+
+    Args:
+        path: Where it stands.
+        columns: Of each column where that stands, and its value.
+        new: Whether it is new; of one that was there its other columns are not known.
+    """
 
     path: str
     columns: dict[str, tuple[str, Any]]
+    new: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +53,30 @@ class GivenRows:
     rows: tuple[GivenRow, ...]
 
 
-NewRow = tuple[Relation, str, Sequence[Assignment]]
-"""A row that is to be written: of which relation, and where it stands."""
+WrittenRow = tuple[Relation, str, Sequence[Assignment], bool]
+"""A row that is to be written: of which relation, where it stands, what it is given, whether it is new."""
 
 
 def note_rows(
-    error: psycopg2.Error, rows: Iterable[NewRow], before: Iterable[NewRow], values: Sequence[Any]
+    error: psycopg2.Error,
+    rows: Iterable[WrittenRow],
+    before: Iterable[WrittenRow],
+    values: Sequence[Any],
 ) -> None:
     """Note on an error what its message was to write, and what was written before it."""
     error.rows = _given(rows, values), _given(before, values)  # type: ignore[attr-defined]
 
 
-def _given(rows: Iterable[NewRow], values: Sequence[Any]) -> list[GivenRows]:
+def _given(rows: Iterable[WrittenRow], values: Sequence[Any]) -> list[GivenRows]:
     """Return rows by relation, with their values."""
     found: dict[int, tuple[Relation, list[GivenRow]]] = {}
-    for relation, path, row in rows:
+    for relation, path, row, new in rows:
         columns = {
             each.column: (each.path, values[each.operand.slot])
             for each in row
             if each.operand is not None
         }
-        found.setdefault(id(relation), (relation, []))[1].append(GivenRow(path, columns))
+        found.setdefault(id(relation), (relation, []))[1].append(GivenRow(path, columns, new))
     return [GivenRows(relation, tuple(given)) for relation, given in found.values()]
 
 
@@ -175,7 +186,7 @@ def _text(row: GivenRow, name: str, relation: Relation) -> str | None:
     """Return the text of a value as PostgreSQL shows it; None where that is not known."""
     column = relation.columns[name]
     if name not in row.columns:
-        known = not (column.has_default or relation.has_insert_triggers)
+        known = row.new and not (column.has_default or relation.has_insert_triggers)
         return "null" if known else None
     value = row.columns[name][1]
     if value is None:

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg2
 
 from service.catalog import Type
-from service.db.blame import NewRow, note_rows
+from service.db.blame import WrittenRow, note_rows
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.statements import Shape, execute
@@ -185,14 +185,14 @@ def _explained(
         raise
 
 
-def _rows_of(steps: Iterable[TreeStep]) -> Iterator[NewRow]:
+def _rows_of(steps: Iterable[TreeStep]) -> Iterator[WrittenRow]:
     """Yield what steps are to write."""
     for step in steps:
         if isinstance(step, NewRows):
             for path, row in zip(step.paths, step.rows, strict=True):
-                yield step.relation, path, row
+                yield step.relation, path, row, True
         elif isinstance(step, LinkedRow):
-            yield step.relation, step.path, step.changes
+            yield step.relation, step.path, step.changes, False
 
 
 def _read(codec: Codec, types: Sequence[Type | None], text: str) -> list[Row]:

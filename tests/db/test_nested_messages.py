@@ -180,6 +180,34 @@ async def test_key_that_two_rows_have_points_at_the_second_or_at_what_holds_them
 
 
 @pytest.mark.parametrize(
+    ("lines", "kind", "path"),
+    [
+        ([{"sku": "x"}, {"sku": "b"}, {"$link": 50}], UniqueViolation, "values.1.lines"),
+        ([{"sku": "x"}, {"sku": "z"}, {"$link": 51}], CheckViolation, "values.1.lines.2"),
+    ],
+    ids=str,
+)
+@pytest_twisted.ensureDeferred
+async def test_row_that_is_linked_may_be_the_one_that_is_refused(
+    db: DirectCaller, dsn: str, lines: Any, kind: type[ServiceError], path: str
+) -> None:
+    """For the columns that it had: the link changes one alone."""
+    execute(
+        dsn,
+        """INSERT INTO orders (id, customer_id) VALUES (1000, 1);
+        INSERT INTO lines (id, order_id, sku, doc) VALUES (50, 1000, 'b', '0'), (51, 1000, 'c', '1');
+        ALTER TABLE lines ADD CONSTRAINT stays CHECK (doc <> '1' OR order_id = 1000)""",
+    )
+    try:
+        orders = [{"customer_id": 1, "lines": each} for each in ([{"sku": "a"}], lines)]
+        refused = await failure_of(db.call("orders.create", orders))
+    finally:
+        execute(dsn, "ALTER TABLE lines DROP CONSTRAINT stays")
+    assert isinstance(refused, kind), refused
+    assert refused.details.get("path") == path
+
+
+@pytest.mark.parametrize(
     "text", ["rowcast_left_out 0", "rowcast_left_out 1", "rowcast_left_out 99"]
 )
 @pytest_twisted.ensureDeferred
