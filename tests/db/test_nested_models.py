@@ -64,6 +64,8 @@ class Thing(Model):
         """Note the thing with its box, and name it after that."""
         LOG.append(("thing", self.name, self.box))
         self.name = f"{self.name} of {self.box}"
+        if self.name.startswith("stray"):
+            self.box = 1
 
     def beforeUpdate(self) -> bool:
         """Note the row as it is, and count."""
@@ -181,6 +183,16 @@ async def test_row_that_a_model_refuses_keeps_all_of_them_out(
     assert refused.details["path"] == path
     assert len(LOG) == log
     assert [execute(dsn, f"SELECT t::text FROM {name} t ORDER BY 1") for name in TABLES] == before
+
+
+@pytest_twisted.ensureDeferred
+async def test_hook_decides_what_a_row_refers_to(db: DirectCaller, dsn: str) -> None:
+    await db.call("boxes.create", {"name": "first"})
+    made = await db.call(
+        "boxes.create", {"name": "b", "things!box": [{"name": "t"}, {"name": "stray"}]}
+    )
+    assert [each["name"] for each in made["things!box"]] == ["t of 2"]
+    assert execute(dsn, "SELECT box FROM things WHERE name = 'stray of 2'") == [(1,)]
 
 
 @pytest_twisted.ensureDeferred
