@@ -34,6 +34,7 @@ class Model(Record):
     """
 
     RELATIONSHIP_CACHE: ClassVar[dict[str, tuple[type, Mapping[str, Any]]]] = {}
+    _waits: ClassVar[bool] = False
 
     # twistar fills the cache with the first object, and a subclass inherits that of its base.
     def __init_subclass__(cls, **options: Any) -> None:
@@ -112,18 +113,21 @@ class Model(Record):
             await maybeDeferred(validation, self)
         return self
 
-    def is_valid_at_once(self) -> bool:
-        """Return whether all validations pass without waiting, and there is no hook for a change."""
-        if self._overrides(*HOOKS[False]):
+    def is_valid_at_once(self, creating: bool) -> bool:
+        """Return whether all validations pass without waiting, and no hook runs before it is saved."""
+        if self._waits or self._overrides(*HOOKS[creating]):
             return False
         for validation in type(self).VALIDATIONS:
             waiting = validation(self)
             if isinstance(waiting, Coroutine):
                 waiting.close()
-                return False
-            if isinstance(waiting, Deferred):
+            elif isinstance(waiting, Deferred):
                 waiting.addErrback(lambda _: None).cancel()
-                return False
+            else:
+                continue
+            # Not tried again: it may have asked the database already, in vain.
+            type(self)._waits = True
+            return False
         return self.errors.isEmpty()
 
     async def refusal(self, creating: bool) -> InvalidRow | None:

@@ -151,25 +151,44 @@ class BoundModel:
         """
         # Most rules look at what is changed alone. Then one UPDATE does, where rules that look at
         # the row need it locked and read first: three messages in place of one.
-        meta, row = self.meta, UnreadRow()
-        subject = self.model.hydrate([row], meta)[0]
+        row = UnreadRow()
+        try:
+            accepted = self._takes(self.model.hydrate([row], self.meta)[0], changes, codec)
+        except Exception:
+            if row.asked:
+                return False
+            raise
+        return accepted and not row.asked
+
+    def accepts_new(self, values: Mapping[str, Any], codec: Codec) -> bool:
+        """
+        Return whether all rules take a new row as it is, without waiting.
+
+        Args:
+            values: Wire values by column.
+            codec: As in `validate_insert`.
+        """
+        subject = self.model()
+        subject._meta = self.meta
+        return self._takes(subject, values, codec)
+
+    def _takes(self, subject: Model, values: Mapping[str, Any], codec: Codec) -> bool:
+        """Return whether the rules of an object take values at once, and set none themselves."""
+        meta, own = self.meta, subject.__dict__
         try:
             given = {
                 meta.attributes[name]: codec.python(meta.types[name], value, name)
-                for name, value in changes.items()
+                for name, value in values.items()
             }
-            subject.__dict__.update(given)
-            accepted = subject.is_valid_at_once()
-        except Exception as error:
-            if row.asked or isinstance(error, ServiceError):
+            own.update(given)
+            if not subject.is_valid_at_once(creating=not subject.persisted):
                 return False
-            raise
-        own = subject.__dict__
-        set_by_rules = any(
-            name in own and (name not in given or own[name] is not given[name])
+        except ServiceError:
+            return False
+        return all(
+            name not in own or (name in given and own[name] is given[name])
             for name in meta.position
         )
-        return accepted and not (row.asked or set_by_rules)
 
     async def validate_delete(self, current: Mapping[str, Any]) -> None:
         """

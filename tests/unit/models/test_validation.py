@@ -207,6 +207,43 @@ def test_change_is_accepted_unseen_if_no_rule_asks_for_the_row(
     assert bound(model(**rules)).accepts_unseen(changes, CODEC) is accepted
 
 
+NEW: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
+    ({"VALIDATIONS": [not_blank("action")]}, {"action": "go"}, True),
+    ({"VALIDATIONS": [not_blank("action")]}, {"action": " "}, False),
+    ({"VALIDATIONS": [not_blank("action")]}, {"status": True}, False),
+    ({"VALIDATIONS": [lambda self: self.action]}, {"action": "go"}, True),
+    ({"VALIDATIONS": [later]}, {"status": True}, False),
+    ({"VALIDATIONS": [lambda self: succeed(None)]}, {"status": True}, False),
+    ({"VALIDATIONS": [set_owner]}, {"status": True}, False),
+    ({"VALIDATIONS": [set_owner]}, {"owner": 4}, False),
+    ({"VALIDATIONS": [lambda self: None]}, {"owner": "five"}, False),
+    ({"beforeSave": lambda self: None}, {"status": True}, False),
+    ({"beforeCreate": lambda self: None}, {"status": True}, False),
+    ({"beforeUpdate": lambda self: None}, {"status": True}, True),
+]
+
+
+@pytest.mark.parametrize(("rules", "values", "accepted"), NEW)
+def test_new_row_is_accepted_at_once_if_no_rule_waits_or_sets_anything(
+    rules: dict[str, Any], values: dict[str, Any], accepted: bool
+) -> None:
+    assert bound(model(**rules)).accepts_new(values, CODEC) is accepted
+
+
+def test_rule_that_waits_is_asked_at_once_no_more() -> None:
+    """It may have sent a query, which was in vain."""
+    asked: list[Any] = []
+
+    def waits(subject: Any) -> Any:
+        asked.append(subject)
+        return succeed(None)
+
+    made = bound(model(VALIDATIONS=[waits]))
+    for _ in range(3):
+        assert not made.accepts_new({"status": True}, CODEC)
+    assert len(asked) == 1
+
+
 def test_blank_that_a_row_has_already_is_left_alone() -> None:
     """Once it was asked for, or set, it is looked at; so is what is no column."""
     made = model(VALIDATIONS=[not_blank("action")])
