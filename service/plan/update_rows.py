@@ -126,8 +126,9 @@ def plan_update_rows(
     most = max((len(each.items) for _, changes in split for each in changes), default=0)
     for at, (_, changes) in enumerate(split):
         for each in changes:
-            rows = changed.setdefault(each.column, [[] for _ in split])
-            rows[at].append(_padded(each, most))
+            if each.column not in changed:
+                changed[each.column] = [[] for _ in split]
+            changed[each.column][at].append(_padded(each, most))
     settings = tuple(_setting(scope, source, rows) for rows in changed.values())
     returning = plan_returning(scope, request.returning)
     planned = reread(scope, returning, ["update"], [each.column for each in settings])
