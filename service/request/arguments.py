@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.brought import opened, opened_rows
+from service.request.brought import MARKED, opened, opened_rows
 from service.request.synonyms import letters, synonym_hint
 
 OPTIONS = frozenset({"timeout"})
@@ -59,6 +59,8 @@ class Values:
 
     def freeze(self) -> tuple[Any, ...]:
         """Return all values so far."""
+        if MARKED.isdisjoint(map(type, self._values)):  # as most are
+            return tuple(self._values)
         return tuple(map(opened, self._values))
 
     def marked(self) -> tuple[Any, ...]:

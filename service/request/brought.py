@@ -43,7 +43,7 @@ class BroughtRow(dict[str, Any]):
     """A row that was brought: its names are those of columns, its values are data."""
 
 
-_MARKED = frozenset({Brought, HoldingDict, HoldingList})
+MARKED = frozenset({Brought, HoldingDict, HoldingList})
 
 
 def brought(value: Any) -> Any:
@@ -54,7 +54,7 @@ def brought(value: Any) -> Any:
 def holding(value: Any) -> Any:
     """Return a dict or a list of a call, marked if there is something brought in it."""
     items = value.values() if isinstance(value, dict) else value
-    if _MARKED.isdisjoint(map(type, items)):
+    if MARKED.isdisjoint(map(type, items)):
         return value
     return HoldingDict(value) if isinstance(value, dict) else HoldingList(value)
 
@@ -62,7 +62,7 @@ def holding(value: Any) -> Any:
 def opened(value: Any) -> Any:
     """Return what is a value where it stands, without the marks of what was brought."""
     kind = type(value)
-    if kind not in _MARKED:
+    if kind not in MARKED:
         return value
     if kind is Brought:
         return value.value

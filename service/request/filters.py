@@ -326,19 +326,28 @@ def _shape(where: Any, values: list[Any], most: int) -> tuple[Any, ...] | None:
             values.append(value)
             shape.append(key)
             continue
-        if key in {"and", "or"}:
-            if type(value) is not list or len(value) > MAX_SHAPED:
-                return None
-            below = [_shape(each, values, most - 1) for each in value]
-            inside: Any = None if None in below else tuple(below)
-        elif key in AROUND_VALUES:
-            return None
-        else:
-            inside = _shape(value, values, most - 1)
+        inside = _inside(key, value, values, most - 1)
         if inside is None:
             return None
         shape.append((key, inside))
     return tuple(shape)
+
+
+def _inside(key: str, value: Any, values: list[Any], most: int) -> tuple[Any, ...] | None:
+    """Return the shape of what stands under a name, and is no scalar, as that of a filter."""
+    if key in {"and", "or"}:
+        if type(value) is not list or len(value) > MAX_SHAPED:
+            return None
+        below = [_shape(each, values, most) for each in value]
+        return None if None in below else tuple(below)
+    if key in AROUND_VALUES:
+        return None
+    if type(value) is dict and len(value) == 1:
+        ((name, operand),) = value.items()
+        if name in ORDERING and type(operand) in SCALARS:  # as most are
+            values.append(operand)
+            return (name,)
+    return _shape(value, values, most)
 
 
 def _conjunction(terms: Sequence[Filter]) -> Filter:

@@ -9,6 +9,7 @@ their values alone are equal requests, and share one plan and one SQL text.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 Nulls = Literal["first", "last"]
@@ -146,12 +147,20 @@ class Comparison:
     nulls: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Connective:
     """All of the terms, or (any) one of them; without terms all is true and any is false."""
 
     any: bool
     terms: tuple[Filter, ...]
+
+    # Filters are kept by their shape, and each look at what is made of one would hash all of it anew.
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.any, self.terms))
 
 
 @dataclass(frozen=True, slots=True)

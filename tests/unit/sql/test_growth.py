@@ -1,0 +1,133 @@
+"""
+What a call of n parts costs the reactor grows as n does: parsed, planned and made a statement.
+
+What is counted is the instructions that Python runs for it, which are the same each time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from service.request import filters
+from service.request.read_request import parse_find
+from tests.unit.sql.test_statements import (
+    CATALOG,
+    LIMITS,
+    ROWS,
+    VERBS,
+    nested,
+    read,
+)
+
+FEW, TIMES = 60, 4
+"""How many parts a call has, and how many times as many the other one."""
+BOUNDED = {"sort keys": 15, "embeds": 15, "measures": 50}
+"""Of what a call may not have so many."""
+
+Kwargs = Callable[[int], dict[str, Any]]
+
+
+def instructions(run: Callable[[], Any]) -> int:
+    """Return how many instructions a call takes."""
+    found = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal found
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        found += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        run()
+    finally:
+        sys.settrace(before)
+    return found
+
+
+def written(verb: str, kwargs: dict[str, Any]) -> None:
+    """Build the statement of a write, or of a get."""
+    parse, plan, build = ROWS if verb == "rows" else VERBS[verb]
+    relation = CATALOG.relation("public", "vehicles")
+    build(plan(CATALOG, relation, parse([], kwargs, LIMITS).request))
+
+
+def terms(n: int) -> list[dict[str, Any]]:
+    return [{"id": {"gt": at}} for at in range(n)]
+
+
+def rows(n: int) -> list[dict[str, Any]]:
+    return [{"id": at, "plate": "B", "model": None if at % 2 else "van"} for at in range(n)]
+
+
+READS: dict[str, Kwargs] = {
+    "terms": lambda n: {"where": {"and": terms(n)}},
+    "terms under a not": lambda n: {"where": {"not": {"or": terms(n)}}},
+    "candidates": lambda n: {"where": {"id": {"in": list(range(n))}}},
+    "columns": lambda n: {"select": [f"a{at}:plate" for at in range(n)]},
+    "sort keys": lambda n: {"order": [["-id", "model"][at % 2] for at in range(n)]},
+    "embeds": lambda n: {"embed": {f"e{at}": {"relation": "drivers"} for at in range(n)}},
+    "embedded columns": lambda n: {
+        "embed": {"drivers": {"select": [f"a{at}:name" for at in range(n)]}}
+    },
+}
+WRITES: dict[str, tuple[str, Kwargs]] = {
+    "keys": ("get", lambda n: {"keys": list(range(n))}),
+    "keys by name": ("get", lambda n: {"keys": [{"id": at} for at in range(n)]}),
+    "new rows": ("create", lambda n: {"values": rows(n)}),
+    "new rows, each of other columns": (
+        "create",
+        lambda n: {"values": [{["plate", "model"][at % 2]: "x"} for at in range(n)]},
+    ),
+    "upserted rows": ("upsert", lambda n: {"values": rows(n)}),
+    "updated rows": ("rows", lambda n: {"rows": rows(n)}),
+    "updated rows, each of other columns": (
+        "rows",
+        lambda n: {"rows": [{"id": at, ["plate", "model"][at % 2]: "x"} for at in range(n)]},
+    ),
+    "measures": ("aggregate", lambda n: {"measures": {f"m{at}": {"sum": "id"} for at in range(n)}}),
+}
+
+
+def grows(kwargs: Kwargs, run: Callable[[dict[str, Any]], Any], n: int = FEW) -> float:
+    """Return how many times as many instructions the longer call takes."""
+    few, many = kwargs(n), kwargs(n * TIMES)
+    for given in few, many:  # what is made once, for whatever call
+        run(given)
+    filters._shapes.clear()
+    return instructions(lambda: run(many)) / instructions(lambda: run(few))
+
+
+@pytest.mark.parametrize("what", READS)
+def test_read_of_many_parts_takes_no_more_for_each(what: str) -> None:
+    n = BOUNDED.get(what, FEW)
+    assert grows(READS[what], lambda kwargs: read("vehicles", kwargs), n) < TIMES * 1.1
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_call_of_many_rows_takes_no_more_for_each(what: str) -> None:
+    verb, kwargs = WRITES[what]
+    n = BOUNDED.get(what, FEW)
+    assert grows(kwargs, lambda given: written(verb, given), n) < TIMES * 1.1
+
+
+def test_new_rows_with_others_inside_take_no_more_for_each() -> None:
+    def kwargs(n: int) -> dict[str, Any]:
+        return {"values": {"name": "x", "vehicles": [{"plate": "B", "model": "v"}] * n}}
+
+    assert grows(kwargs, lambda given: nested("drivers", [], given)) < TIMES * 1.1
+
+
+def test_filter_met_before_is_hashed_once() -> None:
+    """Each look at what is made of a call would hash all of its conditions."""
+    kwargs = {"where": {"and": terms(FEW)}}
+    parse = lambda: parse_find([], kwargs, LIMITS, "vehicles").request  # noqa: E731
+    hash(parse())
+    again = parse()
+    assert instructions(lambda: hash(again)) < 100
