@@ -1,7 +1,7 @@
 """
 What an idempotency key costs: calls with one and without, by turns, through the hub.
 
-    python -m bench.keys [--rounds 7]
+    python -m bench.keys [--rounds 7] [--only create ...]
 
 Prints, for each kind of write, the microseconds of CPU that a call takes, of the service and of
 PostgreSQL together, and those that one call after another waits; without a key, with one, and the ratio
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -31,27 +32,44 @@ from tests.conftest import execute
 from tests.db.dispatchers import serving
 
 CALLS, AT_ONCE = 600, 8
+DOOMED = count(1)
 SETUP = """
 ALTER SYSTEM SET synchronous_commit = off;
 SELECT pg_reload_conf();
 CREATE TABLE plain (id serial PRIMARY KEY, note text, n int);
-CREATE TABLE ruled (id serial PRIMARY KEY, note text, n int);
+CREATE TABLE ruled (LIKE plain INCLUDING ALL);
+CREATE TABLE strict (LIKE plain INCLUDING ALL);
+CREATE TABLE doomed (LIKE plain INCLUDING ALL);
+CREATE TABLE kept (LIKE plain INCLUDING ALL);
 INSERT INTO plain (n) SELECT i FROM generate_series(1, 1000) i;
-INSERT INTO ruled (n) SELECT i FROM generate_series(1, 1000) i;
+INSERT INTO ruled (id, n) SELECT i, i FROM generate_series(1, 1000) i;
+INSERT INTO strict (id, n) SELECT i, i FROM generate_series(1, 1000) i;
+INSERT INTO doomed (id) SELECT i FROM generate_series(1, 200000) i;
+INSERT INTO kept (id) SELECT i FROM generate_series(1, 200000) i;
+ANALYZE;
 CREATE FUNCTION noted() RETURNS int LANGUAGE sql AS
     'INSERT INTO plain (note) VALUES (''x'') RETURNING id';
 """
 KINDS: dict[str, Any] = {
     "create": ("plain.create", lambda at: [{"note": f"{at}", "n": at}]),
     "create of 50": ("plain.create", lambda at: [[{"note": f"{at}", "n": at}] * 50]),
+    "create, model": ("ruled.create", lambda at: [{"note": f"{at}", "n": at}]),
     "update": ("plain.update", lambda at: [1 + at % 1000, {"note": f"{at}"}]),
     "update, model": ("ruled.update", lambda at: [1 + at % 1000, {"note": f"{at}"}]),
+    "update, row": ("strict.update", lambda at: [1 + at % 1000, {"note": f"{at}"}]),
+    "delete": ("doomed.delete", lambda at: [next(DOOMED)]),
+    "delete, model": ("kept.delete", lambda at: [next(DOOMED)]),
     "function": ("fn.noted", lambda at: []),
     "batch of 5": (
         "transaction",
         lambda at: [[{"call": "plain.create", "args": [{"n": at}]}] * 5],
     ),
+    "batch, model": (
+        "transaction",
+        lambda at: [[{"call": "ruled.create", "args": [{"note": "x"}]}] * 5],
+    ),
 }
+"""By kind: what is called, with what. `model` has a rule about what is given, `row` one about the row."""
 
 
 class Ruled(Model):
@@ -61,10 +79,29 @@ class Ruled(Model):
     VALIDATIONS = (not_blank("note"),)
 
 
-async def measure(dsn: str, rounds: int) -> None:
+class Strict(Model):
+    """Has a validation of its rows as they are."""
+
+    TABLENAME = "strict"
+
+
+Strict.addValidator(lambda row: row.n < 0 and row.errors.add("n", "is negative"))
+
+
+class Kept(Model):
+    """Has a hook before a row is deleted."""
+
+    TABLENAME = "kept"
+
+    def beforeDelete(self) -> bool:
+        """Let it go."""
+        return self.n is None
+
+
+async def measure(dsn: str, rounds: int, kinds: Sequence[str]) -> None:
     """Measure in turns, and print the quietest."""
     caller, keys = Caller(1, "ann", "clerk", "realm1"), count()
-    async with serving(dsn, written=(Ruled,), most=5) as db:
+    async with serving(dsn, written=(Ruled, Strict, Kept), most=5) as db:
         pids = [
             pid
             for (pid,) in await db.database.statement(
@@ -87,7 +124,8 @@ async def measure(dsn: str, rounds: int) -> None:
             return cost * 1e6, (time.perf_counter() - began) / calls * 1e6
 
         settle()
-        for kind, (name, args) in KINDS.items():
+        for kind in kinds:
+            name, args = KINDS[kind]
             turns: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
             calls = CALLS // AT_ONCE // (5 if "of" in kind else 1)
             for round in range(rounds):
@@ -106,12 +144,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--only", nargs="+", choices=list(KINDS), default=list(KINDS))
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as home, Place(state=Path(home)).running() as dsn:
         for statement in SETUP.strip().split(";\n"):
             execute(dsn, statement.rstrip(";"))
         make(dsn)
-        task.react(lambda _: Deferred.fromCoroutine(measure(dsn, given.rounds)))
+        task.react(lambda _: Deferred.fromCoroutine(measure(dsn, given.rounds, given.only)))
 
 
 if __name__ == "__main__":

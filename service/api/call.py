@@ -5,6 +5,7 @@ One call as a verb gets it, with the snapshot that it is answered from, and the 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from math import inf
@@ -14,14 +15,17 @@ from service.catalog import Catalog, Column, Function, Relation
 from service.db.codec import Codec
 from service.db.database import Database
 from service.db.keys import Keyed
+from service.db.transaction import Actor
 from service.db.writes import LargeRow, NoRowWritten
 from service.describe.verb import Verb
 from service.errors import InvalidArgument, ServiceError, TooLarge, committed_despite
 from service.models.served import LoadedModels
 from service.plan.nesting import document_names
 from service.request.arguments import Caller
+from service.request.names import encode
 from service.request.read_request import Limits
 from service.request.requests import Item
+from service.request.synonyms import EXAMPLES, at_hand
 from service.sql.statement import Statement
 
 Send = Callable[[Any], Awaitable[None]]
@@ -188,6 +192,17 @@ class Snapshot:
         column = relation.columns.get(name)
         return inf if column is None else self._column(column) + 4 * len(item.alias or "")
 
+    def at_hand(self, relation: Relation | None, hint: str) -> str:
+        """Return a hint with an example of what is there: the project's own relations may not be."""
+        catalog = self.catalog
+        if all((catalog.schemas[0], each) in catalog.relations for each in EXAMPLES):
+            return hint
+        if relation is None:
+            return at_hand(hint, "", (), ())
+        schema = "" if relation.schema == catalog.schemas[0] else f"{encode(relation.schema)}."
+        name = f"{schema}{encode(relation.name)}"
+        return at_hand(hint, name, list(relation.columns), relation.primary_key)
+
     @cached_property
     def documents(self) -> frozenset[str]:
         """The names of columns of which a dict or a list is always a value, and no row."""
@@ -321,8 +336,10 @@ class Call:
         database, seconds = self.backend.database, self._seconds(step)
         reads, ends = step.access == "read only", step.access == "procedure"
         run: Callable[..., Awaitable[Any]] = database.run
-        how: dict[str, Any] = {"ending": ends, "last": step.access == "last", "timeout": seconds}
         level = database.level
+        # Nor does a verb end a transaction that it has not begun.
+        last = step.access == "last" and not (level is not None and level.all_or_nothing)
+        how: dict[str, Any] = {"ending": ends, "last": last, "timeout": seconds}
         # A savepoint costs two round trips, and is of no use where a refusal undoes all. A
         # `missing` that looks for itself needs a transaction that still takes statements.
         strict = level is not None and level.all_or_nothing and not callable(step.missing)
@@ -350,6 +367,15 @@ class Call:
                 raise
             raise committed_despite(error) from error
 
+    def together(self) -> AbstractAsyncContextManager[Any]:
+        """Return the transaction of a verb that takes several steps, for the length of a body."""
+        database, level = self.backend.database, self.backend.database.level
+        # As in `_write`. What has side effects may fail where it writes no row, and is then asked why.
+        strict = level is not None and level.all_or_nothing
+        if strict and self.relation is not None and not self.relation.side_effects:
+            return nullcontext()
+        return database.transaction()
+
     def _seconds(self, step: Step) -> float | None:
         if self.deadline is None:
             return step.timeout
@@ -376,6 +402,24 @@ class Call:
             await progress(part)
 
         return send
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """
+    A call that is ready to run in the transaction that it is made in.
+
+    Args:
+        step: What it runs; an awaitable, if that takes several steps.
+        actor: As whom.
+        handler: Answers it, for `Dispatcher.answer`.
+        reads: Whether it certainly leaves nothing that a refusal would undo.
+    """
+
+    step: Step | Awaitable[Any]
+    actor: Actor
+    handler: Callable[[Call], Awaitable[Any]]
+    reads: bool
 
 
 def no_operation(

@@ -18,8 +18,18 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, succeed
 
-from service.api.call import Backend, Call, CallState, Route, Send, Snapshot, Step, no_operation
-from service.api.idempotency import key_id, no_key, once, under_key
+from service.api.call import (
+    Backend,
+    Call,
+    CallState,
+    Prepared,
+    Route,
+    Send,
+    Snapshot,
+    Step,
+    no_operation,
+)
+from service.api.idempotency import key_id, no_key, once_only
 from service.api.import_ import Forward, Importing
 from service.api.interactive import BEGIN, TX, Interactive, ended
 from service.api.leases import Leases
@@ -29,11 +39,10 @@ from service.catalog import Relation
 from service.db.database import Database
 from service.db.keys import Keyed
 from service.db.slow import ORIGIN, Origin
-from service.db.sqlstate import STALE, refusal
+from service.db.sqlstate import STALE, claims_nothing, refusal
 from service.db.transaction import Actor
 from service.describe.verb import Verb
 from service.errors import (
-    Canceled,
     DatabaseRefused,
     InvalidArgument,
     InvalidRow,
@@ -41,7 +50,6 @@ from service.errors import (
     NotAuthorized,
     OutcomeUnknown,
     ServiceError,
-    StatementTimeout,
     TooLarge,
     Unavailable,
     clip,
@@ -55,13 +63,12 @@ from service.request.arguments import (
     Caller,
     UnknownArgument,
     idempotency_key_of,
-    seconds_of,
 )
 from service.request.brought import opened
 from service.request.call_request import given_option
-from service.request.names import FN, FunctionName, Name, encode, parse_name
+from service.request.names import FN, FunctionName, Name, parse_name
 from service.request.read_request import Limits
-from service.request.synonyms import EXAMPLES, at_hand, synonym_hint
+from service.request.synonyms import synonym_hint
 
 Refresh = Callable[[], Awaitable[bool]]
 """Reads the catalog again if it has changed; returns whether it is up to date then."""
@@ -75,6 +82,7 @@ HALF_WAY = "the call ended half way: what it had committed by then is kept"
 
 NOWHERE = Route(FUNCTION, None, (), "")
 """The route of procedures written by hand, which are about no relation."""
+
 
 Procedure = Callable[[Caller, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
 
@@ -223,11 +231,17 @@ class Dispatcher:
     async def _perform(self, call: Call) -> Any:
         """Answer a call of a verb: alone, or in the transaction that it is made in."""
         assert call.verb.handler is not None  # no name is a route to such a verb
-        step = call.verb.handler(call)  # request → plan → statement
+        return await self._finish(call, call.verb.handler(call))  # request → plan → statement
+
+    async def _finish(self, call: Call, step: Any) -> Any:
+        """Answer a call by its step, or what takes several."""
         if call.keyed is not None:
-            step = self._once_only(call, call.keyed, step)
+            step = once_only(self.backend.database, call, call.keyed, step)
         if not isinstance(step, Step):
-            return await step  # what takes several steps runs and shapes each by itself
+            # what takes several steps runs and shapes each by itself, but perhaps for the last
+            step = await step
+            if not isinstance(step, Step):
+                return step
         running = call.run(step)
         # What looks for a missing row sends a statement more, which operations behind it must
         # not overtake: they wait for the answer.
@@ -235,20 +249,31 @@ class Dispatcher:
         call.state.plain = step.plain
         return step.shape(await running)
 
-    def _once_only(self, call: Call, keyed: Keyed, step: Any) -> Step | Awaitable[Any]:
-        """Return what a call does, if that was not done under its key before."""
-        if isinstance(step, Step):
-            return under_key(step, keyed)
-        step.close()  # each attempt at the transaction makes its own
-        database, bare = self.backend.database, replace(call, keyed=None)
+    def prepare(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], caller: Caller
+    ) -> Prepared | None:
+        """
+        Prepare a call in a transaction, without the database; None where `answer` does it all.
 
-        async def attempt() -> Any:
-            assert database.level is not None
-            database.level.all_or_nothing = True
-            return await once(database, keyed, lambda: self._perform(bare))
-
-        seconds = seconds_of(call.kwargs.get("timeout"))
-        return database.transact(attempt, timeout=seconds, kind=keyed.procedure)
+        That is for procedures, and for what is refused: it says why.
+        """
+        if self.is_procedure(name):
+            return None
+        try:
+            role = self._role_of(caller.authrole)
+            snapshot = self._served.get(role) or self._served_as(role)
+            route = snapshot.routes.get(name) or self._route(snapshot, name)
+            with self.backend.database.identity(identity_for(role, caller, route.schema)) as actor:
+                about = route.verb, route.relation, route.functions
+                whole = *about, args, kwargs, caller, snapshot, self.backend, CallState()
+                call = self._admitted(Call("", *whole))
+                assert call.verb.handler is not None
+                step = call.verb.handler(call)
+        except Exception:
+            return None
+        reads = isinstance(step, Step) and step.access == "read"
+        reads = reads and call.relation is not None and not call.relation.side_effects
+        return Prepared(step, actor, lambda _: self._finish(call, step), reads)
 
     def _admitted(self, call: Call) -> Call:
         """Return a call with its key, if it can be made in the transaction around it."""
@@ -316,7 +341,7 @@ class Dispatcher:
         if actor is not None and actor.committed:
             if isinstance(error, TooLarge):
                 error = committed_despite(error)
-            elif _claims_nothing(error):
+            elif claims_nothing(error):
                 error = OutcomeUnknown(HALF_WAY)
         if isinstance(error, CancelledError):
             return error
@@ -329,7 +354,7 @@ class Dispatcher:
         if isinstance(error, UnknownArgument) and relation and error.name in relation.columns:
             error.of_column()
         if snapshot is not None and "hint" in error.details:
-            error.details["hint"] = _at_hand(snapshot, relation, error.details["hint"])
+            error.details["hint"] = snapshot.at_hand(relation, error.details["hint"])
         return error
 
     async def _newer(self, error: Exception, before: Snapshot | None, may_repeat: bool) -> bool:
@@ -399,7 +424,7 @@ class Dispatcher:
             raise NoSuchProcedure(
                 f'"{relation.name}" has no verb "{clip(name)}"',
                 relation=relation.name,
-                hint=_at_hand(snapshot, relation, synonym_hint("verb", name, self.verbs) or "")
+                hint=snapshot.at_hand(relation, synonym_hint("verb", name, self.verbs) or "")
                 or nearest(name, list(self.verbs))
                 or f"verbs: {', '.join(self.verbs)}",
             )
@@ -570,25 +595,5 @@ def depends_on_catalog(error: ServiceError) -> bool:
     return isinstance(error, _CATALOG_ERRORS)
 
 
-def _claims_nothing(error: Exception) -> bool:
-    """Return whether an error says that nothing was changed."""
-    found = refusal(error)
-    return isinstance(found, Canceled | StatementTimeout) or bool(
-        found and found.details.get("retry")
-    )
-
-
 def _unread() -> Unavailable:
     return Unavailable("the database has not been reached yet")
-
-
-def _at_hand(snapshot: Snapshot, relation: Relation | None, hint: str) -> str:
-    """Return a hint with an example of what is there: the project's own relations may not be."""
-    catalog = snapshot.catalog
-    if all((catalog.schemas[0], each) in catalog.relations for each in EXAMPLES):
-        return hint
-    if relation is None:
-        return at_hand(hint, "", (), ())
-    schema = "" if relation.schema == catalog.schemas[0] else f"{encode(relation.schema)}."
-    name = f"{schema}{encode(relation.name)}"
-    return at_hand(hint, name, list(relation.columns), relation.primary_key)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -19,12 +20,26 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from service.api.call import Step
+from service.api.call import Call, Step
 from service.db.database import Database
-from service.db.keys import Kept, Keyed, claim_txn, keep_txn, keyed_txn, prune_txn
+from service.db.keys import (
+    KeyClaim,
+    Keyed,
+    PerhapsKept,
+    claim_txn,
+    keep_txn,
+    kept_txn,
+    keyed_outcome,
+    keyed_txn,
+    look_txn,
+    prune_txn,
+)
+from service.db.levels import Transaction
+from service.db.session_settings import OWN_IDENTITY
 from service.db.sqlstate import refusal
-from service.errors import InvalidArgument
-from service.request.arguments import IDEMPOTENCY_KEY, Caller
+from service.db.writes import NoRowWritten
+from service.errors import InvalidArgument, ServiceError
+from service.request.arguments import IDEMPOTENCY_KEY, Caller, seconds_of
 
 BATCH = 1000
 """Keys that one statement drops: it holds a connection that calls may want."""
@@ -39,16 +54,47 @@ def key_id(caller: Caller, key: str) -> bytes:
     return sha256(json.dumps([caller.realm, caller.authid, key]).encode()).digest()
 
 
-def under_key(step: Step, keyed: Keyed) -> Step:
-    """Return the step that does the same under a key, in one transaction and one job."""
-    step = step.large or step
-    args = (keyed, step.function, step.args, step.shape)
-    return replace(step, function=keyed_txn, args=args, shape=lambda result: result, access="whole")
+def once_only(
+    database: Database, call: Call, keyed: Keyed, step: Step | Awaitable[Any]
+) -> Step | Awaitable[Any]:
+    """Return what a call does, by its step or in several, if that was not done under its key before."""
+    if isinstance(step, Step):
+        # In one transaction and one job.
+        step = step.large or step
+        args = (keyed, step.function, step.args, step.shape)
+        return replace(
+            step, function=keyed_txn, args=args, shape=lambda result: result, access="whole"
+        )
+    # Made already for the first attempt; each further one makes its own.
+    made = [step]
+
+    async def work() -> Any:
+        assert call.verb.handler is not None
+        again = made.pop() if made else call.verb.handler(call)
+        return again if isinstance(again, Step) else await again
+
+    seconds = seconds_of(call.kwargs.get("timeout"))
+    return once(database, keyed, work, timeout=seconds, kind=keyed.procedure)
 
 
-async def once(database: Database, keyed: Keyed | None, work: Callable[[], Awaitable[Any]]) -> Any:
+async def once(
+    database: Database,
+    keyed: Keyed,
+    work: Callable[[], Awaitable[Any]],
+    isolation: str | None = None,
+    **how: Any,
+) -> Any:
     """
-    Do work and commit the transaction that it is called in; with a key only if that is new.
+    Do work in a transaction under a key, if that is new.
+
+    The claim of the key travels with the first statement of the work, and its result with COMMIT.
+
+    Args:
+        database: Where the key is kept.
+        keyed: The call.
+        work: May be done again. Returns its result, or the step that is the last of it.
+        isolation: As that of `Database.transact`.
+        how: More of that one's.
 
     Returns:
         The result of the work, or what was kept of the first.
@@ -57,14 +103,38 @@ async def once(database: Database, keyed: Keyed | None, work: Callable[[], Await
         InvalidArgument: The key was used for another call.
         Conflict: The first call has not ended; PostgreSQL asks to run all again.
     """
-    if keyed is None:
-        return await work()
-    claimed = await database.run(claim_txn, keyed)
-    if isinstance(claimed, Kept):
-        return claimed.result
-    result = await work()
-    await database.run(keep_txn, keyed, claimed, result, last=True)
-    return result
+
+    async def attempt() -> Any:
+        level = database.level
+        assert isinstance(level, Transaction)
+        level.all_or_nothing = True
+        claim = KeyClaim(keyed)
+        level.first = partial(claim_txn, claim=claim, placed=isolation == "serializable")
+        try:
+            found = await work()
+            if not isinstance(found, Step):
+                await database.run(keep_txn, claim, found, last=True)
+                return found
+            last = kept_txn, claim, found.function, found.args, found.shape
+            try:
+                return await database.run(*last, timeout=found.timeout, last=True)
+            except NoRowWritten:
+                assert isinstance(found.missing, ServiceError)
+                raise found.missing from None
+        except Exception as error:
+            found = keyed_outcome(error)
+            if found is error:
+                raise
+            raise found from error
+
+    try:
+        return await database.transact(attempt, isolation=isolation, **how)
+    except PerhapsKept as perhaps:
+        with database.identity(OWN_IDENTITY):
+            kept = await database.run(look_txn, keyed, retry=True)
+        if kept is None:
+            raise perhaps.error from None
+        return kept.result
 
 
 def no_key(why: str, hint: str | None = None) -> InvalidArgument:

@@ -272,8 +272,7 @@ async def _many(call: Call) -> Any:
     )  # fmt: skip
     if sent is not None:
         return await _by_models(call, nested, sent)
-    step = _step(call, nested, None)
-    return step.shape(await call.run(step))
+    return _step(call, nested, None)
 
 
 def _looked_through(

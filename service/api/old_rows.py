@@ -81,7 +81,7 @@ async def update_old(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
     refuse_inner(request.returning)
     refuse_faults(call.snapshot, relation, parsed)
     try:
-        async with call.backend.database.transaction():
+        async with call.together():
             old, keys, columns = await _locked(call, parsed, key)
             if one and not old:
                 raise NoRowWritten
@@ -121,7 +121,7 @@ async def update_rows_old(call: Call, parsed: Parsed[UpdateRowsRequest]) -> Any:
     statement, shape = select(plan), Shape(returning.form, call.backend.max_bytes)
     args = (snapshot.codec, statement, values, len(request.rows), shape)
     try:
-        async with call.backend.database.transaction():
+        async with call.together():
             old = await call.run(Step(by_keys_txn, (*args, True), list, parsed.timeout, "write"))
             if None in old:
                 raise NotFound(relation.name, old.index(None))

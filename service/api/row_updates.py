@@ -63,7 +63,7 @@ async def update_rows(call: Call, parsed: Rows) -> Any:
         if not _reads_first(call, parsed):
             written = await write_rows(call, parsed)
         else:
-            async with call.backend.database.transaction():
+            async with call.together():
                 written = await write_rows(call, parsed)
     except NoRowWritten:
         raise await missing_row(call, parsed) from None

@@ -8,22 +8,21 @@ to be run again is run again as a whole, since nothing of it has reached the cal
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from twisted.internet.defer import Deferred
-
-from service.api.call import CallState, no_operation
+from service.api.call import Call, Step, no_operation
 from service.api.dispatcher import Dispatcher, Procedure
 from service.api.idempotency import no_key, once
 from service.db.keys import Keyed
-from service.db.levels import Transaction
-from service.db.writes import transaction_txn
+from service.db.transaction import Actor, acting_each_txn
+from service.db.writes import NoRowWritten, transaction_txn
 from service.errors import Conflict, InvalidArgument, ServiceError
 from service.payload import Receipted, fit
 from service.request.arguments import IDEMPOTENCY_KEY, Caller
-from service.request.batch_request import BatchRequest, parse_batch, resolve
+from service.request.batch_request import BatchRequest, Operation, parse_batch, resolve
 
 
 class InjectedFailure(Conflict):
@@ -43,6 +42,26 @@ class DryRun(Exception):
     def __init__(self, results: list[Any]) -> None:
         super().__init__()
         self.results = results
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """
+    An operation that is ready to run, in one step.
+
+    Args:
+        at: Its number.
+        operation: It.
+        step: What it runs.
+        actor: As whom.
+        reads: Whether it leaves nothing to undo.
+    """
+
+    at: int
+    operation: Operation
+    step: Step
+    actor: Actor
+    reads: bool
 
 
 class Batches:
@@ -88,8 +107,11 @@ class Batches:
             attempts += 1
             return await self._attempt(caller, request, whole, attempts <= request.failures)
 
+        run: Callable[..., Awaitable[Any]] = self._database.transact
+        if whole is not None:
+            run = partial(once, self._database, whole)
         try:
-            found: list[Any] | Receipted = await self._database.transact(
+            found: list[Any] | Receipted = await run(
                 attempt,
                 isolation=request.isolation,
                 read_only=request.read_only,
@@ -108,73 +130,138 @@ class Batches:
         assert level is not None
         level.all_or_nothing = True
 
-        async def operate() -> list[Any] | Receipted:
-            await self._operate(caller, request, results)
-            if whole is None:
-                fit(results, self._dispatcher.backend.max_bytes)
-            if fails:
-                raise InjectedFailure("this attempt was to fail", retry=True)
-            if not request.receipt or request.dry_run:
-                return results
-            # With a key, what keeps that is the last statement.
-            tx = await self._database.run(transaction_txn, last=whole is None)
-            return Receipted(results, tx)
-
-        found: list[Any] | Receipted = await once(self._database, whole, operate)
+        commits = whole is None and not (fails or request.dry_run or request.receipt)
+        await self._operate(caller, request, results, commits)
+        if whole is None:
+            fit(results, self._dispatcher.backend.max_bytes)
+        if fails:
+            raise InjectedFailure("this attempt was to fail", retry=True)
         if request.dry_run:  # what would be checked at COMMIT is checked now
             await self._database.statement("SET CONSTRAINTS ALL IMMEDIATE", fetch=False)
             # Raised, so that the transaction is rolled back like any that fails.
             raise DryRun(results)
-        return found
+        if not request.receipt:
+            return results
+        # With a key, what keeps that is the last statement.
+        return Receipted(results, await self._database.run(transaction_txn, last=whole is None))
 
-    async def _operate(self, caller: Caller, request: BatchRequest, results: list[Any]) -> None:
+    async def _operate(
+        self, caller: Caller, request: BatchRequest, results: list[Any], commits: bool
+    ) -> None:
         """
         Make the operations, and append their results.
 
-        One that refers to no other is sent together with those before it: the worker of the
-        transaction takes them in their order.
+        Those that take one step, and refer to none of these, run in one go in the transaction's worker:
+        to hand each over and back would cost as much as its statement.
+
+        Args:
+            caller: Of the batch.
+            request: It.
+            results: Of the operations so far.
+            commits: Whether operations that only read may be committed with the last of them.
         """
-        level = self._database.level
-        assert isinstance(level, Transaction)
-        ahead: deque[Deferred[Any]] = deque()
+        group: list[Ready] = []
+        for at, operation in enumerate(request.operations):
+            if operation.refers:
+                await self._together(caller, group, results)
+                operation = _resolved(operation, at, results)
+            name, args, kwargs = operation.name, operation.args, operation.kwargs
+            prepared = self._dispatcher.prepare(name, args, kwargs, caller)
+            step = None if prepared is None else prepared.step
+            if prepared is not None and isinstance(step, Step) and _is_alone(step):
+                group.append(Ready(at, operation, step, prepared.actor, prepared.reads))
+                continue
+            try:
+                await self._together(caller, group, results)
+            except BaseException:
+                if isinstance(step, Coroutine):
+                    step.close()
+                raise
+            handler = None if prepared is None else prepared.handler
+            results.append(await self._operation(caller, operation, at, handler))
+        only_read = len(group) == len(request.operations) and all(each.reads for each in group)
+        await self._together(caller, group, results, commits and only_read)
 
-        async def catch_up() -> None:
-            level.flush()
-            while ahead:  # the first error is that of the first operation that fails
-                results.append(await ahead.popleft())
-
+    async def _together(
+        self,
+        caller: Caller,
+        group: list[Ready],
+        results: list[Any],
+        last: bool = False,
+    ) -> None:
+        """Run operations in one go, append their results, and empty the group."""
+        if not group:
+            return
+        done: list[Any] = []
+        failed: Exception | None = None
+        steps = [(each.actor, each.step.function, each.step.args) for each in group]
         try:
-            for at, operation in enumerate(request.operations):
-                if operation.refers:
-                    await catch_up()
-                state = CallState()
-                work = self._operation(caller, request, at, results, state)
-                with level.gathering():
-                    ahead.append(Deferred.fromCoroutine(work))
-                # What it has yet to send would come after the statements of those behind it.
-                if not state.sent:
-                    await catch_up()
-            await catch_up()
-        finally:
-            for each in ahead:
-                # Nobody waits for these after a failure; Twisted would log theirs as unhandled.
-                each.addErrback(lambda _: None)
-                each.cancel()
+            await self._database.run(acting_each_txn, steps, done, last=last)
+        except Exception as error:
+            failed = error
+        answered = 0
+        try:
+            for each, found in zip(group, done, strict=False):
+                results.append(each.step.shape(found))
+                answered += 1
+        except Exception as error:
+            failed = error
+        if failed is not None and answered < len(group):
+            first = group[answered]
+            handler = partial(_fail, first.step, failed)
+            await self._operation(caller, first.operation, first.at, handler)
+        if failed is not None:
+            raise failed
+        group.clear()
 
     async def _operation(
-        self, caller: Caller, request: BatchRequest, at: int, results: list[Any], state: CallState
+        self,
+        caller: Caller,
+        operation: Operation,
+        at: int,
+        handler: Callable[[Call], Awaitable[Any]] | None,
     ) -> Any:
-        operation, path = request.operations[at], f"operations.{at}"
-        args, kwargs = operation.args, operation.kwargs
         try:
-            if operation.refers:
-                args = [resolve(each, results, f"{path}.args.{i}") for i, each in enumerate(args)]
-                # one by one: what is brought has no names of arguments
-                kwargs = {
-                    name: resolve(each, results, f"{path}.kwargs.{name}")
-                    for name, each in kwargs.items()
-                }
-            return await self._dispatcher.answer(operation.name, args, kwargs, caller, state=state)
+            return await self._dispatcher.answer(
+                operation.name, operation.args, operation.kwargs, caller, handler=handler
+            )
         except ServiceError as error:
             error.details["operation"] = at
             raise
+
+
+def _is_alone(step: Step) -> bool:
+    """Return whether a step has no time limit and no savepoint of its own."""
+    if step.timeout is not None:
+        return False
+    return step.access in ("read", "write") or (
+        step.access in ("read only", "atomic") and not callable(step.missing)
+    )
+
+
+async def _fail(step: Step, error: Exception, _: Call) -> None:
+    """Refuse an operation whose step has failed."""
+    if isinstance(error, NoRowWritten) and step.missing is not None:
+        raise (await step.missing() if callable(step.missing) else step.missing) from None
+    raise error
+
+
+def _resolved(operation: Operation, at: int, results: Sequence[Any]) -> Operation:
+    """
+    Return an operation with what it refers to in place of the references.
+
+    Raises:
+        InvalidArgument: One is to nothing.
+    """
+    path = f"operations.{at}"
+    try:
+        args = [resolve(each, results, f"{path}.args.{i}") for i, each in enumerate(operation.args)]
+        # one by one: what is brought has no names of arguments
+        kwargs = {
+            name: resolve(each, results, f"{path}.kwargs.{name}")
+            for name, each in operation.kwargs.items()
+        }
+    except ServiceError as error:
+        error.details["operation"] = at
+        raise
+    return replace(operation, args=args, kwargs=kwargs)

@@ -15,7 +15,13 @@ from functools import partial
 from typing import Any
 
 from service.api.call import Access, Call, Snapshot, Step
-from service.api.rules import accept_unseen, refuse_faults, validate_changes, validate_new_rows
+from service.api.rules import (
+    accept_new_rows,
+    accept_unseen,
+    refuse_faults,
+    validate_changes,
+    validate_new_rows,
+)
 from service.catalog import Catalog, Relation
 from service.db.statements import (
     Page,
@@ -182,7 +188,9 @@ def with_new_rows(call: Call, parse: Parse, then: Write) -> Step | Awaitable[Any
 
 def write_new_rows(call: Call, parsed: Parsed[CreateRequest]) -> Step | Awaitable[Any]:
     """Return what writes new rows, as their model leaves them if it has rules."""
-    if call.snapshot.model(relation_of(call)).has_rules(creating=True):
+    snapshot, relation = call.snapshot, relation_of(call)
+    ruled = snapshot.model(relation).has_rules(creating=True)
+    if ruled and not accept_new_rows(snapshot, relation, parsed):
         return _create_by_model(call, parsed)
     return creating(call, parsed)
 
@@ -191,14 +199,13 @@ async def _many_rows(call: Call, parse: Parse, then: Write) -> Any:
     backend, relation = call.backend, relation_of(call)
     arguments = call.snapshot, relation, call.args, call.kwargs, backend.limits, parse
     step = then(call, await backend.database.run(compute_txn, _prepare, *arguments, retry=True))
-    return step.shape(await call.run(step)) if isinstance(step, Step) else await step
+    return step if isinstance(step, Step) else await step
 
 
-async def _create_by_model(call: Call, parsed: Parsed[CreateRequest]) -> Any:
-    """Write new rows as their model left them."""
+async def _create_by_model(call: Call, parsed: Parsed[CreateRequest]) -> Step:
+    """Return what writes new rows as their model left them."""
     pause = call.backend.database.yield_to_reactor
-    step = creating(call, await validate_new_rows(call.snapshot, relation_of(call), parsed, pause))
-    return step.shape(await call.run(step))
+    return creating(call, await validate_new_rows(call.snapshot, relation_of(call), parsed, pause))
 
 
 async def _no_new_rows(call: Call, request: CreateRequest) -> Any:
@@ -260,7 +267,7 @@ async def _by_model(
 async def update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
     """Update rows whose model has rules: each is read, changed and validated as a whole."""
     database, relation = call.backend.database, relation_of(call)
-    async with database.transaction():
+    async with call.together():
         current = await _locked(call, parsed)
         if parsed.request.pick is not None and not current:
             # PostgreSQL is asked, all the same: it refuses changes of no row as those of one
@@ -305,7 +312,7 @@ def _updating_each(call: Call, parsed: Parsed[UpdateRequest]) -> Step:
 
 async def _delete_by_model(call: Call, parsed: Parsed[DeleteRequest]) -> Any:
     """Delete rows that their model may keep: each is read, and validated."""
-    async with call.backend.database.transaction():
+    async with call.together():
         current = await _locked(call, parsed)
         for row, _ in current:
             await call.snapshot.model(relation_of(call)).validate_delete(row)

@@ -22,11 +22,22 @@ from typing import Any
 import cbor2
 import psycopg2
 import psycopg2.errors
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+from twisted.internet.defer import CancelledError
 
 from service.db.connection import PgConnection
+from service.db.planned import Planned
+from service.db.retry import retryable
 from service.db.transaction import Actor, commit_txn, rollback_txn
 from service.db.writes import SETTLE, transaction_txn
-from service.errors import Conflict, InvalidArgument, NotAuthorized
+from service.errors import (
+    Conflict,
+    InvalidArgument,
+    NotAuthorized,
+    ServiceError,
+    Unavailable,
+    causes,
+)
 from service.payload import Receipted, packed, unpacked
 from service.request.arguments import IDEMPOTENCY_KEY
 
@@ -34,11 +45,17 @@ SERVICE = Actor()
 
 TABLE = "rowcast.idempotency_keys"
 CLAIM = f"INSERT INTO {TABLE} (id, call) VALUES ({{}}, {{}})"
+CLAIM_PLACED = f"{CLAIM} RETURNING ctid"
 CLAIM_NEW = f"{CLAIM} ON CONFLICT (id) DO NOTHING RETURNING ctid"
 LOOK = f"SELECT call, result FROM {TABLE} WHERE id OPERATOR(pg_catalog.=) {{}}"
 # By its place, where that is known: in a serializable transaction a look into the index would be one
 # at its neighbors, and so in conflict with whoever inserts a key meanwhile.
-KEEP = f"UPDATE {TABLE} SET result = {{}} WHERE {{}};"
+KEEP = f"UPDATE {TABLE} SET result = {{}} WHERE {{}}"
+BY_ID, BY_PLACE = "id OPERATOR(pg_catalog.=) {}", "ctid OPERATOR(pg_catalog.=) '{}'"
+_BYTES = "pg_catalog.bytea"
+# To plan the two takes PostgreSQL as long as to run them.
+CLAIMING = Planned(CLAIM.format("%(id)s", "%(call)s"), id=_BYTES, call=_BYTES)
+KEEPING = Planned(KEEP.format("%(result)s", BY_ID.format("%(id)s")), result=_BYTES, id=_BYTES)
 MISSING = psycopg2.errors.UndefinedTable | psycopg2.errors.InvalidSchemaName
 # SKIP LOCKED: several services prune, and none should wait for another's rows, or for a call.
 PRUNE = """
@@ -87,6 +104,20 @@ class Keyed:
             ) from error
 
 
+@dataclass(slots=True)
+class KeyClaim:
+    """
+    A key that a transaction claims.
+
+    Args:
+        keyed: The call.
+        place: Where the row of it is, if that is known.
+    """
+
+    keyed: Keyed
+    place: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """
@@ -110,30 +141,54 @@ class KeyInUse(Conflict):
         )
 
 
-def claim_txn(connection: PgConnection, keyed: Keyed) -> Kept | str:
+class PerhapsKept(Exception):
     """
-    Claim a key for the open transaction; return its place, or what was kept under it.
+    The end of work under a key that may be there already.
+
+    Args:
+        error: What it is, if not.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+def claim_txn(connection: PgConnection, claim: KeyClaim, placed: bool = False) -> None:
+    """
+    Claim a key for a transaction whose BEGIN is noted, behind which the claim is sent.
+
+    It goes along with the first statement, which fails if the key is there already.
+
+    Args:
+        connection: Of the transaction.
+        claim: The key.
+        placed: Whether it is sent at once, so that its place is known.
+    """
+    connection.act(SERVICE)
+    keyed = claim.keyed
+    parts = _bytes(keyed.id), _bytes(keyed.digest())
+    if placed:
+        (claim.place,) = connection.ask(CLAIM_PLACED.format(*parts))
+        return
+    name, _ = CLAIMING.again(connection), KEEPING.again(connection)
+    words = CLAIM.format(*parts) if name is None else f"EXECUTE {name} ({', '.join(parts)})"
+    connection.opening = f"{connection.opening or ''}{words};"
+
+
+def look_txn(connection: PgConnection, keyed: Keyed) -> Kept | None:
+    """
+    Return what was kept under a key, as the service itself.
 
     Raises:
-        InvalidArgument: Another call was made under the key; or the database keeps none.
-        KeyInUse: The first call takes longer than a lock is waited for.
+        InvalidArgument: Another call was made under it.
     """
-    call = keyed.digest()
-    connection.act(SERVICE)
     with connection.cursor() as cursor:
-        try:
-            cursor.execute(CLAIM_NEW.format(_bytes(keyed.id), _bytes(call)), clean=True)
-        except psycopg2.Error as error:
-            _refuse(error)
-            raise
-        claimed = cursor.fetchone()
-        if claimed is not None:
-            return str(claimed[0])
         cursor.execute(LOOK.format(_bytes(keyed.id)), clean=True)
         found = cursor.fetchone()
-    if found is None:  # pruned since
-        raise KeyInUse
-    if bytes(found[0]) != call:
+    if found is None:
+        return None
+    if bytes(found[0]) != keyed.digest():
         raise InvalidArgument(
             "this idempotency key was used for another call",
             path=IDEMPOTENCY_KEY,
@@ -142,24 +197,42 @@ def claim_txn(connection: PgConnection, keyed: Keyed) -> Kept | str:
     return Kept(unpacked(bytes(found[1])))
 
 
-def keep_txn(connection: PgConnection, keyed: Keyed, place: str | None, result: Any) -> None:
+def keep_txn(connection: PgConnection, claim: KeyClaim, result: Any) -> None:
     """
-    Store a result under a key that the open transaction has claimed, in the message of its COMMIT.
+    Store a result under a key that the transaction has claimed, in the message of its COMMIT.
 
     Deferred triggers fire before that: at COMMIT they would fire with the service's rights.
 
     Raises:
         TooLarge: It cannot be sent; the transaction must not commit.
     """
-    value = _bytes(packed(result, keyed.max_bytes))
+    value = _bytes(packed(result, claim.keyed.max_bytes))
+    if connection.get_transaction_status() == TRANSACTION_STATUS_IDLE:
+        connection.command("")  # nothing was sent yet, the claim neither
     connection.act(SERVICE)
     # COMMIT drops what was noted for a next statement, so it is put into the ending instead.
     words, connection.opening = connection.opening, None
-    where = f"id OPERATOR(pg_catalog.=) {_bytes(keyed.id)}"
-    if place is not None:
-        where = f"ctid OPERATOR(pg_catalog.=) '{place}'"
     connection.ending = f"{SETTLE}{words}" if words else ""
-    connection.ending += KEEP.format(value, where)
+    id, name = _bytes(claim.keyed.id), connection.planned.get(KEEPING)
+    if claim.place is not None:
+        connection.ending += f"{KEEP.format(value, BY_PLACE.format(claim.place))};"
+    elif name:  # there is none any more where code of others has run since
+        connection.ending += f"EXECUTE {name} ({value}, {id});"
+    else:
+        connection.ending += f"{KEEP.format(value, BY_ID.format(id))};"
+
+
+def kept_txn(
+    connection: PgConnection,
+    claim: KeyClaim,
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    shape: Callable[..., Any],
+) -> Any:
+    """Run a function in a transaction that has claimed a key; return its answer, which is kept."""
+    result = shape(function(connection, *args))
+    keep_txn(connection, claim, result)
+    return result
 
 
 def ending_txn(connection: PgConnection, keyed: Keyed, receipt: bool) -> Kept | None:
@@ -167,14 +240,30 @@ def ending_txn(connection: PgConnection, keyed: Keyed, receipt: bool) -> Kept | 
     Keep a key and at most a receipt, last in the open transaction; return what was kept before.
 
     Raises:
-        InvalidArgument: It was kept for another call.
+        InvalidArgument: It was kept for another call; or the database keeps none.
+        KeyInUse: The first call takes longer than a lock is waited for.
     """
-    connection.command(SETTLE)  # as whoever ran last, before the claim is made as the service
-    claimed = claim_txn(connection, keyed)
-    if isinstance(claimed, Kept):
-        return claimed
+    # As whoever ran last, before the claim is made as the service.
+    connection.opening = f"{connection.opening or ''}{SETTLE}"
+    connection.act(SERVICE)
+    with connection.cursor() as cursor:
+        try:
+            # No error where it is there: the transaction may have savepoints, to go on from.
+            parts = _bytes(keyed.id), _bytes(keyed.digest())
+            cursor.execute(CLAIM_NEW.format(*parts), clean=True)
+        except psycopg2.Error as error:
+            refused = _claim_refusal(error)
+            if refused is None:
+                raise
+            raise refused from error
+        claimed = cursor.fetchone()
+    if claimed is None:
+        kept = look_txn(connection, keyed)
+        if kept is None:  # pruned since
+            raise KeyInUse
+        return kept
     result = Receipted(None, transaction_txn(connection)) if receipt else None
-    keep_txn(connection, keyed, claimed, result)
+    keep_txn(connection, KeyClaim(keyed, str(claimed[0])), result)
     return None
 
 
@@ -193,27 +282,42 @@ def keyed_txn(
     no round trip but that of COMMIT. Only where it is there already is it looked for.
     """
     connection.begin("BEGIN")
-    connection.act(SERVICE)
-    claim = CLAIM.format(_bytes(keyed.id), _bytes(keyed.digest()))
-    connection.opening = f"{connection.opening}{claim};"
-    connection.act(actor)
+    claim = KeyClaim(keyed)
     try:
-        result = shape(function(connection, *args))
+        claim_txn(connection, claim)
+        connection.act(actor)
+        result = kept_txn(connection, claim, function, args, shape)
     except psycopg2.Error as error:
-        if connection.closed or not _is_ours(error):
-            raise
-        if not isinstance(error, psycopg2.errors.UniqueViolation):
-            _refuse(error)
+        refused = _claim_refusal(error)
+        if refused is not None:
+            raise refused from error
+        if not _is_taken(error):
             raise
         rollback_txn(connection)
         connection.begin("BEGIN")
-        claimed = claim_txn(connection, keyed)
-        if not isinstance(claimed, Kept):  # it is not there any more
+        kept = look_txn(connection, keyed)
+        if kept is None:  # pruned since
             raise KeyInUse from error
-        return claimed.result
-    keep_txn(connection, keyed, None, result)
+        return kept.result
     commit_txn(connection)
     return result
+
+
+def keyed_outcome(error: Exception) -> Exception:
+    """Return what work under a key has ended in."""
+    for each in causes(error):
+        if not isinstance(each, psycopg2.Error):
+            continue
+        if _is_taken(each):
+            return PerhapsKept(KeyInUse())
+        if isinstance(each, psycopg2.errors.InFailedSqlTransaction):
+            # It was the claim that has failed, perhaps, and a model has caught that.
+            return PerhapsKept(error)
+        return _claim_refusal(each) or error
+    if retryable(error) or isinstance(error, CancelledError | Unavailable):
+        return error
+    # What a model refuses now it has taken, perhaps, when the call came first.
+    return PerhapsKept(error)
 
 
 def prune_txn(connection: PgConnection, seconds: float, most: int) -> int:
@@ -226,12 +330,18 @@ def prune_txn(connection: PgConnection, seconds: float, most: int) -> int:
         return int(cursor.rowcount)
 
 
+def _is_taken(error: BaseException) -> bool:
+    """Return whether an error says that a key which was to be claimed is there already."""
+    if not isinstance(error, psycopg2.errors.UniqueViolation):
+        return False
+    diag = error.diag
+    # With a context it comes out of somebody's function, which wrote there itself.
+    return f"{diag.schema_name}.{diag.table_name}" == TABLE and diag.context is None
+
+
 def _is_ours(error: psycopg2.Error) -> bool:
     """Return whether an error is one of the claim, rather than of what came with it."""
     diag = error.diag
-    if isinstance(error, psycopg2.errors.UniqueViolation):
-        # With a context it comes out of somebody's function, which wrote there itself.
-        return f"{diag.schema_name}.{diag.table_name}" == TABLE and diag.context is None
     if isinstance(error, psycopg2.errors.LockNotAvailable):
         # The context of a lock that was waited for names the index; its words are translated.
         return "idempotency_keys_pkey" in (diag.context or "")
@@ -239,32 +349,26 @@ def _is_ours(error: psycopg2.Error) -> bool:
     return known and diag.context is None and "rowcast" in (diag.message_primary or "")
 
 
-def _refuse(error: psycopg2.Error) -> None:
-    """
-    Return if it is not known why a key cannot be claimed.
-
-    Raises:
-        InvalidArgument: The database keeps none.
-        NotAuthorized: The service may not keep any.
-        KeyInUse: The first call takes longer than a lock is waited for.
-    """
+def _claim_refusal(error: psycopg2.Error) -> ServiceError | None:
+    """Return why a key cannot be claimed, if an error says that: another one than that it is taken."""
+    if not _is_ours(error):
+        return None
     if isinstance(error, MISSING):
-        raise InvalidArgument(
+        return InvalidArgument(
             "this database keeps no idempotency keys",
             path=IDEMPOTENCY_KEY,
             hint="alembic upgrade head makes the table, python -m service init where the"
             " migrations are not ours",
-        ) from error
+        )
     if isinstance(error, psycopg2.errors.InsufficientPrivilege):
-        raise NotAuthorized(
+        return NotAuthorized(
             "the service may not keep idempotency keys",
             hint="GRANT USAGE ON SCHEMA rowcast, and SELECT, INSERT, UPDATE, DELETE ON"
             f" {TABLE}, to the service's own role",
-        ) from error
-    if isinstance(error, psycopg2.errors.LockNotAvailable):
-        raise KeyInUse from error
+        )
+    return KeyInUse()
 
 
 def _bytes(value: bytes) -> str:
     """Return a literal that means the same whatever the settings of the session are by now."""
-    return f"pg_catalog.decode('{value.hex()}', 'hex')"
+    return f"E'\\\\x{value.hex()}'"

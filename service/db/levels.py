@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -143,6 +142,9 @@ class Transaction(Level):
         read_only: Whether the server refuses writes in it.
         idle: Seconds for which it may lie idle, if its holder ends it then. The server's own limit
             is put off, since it ends the session with the transaction.
+
+    Attributes:
+        first: Called in its worker before all else, with BEGIN noted.
     """
 
     def __init__(
@@ -157,9 +159,8 @@ class Transaction(Level):
         self._idle = idle
         self._scheduler = scheduler
         self._words = words
+        self.first: Callable[[PgConnection], None] | None = None
         self._queue: SimpleQueue[deque[Job] | None] = SimpleQueue()
-        self._gathered: deque[Job] = deque()
-        self._gathering = False
         self._server: Job | None = None
         self._failure: Failure | None = None
         self._open: set[Job] = set()
@@ -178,36 +179,13 @@ class Transaction(Level):
             return fail(self._failure)
         self._open.add(job)
         done = self._scheduler.promise(job, timeout).addBoth(self._done, job)
-        self._gathered.append(job)
-        if not self._gathering:
-            self.flush()
-        return done
-
-    @contextmanager
-    def gathering(self) -> Iterator[None]:
-        """
-        Keep what is sent in the body back until `flush`, or until something is sent outside of one.
-
-        So it goes to the worker, and its results come back, in one piece: each hop to a thread and back
-        costs as much as a statement. Nothing in the body may be waited for.
-        """
-        self._gathering = True
-        try:
-            yield
-        finally:
-            self._gathering = False
-
-    def flush(self) -> None:
-        """Send what was gathered."""
-        if not self._gathered:
-            return
-        jobs, self._gathered = self._gathered, deque()
         # Before the worker is woken: it would want the interpreter while we hold it.
-        self._queue.put(jobs)
+        self._queue.put(deque([job]))
         if self._server is None:
             self._server = Job(self._serve_txn, queue=self._queue)
             # It fails at once when the pool is closing, and with it all that is open.
             self._scheduler.submit(self._server).addBoth(self._ended)
+        return done
 
     def _done(self, outcome: Any, job: Job) -> Any:
         self._open.discard(job)
@@ -221,6 +199,8 @@ class Transaction(Level):
         connection.begin(self._words)
         if self._idle is not None:
             connection.allow_idle(self._idle + connection.grace)
+        if self.first is not None:
+            self.first(connection)
         perform = partial(server.worker.perform, connection=connection)
         while (jobs := self._next(connection)) is not None:
             while jobs:
@@ -260,7 +240,7 @@ class Transaction(Level):
 
         If it fails, the worker rolls back what it finds open.
         """
-        if self.child is not None or self.closed or self._server is None:
+        if self.child is not None or self.closed:
             return super().finish(function, *args, actor=actor, timeout=timeout)
         self.closed = True
         job = Job(committed_txn, (acting_txn, actor, function, *args), commits=True)

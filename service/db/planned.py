@@ -16,7 +16,7 @@ from typing import Any
 import psycopg2
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
-from service.db.connection import PgCursor
+from service.db.connection import PgConnection, PgCursor
 from service.sql.statement import Statement
 
 GENERIC = "SET LOCAL plan_cache_mode = force_generic_plan;"
@@ -25,6 +25,8 @@ Goes before a statement that takes arrays: of those PostgreSQL takes a plan for 
 worth making each time.
 """
 
+MET = ""
+"""In place of a name, where a session has met a statement once."""
 _NUMBERS = count(1)
 """Of the names of prepared statements; one is never used again."""
 
@@ -44,6 +46,24 @@ class Planned:
         self._numbered = re.sub(r"%\((\w+)\)s", lambda found: places[found[1]], text)
         self._types = f"({', '.join(types.values())})" if types else ""
         self._given = f"({', '.join(f'%({name})s' for name in types)})" if types else ""
+
+    def again(self, connection: PgConnection) -> str | None:
+        """
+        Return the name of the statement in a session, once that has met it twice; else None.
+
+        For what travels in front of others, in sessions in which code of others may run at any time: after
+        that all names are forgotten, and to plan for a single use is in vain.
+        """
+        if connection.pooled:
+            return None
+        name = connection.planned.get(self)
+        if name == MET:
+            name = f"rowcast_{next(_NUMBERS)}"
+            connection.command(f"PREPARE {name} {self._types} AS {self._numbered}")
+            connection.planned[self] = name
+        elif name is None:
+            connection.planned[self] = MET
+        return name or None
 
     def run(
         self, cursor: PgCursor, values: Mapping[str, Any] | None = None, before: str = ""

@@ -443,3 +443,11 @@ _CLASSES: dict[str, Make] = {
     "53": _unavailable("the database is out of resources", 5.0),
     "57": _unavailable("the database is shutting down or starting up", 2.0),
 }
+
+
+def claims_nothing(error: Exception) -> bool:
+    """Return whether an error says that nothing was changed."""
+    found = refusal(error)
+    return isinstance(found, Canceled | StatementTimeout) or bool(
+        found and found.details.get("retry")
+    )

@@ -4,7 +4,7 @@ What a worker thread does to begin and end transactions, and as whom statements 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +132,17 @@ def acting_txn(
     """Run a function in the open transaction, with the role, claims and `search_path` of an actor."""
     connection.act(actor)
     return function(connection, *args)
+
+
+def acting_each_txn(
+    connection: PgConnection,
+    steps: Sequence[tuple[Actor, Callable[..., Any], Sequence[Any]]],
+    done: list[Any],
+) -> None:
+    """Run functions one after another, each as an actor; append what each returns, up to an error."""
+    for actor, function, args in steps:
+        connection.act(actor)
+        done.append(function(connection, *args))
 
 
 def nested_txn(

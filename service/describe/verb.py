@@ -39,7 +39,7 @@ class Verb:
     Args:
         name: The last part of its URIs.
         handler: Takes a `Call` of it, and returns the one step that answers it, or an awaitable
-            of the answer where that takes several. None in the table where the handler keeps a state, as
+            of the answer, or of the last step, where that takes several. None in the table where the handler keeps a state, as
             of uploads: it is served once that is registered with the dispatcher.
         arguments: JSON Schema of what it takes, by name, whatever the relation.
         result: Of what it answers; a mere reference to that of another verb is one.

@@ -4,6 +4,8 @@ Idempotency keys: what is called again with one is answered as before, and writt
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import count
 from typing import Any
 
 import pytest
@@ -15,11 +17,13 @@ from schema.own import MAKE, make
 from service.api.idempotency import Pruner
 from service.api.interactive import Interactive, TransactionLimits
 from service.api.leases import new_process
+from service.db.connection import PgConnection, PgCursor
 from service.errors import (
     CheckViolation,
     Conflict,
     ForeignKeyViolation,
     InvalidArgument,
+    InvalidRow,
     NotAuthorized,
     NotFound,
     ServiceError,
@@ -28,6 +32,7 @@ from service.errors import (
     Unavailable,
 )
 from service.models.model import Model
+from service.models.validations import not_blank
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
@@ -43,6 +48,7 @@ SCHEMA = (
 CREATE TABLE notes (id serial PRIMARY KEY, note text CHECK (note <> ''), n numeric, doc jsonb,
     raw bytea, at timestamptz DEFAULT now(), lot float DEFAULT random());
 CREATE TABLE ruled (id serial PRIMARY KEY, note text);
+CREATE TABLE plain (id serial PRIMARY KEY, note text);
 CREATE TABLE heads (id int PRIMARY KEY);
 CREATE TABLE tails (id int REFERENCES heads DEFERRABLE INITIALLY DEFERRED);
 CREATE SEQUENCE tickets;
@@ -78,8 +84,17 @@ class Ruled(Model):
 Ruled.VALIDATIONS = ()
 
 
-pytestmark = pytest.mark.serving(max_bytes=100_000, written=(Ruled,), inject=True)
-BEFORE_EACH = "TRUNCATE notes, ruled, heads, tails, rowcast.idempotency_keys RESTART IDENTITY"
+class Plain(Model):
+    """Has a rule that looks at what is given alone."""
+
+    TABLENAME = "plain"
+    VALIDATIONS = (not_blank("note"),)
+
+
+pytestmark = pytest.mark.serving(max_bytes=100_000, written=(Ruled, Plain), inject=True)
+BEFORE_EACH = (
+    "TRUNCATE notes, ruled, plain, heads, tails, rowcast.idempotency_keys RESTART IDENTITY"
+)
 
 
 WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = '{}'"
@@ -166,6 +181,108 @@ async def test_second_call_with_a_key_is_answered_as_the_first_and_writes_nothin
     assert execute(dsn, "SELECT notes::text FROM notes ORDER BY id") == before
     assert len(before) + notes(dsn, "ruled") == rows
     assert notes(dsn, "rowcast.idempotency_keys") == 1
+
+
+MESSAGES: list[tuple[str, list[Any], dict[str, Any], int]] = [
+    ("notes.create", [NOTE], {}, 2),
+    ("notes.update", [1, {"note": "other"}], {}, 2),
+    ("fn.ticket", [], {"step": 2}, 2),
+    ("plain.create", [{"note": "x"}], {}, 2),
+    ("plain.update", [1, {"note": "x"}], {}, 2),
+    ("ruled.create", [{"note": "x"}], {}, 3),  # its rule asks the database
+    ("ruled.update", [1, {"note": "x"}], {}, 4),
+    ("transaction", [[{"call": "notes.create", "args": [NOTE]}] * 3], {}, 4),
+    ("transaction", [[{"call": "plain.create", "args": [{"note": "x"}]}] * 3], {}, 4),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "kwargs", "messages"), MESSAGES)
+@pytest_twisted.ensureDeferred
+async def test_key_travels_with_the_first_message_and_its_result_with_commit(
+    db: DirectCaller,
+    dsn: str,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    messages: int,
+) -> None:
+    """So that all there is beside those of the write is COMMIT, whatever rules its model has."""
+    for table in ("notes", "ruled", "plain"):
+        execute(dsn, f"INSERT INTO {table} (note) VALUES ('first')")
+    await ask(db, name, *args, **kwargs, idempotency_key="first")
+    sent: list[Any] = []
+    run = PgCursor.execute
+
+    def noted(cursor: PgCursor, query: Any, vars: Any = None, clean: bool = False) -> None:
+        # else it is what a session begins with, or plans once
+        if cursor.connection.opened_at and not str(query).startswith("PREPARE"):
+            sent.append(query)
+        run(cursor, query, vars, clean)
+
+    monkeypatch.setattr(PgCursor, "execute", noted)
+    await ask(db, name, *args, **kwargs, idempotency_key="k")
+    assert len(sent) == messages, sent
+
+
+@pytest_twisted.ensureDeferred
+async def test_session_plans_what_keeps_keys_once_until_code_of_others_has_run(
+    db: DirectCaller, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That may have put statements of its own in their place."""
+    sent: list[str] = []
+    command = PgConnection.command
+
+    def noted(connection: PgConnection, words: str) -> str:
+        sent.append(words)
+        return command(connection, words)
+
+    async with serving(dsn, most=1) as other:
+
+        async def planned(name: str, *args: Any) -> int:
+            sent.clear()
+            await ask(other, name, *args, idempotency_key=f"{next(keys)}")
+            return sum(words.startswith("PREPARE") for words in sent)
+
+        keys = count()
+        monkeypatch.setattr(PgConnection, "command", noted)
+        create = [await planned("notes.create", {"note": "x"}) for _ in range(4)]
+        assert create == [0, 2, 0, 0]
+        assert any("EXECUTE" in words for words in sent)
+        await planned("fn.ticket")
+        assert [await planned("notes.create", {"note": "x"}) for _ in range(3)] == [0, 2, 0]
+    assert notes(dsn) == notes(dsn, "rowcast.idempotency_keys") == 8
+
+
+@pytest_twisted.ensureDeferred
+async def test_second_call_is_answered_though_the_model_refuses_it_by_now(
+    db: DirectCaller, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for table, model in (("plain", Plain), ("ruled", Ruled)):
+        first = await ask(db, f"{table}.create", {"note": "x"}, idempotency_key=table)
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "VALIDATIONS", [lambda row: row.errors.add("note", "is late")])
+            again = await ask(db, f"{table}.create", {"note": "x"}, idempotency_key=table)
+            assert again == first
+            error = await refused(db, f"{table}.create", {"note": "x"}, idempotency_key="other")
+            assert isinstance(error, InvalidRow)
+            other = await refused(db, f"{table}.create", {"note": "y"}, idempotency_key=table)
+            assert isinstance(other, InvalidArgument)
+        assert notes(dsn, table) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_second_call_is_answered_though_the_model_catches_what_a_query_is_refused_with(
+    db: DirectCaller, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def careless(row: Ruled) -> None:
+        with suppress(Exception):
+            await Ruled.count()
+
+    monkeypatch.setattr(Ruled, "VALIDATIONS", [careless])
+    found = [await ask(db, "ruled.create", {"note": "x"}, idempotency_key="k") for _ in range(2)]
+    assert found[0] == found[1]
+    assert notes(dsn, "ruled") == 1
 
 
 @pytest.mark.parametrize(

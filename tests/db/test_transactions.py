@@ -12,6 +12,7 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.api.roles import Roles
 from service.db.connection import PgConnection
+from service.db.worker import Job, Worker
 from service.errors import (
     CheckViolation,
     Conflict,
@@ -26,6 +27,7 @@ from service.errors import (
     StatementTimeout,
     TooLarge,
     TooManyRows,
+    UniqueViolation,
 )
 from service.request.arguments import Caller
 from service.request.names import COMMANDS_HINT
@@ -527,6 +529,51 @@ async def test_batch_sets_no_savepoint_for_what_all_of_it_would_undo(
     )
     assert isinstance(refused, TooManyRows)
     assert await db.call("accounts.count") == 4
+
+
+@pytest.mark.parametrize(
+    ("operations", "handed"),
+    [
+        # and the one that keeps the worker
+        ([op("accounts.get", 1), op("accounts.find"), op("fn.add", a=1, b=2)], 3),
+        ([op("accounts.get", 1), op("accounts.get", 2), op("accounts.count")], 2),
+        ([op("accounts.update", at, {"balance": 9}) for at in (1, 2, 1, 2, 1)], 3),
+        ([op("accounts.get", 1), op("accounts.get", {"$ref": "0.id"}), op("accounts.get", 2)], 4),
+        ([op("accounts.get", 1), op("accounts.get", 2, timeout=5), op("accounts.get", 1)], 5),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_operations_that_refer_to_none_are_handed_to_the_worker_together(
+    db: DirectCaller, monkeypatch: Any, operations: list[dict[str, Any]], handed: int
+) -> None:
+    """Each hand-over costs as much as a statement; what only reads is committed with the last one."""
+    functions: list[Any] = []
+    execute = Worker.execute
+
+    def noted(worker: Worker, job: Job, *how: Any, **more: Any) -> None:
+        functions.append(job.function)
+        execute(worker, job, *how, **more)
+
+    monkeypatch.setattr(Worker, "execute", noted)
+    assert len(await batch(db, *operations)) == len(operations)
+    assert len(functions) == handed, functions
+
+
+@pytest_twisted.ensureDeferred
+async def test_first_refusal_of_operations_that_run_together_is_told(db: DirectCaller) -> None:
+    """What one is refused for once it was answered, too, though one behind it fails in PostgreSQL."""
+    create = op("accounts.create", {"id": 1, "owner": "x", "balance": 1})
+    for operations, at, kind in (
+        ([op("accounts.get", 1), op("accounts.get", 9), create], 1, NotFound),
+        ([op("accounts.get", 1), create, op("accounts.get", 9)], 1, UniqueViolation),
+        ([create, op("accounts.get", 9)], 0, UniqueViolation),
+        ([op("accounts.get", 1), op("accounts.update", 9, {"owner": "x"}), create], 1, NotFound),
+        ([op("accounts.get", 9), op("accounts.nothing")], 0, NotFound),
+    ):
+        refused = await refusal_of(db, *operations)
+        assert isinstance(refused, kind), refused
+        assert refused.details["operation"] == at
+    assert await balances(db) == [100, 50]
 
 
 @pytest_twisted.ensureDeferred
