@@ -187,7 +187,7 @@ async def test_error_fails_the_calls_behind_it(dsn: str, begin: Begin) -> None:
         (("items.get", 9), NotFound),
         (("nowhere.get", 9), NoSuchProcedure),
         (("items.stream",), InvalidArgument),
-        (("items.import", [{"id": 5}]), InvalidArgument),
+        (("items.export",), InvalidArgument),
         (("transaction.begin",), InvalidArgument),
         ((5,), InvalidArgument),
     ):
