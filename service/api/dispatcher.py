@@ -228,13 +228,11 @@ class Dispatcher:
         catalog = served.catalog if served else None
         return await self._interactive.answer(name, args, kwargs, caller, state, catalog)
 
-    async def _perform(self, call: Call) -> Any:
-        """Answer a call of a verb: alone, or in the transaction that it is made in."""
-        assert call.verb.handler is not None  # no name is a route to such a verb
-        return await self._finish(call, call.verb.handler(call))  # request → plan → statement
-
-    async def _finish(self, call: Call, step: Any) -> Any:
-        """Answer a call by its step, or what takes several."""
+    async def _perform(self, call: Call, step: Any = None) -> Any:
+        """Answer a call of a verb, by a step that is made already; alone, or in the transaction around it."""
+        if step is None:
+            assert call.verb.handler is not None  # no name is a route to such a verb
+            step = call.verb.handler(call)  # request → plan → statement
         if call.keyed is not None:
             step = once_only(self.backend.database, call, call.keyed, step)
         if not isinstance(step, Step):
@@ -273,7 +271,7 @@ class Dispatcher:
             return None
         reads = isinstance(step, Step) and step.access == "read"
         reads = reads and call.relation is not None and not call.relation.side_effects
-        return Prepared(step, actor, lambda _: self._finish(call, step), reads)
+        return Prepared(step, actor, lambda _: self._perform(call, step), reads)
 
     def _admitted(self, call: Call) -> Call:
         """Return a call with its key, if it can be made in the transaction around it."""

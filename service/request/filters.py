@@ -64,10 +64,7 @@ AROUND_VALUES = ORDERING | PATTERNS
 """Those of them whose operand is a value: a dict in it is a document, or another operand than a scalar."""
 OPAQUE = (OPERATORS | {COLUMN, ARGS}) - BY_SHAPE
 MAX_SHAPES, MAX_SHAPED = 256, 128
-"""
-Filters that are kept by their shape, and conditions of one, and dicts around one: callers choose shapes,
-and they add up.
-"""
+"""Filters kept by their shape, which callers choose; conditions of one, and dicts around one."""
 
 _SPECIAL = re.compile(r"[\\%_]")
 """What means something in a pattern of LIKE."""
