@@ -17,7 +17,7 @@ import psycopg2
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
 from service.db.connection import PgConnection, PgCursor
-from service.sql.statement import Statement
+from service.sql.statement import LARGE, Statement
 
 GENERIC = "SET LOCAL plan_cache_mode = force_generic_plan;"
 """
@@ -142,7 +142,8 @@ def run_settled(
     try:
         cursor.execute(f"EXECUTE {name} {given}", parameters, clean=True, runs=statement.text)
     except psycopg2.Error as error:
-        if error.pgcode is None or error.pgcode[:2] not in _AGAIN:
+        # That a row is large is what the text would say, too, once it had written it again.
+        if error.pgcode is None or error.pgcode[:2] not in _AGAIN or LARGE in str(error):
             raise
         return False
     return True

@@ -12,6 +12,7 @@ import pytest_twisted
 from schema.own import MAKE
 from service.api.roles import Roles
 from service.db.connection import PgCursor
+from service.db.planned import RUNS
 from service.errors import TooLarge
 from service.request.arguments import Caller
 from service.sql.modify import MANY_BYTES
@@ -40,7 +41,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         try:
             execute(self, *args, **options)
         finally:
-            if b"notes" in (query := self.query or b"") or query == COMMIT:
+            if b"notes" in (query := self.query or b"") or b"EXECUTE" in query or query == COMMIT:
                 found.append(query)
 
     monkeypatch.setattr(PgCursor, "execute", noted)
@@ -84,6 +85,19 @@ async def test_large_row_is_written_all_the_same(
     assert await db.call("notes.count") == 2
     await db.call("notes.delete", 1, **PLAIN, form=form)
     assert await db.call("notes.count") == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_large_row_is_tried_once_by_what_was_planned(
+    db: DirectCaller, sent: list[bytes]
+) -> None:
+    """And not by the text of that as well."""
+    for _ in range(RUNS + 1):
+        await db.call("notes.create", {"note": "x"}, **PLAIN)
+    sent.clear()
+    await db.call("notes.create", {"note": LARGE}, **PLAIN)
+    assert sum(LARGE.encode() in message for message in sent) == 2
+    assert sum(b"EXECUTE" in message for message in sent) == 1
 
 
 @pytest.mark.serving(max_bytes=16 * MANY_BYTES)
