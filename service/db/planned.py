@@ -151,17 +151,25 @@ def run_settled(
 
 def _prepare(cursor: PgCursor, statement: Statement) -> str:
     """Have the session plan a statement; returns its name, "" where that is refused."""
-    names, places = cursor.connection.settled, count(1)
+    connection, places = cursor.connection, count(1)
+    names, identity, counted = connection.settled, connection.opening, connection.counted
     text = re.sub(
         "%(.)", lambda found: f"${next(places)}" if found[1] == "s" else "%", statement.text
     )
     oldest = names.pop(next(iter(names))) if len(names) >= KEPT else ""
     name = f"rowcast_{next(_NUMBERS)}"
     words = f"{f'DEALLOCATE {oldest};' if oldest else ''}PREPARE {name} AS {text}"
+    # Not in one message with who calls: all of it stands in pg_prepared_statements then, where a function
+    # that runs for somebody else can read it.
+    if identity is not None:
+        connection.command("BEGIN")
     try:
         cursor.execute(words, clean=True)
     except psycopg2.OperationalError:  # it was stopped, or the connection is lost
         raise
     except psycopg2.Error:
-        return ""
+        name = ""
+    if identity is not None:
+        connection.command("COMMIT")  # which ends one that has failed, too
+        connection.opening, connection.counted = identity, counted
     return name

@@ -213,6 +213,17 @@ async def test_policies_are_those_of_each_caller(db: DirectCaller) -> None:
     assert len(await prepared(db)) == 2
 
 
+@pytest.mark.serving(roles=ROLES)
+@pytest_twisted.ensureDeferred
+async def test_what_is_planned_does_not_say_who_called(db: DirectCaller) -> None:
+    """A function that runs for another caller can read it; it is planned as the first one's role."""
+    for _ in range(RUNS + 2):
+        await db.call_as(CLERK, "own.get", 1)
+    ((text, _),) = await prepared(db)
+    assert text.startswith("PREPARE rowcast_")
+    assert isinstance(await failure_of(db.call_as(GUEST, "own.get", 1)), NotFound)
+
+
 @pytest.mark.serving("public", "inner_st", roles=ROLES)
 @pytest_twisted.ensureDeferred
 async def test_schema_is_no_longer_used_by_who_may_not(db: DirectCaller, dsn: str) -> None:
