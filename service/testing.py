@@ -33,7 +33,7 @@ from schema.database_url import PROJECT, Place
 from service.api.call import Lasting
 from service.app import Serving
 from service.errors import NotAuthorized
-from service.payload import Receipted, check
+from service.payload import Receipted, check, write_encoded
 from service.procedures.application import load_application
 from service.request.arguments import Caller
 from service.settings import Settings
@@ -183,7 +183,7 @@ class FakeSession:
 def _carried(value: Any) -> Any:
     """Return a value as it arrives at the other end of a connection."""
     # A tuple arrives as a list, as it does by way of a router.
-    return cbor2.loads(cbor2.dumps(value))
+    return cbor2.loads(cbor2.dumps(value, default=write_encoded))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from twisted.internet.defer import CancelledError
 from app.actions import Action
 from service.testing import FakeSession, Service, postgres, serving
 from tests.conftest import Router, execute
+from tests.db.ticks import Ticks
 from tests.deferreds import until
 from tests.wamp import scenario
 from tests.wamp.callers import join
@@ -148,6 +149,18 @@ async def test_live_query_in_a_test_hears_of_changes(session: Any) -> None:
     live.cancel()
     with pytest.raises((ApplicationError, CancelledError)):  # autobahn's, which waits for no answer
         await live
+
+
+@pytest_twisted.ensureDeferred
+async def test_changes_in_a_test_arrive_as_rows(service: Service) -> None:
+    """Though they are CBOR when the dispatcher answers."""
+    ticks, session = Ticks(service.dsn), service.join()
+    since = await session.call("rowcast.position")
+    row = await session.call("rowcast.actions.create", ROW)
+    ticks.next()
+    ticks.close()
+    found = await session.call("rowcast.changes", since, relations=["actions"])
+    assert [(each["op"], each["row"]["id"]) for each in found["changes"]] == [("insert", row["id"])]
 
 
 @pytest_twisted.ensureDeferred
