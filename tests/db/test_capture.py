@@ -36,6 +36,10 @@ CREATE TABLE named (
 CREATE TABLE named_too (LIKE named INCLUDING ALL);
 CREATE TABLE quiet (id int PRIMARY KEY);
 CREATE TABLE odd ("%1$s" text, "o ""n" float8, found int, PRIMARY KEY ("o ""n", "%1$s"));
+CREATE TYPE mood AS ENUM ('glad');
+CREATE FUNCTION mood_json(mood) RETURNS json LANGUAGE sql AS $$ SELECT to_json(current_setting('search_path')) $$;
+CREATE CAST (mood AS json) WITH FUNCTION mood_json(mood);
+CREATE TABLE moods (mood mood PRIMARY KEY);
 CREATE TABLE kinds (
     id int PRIMARY KEY, f float8, r float4, b bytea, i interval, t timestamptz, d date,
     m numeric(30, 10), j jsonb, a text[], big bigint);
@@ -43,12 +47,10 @@ CREATE TABLE kinds (
 SELECT rowcast.track(name::regclass) FROM unnest(
     '{{owners, pets, sums, loose, logs, kinds}}'::text[]) name;
 SELECT rowcast.track('named'), rowcast.track('named_too', 'keys');
-SELECT rowcast.track('odd', 'keys'), rowcast.track('coded', 'keys'), rowcast.track('counters', 'touch'),
+SELECT rowcast.track('odd', 'keys'), rowcast.track('moods', 'keys'), rowcast.track('coded', 'keys'), rowcast.track('counters', 'touch'),
        rowcast.track('quiet', 'full', false);
 """
-EMPTY = (
-    "TRUNCATE odd, owners, pets, sums, loose, coded, counters, logs, quiet, kinds, named, named_too"
-)
+EMPTY = "TRUNCATE odd, moods, owners, pets, sums, loose, coded, counters, logs, quiet, kinds, named, named_too"
 
 
 @pytest.fixture
@@ -420,6 +422,14 @@ def test_operators_of_the_writer_are_not_used(dsn: str, log: SnapshotReader) -> 
         """,
     )
     assert log.changes() == [("I", None, {"id": 1, "name": "Ada"}), ("I", None, {"a": "a", "b": 1})]
+
+
+def test_cast_of_a_key_to_json_does_not_run_by_the_path_of_the_writer(
+    dsn: str, log: SnapshotReader
+) -> None:
+    """It has the rights of the log's owner, and would find the writer's functions by that."""
+    execute(dsn, HOSTILE + "INSERT INTO public.moods VALUES ('glad')")
+    assert log.changes() == [("I", None, {"mood": "pg_catalog, pg_temp"})]
 
 
 def test_trigger_of_the_application_leaves_net_changes_right(dsn: str, log: SnapshotReader) -> None:
