@@ -398,11 +398,17 @@ END $$;
 
 DO $$
 DECLARE
+    owner oid := (SELECT c.relowner FROM pg_class c WHERE c.oid = 'rowcast.log'::regclass);
     each regprocedure;
 BEGIN
     -- who could name a function that writes the log could fill it by a table of theirs
     FOR each IN SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'rowcast'::regnamespace LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', each);
+    END LOOP;
+    -- of a superuser or a member, whose rights they should not have, and the owner could not replace them
+    FOR each IN SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'rowcast'::regnamespace
+                   AND proowner = current_user::regrole AND proowner <> owner LOOP
+        EXECUTE format('ALTER FUNCTION %s OWNER TO %s', each, owner::regrole);
     END LOOP;
 END $$;
 """

@@ -400,6 +400,21 @@ def test_install_again_keeps_what_is_there(tracked: str) -> None:
     assert execute(tracked, "SELECT name FROM rowcast.tracked") == [("public.things",)]
 
 
+@pytest.mark.parametrize("role", ["postgres", "member"])
+def test_functions_that_another_role_brings_are_the_owners(dsn: str, role: str) -> None:
+    """They write with their owner's rights, and he has to be able to replace them."""
+    ((name,),) = execute(dsn, "SELECT current_database()")
+    execute(dsn, f"CREATE ROLE owns LOGIN; GRANT CREATE ON DATABASE {name} TO owns")
+    execute(dsn, "CREATE ROLE member LOGIN IN ROLE owns")
+    at = make_dsn(dsn, user="owns")
+    execute(at, install() + "DROP FUNCTION rowcast.log_inserts(), rowcast.sweep()")
+    execute(make_dsn(dsn, user=role), install())
+    owners = "SELECT DISTINCT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'rowcast'::regnamespace"
+    assert execute(dsn, owners) == [("owns",)]
+    execute(at, install() + remove())
+    execute(dsn, "DROP OWNED BY owns, member; DROP ROLE owns, member")
+
+
 def test_schema_that_others_use_is_left(tracked: str) -> None:
     execute(tracked, "CREATE TABLE rowcast.theirs ()")
     execute(tracked, remove())
