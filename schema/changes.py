@@ -448,26 +448,42 @@ def install() -> str:
         f" AS $$\n#variable_conflict use_variable\nBEGIN\n    {body}\n    RETURN NULL;\nEND $$;\n"
         for name, body in trigger_functions()
     )
-    functions, fixed = (
-        FUNCTIONS,
-        {
-            "catalog": CATALOG,
-            "keys": f"$keys${keys_function()}$keys$",
-            "notify": notify("false"),
-            "outdated": OUTDATED.format("track.relation"),
-            "pinned": f"$pinned${PINNED}$pinned$",
-        },
-    )
+    functions = FUNCTIONS
+    fixed = {
+        "catalog": CATALOG,
+        "keys": f"$keys${keys_function()}$keys$",
+        "notify": notify("false"),
+        "outdated": OUTDATED.format("track.relation"),
+        "pinned": f"$pinned${PINNED}$pinned$",
+    }
     for name, value in fixed.items():
         functions = functions.replace(f"{{{name}}}", value)
     return TABLES + written + functions
 
 
 TRACK_AGAIN = f"""
-SELECT rowcast.track(t.relation, t.level, t.wake) FROM rowcast.tracked t JOIN pg_class k ON k.oid = t.relation
- WHERE pg_has_role(k.relowner, 'USAGE') AND {OUTDATED.format("t.relation")}
+DO $$
+DECLARE
+    found record;
+BEGIN
+    SET LOCAL lock_timeout = '{LOCK_TIMEOUT}';
+    FOR found IN
+        SELECT t.* FROM rowcast.tracked t JOIN pg_class k ON k.oid = t.relation
+         WHERE pg_has_role(k.relowner, 'USAGE') AND {OUTDATED.format("t.relation")}
+    LOOP
+        BEGIN
+            PERFORM rowcast.track(found.relation, found.level, found.wake);
+        EXCEPTION WHEN wrong_object_type OR lock_not_available THEN
+            RAISE WARNING '% keeps its triggers: %', found.relation, SQLERRM;
+        END;
+    END LOOP;
+END $$;
 """
-"""Gives tables that are tracked, and are ours, the triggers of today, where theirs are of an older version."""
+"""
+Gives tables that are tracked, and are ours, the triggers of today, where theirs are of an older version.
+
+Those that could not be tracked today (of level `keys`, and the key is gone), or are busy, keep theirs.
+"""
 
 
 def remove() -> str:

@@ -16,6 +16,7 @@ from psycopg2.extensions import make_dsn
 from schema.changes import (
     CATALOG,
     LOCK_TIMEOUT,
+    TRACK_AGAIN,
     TrackingRefused,
     install,
     remove,
@@ -157,6 +158,19 @@ def test_triggers_of_an_older_version_are_replaced_and_nothing_is_lost(tracked: 
     assert execute(tracked, "SELECT to_regproc('rowcast.log_inserts_id')") == [(None,)]
     assert track_table(tracked, "things", "keys", True) == "public.things is tracked already (keys)"
     assert execute(tracked, "SELECT rowcast.notice()") == []
+
+
+def test_table_that_cannot_be_tracked_today_keeps_its_triggers_and_stops_no_migration(
+    tracked: str,
+) -> None:
+    track_table(tracked, "things", "keys", True)
+    ((id,),) = execute(tracked, "SELECT id FROM rowcast.tracked")
+    execute(tracked, OLD.format(id=id) + "ALTER TABLE things DROP CONSTRAINT things_pkey")
+    execute(tracked, TRACK_AGAIN + "INSERT INTO things VALUES (2)")
+    assert execute(tracked, "SELECT new FROM rowcast.log WHERE op = 'I'") == [({"id": 2},)]
+    execute(tracked, "ALTER TABLE things ADD PRIMARY KEY (id)")
+    execute(tracked, TRACK_AGAIN)
+    assert execute(tracked, "SELECT to_regproc('rowcast.log_inserts_id')") == [(None,)]
 
 
 def test_key_of_another_type_or_name_is_logged_as_it_is_once_that_is_noticed(tracked: str) -> None:
