@@ -66,7 +66,6 @@ CREATE TABLE IF NOT EXISTS rowcast.log (
     old json,
     new json
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 20000);
-CREATE INDEX IF NOT EXISTS log_xid_seq ON rowcast.log (xid, seq);
 CREATE TABLE IF NOT EXISTS rowcast.epochs (
     epoch int PRIMARY KEY,
     system bigint NOT NULL,
@@ -81,7 +80,13 @@ CREATE TABLE IF NOT EXISTS rowcast.ticks (
     changes int NOT NULL,
     at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-ALTER SEQUENCE rowcast.log_seq OWNED BY rowcast.log.seq;
+DO $$ BEGIN
+    -- Each would wait for whoever writes to a tracked table, and all writers for it, even where it is done.
+    IF to_regclass('rowcast.log_xid_seq') IS NULL THEN
+        CREATE INDEX log_xid_seq ON rowcast.log (xid, seq);
+        ALTER SEQUENCE rowcast.log_seq OWNED BY rowcast.log.seq;
+    END IF;
+END $$;
 COMMENT ON TABLE rowcast.tracked IS 'Tables whose changes are in the log';
 COMMENT ON TABLE rowcast.log IS 'Changes of tracked tables';
 COMMENT ON TABLE rowcast.ticks IS 'Snapshots up to which the log has been read';

@@ -435,3 +435,15 @@ def test_schema_that_others_use_is_left(tracked: str) -> None:
     assert execute(tracked, TRIGGERS) == [(0,)]
     assert execute(tracked, "SELECT to_regclass('rowcast.theirs') IS NOT NULL") == [(True,)]
     execute(tracked, install() + "DROP TABLE rowcast.theirs")
+
+
+def test_log_is_brought_up_to_date_beside_a_writer(tracked: str) -> None:
+    """Nobody waits for a transaction that has written to a tracked table and goes on."""
+    writer = connect(tracked)
+    writer.cursor().execute("INSERT INTO things VALUES (7)")
+    execute(tracked, f"SET lock_timeout = '2s'; {install()}")
+    execute(tracked, "SET lock_timeout = '2s'; INSERT INTO things VALUES (8)")
+    writer.rollback()
+    writer.close()
+    owned = "SELECT pg_get_serial_sequence('rowcast.log', 'seq') IS NOT NULL"
+    assert execute(tracked, owned) == [(True,)]
