@@ -231,7 +231,7 @@ async function use(): Promise<void> {
     .then((last) => last.rows, null, (part) => console.log(part[0].name.length));
   session.call("rowcast.things.watch", [], { limit: 3, tx: true }, { receive_progress: true })
     .then(() => 0, null, (news) => console.log(
-      news.type === "delta" ? news.enter[0].name.length : news.position.length, news.step));
+      news.type === "delta" ? news.enter[0].name.length : news.position?.length, news.step));
   session.call("rowcast.things.watch", [], { group: "mood" }, { receive_progress: true })
     .then(() => 0, null, (news) => news.type === "snapshot" && console.log(news.rows[0].mood));
   await session.call("rowcast.things.aggregate", [{ n: { count: "*" } }], { group: ["mood"] });
