@@ -151,14 +151,16 @@ def writing(
     returning: Returning = parsed.request.returning
     relation, level = relation_of(call), call.backend.database.level
     most = call.backend.max_bytes
-    one_row = _is_one(parsed.request) and not returning.embeds
+    single = _is_one(relation, parsed.request)
+    one_row = single and not returning.embeds
     small = not returning.rows or (
         one_row and call.snapshot.most(relation, returning.select) <= most
     )
     guarded: Statement | None = None
     if access is None:
-        # what fails by itself keeps nothing, but it takes an open transaction with it
-        fails_alone = exactly < 2 and (
+        # what fails by itself keeps nothing, but it takes an open transaction with it; a key of several
+        # rows is refused only when they are written
+        fails_alone = exactly <= single and (
             not (exactly and relation.side_effects) or (level is None and make().must_write)
         )
         undone = level is not None and level.all_or_nothing
@@ -453,11 +455,12 @@ def _prepare(
     return call
 
 
-def _is_one(request: Any) -> bool:
-    """Return whether a write is for one row at most."""
+def _is_one(relation: Relation, request: Any) -> bool:
+    """Return whether a write is for one row at most, whatever there is."""
     if isinstance(request, CreateRequest):
         return not request.many
-    return isinstance(request, UpdateRequest | DeleteRequest) and request.target.key is not None
+    key = request.target.key if isinstance(request, UpdateRequest | DeleteRequest) else None
+    return key is not None and relation.is_unique(key.columns or relation.primary_key)
 
 
 def answered(written: Written, returning: Returning, many: bool, counted: bool = False) -> Any:

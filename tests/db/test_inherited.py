@@ -17,6 +17,10 @@ from tests.deferreds import failure_of
 SCHEMA = """
 CREATE TABLE animal (id int PRIMARY KEY, name text);
 CREATE TABLE dog (breed text, PRIMARY KEY (id)) INHERITS (animal);
+CREATE TABLE place (id int PRIMARY KEY, n int NOT NULL);
+CREATE TABLE port (PRIMARY KEY (id)) INHERITS (place);
+INSERT INTO place VALUES (77, 1);
+INSERT INTO port VALUES (77, 2);
 CREATE VIEW animals AS SELECT * FROM animal;
 CREATE VIEW claimed AS SELECT * FROM animal;
 COMMENT ON VIEW claimed IS '@key id';
@@ -60,6 +64,21 @@ async def test_key_of_several_rows_writes_none(
 ) -> None:
     assert isinstance(await failure_of(db.call(f"{name}.update", *args, **options)), TooManyRows)
     assert execute(dsn, "SELECT * FROM animal WHERE name = 'z'") == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "args"),
+    [("update", [77, {"n": 3}]), ("delete", [77]), ("update", [{"id": 77}, {"n": 3}])],
+)
+@pytest.mark.parametrize("options", [{}, {"returning": False}, {"select": ["n"]}])
+@pytest_twisted.ensureDeferred
+async def test_key_of_several_rows_without_texts_writes_none(
+    db: DirectCaller, dsn: str, verb: str, args: list[Any], options: dict[str, Any]
+) -> None:
+    """Rows that are sure to be small are written without a transaction, where a key is of one."""
+    refused = await failure_of(db.call(f"place.{verb}", *args, **options))
+    assert isinstance(refused, TooManyRows)
+    assert execute(dsn, "SELECT n FROM place ORDER BY 1") == [(1,), (2,)]
 
 
 @pytest.mark.parametrize(
