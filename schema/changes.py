@@ -19,7 +19,7 @@ import psycopg2
 from psycopg2 import errors, sql
 
 from schema.database_url import reason
-from schema.triggers import PINNED, keys_function, notify, trigger_functions
+from schema.triggers import OUTDATED, PINNED, keys_function, notify, trigger_functions
 
 LEVELS = ("full", "keys", "touch")
 """What the log holds of a change: whole rows, the primary key alone, or that there was one."""
@@ -92,15 +92,6 @@ COMMENT ON TABLE rowcast.log IS 'Changes of tracked tables';
 COMMENT ON TABLE rowcast.ticks IS 'Snapshots up to which the log has been read';
 COMMENT ON TABLE rowcast.epochs IS 'Times within which transaction numbers mean the same';
 """
-
-OUTDATED = """
-EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_trigger g ON g.tgrelid = c.oid
-          JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
-         WHERE c.oid = {} AND c.relkind = 'r' AND g.tgname ~ '^[!~]rowcast_'
-           AND NOT EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid)
-           AND p.proname ~ '^(wake|log_(insert|update|delete)(_key|s_key|s_id)?)$')
-"""
-"""Whether `track` would make other triggers of a table today, which log the same and cost less."""
 
 FUNCTIONS = r"""
 CREATE OR REPLACE FUNCTION rowcast.wake() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -116,3 +116,13 @@ BEGIN
     {notify("%2$s")}
     RETURN NULL;
 END """
+
+
+OUTDATED = """
+EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_trigger g ON g.tgrelid = c.oid
+          JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
+         WHERE c.oid = {} AND c.relkind = 'r' AND g.tgname ~ '^[!~]rowcast_'
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid)
+           AND p.proname ~ '^(wake|log_(insert|update|delete)(_key|s_key|s_id)?)$')
+"""
+"""Whether `track` would make other triggers of a table today, which log the same and cost less."""

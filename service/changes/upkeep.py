@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from schema.changes import OUTDATED
+from schema.triggers import OUTDATED
 from service.db.connection import PgConnection
 
 NOTICE = 30.0

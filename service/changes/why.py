@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schema.changes import OUTDATED
+from schema.triggers import OUTDATED
 from service.api.dispatcher import Dispatcher, Procedure
 from service.api.roles import SERVICE, Roles
 from service.catalog import Catalog, Relation

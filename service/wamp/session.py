@@ -191,7 +191,7 @@ class SafeSerializer(CBORSerializer):
         """
         try:
             if isinstance(msg, Answer):
-                payload, binary = self._serializer.serialize(msg.parts), True
+                payload, binary = _Objects.serialize(msg.parts), True
             else:
                 payload, binary = super().serialize(msg)
             if len(payload) > self._max_bytes and isinstance(msg, ANSWERS):
