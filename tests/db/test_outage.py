@@ -67,7 +67,10 @@ def server(postgres: str) -> Iterator[Server]:
 
     home = Path(tempfile.mkdtemp(prefix="rowcast-outage-"))
     home.chmod(0o755)
-    made = get_server(home / "data", cleanup_mode="stop")
+    with pytest.MonkeyPatch.context() as environ:
+        # Under root it calls useradd, which is in the PATH of root alone.
+        environ.setenv("PATH", "/usr/sbin", prepend=os.pathsep)
+        made = get_server(home / "data", cleanup_mode="stop")
     yield Server(made)
     made.cleanup()
     shutil.rmtree(home, ignore_errors=True)

@@ -1,7 +1,7 @@
 """rooms
 
 Revision ID: 7c2f9d0a41be
-Revises: 0004
+Revises: 0005
 Create Date: 2026-11-29
 """
 
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "7c2f9d0a41be"
-down_revision = "0004"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
