@@ -91,7 +91,7 @@ async def _measure(dsn: str, rounds: int) -> None:
     database = Database(pool, reactor)
     dispatcher = Dispatcher(database, Limits(), 8 << 20, Roles())
     catalogs = Catalogs(reactor, database, ("public",), dispatcher, Models(database), Roles())
-    dispatcher.add(Batches(dispatcher, database, 8 << 20).procedures(), once=False)
+    dispatcher.add(Batches(dispatcher).procedures(), once=False)
     catalogs.startService()
     await catalogs.loaded()
     catalogs.stopService()
