@@ -150,7 +150,7 @@ def run_settled(
 
 
 def _prepare(cursor: PgCursor, statement: Statement) -> str:
-    """Have the session plan a statement; returns its name, "" where that is refused."""
+    """Return the name of a statement that the session plans now, "" where that is refused."""
     connection, places = cursor.connection, count(1)
     names, identity, counted = connection.settled, connection.opening, connection.counted
     text = re.sub(
