@@ -9,7 +9,6 @@ is open, its parent's statements and other savepoints wait for its end.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
@@ -160,7 +159,7 @@ class Transaction(Level):
         self._scheduler = scheduler
         self._words = words
         self.first: Callable[[PgConnection], None] | None = None
-        self._queue: SimpleQueue[deque[Job] | None] = SimpleQueue()
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._server: Job | None = None
         self._failure: Failure | None = None
         self._open: set[Job] = set()
@@ -180,7 +179,7 @@ class Transaction(Level):
         self._open.add(job)
         done = self._scheduler.promise(job, timeout).addBoth(self._done, job)
         # Before the worker is woken: it would want the interpreter while we hold it.
-        self._queue.put(deque([job]))
+        self._queue.put(job)
         if self._server is None:
             self._server = Job(self._serve_txn, queue=self._queue)
             # It fails at once when the pool is closing, and with it all that is open.
@@ -202,15 +201,13 @@ class Transaction(Level):
         if self.first is not None:
             self.first(connection)
         perform = partial(server.worker.perform, connection=connection)
-        while (jobs := self._next(connection)) is not None:
-            while jobs:
-                job = jobs.popleft()
-                server.worker.execute(job, perform, wake=not jobs)
-                del job  # or its result would stay until the caller sends another one
+        while (job := self._next(connection)) is not None:
+            server.worker.execute(job, perform)
+            del job  # or its result would stay until the caller sends another one
 
-    def _next(self, connection: PgConnection) -> deque[Job] | None:
+    def _next(self, connection: PgConnection) -> Job | None:
         """
-        Wait for the next jobs; the server's own limit should have passed before ours.
+        Wait for the next job; the server's own limit should have passed before ours.
 
         Raises:
             Unavailable: The transaction lies idle.

@@ -148,12 +148,12 @@ class Scheduler:
         """Return whether a session would be another one if it were opened now."""
         return self._sessions.moved(connection)
 
-    def post(self, job: Job, wake: bool = True) -> None:
-        """Send a finished job to the reactor, or leave it for the next one that wakes it."""
+    def post(self, job: Job) -> None:
+        """Send a finished job to the reactor."""
         # Appended before the flag is read: a wake-up on its way then finds the job in any case.
         # Two workers may both see the flag unset; the second wake-up has nothing to do.
         self._finished.append(job)
-        if wake and not self._waking:
+        if not self._waking:
             self._waking = True
             self._reactor.callFromThread(self._drain)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
@@ -122,7 +121,7 @@ class Job:
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
     retry: bool = False
-    queue: SimpleQueue[deque[Job] | None] | None = None
+    queue: SimpleQueue[Job | None] | None = None
     commits: bool = False
     token: list[None] = field(default_factory=[None].copy, init=False)
     begun: bool = field(default=False, init=False)
@@ -194,8 +193,8 @@ class WorkerPool(Protocol):
     def moved(self, connection: PgConnection) -> bool:
         """Return whether a session would be another one if it were opened now."""
 
-    def post(self, job: Job, wake: bool = True) -> None:
-        """Send a finished job to the reactor, or leave it for the next one that wakes it."""
+    def post(self, job: Job) -> None:
+        """Send a finished job to the reactor."""
 
 
 class Worker:
@@ -229,7 +228,7 @@ class Worker:
             del job  # or its result would stay until there is another one
         self._discard()
 
-    def execute(self, job: Job, how: Callable[[Job], Any], wake: bool = True) -> None:
+    def execute(self, job: Job, how: Callable[[Job], Any]) -> None:
         """Run one job if it is still wanted, and post it."""
         # One that was given up in the queue is posted, too: the scheduler counts what comes back.
         if job.token:
@@ -248,7 +247,7 @@ class Worker:
             if self.connection is not None and self.connection.slow:
                 self._report(self.connection, job)
         job.ended = True
-        self.pool.post(job, wake)
+        self.pool.post(job)
 
     def _report(self, connection: PgConnection, job: Job) -> None:
         slow, connection.slow = connection.slow, []
