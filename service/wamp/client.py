@@ -88,6 +88,8 @@ class Departures(SessionObserver):
         try:
             await session.subscribe(self._heard, TOPIC, SubscribeOptions(details_arg=DETAILS))
         except ApplicationError as error:
+            if session.lost:
+                raise
             log.info("the router does not tell who leaves: {error}", error=in_line(error.error))
 
     def left(self) -> None:
@@ -251,6 +253,9 @@ class WampClient(Service):
         try:
             for observer in self._observers:
                 await observer.joined(session, details)
+                # They have been told that it left, and would take it for one that stands.
+                if session.lost:
+                    return
         except Exception as error:
             if not session.lost:
                 self._abort(_words(error))
@@ -282,7 +287,10 @@ class WampClient(Service):
         self.joined = False
         # Backwards: what was built on another is taken down before it.
         for observer in reversed(self._observers):
-            observer.left()
+            try:
+                observer.left()
+            except Exception:  # or no session would be joined any more
+                log.failure("an observer did not take it that the session is gone")
         if self.running:
             why = session.closing if session is not None else None
             ended = f"{why.reason}: {why.message}" if why is not None else ""

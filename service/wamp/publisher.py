@@ -66,7 +66,7 @@ class Publisher(SessionObserver):
         it is to be cancelled, so that another process may publish by another router.
         """
         hangs = self._owed > 0 and self._clock.seconds() >= self._heard + PATIENCE
-        return self._session is not None and not hangs
+        return self._session is not None and not self._lost(self._session) and not hangs
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
         """Publish by this session."""
@@ -94,7 +94,8 @@ class Publisher(SessionObserver):
                     raise
 
     async def _joined(self) -> SafeSession:
-        while self._session is None:
+        # By one that is lost nothing leaves, and nobody learns of the next while this is tried again.
+        while self._session is None or self._lost(self._session):
             there: Deferred[None] = Deferred(self._waiting.remove)
             self._waiting.append(there)
             await there

@@ -111,6 +111,8 @@ class Subscriptions(SessionObserver):
             for name in ENDS:
                 await session.subscribe(self._ended, f"{META}.{name}", options)
         except ApplicationError as error:
+            if session.lost:
+                raise
             log.info(
                 "the router does not tell who subscribes, so all is published: {error}",
                 error=in_line(error.error),
@@ -217,7 +219,7 @@ class Subscriptions(SessionObserver):
         found: list[Any] = []
         for at in range(0, len(items), AT_ONCE):
             asking = [Deferred.fromCoroutine(ask(each)) for each in items[at : at + AT_ONCE]]
-            found += await gatherResults(asking)
+            found += await gatherResults(asking, consumeErrors=True)
         return found
 
     async def _get(self, session: SafeSession, id: int) -> bool:

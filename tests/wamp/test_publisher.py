@@ -9,12 +9,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import pytest_twisted
-from autobahn.wamp.types import SubscribeOptions
+from autobahn.wamp.types import SessionDetails, SubscribeOptions
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
 from service.payload import Audience, Publication
+from service.wamp.client import SessionObserver
 from service.wamp.publisher import PATIENCE, Publisher
 from service.wamp.session import SafeSession
 from service.wamp.subscriptions import Subscriptions
@@ -95,6 +96,57 @@ async def test_session_that_the_router_ends_leaves_no_event_out(
     await until(lambda: found and found[-1] == 2999)
     assert list(dict.fromkeys(found)) == list(range(3000))
     assert publisher.refused == 0
+
+
+class CutOnce(SessionObserver):
+    """Loses the first session while it is joined, and does not mind."""
+
+    def __init__(self) -> None:
+        self.cut = False
+
+    async def joined(self, session: SafeSession, details: SessionDetails) -> None:
+        """Cut, and wait until the session knows."""
+        if not self.cut:
+            self.cut = True
+            session._open.transport.abortConnection()
+            await until(lambda: session.lost)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_session_lost_while_it_is_joined_is_none_to_publish_by(
+    first: bool, start_edge: StartEdge, call_from: Join
+) -> None:
+    """What waits to be published waits for the next one: no loop tries this one for ever."""
+    publisher, cut = Publisher(reactor), CutOnce()
+    sending = Deferred.fromCoroutine(publisher.send(publications(range(3))))
+    found = await heard_by(await call_from())
+    await start_edge(observers=[cut, publisher] if first else [publisher, cut])
+    await sending
+    await until(lambda: found and found[-1] == 2)
+    assert cut.cut
+    assert list(dict.fromkeys(found)) == [0, 1, 2]
+
+
+class Failing(SessionObserver):
+    """Fails each time it is told that the session has left."""
+
+    def left(self) -> None:
+        """Fail."""
+        raise RuntimeError("of the test")
+
+
+@pytest_twisted.ensureDeferred
+async def test_observer_that_fails_at_the_end_of_a_session_keeps_no_other_from_the_next(
+    start_edge: StartEdge,
+) -> None:
+    publisher = Publisher(reactor)
+    edge = await start_edge(observers=[publisher, Failing()])
+    edge.client._transport.abortConnection()
+    await until(lambda: not edge.client.joined)
+    assert not publisher.able, "told after the one that fails"
+    await edge.client.when_joined()
+    await publisher.send(publications(range(3)))
 
 
 @pytest_twisted.ensureDeferred
