@@ -23,6 +23,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 
+from bench.stage import workers_of
 from service.embedded.crossbar import node
 from service.wamp.callee import Callee
 from service.wamp.client import WampClient, WampConfig
@@ -85,7 +86,7 @@ def measure(way: str, given: Any) -> str:
         while not socket.exists():
             time.sleep(0.1)
         time.sleep(1)
-        before = memory(worker_of(router.pid))
+        before = memory(workers_of(router.pid)[0])
         service = subprocess.Popen(
             [*me, "--serve", way, "--url", f"unix:{socket}"], stdout=subprocess.PIPE, text=True
         )
@@ -94,7 +95,7 @@ def measure(way: str, given: Any) -> str:
         url = f"rs://127.0.0.1:{port}"
         caller = [*me, "--call", "--url", url, "--seconds", str(given.seconds)]
         rate = float(subprocess.run(caller, capture_output=True, text=True, check=True).stdout)
-        after, ours = memory(worker_of(router.pid)), memory(service.pid)
+        after, ours = memory(workers_of(router.pid)[0]), memory(service.pid)
         return f"{way:7} {joined:6.2f} {rate:9.0f} {after:11.0f} ({before:.0f}) {ours:16.0f}"
     finally:
         if service is not None:
@@ -103,11 +104,6 @@ def measure(way: str, given: Any) -> str:
         router.terminate()
         router.wait()
         shutil.rmtree(home)
-
-
-def worker_of(controller: int) -> int:
-    """Find the router's worker process."""
-    return int(Path(f"/proc/{controller}/task/{controller}/children").read_text().split()[0])
 
 
 def memory(pid: int) -> float:

@@ -12,10 +12,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.cpu import of_process
 from schema.database_url import Place
@@ -45,6 +46,8 @@ class Stage:
         service: Process id.
         router: Process id of the worker.
         dsn: The way to the database.
+        others: Process ids of further services.
+        proxies: Process ids of the router's other workers.
     """
 
     url: str
@@ -53,65 +56,75 @@ class Stage:
     service: int
     router: int
     dsn: str
+    others: Sequence[int] = ()
+    proxies: Sequence[int] = ()
 
 
 @contextmanager
 def staged(
-    crossbar: str, schema: str, probed: bool = True, code: Path = ROOT, **settings: str
+    crossbar: str,
+    schema: str,
+    probed: bool = True,
+    code: Path = ROOT,
+    services: int = 1,
+    arrange: Callable[[dict[str, Any], Path], None] = lambda config, home: None,
+    **settings: str,
 ) -> Iterator[Stage]:
     """
-    Start all three over a fresh database with this schema; end them with the body.
+    Start all of it over a fresh database with this schema; end it with the body.
 
     Args:
         crossbar: The program.
         schema: SQL.
         probed: Whether the lag of the service's loop is measured, which takes some of its CPU.
         code: The checkout that the service is of.
-        settings: Of the service, beside its own.
+        services: How many.
+        arrange: Changes the configuration of the node, which has its sockets in a directory.
+        settings: Of the services, beside their own.
     """
     home = Path(tempfile.mkdtemp(prefix="rowcast-bench-"))
     port, socket = free_port(), home / "service.sock"
-    (home / "config.json").write_text(
-        json.dumps(node("realm1", "rowcast", port, socket, code=str(ROUTER)))
-    )
-    with Place(state=home / "pg").running() as dsn, (home / "log").open("wb") as log:
+    config = node("realm1", "rowcast", port, socket, code=str(ROUTER))
+    arrange(config, home)
+    (home / "config.json").write_text(json.dumps(config))
+    with (
+        Place(state=home / "pg").running() as dsn,
+        (home / "log").open("wb") as log,
+        ExitStack() as stack,
+    ):
         execute(dsn, SMALL + schema)
         router = subprocess.Popen(
             node_command(crossbar, home), stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
-        service = None
-        try:
-            while not socket.exists():
-                time.sleep(0.1)
-            time.sleep(1)
-            private = f"unix:{socket}"
-            me = [
-                sys.executable,
-                "-m",
-                "bench.served",
-                dsn,
-                private,
-                *(["probed"] if probed else []),
-            ]
-            env = os.environ | {f"ROWCAST_{name.upper()}": it for name, it in settings.items()}
+        stack.callback(_end, router)
+        while not socket.exists():
+            time.sleep(0.1)
+        time.sleep(1)
+        private = f"unix:{socket}"
+        me = [sys.executable, "-m", "bench.served", dsn, private, *(["probed"] if probed else [])]
+        env = os.environ | {f"ROWCAST_{name.upper()}": it for name, it in settings.items()}
+        served = []
+        for _ in range(services):
             service = subprocess.Popen(me, stdout=subprocess.PIPE, text=True, env=env, cwd=code)
+            stack.callback(_end, service)
             assert service.stdout is not None
             service.stdout.readline()
-            pids = service.pid, worker_of(router.pid)
-            public = f"rs://127.0.0.1:{port}", f"ws://127.0.0.1:{port}/ws"
-            yield Stage(*public, private, *pids, dsn)
-        finally:
-            if service is not None:
-                service.terminate()
-                service.wait()
-            router.terminate()
-            router.wait()
+            served.append(service.pid)
+        worker, *proxies = workers_of(router.pid)
+        public = f"rs://127.0.0.1:{port}", f"ws://127.0.0.1:{port}/ws"
+        yield Stage(*public, private, served[0], worker, dsn, served[1:], proxies)
     shutil.rmtree(home, ignore_errors=True)
 
 
-def worker_of(controller: int) -> int:
-    """Find the router's worker process."""
-    return int(Path(f"/proc/{controller}/task/{controller}/children").read_text().split()[0])
+def _end(child: subprocess.Popen[Any]) -> None:
+    child.terminate()
+    child.wait()
+
+
+def workers_of(controller: int) -> list[int]:
+    """Return the process ids of a node's workers, as they are configured."""
+    children = Path(f"/proc/{controller}/task/{controller}/children").read_text()
+    return [int(pid) for pid in children.split()]
 
 
 @contextmanager
