@@ -49,7 +49,7 @@ from service.embedded.supervisor import NotReady, rotate
 from service.errors import InvalidArgument
 from service.logs import at_level
 from service.models.served import fits
-from service.procedures.application import InvalidApplication, load_application
+from service.procedures.registry import InvalidApplication, load_application
 from service.settings import InvalidSettings, Settings, load
 from service.wamp.caller import CallTarget
 

@@ -48,17 +48,18 @@ from service.db.session_settings import SessionSettings
 from service.db.worker import PoolLimits
 from service.describe.relations import verbs_of
 from service.embedded.crossbar import Crossbar, obstacle
-from service.embedded.postgres import HOLDER, Postgres, already_runs
 from service.embedded.supervisor import (
+    HOLDER,
     DatabaseReport,
     NotReady,
+    Postgres,
     Supervised,
+    already_runs,
     inspect_database,
     upgrade_database,
 )
 from service.models.served import Models
-from service.procedures.application import InvalidApplication, load_application
-from service.procedures.registry import procedures
+from service.procedures.registry import InvalidApplication, load_application, procedures
 from service.request.read_request import Limits
 from service.settings import Settings
 from service.wamp.accounts import Bounds

@@ -34,7 +34,7 @@ from service.api.call import Lasting
 from service.app import Serving
 from service.errors import NotAuthorized
 from service.payload import Receipted, check, write_encoded
-from service.procedures.application import load_application
+from service.procedures.registry import load_application
 from service.request.arguments import Caller
 from service.settings import Settings
 from service.wamp.application_errors import application_error, name_of

@@ -63,8 +63,8 @@ from service.request.arguments import (
     Caller,
     UnknownArgument,
     idempotency_key_of,
+    opened,
 )
-from service.request.brought import opened
 from service.request.call_request import given_option
 from service.request.names import FN, FunctionName, Name, parse_name
 from service.request.read_request import Limits

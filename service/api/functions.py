@@ -18,7 +18,7 @@ from service.plan.call_plan import Answer, answer_kind, plan_call, result_column
 from service.request.arguments import RECEIPT
 from service.request.call_request import CallRequest, parse_call
 from service.request.read_request import Parsed
-from service.sql.function_calls import call as called
+from service.sql.saved_rows import call as called
 from service.sql.statement import Statement
 
 

@@ -22,26 +22,29 @@ from service.db.steps import Message, Work, nested_txn, steps_txn
 from service.db.writes import SETTLE, NoRowWritten, too_many_rows
 from service.errors import InvalidArgument, NotChanged, ServiceError
 from service.plan.conditions import Bound
-from service.plan.growing import grow
-from service.plan.messages import (
+from service.plan.growing import grow, is_nested
+from service.plan.read_plan import plan_get
+from service.plan.reread import key_to_reread
+from service.plan.tree import (
+    LinkedKey,
+    LinkedRow,
     Messages,
+    NewRows,
+    Tree,
+    TreeStep,
     is_seen,
     messages,
     needed_by,
     needs_own_message,
+    plan_answer,
+    plan_step,
     slots_of,
     used_by,
 )
-from service.plan.nesting import is_nested
-from service.plan.read_plan import plan_get
-from service.plan.reread import key_to_reread
-from service.plan.step_plan import plan_answer, plan_step
-from service.plan.tree import LinkedKey, LinkedRow, NewRows, Tree, TreeStep
 from service.plan.write_plan import plan_create, refuse_names
-from service.request.arguments import Values
-from service.request.brought import opened
+from service.request.arguments import Values, opened
 from service.request.read_request import Limits, Parsed
-from service.request.related_rows import RowsArgument
+from service.request.related_rows import RowsArgument, Shaped, StandIn, Unshaped, filled, marked
 from service.request.requests import (
     CreateRequest,
     GetRequest,
@@ -49,7 +52,6 @@ from service.request.requests import (
     Operand,
     Returning,
 )
-from service.request.shapes import Shaped, StandIn, Unshaped, filled, marked
 from service.request.write_request import parse_create, parse_create_options, with_rows
 from service.sql.modify import modify
 from service.sql.select import select

@@ -31,18 +31,19 @@ from service.plan.read_plan import check_keyed, plan_all, plan_count, plan_find,
 from service.plan.uses import refuse_guarded
 from service.plan.watch_plan import WatchPlan
 from service.request.call_request import CalledRequest, parse_called
-from service.request.paging import digest_of, write_token
 from service.request.read_request import (
     MAX_GROUPS,
     Limits,
     Parsed,
+    digest_of,
     parse_aggregate,
     parse_count,
     parse_find,
     parse_get,
+    write_token,
 )
 from service.request.requests import CountRequest, FindRequest, GetRequest
-from service.sql.groups import aggregate as grouped
+from service.sql.select import aggregate as grouped
 from service.sql.select import count as counted
 from service.sql.select import estimate, select
 from service.sql.select import exists as existing

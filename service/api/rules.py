@@ -16,8 +16,7 @@ from service.catalog import Relation
 from service.db.steps import refuse_unrelated
 from service.errors import InvalidRow, NotAuthorized
 from service.models.validation import catalog_faults
-from service.plan.messages import is_seen
-from service.plan.tree import LinkedKey, LinkedRow, NewRows, TreeStep
+from service.plan.tree import LinkedKey, LinkedRow, NewRows, TreeStep, is_seen
 from service.plan.write_plan import no_known_key, refuse_names
 from service.request.arguments import Values
 from service.request.assignments import literals

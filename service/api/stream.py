@@ -21,8 +21,7 @@ from service.api.call import Call, Send
 from service.api.read import Found, noted, parsed_rows, planned, statement_of, wanted
 from service.catalog import Catalog, Function
 from service.db.copy import Blocks, copy_out_txn
-from service.db.cursors import Reader
-from service.db.statements import Shape, answered_columns, read_only_txn
+from service.db.statements import Reader, Shape, answered_columns, read_only_txn
 from service.plan.hidden import refuse_hidden_fields
 from service.plan.plans import ReadPlan
 from service.plan.read_plan import plan_find

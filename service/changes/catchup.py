@@ -30,7 +30,6 @@ from service.changes.positions import (
     TickPosition,
     parse_position,
 )
-from service.changes.rights import Rights, rights_txn
 from service.changes.ticks import (
     Tick,
     TickPage,
@@ -40,7 +39,7 @@ from service.changes.ticks import (
     rows_txn,
     ticks_txn,
 )
-from service.changes.topics import Shown, behind, reset, shown_of
+from service.changes.topics import Rights, Shown, behind, reset, rights_txn, shown_of
 from service.changes.why import find_relation
 from service.db.connection import PgConnection
 from service.db.database import Database

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from service.catalog import Catalog
-from service.changes.delta import FoundRows, State, name_of, rows_of
+from service.changes.delta import FoundRows, State, Window, name_of, rows_of
 from service.changes.dependencies import Dependencies
 from service.changes.log import Tracked
 from service.changes.terms import Term, terms_of
 from service.changes.touched import Key, KeyPlan, key_arrays, key_plan
-from service.changes.window import Window
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.literals import write_array
@@ -28,10 +27,8 @@ from service.errors import TooManyWatched
 from service.plan.aggregate_plan import AggregatePlan
 from service.plan.keyed import keyed_rows, order_of_keys, with_keys
 from service.plan.watch_plan import KeyForm, WatchPlan
-from service.sql.batch import batched
-from service.sql.groups import aggregate
-from service.sql.select import select
-from service.sql.statement import Statement
+from service.sql.select import aggregate, select
+from service.sql.statement import Statement, batched
 
 LEAST_SPARE, MOST_SPARE = 10, 100
 """Rows that are kept behind those that are shown: as many, within these bounds."""

@@ -22,11 +22,12 @@ from twisted.python.failure import Failure
 
 from service.db.levels import Level, Savepoint, Transaction
 from service.db.pool import PgPool
-from service.db.retry import RETRIES, Retries
 from service.db.session_settings import Identity
 from service.db.slow import ORIGIN, Origin
 from service.db.transaction import (
+    RETRIES,
     Actor,
+    Retries,
     atomic_txn,
     autocommit_write_txn,
     begin_statement,

@@ -27,8 +27,7 @@ from twisted.internet.defer import CancelledError
 
 from service.db.connection import PgConnection
 from service.db.planned import Planned
-from service.db.retry import retryable
-from service.db.transaction import Actor, commit_txn, rollback_txn
+from service.db.transaction import Actor, commit_txn, retryable, rollback_txn
 from service.db.writes import SETTLE, transaction_txn
 from service.errors import (
     Conflict,

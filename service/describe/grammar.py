@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.describe.json_schema import (
+    DEFAULT,
     NOT_NULL,
     NULL,
     Schema,
@@ -21,7 +22,6 @@ from service.describe.json_schema import (
     schema,
     words,
 )
-from service.describe.type_schemas import DEFAULT
 from service.request import filters, measures
 from service.request.arguments import (
     IDEMPOTENCY_KEY,
@@ -32,7 +32,7 @@ from service.request.arguments import (
 )
 from service.request.assignments import LINK
 from service.request.embeds import MAX_EMBEDS
-from service.request.paging import MAX_TOKEN
+from service.request.read_request import MAX_TOKEN
 from service.request.select_list import ARGS, MAX_ARGS, MAX_KEYS, MAX_LENGTH, UNITS
 
 NAME: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_LENGTH}

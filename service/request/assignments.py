@@ -12,8 +12,7 @@ from operator import itemgetter
 from typing import Any, Literal
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.arguments import Values
-from service.request.brought import Brought, BroughtRow, opened
+from service.request.arguments import Brought, BroughtRow, Values, opened
 from service.request.requests import Assignment, JsonStep, Operand
 from service.request.select_list import named, parse_reference
 from service.request.synonyms import computing_hint

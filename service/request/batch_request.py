@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, flag_of
-from service.request.brought import brought, holding
+from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, brought, flag_of, holding
 
 ISOLATION = ("read committed", "repeatable read", "serializable")
 MAX_OPERATIONS = 1000

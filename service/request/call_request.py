@@ -13,10 +13,8 @@ from typing import Any, Generic, TypeVar
 from service.catalog import Argument, Catalog, Function, Type
 from service.datatypes import with_form
 from service.errors import InvalidArgument, UnknownName
-from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, Values
-from service.request.brought import opened
-from service.request.paging import digest_of
-from service.request.read_request import Parsed, parse_form
+from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, Values, opened
+from service.request.read_request import Parsed, digest_of, parse_form
 from service.request.requests import AggregateRequest, FindRequest, Form, Operand
 
 Request = TypeVar("Request", FindRequest, AggregateRequest)

@@ -12,8 +12,7 @@ from operator import is_
 from typing import Any, Literal, cast
 
 from service.errors import InvalidArgument, UnknownName
-from service.request.arguments import Values
-from service.request.brought import Brought, brought, opened
+from service.request.arguments import Brought, Values, brought, opened
 from service.request.requests import (
     EVERYTHING,
     Comparison,

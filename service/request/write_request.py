@@ -13,12 +13,12 @@ from service.request.arguments import (
     IDEMPOTENCY_KEY,
     RECEIPT,
     Arguments,
+    Brought,
     Values,
     row_of,
     rows_of,
 )
 from service.request.assignments import assignments, refuse_many_steps
-from service.request.brought import Brought
 from service.request.filters import FilterParser, holds_always
 from service.request.read_request import (
     Limits,

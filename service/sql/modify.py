@@ -37,11 +37,10 @@ from service.sql.expressions import (
     where_clause,
 )
 from service.sql.joined import ORDINAL, ahead_of, is_joined, source_of
-from service.sql.lateral import column_list, embed_joins
 from service.sql.new_values import new_value
 from service.sql.numbered import NUMBER, numbered_rows
 from service.sql.saved_rows import ORDER, WRITTEN, save_rows, saved_rows, saved_values
-from service.sql.select import answer_of
+from service.sql.select import answer_of, column_list, embed_joins
 from service.sql.statement import (
     AND,
     COMMA,

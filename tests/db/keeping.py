@@ -29,8 +29,7 @@ from service.plan.aggregate_plan import AggregatePlan
 from service.plan.watch_plan import plan_watch
 from service.request.read_request import MAX_GROUPS, Limits
 from service.request.watch_request import parse_watched
-from service.sql.groups import aggregate
-from service.sql.select import select
+from service.sql.select import aggregate, select
 from service.sql.statement import Statement
 
 MOST, MOST_BYTES = 10_000, 1 << 30

@@ -17,9 +17,9 @@ from service.api import nested
 from service.api.call import Backend, Call, CallState
 from service.api.verbs import VERBS
 from service.errors import ServiceError
-from service.plan.messages import looked_at_by, used_by
+from service.plan.tree import looked_at_by, used_by
 from service.request.read_request import Limits
-from service.request.shapes import Shaped, Unshaped
+from service.request.related_rows import Shaped, Unshaped
 from service.request.write_request import parse_create, parse_create_options
 from tests.conftest import execute
 from tests.db.dispatchers import ANYONE, DirectCaller

@@ -11,7 +11,7 @@ import pytest
 import pytest_twisted
 
 from service.errors import InvalidArgument
-from service.request.paging import write_token
+from service.request.read_request import write_token
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 from tests.db.test_streaming import Taker

@@ -25,8 +25,7 @@ from service.errors import (
     Unavailable,
 )
 from service.models.served import Models
-from service.procedures.application import load_application
-from service.procedures.registry import Declared, procedures
+from service.procedures.registry import Declared, load_application, procedures
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.served import database_at, registry

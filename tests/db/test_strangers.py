@@ -16,8 +16,7 @@ from service.api.status import StatusProcedures
 from service.errors import InvalidRow, NoSuchProcedure
 from service.models.model import Model
 from service.models.served import Models
-from service.procedures.application import load_application
-from service.procedures.registry import Declared, ProcedureCall, procedures
+from service.procedures.registry import Declared, ProcedureCall, load_application, procedures
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
 from tests.db.served import model, registry

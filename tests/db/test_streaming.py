@@ -10,7 +10,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred
 
-from service.db.cursors import CHUNK_BYTES
+from service.db.statements import CHUNK_BYTES
 from service.errors import Canceled, InvalidArgument, ServiceError, TooLarge
 from tests.conftest import execute
 from tests.db.dispatchers import ANYONE, DirectCaller, serving

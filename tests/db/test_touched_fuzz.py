@@ -23,13 +23,12 @@ from twisted.python.failure import Failure
 from schema.changes import install
 from service.changes import cycle, refresh
 from service.changes.cycle import Found, Order, cycle_txn, found_txn
-from service.changes.delta import FoundRows
+from service.changes.delta import FoundRows, Window
 from service.changes.invalidation import WatchedRuns, touched_txn
 from service.changes.log import read_txn
 from service.changes.positions import SnapshotPosition
 from service.changes.refresh import by_keys_txn
 from service.changes.touched import RowChange, row_change
-from service.changes.window import Window
 from tests.db.captured import connect
 from tests.db.keeping import Kept, Reader
 from tests.db.ticks import snapshot_txn

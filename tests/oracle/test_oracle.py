@@ -13,9 +13,9 @@ import pytest_twisted
 
 from service.changes import cycle, queries, refresh
 from service.changes.cycle import moment_txn
+from service.changes.delta import Window
 from service.changes.dependencies import Dependencies
 from service.changes.log import LogRow
-from service.changes.window import Window
 from tests.oracle.oracle import DATABASE, Oracle, run, torture, upheaval
 from tests.oracle.queries import Question
 from tests.oracle.world import OWNER, READERS

@@ -14,7 +14,7 @@ from autobahn.wamp.types import CallOptions
 from twisted.internet.defer import CancelledError, Deferred
 
 from service.app import Serving
-from service.db.cursors import CHUNK_BYTES
+from service.db.statements import CHUNK_BYTES
 from service.wamp.backpressure import HELD
 from tests.conftest import Router, execute
 from tests.db.test_streaming import transactions

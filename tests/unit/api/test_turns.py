@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
-from service.api.turns import Turn, Turns
+from service.api.interactive import Turn, Turns
 
 
 class Calls:

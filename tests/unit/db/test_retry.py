@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from service.db.retry import PAUSE, RETRIES, TURN, Retries, retryable
+from service.db.transaction import PAUSE, RETRIES, TURN, Retries, retryable
 from service.errors import Conflict, OutcomeUnknown
 from tests.deferreds import result_of
 

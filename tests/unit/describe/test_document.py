@@ -10,9 +10,8 @@ import pytest
 
 from service.api import verbs
 from service.catalog import Column, ForeignKey, Relation, UniqueKey
-from service.describe.document import describe
+from service.describe.document import describe, described_procedure
 from service.describe.relations import verbs_of
-from service.describe.written import described_procedure
 from tests.unit.samples import catalog
 
 SOME = ("get", "find", "aggregate", "create", "upsert", "update", "delete")

@@ -20,7 +20,7 @@ from service.db.database import Database
 from service.db.pool import PgPool
 from service.describe.document import describe, errors_by_procedure, shared
 from service.describe.json_schema import Definitions
-from service.describe.type_schemas import given as given_for
+from service.describe.json_schema import given as given_for
 from service.errors import DETAILS, InvalidArgument
 from service.request.arguments import IDEMPOTENCY_KEY, idempotency_key_of
 from service.request.read_request import (

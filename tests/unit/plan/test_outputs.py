@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 
 from service.catalog import Column, Relation, UniqueKey
 from service.errors import InvalidArgument
-from service.plan.embed import plan_columns
 from service.plan.outputs import refuse_repeated, row_key
 from service.plan.plans import NAME_BYTES, ReadPlan, truncated
-from service.plan.read_plan import plan_find
+from service.plan.read_plan import plan_columns, plan_find
 from service.plan.scope import Scope
-from service.request.paging import digest_of, write_token
-from service.request.read_request import Limits, parse_find
+from service.request.read_request import Limits, digest_of, parse_find, write_token
 from tests.unit.samples import demo_catalog
 
 DEMO = demo_catalog()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.procedures.application import Application, InvalidApplication, load_application
+from service.procedures.registry import Application, InvalidApplication, load_application
 
 HEAD = """
 from service.models.model import Model

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from service.errors import InvalidArgument
+from service.request.arguments import opened
 from service.request.batch_request import parse_batch, resolve
-from service.request.brought import opened
 
 RESULTS = [{"id": 7, "a.b": 1, "a": {"b": 2}, "rows": [{"n": None}]}, [4, 5], "text"]
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from service.errors import InvalidArgument, ServiceError
 from service.request import filters
-from service.request.arguments import Values
-from service.request.brought import Brought
+from service.request.arguments import Brought, Values
 from service.request.filters import OPERATORS, FilterParser
 from service.request.requests import EVERYTHING, Comparison, Connective, Negation, Operand
 

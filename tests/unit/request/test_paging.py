@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidArgument
-from service.request.paging import digest_of, read_token, write_token
+from service.request.read_request import digest_of, read_token, write_token
 
 KEYS = st.lists(st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\0")))
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.request.shapes import Shaped, Unshaped, filled, marked
+from service.request.related_rows import Shaped, Unshaped, filled, marked
 
 ROWS: list[Any] = [
     {"a": 1, "b": "x"},

@@ -10,7 +10,7 @@ from service.catalog import Argument, Function
 from service.errors import InvalidArgument
 from service.plan.call_plan import plan_call
 from service.request.call_request import parse_call
-from service.sql.function_calls import call
+from service.sql.saved_rows import call
 from tests.unit.samples import catalog
 
 CATALOG = catalog()

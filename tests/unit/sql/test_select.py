@@ -9,8 +9,14 @@ import pytest
 from service.catalog import Type
 from service.errors import InvalidArgument, NoSuchProcedure
 from service.plan.read_plan import plan_count, plan_find, plan_get
-from service.request.paging import digest_of, write_token
-from service.request.read_request import Limits, parse_count, parse_find, parse_get
+from service.request.read_request import (
+    Limits,
+    digest_of,
+    parse_count,
+    parse_find,
+    parse_get,
+    write_token,
+)
 from service.sql.select import count, estimate, exists, select
 from tests.unit.samples import catalog
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from service.api.verbs import VERBS as ALL_VERBS
-from service.db.cursors import DECLARE
+from service.db.statements import DECLARE
 from service.plan.aggregate_plan import plan_aggregate
 from service.plan.call_plan import plan_call, plan_called
 from service.plan.conditions import Bound
 from service.plan.growing import grow
 from service.plan.plans import ReadPlan
 from service.plan.read_plan import plan_all, plan_count, plan_find, plan_get
-from service.plan.step_plan import plan_answer, plan_step
+from service.plan.tree import plan_answer, plan_step
 from service.plan.update_rows import plan_update_rows
 from service.plan.watch_plan import plan_watch
 from service.plan.write_plan import plan_create, plan_delete, plan_import, plan_update
@@ -43,10 +43,9 @@ from service.request.write_request import (
     parse_upsert,
 )
 from service.sql.copy_in import copy_in
-from service.sql.function_calls import call
-from service.sql.groups import aggregate
 from service.sql.modify import modify
-from service.sql.select import count, exists, select
+from service.sql.saved_rows import call
+from service.sql.select import aggregate, count, exists, select
 from service.sql.step_sql import answer_statement, step_statement
 from tests.unit.samples import demo_catalog
 
