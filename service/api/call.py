@@ -298,7 +298,6 @@ class Call:
         backend: The database, and the limits of all calls.
         state: The one part that changes.
         progress: Sends parts of the answer, if the caller asked for progressive results.
-        deadline: When the operation of a batch has to be done, in seconds of the reactor's clock.
         keyed: The idempotency key, under which it writes once.
     """
 
@@ -313,7 +312,6 @@ class Call:
     backend: Backend
     state: CallState
     progress: Send | None = None
-    deadline: float | None = None
     keyed: Keyed | None = None
 
     def run(self, step: Step) -> Awaitable[Any]:
@@ -328,12 +326,12 @@ class Call:
             OutcomeUnknown: A procedure is done, and its answer is too large.
         """
         if step.access == "read":
-            seconds = step.timeout if self.deadline is None else self._seconds(step)
-            return self.backend.database.run(step.function, *step.args, retry=True, timeout=seconds)
+            run, seconds = self.backend.database.run, step.timeout
+            return run(step.function, *step.args, retry=True, timeout=seconds)
         return self._write(step)
 
     async def _write(self, step: Step) -> Any:
-        database, seconds = self.backend.database, self._seconds(step)
+        database, seconds = self.backend.database, step.timeout
         reads, ends = step.access == "read only", step.access == "procedure"
         run: Callable[..., Awaitable[Any]] = database.run
         level = database.level
@@ -375,12 +373,6 @@ class Call:
         if strict and self.relation is not None and not self.relation.side_effects:
             return nullcontext()
         return database.transaction()
-
-    def _seconds(self, step: Step) -> float | None:
-        if self.deadline is None:
-            return step.timeout
-        left = max(0.0, self.deadline - self.backend.database.reactor.seconds())
-        return left if step.timeout is None else min(left, step.timeout)
 
     def parts(self) -> Send:
         """

@@ -4,12 +4,10 @@ What the dispatcher does for every verb: the table is open, steps run where the 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
 
 from service.api import call as calls
 from service.api.call import Call, Step
@@ -39,12 +37,6 @@ def doze(call: Call) -> Step:
     return Step(sleep_txn, tuple(call.args), lambda found: [call.relation.name, found])
 
 
-async def doze_late(call: Call) -> Any:
-    """Doze, with a tenth of a second left."""
-    late = replace(call, deadline=reactor.seconds() + 0.1)
-    return await late.run(doze(late))
-
-
 DOZE = Verb(
     "doze",
     handler=doze,
@@ -69,18 +61,6 @@ async def test_verb_that_is_registered_is_served_and_described(db: DirectCaller)
     described = document["relations"]["items"]["verbs"]["doze"]
     assert described["result"] == reference("result.doze")
     assert document["$defs"]["result.doze"] == {"type": "array"}
-
-
-@pytest_twisted.ensureDeferred
-async def test_step_past_the_deadline_of_its_call_is_stopped(db: DirectCaller) -> None:
-    """Though the step itself may take its time."""
-    db.dispatcher.register(replace(DOZE, handler=doze_late))
-    try:
-        with pytest.raises(StatementTimeout):
-            await db.dispatcher.answer("items.doze", [30], {}, ANYONE)
-    finally:
-        del db.dispatcher.verbs["doze"]
-        db.dispatcher.served_to(ANYONE).routes.clear()
 
 
 @pytest_twisted.ensureDeferred
