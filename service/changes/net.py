@@ -175,15 +175,14 @@ def _of_relation(read: list[_ReadRow], tracked: Tracked) -> list[_Net]:
     net = _one_by_one(read, tracked)
     if net is not None:
         return net
-    rows = [row for row, _, _ in read]
-    kinds = {row.op for row in rows}
+    kinds = {row.op for row, _, _ in read}
     if "R" in kinds:
         return [_Net("reset")]
     try:
-        net = _truncated(rows, tracked) if "T" in kinds else _cancelled(rows, tracked)
+        net = _truncated(read, tracked) if "T" in kinds else _cancelled(read, tracked)
     except Unclear:
         return [_Net("reset")]
-    size = sum(len(row.old or "") + len(row.new or "") for row in rows)
+    size = sum(len(row.old or "") + len(row.new or "") for row, _, _ in read)
     net = [each._replace(size=size) for each in net]
     return [*net, _Net("touch")] if "C" in kinds else net
 
@@ -221,7 +220,7 @@ def _one_by_one(rows: list[_ReadRow], tracked: Tracked) -> list[_Net] | None:
     return found if len(keys) == len(rows) else None
 
 
-def _truncated(rows: list[LogRow], tracked: Tracked) -> list[_Net]:
+def _truncated(rows: list[_ReadRow], tracked: Tracked) -> list[_Net]:
     """
     Return a truncation and what was inserted after it.
 
@@ -230,7 +229,7 @@ def _truncated(rows: list[LogRow], tracked: Tracked) -> list[_Net]:
             trigger of TRUNCATE on one of several relations writes to the next before its
             truncation is logged.
     """
-    at = max(place for place, row in enumerate(rows) if row.op == "T")
+    at = max(place for place, (row, _, _) in enumerate(rows) if row.op == "T")
     if any(images.made > images.replaced for images in _by_key(rows[:at], tracked).values()):
         raise Unclear
     after = _cancelled(rows[at + 1 :], tracked)
@@ -239,7 +238,7 @@ def _truncated(rows: list[LogRow], tracked: Tracked) -> list[_Net]:
     return [_Net("truncate"), *after]
 
 
-def _cancelled(rows: list[LogRow], tracked: Tracked) -> list[_Net]:
+def _cancelled(rows: list[_ReadRow], tracked: Tracked) -> list[_Net]:
     if not tracked.key:
         return _of_rows(rows)
     each = _keys_alone if tracked.level == "keys" else _of_key
@@ -265,7 +264,7 @@ class _Images:
         return len(self.old)
 
 
-def _by_key(rows: list[LogRow], tracked: Tracked) -> dict[str, _Images]:
+def _by_key(rows: list[_ReadRow], tracked: Tracked) -> dict[str, _Images]:
     """
     Return the images of each key; of a relation without one, all of them under one.
 
@@ -273,17 +272,16 @@ def _by_key(rows: list[LogRow], tracked: Tracked) -> dict[str, _Images]:
         Unclear: An image lacks a column of the key: it was renamed since, or is another one.
     """
     found: dict[str, _Images] = {}
-    for row in rows:
-        for text, new in ((row.old, False), (row.new, True)):
-            if text is None:
+    for row, old, new in rows:
+        for text, image in ((row.old, old), (row.new, new)):
+            if text is None or image is None:
                 continue
-            image = parse_image(text)
             try:
                 key = tuple(image[column] for column in tracked.key)
             except KeyError:
                 raise Unclear from None
             images = found.setdefault(repr(key), _Images(key))
-            (images.new if new else images.old).append(text)
+            (images.old if image is old else images.new).append(text)
             images.parsed[text] = image
     return found
 
@@ -338,18 +336,17 @@ def _keys_alone(images: _Images) -> _Net | None:
     return _Net(_operation(before, after), images.key, before, after)
 
 
-def _of_rows(rows: list[LogRow]) -> list[_Net]:
+def _of_rows(rows: list[_ReadRow]) -> list[_Net]:
     """Return the net changes of a relation without a key: rows, each as often as there are copies."""
-    parsed = {
-        text: parse_image(text) for row in rows for text in (row.old, row.new) if text is not None
-    }
-    canonical = {text: _in_order(image) for text, image in parsed.items()}
-    images = {canonical[text]: image for text, image in parsed.items()}
     pairs = [
-        (row.old and canonical[row.old], row.new and canonical[row.new])
-        for row in rows
-        if row.old is not None or row.new is not None
+        (None if old is None else _in_order(old), None if new is None else _in_order(new))
+        for _, old, new in rows
     ]
+    images = {
+        text: image
+        for texts, (_, *both) in zip(pairs, rows, strict=True)
+        for text, image in zip(texts, both, strict=True)
+    }
     before, after = map(
         Counter,
         _left(
