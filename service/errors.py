@@ -422,6 +422,11 @@ def clip(text: object, length: int = 80) -> str:
     return word if len(word) <= length else word[: length - 1] + "…"
 
 
+def first_line(error: Exception) -> str:
+    """Return an error's first line, for the log; rows and statements might follow it."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
 def visible(text: str) -> str:
     """Return a text with what a terminal would obey, such as ESC, as escapes; lines stay."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda at: f"\\x{ord(at[0]):02x}", text)

@@ -7,8 +7,10 @@ cannot decode it drops the service's connection. So a result is checked before i
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
+from json import JSONEncoder
 from typing import Any
 
 import cbor2
@@ -30,6 +32,15 @@ LEVELS = MAX_DEPTH - ENVELOPE
 
 ROOM = 64
 """Bytes that a message needs besides the rows of an answer."""
+
+
+def _base64(value: bytes) -> str:
+    """Return the form of bytea in JSON; every other wire value has one of its own."""
+    return b64encode(value).decode()
+
+
+wire_json = JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_base64).encode
+"""Returns the JSON of a wire value, where an answer is text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from service.db.database import Database
 from service.db.fingerprint import Fingerprint, fingerprint_txn
 from service.db.introspect import catalog_txn
 from service.db.session_settings import identity_of
+from service.errors import first_line
 from service.models.served import Models
 from service.sql.statement import quoted
 
@@ -186,7 +187,7 @@ class Catalogs(Service):
                 log.failure("cannot serve the catalog")
                 return False, LONG_PAUSE
             if self._behind:
-                log.warn("cannot read the catalog: {error}", error=_first_line(error))
+                log.warn("cannot read the catalog: {error}", error=first_line(error))
             return False, PAUSE
         self._fingerprint, self._behind = found, False
         return True, self._every
@@ -319,8 +320,3 @@ def _answer(asking: Iterable[Deferred[bool]], known: bool) -> None:
         # Its caller may have lost patience before.
         if not each.called:
             each.callback(known)
-
-
-def _first_line(error: Exception) -> str:
-    """Return an error's first line, for the log; rows and statements might follow it."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

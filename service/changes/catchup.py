@@ -8,11 +8,9 @@ that it has changed: a policy judges rows that are there, and not what they were
 
 from __future__ import annotations
 
-from base64 import b64encode
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from json import JSONEncoder
 from typing import Any
 
 import cbor2
@@ -47,7 +45,7 @@ from service.db.pack import ARRAY, head
 from service.db.session_settings import OWN_IDENTITY
 from service.db.statements import compute_txn
 from service.errors import InvalidArgument, PositionGone, Unavailable
-from service.payload import Encoded
+from service.payload import Encoded, wire_json
 from service.request.arguments import Arguments, Caller, placed
 
 TICKS = 100
@@ -496,17 +494,10 @@ def answer_of(
             break
         pieces.append(piece)
     if form == "json":
-        rest = _JSON({"position": position, "more": more})
+        rest = wire_json({"position": position, "more": more})
         return f'{{"changes":[{",".join(pieces)}],{rest[1:]}'
     data = head(ARRAY, len(pieces)) + "".join(pieces)
     return {"changes": Encoded(data.encode("latin-1")), "position": position, "more": more}
-
-
-def _base64(value: bytes) -> str:
-    return b64encode(value).decode()
-
-
-_JSON = JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_base64).encode
 
 
 Write = Callable[[Change, bool], str]
@@ -562,7 +553,7 @@ def _writing(of: Shown, form: str, max_bytes: int) -> Write:
             if packed is not None:
                 return packed
             event = {**of.event(change, max_bytes), "last": last}
-        return _JSON(event) if form == "json" else cbor2.dumps(event).decode("latin-1")
+        return wire_json(event) if form == "json" else cbor2.dumps(event).decode("latin-1")
 
     return write
 

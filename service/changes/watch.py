@@ -41,7 +41,7 @@ from service.changes.watchers import (
 from service.changes.watching_session import WatchingSession
 from service.db.database import Database
 from service.db.sqlstate import refusal
-from service.errors import DatabaseRefused, Unavailable
+from service.errors import DatabaseRefused, Unavailable, first_line
 from service.request.arguments import Caller
 from service.request.watch_request import parse_options
 
@@ -299,7 +299,7 @@ class Watches(Service):
                 except CancelledError:
                     raise
                 except Exception as error:
-                    log.warn("cannot look for changes: {error}", error=_first_line(error))
+                    log.warn("cannot look for changes: {error}", error=first_line(error))
                     failures += 1
                     self._stale()
                 if failures:
@@ -377,7 +377,7 @@ class Watches(Service):
         try:
             outcome = await self._first.run_alone(orders)
         except Exception as error:
-            log.warn("cannot begin live queries: {error}", error=_first_line(error))
+            log.warn("cannot begin live queries: {error}", error=first_line(error))
             await deferLater(self._reactor, PAUSES[0])
         else:
             self._take_apart(outcome, wanted)
@@ -411,7 +411,7 @@ class Watches(Service):
                 self._take_apart(outcome, wanted)
                 read = outcome.found
         except Exception as error:
-            log.warn("cannot look for changes: {error}", error=_first_line(error))
+            log.warn("cannot look for changes: {error}", error=first_line(error))
             for query in queries:
                 query.run.rest(time.monotonic())
         for query in queries:
@@ -584,7 +584,3 @@ def _stopping() -> Unavailable:
 
 async def _awaited(work: Any) -> Any:
     return await work
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -9,7 +9,6 @@ A result of any size is read in chunks, through a cursor of the server's.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from service.db.json import bare_row, read_json
 from service.db.pack import row_packer
 from service.db.planned import run_settled
 from service.errors import DatabaseRefused, TooLarge, TooManyGroups, TooManyRows, TooManyWatched
-from service.payload import Encoded
+from service.payload import Encoded, wire_json
 from service.plan.plans import PlannedEmbed, truncated
 from service.request.requests import Form
 from service.sql.statement import Statement
@@ -458,14 +457,6 @@ DECLARE = (
 """The transaction is idle while a chunk is on its way, which is up to whoever takes it."""
 
 
-def _base64(value: Any) -> str:
-    """Return the form of bytea in JSON; every other wire value has one of its own."""
-    return base64.b64encode(value).decode()
-
-
-_LINE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_base64)
-
-
 class Reader:
     """
     The rows of one statement, chunk by chunk, inside a transaction.
@@ -525,7 +516,7 @@ class Reader:
 
     def lines_txn(self, connection: PgConnection) -> str:
         """Read the next chunk as JSON, a row in a line; an empty text is the end."""
-        return "".join(_LINE.encode(row) + "\n" for row in self.chunk_txn(connection))
+        return "".join(wire_json(row) + "\n" for row in self.chunk_txn(connection))
 
     def _fetch(self, connection: PgConnection, rows: int) -> list[Row]:
         cursor = connection.wire(self._codec)

@@ -7,7 +7,6 @@ Procedures that no catalog has stand here, a row for each of the service's own, 
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -47,6 +46,7 @@ from service.describe.relations import (
 )
 from service.describe.verb import COUNTED, NAMES, TIMEOUT, WRITES, Verb
 from service.errors import TooLarge, UnknownName
+from service.payload import wire_json
 from service.request.batch_request import ANALYZE, ISOLATION, MAX_OPERATIONS, OPERATION_NAME
 from service.request.read_request import WHOLE, DescribeRequest
 
@@ -224,8 +224,6 @@ def described_procedure(function: Callable[..., Any]) -> dict[str, Any]:
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-
 
 def describe(
     catalog: Catalog,
@@ -296,7 +294,7 @@ def size_of(document: Mapping[str, Any]) -> int:
     """Return how many bytes a document is, as JSON."""
     # Part by part, so that the text of all of it is not in memory at once.
     return sum(
-        len(_ENCODER.encode(each).encode())
+        len(wire_json(each).encode())
         for part in document.values()
         for each in (part.items() if isinstance(part, dict) else (part,))
     )
