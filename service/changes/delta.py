@@ -4,9 +4,10 @@ What a watcher of a query is told: its rows, and then what is different in them.
 Of the rows that a watcher has, the service keeps their keys and a hash of each. A client can check
 that it has the same ones: docs/live.md says how its checksum is computed.
 
-Of an ordered query the first rows are kept, by the changes to it. More rows are kept than are shown, so that some can go before the others have to be asked for. What
-comes after the last one kept is not known, unless these are all rows there are; so nothing that now
-sorts behind the last row that stayed where it was can be told a place.
+Of an ordered query the first rows are kept, by the changes to it. More rows are kept than are shown, so
+that some can go before the others have to be asked for. What comes after the last one kept is not known,
+unless these are all rows there are; so nothing that now sorts behind the last row that stayed where it
+was can be told a place.
 """
 
 from __future__ import annotations

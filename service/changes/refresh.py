@@ -25,8 +25,7 @@ from service.db.statements import Shape, keyed_txn, read_only_txn
 from service.db.transaction import Actor, apart_txn
 from service.errors import TooManyWatched
 from service.plan.aggregate_plan import AggregatePlan
-from service.plan.keyed import keyed_rows, order_of_keys, with_keys
-from service.plan.watch_plan import KeyForm, WatchPlan
+from service.plan.watch_plan import KeyForm, WatchPlan, keyed_rows, order_of_keys, with_keys
 from service.sql.select import aggregate, select
 from service.sql.statement import Statement, batched
 

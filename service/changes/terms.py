@@ -28,7 +28,7 @@ from service.plan.conditions import (
     Expression,
     IsTest,
 )
-from service.plan.keyed import ROOT
+from service.plan.watch_plan import ROOT
 
 UNKNOWN: Any = object()
 """The value of a row that this module cannot read, such as a date before Christ."""

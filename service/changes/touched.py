@@ -29,7 +29,7 @@ from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.literals import write_array
 from service.db.transaction import Actor, apart_txn
-from service.plan.keyed import ROOT, KeyedRows, Way, is_known_by
+from service.plan.watch_plan import ROOT, KeyedRows, Way, is_known_by
 from service.sql.select import climb
 from service.sql.statement import Statement
 

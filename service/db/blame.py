@@ -4,9 +4,9 @@ Which of several written rows the error of a constraint speaks of, and where tha
 PostgreSQL names no row of a statement. Its detail shows the key, or the whole row, that it refused:
 that is held against what each row was given. Where several rows can be meant, what they stand in is named.
 
-Where an error points into a statement, it is at a parameter. psycopg2 writes parameters into the text before it sends it, and PostgreSQL tells where in
-that text it stumbled. Walking the sent text along the statement's own text gives the
-parameter back.
+Where an error points into a statement, it is at a parameter. psycopg2 writes parameters into the text
+before it sends it, and PostgreSQL tells where in that text it stumbled. Walking the sent text along the
+statement's own text gives the parameter back.
 """
 
 from __future__ import annotations

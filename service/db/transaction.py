@@ -1,10 +1,11 @@
 """
 What a worker thread does to begin and end transactions, and as whom statements run in them.
 
-Those that PostgreSQL asks to be run again (40001, 40P01) are, some times, and in an order. Pauses alone do not bring contending transactions to an end: of eight serializable writers of the same
-rows, one in ten was still refused after six attempts, since a new one comes for each that is done. So
-those of one kind that are run again take turns, in their order, and new ones wait for the turns that
-were taken before them. What only looks alike is held up by that for the length of a transaction.
+Those that PostgreSQL asks to be run again (40001, 40P01) are, some times, and in an order. Pauses alone
+do not bring contending transactions to an end: of eight serializable writers of the same rows, one in
+ten was still refused after six attempts, since a new one comes for each that is done. So those of one
+kind that are run again take turns, in their order, and new ones wait for the turns that were taken
+before them. What only looks alike is held up by that for the length of a transaction.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@ JSON Schema (2020-12): what schemas are put together from, and the shared parts 
 
 A schema is written as a Python annotation where that says all, as those of procedures are.
 
-A type of the database has a schema of its values as read, as given, as new and as changed, each a shared part of the document, named after what it is for and the type. A domain is
-described as what it is made of: its checks are PostgreSQL's to judge.
+A type of the database has a schema of its values as read, as given, as new and as changed, each a shared
+part of the document, named after what it is for and the type. A domain is described as what it is made
+of: its checks are PostgreSQL's to judge.
 """
 
 from __future__ import annotations

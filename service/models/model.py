@@ -13,9 +13,9 @@ from twisted.internet.defer import Deferred, ensureDeferred, fail, maybeDeferred
 
 from service.db.statements import several_rows
 from service.errors import Conflict, InvalidRow
+from service.models.meta import Where, affected_txn, rows_txn, where_of
 from service.models.record import Record
 from service.models.relationships import HABTM, TYPES, Association
-from service.models.sql import Where, affected_txn, rows_txn, where_of
 
 HOOKS = {True: ("beforeCreate", "beforeSave"), False: ("beforeUpdate", "beforeSave")}
 """What runs before a row is saved, by whether it is a new one."""

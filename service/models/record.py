@@ -19,9 +19,8 @@ from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred, succ
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.database import Database
-from service.models.meta import Meta
+from service.models.meta import Meta, Where, enclosed, limit_of, order_clause, rows_txn, where_of
 from service.models.relationships import preload
-from service.models.sql import Where, enclosed, limit_of, order_clause, rows_txn, where_of
 from service.sql.statement import quoted
 
 NO_KEY: Final = object()

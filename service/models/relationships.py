@@ -21,8 +21,16 @@ from twisted.internet.defer import Deferred, ensureDeferred, succeed
 from service.db.connection import PgConnection
 from service.db.statements import several_rows
 from service.errors import InvalidArgument
-from service.models.meta import Meta, keys_of
-from service.models.sql import Where, affected_txn, conjunction, identifiers, rows_txn, table
+from service.models.meta import (
+    Meta,
+    Where,
+    affected_txn,
+    conjunction,
+    identifiers,
+    keys_of,
+    rows_txn,
+    table,
+)
 from service.sql.statement import quoted
 
 

@@ -20,7 +20,7 @@ from twisted.logger import Logger
 
 from service.db.database import Database
 from service.db.transaction import cursor_txn
-from service.models.sql import (
+from service.models.meta import (
     Where,
     conjunction,
     limit_of,

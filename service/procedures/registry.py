@@ -3,8 +3,9 @@ How a procedure written by hand is made known, what it takes, and what it is giv
 
 Arguments are named, checked and refused as those of the generated procedures are.
 
-They are in the modules that `ROWCAST_APP` names. Nothing is registered anywhere: a model or a procedure is the application's because a module of
-the application has it. So two services of one process, or two tests, may have two applications.
+They are in the modules that `ROWCAST_APP` names. Nothing is registered anywhere: a model or a procedure
+is the application's because a module of the application has it. So two services of one process, or two
+tests, may have two applications.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@ The arguments of one call: positional ones named, unknown ones refused, each rea
 
 Values are kept apart from the shape of the call. Who calls stands here too.
 
-Lists and dicts that a reference of a batch brings are data, whatever they look like. They are of a type that no parser of filters, lists of names and operators takes for one of its own;
-what takes values opens them. So what somebody has stored never says what a call does.
+Lists and dicts that a reference of a batch brings are data, whatever they look like. They are of a type
+that no parser of filters, lists of names and operators takes for one of its own; what takes values opens
+them. So what somebody has stored never says what a call does.
 """
 
 from __future__ import annotations

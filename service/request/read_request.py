@@ -1,10 +1,10 @@
 """
 Requests of the verbs that read: get, find, count, exists, aggregate, stream, export; describe.
 
-The `next` and `prev` tokens say where a page ended and began, bound to the query that it answers. A token holds the sort keys of the last or the first row as PostgreSQL's text, or an offset where
-rows have no key to go by, and a digest of the query, so that it cannot be used with
-another one by mistake. It is no secret and no proof: what it holds is bound as
-parameters, like any value of a call.
+The `next` and `prev` tokens say where a page ended and began, bound to the query that it answers. A
+token holds the sort keys of the last or the first row as PostgreSQL's text, or an offset where rows have
+no key to go by, and a digest of the query, so that it cannot be used with another one by mistake. It is
+no secret and no proof: what it holds is bound as parameters, like any value of a call.
 """
 
 from __future__ import annotations

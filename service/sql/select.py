@@ -16,7 +16,6 @@ from service.catalog import Catalog, Relation
 from service.datatypes import UNPLAIN
 from service.plan.aggregate_plan import AggregatePlan
 from service.plan.conditions import SortKey
-from service.plan.keyed import Way, array_bound
 from service.plan.plans import (
     Groups,
     Lock,
@@ -29,6 +28,7 @@ from service.plan.plans import (
     truncated,
 )
 from service.plan.uses import is_pure, is_settled
+from service.plan.watch_plan import Way, array_bound
 from service.sql.expressions import (
     aliased,
     cast,

@@ -13,8 +13,8 @@ from schema.changes import install
 from service.changes.log import read_txn
 from service.changes.touched import own_keys, related_txn, row_change, sees_all_txn
 from service.db.transaction import Actor, apart_txn
-from service.plan.keyed import keyed_rows
 from service.plan.read_plan import plan_find
+from service.plan.watch_plan import keyed_rows
 from service.request.read_request import Limits, parse_find
 from tests.conftest import execute
 from tests.db.keeping import Kept, Reader

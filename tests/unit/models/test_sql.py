@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.models.sql import conjunction, limit_of, order_clause, placeholders, table, where_of
+from service.models.meta import conjunction, limit_of, order_clause, placeholders, table, where_of
 
 
 @pytest.mark.parametrize(
