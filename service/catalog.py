@@ -239,7 +239,7 @@ class Relation:
         comment: From COMMENT ON, less the lines that speak to the service.
         row_security: Whether row-level security is on.
         estimable: Whether our role may know how many rows the planner expects.
-        has_insert_triggers: Whether a trigger may fill in what a new row lacks, before it is checked.
+        before_triggers: The kinds of writes whose rows triggers may change, before they are checked.
         changed_by_triggers: The kinds of writes after which the rows may be others than they were
             written, by triggers, or by those of a view's table.
         cascading_columns: Columns whose changes foreign keys carry on to other rows.
@@ -272,7 +272,7 @@ class Relation:
     comment: str | None = None
     row_security: bool = False
     estimable: bool = True
-    has_insert_triggers: bool = False
+    before_triggers: frozenset[WriteKind] = frozenset()
     changed_by_triggers: frozenset[WriteKind] = frozenset()
     cascading_columns: frozenset[str] = frozenset()
     has_children: bool = False

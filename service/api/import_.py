@@ -9,7 +9,7 @@ one, as those of `create`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason, process_of
 from service.api.rules import made_of
 from service.catalog import Relation, Type
+from service.db.blame import GivenRow, imported_rows, note_rows
 from service.db.copy import CopySource, CsvText, Literal, RowText, Text, import_txn
 from service.db.database import Database
 from service.db.statements import compute_txn
@@ -142,8 +143,9 @@ class Importing:
     async def _whole(self, upload: Upload, call: ImportRequest) -> Any:
         try:
             return await self._database.within(call.timeout, _all(upload, call))
-        except BaseException:
+        except BaseException as error:
             upload.drop()
+            note_rows(error, upload.rows())
             raise
 
     async def _one(self, lease: Lease[Upload], call: ImportRequest) -> Any:
@@ -214,6 +216,7 @@ class Upload:
         )
         self._csv: bool | None = None
         self._begun = False
+        self._rows: Sequence[Any] = ()
         self._head = ""
         self._feed: CopySource | None = None
         self._written: Deferred[int] | None = None
@@ -235,7 +238,8 @@ class Upload:
             raise InvalidArgument("an import is rows, or CSV, throughout", path=path)
         if call.csv is None:
             rows = call.rows or ()
-            await self._put(await self._validator.of_rows(rows) if self._validator else rows)
+            self._rows = await self._validator.of_rows(rows) if self._validator else rows
+            await self._put(self._rows)
             return
         # Anywhere but at the very beginning the mark is a character like others.
         text = call.csv if self._begun else call.csv.removeprefix(MARK)
@@ -243,6 +247,11 @@ class Upload:
         await self._put(
             await self._validator.of_csv(text, call.done) if self._validator else self._headed(text)
         )
+
+    def rows(self) -> Iterator[GivenRow]:
+        """Yield the rows of the last call; of CSV there are none."""
+        catalog, conflict = self._snapshot.catalog, self._first.conflict
+        return imported_rows(catalog, self.relation, self._rows, self._names or (), conflict)
 
     async def finish(self) -> int:
         """Commit; return the number of rows written."""

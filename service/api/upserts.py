@@ -368,7 +368,7 @@ async def _refusal(call: Call, parsed: New, met: Met, absent: Sequence[int]) -> 
             )
     if written.affected < len(absent):
         return NotChanged(relation.name)
-    if relation.has_insert_triggers:
+    if "insert" in relation.before_triggers:
         return InvalidArgument(
             "a row that is there is found by the values of its key, and a trigger makes others of them",
             path="values",
@@ -380,10 +380,10 @@ async def _refusal(call: Call, parsed: New, met: Met, absent: Sequence[int]) -> 
 async def _upserted(call: Call, parsed: New, numbers: Sequence[int], where: Filter) -> Written:
     """Upsert some of the rows by one statement, under a condition."""
     request = parsed.request
-    rows = tuple(request.rows[at] for at in numbers)
+    rows, paths = zip(*((request.rows[at], request.paths[at]) for at in numbers), strict=True)
     conflict = replace(_conflict(request), where=where)
-    some = replace(parsed, request=replace(request, rows=rows, many=True, conflict=conflict))
-    written: Written = await call.run(creating(call, some))
+    some = replace(request, rows=rows, many=True, conflict=conflict, given_paths=paths)
+    written: Written = await call.run(creating(call, replace(parsed, request=some)))
     return written
 
 

@@ -23,6 +23,7 @@ from service.api.rules import (
     validate_new_rows,
 )
 from service.catalog import Catalog, Relation
+from service.db.blame import requested_rows
 from service.db.statements import (
     Page,
     Shape,
@@ -34,7 +35,7 @@ from service.db.statements import (
     page_txn,
     several_rows,
 )
-from service.db.writes import NoRowWritten, Written, write_txn
+from service.db.writes import NoRowWritten, Written, write_rows_txn, write_txn
 from service.errors import (
     Conflict,
     InvalidArgument,
@@ -60,6 +61,7 @@ from service.request.requests import (
     Returning,
     Target,
     UpdateRequest,
+    UpdateRowsRequest,
 )
 from service.request.write_request import (
     parse_create,
@@ -169,8 +171,10 @@ def writing(
         if one_row and fails_alone and level is None and not alone and max_affected is None:
             guarded = make().guarded if most >= LEAST_GUARDED else None
     form = Shape(returning.form, call.backend.max_bytes) if returning.rows else None
-    last = level is None
-    args = (call.snapshot.codec, make, parsed.values, max_affected, form, exactly, last)
+    args = (call.snapshot.codec, make, parsed.values, max_affected, form, exactly, level is None)
+    if isinstance(parsed.request, CreateRequest | UpdateRowsRequest) and not single:
+        given = partial(requested_rows, call.snapshot.catalog, relation, parsed.request)
+        return Step(write_rows_txn, (given, *args), shape, parsed.timeout, access, missing)
     step = Step(write_txn, args, shape, parsed.timeout, access, missing)
     if guarded is None:
         return step

@@ -12,17 +12,21 @@ statement's own text gives the parameter back.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
 import psycopg2
 
-from service.catalog import Catalog, Relation
-from service.errors import ConstraintViolation
+from service.catalog import Catalog, Relation, Type, WriteKind
+from service.errors import ConstraintViolation, ServiceError
 from service.plan.conditions import Bound
-from service.request.requests import Assignment
+from service.plan.plans import ConflictUpdate
+from service.plan.scope import Scope
+from service.plan.write_plan import Rows, plan_conflict
+from service.request.assignments import BY_DEFAULT, DEFAULT
+from service.request.requests import Assignment, CreateRequest, OnConflict, UpdateRowsRequest
 from service.sql.statement import Mark, Statement
 
 _PLACE = re.compile(r"%([%s])")
@@ -185,13 +189,28 @@ def _pieces(text: str) -> list[str]:
     return pieces
 
 
-_KEY = re.compile(r"\((.+)\)=\((.*)\)", re.DOTALL)
+INSERT: frozenset[WriteKind] = frozenset({"insert"})
+UPDATE: frozenset[WriteKind] = frozenset({"update"})
+UNKNOWN = object()
+"""Stands for a value where another one may be written."""
+
+_KEY = re.compile(r"\((.+?)\)=\((.*)\)", re.DOTALL)
 """Of a detail, in any language: columns and their values."""
 _ROW = re.compile(r"\((.*)\)", re.DOTALL)
+_SOME = re.compile(r"\((.+?)\) = \((.*)\)", re.DOTALL)
+"""Of a detail: the columns of a row that the role may read, or those that partitions go by."""
+_COPY = re.compile(r"^COPY .+?, line (\d+)(?:, column (.+?)(?=: \"|: null input|$))?", re.MULTILINE)
+"""A server of another language says it otherwise: then the line is not given."""
 _LONGEST = 60
-"""Characters of a value: PostgreSQL shows no more than 64 of it in a row."""
-_PLAIN = ("bigint", "integer", "smallint", "text", "character varying", "uuid")
-"""How types begin whose text is that of the value as it came. Others tell nothing."""
+"""Bytes of a value: PostgreSQL shows no more than 64 of it in a row."""
+_SPELLED = {
+    **dict.fromkeys(("int2", "int4", "int8"), re.compile("0|-?[1-9][0-9]*")),
+    "date": re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}"),
+    "uuid": re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+    "text": re.compile("(?!null$).*", re.DOTALL),
+    "varchar": re.compile("(?!null$)(.*[^ ])?", re.DOTALL),  # blanks at the end may be cut off
+}
+"""Of types of PostgreSQL the strings that it shows as they came. Other values tell nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,14 +219,28 @@ class GivenRow:
     What a row was given.
 
     Args:
+        relation: Whose it is.
         path: Where it stands.
         columns: Of each column where that stands, and its value.
-        new: Whether it is new; of one that was there its other columns are not known.
+        kinds: How it may be written, if it is.
     """
 
+    relation: Relation
     path: str
     columns: dict[str, tuple[str, Any]]
-    new: bool
+    kinds: frozenset[WriteKind] = INSERT
+
+    @property
+    def certain(self) -> bool:
+        """Whether it is written as it was given: no trigger and no rule has a say."""
+        # a row that moves to another partition is inserted there
+        triggers = self.relation.before_triggers
+        return not (self.relation.has_rules or (triggers & self.kinds if self.new else triggers))
+
+    @property
+    def new(self) -> bool:
+        """Whether it is new for sure: then nothing leaves it alone, and what it was not given is null."""
+        return self.kinds == INSERT
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,31 +251,96 @@ class GivenRows:
     rows: tuple[GivenRow, ...]
 
 
-WrittenRow = tuple[Relation, str, Sequence[Assignment], bool]
-"""A row that is to be written: of which relation, where it stands, what it is given, whether it is new."""
+def assigned_row(
+    relation: Relation,
+    path: str,
+    row: Iterable[Assignment],
+    values: Sequence[Any],
+    kinds: frozenset[WriteKind] = INSERT,
+    known: Collection[str] | None = None,
+) -> GivenRow:
+    """Return what a row is given; `known` are the columns that are sure to be written so, if not all."""
+    columns = {
+        each.column: (
+            each.path,
+            UNKNOWN
+            if each.computes or (known is not None and each.column not in known)
+            else values[each.operand.slot],
+        )
+        for each in row
+        if each.operand is not None
+    }
+    return GivenRow(relation, path, columns, kinds)
+
+
+def requested_rows(
+    catalog: Catalog,
+    relation: Relation,
+    request: CreateRequest | UpdateRowsRequest,
+    values: Sequence[Any],
+) -> Iterator[GivenRow]:
+    """Yield the rows of a request; of none that is no row of a list."""
+    kinds, known, changed = UPDATE, None, set[str]()
+    if isinstance(request, CreateRequest):
+        kinds = INSERT if request.conflict is None else INSERT | UPDATE
+        known = _taken_over(catalog, relation, request.conflict, request.rows)
+        if request.conflict is not None:
+            changed = {each.column for each in request.conflict.changes}
+    for path, row in zip(request.paths, request.rows, strict=True):
+        if path is not None:
+            found = assigned_row(relation, path, row, values, kinds, known)
+            others = {name: (path, UNKNOWN) for name in changed - found.columns.keys()}
+            yield replace(found, columns=found.columns | others) if others else found
+
+
+def imported_rows(
+    catalog: Catalog,
+    relation: Relation,
+    rows: Iterable[Any],
+    names: Sequence[str],
+    conflict: OnConflict | None,
+) -> Iterator[GivenRow]:
+    """Yield rows of an import as they came: dicts, or lists whose items have names. One may be ill-formed."""
+    kinds = INSERT if conflict is None else INSERT | UPDATE
+    known: set[str] | None = None
+    for at, row in enumerate(rows):
+        items = row if isinstance(row, list | tuple) else ()
+        given = row if isinstance(row, Mapping) else dict(zip(names, items, strict=False))
+        if not at and conflict is not None:
+            some = tuple(Assignment(name, None, name) for name in given)
+            known = _taken_over(catalog, relation, conflict, [some])
+        columns = {
+            name: (f"rows.{at}.{name}", value if known is None or name in known else UNKNOWN)
+            for name, value in given.items()
+            if value is not BY_DEFAULT and value != {DEFAULT: True}
+        }
+        yield GivenRow(relation, f"rows.{at}", columns, kinds)
+
+
+def _taken_over(
+    catalog: Catalog, relation: Relation, conflict: OnConflict | None, rows: Rows
+) -> set[str] | None:
+    """Return the columns that a row which is there has as they are given; None for all of them."""
+    if conflict is None or conflict.update == ():  # it is left alone
+        return None
+    planned = plan_conflict(Scope(catalog, relation), conflict, rows)
+    known = {each.column.name for each in planned.updates if isinstance(each, ConflictUpdate)}
+    return known if planned.target else known | {*planned.key}
 
 
 def note_rows(
-    error: psycopg2.Error,
-    rows: Iterable[WrittenRow],
-    before: Iterable[WrittenRow],
-    values: Sequence[Any],
+    error: BaseException, rows: Iterable[GivenRow], before: Iterable[GivenRow] = ()
 ) -> None:
-    """Note on an error what its message was to write, and what was written before it."""
-    error.rows = _given(rows, values), _given(before, values)  # type: ignore[attr-defined]
+    """Note on an error of PostgreSQL what its message was to write, and what was written before it."""
+    if isinstance(error, psycopg2.Error):
+        error.rows = _by_relation(rows), _by_relation(before)  # type: ignore[attr-defined]
 
 
-def _given(rows: Iterable[WrittenRow], values: Sequence[Any]) -> list[GivenRows]:
-    """Return rows by relation, with their values."""
-    found: dict[int, tuple[Relation, list[GivenRow]]] = {}
-    for relation, path, row, new in rows:
-        columns = {
-            each.column: (each.path, values[each.operand.slot])
-            for each in row
-            if each.operand is not None
-        }
-        found.setdefault(id(relation), (relation, []))[1].append(GivenRow(path, columns, new))
-    return [GivenRows(relation, tuple(given)) for relation, given in found.values()]
+def _by_relation(rows: Iterable[GivenRow]) -> list[GivenRows]:
+    found: dict[int, list[GivenRow]] = {}
+    for row in rows:
+        found.setdefault(id(row.relation), []).append(row)
+    return [GivenRows(given[0].relation, tuple(given)) for given in found.values()]
 
 
 def rows_of(error: BaseException, catalog: Catalog | None) -> GivenRows | None:
@@ -251,11 +349,21 @@ def rows_of(error: BaseException, catalog: Catalog | None) -> GivenRows | None:
     if noted is None or not isinstance(error, psycopg2.Error):
         return None
     here, before = noted
+    if not here and not before:
+        return None
     for some in (here, before):  # a constraint that is deferred speaks of what was before
         found = [each for each in some if _is_of(error, each, catalog)]
         if len(found) == 1:
             return found[0]
     return here[0] if len(here) == 1 else GivenRows(None, ())
+
+
+def types_within(catalog: Catalog, oid: int) -> Iterator[Type]:
+    """Yield a type and all that it is made of: elements, bases, fields."""
+    type = catalog.type(oid)
+    yield type
+    for part in type.parts:
+        yield from types_within(catalog, part)
 
 
 def _is_of(error: psycopg2.Error, given: GivenRows, catalog: Catalog | None) -> bool:
@@ -266,13 +374,38 @@ def _is_of(error: psycopg2.Error, given: GivenRows, catalog: Catalog | None) -> 
     if diag.table_name:
         home = diag.schema_name or "", diag.table_name
         return catalog.partitions.get(home, home) == (relation.schema, relation.name)
-    written = [(name, path) for row in given.rows for name, (path, _) in row.columns.items()]
+    written = {name: path for row in given.rows for name, (path, _) in row.columns.items()}
     if diag.datatype_name:
-        types = (catalog.type(relation.columns[name].type) for name, _ in written)
-        return (diag.schema_name, diag.datatype_name) in {
-            (each.schema, each.name) for each in types
-        }
-    return bound is not None and any(path == bound.path for _, path in written)
+        return not _of_domain(error, relation, catalog).isdisjoint(written)
+    return bound is not None and any(
+        path == bound.path for row in given.rows for path, _ in row.columns.values()
+    )
+
+
+def _of_domain(error: psycopg2.Error, relation: Relation, catalog: Catalog) -> set[str]:
+    """Return the columns with values of the domain that an error speaks of."""
+    home = error.diag.schema_name, error.diag.datatype_name
+    return {
+        name
+        for name, column in relation.columns.items()
+        if any((each.schema, each.name) == home for each in types_within(catalog, column.type))
+    }
+
+
+def name_line(
+    found: ServiceError, error: psycopg2.Error, relation: Relation | None, given: GivenRows | None
+) -> None:
+    """Add the line and column of an import, as far as COPY tells them, and the row that it was."""
+    place = _COPY.search(error.diag.context or "")
+    if place is None:
+        return
+    line = found.details["line"] = int(place[1])
+    column = place[2] if relation is not None and place[2] in relation.columns else None
+    if column is not None:
+        found.details.setdefault("column", column)
+    if given is not None and line <= len(given.rows):
+        columns = [column] if column else found.details.get("columns") or ()
+        found.details.setdefault("path", _place(given.rows[line - 1], columns))
 
 
 def point_at_row(
@@ -280,19 +413,23 @@ def point_at_row(
 ) -> None:
     """Add where the row stands of which a constraint speaks, or its one column."""
     given = rows_of(error, catalog)
-    if given is None or "path" in found.details:
+    if given is None or catalog is None or not given.rows or "path" in found.details:
         return
-    columns = found.details.get("columns") or ()
-    rows, certain = _rows(error.diag.message_detail or "", given)
+    # with a context it may be of a row that a trigger or a function writes
+    sure = error.diag.context is None and _is_of(error, given, catalog)
+    columns = (found.details.get("columns") or ()) if sure else ()
+    rows, certain = [*given.rows], False
+    if len(rows) > 1 and sure:
+        rows, certain = _Shown(error, catalog, found).rows_of(given)
     if not rows:
         return
-    if len(rows) == 1 or (certain and error.pgcode == "23503"):
-        # of several that refer to what is not there, the first is refused
+    if len(rows) == 1 or (certain and error.pgcode in ("23502", "23503")):
+        # of several that lack a value, or refer to what is not there, the first is refused
         found.details["path"] = _place(rows[0], columns)
     elif certain and error.pgcode == "23505":
         # Which of equal ones is refused goes by what was there before; the second cannot be, anyway.
-        first, second, *_ = (_place(row, columns) for row in rows)
-        found.details |= {"path": second, "hint": f"{first} has the same key"}
+        same, second, *_ = (_place(row, columns) for row in rows)
+        found.details |= {"path": second, "hint": f"{same} has the same key"}
     else:
         found.details["path"] = _around(rows)
 
@@ -309,53 +446,136 @@ def _around(rows: Iterable[GivenRow]) -> str:
     return ".".join(each[0] for each in takewhile(lambda each: len({*each}) == 1, steps))
 
 
-def _rows(detail: str, given: GivenRows) -> tuple[list[GivenRow], bool]:
-    """Return the rows of which a constraint may speak, and whether each of them has the key it names."""
-    if len(given.rows) == 1:
-        return [*given.rows], True
-    relation, key, whole = given.relation, _KEY.search(detail), _ROW.search(detail)
-    if relation is None or whole is None:
-        return [], False
-    if key is None:
-        return [row for row in given.rows if _shows(whole[1], row, relation)], False
-    names, values = key[1].split(", "), key[2]
-    if not relation.columns.keys() >= {*names}:  # an expression, or a column that is hidden
-        return [*given.rows], False
-    keys = [([_text(row, name, relation) for name in names], row) for row in given.rows]
-    found = [(key, row) for key, row in keys if _can_be(key, values)]
-    return [row for _, row in found], all(None not in key for key, _ in found)
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What PostgreSQL shows of the row that a constraint refused."""
+
+    error: psycopg2.Error
+    catalog: Catalog
+    found: ConstraintViolation
+
+    def rows_of(self, given: GivenRows) -> tuple[list[GivenRow], bool]:
+        """Return the rows of which it may be, and whether each of them is sure to be refused."""
+        assert given.relation is not None
+        if not all(row.certain for row in given.rows):
+            return [*given.rows], False
+        detail = self.error.diag.message_detail or ""
+        if self.error.diag.datatype_name:
+            return self._with_domain(given, given.relation), False
+        if self.error.pgcode in ("23502", "23514"):
+            return self._with_values(detail, given, given.relation)
+        return self._with_key(detail, given, given.relation)
+
+    def _with_domain(self, given: GivenRows, relation: Relation) -> list[GivenRow]:
+        """Return the rows that have a value of a domain; or lack one, which that does not take."""
+        names = _of_domain(self.error, relation, self.catalog)
+        lacking = self.error.pgcode == "23502"
+
+        def may(row: GivenRow, name: str) -> bool:
+            if name in row.columns:
+                return lacking or row.columns[name][1] is not None
+            return row.kinds != UPDATE and (lacking or relation.columns[name].has_default)
+
+        return [row for row in given.rows if any(may(row, name) for name in names)]
+
+    def _with_values(
+        self, detail: str, given: GivenRows, relation: Relation
+    ) -> tuple[list[GivenRow], bool]:
+        """Return the rows that may be the one that is shown, and whether the first lacks a value for sure."""
+        readings: list[tuple[Sequence[str], str]] = []
+        if whole := _ROW.search(detail):
+            readings.append(([*relation.columns], whole[1]))
+        if (some := _SOME.search(detail)) and relation.columns.keys() >= {*some[1].split(", ")}:
+            readings.append((some[1].split(", "), some[2]))
+
+        def short(row: GivenRow, name: str) -> str | None:
+            text = self._text(row, name)
+            return text if text is not None and len(text.encode()) <= _LONGEST else None
+
+        rows = [
+            row
+            for row in given.rows
+            if any(_agree([short(row, name) for name in names], shown) for names, shown in readings)
+        ]
+        lacking = self.error.diag.column_name
+        known = bool(rows) and rows[0].new and lacking in relation.columns
+        return rows, known and self._text(rows[0], lacking or "") == "null"
+
+    def _with_key(
+        self, detail: str, given: GivenRows, relation: Relation
+    ) -> tuple[list[GivenRow], bool]:
+        """Return the rows that may have a key, and whether all of these are sure to."""
+        key = _KEY.search(detail)
+        if key is None:
+            return [], False
+        shown, twice = key[2], f"({key[1]})=("
+        if self.error.pgcode == "23P01" and twice in shown:  # the row that is there has another
+            shown = shown.rpartition(twice)[0].rpartition(")")[0]
+        names = [_unquoted(name) for name in key[1].split(", ")]
+        if self.error.pgcode == "23503" and names != self.found.details.get("columns"):
+            return [], False  # of a row that others refer to, as it was
+        if not relation.columns.keys() >= {*names}:  # an expression, or a column that is hidden
+            return [*given.rows], False
+        # an index of some rows alone may come to have one whose key stays
+        every = {each.name for each in relation.unique_keys}
+        every |= {each.name for each in relation.foreign_keys}
+        full = self.found.details.get("constraint") in every
+        keys = [(self._texts(row, names, full), row) for row in given.rows]
+        found = [(key, row) for key, row in keys if key and _agree(key, shown, whole=True)]
+        certain = full or self.error.pgcode != "23505"
+        certain = certain and all(None not in key and row.new for key, row in found)
+        return [row for _, row in found], certain
+
+    def _texts(self, row: GivenRow, names: Sequence[str], full: bool) -> list[str | None]:
+        """Return the texts of a key; none where the row keeps its own, of a constraint of all rows."""
+        columns = row.relation.columns
+        if row.new or not full or any(n in row.columns or columns[n].generated for n in names):
+            return [self._text(row, name) for name in names]
+        if row.kinds == UPDATE:
+            return []
+        return [None if columns[name].has_default else "null" for name in names]
+
+    def _text(self, row: GivenRow, name: str) -> str | None:
+        """Return the text of a value as PostgreSQL shows it; None where that is not known."""
+        column = row.relation.columns[name]
+        if name not in row.columns:
+            return "null" if row.new and not column.has_default else None
+        value = row.columns[name][1]
+        if value is None:
+            return "null"
+        type = self.catalog.plain(self.catalog.type(column.type))
+        name = "text" if type.kind == "enum" else type.name
+        spelled = _SPELLED.get(name) if type.schema == "pg_catalog" or type.kind == "enum" else None
+        if name.startswith("int") and isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        known = spelled and isinstance(value, str) and spelled.fullmatch(value)
+        return value if known and not column.loose else None
 
 
-def _can_be(key: Sequence[str | None], values: str) -> bool:
-    """Return whether a key, as far as it is known, can be the one that PostgreSQL shows."""
-    known = ", ".join(".*" if each is None else re.escape(each) for each in key)
-    return re.fullmatch(known, values, re.DOTALL) is not None
+def _unquoted(name: str) -> str:
+    """Return a name that PostgreSQL may show in quotes."""
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
-def _shows(values: str, row: GivenRow, relation: Relation) -> bool:
-    """Return whether a refused row, as PostgreSQL shows it, can be this one."""
-    begin = 0
-    for name in relation.columns:
-        text = _text(row, name, relation)
-        if text is None or len(text) > _LONGEST:
-            continue
-        # the values stand in the order of the columns, hidden ones among them
-        found = re.compile(rf"(?:^|(?<=, )){re.escape(text)}(?=, |$)").search(values, begin)
-        if found is None:
-            return False
-        begin = found.end()
+def _agree(texts: Sequence[str | None], shown: str, whole: bool = False) -> bool:
+    """
+    Return whether values, as far as they are known, can be those that PostgreSQL shows in a row.
+
+    Args:
+        texts: Of the values, in their order; None for those that are not known.
+        shown: What it shows, hidden ones and those of further columns among them.
+        whole: Whether it shows no others.
+    """
+    if whole and None not in texts:
+        return shown == ", ".join(map(str, texts))
+    parts = shown.split(", ")
+    if len(parts) == len(texts):  # there are no others, and none has a comma in it
+        return all(text is None or text == part for text, part in zip(texts, parts, strict=True))
+    at, shown = 0, f", {shown}, "
+    for text in texts:
+        if text is not None:
+            at = shown.find(f", {text}, ", at)
+            if at < 0:
+                return False
+            at += len(text) + 2
     return True
-
-
-def _text(row: GivenRow, name: str, relation: Relation) -> str | None:
-    """Return the text of a value as PostgreSQL shows it; None where that is not known."""
-    column = relation.columns[name]
-    if name not in row.columns:
-        known = row.new and not (column.has_default or relation.has_insert_triggers)
-        return "null" if known else None
-    value = row.columns[name][1]
-    if value is None:
-        return "null"
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        return None
-    return str(value) if column.declared.startswith(_PLAIN) else None

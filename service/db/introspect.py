@@ -59,7 +59,7 @@ RELATION_KINDS: Mapping[str, RelationKind] = {
 WRITES: Mapping[int, WriteKind] = {8: "insert", 4: "update", 16: "delete"}
 """Bits of `pg_relation_is_updatable`."""
 
-AFTER: Mapping[int, WriteKind] = {4: "insert", 16: "update"}
+TRIGGERS: Mapping[int, WriteKind] = {4: "insert", 16: "update"}
 """Bits of `tgtype`; a deleted row is answered as it was."""
 
 Rows = Sequence[Any]
@@ -259,10 +259,11 @@ def _relation(row: Any, unique_keys: Sequence[tuple[bool, UniqueKey]], **tied: A
         unique_keys=tuple(key for _, key in unique_keys),
         comment=visible_comment(row.comment),
         claimed_key=claimed_key(row.comment) if row.kind in "vmf" else (),
-        changed_by_triggers=frozenset(kind for bit, kind in AFTER.items() if row.after & bit),
+        before_triggers=frozenset(kind for bit, kind in TRIGGERS.items() if row.before & bit),
+        changed_by_triggers=frozenset(kind for bit, kind in TRIGGERS.items() if row.after & bit),
         accepted_writes=frozenset(kind for bit, kind in WRITES.items() if row.events & bit),
         auto_updatable=row.direct,
-        **_values(row, "schema", "name", "row_security", "estimable", "has_insert_triggers"),
+        **_values(row, "schema", "name", "row_security", "estimable"),
         **_values(
             row,
             "side_effects",

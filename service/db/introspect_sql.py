@@ -20,10 +20,7 @@ CAPTURE = """(SELECT p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.prona
 RELATIONS = f"""
 SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
        c.relrowsecurity AS row_security, d.description AS comment,
-       -- tgtype: 1 for each row, 2 before, 4 on insert, 64 instead of (pg_trigger.h)
-       EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal
-                  AND g.tgenabled <> 'D' AND g.tgtype & 5 = 5 AND g.tgtype & 66 <> 0) AS has_insert_triggers,
-       w.events, w.direct, r.has_rules,
+       s.before, w.events, w.direct, r.has_rules,
        c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
        CASE WHEN c.relkind = 'v' THEN v.open ELSE NOT row_security_active(c.oid) END AS estimable,
        CASE WHEN NOT w.direct OR r.has_rules THEN 0 WHEN c.relkind = 'v' THEN 20 ELSE s.after END AS after,
@@ -51,8 +48,10 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
        LATERAL (WITH RECURSIVE family (oid) AS (
                     SELECT c.oid UNION SELECT i.inhrelid FROM pg_inherits i
                                          JOIN family f ON f.oid = i.inhparent)
-                -- tgtype: 2 before, 64 instead of, 4 on insert, 16 on update (pg_trigger.h)
+                -- tgtype: 1 for each row, 2 before, 64 instead of, 4 on insert, 16 on update (pg_trigger.h)
                 SELECT count(*) > 0 AS stirred,
+                       coalesce(bit_or(CASE WHEN g.tgtype & 66 <> 0 AND g.tgtype & 1 <> 0
+                                            THEN g.tgtype & 20 END), 0) AS before,
                        coalesce(bit_or(CASE WHEN g.tgtype & 66 = 0 THEN g.tgtype & 20 END), 0) AS after
                   FROM family f JOIN pg_trigger g ON g.tgrelid = f.oid
                  WHERE NOT g.tgisinternal AND g.tgenabled IN ('O', 'A')

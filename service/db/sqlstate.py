@@ -19,7 +19,14 @@ from psycopg2.extensions import QueryCanceledError
 from twisted.internet.defer import CancelledError
 
 from service.catalog import Catalog, Relation
-from service.db.blame import bound_of, mark_of, paths_of, point_at_row, rows_of
+from service.db.blame import (
+    bound_of,
+    mark_of,
+    name_line,
+    paths_of,
+    point_at_row,
+    rows_of,
+)
 from service.db.violations import violation
 from service.errors import (
     Canceled,
@@ -38,9 +45,6 @@ from service.errors import (
 )
 from service.plan.conditions import Bound
 from service.sql.statement import quoted
-
-_COPY = re.compile(r"^COPY .+?, line (\d+)(?:, column (.+?)(?=: \"|: null input|$))?", re.MULTILINE)
-"""A server of another language says it otherwise: then the line is not given."""
 
 _DATA_FREE = frozenset(["0A", "21", "25", "42", "54", "55"])
 """Classes whose messages speak of commands, names and types, never of values in rows."""
@@ -98,7 +102,7 @@ def refusal(
         relation = given.relation
     found = _refusal(error, catalog, relation)
     if found is not None:
-        name_line(found, error, relation)
+        name_line(found, error, relation, given)
     if isinstance(found, ConstraintViolation):
         point_at_row(found, error, catalog)
     return found
@@ -231,16 +235,6 @@ def no_operator(error: psycopg2.Error) -> ServiceError:
 def _label_hint(error: psycopg2.Error, bound: Bound) -> str | None:
     found = re.search(r'"(.*)"', error.diag.message_primary or "", re.DOTALL)
     return nearest(found[1], bound.type.labels) if found and bound.type.labels else None
-
-
-def name_line(found: ServiceError, error: psycopg2.Error, relation: Relation | None) -> None:
-    """Add the line and column of an import, as far as COPY tells them."""
-    place = _COPY.search(error.diag.context or "")
-    if place is None:
-        return
-    found.details["line"] = int(place[1])
-    if relation is not None and place[2] in relation.columns:
-        found.details.setdefault("column", place[2])
 
 
 def name_column(found: InvalidArgument, error: psycopg2.Error, relation: Relation) -> None:

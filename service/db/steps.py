@@ -14,7 +14,7 @@ from typing import Any
 import psycopg2
 
 from service.catalog import Type
-from service.db.blame import WrittenRow, note_rows
+from service.db.blame import UPDATE, GivenRow, assigned_row, note_rows
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.statements import Shape, execute
@@ -181,18 +181,18 @@ def _explained(
         found = _LEFT_OUT.search(str(error)) if error.pgcode == "22P02" else None
         if found is not None:
             raise _left_out(sent[int(found[1])]) from error
-        note_rows(error, _rows_of(steps), _rows_of(tree), values)
+        note_rows(error, _rows_of(steps, values), _rows_of(tree, values))
         raise
 
 
-def _rows_of(steps: Iterable[TreeStep]) -> Iterator[WrittenRow]:
+def _rows_of(steps: Iterable[TreeStep], values: Sequence[Any]) -> Iterator[GivenRow]:
     """Yield what steps are to write."""
     for step in steps:
         if isinstance(step, NewRows):
             for path, row in zip(step.paths, step.rows, strict=True):
-                yield step.relation, path, row, True
+                yield assigned_row(step.relation, path, row, values)
         elif isinstance(step, LinkedRow):
-            yield step.relation, step.path, step.changes, False
+            yield assigned_row(step.relation, step.path, step.changes, values, UPDATE)
 
 
 def _read(codec: Codec, types: Sequence[Type | None], text: str) -> list[Row]:

@@ -8,13 +8,12 @@ is passed on only where it shows the caller's own key.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import psycopg2
 
-from service.catalog import Catalog, QualifiedName, Relation, Type
-from service.db.blame import rows_of
+from service.catalog import Catalog, QualifiedName, Relation
+from service.db.blame import rows_of, types_within
 from service.errors import (
     CheckViolation,
     ConstraintViolation,
@@ -96,21 +95,13 @@ def _name_column(
         for name in written
         if any(
             (each.schema, each.name) == said.home
-            for each in _types_within(catalog, acted_on.columns[name].type)
+            for each in types_within(catalog, acted_on.columns[name].type)
         )
     ]
     if len(names) == 1 and error.diag.context is None:
         found.message = f"{_listed(names)} does not satisfy a check of the database"
         found.details.setdefault("column", names[0])
         found.details.setdefault("columns", names)
-
-
-def _types_within(catalog: Catalog, oid: int) -> Iterator[Type]:
-    """Yield a type and all that it is made of: elements, bases, fields."""
-    type = catalog.type(oid)
-    yield type
-    for part in type.parts:
-        yield from _types_within(catalog, part)
 
 
 def _details(said: Violated, relation: Relation | None) -> dict[str, Any]:

@@ -6,13 +6,14 @@ Each function takes a connection first, touches the database and nothing else, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
 
 import psycopg2
 
+from service.db.blame import GivenRow, note_rows
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.statements import (
@@ -131,6 +132,27 @@ def write_txn(
     found, columns = shaped(rows, statement, codec, shape), answered_columns(statement)
     fit([found, columns], shape.max_bytes)
     return Written(found, affected, columns, tx)
+
+
+def write_rows_txn(
+    connection: PgConnection,
+    given: Callable[[Sequence[Any]], Iterable[GivenRow]],
+    codec: Codec,
+    make: Callable[[], Statement],
+    values: Sequence[Any],
+    *more: Any,
+) -> Written:
+    """
+    Write the rows of a call, which `given` returns by its values, as `write_txn` does.
+
+    Raises:
+        psycopg2.Error: With a note of the rows that it may speak of.
+    """
+    try:
+        return write_txn(connection, codec, make, values, *more)
+    except psycopg2.Error as error:
+        note_rows(error, given(values))
+        raise
 
 
 def _check(affected: int, exactly: int, max_affected: int | None) -> None:

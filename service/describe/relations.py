@@ -405,7 +405,7 @@ class RelationRows(DescribedRows):
         return schema if limit is None else {**schema, "maxLength": limit}
 
     def _new(self) -> Schema:
-        nullable = self._relation.has_insert_triggers  # which may fill it in
+        nullable = "insert" in self._relation.before_triggers  # which may fill it in
         columns = (each for each in self._columns if each.insertable)
         return record({each.name: self._written(each, new, nullable) for each in columns})
 
@@ -414,7 +414,9 @@ class RelationRows(DescribedRows):
             each.name
             for each in self._columns
             if each.insertable
-            and not (each.nullable or each.has_default or self._relation.has_insert_triggers)
+            and not (
+                each.nullable or each.has_default or "insert" in self._relation.before_triggers
+            )
         ]
         return {**self.part("new"), "required": needed} if needed else self.part("new")
 

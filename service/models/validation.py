@@ -40,7 +40,7 @@ def catalog_faults(
         Reasons by column, worded to follow the column's name.
     """
     found = {}
-    fillable = creating and relation.has_insert_triggers
+    fillable = creating and "insert" in relation.before_triggers
     for name, column in relation.columns.items():
         if name in values:
             value = values[name]

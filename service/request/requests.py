@@ -454,6 +454,7 @@ class CreateRequest:
         max_affected: How many there may be.
         conflict: What becomes of those that are there already; None if that is an error.
         embeds_nested: Whether what is nested is embedded, since the call does not say what is.
+        given_paths: Where each row stands in the call, if these are some of its rows.
     """
 
     rows: tuple[tuple[Assignment, ...], ...]
@@ -462,11 +463,14 @@ class CreateRequest:
     max_affected: int | None = None
     conflict: OnConflict | None = None
     embeds_nested: bool = False
+    given_paths: tuple[str | None, ...] = ()
 
     @property
-    def paths(self) -> list[str | None]:
+    def paths(self) -> tuple[str | None, ...]:
         """Where each row stands in the call; None for the one that is no row of a list."""
-        return [f"values.{at}" if self.many else None for at in range(len(self.rows))]
+        if self.given_paths:
+            return self.given_paths
+        return tuple(f"values.{at}" if self.many else None for at in range(len(self.rows)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,7 +206,7 @@ async def test_row_that_is_not_there_undoes_all(dsn: str, written: tuple[type[Mo
         ("items", {"rows": [{"id": 1, "n": 2}, {"id": 2, "must": None}]}, InvalidRow, "rows.1"),
         ("items", {"rows": [{"id": 1, "n": 2}, {"id": 2, "code": "much too long"}]},
          InvalidRow, "rows.1"),
-        ("items", {"rows": [{"id": 1, "level": 1}, {"id": 2, "level": 100}]}, CheckViolation, None),
+        ("items", {"rows": [{"id": 1, "level": 1}, {"id": 2, "level": 100}]}, CheckViolation, "rows"),
         ("loose", {"rows": [{"n": 1}]}, NoSuchProcedure, None),
     ],
 )  # fmt: skip

@@ -49,7 +49,7 @@ def test_default_of_a_column_without_one_is_a_fault() -> None:
 
 def test_column_that_a_trigger_may_fill_is_no_fault() -> None:
     """Where a trigger comes before the row, only PostgreSQL can tell what is missing."""
-    filled = replace(ACTIONS, has_insert_triggers=True)
+    filled = replace(ACTIONS, before_triggers=frozenset({"insert"}))
     assert catalog_faults(filled, CATALOG, {"status": None}, True) == {}
     assert catalog_faults(filled, CATALOG, {"action": "x" * 9}, True).keys() == {"action"}
     assert catalog_faults(filled, CATALOG, {"action": None}, False).keys() == {"action"}

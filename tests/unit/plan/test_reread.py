@@ -86,7 +86,7 @@ def test_deleted_row_is_taken_as_it_was() -> None:
         ({"cascading_columns": frozenset({"seats"})}, False, True),
         ({"cascading_columns": frozenset({"plate"})}, False, False),
         ({"cascading_columns": frozenset({"plate"}), "side_effects": True}, False, True),
-        ({"has_insert_triggers": True}, False, False),
+        ({"before_triggers": frozenset({"insert"})}, False, False),
     ],
 )
 def test_row_that_triggers_change_is_read_again(changes: Any, create: bool, update: bool) -> None:
