@@ -29,6 +29,7 @@ from service.db.statements import compute_txn
 from service.db.writes import transaction_txn
 from service.errors import Canceled, Conflict, InvalidArgument, InvalidRow
 from service.payload import Receipted
+from service.plan.growing import is_nested, refuse_related
 from service.plan.write_plan import plan_import, writable
 from service.request.arguments import IDEMPOTENCY_KEY, Caller
 from service.request.assignments import BY_DEFAULT, new_value
@@ -297,7 +298,10 @@ class Upload:
 
     def _start(self, names: list[tuple[str, str]], csv: bool) -> CopySource:
         """Begin the transaction: now it is known what the rows are made of."""
-        catalog = self._snapshot.catalog
+        catalog, columns = self._snapshot.catalog, self.relation.columns
+        for name, path in names:
+            if name not in columns and is_nested(catalog, self.relation, name, row=False):
+                refuse_related(catalog, self.relation, name, path, "an import")
         header = csv and self._names is None
         plan = plan_import(catalog, self.relation, names, csv, header, self._first.conflict)
         rows = RowText(self._snapshot.codec, plan.columns, catalog.type, complete=plan.staged)

@@ -13,16 +13,16 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from service.api import upserts, write
+from service.api import row_updates, upserts, write
 from service.api.call import Call, Snapshot, Step
 from service.api.rules import refuse_new_rows, validated_steps
 from service.catalog import Catalog, Relation, Type
 from service.db.statements import Shape, compute_txn
 from service.db.steps import Message, Work, nested_txn, steps_txn
 from service.db.writes import SETTLE, NoRowWritten, too_many_rows
-from service.errors import InvalidArgument, NotChanged, ServiceError
+from service.errors import NotChanged, ServiceError
 from service.plan.conditions import Bound
-from service.plan.growing import grow, is_nested
+from service.plan.growing import grow, is_nested, refuse_related
 from service.plan.read_plan import plan_get
 from service.plan.reread import key_to_reread
 from service.plan.tree import (
@@ -44,7 +44,15 @@ from service.plan.tree import (
 from service.plan.write_plan import plan_create, refuse_names
 from service.request.arguments import Values, opened
 from service.request.read_request import Limits, Parsed
-from service.request.related_rows import RowsArgument, Shaped, StandIn, Unshaped, filled, marked
+from service.request.related_rows import (
+    Beside,
+    RowsArgument,
+    Shaped,
+    StandIn,
+    Unshaped,
+    filled,
+    marked,
+)
 from service.request.requests import (
     CreateRequest,
     GetRequest,
@@ -97,7 +105,7 @@ def create(call: Call) -> Step | Awaitable[Any]:
         InvalidRow: A model or the catalog refuses a row.
     """
     given = RowsArgument(call.args, call.kwargs)
-    if not any(_related_names(call, given)):
+    if not any(_related(call, given)):
         return write.create(call)
     relation, limits, work = write.relation_of(call), call.backend.limits, None
     options = parse_create_options(call.args, call.kwargs, limits)
@@ -195,20 +203,41 @@ def upsert(call: Call) -> Step | Awaitable[Any]:
     Raises:
         InvalidArgument: It has related rows among the values.
     """
-    for path in _related_names(call, RowsArgument(call.args, call.kwargs)):
-        raise InvalidArgument(
-            "an upsert takes no related rows", path=path, hint='"create" does, and makes new ones'
-        )
+    rows = RowsArgument(call.args, call.kwargs)
+    _refuse_related(call, rows, "an upsert", '"create" does, and makes new ones; ')
+    _refuse_related(call, RowsArgument((), call.kwargs, "update"), "an upsert")
     return upserts.upsert(call)
 
 
-def _related_names(call: Call, given: RowsArgument) -> Iterator[str]:
-    """Yield where related rows stand in the rows of a call; most have none."""
+def update(call: Call) -> Step | Awaitable[Any]:
+    """
+    Prepare `update`, as `row_updates.update` does.
+
+    Raises:
+        InvalidArgument: It has related rows among the changes.
+    """
+    argument = ("rows", None) if "rows" in call.kwargs else ("changes", 1)
+    _refuse_related(call, RowsArgument(call.args, call.kwargs, *argument), "an update")
+    return row_updates.update(call)
+
+
+def _refuse_related(call: Call, given: RowsArgument, what: str, hint: str = "") -> None:
+    for each in _related(call, given):
+        catalog, relation = call.snapshot.catalog, write.relation_of(call)
+        refuse_related(catalog, relation, each.name, each.path, what, hint)
+
+
+def _related(call: Call, given: RowsArgument) -> Iterator[Beside]:
+    """Yield what names related rows in the rows of a call; most have none."""
     relation = write.relation_of(call)
+    known: dict[tuple[str, bool], bool] = {}
     by_itself = {key.columns[0] for key in relation.foreign_keys if len(key.columns) == 1}
     for each in given.beside(relation.columns.keys(), by_itself):
-        if is_nested(call.snapshot.catalog, relation, each.name, each.row):
-            yield each.path
+        key = each.name, each.row
+        if key not in known:
+            known[key] = is_nested(call.snapshot.catalog, relation, *key)
+        if known[key]:
+            yield each
 
 
 def _nested(

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from service.api import functions, nested, read, row_updates, stream, write
+from service.api import functions, nested, read, stream, write
 from service.catalog import Relation
 from service.describe import error_schemas
 from service.describe.grammar import MEASURES, ORDER, SELECT, WHERE, WHOLE
@@ -226,7 +226,7 @@ _ROWS = (
     ),
     Verb(
         "update",
-        row_updates.update,
+        nested.update,
         arguments={
             **record(
                 {

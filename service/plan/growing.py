@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any
+from typing import Any, NoReturn
 
 from service.catalog import Catalog, Column, ForeignKey, Relation
 from service.datatypes import DOCUMENTS
@@ -51,6 +51,44 @@ def is_nested(catalog: Catalog, relation: Relation, name: str, row: bool) -> boo
     type = catalog.plain(catalog.type(column.type))
     keys = (key for key in relation.foreign_keys if key.columns == (name,))
     return type.form not in DOCUMENTS and type.kind != "composite" and any(keys)
+
+
+def refuse_related(
+    catalog: Catalog, relation: Relation, name: str, path: str, what: str, hint: str = ""
+) -> NoReturn:
+    """
+    Refuse related rows in what takes none, with the calls that write them.
+
+    Raises:
+        InvalidArgument: Always.
+    """
+    hint += _written_by(catalog, relation, name)
+    raise InvalidArgument(f"{what} takes no related rows", path=path, hint=hint)
+
+
+def _written_by(catalog: Catalog, relation: Relation, name: str) -> str:
+    """Return what to call for the rows of a relationship, in words."""
+    try:
+        found = nested_by(relation, related(catalog, relation, default_embed(name, name)))
+    except InvalidArgument:  # several are called so
+        found = None
+    if found is None:
+        return "each relation has its own verbs"
+    target, key = found.way.target.name, found.key
+    if found.way.junction is not None:
+        middle = found.way.junction.relation.name
+        words = f'"{middle}.create" relates rows by their keys, and "{middle}.delete" ends that'
+    elif found.refers:
+        words = (
+            f'{_listed(key)} takes the key of a row of "{target}", which "{target}.create" makes'
+        )
+    else:
+        words = f'"{target}.create" makes them, with the key of this row as {_listed(key)}'
+    return f'{words}; "transaction" makes one of several calls'
+
+
+def _listed(key: ForeignKey | None) -> str:
+    return ", ".join(f'"{name}"' for name in (key.columns if key is not None else ()))
 
 
 def document_names(catalog: Catalog) -> frozenset[str]:

@@ -182,15 +182,25 @@ class Beside(NamedTuple):
 
 class RowsArgument:
     """
-    The rows of a `create` or `upsert` before they are parsed: what looking them over tells.
+    The rows of a call before they are parsed: what looking them over tells.
 
     Args:
         args: Of the call.
         kwargs: Of the call.
+        name: Of the argument.
+        position: Where it stands among those without names, if it may.
     """
 
-    def __init__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        self._rows = args[0] if args else kwargs.get("values")
+    def __init__(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        name: str = "values",
+        position: int | None = 0,
+    ) -> None:
+        by_position = position is not None and len(args) > position
+        self._rows = args[position or 0] if by_position else kwargs.get(name)
+        self._name = name
 
     def more_than(self, most: int) -> bool:
         """Return whether it is a list of more rows."""
@@ -207,7 +217,7 @@ class RowsArgument:
             keys |= {name for name in referring if isinstance(row.get(name), Mapping)}
             for key in keys:
                 if isinstance(key, str):
-                    path = f"values.{at}.{key}" if many else f"values.{key}"
+                    path = f"{self._name}.{at}.{key}" if many else f"{self._name}.{key}"
                     yield Beside(path, named(key), _is_row(row[key]))
 
     def size(self) -> int:

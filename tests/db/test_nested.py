@@ -452,3 +452,33 @@ async def test_calls_of_one_shape_write_each_their_own_values(db: DirectCaller, 
         error = await failure_of(refused)
         assert isinstance(error, InvalidArgument | InvalidRow), error
         assert error.details.get("path") == path
+
+
+LINES = '"lines.create" makes them, with the key of this row as "order_id"; '
+CUSTOMER = '"customer_id" takes the key of a row of "customers", which "customers.create" makes; '
+TAGS = '"order_tags.create" relates rows by their keys, and "order_tags.delete" ends that; '
+SEVERAL = '"transaction" makes one of several calls'
+UNNESTED: list[tuple[str, list[Any], dict[str, Any], str, str]] = [
+    ("update", [1, {"lines": [{"sku": "a"}]}], {}, "changes.lines", LINES + SEVERAL),
+    ("update", [], {"key": 1, "changes": {"note": "x", "lines": [{"$link": 1}]}}, "changes.lines", LINES + SEVERAL),
+    ("update", [1, {"customer_id": {"name": "x"}}], {}, "changes.customer_id", CUSTOMER + SEVERAL),
+    ("update", [1, {"customer_id": {"$link": 1}}], {"returning": "both"}, "changes.customer_id", CUSTOMER + SEVERAL),
+    ("update", [1, {"tags": [{"$link": 1}]}], {}, "changes.tags", TAGS + SEVERAL),
+    ("update", [1, {"customers": {"name": "x"}}], {}, "changes.customers", "each relation has its own verbs"),
+    ("update", [], {"rows": [{"id": 1}, {"id": 2, "lines": []}]}, "rows.1.lines", LINES + SEVERAL),
+    ("upsert", [{"id": 1}], {"update": {"lines": []}}, "update.lines", LINES + SEVERAL),
+    ("upsert", [{"id": 1, "lines": []}], {}, "values.lines",
+     '"create" does, and makes new ones; ' + LINES + SEVERAL),
+    ("import", [[{"id": 1, "lines": []}]], {}, "rows.0.lines", LINES + SEVERAL),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("verb", "args", "kwargs", "path", "hint"), UNNESTED, ids=str)
+@pytest_twisted.ensureDeferred
+async def test_related_rows_where_none_can_be_are_refused_with_what_to_call(
+    db: DirectCaller, verb: str, args: list[Any], kwargs: dict[str, Any], path: str, hint: str
+) -> None:
+    refused = await failure_of(db.call(f"orders.{verb}", *args, **kwargs))
+    assert isinstance(refused, InvalidArgument), refused
+    assert "takes no related rows" in str(refused)
+    assert (refused.details["path"], refused.details["hint"]) == (path, hint)
