@@ -45,7 +45,7 @@ from service.plan.update_rows import key_of_rows, plan_update_rows, split_row
 from service.plan.write_plan import no_known_key, plan_current, refuse_names
 from service.request.arguments import Brought, Values
 from service.request.assignments import literals
-from service.request.read_request import Limits, Parsed
+from service.request.read_request import Limits, Parsed, null_in_key
 from service.request.requests import (
     GetRequest,
     Item,
@@ -126,7 +126,7 @@ def _prepare(
     for at, (of_key, changes) in enumerate(split):
         for each in of_key:
             if each.operand is not None and parsed.values[each.operand.slot] is None:
-                raise InvalidArgument("a key has a value for each of its columns", path=each.path)
+                raise null_in_key(each.path, each.column)
         refuse_row(snapshot, relation, changes, parsed.values, f"rows.{at}", creating=False)
     if split and not any(changes for _, changes in split):
         raise InvalidArgument("no row names a column that changes", path="rows")

@@ -37,7 +37,7 @@ from service.plan.scope import Scope
 from service.plan.write_plan import plan_conflict
 from service.request.arguments import Values
 from service.request.assignments import literals
-from service.request.read_request import Parsed
+from service.request.read_request import Parsed, null_in_key
 from service.request.requests import (
     EVERYTHING,
     NEVER,
@@ -135,13 +135,11 @@ def _key(call: Call, parsed: New) -> tuple[str, ...]:
 def _refuse_null_keys(relation: Relation, key: tuple[str, ...], parsed: New) -> None:
     """Refuse rows whose key has a null, where one that is there may have the same."""
     columns = [relation.columns[name] for name in key]
-    for row in parsed.request.rows:
+    for path, row in zip(parsed.request.paths, parsed.request.rows, strict=True):
         given = given_of(row, parsed.values)
-        if any(
-            given[each.name] is None if each.name in given else not each.has_default
-            for each in columns
-        ):
-            raise InvalidArgument("a key that is null is not looked for", path="on_conflict")
+        for each in columns:
+            if given[each.name] is None if each.name in given else not each.has_default:
+                raise null_in_key(f"{path or 'values'}.{each.name}", each.name)
 
 
 async def _met(call: Call, parsed: New, key: tuple[str, ...]) -> Met:

@@ -464,9 +464,27 @@ def _key_parts(key: Any, path: str) -> tuple[tuple[str, ...], list[tuple[Any, st
         parts = [(each, f"{path}.{at}") for at, each in enumerate(key)]
     else:
         parts = [(key, path)]
-    if not parts or any(value is None for value, _ in parts):
+    if not parts:
         raise InvalidArgument("a key has a value for each of its columns", path=path)
+    for at, (value, here) in enumerate(parts):
+        if value is None:
+            raise null_in_key(here, columns[at] if columns else "")
     return columns, parts
+
+
+def null_in_key(path: str, column: str = "") -> InvalidArgument:
+    """
+    Return the refusal of a key with a null, which equals nothing, with what finds such rows.
+
+    Args:
+        path: Where it stands.
+        column: That it is of, if the key names it; a primary key has none.
+    """
+    found = f"where={json.dumps({column: None}, ensure_ascii=False)}"
+    hint = f'"find", "update" and "delete" take a filter, as in {found}' if column else None
+    return InvalidArgument(
+        "a key has a value for each of its columns", path=path, column=column or None, hint=hint
+    )
 
 
 def parse_embed(given: Arguments, values: Values, limits: Limits) -> tuple[Embed, ...]:

@@ -35,6 +35,8 @@ CREATE TABLE odd ("-id" int PRIMARY KEY, "a:b" text, "a.b" text, "a->b" text, "a
 INSERT INTO odd VALUES (1, 'x', 'y', 'z', 'w', 5, 'q'), (2, 'X', 'Y', 'Z', 'W', 6, 'Q');
 CREATE DOMAIN doc AS jsonb;
 CREATE TABLE docs (id int PRIMARY KEY, doc doc);
+CREATE TABLE slots (id int PRIMARY KEY, a int, b int, up_id int REFERENCES slots,
+    UNIQUE NULLS NOT DISTINCT (a, b));
 CREATE VIEW keyless AS SELECT name FROM lands;
 ALTER TABLE lands ENABLE ROW LEVEL SECURITY;
 CREATE POLICY few ON lands TO gt_clerk USING (id < 3);
@@ -218,3 +220,37 @@ async def test_name_in_quotes_is_that_column_wherever_one_is_named(
     assert await db.call("odd.count", where={quoted: {"eq": {"$column": quoted}}}) == 2
     groups = await db.call("odd.aggregate", {"n": {"count": "*"}}, group=[quoted])
     assert [each["n"] for each in groups] == [1, 1]
+
+
+NULL = {"a": 1, "b": None}
+WITH_NULL: list[tuple[str, dict[str, Any], str]] = [
+    ("get", {"key": NULL}, "key.b"),
+    ("get", {"keys": [{"a": 1, "b": 1}, NULL]}, "keys.1.b"),
+    ("update", {"key": NULL, "changes": {"id": 5}}, "key.b"),
+    ("delete", {"key": NULL}, "key.b"),
+    ("update", {"rows": [{**NULL, "id": 5}], "by": ["a", "b"]}, "rows.0.b"),
+    ("create", {"values": {"id": 5, "up_id": {"$link": NULL}}}, "values.up_id.$link.b"),
+    (
+        "upsert",
+        {"values": {"id": 5, **NULL}, "on_conflict": ["a", "b"], "returning": "both"},
+        "values.b",
+    ),
+    (
+        "upsert",
+        {"values": [{"id": 5, "a": 1}], "on_conflict": ["a", "b"], "returning": "old"},
+        "values.0.b",
+    ),
+]
+
+
+@pytest.mark.parametrize(("verb", "kwargs", "path"), WITH_NULL, ids=str)
+@pytest_twisted.ensureDeferred
+async def test_null_in_a_key_is_refused_everywhere_with_what_finds_the_row(
+    db: DirectCaller, verb: str, kwargs: dict[str, Any], path: str
+) -> None:
+    """Of a key that is of one row, nulls and all, too: a filter knows what null means."""
+    refused = await failure_of(db.call(f"slots.{verb}", **kwargs))
+    assert isinstance(refused, InvalidArgument), refused
+    assert str(refused) == "a key has a value for each of its columns"
+    hint = '"find", "update" and "delete" take a filter, as in where={"b": null}'
+    assert (refused.details["path"], refused.details["hint"]) == (path, hint)

@@ -192,7 +192,7 @@ async def test_key_of_null_is_not_looked_for(db: DirectCaller, dsn: str) -> None
     for row in ({"id": 1, "slot": None}, {"id": 1}, {"id": 1, "slot": {"$default": True}}):
         refused = await failure_of(db.call("places.upsert", row, on_conflict=["slot"], **both))
         assert isinstance(refused, InvalidArgument)
-        assert refused.details["path"] == "on_conflict"
+        assert refused.details["path"] == "values.slot"
     row = {"id": 5, "code": None}
     assert await db.call("items.upsert", row, on_conflict=["code"], **both) == {
         "old": None,
