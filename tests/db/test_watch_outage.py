@@ -9,6 +9,7 @@ import pytest_twisted
 from twisted.internet import reactor
 
 from schema import changes
+from service.changes import cycle
 from service.changes.queries import WatchLimits
 from service.db.thread import in_thread
 from tests.conftest import execute
@@ -67,3 +68,26 @@ async def test_row_that_a_crash_may_lose_is_not_told(tracked: Server) -> None:
             kept = execute(tracked.dsn, f"SELECT id FROM items WHERE id = {101 + n}")
             assert kept == [(101 + n,)]
         await watcher.same()
+
+
+@pytest_twisted.ensureDeferred
+async def test_row_is_told_once_another_commit_has_brought_it_to_the_disk(
+    tracked: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write of the cycle's own would wait for the disk once more than the tick that woke it."""
+    execute(tracked.dsn, "ALTER SYSTEM SET synchronous_commit = off")
+    execute(tracked.dsn, "ALTER SYSTEM SET wal_writer_delay = '10s'")
+    execute(tracked.dsn, "SELECT pg_reload_conf()")
+    waits = "SET synchronous_commit = on; SELECT pg_logical_emit_message(true, 'test', '')"
+    async with living(tracked.dsn, WatchLimits()) as live:
+        watcher = live.watch("items", where={"id": {"gt": 100}})
+        await watcher.first()
+        monkeypatch.setattr(cycle, "LOOKS", (0.01,) * 3000)
+        monkeypatch.setattr(cycle, "FLUSH", "a write of its own")
+        for n in range(3):
+            told = len(watcher.messages)
+            execute(tracked.dsn, f"INSERT INTO items VALUES ({101 + n}, {n})")
+            live.watches.wake()
+            execute(tracked.dsn, waits)
+            await until(lambda told=told: len(watcher.messages) > told)
+        assert {each["type"] for each in watcher.messages[1:]} <= {"delta", "alive"}
