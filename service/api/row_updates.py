@@ -57,8 +57,7 @@ from service.request.requests import (
     UpdateRowsRequest,
 )
 from service.request.write_request import parse_update, parse_update_rows
-from service.sql.joined import lock_rows
-from service.sql.modify import modify
+from service.sql.modify import lock_rows, modify
 from service.sql.select import select
 from service.sql.statement import Statement
 

@@ -29,8 +29,7 @@ from twisted.logger import Logger
 from service.api.dispatcher import Dispatcher
 from service.api.roles import SERVICE, Roles
 from service.catalog import Catalog
-from service.changes.event_packer import event_packer
-from service.changes.images import ImageReader, Unreadable, image_reader
+from service.changes.images import ImageReader, Unreadable, event_packer, image_reader
 from service.changes.net import Change, Image
 from service.changes.positions import TickPosition
 from service.changes.ticks import Tick

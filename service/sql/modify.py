@@ -1,5 +1,9 @@
 """
 INSERT, UPDATE and DELETE, with ON CONFLICT and what comes back of the rows.
+
+Where each of several new rows is to be told by its number, MERGE makes them, which gives back what it has
+read beside what it has written (from PostgreSQL 17 on). INSERT gives back what it has written alone, and in
+an order that PostgreSQL does not promise.
 """
 
 from __future__ import annotations
@@ -7,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from psycopg2.sql import SQL, Composable, Identifier, Literal
+from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
 from service.catalog import Relation
 from service.plan.conditions import BoolExpr, Bound
@@ -16,7 +20,10 @@ from service.plan.plans import (
     ConflictUpdate,
     DeletePlan,
     InsertPlan,
+    Joined,
+    Lock,
     Output,
+    Picked,
     PlannedConflict,
     PlannedReturning,
     Setting,
@@ -36,11 +43,9 @@ from service.sql.expressions import (
     relation_name,
     where_clause,
 )
-from service.sql.joined import ORDINAL, ahead_of, is_joined, source_of
-from service.sql.new_values import new_value
-from service.sql.numbered import NUMBER, numbered_rows
+from service.sql.new_values import GIVEN, new_value
 from service.sql.saved_rows import ORDER, WRITTEN, save_rows, saved_rows, saved_values
-from service.sql.select import answer_of, column_list, embed_joins
+from service.sql.select import answer_of, column_list, embed_joins, row_lock, rows_of
 from service.sql.statement import (
     AND,
     COMMA,
@@ -331,3 +336,135 @@ def _has_key(conflict: PlannedConflict, key: Sequence[Bound]) -> Composable:
         SQL("{new} {equal} {key}").format(new=new, equal=operator(equal), key=value)
         for new, equal, value in parts
     )
+
+
+NUMBER: Composable = Identifier("s", "n")
+"""The number of a row among those of the statement, from 0."""
+
+
+def numbered_rows(plan: InsertPlan) -> Composable:
+    """
+    Build the MERGE of new rows; rows that give the same columns share a clause of it.
+
+    A column that a row does not give takes its default, and a clause can say so of all its rows alone.
+    """
+    # A clause for each would make the text grow with the rows, and an application gives few sets of columns.
+    shapes: dict[tuple[bool, ...], int] = {}
+    rows = []
+    for number, row in enumerate(plan.rows):
+        shape = shapes.setdefault(tuple(value is not None for value in row), len(shapes))
+        # No column gives these values their types: each is cast, without modifiers, which would cut.
+        values = [Parameter(replace(value, cast=True)) if value else SQL("NULL") for value in row]
+        rows.append(
+            SQL("({values})").format(
+                values=COMMA.join([SQL(f"{number:d}"), SQL(f"{shape:d}"), *values])
+            )
+        )
+    names = ["n", "shape", *(f"c{at}" for at in range(len(plan.columns)))]
+    return SQL(
+        'MERGE INTO {relation} AS "t" USING (VALUES {rows}) AS "s" ({names}) ON false{inserts}'
+    ).format(
+        relation=relation_name(plan.relation),
+        rows=COMMA.join(rows),
+        names=COMMA.join(map(Identifier, names)),
+        inserts=Composed(
+            [
+                _insert(plan, shape, number if len(shapes) > 1 else None)
+                for shape, number in shapes.items()
+            ]
+        ),
+    )
+
+
+def _insert(plan: InsertPlan, shape: tuple[bool, ...], number: int | None) -> Composable:
+    given = [at for at, is_given in enumerate(shape) if is_given]
+    which = EMPTY if number is None else SQL(
+        f' AND "s"."shape" OPERATOR(pg_catalog.=) {number:d}'
+    )  # fmt: skip
+    if not given:
+        return SQL(" WHEN NOT MATCHED{which} THEN INSERT DEFAULT VALUES").format(which=which)
+    return SQL(" WHEN NOT MATCHED{which} THEN INSERT ({columns}) VALUES ({values})").format(
+        which=which,
+        columns=COMMA.join(Identifier(plan.columns[at].name) for at in given),
+        values=COMMA.join(Identifier("s", f"c{at}") for at in given),
+    )
+
+
+ORDINAL = Identifier(GIVEN, "n")
+"""The number of a row of the call, from 0."""
+
+
+def ahead_of(joined: Joined) -> Composable:
+    """Build what stands before an update: the query of the rows that are picked."""
+    if not isinstance(joined.source, Picked):
+        return EMPTY
+    # not a subselect of the WHERE: PostgreSQL could run that again, and take other rows
+    return SQL("WITH {name} ({key}) AS ({rows}) ").format(
+        name=Identifier(GIVEN),
+        key=COMMA.join(Identifier(f"k{at}") for at in range(len(joined.key))),
+        rows=rows_of(joined.source.read),
+    )
+
+
+def source_of(joined: Joined) -> Composable:
+    """Build what the FROM clause of an update reads."""
+    if isinstance(joined.source, Picked):
+        return Identifier(GIVEN)
+    return SQL("(VALUES {rows}) AS {name} ({columns})").format(
+        rows=_values(joined.source),
+        name=Identifier(GIVEN),
+        columns=COMMA.join(Identifier(each.name) for each, _ in joined.source.columns),
+    )
+
+
+def is_joined(joined: Joined) -> Composable:
+    """Build the condition that a row has the key of what it is joined to."""
+    return AND.join(
+        SQL("{column} {equal} {value}").format(
+            column=Identifier(NAME, name),
+            equal=operator(equal),
+            value=Identifier(GIVEN, f"k{at}"),
+        )
+        for at, (name, equal) in enumerate(zip(joined.key, joined.equal, strict=True))
+    )
+
+
+def lock_rows(plan: UpdatePlan) -> Statement:
+    """
+    Build the query of the rows that an update is for, in the order of the call; they are locked,
+    where PostgreSQL can.
+
+    Behind the columns stand the number of each, and its new values of the columns that are computed.
+    """
+    if plan.joined is None:
+        raise TypeError("the rows are not those of a call")
+    columns = tuple(each.name for each in plan.relation.columns.values() if each.selectable)
+    new = [
+        cast(new_value(each.value), each.column.declared) for each in plan.settings if each.computes
+    ]
+    rows = SQL(
+        'SELECT {columns} FROM {source} JOIN {relation} AS "t" ON {key} ORDER BY {number}{lock}'
+    ).format(
+        columns=COMMA.join([*(Identifier(NAME, name) for name in columns), ORDINAL, *new]),
+        source=source_of(plan.joined),
+        relation=relation_name(plan.relation),
+        key=is_joined(plan.joined),
+        number=ORDINAL,
+        lock=row_lock(plan.relation, Lock()),
+    )
+    return build_statement(plan.name, rows, columns=columns)
+
+
+def _values(given: CallRows) -> Composable:
+    """Build the rows of VALUES: the types of the first one are those of all."""
+    found = []
+    for at, row in enumerate(given.rows):
+        cells: list[Composable] = []
+        for value, (_, type) in zip(row, given.columns, strict=True):
+            if isinstance(value, Bound):
+                cells.append(Parameter(replace(value, cast=not at)))
+            else:
+                cell = SQL("NULL" if value is None else f"{value:d}")
+                cells.append(cell if at else cast(cell, type.sql))
+        found.append(SQL("({cells})").format(cells=COMMA.join(cells)))
+    return COMMA.join(found)
