@@ -102,7 +102,7 @@ class Publisher(SessionObserver):
         return self._session
 
     def _lost(self, session: SafeSession) -> bool:
-        return session.lost or session.closing is not None or session is not self._session
+        return session.lost or session is not self._session
 
     async def _send(self, session: SafeSession, rest: deque[Publication]) -> None:
         """

@@ -313,8 +313,8 @@ class SafeSession(ApplicationSession):
 
     @property
     def lost(self) -> bool:
-        """Return whether the connection is gone, and answers with it."""
-        return self._open is None
+        """Return whether the connection is gone, or about to be closed, and answers with it."""
+        return self._open is None or self.closing is not None
 
     @property
     def can_restrict(self) -> bool:
@@ -423,7 +423,7 @@ class SafeSession(ApplicationSession):
     def _reply(self, result: Any, request: int) -> None:
         """Answer an invocation with what its endpoint has returned or raised."""
         del self._invocations[request]
-        if self._open is None:
+        if self.lost:
             return
         msg: Any = None
         if isinstance(result, Failure):

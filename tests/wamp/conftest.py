@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.logger import LogLevel, globalLogPublisher
 
 from service.app import Serving
 from service.wamp.accounts import Bounds
@@ -55,6 +56,20 @@ async def caller(
     session = await join(router, getattr(request.module, "HOW", "rawsocket cbor"))
     yield session
     await session.close()
+
+
+@pytest.fixture
+def logged() -> Iterator[list[dict[str, Any]]]:
+    """Collect what is logged at warn level and above."""
+    events: list[dict[str, Any]] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        if event["log_level"] >= LogLevel.warn:
+            events.append(event)
+
+    globalLogPublisher.addObserver(observe)
+    yield events
+    globalLogPublisher.removeObserver(observe)
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
-from twisted.logger import LogLevel, globalLogPublisher
 
 from service.embedded.crossbar import node_command
 from service.wamp.auth import Cryptosign, Ticket
@@ -29,20 +29,6 @@ from service.wamp.client import WampClient, WampConfig
 from tests.conftest import Router, crossbar, free_port, wait_until
 from tests.wamp.conftest import Join, StartEdge
 from tests.wamp.test_session import Listening
-
-
-@pytest.fixture
-def logged() -> Iterator[list[dict[str, Any]]]:
-    """Collect what is logged at warn level and above."""
-    events: list[dict[str, Any]] = []
-
-    def observe(event: dict[str, Any]) -> None:
-        if event["log_level"] >= LogLevel.warn:
-            events.append(event)
-
-    globalLogPublisher.addObserver(observe)
-    yield events
-    globalLogPublisher.removeObserver(observe)
 
 
 def told(events: list[dict[str, Any]]) -> list[str]:
@@ -127,8 +113,6 @@ class Silent(Protocol):
 @pytest_twisted.ensureDeferred
 async def test_stop_while_router_is_silent_ends(start_edge: StartEdge) -> None:
     """A router that never answers the greeting does not hold the stop up."""
-    from twisted.internet import reactor
-
     factory: Any = Factory.forProtocol(Silent)
     factory.noisy = False
     factory.accepted, factory.lost = Deferred(), Deferred()
@@ -162,8 +146,6 @@ async def test_login_at_a_silent_router_is_given_up(
     start_edge: StartEdge, logged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A router that accepts and says nothing is given up; a session that stands is not."""
-    from twisted.internet import reactor
-
     monkeypatch.setattr("service.wamp.client.CONNECT_TIMEOUT", 0.1)
     factory: Any = Factory.forProtocol(Silent)
     factory.noisy = False
@@ -344,6 +326,4 @@ def accepts(port: int) -> bool:
 
 def tick() -> Deferred[None]:
     """Let the reactor go round."""
-    from twisted.internet import reactor
-
     return deferLater(reactor, 0.005, lambda: None)

@@ -6,6 +6,7 @@ subscriptions.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import pytest_twisted
@@ -314,6 +315,28 @@ async def test_subscription_that_is_ended_is_forgotten(
     await theirs.unsubscribe()
     await until(lambda: not subscriptions.wanted(HEAD))
     assert not any(uri == TOPIC for uri, _ in subscriptions._known.values())
+
+
+@pytest_twisted.ensureDeferred
+async def test_questions_of_a_session_that_the_router_ends_are_no_failure(
+    start_edge: StartEdge, call_from: Join, logged: list[dict[str, Any]]
+) -> None:
+    """They end with it, while the connection is there for a moment."""
+    subscriptions = Subscriptions(reactor)
+    edge = await start_edge(observers=[subscriptions])
+    await heard_by(await call_from(), "rowcast.things.changed..", "wildcard")
+    await until(lambda: subscriptions._known and not subscriptions._asking)
+    session, transport = subscriptions._session, edge.client._transport
+    assert session is not None
+    # What it lists comes together with the end, so that what is asked then has no answer.
+    transport.pauseProducing()
+    subscriptions._ask()
+    killer = await call_from("service cbor")
+    await killer.call("wamp.session.kill", session._session_id, reason="rowcast.test")
+    transport.resumeProducing()
+    await until(lambda: subscriptions._session is not session)
+    await edge.client.when_joined()
+    assert not [event for event in logged if "log_failure" in event]
 
 
 @pytest_twisted.ensureDeferred
