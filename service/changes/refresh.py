@@ -117,7 +117,9 @@ class Run:
         keyed: How changes lead to keys; None where all rows are read.
         shown: How many of the first rows are watched; None for all.
         spare: How many more are kept.
-        whole: Seconds that the last read of all rows took.
+        last: Seconds that the last read of all rows took.
+        whole: Seconds that the shorter of the last two took: what takes long once may have stood
+            still, with its server or with this process.
         until: When all rows may be read again, by the monotonic clock.
         resting: How many more times all rows are read before rows by key are tried again.
     """
@@ -132,6 +134,7 @@ class Run:
     keyed: KeyPlan | None = None
     shown: int | None = None
     spare: int = 0
+    last: float = 0.0
     whole: float = 0.0
     until: float = 0.0
     resting: int = 0
@@ -154,7 +157,8 @@ class Run:
 
     def timed(self, began: float, ended: float) -> None:
         """Record a read of all rows; one that takes long is followed by a rest, for others' sake."""
-        self.whole = ended - began
+        before, self.last = self.last, ended - began
+        self.whole = min(self.last, before or self.last)
         self.rest(ended)
 
     def rest(self, now: float) -> None:

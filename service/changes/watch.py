@@ -573,7 +573,7 @@ class Watches(Service):
         if self._runs.get(query.run) is query:  # nobody has cancelled it meanwhile
             self._drop(query.run)
             self._runs[run] = query
-        run.whole, run.until = query.run.whole, query.run.until
+        run.last, run.whole, run.until = query.run.last, query.run.whole, query.run.until
         query.run = run
         query.invalidate()
 

@@ -25,7 +25,7 @@ from service.changes.watching_session import WatchingSession
 from tests.conftest import execute
 from tests.db.dispatchers import ANYONE
 from tests.db.watched import Live, Watcher, living, watch_of
-from tests.deferreds import until
+from tests.deferreds import pause, until
 
 SCHEMA = f"""
 {changes.install()}
@@ -120,6 +120,26 @@ async def test_queries_that_a_chain_of_sessions_shares_are_read_together(
     places = {each.messages[0]["position"].split("~")[0] for each in (one, shared, also, three)}
     assert len(places) == 1
     assert all(run.whole < 1.0 for run in runs)
+
+
+@pytest_twisted.ensureDeferred
+async def test_query_that_stood_still_once_does_not_rest_for_that(
+    dsn: str, live: Live, lock: Connection
+) -> None:
+    """As one does whose server, or whose service, stands still meanwhile; twice, it is taken to be long."""
+    watcher = slow(live, 1, MINE)
+    await watcher.first()
+    await until(lambda: not live.watches._asking)
+    run = watch_of(watcher).query.run
+    for turn, heavy in enumerate((False, True)):
+        hold(lock, 1)
+        execute(dsn, f"UPDATE loud SET name = 'held {turn}'")
+        await until(lambda: execute(dsn, READING.format(1)))
+        await pause(0.5)
+        lock.rollback()
+        await until(lambda: len(watcher.messages) == turn + 2)  # noqa: B023
+        assert run.heavy == heavy
+    assert run.until > time.monotonic() + 2
 
 
 @pytest_twisted.ensureDeferred
