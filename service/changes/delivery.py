@@ -190,9 +190,9 @@ class Delivery:
                 broken[0].raiseException()
             raise
         finally:
-            if pulse.running:
+            if pulse.running:  # else it has failed, and this runs within its end
                 pulse.stop()
-            await beating  # a thread may be at it
+                await beating  # a thread may be at it
 
     def _in_thread(self, function: Callable[..., Result], *args: Any) -> Deferred[Result]:
         return in_thread(self._reactor, "pg-feed", function, *args)

@@ -131,6 +131,8 @@ async def test_leader_that_cannot_publish_leaves_it_to_one_that_can(dsn: str) ->
         await until(lambda: follower.feed.well)
         leader.able, leader.waits = False, Deferred()
         execute(dsn, "INSERT INTO items (n) VALUES (1)")
+        await until(lambda: not leader.feed.well)
+        assert str(leader.feed.problem).startswith("CannotPublish: there is no router")
         await until(lambda: follower.batches)
         assert leader.batches == []
         assert not leader.feed.leading
