@@ -14,6 +14,7 @@ import threading
 import time
 from queue import SimpleQueue
 
+import psycopg2
 from psycopg2 import _psycopg
 
 from service.db.connection import PgConnection
@@ -74,7 +75,10 @@ def request_cancel(connection: PgConnection) -> bool:
         Whether the server has it; within the `connect_timeout` of the connection.
     """
     if _LIBPQ is None:
-        connection.cancel()
+        try:
+            connection.cancel()
+        except psycopg2.Error:
+            return False
         return True
     with connection.lock:
         if connection.closed:

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import random
 import time
+from typing import Any
 
 import psycopg2
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import CancelledError, ensureDeferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, gatherResults
 
 from service.db import cancel
 from service.db.connection import PgConnection
@@ -180,6 +181,33 @@ async def test_cancel_without_libpq_stops_the_query(
         call.cancel()
         await failure_of(call)
         assert await database.statement("SELECT 1", timeout=2) == [(1,)]
+
+
+@pytest.mark.parametrize("libpq", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_cancel_that_cannot_be_sent_keeps_no_other_from_it(
+    libpq: bool, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was for ends with its connection, and the next one finds a thread that sends it."""
+    if not libpq:
+        monkeypatch.setattr(cancel, "_LIBPQ", None)
+    where = [dsn]
+    async with database_at(lambda: where[0], most=1) as database:
+
+        async def stop_in_time(call: Deferred[Any]) -> None:
+            call.cancel()
+            await failure_of(call)
+            await until(lambda: not database.pool.stats().busy, 8)
+
+        with Relay(dsn) as relay:
+            where[0] = relay.dsn
+            call = database.statement("SELECT pg_sleep(16)")
+            await until(lambda: running(dsn, "pg_sleep(16)"))
+        where[0] = dsn  # nobody listens at the relay any more
+        await stop_in_time(call)
+        call = database.statement("SELECT pg_sleep(17)")
+        await until(lambda: running(dsn, "pg_sleep(17)"))
+        await stop_in_time(call)
 
 
 @pytest_twisted.ensureDeferred
