@@ -1,8 +1,9 @@
 """
 Every fault, for longer: `python -m tests.faults [--seed N] [--seconds 10] [--only NAME]…`.
 
-Before them a rolling restart, and cancels at random moments (`--calls` of each). Prints a line for
-each, and at the end the table; the status is 1 if a promise was broken.
+Before them a rolling restart, and cancels at random moments (`--calls` of each); after them as many
+rounds again of several faults at once as `--volleys` says. Prints a line for each, and at the end the
+table; the status is 1 if a promise was broken.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
-from tests.faults.faults import FAULTS
+from tests.faults.faults import FAULTS, VOLLEY
 from tests.faults.house import House, house
 from tests.faults.rounds import Round, rolling, strike, table
 from tests.faults.storm import storm
@@ -36,6 +37,7 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=random.randrange(10**6))
     options.add_argument("--seconds", type=float, default=10.0, help="of traffic for each fault")
     options.add_argument("--calls", type=int, default=10_000)
+    options.add_argument("--volleys", type=int, default=20)
     options.add_argument("--only", action="append", choices=[ROLLING, CANCELS, *FAULTS])
     given = options.parse_args()
     with small_disk() as disk:
@@ -61,7 +63,7 @@ async def run(given: Any, disk: Path | None) -> None:
     print(f"seed {given.seed}", flush=True)
     rounds, broken = list[Round](), False
     async with house(disk) as running:
-        for name in given.only or [ROLLING, CANCELS, *FAULTS]:
+        for name in given.only or [ROLLING, CANCELS, *FAULTS, *[VOLLEY] * given.volleys]:
             if name == DISK and disk is None:
                 print("disk full: left out, no disk can be mounted here")
                 continue
@@ -76,6 +78,7 @@ async def run(given: Any, disk: Path | None) -> None:
             print(" · ".join(rounds[-1].cells()), *rounds[-1].wrong(), flush=True)
         for line in running.failures():
             print(f"in a log: {line}")
+            broken = True
     print(table(rounds))
     if broken or any(each.wrong() for each in rounds):
         sys.exit(1)

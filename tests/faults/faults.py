@@ -5,16 +5,17 @@ What is done to the processes and the connections between them.
 from __future__ import annotations
 
 import errno
-import os
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM
 
+import psutil
+from twisted.internet.defer import Deferred, gatherResults
+
 from service.changes.leader import LEASE
-from tests.conftest import execute
 from tests.deferreds import pause
-from tests.faults.house import House, Part
+from tests.faults.house import House, Part, send
 from tests.faults.proxy import Proxy
 
 Fault = Callable[[House, random.Random], Awaitable[None]]
@@ -22,7 +23,7 @@ FAULTS: dict[str, Fault] = {}
 """By name; each returns when it is over, a killed process aside: that is started again."""
 STALL = 2.0
 """Seconds that something stands still."""
-SEVERAL = "several, one after another"
+SEVERAL, VOLLEY = "several, one after another", "several, one upon another"
 LONG = LEASE + 2.0
 """Seconds after which another service leads in place of one that stands still."""
 
@@ -100,13 +101,16 @@ async def freeze_router(house: House, chance: random.Random) -> None:
 @fault("backend: kill -9")
 async def kill_backend(house: House, chance: random.Random) -> None:
     """Kill one server process, upon which PostgreSQL ends all and recovers."""
-    found = execute(
-        house.dsn,
-        "SELECT pid FROM pg_stat_activity"
-        " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
-    )
-    with suppress(ProcessLookupError):
-        os.kill(int(str(chance.choice(found)[0])), SIGKILL)
+    # Not asked of PostgreSQL, which may be down or stand still by another fault.
+    found = [each for each in house.postgres.processes() if _is_backend(each)]
+    if found:
+        send([chance.choice(found)], SIGKILL)
+
+
+def _is_backend(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return any("postgres: postgres postgres" in each for each in process.cmdline())
+    return False
 
 
 @fault("postmaster: kill -9")
@@ -129,9 +133,10 @@ async def freeze_postgres(house: House, chance: random.Random) -> None:
 
 async def freeze(part: Part, seconds: float = STALL) -> None:
     """Let a part stand still for a while."""
-    part.signal_all(SIGSTOP)
+    stopped = part.processes()  # others may be there afterwards, by another fault
+    send(stopped, SIGSTOP)
     await pause(seconds)
-    part.signal_all(SIGCONT)
+    send(stopped, SIGCONT)
 
 
 def _cut(name: str, wire: Callable[[House], Proxy]) -> None:
@@ -191,10 +196,24 @@ async def fill_disk(house: House, chance: random.Random) -> None:
         path.unlink()
 
 
+def _others() -> list[str]:
+    return [name for name in FAULTS if name not in {"none", "disk full", SEVERAL, VOLLEY}]
+
+
 @fault(SEVERAL)
 async def several(house: House, chance: random.Random) -> None:
     """Do five of the others, whether what is broken by one is up again at the next or not."""
-    names = [name for name in FAULTS if name not in {"none", "disk full", SEVERAL}]
-    for name in chance.sample(names, 5):
+    for name in chance.sample(_others(), 5):
         await FAULTS[name](house, chance)
         await pause(chance.uniform(0, 3))
+
+
+@fault(VOLLEY)
+async def volley(house: House, chance: random.Random) -> None:
+    """Begin some, of a kind or a few, each while those before it go on or what they broke comes back."""
+    kinds = chance.sample(_others(), chance.randint(1, 3))
+    begun = []
+    for _ in range(chance.randint(2, 5)):
+        begun.append(Deferred.fromCoroutine(FAULTS[chance.choice(kinds)](house, chance)))
+        await pause(chance.uniform(0, chance.choice((0.3, 0.3, 3.0))))
+    await gatherResults(begun)

@@ -22,6 +22,8 @@ from tests.faults.ledger import RELATIONS, Ledger, State
 from tests.wamp.kit_client import Client
 
 ALL = "rowcast..changed.."
+LATE = 30.0
+"""Seconds in which all that was missed is there, once callers are answered again."""
 ANSWER = 20.0
 """Seconds that a subscription may take."""
 WATCHERS = 2
@@ -182,6 +184,7 @@ class Heard:
         anew: The same, of queries with a limit.
         differing: Copies that were not what `find` answers, at the end or by their checksums.
         silence: Seconds between two events, at most.
+        took: Seconds until all was heard, and each copy what `find` answers.
     """
 
     events: int
@@ -193,12 +196,15 @@ class Heard:
     anew: int
     differing: list[str]
     silence: float
+    took: float
 
     def wrong(self) -> list[str]:
         """Return the promises that were broken."""
         found = [f"events {kind}: {each[:3]}" for kind, each in self.broken.items() if each]
         if self.resets:
             found.append(f"{self.resets} resets")
+        if self.took > LATE:
+            found.append(f"not all was heard for {self.took:.1f} s")
         return found + self.differing
 
     def cells(self, name: str) -> list[str]:
@@ -209,6 +215,7 @@ class Heard:
             *(str(len(self.broken[kind])) for kind in KINDS),
             f"{self.silence:.1f} s",
             *map(str, (self.changes, self.resets, self.anew, len(self.differing))),
+            f"{self.took:.1f} s",
         ]
 
 
@@ -217,6 +224,7 @@ HEAD = [
     "fault",
     *("events", "again", "gaps noticed", *KINDS, "longest silence"),
     *("steps of live queries", "resets", "of windows", "not the same"),
+    "all heard after",
 ]
 
 
@@ -245,12 +253,14 @@ class Listening:
         """Hear what is there to be heard, and compare it with what the database has."""
         subscriber, token = self._subscriber, f"end {uuid.uuid4().hex}"
         execute(self._house.dsn, f"INSERT INTO notes (token) VALUES ('{token}')")
-        end = reactor.seconds() + PATIENCE
+        began = reactor.seconds()
+        end = began + PATIENCE
         while not subscriber.ledger.tokens[token] and reactor.seconds() < end:
             await pause(0.05)
         broken = subscriber.ledger.wrong(State(self._house.dsn))
         broken["lost"] += subscriber.missing
         differing = [each for watcher in self._watchers for each in await _differing(watcher, end)]
+        took = reactor.seconds() - began
         await self.close()
         resets = {False: 0, True: 0}
         for watcher in self._watchers:
@@ -266,6 +276,7 @@ class Listening:
             anew=resets[True],
             differing=differing,
             silence=subscriber.silence,
+            took=took,
         )
 
     async def close(self) -> None:

@@ -76,6 +76,20 @@ SELECT rowcast.track(name::regclass)
 """
 PATIENCE = 120.0
 """Seconds in which all is up again, on a machine that has much else to do."""
+SESSIONS = 2 * 11
+"""Those of both services at most, with pools of five (service/app.py: `connections`)."""
+LEFT = f"""
+WITH others AS (SELECT * FROM pg_stat_activity
+                 WHERE backend_type = 'client backend' AND pid <> pg_backend_pid())
+SELECT 'a transaction: ' || state || ', ' || query FROM others WHERE xact_start IS NOT NULL
+UNION ALL SELECT 'a lock: ' || mode || ' on ' || locktype FROM pg_locks WHERE NOT granted
+UNION ALL SELECT count(*) || ' sessions' FROM others HAVING count(*) > {SESSIONS}
+"""
+"""What nobody may leave behind in PostgreSQL."""
+SETTLE = 10.0
+"""Seconds until that has gone, by limits of the services and ticks of the feed."""
+GROWTH = (32, 10)
+"""MiB and file descriptors that a service may come to have beyond those after its second round."""
 DRAIN = 10
 
 
@@ -128,13 +142,16 @@ class Part:
         if self.running:
             os.kill(self.pid, number)
 
+    def processes(self) -> list[psutil.Process]:
+        """Return it, and all that it has started."""
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            return [*process.children(recursive=True), process]
+        return []
+
     def signal_all(self, number: int) -> None:
         """Send a signal to it and to all that it has started."""
-        with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    child.send_signal(number)
-        self.signal(number)
+        send(self.processes(), number)
 
     def end(self) -> None:
         """Be sure that it is gone, and all of it."""
@@ -143,6 +160,13 @@ class Part:
         self.signal_all(signal.SIGCONT)
         self.signal_all(signal.SIGKILL)
         self._child.wait()
+
+
+def send(processes: Sequence[psutil.Process], number: int) -> None:
+    """Send a signal to those that are there still."""
+    for each in processes:
+        with suppress(psutil.NoSuchProcess):
+            each.send_signal(number)
 
 
 class House:
@@ -198,6 +222,7 @@ class House:
         ]
         self.parts = [self.postgres, self.crossbar, *self.services]
         self._keeping = LoopingCall(self._keep)
+        self._usage: dict[int, list[tuple[int, int]]] = {}
 
     def _start_router(self) -> Sequence[str]:
         # A process id that is another's by now keeps Crossbar from starting.
@@ -227,6 +252,27 @@ class House:
         while (found := await self._callees()) != len(self.services):
             assert reactor.seconds() < end, f"{found} services\n{self.said()}"
             await pause(0.1)
+
+    async def left(self) -> list[str]:
+        """Return what is left behind in PostgreSQL by calls and callers that are gone."""
+        end = reactor.seconds() + SETTLE
+        while (found := execute(self.dsn, LEFT)) and reactor.seconds() < end:
+            await pause(0.2)
+        return [str(what) for (what,) in found]
+
+    def grown(self) -> list[str]:
+        """Return which services take more and more memory or file descriptors; asked after each round."""
+        found = []
+        for part in self.services:
+            process = psutil.Process(part.pid)
+            seen = self._usage.setdefault(part.pid, [])
+            seen.append((process.memory_info().rss >> 20, process.num_fds()))
+            for what, most, figures in zip(
+                ("MiB", "files"), GROWTH, zip(*seen, strict=True), strict=True
+            ):
+                if len(figures) > 4 and min(figures[-3:]) > figures[1] + most:
+                    found.append(f"{part.name} has {figures[-1]} {what}, and had {figures[1]}")
+        return found
 
     async def until(self, true: Callable[[], bool], within: float = PATIENCE) -> None:
         """Wait for something that nothing but asking can tell."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from signal import SIGTERM
 
 from twisted.internet import reactor
@@ -30,12 +30,16 @@ class Round:
         tally: What callers were answered.
         found: What the database has of it.
         heard: What listeners were told of it.
+        left: What is left of calls that have ended, in PostgreSQL and in the services.
+        failures: Tracebacks that the services have logged meanwhile.
     """
 
     name: str
     tally: Tally
     found: Found
     heard: Heard
+    left: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
     def wrong(self) -> list[str]:
         """Return the promises that were broken."""
@@ -47,6 +51,8 @@ class Round:
             "accounts have not what was moved": not found.balanced,
             f"not to be explained: {tally.odd[:3]}": tally.odd,
             f"hangs: {tally.hangs}": tally.hangs,
+            f"left: {self.left}": self.left,
+            "\n".join(["in a log:", *self.failures]): self.failures,
         }
         return [words for words, is_so in broken.items() if is_so] + self.heard.wrong()
 
@@ -82,7 +88,7 @@ HEAD = [
 
 async def strike(house: House, name: str, seed: int, before: float, after: float) -> Round:
     """Run traffic for so many seconds, then the fault, and as many after it."""
-    chance = random.Random(f"{seed} {name}")
+    chance, known = random.Random(f"{seed} {name}"), len(house.failures())
     listeners = await listening(house)
     traffic = Traffic(house, seed)
     await pause(before)
@@ -97,7 +103,8 @@ async def strike(house: House, name: str, seed: int, before: float, after: float
     tally = await traffic.end()
     told = await listeners.end()
     await house.whole()
-    return Round(name, tally, check(house, tally), told)
+    left = [*await house.left(), *house.grown()]
+    return Round(name, tally, check(house, tally), told, left, house.failures()[known:])
 
 
 async def restart_in_turn(house: House) -> None:

@@ -35,6 +35,7 @@ SHORT = (
     "database: stalled, cut",
     "database: cut in COMMIT",
     "several, one after another",
+    "several, one upon another",
 )
 """Those that differ most; the others are for `make faults`."""
 
@@ -72,7 +73,7 @@ async def test_cancelled_calls_cost_no_other_one(running: House) -> None:
 @pytest_twisted.ensureDeferred
 async def test_fault_loses_and_doubles_nothing(name: str, running: House) -> None:
     """
-    Answered writes are there once, refused ones are not, and every call ends.
+    Answered writes are there once, refused ones are not, and every call ends; nothing of them is left.
 
     Each change comes as an event, in order, whole transactions at a time; live queries go on with no
     reset, and have what `find` answers.
