@@ -294,7 +294,7 @@ async def test_transaction_is_covered_by_no_step_from_before_it(dsn: str) -> Non
         for each in both:
             each.release()
         for each in both:
-            await until(lambda each=each: each.messages and "covers" in each.messages[-1])
+            await until(lambda each=each: any("covers" in message for message in each.messages))
             (end,) = [message for message in each.messages if "covers" in message]
             position = parse_position(end["position"])
             assert isinstance(position, SnapshotPosition)
