@@ -16,8 +16,6 @@ from tests.db.dispatchers import DirectCaller
 from tests.db.test_roles import caller
 from tests.deferreds import failure_of
 
-SERVED_ONCE = True
-
 SCHEMA = """
 CREATE ROLE as_clerk;
 CREATE EXTENSION citext; CREATE EXTENSION hstore;

@@ -14,8 +14,6 @@ from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
 
-SERVED_ONCE = True
-
 SCHEMA = """
 CREATE TYPE mood AS ENUM ('sad', 'ok');
 CREATE DOMAIN euro AS numeric(10,2);

@@ -16,8 +16,6 @@ from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 
-SERVED_ONCE = True
-
 SCHEMA = """
 CREATE TABLE notes (id int PRIMARY KEY, doc jsonb, plain json, n int DEFAULT 3, tags text[],
     label text DEFAULT 'none');

@@ -26,8 +26,6 @@ from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
 
-SERVED_ONCE = True
-
 SCHEMA = """
 CREATE SCHEMA app;
 CREATE TYPE mood AS ENUM ('sad', 'ok');

@@ -23,8 +23,6 @@ from tests.db.test_roles import caller
 from tests.db.watched import living
 from tests.deferreds import failure_of
 
-SERVED_ONCE = True
-
 SCHEMA = (
     changes.install()
     + """

@@ -20,8 +20,6 @@ from service.request.select_list import quoted_item
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 
-SERVED_ONCE = True
-
 SCHEMA = """
 CREATE DOMAIN level AS int CHECK (VALUE < 100);
 CREATE DOMAIN settings AS jsonb;

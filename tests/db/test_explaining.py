@@ -30,8 +30,6 @@ from tests.db.test_roles import caller
 from tests.db.watched import living
 from tests.deferreds import failure_of, until
 
-SERVED_ONCE = True
-
 SCHEMA = """
 CREATE ROLE ex_clerk; CREATE ROLE ex_boss BYPASSRLS;
 CREATE TABLE shops (id int PRIMARY KEY, name text, secret text);

@@ -15,8 +15,6 @@ from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 from tests.deferreds import failure_of
 
-SERVED_ONCE = True
-
 SCHEMA = """
 CREATE TABLE makers (id int PRIMARY KEY, name text, land text);
 CREATE TABLE hotels (

@@ -17,8 +17,6 @@ from tests.db.dispatchers import ANYONE, DirectCaller
 from tests.db.test_roles import caller
 from tests.deferreds import failure_of
 
-SERVED_ONCE = True
-
 SCHEMA = '''
 CREATE ROLE gt_clerk;
 CREATE EXTENSION citext;

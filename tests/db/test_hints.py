@@ -16,8 +16,6 @@ from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
 
-SERVED_ONCE = True
-
 SCHEMA = r"""
 CREATE TABLE keyless (a int, b text);
 CREATE TABLE indexed (a int, b int);

@@ -214,11 +214,11 @@ async def test_key_travels_with_the_first_message_and_its_result_with_commit(
     sent: list[Any] = []
     run = PgCursor.execute
 
-    def noted(cursor: PgCursor, query: Any, vars: Any = None, clean: bool = False) -> None:
+    def noted(cursor: PgCursor, query: Any, *args: Any, **how: Any) -> None:
         # else it is what a session begins with, or plans once
         if cursor.connection.opened_at and not str(query).startswith("PREPARE"):
             sent.append(query)
-        run(cursor, query, vars, clean)
+        run(cursor, query, *args, **how)
 
     monkeypatch.setattr(PgCursor, "execute", noted)
     await ask(db, name, *args, **kwargs, idempotency_key="k")

@@ -48,8 +48,6 @@ CREATE TABLE rows_of (id int PRIMARY KEY, owner text DEFAULT 'me');
 ALTER TABLE rows_of ENABLE ROW LEVEL SECURITY;
 """
 
-
-pytestmark = pytest.mark.serving(idle=0.4)
 BEFORE_EACH = 'TRUNCATE items, "odd %s", rows_of'
 
 
@@ -414,6 +412,7 @@ async def test_upload_after_each_call_lets_others_have_their_turn(dsn: str) -> N
         assert await db.call("items.import", done=True, **upload) == {"rows": 2}
 
 
+@pytest.mark.serving(idle=0.4)
 @pytest_twisted.ensureDeferred
 async def test_upload_that_lies_idle_is_dropped(dsn: str, db: DirectCaller) -> None:
     """An upload that lies idle is dropped, and its connection free."""

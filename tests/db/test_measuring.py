@@ -17,8 +17,6 @@ from tests.db.dispatchers import DirectCaller
 from tests.db.test_roles import caller
 from tests.deferreds import failure_of
 
-SERVED_ONCE = True
-
 SCHEMA = """
 CREATE ROLE ms_clerk;
 CREATE TABLE regions (id int PRIMARY KEY, name text);

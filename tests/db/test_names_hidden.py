@@ -15,8 +15,6 @@ from tests.db.dispatchers import DirectCaller
 from tests.db.test_roles import caller
 from tests.deferreds import failure_of
 
-SERVED_ONCE = True
-
 SCHEMA = """
 CREATE ROLE nh_clerk;
 CREATE SCHEMA app; GRANT USAGE ON SCHEMA app TO nh_clerk;

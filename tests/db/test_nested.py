@@ -25,8 +25,6 @@ from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
 
-SERVED_ONCE = True
-
 SCHEMA = """
 CREATE TABLE customers (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL,
     email text UNIQUE, upper_id int REFERENCES customers);

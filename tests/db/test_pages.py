@@ -17,8 +17,6 @@ from tests.db.dispatchers import DirectCaller
 from tests.db.test_streaming import Taker
 from tests.deferreds import failure_of
 
-SERVED_ONCE = True
-
 SCHEMA = """
 CREATE TABLE things (id int PRIMARY KEY, name text NOT NULL, rank int, at date);
 CREATE TABLE loose (name text, rank int);

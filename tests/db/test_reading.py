@@ -20,8 +20,6 @@ from tests.conftest import execute
 from tests.db.dispatchers import ANYONE, DirectCaller, serving
 from tests.deferreds import failure_of, until
 
-SERVED_ONCE = True
-
 SCHEMA = """
 CREATE EXTENSION hstore;
 CREATE EXTENSION ltree;

@@ -216,9 +216,9 @@ async def test_receipt_costs_a_write_of_a_row_no_message(
     texts: list[Any] = []
     execute_ = PgCursor.execute
 
-    def noted(self: PgCursor, query: Any, vars: Any = None, clean: bool = False) -> None:
+    def noted(self: PgCursor, query: Any, *args: Any, **how: Any) -> None:
         texts.append(query)
-        execute_(self, query, vars, clean)
+        execute_(self, query, *args, **how)
 
     monkeypatch.setattr(PgCursor, "execute", noted)
     counts = []

@@ -14,8 +14,6 @@ from tests.conftest import execute
 from tests.db.dispatchers import ANYONE, DirectCaller
 from tests.deferreds import failure_of
 
-SERVED_ONCE = True
-
 SCHEMA = """
 CREATE TABLE people (id int PRIMARY KEY, name text, secret text);
 COMMENT ON COLUMN people.secret IS '@hidden';
