@@ -89,6 +89,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.obj = _limited(test, seconds - 20)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Keep the tests, which are many and last, from being looked through for garbage each time."""
+    gc.collect()
+    gc.freeze()
+
+
 def _limited(
     test: Callable[..., Coroutine[Deferred[object], object, None]], seconds: float
 ) -> Callable[..., Deferred[None]]:

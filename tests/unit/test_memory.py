@@ -41,9 +41,11 @@ print(gc.get_freeze_count() > 1000)
 
 @pytest.fixture(autouse=True)
 def thawed() -> Any:
-    """Let the tests' own process collect all again."""
-    yield
+    """Let the tests' own process begin with nothing frozen, and have its tests frozen again."""
     gc.unfreeze()
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 def test_service_that_is_ready_freezes_its_memory() -> None:
