@@ -12,6 +12,11 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+REST = 2
+"""A question whether a condition holds is followed by a rest of so many times its length."""
+MOST = 0.1
+"""Seconds of that rest at most: what is waited for may pass."""
+
 
 def result_of(awaited: Deferred[Any] | Coroutine[Any, Any, Any]) -> Any:
     """Return the result of what has come true already, with no reactor; raise what it failed with."""
@@ -31,10 +36,13 @@ async def pause(seconds: float) -> None:
 
 async def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
     """Let the reactor turn until a condition holds; fail after some seconds."""
-    end = reactor.seconds() + seconds
+    end, asked = reactor.seconds() + seconds, reactor.seconds()
     while not condition():
-        assert reactor.seconds() < end, "it did not come true in time"
-        await pause(0.005)
+        now = reactor.seconds()
+        assert now < end, "it did not come true in time"
+        # A question to the database takes the reactor's time, and a processor's that the answer needs.
+        await pause(max(0.005, min(REST * (now - asked), MOST)))
+        asked = reactor.seconds()
 
 
 async def failure_of(awaitable: Any) -> BaseException:

@@ -568,7 +568,9 @@ async def test_examples_of_describing(
     Path("api.json").write_text(json.dumps(document))
     judged, parts = code(DESCRIBING, "python")
     capsys.readouterr()
-    exec(compile(judged, "docs/describing.md", "exec"), {})
+    await in_thread(
+        reactor, "example", lambda: exec(compile(judged, "docs/describing.md", "exec"), {})
+    )
     said = re.findall(r"# (True|False)$", judged, re.M)
     assert capsys.readouterr().out.split() == said
     body = "".join(f"    {line}\n" for line in parts.splitlines())

@@ -87,6 +87,8 @@ async def join(router: Router, how: str, ticket: str = "", **hello: Any) -> Call
         factory = WampWebSocketClientFactory(
             lambda: session, url=router.websocket, serializers=[serializer]
         )
+        # After autobahn's five seconds a busy machine would have a session that never joins.
+        factory.setProtocolOptions(openHandshakeTimeout=60)
     else:
         factory = WampRawSocketClientFactory(lambda: session, serializer=serializer)
     if door == "service":

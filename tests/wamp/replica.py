@@ -17,6 +17,7 @@ from service.app import Serving
 from service.settings import Settings
 from service.wamp.client import WampConfig
 from tests.conftest import ROOT, Router
+from tests.wamp.service import UNHURRIED
 
 
 class Replica(ProcessProtocol):
@@ -59,7 +60,7 @@ class Replica(ProcessProtocol):
 
 def main(dsn: str, socket: str) -> None:
     """Serve until killed."""
-    settings = Settings(database_url=SecretStr(dsn), shared=True, drain_timeout=2)
+    settings = Settings(database_url=SecretStr(dsn), shared=True, drain_timeout=2, **UNHURRIED)
     config = WampConfig([f"unix:{socket}"], "realm1", first_delay=0.05)
     service = Serving(settings, reactor, config)
     service.startService()

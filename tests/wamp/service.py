@@ -16,11 +16,14 @@ from service.settings import Settings
 from service.wamp.client import WampConfig
 from tests.conftest import Router
 
+UNHURRIED = {"lock_timeout": 60, "tx_idle_timeout": 60}
+"""Settings of limits that a test would meet by the machine's being busy, where it is not about them."""
+
 
 @asynccontextmanager
 async def served(dsn: str, router: Router, **settings: Any) -> AsyncIterator[Serving]:
     """Serve a database on the router for the length of the body."""
-    chosen = Settings(database_url=SecretStr(dsn), drain_timeout=2, **settings)
+    chosen = Settings(database_url=SecretStr(dsn), drain_timeout=2, **{**UNHURRIED, **settings})
     config = WampConfig(
         [f"unix:{router.socket}"], router.realm, max_bytes=chosen.max_bytes, first_delay=0.05
     )

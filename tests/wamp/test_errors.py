@@ -606,10 +606,14 @@ async def test_call_in_vain_for_a_connection_is_unavailable_with_retry_after(
     router: Router, caller: Caller, dsn: str
 ) -> None:
     """Who waits in vain for a connection is told to come back, and when."""
-    async with served(dsn, router, prefix=OTHER, pool_max=1, pool_timeout=0.3):
+    async with served(dsn, router, prefix=OTHER, pool_max=1) as other:
         holding = caller.call(f"{OTHER}.slow.find")
         await until(lambda: running(dsn, "slow"))
+        scheduler = other.pool.scheduler
+        limits = scheduler.limits
+        scheduler.limits = replace(limits, acquire_timeout=0.3)
         error = await refused(caller.call(f"{OTHER}.things.count"))
+        scheduler.limits = limits
         assert error.error == "rowcast.error.unavailable"
         assert error.kwargs == {"retry": True, "retry_after": 1.0, "clock": "connection"}
         holding.addErrback(lambda _: None)

@@ -35,8 +35,8 @@ async def test_call_whose_caller_takes_nothing_is_timeout(
         await begun
         caller._transport.transport.pauseProducing()
         assert open_transactions(dsn)
-        await until(lambda: not open_transactions(dsn), 10)
         await until(lambda: not service.pool.stats().busy)
+        assert not open_transactions(dsn)
         caller._transport.transport.resumeProducing()
         with pytest.raises(ApplicationError) as caught:
             await call
