@@ -270,6 +270,7 @@ class Serving(Service):
             topics.publish,
             _feed(settings),
             lambda: publisher.able,
+            topics.heard,
         )
         self.catalogs.subscribe(self.feed.look)
         self.watches = Watches(

@@ -20,11 +20,15 @@ from twisted.python.failure import Failure
 from service.changes.log import LogRow, Tracked, tracked_txn
 from service.changes.net import Change, net_changes
 from service.changes.ticks import Tick, TickPage, page_txn, pages_txn
+from service.changes.topics import AllRights
 from service.db.connection import PgConnection
 from service.db.thread import in_thread
 
-Publish = Callable[[Sequence[Change], Awaitable[None]], Awaitable[None]]
-"""Called with changes, and with what is to be awaited before any of them is published."""
+Publish = Callable[[Sequence[Change], Awaitable[None], AllRights], Awaitable[None]]
+"""
+Called with changes, with what is to be awaited before any of them is published, and with the rights
+on some of their relations, by number, as they are since the changes were read.
+"""
 Result = TypeVar("Result")
 
 FEW = 50
@@ -97,6 +101,7 @@ class Delivery:
         tick: Tick,
         rows: list[LogRow] | None,
         durable: Deferred[None],
+        rights: AllRights,
     ) -> None:
         """
         Publish a tick; done when all of it is.
@@ -106,6 +111,7 @@ class Delivery:
             tick: The newest one.
             rows: Those that were read with it; None to read it page by page.
             durable: Fires when the tick is.
+            rights: On relations of those rows, looked up since these were read.
 
         Raises:
             CannotPublish: For as long as the lease there was no way to.
@@ -113,7 +119,7 @@ class Delivery:
         before = 0
         try:
             if rows is not None:
-                await self._rows(connection, tick, rows, before, durable)
+                await self._rows(connection, tick, rows, before, durable, rights)
                 return
             await durable
         finally:
@@ -123,7 +129,7 @@ class Delivery:
         while pages:
             for page in pages:
                 rows = await self._in_thread(page_txn, connection, page)
-                await self._rows(connection, tick, rows, before, durable)
+                await self._rows(connection, tick, rows, before, durable, {})
                 before += len(rows)
             pages = await self._in_thread(pages_txn, connection, tick, self._most, pages[-1].last)
 
@@ -134,6 +140,7 @@ class Delivery:
         rows: list[LogRow],
         before: int,
         durable: Deferred[None],
+        rights: AllRights,
     ) -> None:
         """Publish the net changes of rows, of a tick with so many before them."""
         changes: list[Change]
@@ -144,7 +151,7 @@ class Delivery:
         if not changes:
             await durable
         else:
-            await self._published(connection, changes, durable)
+            await self._published(connection, changes, durable, rights)
             self._counters.changes += len(changes)
         if rows:
             at = datetime.fromisoformat(rows[-1].at).timestamp()
@@ -162,10 +169,14 @@ class Delivery:
         return all(row.op != "R" and row.relation in self.tracked for row in rows)
 
     async def _published(
-        self, connection: PgConnection, changes: list[Change], durable: Deferred[None]
+        self,
+        connection: PgConnection,
+        changes: list[Change],
+        durable: Deferred[None],
+        rights: AllRights,
     ) -> None:
         """Publish, however long it takes: the session shows signs of life meanwhile."""
-        publishing = Deferred.fromCoroutine(_awaited(self._publish(changes, durable)))
+        publishing = Deferred.fromCoroutine(_awaited(self._publish(changes, durable, rights)))
         since, broken = self._reactor.seconds(), list[Failure]()
 
         async def beat() -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 from twisted.application.service import Service
@@ -37,6 +36,7 @@ from service.changes.leader import (
 )
 from service.changes.log import tracked_txn
 from service.changes.ticks import Made, Tick, finish_txn, last_txn, make_txn
+from service.changes.topics import NOBODY, AllRights, Heard
 from service.changes.upkeep import Upkeep
 from service.db.connection import PgConnection
 from service.db.guard import GUARD
@@ -104,6 +104,7 @@ class Feed(Service):
             as published when it is done. If it fails, another one may lead.
         settings: Those of the feed.
         able: Whether it could be published now: else another one leads, if there is one.
+        heard: Of what, and by whom, changes are likely to be heard.
 
     Attributes:
         epoch: Of the lead; None in others.
@@ -121,12 +122,14 @@ class Feed(Service):
         publish: Publish,
         settings: FeedSettings = FeedSettings(),
         able: Callable[[], bool] = lambda: True,
+        heard: Callable[[], Heard] = lambda: NOBODY,
     ) -> None:
         self._reactor = reactor
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
         self._listener = listener
         self._settings = settings
         self._able = able
+        self._heard_by = heard
         self._callbacks: list[Callable[[], None]] = []
         self._running: Deferred[None] | None = None
         self._resting: Deferred[None] | None = None
@@ -308,21 +311,21 @@ class Feed(Service):
         self._known = self._made = last.number
         # Whoever made it may not have come to its end.
         if last.rows and self._published < last.number:
-            await self._delivery.deliver(connection, last, None, succeed(None))
+            await self._delivery.deliver(connection, last, None, succeed(None), {})
         self._published = last.number
         sleep = self._sleep = Sleep()
         while self.running:
             looked = self._reactor.seconds()
             if self._upkeep.due(self._reactor.seconds()):
                 await self._in_thread(self._upkeep.run_txn, connection, self._reactor.seconds())
-            found, durable = await self._make(connection, last, epoch.number, sleep.deep)
+            found, rights, durable = await self._make(connection, last, epoch.number, sleep.deep)
             if found is not None:
                 last, rows = found
                 self._upkeep.changed()
                 self._call()
                 sleep = self._sleep = Sleep()
                 await self._delivery.deliver(
-                    connection, last, rows, durable.addCallback(self._is_made, last)
+                    connection, last, rows, durable.addCallback(self._is_made, last), rights
                 )
                 self._published = last.number
                 pause = max(0.0, looked + BUSY - self._reactor.seconds())
@@ -338,9 +341,14 @@ class Feed(Service):
 
     async def _make(
         self, connection: PgConnection, last: Tick, epoch: int, awaken: bool
-    ) -> tuple[Made | None, Deferred[None]]:
-        """Return the next tick as soon as it is read, and what fires once it is durable."""
-        there: Deferred[Made | None] = Deferred()
+    ) -> tuple[Made | None, AllRights, Deferred[None]]:
+        """
+        Return the next tick as soon as it is read, and what fires once it is durable.
+
+        Between them are the rights on what is likely to be heard of it. They are looked up by the
+        same thread and session: another one would have to be woken for that.
+        """
+        there: Deferred[tuple[Made | None, AllRights]] = Deferred()
 
         def failed(why: Failure) -> Failure | None:
             if there.called:
@@ -349,12 +357,15 @@ class Feed(Service):
             return None
 
         # The thread goes on to the disk without waiting for this one, which has other things to do.
-        tell = partial(self._reactor.callFromThread, there.callback)
-        most = self._settings.most
-        durable = self._in_thread(make_txn, connection, last, epoch, most, TICKS, awaken, tell)
+        def tell(*found: Any) -> None:
+            self._reactor.callFromThread(there.callback, found)
+
+        most, look_up = self._settings.most, self._heard_by().rights_txn
+        made = last, epoch, most, TICKS, awaken, look_up, tell
+        durable = self._in_thread(make_txn, connection, *made)
         durable.addErrback(failed)
         try:
-            return await there, durable
+            return *await there, durable
         except CancelledError:
             durable.addErrback(lambda _: None)
             raise

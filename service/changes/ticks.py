@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from service.changes.leader import AWAKEN
 from service.changes.log import AT, LogRow
@@ -24,6 +24,8 @@ from service.changes.positions import PgSnapshot, TickPosition
 from service.db.connection import PgConnection
 from service.db.planned import GENERIC, Planned
 from service.db.transaction import commit_txn
+
+Found = TypeVar("Found")
 
 PAGE_ROWS = 5_000
 """Rows of the log that are read in one piece."""
@@ -164,7 +166,8 @@ def make_txn(
     most: int,
     channel: str,
     awaken: bool,
-    tell: Callable[[Made | None], object],
+    look_up: Callable[[PgConnection, list[LogRow]], Found],
+    tell: Callable[[Made | None, Found], object],
 ) -> None:
     """
     Make the next tick, if anything is new; it is durable once this returns.
@@ -178,14 +181,16 @@ def make_txn(
         most: Rows of the log above which a transaction is too large.
         channel: Notified with the tick's number.
         awaken: Whether to stop writers from notifying, with a tick.
-        tell: Called with what `next_txn` returns, before it is durable.
+        look_up: Called with the rows that were read, if any, to look up what they are shown by.
+        tell: Called with what `next_txn` and then `look_up` return, before it is durable.
 
     Raises:
         TransactionAborted: The server has rolled it back.
     """
     # Behind a pooler, a transaction would have to set all that the statement relies on.
     made = next_txn(connection, last, epoch, most, channel, held=not connection.pooled)
-    tell(made)
+    rows = None if made is None else made[1]
+    tell(made, look_up(connection, rows or []))
     if made is not None and not connection.pooled:
         connection.ending = f"{AWAKEN};" if awaken else ""
         commit_txn(connection)

@@ -19,7 +19,7 @@ changed since they were written.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json import JSONEncoder
 from typing import Any
 
@@ -30,6 +30,7 @@ from service.api.dispatcher import Dispatcher
 from service.api.roles import SERVICE, Roles
 from service.catalog import Catalog
 from service.changes.images import ImageReader, Unreadable, event_packer, image_reader
+from service.changes.log import LogRow
 from service.changes.net import Change, Image
 from service.changes.positions import TickPosition
 from service.changes.ticks import Tick
@@ -118,6 +119,10 @@ class Rights:
         return all(tuple(image) == self.names for image in images)
 
 
+AllRights = Mapping[int, Rights]
+"""On relations, by their numbers in the log."""
+
+
 def _whole(xid: int, near: int) -> int:
     """Return the number of a transaction of which the lower half is known; frozen ones are old."""
     whole = (near >> 32 << 32) + xid
@@ -145,6 +150,29 @@ def rights_txn(
             rights = found.setdefault(id, made)
             rights.columns[role] = dict(zip(names, types, strict=True))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """
+    Of what, and by whom, changes are heard.
+
+    Args:
+        relations: By their numbers in the log.
+        roles: As `rights_txn` has them.
+    """
+
+    relations: Collection[int]
+    roles: Collection[str]
+
+    def rights_txn(self, connection: PgConnection, rows: Collection[LogRow]) -> AllRights:
+        """Return the rights on those of the relations that rows of the log are of."""
+        ids = {row.relation for row in rows}.intersection(self.relations)
+        return rights_txn(connection, ids, self.roles) if ids else {}
+
+
+NOBODY = Heard((), ())
+"""Hears nothing."""
 
 
 log = Logger()
@@ -386,8 +414,15 @@ class Topics:
         self._catalog: Catalog | None = None
         self._heads: dict[int, str] = {}
         self._last: dict[int, str] = {}
+        self._heard: dict[int, None] = {}
 
-    async def publish(self, changes: Sequence[Change], durable: Awaitable[None]) -> None:
+    def heard(self) -> Heard:
+        """Return what was subscribed to when it changed last, and the roles whose rights on it count."""
+        return Heard(tuple(self._heard), self._roles.names) if self._heard else NOBODY
+
+    async def publish(
+        self, changes: Sequence[Change], durable: Awaitable[None], rights: AllRights
+    ) -> None:
         """
         Publish changes; done when the router has acknowledged each.
 
@@ -396,16 +431,25 @@ class Topics:
         Args:
             changes: Of whole transactions.
             durable: What is awaited before any of them is sent.
+            rights: On relations of theirs, looked up after the changes were read; others are looked up.
         """
-        topics = await self._topics({change.relation for change in changes})
-        await durable
+        topics = await self._topics({change.relation for change in changes}, rights)
         touched: set[tuple[int, int]] = set()
         for at in range(0, len(changes), CHUNK):
-            found = (
-                self._publication(change, topics.get(change.relation), touched)
-                for change in changes[at : at + CHUNK]
-            )
-            await self._send([each for each in found if each is not None])
+            some = changes[at : at + CHUNK]
+            found = [self._publication(each, topics.get(each.relation), touched) for each in some]
+            if not at:
+                await durable
+            followed = map(self._following, some, found)
+            await self._send([each for each in followed if each is not None])
+
+    def _following(self, change: Change, made: Publication | None) -> Publication | None:
+        """Return what is published of a change, with the position of the one before it."""
+        # Those that are not published count too: a subscriber who should have had one notices.
+        prev, self._last[change.relation] = self._last.get(change.relation), str(change.position)
+        if made is None or "prev" not in made.event:
+            return made
+        return replace(made, event={**made.event, "prev": prev})
 
     def _publication(
         self,
@@ -413,9 +457,7 @@ class Topics:
         topic: Topic | None,
         touched: set[tuple[int, int]],
     ) -> Publication | None:
-        position = str(change.position)
-        # Those that are not published count too: a subscriber who should have had one notices.
-        prev, self._last[change.relation] = self._last.get(change.relation), position
+        """Return what is published of a change, less the position of the one before it."""
         if topic is None or topic.audience is None:
             return None
         tick = change.relation, change.tick.number
@@ -431,9 +473,9 @@ class Topics:
         event = topic.shown.event(change, self._max_bytes)
         key = NO_KEY if event["key"] is None else encode_key(event["key"].values())
         uri = f"{topic.head}.{CHANGED}.{change.op}.{key}"
-        return Publication(uri, {**event, "prev": prev}, topic.audience)
+        return Publication(uri, {**event, "prev": None}, topic.audience)
 
-    async def _topics(self, ids: set[int]) -> dict[int, Topic]:
+    async def _topics(self, ids: set[int], known_rights: AllRights) -> dict[int, Topic]:
         """Return the topics of relations that may have subscribers."""
         while not self._dispatcher.ready:  # the catalog is being read for the first time
             await deferLater(self._database.reactor, PAUSE)
@@ -443,9 +485,13 @@ class Topics:
         known = {id: self._heads[id] for id in ids if id in self._heads}
         wanted = await self._wanted(set(known.values()))
         asked = {id for id in ids if id not in known or known[id] in wanted}
+        for id in ids - asked:
+            self._heard.pop(id, None)
         if not asked:
             return {}
-        rights = await self._asked(asked)
+        rights = {id: known_rights[id] for id in asked if id in known_rights}
+        if len(rights) < len(asked):
+            rights = await self._asked(asked)
         if any(behind(self._dispatcher.served.catalog, each) for each in rights.values()):
             await self._dispatcher.refresh()
         catalog = self._catalog = self._dispatcher.served.catalog
@@ -456,6 +502,7 @@ class Topics:
         }
         self._heads |= heads
         wanted = await self._wanted(set(heads.values()))
+        self._heard |= dict.fromkeys(id for id, head in heads.items() if head in wanted)
         return {
             id: self._topic(catalog, head, rights[id])
             for id, head in heads.items()

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from service.changes.delivery import Publish
 from service.changes.feed import Feed, FeedSettings
 from service.changes.net import Change
+from service.changes.topics import NOBODY, AllRights
 from service.db.listener import Listener
 from tests.conftest import execute
 from tests.deferreds import until
@@ -30,6 +31,8 @@ class Kept:
         calls: Of its subscriber.
         refuses: What publishing fails with, if it is to.
         able: Whether it says that it could publish.
+        heard: Of what it is told that changes are heard.
+        rights: That came with the batches.
         waits: What publishing waits for first, if for anything.
     """
 
@@ -38,20 +41,31 @@ class Kept:
         self.calls = 0
         self.refuses: Exception | None = None
         self.able = True
+        self.heard = NOBODY
+        self.rights: list[AllRights] = []
         self.waits: Deferred[None] | None = None
         self.listener = Listener(reactor, dsn)
         self.feed = Feed(
-            reactor, dsn, self.listener, publish or self._publish, settings, lambda: self.able
+            reactor,
+            dsn,
+            self.listener,
+            publish or self._publish,
+            settings,
+            lambda: self.able,
+            lambda: self.heard,
         )
         self.feed.subscribe(self._called)
 
-    async def _publish(self, changes: Sequence[Change], durable: Awaitable[None]) -> None:
+    async def _publish(
+        self, changes: Sequence[Change], durable: Awaitable[None], rights: AllRights
+    ) -> None:
         await durable
         if self.refuses is not None:
             raise self.refuses
         if self.waits is not None:
             await self.waits
         self.batches.append(list(changes))
+        self.rights.append(rights)
 
     def _called(self) -> None:
         self.calls += 1

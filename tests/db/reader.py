@@ -14,6 +14,7 @@ from twisted.internet import reactor
 
 from service.changes.feed import Feed, FeedSettings
 from service.changes.net import Change
+from service.changes.topics import AllRights
 from service.db.listener import Listener
 
 
@@ -29,7 +30,9 @@ def main(name: str, dsn: str, path: str, options: str) -> None:
     """
     lines = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    async def publish(changes: Sequence[Change], durable: Awaitable[None]) -> None:
+    async def publish(
+        changes: Sequence[Change], durable: Awaitable[None], rights: AllRights
+    ) -> None:
         await durable
         words = [
             json.dumps(

@@ -305,13 +305,16 @@ def test_log_above_its_size_is_pruned_from_its_beginning(dsn: str, history: Hist
 def test_tick_that_the_server_has_rolled_back_is_an_error(history: History) -> None:
     """PostgreSQL answers COMMIT of a transaction that has failed by ROLLBACK, and no error."""
 
-    def spoil(made: object) -> None:
+    def spoil(*made: object) -> None:
         with pytest.raises(psycopg2.Error):
             history.connection.command("SELECT 1 / 0")
 
+    def nothing(*read: object) -> None:
+        """Look nothing up."""
+
     history.write()
     with pytest.raises(TransactionAborted):
-        make_txn(history.connection, history.last, 1, 100, "ticks", False, spoil)
+        make_txn(history.connection, history.last, 1, 100, "ticks", False, nothing, spoil)
     assert last_txn(history.connection) == history.last
 
 

@@ -15,6 +15,7 @@ from twisted.internet.threads import deferToThread
 
 from schema.changes import install
 from schema.triggers import ASLEEP
+from service.changes.topics import Heard
 from tests.conftest import execute
 from tests.db.feeds import feeding, forget
 from tests.deferreds import pause, until
@@ -23,6 +24,8 @@ SCHEMA = f"""
 CREATE TABLE items (id int PRIMARY KEY, n int);
 CREATE TABLE notes (id int PRIMARY KEY, note text);
 CREATE TABLE plain (id int);
+CREATE ROLE feeding_reader;
+GRANT SELECT (id) ON items TO feeding_reader;
 {install()}
 SELECT rowcast.track('items'), rowcast.track('notes');
 """
@@ -54,6 +57,25 @@ async def test_commit_is_published_once(dsn: str) -> None:
         assert kept.calls >= 1
     places = [each.position for each in kept.changes]
     assert places == sorted(set(places))
+
+
+@pytest_twisted.ensureDeferred
+async def test_rights_on_what_is_heard_come_with_the_changes(dsn: str) -> None:
+    ids = dict(execute(dsn, "SELECT relation::text, id FROM rowcast.tracked"))
+    async with feeding(dsn) as kept:
+        kept.heard = Heard([ids["items"]], ["feeding_reader"])
+        execute(
+            dsn, "BEGIN; INSERT INTO items VALUES (1, 1); INSERT INTO notes VALUES (1, 'a'); COMMIT"
+        )
+        await until(lambda: kept.batches)
+        execute(dsn, "DELETE FROM notes")
+        await until(lambda: len(kept.batches) == 2)
+    some, none = kept.rights
+    assert list(some) == [ids["items"]]
+    assert {role: list(them) for role, them in some[ids["items"]].columns.items()} == {
+        "feeding_reader": ["id"]
+    }
+    assert none == {}
 
 
 @pytest_twisted.ensureDeferred

@@ -221,7 +221,7 @@ async def test_no_role_is_shown_a_value_that_it_may_not_select(
             world.step()
             changes += ticks.next()
         sent.clear()
-        await topics.publish(changes, succeed(None))
+        await topics.publish(changes, succeed(None), {})
         resets += sum(each.event.get("op") == "reset" for each in sent)
         for authrole, role in AUTHROLES.items():
             by_topic += world.judge(role, [each for each in sent if _gets(authrole, each)])

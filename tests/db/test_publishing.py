@@ -5,20 +5,22 @@ What is published of changes, and for whom.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import deferLater
 
 from schema.changes import install
 from service.api.roles import Roles
 from service.changes.net import Change
-from service.changes.topics import Topics
+from service.changes.topics import NOBODY, Topics, rights_txn
 from service.db.database import Database
+from service.db.session_settings import SessionSettings, open_session
 from service.payload import Audience, Publication
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
@@ -104,7 +106,7 @@ class Publishing:
     async def of(self, sql: str, roles: Roles = Roles()) -> list[Publication]:  # noqa: B008 - frozen
         """Run SQL, and return what is published of it."""
         self.sent.clear()
-        await self.topics(roles).publish(await self.changes(sql), succeed(None))
+        await self.topics(roles).publish(await self.changes(sql), succeed(None), {})
         return list(self.sent)
 
     async def events(self, sql: str, roles: Roles = Roles()) -> list[tuple[str, Any]]:  # noqa: B008 - frozen
@@ -310,7 +312,7 @@ async def test_nothing_is_sent_before_it_is_durable(publishing: Publishing) -> N
     for lost in (False, True):
         publishing.sent.clear()
         publishing.asked, durable = 0, Deferred[None]()
-        publication = Deferred.fromCoroutine(publishing.topics().publish(changes, durable))
+        publication = Deferred.fromCoroutine(publishing.topics().publish(changes, durable, {}))
         await until(lambda: publishing.asked == 2)
         assert not publishing.sent
         if lost:
@@ -325,18 +327,34 @@ async def test_nothing_is_sent_before_it_is_durable(publishing: Publishing) -> N
 
 @served
 @pytest_twisted.ensureDeferred
+async def test_change_that_was_not_durable_is_not_the_one_before(publishing: Publishing) -> None:
+    changes, topics = (
+        await publishing.changes("INSERT INTO actions VALUES (1)"),
+        publishing.topics(),
+    )
+    with pytest.raises(RuntimeError):
+        await topics.publish(changes, fail(RuntimeError("the connection was lost")), {})
+    await topics.publish(changes, succeed(None), {})
+    (event,) = publishing.sent
+    assert event.event["prev"] is None
+
+
+@served
+@pytest_twisted.ensureDeferred
 async def test_row_security_that_the_catalog_does_not_know_yet_is_kept(
     publishing: Publishing,
 ) -> None:
     """The catalog is read again a moment after it has changed; a row is written in the same one."""
     topics = publishing.topics()
-    await topics.publish(await publishing.changes("INSERT INTO actions VALUES (1)"), succeed(None))
+    await topics.publish(
+        await publishing.changes("INSERT INTO actions VALUES (1)"), succeed(None), {}
+    )
     changes = await publishing.changes(
         "BEGIN; ALTER TABLE actions ENABLE ROW LEVEL SECURITY; INSERT INTO actions VALUES (2); COMMIT"
     )
     publishing.sent.clear()
     try:
-        await topics.publish(changes, succeed(None))
+        await topics.publish(changes, succeed(None), {})
     finally:
         execute(publishing.dsn, "ALTER TABLE actions DISABLE ROW LEVEL SECURITY")
     assert [each.topic for each in publishing.sent] == ["rowcast.actions.touched"]
@@ -367,7 +385,7 @@ async def test_column_hidden_or_added_or_of_another_type_since_is_as_it_is_now(
         ("ALTER TABLE fresh RENAME TO fresher; INSERT INTO fresher VALUES (5)", None),
     ):
         publishing.sent.clear()
-        await topics.publish(await publishing.changes(sql), succeed(None))
+        await topics.publish(await publishing.changes(sql), succeed(None), {})
         *_, event = publishing.sent
         if row is not None:
             assert event.event["row"] == row
@@ -398,7 +416,7 @@ async def test_table_renamed_dropped_or_untracked_is_silent_under_its_name_until
         ("INSERT INTO passed VALUES (4)", {"passed.changed.insert.4"}),
     ):
         publishing.sent.clear()
-        await topics.publish(await publishing.changes(sql), succeed(None))
+        await topics.publish(await publishing.changes(sql), succeed(None), {})
         assert {each.topic.removeprefix("rowcast.") for each in publishing.sent} == heard, sql
     execute(publishing.dsn, "DROP TABLE passed")
 
@@ -430,7 +448,7 @@ async def test_prev_is_the_position_of_the_change_before_of_the_same_relation(
 ) -> None:
     topics = publishing.topics()
     sql = "INSERT INTO actions VALUES (1); INSERT INTO loose VALUES (1); INSERT INTO actions VALUES (2)"
-    await topics.publish(await publishing.changes(sql), succeed(None))
+    await topics.publish(await publishing.changes(sql), succeed(None), {})
     one, two, other = (each.event for each in publishing.sent)
     assert [each["relation"] for each in (one, two, other)] == ["actions", "actions", "loose"]
     assert (one["prev"], two["prev"], other["prev"]) == (None, one["position"], None)
@@ -438,10 +456,12 @@ async def test_prev_is_the_position_of_the_change_before_of_the_same_relation(
     publishing.unwanted.add("rowcast.actions")
     publishing.sent.clear()
     skipped = await publishing.changes("INSERT INTO actions VALUES (3)")
-    await topics.publish(skipped, succeed(None))
+    await topics.publish(skipped, succeed(None), {})
     assert not publishing.sent, "nobody is subscribed"
     publishing.unwanted.clear()
-    await topics.publish(await publishing.changes("INSERT INTO actions VALUES (4)"), succeed(None))
+    await topics.publish(
+        await publishing.changes("INSERT INTO actions VALUES (4)"), succeed(None), {}
+    )
     (event,) = publishing.sent
     assert event.event["prev"] == str(skipped[0].position), "who should have had it notices"
 
@@ -492,7 +512,7 @@ async def test_audience_follows_what_is_granted_and_revoked_at_once(
         changes = await publishing.changes(
             f"BEGIN; {sql}; TRUNCATE actions; INSERT INTO actions VALUES (1); COMMIT"
         )
-        await topics.publish(changes, succeed(None))
+        await topics.publish(changes, succeed(None), {})
         eligible = [each.audience.eligible for each in publishing.sent if each.event["row"]]
         assert eligible == found, sql
 
@@ -515,12 +535,34 @@ async def test_changes_wait_for_a_connection(publishing: Publishing) -> None:
     async with database_at(publishing.dsn, most=1, acquire_timeout=0.2) as database:
         held = database.statement("SELECT pg_sleep(2)")
         topics = publishing.topics(database=database)
-        publication = Deferred.fromCoroutine(topics.publish(changes, succeed(None)))
+        publication = Deferred.fromCoroutine(topics.publish(changes, succeed(None), {}))
         await deferLater(reactor, 1)
         assert not publication.called
         await held
         await publication
     assert len(publishing.sent) == 1
+
+
+@served
+@pytest_twisted.ensureDeferred
+async def test_changes_that_come_with_rights_wait_for_no_connection(publishing: Publishing) -> None:
+    insert = "INSERT INTO actions VALUES (1)"
+    async with database_at(publishing.dsn, most=1, acquire_timeout=0.2) as database:
+        topics = publishing.topics(database=database)
+        assert topics.heard() is NOBODY
+        await topics.publish(await publishing.changes(insert), succeed(None), {})
+        heard, changes = topics.heard(), await publishing.changes("DELETE FROM actions")
+        assert list(heard.relations) == [changes[0].relation]
+        with closing(open_session(publishing.dsn, SessionSettings())) as connection:
+            rights = rights_txn(connection, heard.relations, heard.roles)
+        held = database.statement("SELECT pg_sleep(2)")
+        await topics.publish(changes, succeed(None), rights)
+        assert not held.called
+        await held
+        publishing.unwanted.add("rowcast.actions")
+        await topics.publish(await publishing.changes(insert), succeed(None), rights)
+        assert topics.heard() is NOBODY
+    assert [each.event["op"] for each in publishing.sent] == ["insert", "delete"]
 
 
 @served
@@ -544,7 +586,7 @@ async def test_row_whose_columns_have_other_names_by_now_is_a_reset(
         " ALTER TABLE swapped RENAME x TO name",
     )
     publishing.sent.clear()
-    await publishing.topics().publish(changes, succeed(None))
+    await publishing.topics().publish(changes, succeed(None), {})
     (event,) = publishing.sent
     assert event.topic == "rowcast.swapped.changed.reset.-"
     assert "hush" not in repr(event)
