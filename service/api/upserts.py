@@ -5,11 +5,12 @@ where a model has a say in what changes in them.
 They are locked and read by the key. Then the statement of any upsert changes them, or an update of rows
 where the model has rules; the others are created by one that changes no row. A row that this meets all
 the same has come meanwhile, and all of it is made again; or the caller may not see it, or not change it.
+What an index on expressions, or on a part of the rows, finds is learned from an upsert that is undone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +35,7 @@ from service.plan.plans import Lock
 from service.plan.predicates import both, plan_filter
 from service.plan.read_plan import plan_get
 from service.plan.scope import Scope
-from service.plan.write_plan import plan_conflict
+from service.plan.write_plan import no_known_key, plan_conflict
 from service.request.arguments import Values
 from service.request.assignments import literals
 from service.request.read_request import Parsed, null_in_key
@@ -65,13 +66,21 @@ class Met:
 
     Args:
         key: The columns by which they are found.
-        old: Those that are locked, in the form of the answer, by the numbers of the call's rows.
+        by_index: Whether that is not what an upsert goes by, which is an index.
+        keys: Their values, by the numbers of the call's rows.
+        old: Those that are locked, in the form of the answer, likewise.
         stays: The numbers of those that are left alone, locked or not.
     """
 
     key: tuple[str, ...]
+    by_index: bool
+    keys: Mapping[int, Sequence[Any]]
     old: Mapping[int, Any]
     stays: frozenset[int] = frozenset()
+
+
+class _Undone(Exception):
+    """A savepoint is rolled back by it."""
 
 
 def upsert(call: Call) -> Step | Awaitable[Any]:
@@ -94,19 +103,19 @@ def _upsert(call: Call, parsed: New) -> Step | Awaitable[Any]:
 
 
 async def _looked_first(call: Call, parsed: New) -> Any:
-    key = _key(call, parsed)
+    key, by_index = _key(call, parsed)
 
     async def attempt() -> Any:
-        met = await _met(call, parsed, key)
+        met = await _met(call, parsed, key, by_index)
         return await _write(call, parsed, met)
 
     database = call.backend.database
     return await database.transact(attempt, timeout=parsed.timeout, kind=relation_of(call).name)
 
 
-def _key(call: Call, parsed: New) -> tuple[str, ...]:
+def _key(call: Call, parsed: New) -> tuple[tuple[str, ...], bool]:
     """
-    Return the columns by which rows that are there are found.
+    Return the columns by which rows that are there are found, and whether the upsert goes by an index.
 
     Raises:
         InvalidArgument: There are none, or the answer would not have a row for each that is written.
@@ -114,22 +123,36 @@ def _key(call: Call, parsed: New) -> tuple[str, ...]:
     relation, request = relation_of(call), parsed.request
     conflict = _conflict(request)
     planned = plan_conflict(Scope(call.snapshot.catalog, relation), conflict, request.rows)
-    if planned.target is not None:
-        raise InvalidArgument(
-            "rows that are looked at first are found by the columns of a key, and this is an index",
-            path="on_conflict",
-        )
-    if planned.nulls:
-        _refuse_null_keys(relation, planned.key, parsed)
-    if not set(planned.key).isdisjoint(each.column for each in conflict.changes):
+    by_index, key = planned.target is not None, planned.key
+    changed = {each.column for each in conflict.changes}
+    if by_index:
+        _refuse_of_index(call, conflict)
+        key, changed = relation.known_key, {each.column.name for each in planned.updates}
+        if not key:
+            raise no_known_key(relation, "rows that are looked at first", "on_conflict")
+    elif planned.nulls:
+        _refuse_null_keys(relation, key, parsed)
+    if not set(key).isdisjoint(changed):
         raise InvalidArgument(
             "rows that are looked at first are found by their key, and these changes are of it",
             path="update",
+            hint='"update" names the columns that change' if by_index else None,
         )
     if request.returning.order:
         raise InvalidArgument("these rows come in the order of the call", path="order")
     refuse_inner(request.returning)
-    return planned.key
+    return key, by_index
+
+
+def _refuse_of_index(call: Call, conflict: OnConflict) -> None:
+    """Refuse what takes the values of a key, which an index has none of."""
+    ruled = call.snapshot.model(relation_of(call)).has_rules(creating=False)
+    if (conflict.changes and ruled) or conflict.where != EVERYTHING:
+        raise InvalidArgument(
+            "rows that a model or a condition has a say in are found by the columns of a key, and this"
+            " is an index",
+            path="on_conflict",
+        )
 
 
 def _refuse_null_keys(relation: Relation, key: tuple[str, ...], parsed: New) -> None:
@@ -142,24 +165,58 @@ def _refuse_null_keys(relation: Relation, key: tuple[str, ...], parsed: New) -> 
                 raise null_in_key(f"{path or 'values'}.{each.name}", each.name)
 
 
-async def _met(call: Call, parsed: New, key: tuple[str, ...]) -> Met:
+async def _met(call: Call, parsed: New, key: tuple[str, ...], by_index: bool) -> Met:
     """Lock and read the rows that are there."""
     request, where = parsed.request, _conflict(parsed.request).where
-    numbers = range(len(request.rows))
-    old = await _look(call, parsed, key, numbers, Lock(), answer=bool(request.returning.old))
+    if by_index:
+        keys = await _met_by_index(call, parsed, key)
+    else:
+        keys = _given_keys(parsed, key)
+    old = await _look(call, parsed, key, keys, Lock(), answer=bool(request.returning.old))
     if where == EVERYTHING:
-        return Met(key, old)
+        return Met(key, by_index, keys, old)
     # without a lock: a row that the caller may not change stays as well
-    seen = await _look(call, parsed, key, numbers)
-    holds = await _look(call, parsed, key, numbers, where=where)
-    return Met(key, old, frozenset(seen.keys() - holds.keys()))
+    seen = await _look(call, parsed, key, keys)
+    holds = await _look(call, parsed, key, keys, where=where)
+    return Met(key, by_index, keys, old, frozenset(seen.keys() - holds.keys()))
+
+
+def _given_keys(parsed: New, key: Sequence[str]) -> dict[int, Sequence[Any]]:
+    """Return the keys of the rows that give one, by their numbers."""
+    given: dict[int, Sequence[Any]] = {}
+    for at, row in enumerate(parsed.request.rows):
+        slots = {each.column: each.operand for each in row}
+        found = [slots.get(name) for name in key]
+        parts = [parsed.values[each.slot] for each in found if each is not None]
+        if len(parts) == len(key) and None not in parts:
+            given[at] = parts
+    return given
+
+
+async def _met_by_index(call: Call, parsed: New, key: tuple[str, ...]) -> dict[int, Sequence[Any]]:
+    """
+    Return the keys of the rows that an upsert writes, which is undone: only PostgreSQL knows what an
+    index makes of a row.
+
+    Raises:
+        NotChanged: The database leaves one out.
+    """
+    numbers = range(len(parsed.request.rows))
+    try:
+        async with call.backend.database.transaction():
+            written = await _upserted_for(call, parsed, numbers, key)
+            raise _Undone
+    except _Undone:
+        if len(written.rows) < len(numbers):
+            raise NotChanged(relation_of(call).name) from None
+        return dict(zip(numbers, written.rows, strict=True))
 
 
 async def _look(
     call: Call,
     parsed: New,
     key: tuple[str, ...],
-    numbers: Iterable[int],
+    given: Mapping[int, Sequence[Any]],
     lock: Lock | None = None,
     where: Filter = EVERYTHING,
     answer: bool = False,
@@ -171,7 +228,7 @@ async def _look(
         call: Of the upsert.
         parsed: Its rows.
         key: The columns by which they are found.
-        numbers: Which of them are looked for.
+        given: The values of those, by the numbers of the rows that are looked for.
         lock: How those that are there are kept as they are, if they are.
         where: What holds of those that are found.
         answer: Whether they are read as they are answered, and not by their keys alone.
@@ -181,13 +238,6 @@ async def _look(
         call.snapshot.catalog,
         parsed.request.returning,
     )
-    given: dict[int, list[Any]] = {}
-    for at in numbers:
-        slots = {each.column: each.operand for each in parsed.request.rows[at]}
-        found = [slots.get(name) for name in key]
-        parts = [parsed.values[each.slot] for each in found if each is not None]
-        if len(parts) == len(key) and None not in parts:
-            given[at] = parts
     if not given:
         return {}
     values = Values(parsed.values)
@@ -261,7 +311,9 @@ async def _change(
         groups.setdefault(defaults if changes[at] else None, []).append(at)
     written: list[tuple[Sequence[int], Written]] = []
     for group, numbers in groups.items():
-        if group is None:
+        if met.by_index:
+            found = await _upserted_by_index(call, parsed, numbers, met)
+        elif group is None:
             found = await _upserted(call, parsed, numbers, EVERYTHING)
         else:
             found = await _updated(call, parsed, met, {at: changes[at] for at in numbers})
@@ -345,13 +397,17 @@ async def _refusal(call: Call, parsed: New, met: Met, absent: Sequence[int]) -> 
     """
     relation, where = relation_of(call), _conflict(parsed.request).where
     hidden = Conflict("a row with one of these keys is not shown", relation=relation.name)
-    seen = await _look(call, parsed, met.key, absent)  # before a change has a view show a row
+    late = RowUnseen("a row with one of these keys has come meanwhile", retry=True)
+    if met.by_index:  # else there was nothing to say against the upsert that is undone
+        return late
+    keys = {at: met.keys[at] for at in absent if at in met.keys}
+    seen = await _look(call, parsed, met.key, keys)  # before a change has a view show a row
     try:
         written = await _upserted(call, parsed, absent, where)
     except RowUnseen:  # by a statement that began after it came
         return hidden
     if len(seen) == len(absent):
-        return RowUnseen("a row with one of these keys has come meanwhile", retry=True)
+        return late
     if written.affected < len(absent) and where == EVERYTHING:
         return NotChanged(relation.name)
     for at in absent:
@@ -383,6 +439,37 @@ async def _upserted(call: Call, parsed: New, numbers: Sequence[int], where: Filt
     some = replace(request, rows=rows, many=True, conflict=conflict, given_paths=paths)
     written: Written = await call.run(creating(call, replace(parsed, request=some)))
     return written
+
+
+async def _upserted_for(
+    call: Call, parsed: New, numbers: Sequence[int], key: Sequence[str]
+) -> Written:
+    """Upsert some of the rows for their keys."""
+    items = tuple(Item(Reference(name, "values")) for name in key)
+    returning = replace(
+        parsed.request.returning, rows=True, select=items, embeds=(), form="lists", old=""
+    )
+    asked = replace(parsed.request, returning=returning, max_affected=None)
+    return await _upserted(call, replace(parsed, request=asked), numbers, EVERYTHING)
+
+
+async def _upserted_by_index(call: Call, parsed: New, numbers: Sequence[int], met: Met) -> Written:
+    """
+    Change rows that an index has found.
+
+    Raises:
+        RowUnseen: It finds others by now.
+    """
+    keys = {at: met.keys[at] for at in numbers}
+    written = await _upserted_for(call, parsed, numbers, met.key)
+    if written.rows != [*keys.values()]:
+        raise RowUnseen("a row with one of these keys has come meanwhile", retry=True)
+    if not parsed.request.returning.rows:
+        return replace(written, rows=[])
+    new = await _look(call, parsed, met.key, keys, answer=True)
+    if len(new) < len(numbers):
+        raise NotChanged(relation_of(call).name)
+    return replace(written, rows=[new[at] for at in numbers])
 
 
 def _conflict(request: CreateRequest) -> OnConflict:

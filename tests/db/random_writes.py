@@ -41,6 +41,11 @@ KEYS: list[tuple[Any, str, tuple[str, ...], tuple[str, ...]]] = [
     ("goods_open", "(shop, n) WHERE open", ("shop", "n", "open"), ("shop", "n")),
 ]
 """Of an upsert: on_conflict, in SQL, the columns that a row gives for it, and those that stay."""
+INDEXED = {
+    "goods_code": "lower(g.code) = lower({code})",
+    "goods_open": "g.shop = {shop} AND g.n = {n} AND g.open AND {open}",
+}
+"""What finds the row that an index finds."""
 
 
 class RuledShop(Model):
@@ -341,6 +346,9 @@ class Writes:
                 f" ON CONFLICT {target} DO {action}{back}"))  # fmt: skip
             if said:
                 there = _keyed(stays, row, update)
+                if isinstance(key, str) and update != []:
+                    given = {name: _new_value(name, row[name]) for name in of_key}
+                    there = INDEXED[key].format(**given)
                 before.append(
                     Statement(f"SELECT {self.columns} FROM {self.relation} g WHERE {there}")
                 )
