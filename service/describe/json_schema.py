@@ -18,7 +18,7 @@ from typing import Any, Union, get_args, get_origin
 from urllib.parse import quote
 
 from service.catalog import Catalog, Type
-from service.plan.computing import computing
+from service.plan.operators import computing
 from service.request.assignments import MAX_REMOVED
 from service.request.names import encode
 

@@ -31,9 +31,9 @@ from service.describe.json_schema import (
 from service.describe.verb import FORM, TIMEOUT, WRITES, DescribedRows, Right, Verb, forms
 from service.plan.call_plan import answer_kind, result_columns
 from service.plan.computed_columns import ComputedColumn, computed_columns
-from service.plan.computing import computing
 from service.plan.growing import takes_nested
 from service.plan.joins import Join, relationships
+from service.plan.operators import computing
 from service.request.call_request import ARGS
 from service.request.names import FN, RESERVED, encode
 from service.request.select_list import quoted_item

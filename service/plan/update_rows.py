@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from service.catalog import Catalog, Column, Relation, Type
 from service.errors import InvalidArgument, NoSuchProcedure
-from service.plan.computing import plan_computed
 from service.plan.conditions import Bound
+from service.plan.operators import plan_computed
 from service.plan.plans import (
     CallRows,
     Computed,

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 
 from service.catalog import Catalog, Column, Relation, UniqueIndex, UniqueKey, WriteKind
 from service.errors import InvalidArgument, UnknownName
-from service.plan.computing import plan_computed
 from service.plan.conditions import Bound, Condition, Expression, Operator, SortKey
 from service.plan.hidden import as_json, has_hidden_field, without_hidden_fields
-from service.plan.operators import as_jsonb, compare
+from service.plan.operators import as_jsonb, compare, plan_computed
 from service.plan.plans import (
     Computed,
     ConflictUpdate,
