@@ -18,6 +18,7 @@ import os
 import secrets
 import socket
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any, cast
@@ -109,8 +110,10 @@ class Crossbar(Supervised):
     async def ready(self, pid: int) -> bool:
         """Return whether every transport is open; the HTTP bridge is the last."""
         endpoint = TCP4ClientEndpoint(self.reactor, "127.0.0.1", self._settings.port, timeout=5)
+        probes = Factory.forProtocol(partial(Probe, self._bridge))
+        probes.noisy = False  # it would log a line for each look
         try:
-            probe = cast(Probe, await endpoint.connect(ProbeFactory(self._bridge)))
+            probe = cast(Probe, await endpoint.connect(probes))
             return b" 405 " in await probe.answer.addTimeout(5, self.reactor)
         except (ConnectError, Late):
             return False
@@ -167,24 +170,6 @@ class Probe(Protocol):
         """Fire `answer` with the response."""
         if not self.answer.called:
             self.answer.callback(self._response)
-
-
-class ProbeFactory(Factory):
-    """
-    Makes a `Probe`, without a line in the log for each.
-
-    Args:
-        path: The bridge's.
-    """
-
-    noisy = False
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def buildProtocol(self, addr: Any) -> Probe:
-        """Return one."""
-        return Probe(self._path)
 
 
 def obstacle(settings: Settings) -> str | None:
