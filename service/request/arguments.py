@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,9 @@ def _row(value: Any) -> Any:
 
 OPTIONS = frozenset({"timeout"})
 """Keywords that every procedure takes."""
+
+BARE = frozenset([str, int, float, bool, bytes, type(None)])
+"""Types of values that hold no others and stand for nothing else."""
 
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 """What no string of PostgreSQL holds: NUL, and a surrogate that stands alone."""
@@ -211,6 +215,10 @@ class Arguments:
 
     def __contains__(self, name: str) -> bool:
         return name in self._given
+
+    def of(self, names: AbstractSet[str]) -> bool:
+        """Return whether nothing is given but arguments of these names."""
+        return self._given.keys() <= names
 
     def value(self, name: str) -> Any:
         """Return an argument as it came, None if it is missing."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any, Literal
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.arguments import Brought, BroughtRow, Values, opened
+from service.request.arguments import BARE, Brought, BroughtRow, Values, opened
 from service.request.requests import Assignment, JsonStep, Operand
 from service.request.select_list import named, parse_reference
 from service.request.synonyms import computing_hint
@@ -21,6 +22,8 @@ Use = Literal["row", "expect", "changes"]
 """What assignments are of: a new row, what is expected of one, or changes of it."""
 
 DEFAULT, VALUE, NUMBER, LINK = "$default", "$value", "$number", "$link"
+MAX_NAMES = 4096
+"""Characters of the names of a row whose assignments are kept: callers choose them."""
 MAX_REMOVED = 100
 """Values that one `$remove` names: each is a call of a function around the others."""
 MAX_STEPS, MAX_PATHS, MAX_ALL_STEPS = 16, 64, 128
@@ -82,6 +85,13 @@ def assignments(
     """
     if type(row) is BroughtRow:
         return literals(row, path, values)
+    # A row of a list stands at a place of its own: what is made of it seldom serves again.
+    single = "." not in path and BARE.issuperset(map(type, row.values()))
+    if single and sum(map(len, row)) <= MAX_NAMES:
+        plain = _of_names(tuple(row), path, len(values), use)
+        if plain is not None:
+            values.extend(row.values())
+            return plain
     found = []
     for name, value in row.items():
         here = f"{path}.{name}"
@@ -99,6 +109,21 @@ def assignments(
     if any(each.steps for each in found) or len({each.column for each in found}) < len(found):
         _refuse_overlaps(found)
     return tuple(found)
+
+
+@lru_cache(1024)
+def _of_names(
+    names: tuple[str, ...], path: str, first: int, use: Use
+) -> tuple[Assignment, ...] | None:
+    """Return the assignments of bare values from a slot on; None if a name may be a path, or is there twice."""
+    columns = [named(name) for name in names]
+    if len({*columns}) < len(columns) or (use == "changes" and any("->" in name for name in names)):
+        return None
+    places = [f"{path}.{name}" for name in names]
+    return tuple(
+        Assignment(column, Operand(slot, place), place)
+        for slot, (column, place) in enumerate(zip(columns, places, strict=True), first)
+    )
 
 
 def stands_for(value: Any) -> bool:

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, brought, flag_of, holding
+from service.request.arguments import (
+    BARE,
+    IDEMPOTENCY_KEY,
+    RECEIPT,
+    Arguments,
+    brought,
+    flag_of,
+    holding,
+)
 
 ISOLATION = ("read committed", "repeatable read", "serializable")
 MAX_OPERATIONS = 1000
@@ -23,7 +31,6 @@ OPERATION_NAME, ANALYZE = "operation", "analyze"
 # Python refuses to read an integer of more than 4,300 digits, with an error that is not the caller's.
 _NUMBER = re.compile("0|[1-9][0-9]{0,9}")
 _STR = frozenset({str})
-_PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 KNOWN = ("isolation", "read_only", "dry_run", "inject", IDEMPOTENCY_KEY, RECEIPT)
 
 
@@ -181,7 +188,7 @@ def _failures(inject: Any) -> int:
 
 def _refers(value: Any) -> bool:
     # Asked of each value of each operation: whether one is a Mapping costs more than all else here.
-    if type(value) in _PLAIN:
+    if type(value) in BARE:
         return False
     if isinstance(value, Mapping):
         return REFERENCE in value or any(map(_refers, value.values()))

@@ -132,3 +132,43 @@ def test_write_with_a_malformed_target_is_refused_with_its_path(parse, kwargs, p
     with pytest.raises(InvalidArgument) as caught:
         parse((), kwargs, Limits())
     assert caught.value.details["path"] == path
+
+
+def test_rows_of_one_shape_are_parsed_once() -> None:
+    """Where they stand alone; what is made of them refers to the values of each."""
+    first = parse_create([{"a": 1, "b": "x"}], {}, LIMITS)
+    again = parse_create([], {"values": {"a": None, "b": b"y"}}, LIMITS)
+    assert first.request.rows[0] is again.request.rows[0]
+    assert (first.values, again.values) == ((1, "x"), (None, b"y"))
+    marked = parse_create([{"a": {"$value": 1}, "b": "x"}], {}, LIMITS)
+    assert [each.column for each in marked.request.rows[0]] == ["a", "b"]
+    turned = parse_create([{"b": "x", "a": 1}], {}, LIMITS)
+    assert [each.column for each in turned.request.rows[0]] == ["b", "a"]
+    listed = parse_create([[{"a": 1}, {"a": 2}]], {}, LIMITS)
+    assert [row[0].path for row in listed.request.rows] == ["values.0.a", "values.1.a"]
+
+
+def test_changes_of_one_shape_are_parsed_once_but_for_paths() -> None:
+    """The slots of their values depend on the key before them."""
+    first = parse_update([7, {"a": 1}], {}, LIMITS)
+    again = parse_update([], {"key": "8", "changes": {"a": 2}}, LIMITS)
+    assert first.request.changes is again.request.changes
+    assert again.values == ("8", 2)
+    behind = parse_update([[7, 8], {"a": 3}], {}, LIMITS)
+    (change,) = behind.request.changes
+    assert change.operand is not None
+    assert behind.values[change.operand.slot] == 3
+    (path,) = parse_update([7, {"a->b": 1}], {}, LIMITS).request.changes
+    assert path.column == "a"
+    assert path.steps
+    for changes in ({"a": 1, '"a"': 2}, {"a": 1, "a->b": 2}):
+        with pytest.raises(InvalidArgument, match="lies in what is set beside it"):
+            parse_update([7, changes], {}, LIMITS)
+
+
+def test_long_names_are_not_kept() -> None:
+    """Callers choose them, and a thousand rows are kept."""
+    long = {"a" * 5000: 1}
+    first, again = (parse_create([long], {}, LIMITS) for _ in range(2))
+    assert first.request == again.request
+    assert first.request.rows[0] is not again.request.rows[0]
