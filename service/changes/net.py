@@ -90,6 +90,16 @@ def net_changes(
         if len(read) > 1:
             read.sort(key=_number)
     for read in sorted(transactions.values(), key=_last_number):
+        if len(read) == 1:
+            row, old, new = read[0]
+            relation = row.relation
+            net = _alone(row, old, new, tracked[relation]) if relation in tracked else None
+            if net is not None:
+                before += 1
+                op, key, old, new, size = net
+                place = last_place(before)
+                yield Change(relation, op, key, old, new, row.xid, row.at, tick, place, True, size)
+                continue
         _, xid, at, *_ = read[-1][0]
         found = _of_transaction(read, tracked, before)
         left = len(found)
@@ -197,27 +207,31 @@ def _one_by_one(rows: list[_ReadRow], tracked: Tracked) -> list[_Net] | None:
 
     Nearly all transactions are like that, and there is nothing to be weighed against anything.
     """
-    columns = tracked.key
-    if not columns or tracked.level != "full":
-        return None
-    keys: set[Key] = set()
     found = []
-    for (*_, before, after), old, new in rows:
-        image = old if new is None else new
-        if image is None or old == new:
+    for read in rows:
+        net = _alone(*read, tracked)
+        if net is None:
             return None
-        try:
-            key = tuple([image[column] for column in columns])
-            if old and new and any([old[column] != image[column] for column in columns]):
-                return None
-        except KeyError:
+        found.append(net)
+    return found if len({net.key for net in found}) == len(rows) else None
+
+
+def _alone(row: LogRow, old: Image | None, new: Image | None, tracked: Tracked) -> _Net | None:
+    """Return what a row of the log is by itself, if it is of one key whose name tells it from others."""
+    columns = tracked.key
+    image = old if new is None else new
+    if image is None or old == new or not columns or tracked.level != "full":
+        return None
+    try:
+        key = tuple([image[column] for column in columns])
+        if old and new and key != tuple([old[column] for column in columns]):
             return None
-        if not _NAMING.issuperset(map(type, key)):
-            return None
-        keys.add(key)
-        size = len(before or "") + len(after or "")
-        found.append(_Net(_operation(old, new), key, old, new, size))
-    return found if len(keys) == len(rows) else None
+    except KeyError:
+        return None
+    if not _NAMING.issuperset(map(type, key)):
+        return None
+    size = len(row.old or "") + len(row.new or "")
+    return _Net(_operation(old, new), key, old, new, size)
 
 
 def _truncated(rows: list[_ReadRow], tracked: Tracked) -> list[_Net]:
