@@ -215,7 +215,12 @@ class Listener(Service):
             if self.running:
                 self._down("a transaction pooler does not deliver notifications")
             return
-        self._watched = WatchedConnection(connection, self._notified, self._down)
+        try:
+            self._watched = WatchedConnection(connection, self._notified, self._down)
+        except OSError as error:  # as where no descriptor is left: there may be one later
+            connection.close()
+            self._down(error)
+            return
         self._sync()
 
     def _sync(self) -> None:

@@ -4,7 +4,9 @@ The listener: it hears, says when it may have missed something, and outlives the
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -107,6 +109,26 @@ async def test_listener_without_a_database_tries_until_it_is_there(dsn: str) -> 
     heard.listener.stopService()
     assert not heard.listener.listening
     assert heard.resyncs == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_listener_that_finds_no_descriptor_left_tries_again(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while a process has as many files open as it may."""
+    dup, full = os.dup, [OSError(errno.EMFILE, "Too many open files")]
+
+    def dup_unless_full(number: int) -> int:
+        if full and threading.current_thread() is threading.main_thread():
+            raise full.pop()
+        return dup(number)
+
+    monkeypatch.setattr(os, "dup", dup_unless_full)
+    heard = Heard(dsn)
+    heard.listener.startService()
+    await until(lambda: heard.listener.listening)
+    heard.listener.stopService()
+    assert not full
 
 
 @pytest_twisted.ensureDeferred
