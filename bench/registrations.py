@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 
-from bench.stage import workers_of
+from bench.stage import ROUTER, memory, workers_of
 from service.embedded.crossbar import node
 from service.wamp.callee import Callee
 from service.wamp.client import WampClient, WampConfig
@@ -76,7 +75,9 @@ def measure(way: str, given: Any) -> str:
     home = Path(tempfile.mkdtemp(prefix="rowcast-bench-"))
     port = free_port()
     socket = home / "service.sock"
-    (home / "config.json").write_text(json.dumps(node("realm1", "rowcast", port, socket)))
+    (home / "config.json").write_text(
+        json.dumps(node("realm1", "rowcast", port, socket, code=str(ROUTER)))
+    )
     command = [given.crossbar, "start", "--cbdir", str(home), "--loglevel", "warn"]
     with (home / "log").open("wb") as log:
         router = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -104,12 +105,6 @@ def measure(way: str, given: Any) -> str:
         router.terminate()
         router.wait()
         shutil.rmtree(home)
-
-
-def memory(pid: int) -> float:
-    """Give a process's resident memory in MB."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def uris(relations: int) -> list[str]:
