@@ -3,10 +3,6 @@ Which of several written rows the error of a constraint speaks of, and where tha
 
 PostgreSQL names no row of a statement. Its detail shows the key, or the whole row, that it refused:
 that is held against what each row was given. Where several rows can be meant, what they stand in is named.
-
-Where an error points into a statement, it is at a parameter. psycopg2 writes parameters into the text
-before it sends it, and PostgreSQL tells where in that text it stumbled. Walking the sent text along the
-statement's own text gives the parameter back.
 """
 
 from __future__ import annotations
@@ -20,174 +16,13 @@ from typing import Any
 import psycopg2
 
 from service.catalog import Catalog, Relation, Type, WriteKind
+from service.db.position import bound_of
 from service.errors import ConstraintViolation, ServiceError
-from service.plan.conditions import Bound
 from service.plan.plans import ConflictUpdate
 from service.plan.scope import Scope
 from service.plan.write_plan import Rows, plan_conflict
 from service.request.assignments import BY_DEFAULT, DEFAULT
 from service.request.requests import Assignment, CreateRequest, OnConflict, UpdateRowsRequest
-from service.sql.statement import Mark, Statement
-
-_PLACE = re.compile(r"%([%s])")
-_LITERAL = re.compile(
-    r" ?(?:NULL|'[^']*+(?:''[^']*+)*+'|E'[^'\\]*+(?:(?:''|\\.)[^'\\]*+)*+')", re.DOTALL
-)
-"""By runs: a text of megabytes is matched in one go, in which no other thread has its turn."""
-_OPERAND = r"\s*(?:(?:ANY|ALL)\s*)?\(?\s*(?:CAST\()?"
-_OPERATOR = re.compile(rf"OPERATOR\((?:\w+|\"(?:[^\"]|\"\")*\")\.[^()]{{1,8}}\){_OPERAND}")
-"""An operator, and what may stand between it and its operand."""
-_MATCHES = re.compile(rf"\.~\*?\){_OPERAND}$")
-"""What stands before a regular expression."""
-_LIKENS = re.compile(rf"\.!?~~\*?\){_OPERAND}$")
-"""What stands before a pattern of LIKE."""
-_ESCAPES = re.compile(r"(\\+)(?:\"?[^\"\\]*\})?'$")
-"""The backslashes that a pattern ends in, or one of an array of them."""
-_OF_CASTS = frozenset(["22P02", "2202E", "22003", "22007", "22008", "22018", "22023"])
-"""What a cast, or what computes a value, says of the value of a row that does not fit."""
-_QUOTED = re.compile(r'"(.*)"', re.DOTALL)
-_CHECKED = frozenset(["limit", "offset"])
-"""Paths of parameters that are right when they are sent, and so are never to blame."""
-
-
-def point_out(error: psycopg2.Error, statement: Statement) -> None:
-    """
-    Note on an error which parameter or mark it points at, for `bound_of` and `mark_of`, and where
-    all parameters stand in the call, for `paths_of`.
-
-    To be called in the thread that ran the statement, while its cursor is still at it.
-    """
-    if error.cursor is None or error.cursor.query is None:
-        return
-    # PostgreSQL counts the place in characters, not in bytes.
-    sent = error.cursor.query.decode("utf-8", "replace")
-    pieces = _pieces(statement.text)
-    spans = _spans(sent, pieces)
-    if len(spans) < len(statement.bounds):  # of another statement
-        return
-    error.paths = {bound.path for bound in statement.bounds}  # type: ignore[attr-defined]
-    error.bound = _find(error, statement, sent, spans, pieces)  # type: ignore[attr-defined]
-    error.mark = _marked(error, statement, sent, spans, pieces)  # type: ignore[attr-defined]
-
-
-def bound_of(error: psycopg2.Error) -> Bound | None:
-    """Return the parameter that an error points at, if that was noted."""
-    return getattr(error, "bound", None)
-
-
-def paths_of(error: psycopg2.Error) -> Collection[str]:
-    """Return where the parameters of the statement stand in the call, if that was noted."""
-    return getattr(error, "paths", ())
-
-
-def mark_of(error: psycopg2.Error) -> Mark | None:
-    """Return the mark that an error points at, if that was noted."""
-    return getattr(error, "mark", None)
-
-
-def _marked(
-    error: psycopg2.Error,
-    statement: Statement,
-    sent: str,
-    spans: Sequence[tuple[int, int]],
-    pieces: Sequence[str],
-) -> Mark | None:
-    """Find the mark at the very place, or the one cast that a value of a row may not fit."""
-    if error.diag.statement_position is None:
-        casts = {mark.path: mark for mark in statement.marks if mark.cast}
-        only = len(casts) == 1 and error.pgcode in _OF_CASTS and error.diag.context is None
-        return next(iter(casts.values())) if only else None
-    at = int(error.diag.statement_position) - 1
-    for mark in statement.marks:
-        *before, piece = _pieces(statement.text[: len(statement.text) - mark.behind])
-        begin = spans[len(before) - 1][1] if before else sent.find(pieces[0])
-        if begin + len(piece) == at:
-            return mark
-    return None
-
-
-def _find(
-    error: psycopg2.Error,
-    statement: Statement,
-    sent: str,
-    spans: Sequence[tuple[int, int]],
-    pieces: Sequence[str],
-) -> Bound | None:
-    if not spans:
-        return None
-    position = error.diag.statement_position
-    if position is not None:
-        found = _pointed_at(sent, spans, int(position) - 1)
-    else:
-        found = _suspected(error, statement, sent, spans, pieces)
-    if found is None or statement.bounds[found].path in _CHECKED:
-        return None
-    return statement.bounds[found]
-
-
-def _pointed_at(sent: str, spans: Sequence[tuple[int, int]], at: int) -> int | None:
-    """Find the parameter at a place, or the operand of the operator there."""
-    for index, (start, end) in enumerate(spans):
-        if start <= at < end or (at < start and _OPERATOR.fullmatch(sent, at, start)):
-            return index
-    return None
-
-
-def _suspected(
-    error: psycopg2.Error,
-    statement: Statement,
-    sent: str,
-    spans: Sequence[tuple[int, int]],
-    pieces: Sequence[str],
-) -> int | None:
-    """Find the parameter that an error speaks of when it does not tell a place."""
-    before = {"2201B": _MATCHES, "22025": _LIKENS}.get(error.pgcode or "")
-    if before is not None:
-        found = [index for index in range(len(spans)) if before.search(pieces[index])]
-    else:
-        quoted = _QUOTED.search(error.diag.message_primary or "")
-        literal = "'" + quoted[1].replace("'", "''") + "'" if quoted else ""
-        found = [i for i, (start, end) in enumerate(spans) if sent[start:end].strip() == literal]
-    if len(found) > 1 and error.pgcode == "22025":
-        found = [i for i in found if _ends_in_escape(sent[slice(*spans[i])].strip())]
-    # What stands twice in a statement, as a sort key does, is one thing of the call.
-    return found[0] if len({statement.bounds[index].path for index in found}) == 1 else None
-
-
-def _ends_in_escape(literal: str) -> bool:
-    """Return whether a pattern ends in a backslash that escapes nothing."""
-    found = _ESCAPES.search(literal)
-    doubled = 2 if literal.startswith("E") else 1
-    return found is not None and len(found[1]) // doubled % 2 == 1
-
-
-def _spans(sent: str, pieces: Sequence[str]) -> list[tuple[int, int]]:
-    """Return where the parameters stand in what was sent; [] if it is another statement."""
-    place = sent.find(pieces[0])  # a BEGIN may stand before it
-    found: list[tuple[int, int]] = []
-    if place < 0:
-        return found
-    place += len(pieces[0])
-    for piece in pieces[1:]:
-        literal = _LITERAL.match(sent, place)
-        if literal is None or not sent.startswith(piece, literal.end()):
-            return []
-        found.append(literal.span())
-        place = literal.end() + len(piece)
-    return found
-
-
-def _pieces(text: str) -> list[str]:
-    """Return the parts of a text around its placeholders."""
-    pieces, begin = [""], 0
-    for each in _PLACE.finditer(text):
-        pieces[-1] += text[begin : each.start()] + ("%" if each[1] == "%" else "")
-        if each[1] == "s":
-            pieces.append("")
-        begin = each.end()
-    pieces[-1] += text[begin:]
-    return pieces
-
 
 INSERT: frozenset[WriteKind] = frozenset({"insert"})
 UPDATE: frozenset[WriteKind] = frozenset({"update"})

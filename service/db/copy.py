@@ -22,10 +22,10 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from service.catalog import Column, Type
-from service.db.blame import point_out
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.json import check_text
+from service.db.position import point_out
 from service.db.statements import execute
 from service.errors import InvalidArgument, UnknownName
 from service.request.assignments import BY_DEFAULT, new_value

@@ -19,14 +19,8 @@ from psycopg2.extensions import QueryCanceledError
 from twisted.internet.defer import CancelledError
 
 from service.catalog import Catalog, Relation
-from service.db.blame import (
-    bound_of,
-    mark_of,
-    name_line,
-    paths_of,
-    point_at_row,
-    rows_of,
-)
+from service.db.blame import name_line, point_at_row, rows_of
+from service.db.position import bound_of, mark_of, paths_of
 from service.db.violations import violation
 from service.errors import (
     Canceled,

@@ -18,12 +18,12 @@ from typing import Any
 import psycopg2
 
 from service.datatypes import FormName
-from service.db.blame import point_out
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.json import bare_row, read_json
 from service.db.pack import row_packer
 from service.db.planned import run_settled
+from service.db.position import point_out
 from service.errors import DatabaseRefused, TooLarge, TooManyGroups, TooManyRows, TooManyWatched
 from service.payload import Encoded, wire_json
 from service.plan.plans import PlannedEmbed, truncated

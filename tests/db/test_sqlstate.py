@@ -14,8 +14,8 @@ from psycopg2.extensions import connection
 from twisted.internet.defer import CancelledError
 
 from service.catalog import Catalog
-from service.db.blame import point_out
 from service.db.introspect import catalog_txn
+from service.db.position import point_out
 from service.db.sqlstate import refusal
 from service.errors import (
     Canceled,

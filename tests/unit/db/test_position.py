@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg2.sql import SQL
 
-from service.db.blame import _pieces, _spans, mark_of, point_out
+from service.db.position import _pieces, _spans, mark_of, point_out
 from service.plan.conditions import Bound
 from service.sql.statement import Mark, Parameter, Statement, render
 from tests.unit.samples import types
