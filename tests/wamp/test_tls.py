@@ -26,10 +26,8 @@ from twisted.protocols.portforward import ProxyFactory, ProxyServer
 from service.wamp.client import WampClient, WampConfig
 from tests.conftest import Router
 from tests.deferreds import until
-from tests.wamp.test_client import logged, told
+from tests.wamp.test_client import told
 from tests.wamp.test_session import Listening
-
-__all__ = ["logged"]
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
