@@ -83,7 +83,8 @@ NOTHING_SINCE = PgSnapshot(LAST_XID, LAST_XID, ())
 """Sees all transactions."""
 
 # A row that is visible may be lost in a crash, if its writer has not waited for the disk, and the
-# number of its transaction given out again: whoever was told of it would never hear that it is gone.
+# number of its transaction given out again: whoever was told of it would never hear that it is gone,
+# and whoever has a position that sees the one would never hear of the other.
 FLUSHED = Planned(
     f"SELECT pg_catalog.pg_current_wal_flush_lsn() >= %(written)s, {FILES}", written="pg_lsn"
 )
@@ -301,7 +302,7 @@ def cycle_txn(
     aside: PgConnection | None = None,
 ) -> Outcome | None:
     """
-    Find what has changed in queries, and wait until that cannot be lost any more.
+    Find what has changed in queries, and wait until what was seen cannot be lost any more.
 
     Args:
         connection: With nothing begun.
@@ -338,10 +339,8 @@ def cycle_txn(
         if not connection.closed:
             rollback_txn(connection)
         raise
-    some = any(isinstance(each, Found) for each in found.values())
-    if not some:
-        commit_txn(connection)
-    elif not _lasts_txn(connection, moment):
+    # Where nothing was found, too: the position may be told, and is where the next cycle goes on from.
+    if not _lasts_txn(connection, moment):
         # What was read, windows too, may be that of an empty table.
         watched.stale.update(found)
         return None

@@ -91,3 +91,25 @@ async def test_row_is_told_once_another_commit_has_brought_it_to_the_disk(
             execute(tracked.dsn, waits)
             await until(lambda told=told: len(watcher.messages) > told)
         assert {each["type"] for each in watcher.messages[1:]} <= {"delta", "alive"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_number_of_a_transaction_that_a_crash_gives_out_again_is_heard(
+    tracked: Server,
+) -> None:
+    """Whether what had it before, and was lost, concerned the query or not."""
+    execute(tracked.dsn, "ALTER SYSTEM SET synchronous_commit = off")
+    execute(tracked.dsn, "ALTER SYSTEM SET wal_writer_delay = '10s'")
+    execute(tracked.dsn, "SELECT pg_reload_conf()")
+    insert = "INSERT INTO items VALUES ({0}, 0) RETURNING pg_current_xact_id()::text"
+    async with living(tracked.dsn, WatchLimits(), poll=60) as live:
+        watcher = live.watch("items", where={"id": {"gt": 100}})
+        await watcher.first()
+        ((xid,),) = execute(tracked.dsn, insert.format(51))
+        live.watches.wake()
+        await until(lambda: live.watches._position.snapshot.sees(int(xid)))
+        tracked.kill()
+        await in_thread(reactor, "restart", tracked.start)
+        execute(tracked.dsn, insert.format(101))
+        live.watches.wake()
+        await watcher.same()
