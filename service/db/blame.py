@@ -99,11 +99,13 @@ def assigned_row(
         each.column: (
             each.path,
             UNKNOWN
-            if each.computes or (known is not None and each.column not in known)
+            if each.operand is None
+            or each.computes
+            or (known is not None and each.column not in known)
             else values[each.operand.slot],
         )
         for each in row
-        if each.operand is not None
+        if each.operand is not None or kinds == UPDATE  # one that is new has its defaults anyway
     }
     return GivenRow(relation, path, columns, kinds)
 
@@ -124,7 +126,8 @@ def requested_rows(
     for path, row in zip(request.paths, request.rows, strict=True):
         if path is not None:
             found = assigned_row(relation, path, row, values, kinds, known)
-            others = {name: (path, UNKNOWN) for name in changed - found.columns.keys()}
+            # what the row gives is its value only where it is new
+            others = {name: (path, UNKNOWN) for name in changed}
             yield replace(found, columns=found.columns | others) if others else found
 
 
@@ -318,28 +321,39 @@ class _Shown:
     ) -> tuple[list[GivenRow], bool]:
         """Return the rows that may be the one that is shown, and whether the first lacks a value for sure."""
         readings: list[tuple[Sequence[str], str]] = []
-        if whole := _ROW.search(detail):
+        routed = self.error.diag.source_function == "ExecFindPartition"
+        if not routed and (whole := _ROW.search(detail)):
             readings.append(([*relation.columns], whole[1]))
-        if (some := _SOME.search(detail)) and relation.columns.keys() >= {*some[1].split(", ")}:
-            readings.append((some[1].split(", "), some[2]))
+        if some := _SOME.search(detail):
+            if relation.columns.keys() >= {*some[1].split(", ")}:
+                readings.append((some[1].split(", "), some[2]))
+            elif routed:  # by an expression
+                return [*given.rows], False
 
-        def short(row: GivenRow, name: str) -> str | None:
-            text = self._text(row, name)
-            return text if text is not None and len(text.encode()) <= _LONGEST else None
+        def short(row: GivenRow, names: Sequence[str]) -> Iterator[str | None]:
+            for text in (self._text(row, name) for name in names):
+                yield text if text is None or len(text.encode()) <= _LONGEST else None
 
+        # by turns: of most rows one value is enough, and there may be thousands
         rows = [
             row
             for row in given.rows
-            if any(_agree([short(row, name) for name in names], shown) for names, shown in readings)
+            if any(_agree(short(row, names), len(names), shown) for names, shown in readings)
         ]
         lacking = self.error.diag.column_name
-        known = bool(rows) and rows[0].new and lacking in relation.columns
+        # one that may be null in the relation may be so in other partitions
+        known = lacking in relation.columns and not relation.columns[lacking or ""].nullable
+        known = known and bool(rows) and rows[0].new
         return rows, known and self._text(rows[0], lacking or "") == "null"
 
     def _with_key(
         self, detail: str, given: GivenRows, relation: Relation
     ) -> tuple[list[GivenRow], bool]:
         """Return the rows that may have a key, and whether all of these are sure to."""
+        constraint = self.found.details.get("constraint")
+        for each in relation.foreign_keys:  # the name of a table may have parentheses, too
+            if each.name == constraint and each.target[1] in detail:
+                detail = detail[: detail.rindex(each.target[1])]
         key = _KEY.search(detail)
         if key is None:
             return [], False
@@ -354,9 +368,14 @@ class _Shown:
         # an index of some rows alone may come to have one whose key stays
         every = {each.name for each in relation.unique_keys}
         every |= {each.name for each in relation.foreign_keys}
-        full = self.found.details.get("constraint") in every
+        full = constraint in every
         keys = [(self._texts(row, names, full), row) for row in given.rows]
-        found = [(key, row) for key, row in keys if key and _agree(key, shown, whole=True)]
+        found = [
+            (key, row)
+            for key, row in keys
+            if key
+            and (_agree(key, len(key), shown) if None in key else shown == ", ".join(map(str, key)))
+        ]
         certain = full or self.error.pgcode != "23505"
         certain = certain and all(None not in key and row.new for key, row in found)
         return [row for _, row in found], certain
@@ -392,19 +411,17 @@ def _unquoted(name: str) -> str:
     return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
-def _agree(texts: Sequence[str | None], shown: str, whole: bool = False) -> bool:
+def _agree(texts: Iterable[str | None], size: int, shown: str) -> bool:
     """
     Return whether values, as far as they are known, can be those that PostgreSQL shows in a row.
 
     Args:
         texts: Of the values, in their order; None for those that are not known.
+        size: How many these are.
         shown: What it shows, hidden ones and those of further columns among them.
-        whole: Whether it shows no others.
     """
-    if whole and None not in texts:
-        return shown == ", ".join(map(str, texts))
     parts = shown.split(", ")
-    if len(parts) == len(texts):  # there are no others, and none has a comma in it
+    if len(parts) == size:  # there are no others, and none has a comma in it
         return all(text is None or text == part for text, part in zip(texts, parts, strict=True))
     at, shown = 0, f", {shown}, "
     for text in texts:

@@ -52,6 +52,15 @@ CREATE TABLE parted_low (n int CONSTRAINT pos CHECK (n > 0), id int NOT NULL);
 ALTER TABLE parted ATTACH PARTITION parted_low FOR VALUES FROM (0) TO (10);
 CREATE TABLE parted_high PARTITION OF parted FOR VALUES FROM (10) TO (20);
 CREATE TRIGGER low BEFORE INSERT ON parted_high FOR EACH ROW WHEN (false) EXECUTE FUNCTION lower_name();
+CREATE TABLE folded (k int DEFAULT 1, v float8) PARTITION BY LIST (abs(k));
+CREATE TABLE folded_five PARTITION OF folded FOR VALUES IN (5);
+CREATE TABLE halves (k numeric, n int) PARTITION BY RANGE (k);
+CREATE TABLE halves_low PARTITION OF halves FOR VALUES FROM (0) TO (10);
+CREATE TABLE halves_high PARTITION OF halves (n NOT NULL) FOR VALUES FROM (10) TO (20);
+CREATE TABLE "tops (old)" (id int PRIMARY KEY);
+CREATE TABLE bottoms (id int PRIMARY KEY, top_id int REFERENCES "tops (old)");
+CREATE TABLE pairs (id int PRIMARY KEY, a int DEFAULT 1, b int, UNIQUE (a, b));
+INSERT INTO pairs VALUES (1, 5, 3), (2, 6, 2), (9, 1, 3);
 INSERT INTO tops VALUES (1, 'one'), (5, 'two');
 INSERT INTO things (id, name, a, b, n, top_id)
     VALUES (1, 'one', 1, 'x, y', 1, 1), (2, 'two', 2, 'null', 2, NULL);
@@ -105,6 +114,11 @@ POINTED: list[tuple[str, Any, str | None]] = [
     # partitions, with columns in another order and triggers of their own
     ("parted", [{"id": 2, "n": 1}, {"id": 1, "n": 2}], "values"),
     ("parted", [{"id": 2, "n": 1}, {"id": 25, "n": 2}], "values"),
+    # where partitions go by an expression, or one alone takes no null
+    ("folded", [{"k": 7, "v": 1.5}, {"k": "05", "v": 2.5}], "values"),
+    ("halves", [{"k": 2.5, "n": None}, {"k": 12.5, "n": None}], "values"),
+    # the name of a table is no part of a key
+    ("bottoms", [{"id": 1, "top_id": 3}, {"id": 2, "top_id": "03"}], "values"),
     # what is deferred is refused by COMMIT
     ("late", [{"id": 7, "up_id": 8}, {"id": 8, "up_id": 9}], None),
     ("late", [{"id": 7, "name": "a"}, {"id": 8, "name": "one"}], None),
@@ -135,6 +149,8 @@ CALLS: list[tuple[str, list[Any], dict[str, Any], str | None]] = [
     ("things.upsert", [[{"id": 2, "n": 5}, {"id": 1, "name": "two"}]], {"update": {"name": "one"}}, "values"),
     ("things.upsert", [[{"id": 2, "b": "x"}, {"id": 1, "b": "y"}]], {"update": {"n": {"$add": -1}}},
      "values.1"),
+    ("things.upsert", [[{"id": 2, "n": 5}, {"id": 7, "n": 6}]], {"update": {"n": -5}}, "values.0"),
+    ("things.upsert", [[{"id": 1, "name": "uno"}]], {"update": {"name": "two"}}, "values.0"),
     ("things.upsert", [{"id": 1, "name": "two"}], {}, None),
     # rows that are left alone refer to nothing
     ("things.upsert", [[{"id": 1, "up_id": 99}, {"id": 8, "up_id": 99}]], {"update": []}, "values"),
@@ -155,6 +171,8 @@ CALLS: list[tuple[str, list[Any], dict[str, Any], str | None]] = [
     ("things.update", [], {"rows": [{"id": 1, "n": {"$add": 1}}, {"id": 2, "n": {"$add": -5}}]}, "rows.1.n"),
     ("things.update", [], {"rows": [{"id": 1, "n": {"$add": -1}}, {"id": 2, "n": 1}]}, "rows.0.n"),
     ("things.update", [], {"rows": [{"id": 1, "odd": 1}, {"id": 2, "odd": 2}]}, "rows"),
+    ("pairs.update", [], {"rows": [{"id": 1, "a": {"$default": True}},
+        {"id": 2, "a": {"$default": True}, "b": {"$add": 5}}]}, "rows"),
     # an index of some rows gets one whose key stays
     ("partly.update", [], {"rows": [{"id": 2, "b": 4}, {"id": 3, "a": 1}]}, "rows"),
     # the row that others refer to, as it was, is not the one that is to be that
