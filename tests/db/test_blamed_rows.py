@@ -16,7 +16,6 @@ from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 from tests.deferreds import failure_of
 
-SERVED_ONCE = True
 SCHEMA = """
 CREATE DOMAIN odd AS int CHECK (VALUE % 2 = 1);
 CREATE DOMAIN word AS varchar(9);
