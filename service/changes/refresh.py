@@ -159,7 +159,8 @@ class Run:
         """Record a read of all rows; one that takes long is followed by a rest, for others' sake."""
         before, self.last = self.last, ended - began
         self.whole = min(self.last, before or self.last)
-        self.rest(ended)
+        if before:  # of a first one it is not known
+            self.rest(ended)
 
     def rest(self, now: float) -> None:
         """Read all rows no more for a while, by how long the last read of them took."""

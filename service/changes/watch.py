@@ -337,7 +337,8 @@ class Watches(Service):
         asking = [each for each in self._asking if not (each.parked or each.aside)]
         new = [each for each in asking if each.state is None]
         if new and self._beginning is None:
-            self._beginning = Deferred.fromCoroutine(self._begin(new))
+            beginning = self._beginning = Deferred.fromCoroutine(self._begin(new))
+            beginning.addBoth(self._end_beginning)
         asking = [each for each in asking if each.state is not None]
         wanted = {query: wanted_of(query) for query in asking}
         orders = orders_of(wanted, len(self._readings) < self._limits.asides)
@@ -372,18 +373,17 @@ class Watches(Service):
         That may take seconds, which the others need not wait for: it is done in a session of its own,
         and the next cycle goes on from there, by what the log has since.
         """
-        wanted = {query: wanted_of(query) for query in new}
-        orders = [order_of(query, watches) for query, watches in wanted.items()]
         try:
-            outcome = await self._first.run_alone(orders)
+            wanted = {query: wanted_of(query) for query in new}
+            orders = [order_of(query, watches) for query, watches in wanted.items()]
+            self._take_apart(await self._first.run_alone(orders), wanted)
         except Exception as error:
             log.warn("cannot begin live queries: {error}", error=first_line(error))
             await deferLater(self._reactor, PAUSES[0])
-        else:
-            self._take_apart(outcome, wanted)
-        finally:
-            self._beginning = None
-            self.wake()
+
+    def _end_beginning(self, _: object) -> None:
+        self._beginning = None
+        self.wake()
 
     async def _read(self, aside: Aside, wanted: Mapping[Query, set[Watch]]) -> None:
         """

@@ -17,6 +17,7 @@ from psycopg2.extensions import connection as Connection
 
 from schema import changes
 from service.changes import silence
+from service.changes import watch as watch_module
 from service.changes.positions import SnapshotPosition, parse_position
 from service.changes.queries import WatchLimits
 from service.changes.refresh import Run
@@ -140,6 +141,43 @@ async def test_query_that_stood_still_once_does_not_rest_for_that(
         await until(lambda: len(watcher.messages) == turn + 2)  # noqa: B023
         assert run.heavy == heavy
     assert run.until > time.monotonic() + 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_query_that_stood_still_at_first_does_not_rest_for_that(
+    dsn: str, live: Live, lock: Connection
+) -> None:
+    """It is read aside, since it may take long, but at once."""
+    hold(lock, 1)
+    watcher = slow(live, 1, MINE)
+    await until(lambda: execute(dsn, READING.format(1)))
+    await pause(0.5)
+    lock.rollback()
+    await watcher.first()
+    run = watch_of(watcher).query.run
+    assert run.heavy
+    execute(dsn, "UPDATE loud SET name = 'later'")
+    await until(lambda: len(watcher.messages) == 2, 3.0)
+    assert not run.heavy
+
+
+@pytest_twisted.ensureDeferred
+async def test_fault_while_a_query_begins_keeps_no_other_from_it(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults: list[str] = []
+
+    def fail(*args: Any) -> Any:
+        if not faults:
+            faults.append("once")
+            raise RuntimeError("a fault of ours")
+        return works(*args)
+
+    works = watch_module.wanted_of
+    monkeypatch.setattr(watch_module, "wanted_of", fail)
+    for number in (1, 2):
+        await slow(live, number, MINE).first()
+    assert faults
 
 
 @pytest_twisted.ensureDeferred
