@@ -6,12 +6,9 @@
  *     open.subscribe((rows) => draw(rows));
  */
 
-/** Seconds between two tries: at first, and at most. */
-const PAUSES = [0.1, 5];
-/** Seconds of silence after which a connection is given up: the service speaks each 15. */
-const SILENCE = 40;
 /** Seconds that a call may take, and that an effect outlasts its write without being covered. */
 const PATIENCE = 30;
+const LOST = 'rowcast.client.lost';
 
 const TABLE = Uint32Array.from({length: 256}, (_, n) => {
   for (let bit = 0; bit < 8; bit++) n = n & 1 ? (n >>> 1) ^ 0xedb88320 : n >>> 1;
@@ -45,9 +42,6 @@ export function canonical(value) {
   return `{${names.map((name) => `${JSON.stringify(name)}:${canonical(value[name])}`)}}`;
 }
 
-/** A copy is not what the service has. */
-export class Mismatch extends Error {}
-
 /** The rows of a query, as the messages of `watch` make them. */
 export class Copy {
   constructor(query = {}) {
@@ -61,22 +55,15 @@ export class Copy {
 
   /** Take a message; return what it has changed, null while it is not whole. */
   take(message) {
-    const change =
-      message.type === 'snapshot' ? this.#snapshot(message)
-      : message.type === 'delta' ? this.#delta(message)
-      : null;
+    const {type} = message;
+    const change = type === 'snapshot' ? this.#snapshot(message) : type === 'delta' ? this.#delta(message) : null;
     if (!this.staged) {
       this.position = message.position ?? this.position;
       if ('checksum' in message && message.checksum !== this.checksum()) {
-        throw new Mismatch(`not the rows of ${message.position}`);
+        throw new Error('these are not its rows');
       }
     }
     return change;
-  }
-
-  /** Forget the beginning of a snapshot whose rest will not come. */
-  cut() {
-    this.staged = null;
   }
 
   checksum() {
@@ -170,25 +157,25 @@ function copies(entries, text) {
   return [name, last];
 }
 
-/** A query that is watched: `rows` are its rows as of the newest step, with what is being written. */
+/** A query that is watched: `rows` are those of the newest step, with what is being written. */
 export class Live {
   #db;
   #copy;
   #listeners = new Set();
-  #effects = [];
+  #effects = new Set();
   #covered = new Set();
-  #shown = null;
-  #call = null;
-  #retry = null;
+  #shown;
+  #call;
+  #retry;
   #failures = 0;
-  #told = {};
+  #told = deferred();
 
   constructor(db, name, query) {
     Object.assign(this, {name, query, error: null, closed: false, mismatches: 0, heard: Infinity});
     this.#db = db;
     this.#copy = new Copy(query);
     /** Resolves with the first rows; rejects if there can be none. */
-    this.ready = new Promise((done, failed) => (this.#told = {done, failed}));
+    this.ready = this.#told.promise;
     this.ready.catch(() => {});
   }
 
@@ -204,14 +191,15 @@ export class Live {
   subscribe(changed, failed = () => {}) {
     const listener = {changed, failed};
     this.#listeners.add(listener);
-    if (this.#copy.position) guarded(() => changed(this.rows, null));
-    if (this.error) guarded(() => failed(this.error));
+    if (this.#copy.position) guarded(changed, this.rows, null);
+    if (this.error) guarded(failed, this.error);
     return () => this.#listeners.delete(listener);
   }
 
   close() {
     this.closed = true;
     this.#end();
+    this.#told.reject(failure(LOST, this.name));
     this.#db.drop(this);
   }
 
@@ -220,16 +208,13 @@ export class Live {
    * failed: it changes a Map of the rows by the JSON of their keys.
    */
   async write(verb, args, kwargs, effect) {
-    const mine = {effect};
-    this.#effects.push(mine);
-    this.#changed(null);
     const drop = () => {
       clearTimeout(mine.timer);
-      if (!this.#effects.includes(mine)) return;
-      this.#effects = this.#effects.filter((each) => each !== mine);
-      this.#changed(null);
+      if (this.#effects.delete(mine)) this.#changed(null);
     };
-    mine.drop = drop;
+    const mine = {effect, drop};
+    this.#effects.add(mine);
+    this.#changed(null);
     try {
       const done = await this.#db.call(`${this.name}.${verb}`, args, {...kwargs, receipt: true});
       mine.tx = done.kwargs.tx;
@@ -258,34 +243,27 @@ export class Live {
 
   /** Watch, if there is a session. */
   start() {
-    const session = this.#db.session;
-    if (!session || this.#call || this.closed || this.error) return;
-    clearTimeout(this.#retry);
+    if (!this.#db.session || this.#call || this.closed || this.error) return;
     const since = this.#copy.position ? {since: this.#copy.position} : {};
-    const uri = this.#db.uri(`${this.name}.watch`), call = {};
-    this.#call = call;
     this.heard = Date.now();
-    const current = (act) => (value) => this.#call === call && act(value);
-    try {
-      const kwargs = {...this.query, ...since, tx: true};
-      call.answer = session.call(uri, [], kwargs, {receive_progress: true});
-      call.answer.then(current(() => this.#failed(null)), current((error) => this.#failed(error)));
-      call.answer.progress((message) => {
-        if (this.#call === call) {
-          this.heard = Date.now();
-          this.#db.take(this, message);
-        } else if (message.step) this.#db.flush();
-      });
-    } catch (error) {
-      this.#failed({error: 'rowcast.client.lost', args: [String(error)]});
-    }
+    const kwargs = {...this.query, ...since, tx: true};
+    const ended = (error) => this.#call === call && this.#failed(error);
+    const call = this.#db.send(`${this.name}.watch`, [], kwargs, {receive_progress: true});
+    this.#call = call;
+    call.then(() => ended(null), ended);
+    call.progress((message) => {
+      if (this.#call === call) {
+        this.heard = Date.now();
+        this.#db.take(this, message);
+      } else if (message.step) this.#db.flush();
+    });
   }
 
   /** Note that the session is gone. */
   cut() {
     this.#call = null;
     this.heard = Infinity;
-    this.#copy.cut();
+    this.#copy.staged = null;  // its rest will not come
   }
 
   /** Take a message of the step that is whole now; return what tells the listeners. */
@@ -294,64 +272,60 @@ export class Live {
     try {
       change = this.#copy.take(message);
     } catch (error) {
-      // Whatever it is, the rows are not to be trusted: ask for all of them.
+      // The rows are not to be trusted.
       this.mismatches++;
       this.#end();
       this.#copy.position = null;
       this.#again();
-      return () => {};
+      return null;
     }
     if (!this.#copy.staged) this.#failures = 0;
     for (const tx of message.covers ?? []) {
       this.#covered.add(tx);
       if (this.#covered.size > 1000) this.#covered.delete(this.#covered.values().next().value);
     }
-    const covered = this.#effects.filter((each) => this.#covered.has(each.tx));
+    const covered = [...this.#effects].filter((each) => this.#covered.has(each.tx));
     return () => {
       covered.forEach((each) => each.drop());
       if (!change) return;
       this.#changed(change);
-      this.#told.done(this.rows);
+      this.#told.resolve(this.rows);
     };
   }
 
   #show() {
     const entries = this.#copy.entries;
     const rows = new Map([...entries].map(([name, {row}]) => [name, row]));
-    for (const {effect} of this.#effects) guarded(() => effect(rows));
+    for (const {effect} of this.#effects) guarded(effect, rows);
     return [...rows.values()];
   }
 
   #changed(change) {
     this.#shown = null;
     if (!this.#copy.position) return;
-    for (const {changed} of [...this.#listeners]) guarded(() => changed(this.rows, change));
+    for (const {changed} of [...this.#listeners]) guarded(changed, this.rows, change);
   }
 
   #failed(error) {
-    const {error: uri = 'rowcast.client.lost', args = [], kwargs = {}} = error ?? {};
+    const {error: uri = LOST, args = [], kwargs = {}} = error ?? {};
     this.cut();
     this.#db.flush();
-    // Without a service it is the router that knows no such procedure.
+    // So says the router without a service.
     const absent = /^no callee registered/.test(args[0]);
     const again = /\.(canceled|timeout|unavailable|position_gone|lost|internal|outcome_unknown)$/;
     if (uri.endsWith('position_gone')) this.#copy.position = null;
     if (!absent && !kwargs.retry && !again.test(uri)) {
       this.error = error;
-      this.#told.failed(error);
-      for (const {failed} of this.#listeners) guarded(() => failed(error));
+      this.#told.reject(error);
+      for (const {failed} of this.#listeners) guarded(failed, error);
       return;
     }
     this.#again(kwargs.retry_after);
   }
 
-  /** Start after a pause, longer each time. */
-  #again(least = 0) {
-    const [first, most] = PAUSES;
-    const seconds = Math.max(least, Math.min(most, first * 2 ** this.#failures++));
+  #again(least) {
     clearTimeout(this.#retry);
-    // Not all at once, when a service has gone that had many.
-    this.#retry = setTimeout(() => this.start(), seconds * 1000 * (0.5 + Math.random()));
+    this.#retry = later(() => this.start(), this.#failures++, least);
   }
 
   #end() {
@@ -359,7 +333,7 @@ export class Live {
     const call = this.#call;
     this.cut();
     // In any other mode autobahn ends the whole connection.
-    if (call?.answer) guarded(() => call.answer.cancel({mode: 'kill'}));
+    if (call) guarded(() => call.cancel({mode: 'kill'}));
   }
 }
 
@@ -371,17 +345,18 @@ export class Rowcast {
   #step = [];
   #failures = 0;
   #closed = false;
-  #connection = null;
-  #waiting = null;
-  #watchdog = null;
+  #connection;
+  #waiting;
+  #watchdog;
 
   /**
    * `autobahn` is the module; the options are those of its Connection, and `prefix`, of the
-   * service's URIs. `onstate` is called with "open", or with why there is no session.
+   * service's URIs. `onstate` is called with "open", or with why there is no session. A connection
+   * is given up after `silence`, in seconds.
    */
-  constructor(autobahn, {prefix = 'rowcast', onstate = () => {}, ...options}) {
+  constructor(autobahn, {prefix = 'rowcast', onstate = () => {}, silence = 40, ...options}) {
     Object.assign(this, {autobahn, prefix, onstate, options});
-    this.#watchdog = setInterval(() => this.#watch(), 5000);
+    this.#watchdog = setInterval(() => this.#watch(Date.now() - silence * 1000), silence * 125);
     this.#open();
   }
 
@@ -393,36 +368,44 @@ export class Rowcast {
   live(name, query = {}) {
     const live = new Live(this, name, query);
     this.#live.add(live);
-    live.start();
+    this.#closed ? live.close() : live.start();
     return live;
   }
 
-  /** Call a procedure; it ends within `seconds`, and when the connection is lost. */
+  /** Call a procedure; it ends within `seconds`, and with the connection. */
   call(name, args = [], kwargs = {}, seconds = PATIENCE) {
-    return new Promise((done, failed) => {
-      const call = {answer: null};
-      const end = (settle) => (value) => {
-        clearTimeout(timer);
-        this.#calls.delete(call);
-        settle(value);
-      };
-      call.fail = end((why) => failed({error: `rowcast.client.${why}`, args: [uri], kwargs: {}}));
-      call.start = () => {
-        try {
-          call.answer = this.session.call(uri, args, kwargs);
-          call.answer.then(end(done), end(failed));
-        } catch {
-          call.fail('lost');
-        }
-      };
-      const uri = this.uri(name);
-      const timer = setTimeout(() => {
-        if (call.answer) guarded(() => call.answer.cancel({mode: 'kill'}));
-        call.fail('timeout');
-      }, seconds * 1000);
-      this.#calls.add(call);
-      if (this.session) call.start();
+    const call = deferred();
+    call.fail = (error) => call.reject(failure(error, name));
+    call.start = () => {
+      call.answer = this.send(name, args, kwargs);
+      call.answer.then(call.resolve, call.reject);
+    };
+    const timer = setTimeout(() => {
+      if (call.answer) guarded(() => call.answer.cancel({mode: 'kill'}));
+      call.fail('rowcast.client.timeout');
+    }, seconds * 1000);
+    this.#calls.add(call);
+    if (this.#closed) call.fail(LOST);
+    else if (this.session) call.start();
+    return call.promise.finally(() => {
+      clearTimeout(timer);
+      this.#calls.delete(call);
     });
+  }
+
+  /** Call, if there is a session. */
+  send(name, args, kwargs, options) {
+    const {session} = this;
+    try {
+      // What autobahn cannot send, it tells nobody.
+      const {protocol} = this.#connection.transport.info;
+      check([args, kwargs], /cbor/.test(protocol) ? /fun|sym/ : /fun|sym|big/);
+      return session.call(this.uri(name), args, kwargs, options);
+    } catch (error) {
+      const {reject, promise} = deferred();
+      reject(failure(session.isOpen ? 'wamp.error.invalid_argument' : LOST, error));
+      return promise;
+    }
   }
 
   close() {
@@ -430,7 +413,7 @@ export class Rowcast {
     clearInterval(this.#watchdog);
     clearTimeout(this.#waiting);
     for (const live of [...this.#live]) live.close();
-    for (const call of [...this.#calls]) call.fail('lost');
+    for (const call of [...this.#calls]) call.fail(LOST);
     this.#abandon();
   }
 
@@ -451,19 +434,21 @@ export class Rowcast {
   flush() {
     const step = this.#step;
     this.#step = [];
-    const tell = step.map(([live, message]) => live.closed || live.apply(message));
-    for (const each of tell) if (each !== true) each();
+    const told = step.map(([live, message]) => !live.closed && live.apply(message));
+    for (const tell of told) if (tell) tell();
   }
 
   #open() {
     const options = {...this.options, max_retries: 0, use_deferred: deferred};
     const connection = new this.autobahn.Connection(options);
     this.#connection = connection;
+    this.heard = Date.now();
     connection.onopen = (session) => {
       if (connection !== this.#connection) return;
       this.session = session;
+      this.heard = Infinity;
       this.#failures = 0;
-      guarded(() => this.onstate('open'));
+      guarded(this.onstate, 'open');
       for (const call of [...this.#calls]) if (!call.answer) call.start();
       for (const live of this.#live) live.start();
     };
@@ -477,44 +462,57 @@ export class Rowcast {
 
   #lost(reason) {
     this.#abandon();
-    for (const call of [...this.#calls]) if (call.answer) call.fail('lost');
+    for (const call of [...this.#calls]) if (call.answer) call.fail(LOST);
     this.flush();
     for (const live of this.#live) live.cut();
-    guarded(() => this.onstate(reason));
+    guarded(this.onstate, reason);
     if (this.#closed) return;
-    const [first, most] = PAUSES, pause = Math.min(most, first * 2 ** this.#failures++);
-    this.#waiting = setTimeout(() => this.#open(), pause * 1000 * (0.5 + Math.random()));
+    this.#waiting = later(() => this.#open(), this.#failures++);
   }
 
   #abandon() {
     const connection = this.#connection;
     this.#connection = this.session = null;
-    try {
-      connection?.close();
-    } catch {
-      // It was closed.
-    }
+    this.heard = Infinity;
+    if (connection?.isConnected) connection.close();
   }
 
-  /** Give up a connection that is silent. */
-  #watch() {
-    const late = Date.now() - SILENCE * 1000;
-    if (this.session && [...this.#live].some(({heard}) => heard < late)) this.#lost('silent');
+  /** Give up a silent connection. */
+  #watch(late) {
+    if ([this, ...this.#live].some(({heard}) => heard < late)) this.#lost('silent');
   }
 }
 
-/** Return what autobahn answers a call by: its own takes no progress where when.js is not there. */
+/** Return what autobahn answers a call by: its own takes no progress without when.js. */
 function deferred() {
-  const made = {notify: () => {}};
+  const made = {notify() {}};
   made.promise = new Promise((resolve, reject) => Object.assign(made, {resolve, reject}));
   made.promise.progress = (heard) => (made.notify = heard);
   return made;
 }
 
+/** Act after a pause, longer with each failure, and not all at once. */
+function later(act, failures, least = 0) {
+  return setTimeout(act, Math.max(least, Math.min(5, 0.1 * 2 ** failures)) * (500 + 1000 * Math.random()));
+}
+
+/** Return an error as those of calls. */
+function failure(error, why) {
+  return {error, args: [String(why)], kwargs: {}};
+}
+
+/** Throw at what cannot be sent; a circle ends the stack. */
+function check(value, never) {
+  if (never.test(typeof value)) throw `a ${typeof value} cannot be sent`;
+  if (typeof value === 'object' && !ArrayBuffer.isView(value)) {
+    for (const each of Object.values(value ?? {})) check(each, never);
+  }
+}
+
 /** Run what is not ours, whose errors must not stop us. */
-function guarded(act) {
+function guarded(act, ...args) {
   try {
-    act();
+    act(...args);
   } catch (error) {
     console.error(error);
   }

@@ -37,7 +37,7 @@ PAUSES = (0.1, 5.0)
 """Seconds between two tries: at first, and at most."""
 
 SILENCE = 40.0
-"""Seconds of silence after which a live query is not waited for: the service says each 15 that it lives."""
+"""Seconds of silence after which a connection is given up: the service says each 15 that it lives."""
 
 PATIENCE = 30.0
 """Seconds that a call may take, and that an effect is shown after its write without being covered."""
@@ -58,6 +58,9 @@ AGAIN = (
 
 ABSENT = "no callee registered"
 """How the router's message begins where no service is there."""
+
+CLOSING = Disconnected, TransportLost
+"""What a session that is closing says to a call, of which it has sent nothing."""
 
 Row = Any
 Rows = dict[Any, Row]
@@ -347,6 +350,8 @@ class Live:
             txaio.reject(future, self.error)
         elif self.position is not None:
             txaio.resolve(future, self.rows)
+        elif self.closed:
+            txaio.reject(future, _closed())
         else:
             self._waiting.append(future)
         return future
@@ -363,7 +368,7 @@ class Live:
         """Watch no more."""
         self.closed = True
         self._end()
-        self._settle(ApplicationError(LOST, "the live query was closed"))
+        self._settle(_closed())
         self._db.drop(self)
 
     def write(self, verb: str, *args: Any, effect: Effect, **kwargs: Any) -> Awaitable[Any]:
@@ -460,8 +465,8 @@ class Live:
                 options=CallOptions(on_progress=take),
             )
             txaio.add_callbacks(token.answer, ended, failed)
-        except Exception as error:  # a session that is closing
-            self._failed(ApplicationError(LOST, str(error)))
+        except Exception as error:
+            self._unsent(error)
 
     @property
     def watching(self) -> bool:
@@ -526,11 +531,20 @@ class Live:
         absent = bool(args) and str(args[0]).startswith(ABSENT)
         if not absent and not kwargs.get("retry") and uri.rpartition(".")[2] not in AGAIN:
             assert isinstance(error, ApplicationError)
-            self.error = error
-            self._settle(error)
-            log.error("%s is not watched any more: %s", self.name, error)
+            self._refused(error)
             return
         self._again(float(kwargs.get("retry_after") or 0))
+
+    def _unsent(self, error: Exception) -> None:
+        """Start again if the session is closing; what cannot be sent is refused."""
+        self._failed(None) if isinstance(error, CLOSING) else self._refused(error)
+
+    def _refused(self, error: Exception) -> None:
+        """End for good."""
+        self.cut()
+        self.error = error
+        self._settle(error)
+        log.error("%s is not watched any more: %s", self.name, error)
 
     def _again(self, least: float = 0) -> None:
         """Start after a pause, which is longer each time until a message was good."""
@@ -563,6 +577,8 @@ class Rowcast:
         prefix: Of the service's URIs.
         later: Calls a function after some seconds; by default by the framework that runs.
         now: Returns a time in seconds.
+        silence: Seconds after which a connection is given up that does not join, or on which a live
+            query hears nothing.
     """
 
     def __init__(
@@ -571,16 +587,21 @@ class Rowcast:
         prefix: str = "rowcast",
         later: Later | None = None,
         now: Callable[[], float] = time.monotonic,
+        silence: float = SILENCE,
     ) -> None:
         self.session: Any = None
+        self.closed = False
         self.now = now
         self.later: Later = later or _later
         self._prefix = prefix
         self._live: dict[Live, None] = {}
         self._calls: dict[_Pending, None] = {}
         self._step: Step = []
+        self._silence = silence
+        self._joining: dict[Any, float] = {}
         self._watchdog: Any = None
         if component is not None:
+            component.on("connect", self._connected)
             component.on("join", self.joined)
             component.on("leave", self.left)
             component.on("disconnect", self.left)
@@ -593,7 +614,7 @@ class Rowcast:
         """Watch a relation, or the rows of a function as in "fn.name", by the arguments of `find`."""
         live = Live(self, name, query)
         self._live[live] = None
-        live.start()
+        live.close() if self.closed else live.start()
         return live
 
     def call(
@@ -630,12 +651,17 @@ class Rowcast:
             self._calls.pop(pending, None)
 
         pending.ended = ended
-        if self.session is not None:
+        if self.closed:
+            pending.fail(LOST, "closed")
+        elif self.session is not None:
             pending.start(self.session)
         return pending.future
 
     def joined(self, session: Any, details: Any = None) -> None:
         """Go on with a new session."""
+        self._joining.pop(session, None)
+        if self.closed:
+            return
         self.session = session
         self._step = STEPS.setdefault(session, {}).setdefault(self._prefix, [])
         for pending in list(self._calls):
@@ -643,11 +669,11 @@ class Rowcast:
                 pending.start(session)
         for live in list(self._live):
             live.start()
-        if self._watchdog is None:
-            self._watch()
+        self._look()
 
     def left(self, session: Any = None, details: Any = None, was_clean: bool = False) -> None:
         """End what is under way: with autobahn, a call need not end when its session does."""
+        self._joining.pop(session, None)
         if self.session is None or (session is not None and session is not self.session):
             return
         self.session = None
@@ -659,7 +685,8 @@ class Rowcast:
             live.cut()
 
     def close(self) -> None:
-        """End all live queries and calls; the session is not ours to close."""
+        """End all live queries and calls, for good; the session is not ours to close."""
+        self.closed = True
         self._watchdog = _cancelled(self._watchdog)
         for live in list(self._live):
             live.close()
@@ -694,16 +721,31 @@ class Rowcast:
         for tell in told:
             tell()
 
+    def _connected(self, session: Any, transport: Any) -> None:
+        """Have a connection given up that does not join: autobahn would wait for ever."""
+        self._joining[session] = self.now()
+        self._look()
+
+    def _look(self) -> None:
+        """Watch the connections, if nobody does."""
+        if self._watchdog is None and not self.closed:
+            self._watchdog = self.later(self._silence / 8, self._watch)
+
     def _watch(self) -> None:
-        """Give up a session on which a live query that should hear each 15 s hears nothing."""
-        self._watchdog = self.later(SILENCE / 8, self._watch)
-        late = self.now() - SILENCE
+        """Give up connections that are silent."""
+        self._watchdog = None
+        self._look()
+        late = self.now() - self._silence
+        silent = [session for session, since in self._joining.items() if since < late]
         if self.session is not None and any(
             live.watching and live.heard < late for live in self._live
         ):
-            session = self.session
-            self.left()
-            _guarded(session.disconnect)
+            silent.append(self.session)
+        for session in silent:
+            self.left(session)
+            if session.transport is not None:
+                # Not closed: that waits for who is silent, and is taken for an end that was wanted.
+                _guarded(session.transport.abort)
 
 
 class _Pending:
@@ -731,10 +773,7 @@ class _Pending:
         uri, args, kwargs = self._call
         try:
             self.answer = session.call(uri, *args, **kwargs)
-        except (
-            Disconnected,
-            TransportLost,
-        ):  # it is closing: nothing was sent, the next one has it
+        except CLOSING:  # the next one has it
             return
         except Exception as error:  # what cannot be sent
             self._end(txaio.reject, error)
@@ -755,6 +794,10 @@ class _Pending:
             self.ended()
             if not txaio.is_called(self.future):  # its waiter has gone
                 settle(self.future, outcome)
+
+
+def _closed() -> ApplicationError:
+    return ApplicationError(LOST, "the live query was closed")
 
 
 def _ours(error: BaseException) -> BaseException:

@@ -34,9 +34,15 @@ INSERT INTO vehicles SELECT n, 'B ' || n, 1 + n % 5 FROM generate_series(1, 8) n
 
 
 class Client:
-    """A client behind a wire that can be cut."""
+    """
+    A client behind a wire that can be cut.
 
-    def __init__(self, router: Router) -> None:
+    Args:
+        router: Where.
+        options: Of the kit.
+    """
+
+    def __init__(self, router: Router, **options: Any) -> None:
         txaio.use_twisted()
         self.proxy = Proxy(lambda: TCP4ClientEndpoint(reactor, "127.0.0.1", router.port))
         transport = {
@@ -48,7 +54,7 @@ class Client:
             "max_retry_delay": 0.5,
         }
         self.component = Component(transports=[transport], realm=router.realm)
-        self.db = kit().Rowcast(self.component, prefix=router.prefix)
+        self.db = kit().Rowcast(self.component, prefix=router.prefix, **options)
         self.ended = self.component.start(reactor)
         self.ended.addErrback(lambda _: None)
 

@@ -114,15 +114,25 @@ class Program(ProcessProtocol):
 
 
 class Wired:
-    """The program behind a wire that can be cut."""
+    """
+    The program behind a wire that can be cut.
 
-    def __init__(self, router: Router, serializer: str = "json") -> None:
+    Args:
+        router: Where.
+        serializer: Of its sessions.
+        silence: Of the kit, in seconds.
+    """
+
+    def __init__(self, router: Router, serializer: str = "json", silence: float = 40) -> None:
         self.proxy = Proxy(lambda: TCP4ClientEndpoint(reactor, "127.0.0.1", router.port))
         url = f"ws://127.0.0.1:{self.proxy.port}/ws"
         script = [str(NODE / "kit.js"), str(JAVASCRIPT), url, router.realm, router.prefix]
         self.program = Program()
         reactor.spawnProcess(
-            self.program, program(), [program(), *script, serializer], env=dict(os.environ)
+            self.program,
+            program(),
+            [program(), *script, serializer, str(silence)],
+            env=dict(os.environ),
         )
 
     async def close(self) -> None:
@@ -270,3 +280,61 @@ async def test_live_query_that_is_refused_says_why(service: Serving, wired: Wire
     node = wired.program
     node.tell(id="no", live="drivers", query={"where": {"no": 1}})
     await until(lambda: node.of("no") == [{"id": "no", "error": "wamp.error.invalid_argument"}])
+
+
+@pytest_twisted.ensureDeferred
+async def test_connection_that_stalls_before_it_opens_is_given_up(
+    service: Serving, router: Router
+) -> None:
+    """Autobahn by itself waits for the router for ever."""
+    modules()
+    wired = Wired(router, silence=2.0)
+    node = wired.program
+    wired.proxy.stall()
+    node.tell(id="all", live="drivers", query={"order": ["id"]})
+    node.tell(id="n", call="drivers.count")
+    await until(lambda: {"state": "silent"} in node.lines, 10)
+    wired.proxy.flow()
+    await until(lambda: len(node.rows("all")) == 5 and node.of("n"))
+    assert node.of("n") == [{"id": "n", "answer": 5}]
+    await wired.close()
+
+
+@pytest.mark.parametrize("wired", ["json", "cbor", "msgpack"], indirect=True)
+@pytest_twisted.ensureDeferred
+async def test_what_cannot_be_sent_is_an_error_at_once(
+    request: pytest.FixtureRequest, service: Serving, wired: Wired
+) -> None:
+    """Autobahn sends rows without their functions, and says nothing of what it cannot encode."""
+    node = wired.program
+    node.tell(id="all", live="drivers", query={"order": ["id"]})
+    await until(lambda: len(node.rows("all")) == 5)
+    names = ["circular", "a function", "a symbol", "big"]
+    if request.node.callspec.params["wired"] == "cbor":
+        assert names.pop() == "big"
+        node.tell(id="big", call="drivers.get", args=[{"odd": "big"}])
+        await until(lambda: node.of("big"))
+        assert node.of("big")[0]["answer"]["id"] == 1
+    for name in names:
+        where = {"id": {"odd": name}}
+        node.tell(id=f"find {name}", call="drivers.find", kwargs={"where": where})
+        node.tell(id=f"live {name}", live="drivers", query={"where": where})
+        node.tell(id=f"create {name}", write=["all", "create"], args=[where])
+        for verb in ("find", "live", "create"):
+            id = f"{verb} {name}"
+            await until(lambda id=id: node.of(id), 3)
+            assert node.of(id) == [{"id": id, "error": "wamp.error.invalid_argument"}]
+    await until(lambda: len(node.rows("all")) == 5)
+    assert {line["mismatches"] for line in node.lines if "mismatches" in line} == {0}
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_is_waited_for_once_the_kit_is_closed(service: Serving, wired: Wired) -> None:
+    node = wired.program
+    node.tell(id="all", live="drivers", query={"order": ["id"]})
+    node.tell(close="all")
+    node.tell(id="n", call="drivers.count")
+    node.tell(id="all", ready=True)
+    for id in ("n", "all"):
+        await until(lambda id=id: node.of(id), 3)
+        assert node.of(id) == [{"id": id, "error": "rowcast.client.lost"}]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.exception import ApplicationError, SerializationError
 from twisted.internet import reactor
 from twisted.internet.utils import getProcessOutputAndValue
 
@@ -227,6 +227,62 @@ async def test_effect_of_a_write_that_is_refused_goes(service: Serving, client: 
     assert isinstance(error, ApplicationError)
     assert error.error == "rowcast.error.unique_violation"
     assert live.rows == before
+
+
+@pytest_twisted.ensureDeferred
+async def test_connection_that_stalls_before_it_joins_is_given_up(
+    service: Serving, router: Router
+) -> None:
+    """Autobahn by itself waits for the router's welcome for ever."""
+    client = Client(router, silence=1.0)
+    stalled: list[Any] = []
+
+    def stall(session: Any, transport: Any) -> None:
+        if not stalled:
+            stalled.append(session)
+            client.proxy.stall()
+
+    client.component.on("connect", stall)
+    client.component.on("disconnect", lambda *_, **__: client.proxy.flow())
+    live = client.db.live("drivers")
+    assert await client.db.call("drivers.count", patience=10.0) == 5
+    assert len(await live.ready()) == 5
+    assert client.db.session is not stalled[0]
+    await client.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_cannot_be_sent_is_an_error_at_once(service: Serving, client: Client) -> None:
+    circular: dict[str, Any] = {}
+    circular["id"] = circular
+    live = client.db.live("drivers", order=["id"])
+    before = await live.ready()
+    for where in ({"id": object()}, circular):
+        error = await failure_of(client.db.call("drivers.find", where=where))
+        assert isinstance(error, SerializationError)
+        wrong = client.db.live("drivers", where=where)
+        assert wrong.error is await failure_of(wrong.ready().addTimeout(3, reactor))
+        assert isinstance(wrong.error, SerializationError)
+        assert isinstance(await failure_of(live.create(where)), SerializationError)
+    assert live.rows == before
+    assert await client.db.call("drivers.count") == 5
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_is_waited_for_once_the_kit_is_closed(
+    service: Serving, client: Client
+) -> None:
+    joined: list[Any] = []
+    client.component.on("join", lambda session, _: joined.append(session))
+    live = client.db.live("drivers")
+    client.db.close()
+    waiting = [live.ready(), client.db.live("drivers").ready(), client.db.call("drivers.count")]
+    for each in waiting:
+        error = await failure_of(each.addTimeout(3, reactor))
+        assert isinstance(error, ApplicationError)
+        assert error.error == "rowcast.client.lost"
+    await until(lambda: joined)
+    assert client.db.session is None
 
 
 ASYNCIO = """

@@ -22,16 +22,21 @@ class Session:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any], Deferred[Any]]] = []
-        self.disconnected = False
+        self.aborted = False
 
     def call(self, uri: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
         """Keep a call."""
         self.calls.append((uri, args, kwargs, Deferred()))
         return self.calls[-1][3]
 
-    def disconnect(self) -> None:
+    @property
+    def transport(self) -> Session:
+        """Itself, to be aborted."""
+        return self
+
+    def abort(self) -> None:
         """Note that it was given up."""
-        self.disconnected = True
+        self.aborted = True
 
     def tell(self, at: int, **message: Any) -> None:
         """Send a progressive result of a call."""
@@ -221,9 +226,9 @@ def test_session_on_which_nothing_is_heard_is_given_up(
     for at in range(4):
         clock.pump([5] * 3)
         session.tell(0, type="alive", position=f"{at}", checksum=db_checksum(("x",)))
-    assert not session.disconnected
+    assert not session.aborted
     clock.pump([5] * 12)
-    assert session.disconnected
+    assert session.aborted
     assert db.session is None
 
 
