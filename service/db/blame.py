@@ -378,6 +378,8 @@ class _Shown:
         ]
         certain = full or self.error.pgcode != "23505"
         certain = certain and all(None not in key and row.new for key, row in found)
+        # "a, b" may be one text, or two
+        certain = certain and len({tuple(key) for key, _ in found}) == 1
         return [row for _, row in found], certain
 
     def _texts(self, row: GivenRow, names: Sequence[str], full: bool) -> list[str | None]:

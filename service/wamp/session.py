@@ -423,7 +423,7 @@ class SafeSession(ApplicationSession):
     def _reply(self, result: Any, request: int) -> None:
         """Answer an invocation with what its endpoint has returned or raised."""
         del self._invocations[request]
-        if self.lost:
+        if self._open is None or self.closing is not None:
             return
         msg: Any = None
         if isinstance(result, Failure):

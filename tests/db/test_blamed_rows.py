@@ -58,6 +58,9 @@ CREATE TABLE halves_low PARTITION OF halves FOR VALUES FROM (0) TO (10);
 CREATE TABLE halves_high PARTITION OF halves (n NOT NULL) FOR VALUES FROM (10) TO (20);
 CREATE TABLE "tops (old)" (id int PRIMARY KEY);
 CREATE TABLE bottoms (id int PRIMARY KEY, top_id int REFERENCES "tops (old)");
+CREATE TABLE words (a text, b text, PRIMARY KEY (a, b));
+CREATE TABLE said (id int PRIMARY KEY, a text, b text, FOREIGN KEY (a, b) REFERENCES words);
+INSERT INTO words VALUES ('x', 'y, z');
 CREATE TABLE pairs (id int PRIMARY KEY, a int DEFAULT 1, b int, UNIQUE (a, b));
 INSERT INTO pairs VALUES (1, 5, 3), (2, 6, 2), (9, 1, 3);
 INSERT INTO tops VALUES (1, 'one'), (5, 'two');
@@ -83,7 +86,14 @@ POINTED: list[tuple[str, Any, str | None]] = [
     ("things", [{"id": 7, "a": 2, "b": None}, {"id": 8, "a": 2, "b": "null"}], "values"),
     # spelled otherwise than PostgreSQL does
     ("things", [{"id": "007"}, {"id": 7}], "values"),
+    # "x, y, z" may be the text of either
+    ("words", [{"a": "x", "b": "y, z"}, {"a": "x, y", "b": "z"}], "values"),
+    ("words", [{"a": "x, y", "b": "z"}, {"a": "x", "b": "y, z"}], "values"),
+    ("words", [{"a": "x, y", "b": "u"}, {"a": "x", "b": "y, z"}], "values.1"),
+    ("words", [{"a": "x", "b": "y, u"}, {"a": "x, y", "b": "u"}, {"a": "x", "b": "y, u"}], "values"),
     # foreign keys
+    ("said", [{"id": 1, "a": "x", "b": "y, z"}, {"id": 2, "a": "x, y", "b": "z"}], "values"),
+    ("said", [{"id": 1, "a": "x", "b": "y, z"}, {"id": 2, "a": "x", "b": "y"}], "values.1"),
     ("things", [{"id": 7, "up_id": 8}, {"id": 8, "up_id": 9}, {"id": 10}], "values.1.up_id"),
     ("things", [{"id": 7, "top_id": 1}, {"id": 8, "top_id": 3}, {"id": 9, "top_id": 3}], "values.1.top_id"),
     # null, and checks
