@@ -1,13 +1,15 @@
 """
-Ticks: the log in batches that stay as they are.
+Ticks: the change log cut into batches that never change.
 
-A tick is what is visible in one snapshot and was not in that of the tick before. Its row is
-written by the statement that takes the snapshot, and is durable before anything of it is published:
-with it all that it sees, whatever `synchronous_commit` the writers had. So its changes can be made
-again, the same in number and order, by whoever publishes after a crash and for whoever missed some.
+A tick holds the log rows that are visible in its snapshot and were not visible in the snapshot of the
+tick before. The statement that takes the snapshot also inserts the tick's row into `rowcast.ticks`.
+That row is committed with `synchronous_commit` on before any change of the tick is published, which
+flushes the WAL of all transactions that the tick sees, whatever `synchronous_commit` their writers used.
+So the changes of a tick can be read again, the same in number and order: by the next leader after a
+crash, and for subscribers that missed some.
 
-A tick of any size is read in pages of whole transactions; one that is too large by itself comes as
-a row "R" for each of its relations: read them again.
+A large tick is read in pages of complete transactions. A transaction that is too large by itself is
+replaced by one row with the operation "R" for each of its relations: read that relation again.
 """
 
 from __future__ import annotations
@@ -28,19 +30,20 @@ from service.db.transaction import commit_txn
 Found = TypeVar("Found")
 
 PAGE_ROWS = 5_000
-"""Rows of the log that are read in one piece."""
+"""Maximum number of log rows in one page."""
 PAGE_BYTES = 32 << 20
-"""Bytes of their images, as they are stored; a transaction that has more is too large."""
+"""Maximum stored size of the row images of a page; a transaction with more is too large."""
 TRANSACTIONS = 100_000
-"""Transactions that one look at a large tick tells of."""
+"""Maximum number of transactions of a large tick that one `PAGES` query returns."""
 
-# Two index scans. A row that was not visible in a snapshot is of a transaction that had not begun
-# then, or was running.
+# Two index scans. A row that was not visible in a snapshot belongs to a transaction that had not
+# started when the snapshot was taken (xid >= xmax), or was running then (xid in the xip list).
 _NEW = """
     SELECT {columns} FROM rowcast.log WHERE xid >= %(xmax)s::xid8
     UNION ALL SELECT {columns} FROM rowcast.log WHERE xid = ANY (%(running)s::xid8[])
 """
-# The same, less what another snapshot does not see; all that came later is not looked at.
+# The same, without what a later snapshot does not see either. `xid < until` keeps the scan from
+# reading the log up to its end.
 _BETWEEN = """
     SELECT * FROM (
         SELECT {columns} FROM rowcast.log WHERE xid >= %(xmax)s::xid8 AND xid < %(until)s::xid8
@@ -122,14 +125,14 @@ SELECT tick, epoch, snapshot::text, changes FROM (
 
 class Tick(NamedTuple):
     """
-    A batch of the log.
+    A batch of the log: the rows that are visible in `snapshot` and were not visible in `since`.
 
     Args:
-        epoch: In which it was made.
-        number: One more than that of the tick before.
-        since: The snapshot of the tick before.
-        snapshot: What is visible in it, and was not in `since`, is the tick.
-        rows: How many of the log.
+        epoch: Number of the epoch in which the tick was made.
+        number: Number of the tick; consecutive.
+        since: Snapshot of the tick before.
+        snapshot: Snapshot of this tick.
+        rows: Number of log rows in the tick.
     """
 
     epoch: int
@@ -142,12 +145,12 @@ class Tick(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class TickPage:
     """
-    Transactions that are read in one piece.
+    Transactions of a tick that are read together.
 
     Args:
-        xids: Their numbers.
-        last: The highest number of a row of theirs.
-        too_large: Whether it is one that is too large to be read.
+        xids: Their transaction ids.
+        last: Highest `seq` of their log rows.
+        too_large: Whether the page is a single transaction that is too large to be read.
     """
 
     xids: tuple[int, ...]
@@ -156,7 +159,7 @@ class TickPage:
 
 
 Made = tuple[Tick, list[LogRow] | None]
-"""A tick and its rows; None for those of one that is to be read in pages."""
+"""A tick and its rows; None in place of the rows of a tick that has to be read in pages."""
 
 
 def make_txn(
@@ -170,24 +173,27 @@ def make_txn(
     tell: Callable[[Made | None, Found], object],
 ) -> None:
     """
-    Make the next tick, if anything is new; it is durable once this returns.
+    Make the next tick, if the log has new rows; the tick is durable when this function returns.
 
-    To the disk and back takes milliseconds, in which what was read can be made ready to be published.
+    The commit waits milliseconds for the disk. `tell` hands the rows over before the commit, so the
+    reactor can prepare the events meanwhile.
 
     Args:
         connection: In autocommit.
         last: The tick before.
-        epoch: The one that it is.
-        most: Rows of the log above which a transaction is too large.
-        channel: Notified with the tick's number.
-        awaken: Whether to stop writers from notifying, with a tick.
-        look_up: Called with the rows that were read, if any, to look up what they are shown by.
-        tell: Called with what `next_txn` and then `look_up` return, before it is durable.
+        epoch: Number of the current epoch.
+        most: Number of log rows above which a transaction is too large.
+        channel: Channel that is notified with the tick's number.
+        awaken: Whether the commit of a tick also releases the lock that makes writers notify.
+        look_up: Called with the rows that were read, to look up who may read them in the same
+            transaction.
+        tell: Called with the results of `next_txn` and `look_up`, before the commit.
 
     Raises:
-        TransactionAborted: The server has rolled it back.
+        TransactionAborted: The server answered COMMIT by rolling back.
     """
-    # Behind a pooler, a transaction would have to set all that the statement relies on.
+    # Behind a pooler the tick is a single statement in autocommit: in a transaction, all settings
+    # that the statement relies on would have to be set first.
     made = next_txn(connection, last, epoch, most, channel, held=not connection.pooled)
     rows = None if made is None else made[1]
     tell(made, look_up(connection, rows or []))
@@ -200,15 +206,15 @@ def next_txn(
     connection: PgConnection, last: Tick, epoch: int, most: int, channel: str, held: bool = False
 ) -> Made | None:
     """
-    Make the next tick, in one statement; return it, or None if nothing is new.
+    Make the next tick, in one statement; return it, or None if the log has no new rows.
 
     Args:
-        connection: In autocommit: the statement's snapshot is the tick's.
+        connection: In autocommit: the statement's snapshot becomes the tick's.
         last: The tick before.
-        epoch: The one that it is.
-        most: Rows of the log above which a transaction is too large.
-        channel: Notified with the tick's number.
-        held: Whether a tick that was made is still to be committed.
+        epoch: Number of the current epoch.
+        most: Number of log rows above which a transaction is too large.
+        channel: Channel that is notified with the tick's number.
+        held: Whether to leave the transaction of a new tick open, for the caller to commit.
     """
     values = _since(last.snapshot) | {
         "tick": last.number + 1,
@@ -232,7 +238,7 @@ def next_txn(
 
 
 def finish_txn(connection: PgConnection, last: Tick, epoch: int) -> Tick:
-    """Return a new, empty tick, which says that the one before was published."""
+    """Insert an empty tick, which records that the tick before was published; return it."""
     connection.command(
         "INSERT INTO rowcast.ticks (tick, epoch, snapshot, changes)"
         f" VALUES ({last.number + 1}, {epoch}, '{last.snapshot}', 0)"
@@ -244,14 +250,14 @@ def pages_txn(
     connection: PgConnection, tick: Tick, most: int, after: int = 0, rows: int | None = None
 ) -> list[TickPage]:
     """
-    Return the pages of a tick that follow a number, in order; some of the next if there are many.
+    Return the next pages of a tick, in order; not all of them if there are many.
 
     Args:
-        connection: To the log.
-        tick: Whose rows.
-        most: Rows above which a transaction is too large.
+        connection: Connection that may read the log.
+        tick: The tick to be read.
+        most: Number of log rows above which a transaction is too large.
         after: `last` of the page before.
-        rows: Of a page; more only if it is one transaction.
+        rows: Maximum number of rows in a page; a single transaction may have more.
     """
     values = _between(tick.since, tick.snapshot) | {"after": after, "most": TRANSACTIONS}
     with connection.cursor() as cursor:
@@ -261,12 +267,12 @@ def pages_txn(
 
 def rows_txn(connection: PgConnection, ticks: Sequence[Tick], most: int) -> list[list[LogRow]]:
     """
-    Return the rows of ticks, of each by itself, by one statement; none at all if they weigh too much.
+    Return the rows of each of several ticks, read by one statement; [] if they exceed `PAGE_BYTES`.
 
     Args:
-        connection: To the log.
-        ticks: That follow one another, and have few rows.
-        most: Rows above which a transaction is too large.
+        connection: Connection that may read the log.
+        ticks: Consecutive ticks with few rows.
+        most: Number of log rows above which a transaction is too large.
     """
     values = _between(ticks[0].since, ticks[-1].snapshot) | {"page_bytes": PAGE_BYTES}
     with connection.cursor() as cursor:
@@ -281,7 +287,8 @@ def rows_txn(connection: PgConnection, ticks: Sequence[Tick], most: int) -> list
         of = place.get(row.xid)
         if of is None:
             xid = int(row.xid)
-            # The first that sees it; what one snapshot sees, those after it see too.
+            # The first tick that sees the transaction. All later snapshots see it too, so a tick
+            # whose xmax is not above the xid can be skipped.
             at = bisect_right(ends, xid)
             while not ticks[at].snapshot.sees(xid):
                 at += 1
@@ -309,10 +316,10 @@ def last_txn(connection: PgConnection) -> Tick | None:
 
 def ticks_txn(connection: PgConnection, first: int, most: int) -> list[Tick]:
     """
-    Return ticks from a number on.
+    Return up to `most` ticks, from the number `first` on.
 
-    The oldest that is kept is there for the next one alone: it begins at its own snapshot, and has
-    no rows.
+    The oldest tick that is kept only serves as the start of the next one. It is returned without
+    rows: the snapshot before it is gone.
     """
     with connection.cursor() as cursor:
         TICKS.run(cursor, {"first": first - 1, "most": most + 1})
@@ -328,7 +335,7 @@ def ticks_txn(connection: PgConnection, first: int, most: int) -> list[Tick]:
 
 
 def end_txn(connection: PgConnection, epoch: int) -> TickPosition:
-    """Return the position after all ticks so far: before the first change of the next."""
+    """Return the position at the end of the log: before the first change of the next tick."""
     (number,) = connection.ask("SELECT coalesce(max(tick), 0) FROM rowcast.ticks")
     return TickPosition(epoch, number + 1, 0)
 
@@ -342,7 +349,7 @@ def _between(since: PgSnapshot, until: PgSnapshot) -> dict[str, object]:
 
 
 def _without_large(rows: list[LogRow], most: int) -> list[LogRow]:
-    """Return rows of the log, of transactions that have too many what stands for them."""
+    """Return the rows, with those of each transaction that has too many replaced by "R" rows."""
     large = {xid for xid, count in Counter(row.xid for row in rows).items() if count > most}
     if not large:
         return rows

@@ -1,8 +1,9 @@
 """
-Why nothing is heard of a table's changes: what has to hold for that, looked at one by one.
+The procedure `why`: diagnose why no events arrive for a table.
 
-A change becomes an event by way of triggers, the log, the feed, the router and the rights of who
-subscribes. Any of them may stop it without a word, so each has a line here, with what mends it.
+A change becomes an event by way of the table's triggers, the change log, the feed, the router and the
+rights of the subscriber. Each of these can drop the change silently, so each has a check here, and a
+failed check names the remedy.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from service.request.arguments import Arguments, Caller
 from service.sql.statement import TRANSACTION, quoted
 
 RECENT = 100_000
-"""Rows of the log, the newest, among which the last change of the table is looked for."""
+"""Number of newest log rows that are searched for the last change of the table."""
 
 TABLE = """
 SELECT c.oid::bigint, c.relkind, c.relpersistence,
@@ -53,7 +54,8 @@ SELECT t.id, t.level, t.wake, {OUTDATED.format("t.relation")},
   FROM rowcast.tracked t WHERE t.relation = %(oid)s
 """
 
-# A session of such a role or database fires no trigger that is not ALWAYS, and says nothing.
+# With session_replication_role = replica a session silently fires no trigger but those ENABLE ALWAYS.
+# The setting can come from the server, a role or a database.
 REPLICA = """
 SELECT pg_catalog.current_setting('session_replication_role') = 'replica',
        ARRAY(SELECT coalesce('role ' || r.rolname, 'database ' || d.datname)
@@ -71,7 +73,7 @@ SELECT extract(epoch FROM clock_timestamp() - at)::float8 FROM (
  WHERE relation = %(id)s LIMIT 1
 """
 
-# What was written after the newest tick was made.
+# The newest tick, its age, and the age of the oldest log row that was written after it.
 READ = """
 SELECT t.tick, extract(epoch FROM clock_timestamp() - t.at)::float8,
        (SELECT extract(epoch FROM clock_timestamp() - min(l.at))::float8 FROM (
@@ -84,12 +86,12 @@ SELECT t.tick, extract(epoch FROM clock_timestamp() - t.at)::float8,
 @dataclass(frozen=True, slots=True)
 class Check:
     """
-    One of the things that have to hold.
+    The result of checking one condition.
 
     Args:
-        ok: Whether it does; None where it is no reason, but good to know.
+        ok: Whether the condition holds; None for a remark, which does not stop events.
         text: What was found.
-        mend: What to do about it, a command where there is one.
+        mend: The remedy, as a command if there is one.
     """
 
     ok: bool | None
@@ -97,12 +99,12 @@ class Check:
     mend: str | None = None
 
     def line(self) -> str:
-        """Return it as a line for a terminal."""
+        """Return the check as a line for a terminal."""
         mark = {True: "+", False: "-", None: " "}[self.ok]
         return f"[{mark}] {self.text}" + (f" → {self.mend}" if self.mend else "")
 
     def wire(self) -> dict[str, Any]:
-        """Return it as `why` answers it."""
+        """Return the check as an item of the answer of `why`."""
         return {"ok": self.ok, "text": self.text, "mend": self.mend}
 
 
@@ -110,13 +112,13 @@ def table_checks_txn(
     connection: PgConnection, schema: str, name: str, role: str | None
 ) -> list[Check]:
     """
-    Look at what of the database has to hold for events of a table.
+    Return the checks of everything in the database that events of a table depend on.
 
     Args:
-        connection: As the service itself; in a transaction, or by itself.
-        schema: Of the table.
-        name: Of the table.
-        role: Whose rights count; None for those of the service.
+        connection: Connection with the service's own role, in a transaction or in autocommit.
+        schema: Schema of the table.
+        name: Name of the table.
+        role: Role of the subscriber, whose rights are checked; None for the service's own.
     """
     shown = f"{schema}.{name}"
     found = _row(connection, TABLE, schema=schema, name=name, role=role)
@@ -150,7 +152,7 @@ def _no_log(connection: PgConnection, shown: str) -> Check:
     return Check(
         False,
         f"the log of changes is {owner}'s, and the service, which is {us}, may not read it",
-        # A member of a superuser's role may do all that it may.
+        # GRANT of a superuser's role would give the service all of a superuser's rights.
         anew if superuser else f"GRANT {quoted(owner)} TO {quoted(us)}; or {anew}",
     )
 
@@ -260,7 +262,7 @@ def _read(found: Sequence[Any] | None) -> Iterator[Check]:
 
 
 PATIENCE, STEP = 10.0, 0.01
-"""Seconds for which a write is waited for, and between two looks."""
+"""Seconds to wait until the log was read up to the write, and between two polls."""
 
 Wait = Callable[[float], None]
 
@@ -278,7 +280,7 @@ SELECT pg_catalog.pg_visible_in_snapshot(%(tx)s::xid8, snapshot)
 """
 
 LATE = 5.0
-"""Seconds that a change may wait to be read, a takeover included."""
+"""Seconds that a change may wait to be read; a takeover by another leader takes less."""
 
 
 def _rights(shown: str, role: str, readable: bool, filtered: bool) -> Iterator[Check]:
@@ -304,12 +306,12 @@ def _ago(seconds: float) -> str:
 
 def service_checks(reads: bool, polls: bool, refused: int) -> Iterator[Check]:
     """
-    Yield what is to be said of the service that answers.
+    Yield the checks of the service that answers the call.
 
     Args:
-        reads: Whether it reads the log, or another one does.
-        polls: Whether it looks now and then, instead of being told.
-        refused: How many events the router did not take.
+        reads: Whether this service reads the log, or follows one that does.
+        polls: Whether it polls the log instead of being notified.
+        refused: Number of events that the router refused.
     """
     if reads:
         yield Check(True, "the service reads the log, or waits to take over from another one")
@@ -332,23 +334,23 @@ def service_checks(reads: bool, polls: bool, refused: int) -> Iterator[Check]:
 
 
 class NotTried(Exception):
-    """No row could be written for a try; says why."""
+    """The table has no row that could be written as a test; the message says why."""
 
 
 def try_txn(connection: PgConnection, schema: str, name: str, wait: Wait) -> Check:
     """
-    Write a row as it is, and see how long it takes until the log is read up to there.
+    Update a row to its present values, and measure how long it takes until the log was read up to it.
 
-    Its triggers run, and nobody is told of a change, since there is none.
+    The triggers fire, but no event is published, because the net change is empty.
 
     Args:
-        connection: With nothing begun.
-        schema: Of the table.
-        name: Of the table.
-        wait: Waits for some seconds.
+        connection: In autocommit.
+        schema: Schema of the table.
+        name: Name of the table.
+        wait: Blocks for a number of seconds.
 
     Raises:
-        NotTried: There is no row, or no column of it that can be written.
+        NotTried: The table has no row, or no column, that can be written.
     """
     column = _row(connection, COLUMN, schema=schema, name=name)
     if column is None:
@@ -356,7 +358,7 @@ def try_txn(connection: PgConnection, schema: str, name: str, wait: Wait) -> Che
     table, set = f"{quoted(schema)}.{quoted(name)}", quoted(column[0])
     row = f"(SELECT ctid FROM {table} LIMIT 1 FOR UPDATE SKIP LOCKED)"
     write = f"UPDATE {table} SET {set} = {set} WHERE ctid = {row} RETURNING {TRANSACTION.string}"
-    # Without parameters percent signs stand for themselves.
+    # Executed without parameters, so psycopg2 takes a percent sign in a name literally.
     with connection.cursor() as cursor:
         cursor.execute(write)
         written = cursor.fetchone()
@@ -372,13 +374,13 @@ def try_txn(connection: PgConnection, schema: str, name: str, wait: Wait) -> Che
 
 class WhyProcedure:
     """
-    Answers `why`.
+    The procedure `why`.
 
     Args:
-        dispatcher: For what is served to a caller.
-        database: Looked at.
-        roles: For a caller's role.
-        parts: Returns what is to be said of the service itself.
+        dispatcher: Knows which relations are served to a caller.
+        database: The database to be checked.
+        roles: Maps a caller to a database role.
+        parts: Returns the checks of the service itself.
     """
 
     def __init__(
@@ -399,17 +401,17 @@ class WhyProcedure:
 
     async def _why(self, caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """
-        Answer `why`: what has to hold for a caller to hear of changes, and whether it does.
+        Answer `why`: the conditions under which the caller receives changes, and whether they hold.
 
         Raises:
-            UnknownName: Nothing of that name is served to the caller.
+            UnknownName: No relation of that name is served to the caller.
         """
         given = Arguments(args, kwargs, ["relation"], [])
         relation = find_relation(
             self._dispatcher.served_to(caller).catalog, given.required("relation")
         )
         role = self._roles.of(caller)
-        # As the service itself: callers have no right on the log.
+        # With the service's own role: callers have no right on the log.
         with self._database.identity(OWN_IDENTITY):
             checks = await self._database.run(
                 table_checks_txn,
@@ -428,10 +430,11 @@ class WhyProcedure:
 
 def find_relation(catalog: Catalog, name: Any) -> Relation:
     """
-    Return the relation of a name as it stands in URIs: "actions", "app.sessions".
+    Return the relation with a name as used in URIs: "actions", "app.sessions".
 
     Raises:
-        InvalidArgument: There is none; `hint` names the nearest.
+        InvalidArgument: The name is not a string.
+        UnknownName: There is no such relation; `hint` names the nearest.
     """
     if not isinstance(name, str):
         raise InvalidArgument('a relation is named by a string, as in "actions"', path="relation")
