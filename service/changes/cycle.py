@@ -44,18 +44,17 @@ from service.db.transaction import begin_statement, commit_txn, rollback_txn
 BUDGET = 0.25
 """Seconds of a cycle after which no further query that needs a read of all rows is started."""
 
-# A cycle is usually woken by a tick, whose commit flushes the WAL while the queries are read; otherwise
-# some writer's commit does. To flush the WAL ourselves would queue behind that flush and then wait for
-# our own: with these polls, 3 to 5 of 100 cycles have to.
+# A cycle is woken by a tick, whose commit flushes the WAL while the queries are read. A flush of our own
+# would queue behind that one, and then wait for the disk again; 3 to 5 of 100 cycles need it after these.
 LOOKS = (0.00025, 0.0005, 0.001, 0.002, 0.004)
 """Seconds before each poll whether other sessions have flushed the WAL far enough."""
 
 MOST_TRIES = 20
 """Maximum number of attempts at a cycle whose tables are truncated or rewritten meanwhile."""
 
-# TRUNCATE, and DDL that rewrites a table, give the table a new file. To an older snapshot the table then
-# looks empty (PostgreSQL's documentation: "Caveats" of "Concurrency Control"). So the files that the
-# snapshot knows must still be those of the tables after everything was read.
+# TRUNCATE, and DDL that rewrites a table, give the table a new file, and it looks empty to an older snapshot
+# (PostgreSQL's documentation: "Caveats" of "Concurrency Control"). So the files have to be the same after all
+# was read.
 FILES = """
 (SELECT pg_catalog.md5(pg_catalog.string_agg(c.oid || ' ' || c.relfilenode, ',' ORDER BY c.oid)) FROM (
     SELECT relation::oid FROM rowcast.tracked
@@ -389,12 +388,7 @@ def aside_txn(aside: Aside) -> Outcome | None:
 
 
 def _lasts_txn(connection: PgConnection, moment: Moment) -> bool:
-    """
-    Commit, and wait until what was read is durable.
-
-    Returns:
-        Whether the rows are right: False if a table was rewritten meanwhile, and may have looked empty.
-    """
+    """Commit, and wait until what was read is durable; False if a rewritten table may have looked empty."""
     flushed, files = flushed_txn(connection, moment.written)
     if files != moment.files:
         return False
@@ -526,12 +520,9 @@ def _answers_txn(
     budget: float,
 ) -> tuple[dict[Run, Found | Failure | None], dict[Run, float]]:
     """
-    Run queries within the budget.
+    Run queries within the budget; return their results, and the seconds until the others may be run.
 
     Only the sessions that watch a postponed query wait for it.
-
-    Returns:
-        The results of the queries that were run, and for the others the seconds until they may be run.
     """
     todo = [order for order in orders if order.asks or order.run in touched]
     # Slow queries come last, but a query that was postponed moves up each time.
