@@ -225,11 +225,11 @@ class Sessions:
         connection.address = dsn
         return connection
 
-    def moved(self, connection: PgConnection) -> bool:
-        """Return whether the DSN is another one now, as far as is known."""
+    def outdated(self, connection: PgConnection) -> bool:
+        """Return whether the DSN has changed since the session was opened."""
         try:
             return self._dsn() != connection.address
-        except Exception:  # it is being written: what we have goes on
+        except Exception:  # its file is being written: keep the session
             return False
 
 

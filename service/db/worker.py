@@ -1,9 +1,9 @@
 """
 A worker: one thread with one connection, which it keeps in order between jobs.
 
-A job is one function for a worker. Its token decides races: whoever takes it, a worker that sends
-the job's first statement or the reactor that gives it up, has the job; `list.pop` does that in one
-step.
+A job is one function for a worker to run. Its token decides races: the job belongs to whichever takes
+the token first, the worker that is about to run the function or the reactor that gives the job up.
+`list.pop` is atomic, so only one of them gets it.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from service.errors import OutcomeUnknown, Unavailable
 @dataclass(frozen=True)
 class PoolLimits:
     """
-    How much the pool may take.
+    Limits of the pool.
 
     Args:
-        least: Workers that are there from the start.
-        most: Workers at most, each with one connection; one of them is kept from
-            transactions that stay open, so that those can never take all.
-        acquire_timeout: Seconds a call waits for a free connection.
-        connect_wait: Seconds a worker goes on trying to connect.
+        least: Workers started with the pool.
+        most: Maximum number of workers, each with one connection. Transactions that stay open
+            get one less, so that they can never have all.
+        acquire_timeout: Seconds that a call waits for a free connection.
+        connect_wait: Seconds for which a worker keeps trying to connect.
         max_age: Seconds after which a session is replaced.
-        recheck: Seconds between two looks whether the credentials of a session have changed.
+        recheck: Seconds between two checks whether the DSN, with its credentials, has changed.
     """
 
     least: int = 1
@@ -58,12 +58,12 @@ class PoolStats:
     Gauges and counters of a pool.
 
     Args:
-        size: Workers, each with a connection once it was used.
-        busy: Workers that are taken.
-        waiting: Calls that wait for a worker.
-        timeouts: Calls that have waited in vain, so far.
-        connects: Sessions opened, so far.
-        slow: Statements that took longer than `ROWCAST_SLOW_STATEMENT`, so far.
+        size: Number of workers; each opens its connection for its first job.
+        busy: Workers that run a job, or serve a transaction.
+        waiting: Jobs that wait for a worker.
+        timeouts: Jobs so far that got no connection in time.
+        connects: Sessions opened so far.
+        slow: Statements so far that took longer than `ROWCAST_SLOW_STATEMENT`.
     """
 
     size: int
@@ -76,25 +76,25 @@ class PoolStats:
 
 class JobOwner(Protocol):
     """
-    On whose behalf jobs run: a caller's session.
+    The WAMP session on whose behalf jobs run.
 
     Attributes:
-        given: Jobs of its own that workers have, transactions left aside.
+        given: Number of its jobs that workers have, transactions not included.
     """
 
     given: int
 
     @property
     def blocked(self) -> str:
-        """Why none of them may begin now; empty if they may."""
+        """Why none of its jobs may begin now; an empty string if they may."""
 
     @property
     def light(self) -> bool:
-        """Whether their answers weigh little, going by the last ones."""
+        """Whether its results are expected to be small, judging by its last ones."""
 
 
 JOB_OWNER: ContextVar[JobOwner | None] = ContextVar("rowcast_job_owner", default=None)
-"""On whose behalf jobs are made; None for the service itself."""
+"""The owner of the jobs that are made in this context; None for the service itself."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,18 +104,17 @@ class Job:
 
     Args:
         function: Called with the connection and `args`.
-        args: For the function.
-        retry: Whether it may run a second time if the connection died under it.
-        queue: The queue of the transaction that it serves, if it keeps its worker for one; what lies in
-            it are jobs that came together.
-        commits: Whether what it does may be kept once it is done. Who stops such a job, once it
-            has begun, learns what came of it, and when it has.
+        args: Further arguments of the function.
+        retry: Whether it may run a second time if its connection is lost.
+        queue: Of a job that keeps its worker for a transaction: the queue of that transaction's jobs.
+        commits: Whether it may commit something. If such a job is stopped after it has begun, its
+            Deferred still waits for its end, and fires with its real outcome.
 
     Attributes:
-        begun: Whether a worker has it on a session.
-        ended: Whether the worker is done with it; the reactor may not know yet.
-        owner: On whose behalf it runs.
-        reason: Why it was stopped, if it was.
+        begun: Whether a worker has begun to run it.
+        ended: Whether the worker has finished it; the reactor may not have been notified yet.
+        owner: The session on whose behalf it runs; None for the service itself.
+        reason: The error with which it was stopped; None if it was not.
     """
 
     function: Callable[..., Any]
@@ -127,7 +126,7 @@ class Job:
     begun: bool = field(default=False, init=False)
     ended: bool = field(default=False, init=False)
     reason: BaseException | None = field(default=None, init=False)
-    # Plain callbacks would lose the caller's context variables, and so its transaction.
+    # The caller's context variables, its transaction among them, which a callback would not have.
     context: Context = field(default_factory=copy_context, init=False)
     owner: JobOwner | None = field(default_factory=JOB_OWNER.get, init=False)
     deferred: Deferred[Any] | None = field(default=None, init=False)
@@ -137,7 +136,7 @@ class Job:
     error: Failure | None = field(default=None, init=False)
 
     def take(self) -> bool:
-        """Return whether the job was taken by this call, to run it or to give it up."""
+        """Take the token, to run the job or to give it up; return whether it was still there."""
         try:
             self.token.pop()
         except IndexError:
@@ -145,41 +144,41 @@ class Job:
         return True
 
     def succeed(self, result: Any) -> None:
-        """Send the caller the result, unless it has an outcome already."""
-        # Let go of, since it refers to the job: what refers to each other, and to all that the job was
-        # given and has in its context, stays until garbage is collected.
+        """Fire the Deferred with the result, unless it has fired already."""
+        # Deferred and job refer to each other: a cycle, which would keep the job's arguments and its
+        # context in memory until the garbage collector runs.
         deferred, self.deferred = self.deferred, None
         if deferred is not None and not deferred.called:
             self.context.run(deferred.callback, result)
 
     def stop_timer(self) -> None:
-        """Stop the clock."""
+        """Cancel the timer of the job's timeout."""
         if self.timer is not None and self.timer.active():
             self.timer.cancel()
 
     def fail(self, reason: Failure | BaseException) -> None:
-        """Send the caller an error, unless it has an outcome already."""
+        """Fire the Deferred with an error, unless it has fired already."""
         self.stop_timer()
         deferred, self.deferred = self.deferred, None
         if deferred is not None and not deferred.called:
             self.context.run(deferred.errback, reason)
 
     def abandon(self, reason: Failure | BaseException) -> None:
-        """Fail a job that no worker will finish; what may have been kept of it is unknown."""
+        """Fail a job that no worker will finish; if it has begun and commits, as `OutcomeUnknown`."""
         self.fail(OutcomeUnknown() if self.commits and not self.take() else reason)
 
 
 CONNECT_ERRORS = (psycopg2.Error, OSError, ValueError)
-"""Errors of an attempt to connect that is repeated; a ValueError while a URL is being written."""
+"""Errors after which a worker tries to connect again; a ValueError while the DSN's file is written."""
 UNREACHABLE = "the database cannot be reached"
-CHECKED = 0.25
-"""Seconds for which a session that was looked at is taken for fit, by reads: they can go again."""
-MOVE_RETRY = 10.0
-"""Seconds that a session goes on when there is a new address that does not answer."""
+FIT_SECONDS = 0.25
+"""Seconds for which reads use a session without checking it again: a read can be repeated."""
+DSN_RETRY = 10.0
+"""Seconds until the next attempt to use a changed DSN at which no session could be opened."""
 
 
 class WorkerPool(Protocol):
-    """What a worker needs of its pool."""
+    """The part of the scheduler that a worker uses."""
 
     queue: SimpleQueue[Job | None]
     epoch: int
@@ -188,10 +187,10 @@ class WorkerPool(Protocol):
     limits: PoolLimits
 
     def open(self) -> PgConnection:
-        """Open a session, once; the thread waits."""
+        """Open a session in a single attempt, which blocks the thread."""
 
-    def moved(self, connection: PgConnection) -> bool:
-        """Return whether a session would be another one if it were opened now."""
+    def outdated(self, connection: PgConnection) -> bool:
+        """Return whether the DSN has changed since the session was opened."""
 
     def post(self, job: Job) -> None:
         """Send a finished job to the reactor."""
@@ -199,12 +198,13 @@ class WorkerPool(Protocol):
 
 class Worker:
     """
-    Runs jobs, one after another.
+    A thread with one connection, which runs jobs one after another.
 
     Attributes:
-        job: What runs on the connection now; guarded by `lock` while a canceler looks.
-        busy: Whether the thread is taken, if only by a transaction that lies idle.
-        fit_until: When reads look at the session again before they use it.
+        lock: Held by a canceler while it sends a request: `job` and `connection` stay as they are.
+        job: The job that runs on the connection now.
+        busy: Whether the thread has a job, if only that of an idle transaction.
+        fit_until: Until when, by `time.monotonic`, reads use the session without checking it.
     """
 
     log = Logger()
@@ -216,7 +216,7 @@ class Worker:
         self.busy = False
         self.fit_until = 0.0
         self.connection: PgConnection | None = None
-        # Daemon: one that waits for a silent server must not hold up the end of the process.
+        # A daemon: a thread that waits for a silent server must not keep the process from exiting.
         self.thread = threading.Thread(target=self._loop, name=name, daemon=True)
 
     def _loop(self) -> None:
@@ -225,24 +225,24 @@ class Worker:
             self.busy = True
             self.execute(job, self._run)
             self.busy = False
-            del job  # or its result would stay until there is another one
+            del job  # or its result would stay in memory until the next job
         self._discard()
 
     def execute(self, job: Job, how: Callable[[Job], Any]) -> None:
-        """Run one job if it is still wanted, and post it."""
-        # One that was given up in the queue is posted, too: the scheduler counts what comes back.
+        """Run one job unless it was given up, and post it."""
+        # A job that was given up in the queue is posted too: the scheduler counts what comes back.
         if job.token:
             job.worker = self
             self.job = job
             try:
                 job.result = how(job)
             except BaseException:
-                # Raised on, it would end the thread, and the caller would wait for ever.
+                # Raised further, it would end the thread, and the caller would wait for ever.
                 job.error = Failure()
-            with self.lock:  # a canceler that is at it now cannot hit the next job
+            with self.lock:  # waits for a canceler, whose request might hit the next job otherwise
                 self.job = None
                 if self.connection is not None:
-                    # A cancel that came after the job's last statement is not for the next.
+                    # A cancel that came after the job's last statement is not for the next job.
                     self.connection.stopped = 0.0
             if self.connection is not None and self.connection.slow:
                 self._report(self.connection, job)
@@ -253,12 +253,16 @@ class Worker:
         slow, connection.slow = connection.slow, []
         self.pool.slow += len(slow)
         for query, seconds in slow:
-            # Read, not entered: the reactor may be in this context, with a caller that gave up.
+            # Only read: the reactor may have entered this context, for a caller that gave up.
             report(query, seconds, job.context.get(ORIGIN), connection)
 
     def _run(self, job: Job, again: bool = True) -> Any:
-        """Run a job on a session, which is cleaned; a read once more if its connection was lost."""
-        connection, unseen = self.connection, True
+        """
+        Run a job on a session, and clean that afterwards.
+
+        A read whose connection was lost runs a second time, on a new one.
+        """
+        connection, unchecked = self.connection, True
         if (
             connection is None
             or connection.closed
@@ -266,38 +270,39 @@ class Worker:
             or connection.epoch != self.pool.epoch
             or time.monotonic() >= self.fit_until
         ):
-            connection, unseen = self.connect(), False
+            connection, unchecked = self.connect(), False
         try:
             return self.perform(job, connection)
         except (psycopg2.OperationalError, psycopg2.InterfaceError):
-            # Asked before the session is cleaned, which may close it. A query that was canceled,
-            # or waited too long for a lock, is an OperationalError, too.
-            # One that the guard has shut down was not lost: its server is there, and silent.
+            # `closed` is read here because cleaning the session may close it. It tells a lost
+            # connection from a canceled query or a lock timeout, which are OperationalErrors too.
+            # A connection that the guard has shut down was not lost: its server is there, and silent.
             lost = connection.closed and not connection.given_up
             if not (again and job.retry and lost) or job.reason is not None:
                 raise
         finally:
-            # Before the caller has its answer: its next call must not meet what this one left.
+            # Before the caller gets its result: its next call must not find what this job has left.
             self._tidy(connection)
-        # One that was lost before anybody looked does not count: the next one may be lost, too.
-        return self._run(job, again=unseen)
+        # If the lost connection was used without a check, this was not the one retry: after a restart
+        # of the server the next connection may be dead too.
+        return self._run(job, again=unchecked)
 
     def perform(self, job: Job, connection: PgConnection) -> Any:
         """
         Run the function of a job.
 
         Raises:
-            QueryCanceledError: The job was given up while it waited for the session.
+            QueryCanceledError: The job was stopped before its function was called.
         """
-        # A job that has begun may be stopped while its connection is replaced. The canceler then
-        # finds none; from here on it does.
+        # A job that runs again may have been stopped while its connection was replaced, when the
+        # canceler found none. From here on the canceler finds this one.
         job.begun = job.begun or job.take()
         if not job.begun or job.reason is not None:
             raise QueryCanceledError("stopped before it began")
         return job.function(connection, *job.args)
 
     def _tidy(self, connection: PgConnection) -> None:
-        """Clean the session of what the job has done; what cannot be cleaned is closed."""
+        """Clean the session of what the job has left; close it if that fails."""
         connection.opening = None
         connection.stopped = 0.0
         if not connection.closed and (
@@ -310,16 +315,16 @@ class Worker:
 
     def connect(self) -> PgConnection:
         """
-        Return a session that is fit for use, the one at hand or a new one.
+        Return a session that is fit for use: the worker's own, or a new one.
 
         Raises:
-            Unavailable: None could be opened for `connect_wait` seconds.
+            Unavailable: No session could be opened for `connect_wait` seconds.
         """
         connection = self.connection
         if connection is not None:
             if self._usable(connection):
                 now, recheck = time.monotonic(), self.pool.limits.recheck
-                self.fit_until = now + min(CHECKED, recheck)
+                self.fit_until = now + min(FIT_SECONDS, recheck)
                 due = now - connection.checked_at >= recheck
                 return self._current(connection) if due else connection
             self._discard()
@@ -330,18 +335,18 @@ class Worker:
                 self.connection = self.pool.open()
                 return self.connection
             except CONNECT_ERRORS as error:
-                # Not sleep(): a pool that closes meanwhile ends this wait at once.
+                # An event in place of sleep(): a pool that closes ends this wait at once.
                 if time.monotonic() > end or self.pool.stopping.wait(pause):
                     self.log.warn("cannot connect to PostgreSQL: {error}", error=str(error).strip())
                     raise Unavailable(UNREACHABLE) from error
-                # Jittered, or all workers would knock at once when the server is back.
+                # Jittered, or all workers would connect at once when the server is back.
                 pause = min(0.5, pause * 2) * random.uniform(0.5, 1.0)
 
     def _usable(self, connection: PgConnection) -> bool:
-        """Return whether a session may be used; one that is not known to be clean is cleaned."""
+        """Return whether a session may be used; clean it first if its epoch has passed."""
         if time.monotonic() - connection.opened_at > self.pool.limits.max_age:
             return False
-        # A look at the idle socket, some 1 µs, in place of a round trip with SELECT 1.
+        # A poll of the idle socket takes some 1 µs, where SELECT 1 would take a round trip.
         if not connection.alive():
             return False
         if connection.epoch == self.pool.epoch:
@@ -353,16 +358,16 @@ class Worker:
         return not connection.closed
 
     def _current(self, connection: PgConnection) -> PgConnection:
-        """Replace a session if its credentials have changed, and the new ones are good."""
+        """Return the session, or a new one if the DSN has changed and the new DSN works."""
         connection.checked_at = time.monotonic()
-        if not self.pool.moved(connection):
+        if not self.pool.outdated(connection):
             return connection
         try:
-            # The new one first: while a password is being changed, the old session still answers.
+            # Opened before the old one is closed: while a password is changed, that still works.
             fresh = self.pool.open()
         except CONNECT_ERRORS as error:
             self.log.warn("cannot use the new DATABASE_URL yet: {error}", error=str(error).strip())
-            connection.checked_at = time.monotonic() + MOVE_RETRY
+            connection.checked_at = time.monotonic() + DSN_RETRY
             return connection
         self._discard()
         self.connection = fresh
@@ -370,7 +375,7 @@ class Worker:
 
     def _discard(self) -> None:
         with self.lock:
-            # A canceler that has the lock uses the connection until the server has its request.
+            # A canceler that holds the lock uses the connection until the server has its request.
             connection, self.connection = self.connection, None
         if connection is not None:
             if connection.slow and self.job is not None:
