@@ -1,8 +1,9 @@
 """
-Which of several written rows the error of a constraint speaks of, and where that stands in the call.
+Find which of several written rows violates a constraint, and its path in the call's arguments.
 
-PostgreSQL names no row of a statement. Its detail shows the key, or the whole row, that it refused:
-that is held against what each row was given. Where several rows can be meant, what they stand in is named.
+PostgreSQL does not say which row of a statement it refused. Its DETAIL shows the key, or the entire
+row, and that text is compared with the values given for each row. If it fits several rows, the path of
+the list that contains them is reported.
 """
 
 from __future__ import annotations
@@ -27,37 +28,41 @@ from service.request.requests import Assignment, CreateRequest, OnConflict, Upda
 INSERT: frozenset[WriteKind] = frozenset({"insert"})
 UPDATE: frozenset[WriteKind] = frozenset({"update"})
 UNKNOWN = object()
-"""Stands for a value where another one may be written."""
+"""In place of a given value if another value may be written: the column may have any."""
 
 _KEY = re.compile(r"\((.+?)\)=\((.*)\)", re.DOTALL)
-"""Of a detail, in any language: columns and their values."""
+"""In a DETAIL, whatever its language: the columns of a key, and their values."""
 _ROW = re.compile(r"\((.*)\)", re.DOTALL)
 _SOME = re.compile(r"\((.+?)\) = \((.*)\)", re.DOTALL)
-"""Of a detail: the columns of a row that the role may read, or those that partitions go by."""
+"""In a DETAIL: the columns of a row that the role may read, or those of a partition key."""
 _COPY = re.compile(r"^COPY .+?, line (\d+)(?:, column (.+?)(?=: \"|: null input|$))?", re.MULTILINE)
-"""A server of another language says it otherwise: then the line is not given."""
+"""In a CONTEXT in English; of a server with another `lc_messages` the line is not found."""
 _LONGEST = 60
-"""Bytes of a value: PostgreSQL shows no more than 64 of it in a row."""
+"""Bytes of a value that are compared: in a row, PostgreSQL truncates a value to 64."""
 _SPELLED = {
     **dict.fromkeys(("int2", "int4", "int8"), re.compile("0|-?[1-9][0-9]*")),
     "date": re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}"),
     "uuid": re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
     "text": re.compile("(?!null$).*", re.DOTALL),
-    "varchar": re.compile("(?!null$)(.*[^ ])?", re.DOTALL),  # blanks at the end may be cut off
+    "varchar": re.compile("(?!null$)(.*[^ ])?", re.DOTALL),  # trailing spaces may be cut off
 }
-"""Of types of PostgreSQL the strings that it shows as they came. Other values tell nothing."""
+"""
+By type, the strings that PostgreSQL shows exactly as they were given.
+
+Other values cannot be compared: a number as `1e3`, say, is shown in another form.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class GivenRow:
     """
-    What a row was given.
+    The values given for a row.
 
     Args:
-        relation: Whose it is.
-        path: Where it stands.
-        columns: Of each column where that stands, and its value.
-        kinds: How it may be written, if it is.
+        relation: The relation of the row.
+        path: Path of the row in the call's arguments.
+        columns: By column, the path of its value, and the value.
+        kinds: The ways in which the row may be written: as an INSERT, an UPDATE, or either.
     """
 
     relation: Relation
@@ -67,20 +72,20 @@ class GivenRow:
 
     @property
     def certain(self) -> bool:
-        """Whether it is written as it was given: no trigger and no rule has a say."""
-        # a row that moves to another partition is inserted there
+        """Whether the row is written as given: no trigger and no rule can change it."""
+        # An UPDATE that moves a row to another partition inserts it there.
         triggers = self.relation.before_triggers
         return not (self.relation.has_rules or (triggers & self.kinds if self.new else triggers))
 
     @property
     def new(self) -> bool:
-        """Whether it is new for sure: then nothing leaves it alone, and what it was not given is null."""
+        """Whether the row is certainly new; a column without a value and a default is null then."""
         return self.kinds == INSERT
 
 
 @dataclass(frozen=True, slots=True)
 class GivenRows:
-    """The rows of one relation that a message was to write; no relation where that is not known."""
+    """The rows of one relation that a statement was to write; the relation is None if unknown."""
 
     relation: Relation | None
     rows: tuple[GivenRow, ...]
@@ -94,7 +99,7 @@ def assigned_row(
     kinds: frozenset[WriteKind] = INSERT,
     known: Collection[str] | None = None,
 ) -> GivenRow:
-    """Return what a row is given; `known` are the columns that are sure to be written so, if not all."""
+    """Return the values given for a row; if not all are written as given, `known` names those that are."""
     columns = {
         each.column: (
             each.path,
@@ -105,7 +110,7 @@ def assigned_row(
             else values[each.operand.slot],
         )
         for each in row
-        if each.operand is not None or kinds == UPDATE  # one that is new has its defaults anyway
+        if each.operand is not None or kinds == UPDATE  # in a new row, a DEFAULT is as no value
     }
     return GivenRow(relation, path, columns, kinds)
 
@@ -116,7 +121,7 @@ def requested_rows(
     request: CreateRequest | UpdateRowsRequest,
     values: Sequence[Any],
 ) -> Iterator[GivenRow]:
-    """Yield the rows of a request; of none that is no row of a list."""
+    """Yield the rows of a request that are items of a list."""
     kinds, known, changed = UPDATE, None, set[str]()
     if isinstance(request, CreateRequest):
         kinds = INSERT if request.conflict is None else INSERT | UPDATE
@@ -126,7 +131,7 @@ def requested_rows(
     for path, row in zip(request.paths, request.rows, strict=True):
         if path is not None:
             found = assigned_row(relation, path, row, values, kinds, known)
-            # what the row gives is its value only where it is new
+            # ON CONFLICT DO UPDATE sets these columns in a row that exists, to other values.
             others = {name: (path, UNKNOWN) for name in changed}
             yield replace(found, columns=found.columns | others) if others else found
 
@@ -138,7 +143,7 @@ def imported_rows(
     names: Sequence[str],
     conflict: OnConflict | None,
 ) -> Iterator[GivenRow]:
-    """Yield rows of an import as they came: dicts, or lists whose items have names. One may be ill-formed."""
+    """Yield the rows of an import, unparsed: dicts, or lists in the order of `names`; any may be malformed."""
     kinds = INSERT if conflict is None else INSERT | UPDATE
     known: set[str] | None = None
     for at, row in enumerate(rows):
@@ -158,8 +163,8 @@ def imported_rows(
 def _taken_over(
     catalog: Catalog, relation: Relation, conflict: OnConflict | None, rows: Rows
 ) -> set[str] | None:
-    """Return the columns that a row which is there has as they are given; None for all of them."""
-    if conflict is None or conflict.update == ():  # it is left alone
+    """Return the columns that an upsert writes as given if the row exists; None for all of them."""
+    if conflict is None or conflict.update == ():  # an existing row is not written
         return None
     planned = plan_conflict(Scope(catalog, relation), conflict, rows)
     known = {each.column.name for each in planned.updates if isinstance(each, ConflictUpdate)}
@@ -169,7 +174,7 @@ def _taken_over(
 def note_rows(
     error: BaseException, rows: Iterable[GivenRow], before: Iterable[GivenRow] = ()
 ) -> None:
-    """Note on an error of PostgreSQL what its message was to write, and what was written before it."""
+    """Attach to a database error the rows that its statement was to write, and those written before."""
     if isinstance(error, psycopg2.Error):
         error.rows = _by_relation(rows), _by_relation(before)  # type: ignore[attr-defined]
 
@@ -182,14 +187,14 @@ def _by_relation(rows: Iterable[GivenRow]) -> list[GivenRows]:
 
 
 def rows_of(error: BaseException, catalog: Catalog | None) -> GivenRows | None:
-    """Return what the statement of an error was to write, if that was noted."""
+    """Return the rows that the statement of an error was to write, if `note_rows` attached them."""
     noted = getattr(error, "rows", None)
     if noted is None or not isinstance(error, psycopg2.Error):
         return None
     here, before = noted
     if not here and not before:
         return None
-    for some in (here, before):  # a constraint that is deferred speaks of what was before
+    for some in (here, before):  # a deferred constraint may fail because of a row written before
         found = [each for each in some if _is_of(error, each, catalog)]
         if len(found) == 1:
             return found[0]
@@ -197,7 +202,7 @@ def rows_of(error: BaseException, catalog: Catalog | None) -> GivenRows | None:
 
 
 def types_within(catalog: Catalog, oid: int) -> Iterator[Type]:
-    """Yield a type and all that it is made of: elements, bases, fields."""
+    """Yield a type, and recursively its element type, base type and fields."""
     type = catalog.type(oid)
     yield type
     for part in type.parts:
@@ -205,7 +210,7 @@ def types_within(catalog: Catalog, oid: int) -> Iterator[Type]:
 
 
 def _is_of(error: psycopg2.Error, given: GivenRows, catalog: Catalog | None) -> bool:
-    """Return whether an error speaks of a relation, of a column's domain, or of a value given."""
+    """Return whether an error is about the relation, the domain of a column, or a value of these rows."""
     relation, diag, bound = given.relation, error.diag, bound_of(error)
     if relation is None or catalog is None:
         return False
@@ -221,7 +226,7 @@ def _is_of(error: psycopg2.Error, given: GivenRows, catalog: Catalog | None) -> 
 
 
 def _of_domain(error: psycopg2.Error, relation: Relation, catalog: Catalog) -> set[str]:
-    """Return the columns with values of the domain that an error speaks of."""
+    """Return the columns that contain values of the domain that an error names."""
     home = error.diag.schema_name, error.diag.datatype_name
     return {
         name
@@ -233,7 +238,7 @@ def _of_domain(error: psycopg2.Error, relation: Relation, catalog: Catalog) -> s
 def name_line(
     found: ServiceError, error: psycopg2.Error, relation: Relation | None, given: GivenRows | None
 ) -> None:
-    """Add the line and column of an import, as far as COPY tells them, and the row that it was."""
+    """Add the line and column of an import, if COPY reports them, and the path of the row."""
     place = _COPY.search(error.diag.context or "")
     if place is None:
         return
@@ -249,11 +254,11 @@ def name_line(
 def point_at_row(
     found: ConstraintViolation, error: psycopg2.Error, catalog: Catalog | None
 ) -> None:
-    """Add where the row stands of which a constraint speaks, or its one column."""
+    """Add the path of the row that violates a constraint, or of its one column that does."""
     given = rows_of(error, catalog)
     if given is None or catalog is None or not given.rows or "path" in found.details:
         return
-    # with a context it may be of a row that a trigger or a function writes
+    # An error with a context may be about a row that a trigger or a function has written.
     sure = error.diag.context is None and _is_of(error, given, catalog)
     columns = (found.details.get("columns") or ()) if sure else ()
     rows, certain = [*given.rows], False
@@ -262,10 +267,11 @@ def point_at_row(
     if not rows:
         return
     if len(rows) == 1 or (certain and error.pgcode in ("23502", "23503")):
-        # of several that lack a value, or refer to what is not there, the first is refused
+        # Of several rows that violate a NOT NULL or a foreign key, PostgreSQL refuses the first.
         found.details["path"] = _place(rows[0], columns)
     elif certain and error.pgcode == "23505":
-        # Which of equal ones is refused goes by what was there before; the second cannot be, anyway.
+        # Which row with an equal key is refused depends on the rows that were there before; the
+        # second is refused in any case.
         same, second, *_ = (_place(row, columns) for row in rows)
         found.details |= {"path": second, "hint": f"{same} has the same key"}
     else:
@@ -273,27 +279,27 @@ def point_at_row(
 
 
 def _place(row: GivenRow, columns: Iterable[str]) -> str:
-    """Return where the one column stands that a row gives of some, or else the row."""
+    """Return the path of the only one of some columns that the row gives, else that of the row."""
     paths = {row.columns[name][0] for name in columns if name in row.columns}
     return paths.pop() if len(paths) == 1 else row.path
 
 
 def _around(rows: Iterable[GivenRow]) -> str:
-    """Return where all of some rows stand."""
+    """Return the longest path that all rows have in common."""
     steps = zip(*(row.path.split(".") for row in rows), strict=False)
     return ".".join(each[0] for each in takewhile(lambda each: len({*each}) == 1, steps))
 
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """What PostgreSQL shows of the row that a constraint refused."""
+    """The row that PostgreSQL shows in the DETAIL of a constraint violation."""
 
     error: psycopg2.Error
     catalog: Catalog
     found: ConstraintViolation
 
     def rows_of(self, given: GivenRows) -> tuple[list[GivenRow], bool]:
-        """Return the rows of which it may be, and whether each of them is sure to be refused."""
+        """Return the rows that it may be, and whether each of them certainly violates the constraint."""
         assert given.relation is not None
         if not all(row.certain for row in given.rows):
             return [*given.rows], False
@@ -305,7 +311,7 @@ class _Shown:
         return self._with_key(detail, given, given.relation)
 
     def _with_domain(self, given: GivenRows, relation: Relation) -> list[GivenRow]:
-        """Return the rows that have a value of a domain; or lack one, which that does not take."""
+        """Return the rows that give a value of the domain; or lack one, if the domain is NOT NULL."""
         names = _of_domain(self.error, relation, self.catalog)
         lacking = self.error.pgcode == "23502"
 
@@ -319,7 +325,7 @@ class _Shown:
     def _with_values(
         self, detail: str, given: GivenRows, relation: Relation
     ) -> tuple[list[GivenRow], bool]:
-        """Return the rows that may be the one that is shown, and whether the first lacks a value for sure."""
+        """Return the rows that may be the shown one, and whether the first certainly lacks its value."""
         readings: list[tuple[Sequence[str], str]] = []
         routed = self.error.diag.source_function == "ExecFindPartition"
         if not routed and (whole := _ROW.search(detail)):
@@ -327,21 +333,21 @@ class _Shown:
         if some := _SOME.search(detail):
             if relation.columns.keys() >= {*some[1].split(", ")}:
                 readings.append((some[1].split(", "), some[2]))
-            elif routed:  # by an expression
+            elif routed:  # the partition key is an expression
                 return [*given.rows], False
 
         def short(row: GivenRow, names: Sequence[str]) -> Iterator[str | None]:
             for text in (self._text(row, name) for name in names):
                 yield text if text is None or len(text.encode()) <= _LONGEST else None
 
-        # by turns: of most rows one value is enough, and there may be thousands
+        # A generator: for most of the rows, which may be thousands, one value is enough to decide.
         rows = [
             row
             for row in given.rows
             if any(_agree(short(row, names), len(names), shown) for names, shown in readings)
         ]
         lacking = self.error.diag.column_name
-        # one that may be null in the relation may be so in other partitions
+        # A column that is nullable in the parent table may be NOT NULL in one partition alone.
         known = lacking in relation.columns and not relation.columns[lacking or ""].nullable
         known = known and bool(rows) and rows[0].new
         return rows, known and self._text(rows[0], lacking or "") == "null"
@@ -349,23 +355,25 @@ class _Shown:
     def _with_key(
         self, detail: str, given: GivenRows, relation: Relation
     ) -> tuple[list[GivenRow], bool]:
-        """Return the rows that may have a key, and whether all of these are sure to."""
+        """Return the rows that may have the shown key, and whether all of these certainly have it."""
         constraint = self.found.details.get("constraint")
-        for each in relation.foreign_keys:  # the name of a table may have parentheses, too
+        for each in relation.foreign_keys:  # the name of the referenced table may have parentheses
             if each.name == constraint and each.target[1] in detail:
                 detail = detail[: detail.rindex(each.target[1])]
         key = _KEY.search(detail)
         if key is None:
             return [], False
         shown, twice = key[2], f"({key[1]})=("
-        if self.error.pgcode == "23P01" and twice in shown:  # the row that is there has another
+        if (
+            self.error.pgcode == "23P01" and twice in shown
+        ):  # the existing row's key is shown behind
             shown = shown.rpartition(twice)[0].rpartition(")")[0]
         names = [_unquoted(name) for name in key[1].split(", ")]
         if self.error.pgcode == "23503" and names != self.found.details.get("columns"):
-            return [], False  # of a row that others refer to, as it was
-        if not relation.columns.keys() >= {*names}:  # an expression, or a column that is hidden
+            return [], False  # the old key of a row that is referenced
+        if not relation.columns.keys() >= {*names}:  # an expression, or a hidden column
             return [*given.rows], False
-        # an index of some rows alone may come to have one whose key stays
+        # A row may come into a partial index by an UPDATE that does not change its key.
         every = {each.name for each in relation.unique_keys}
         every |= {each.name for each in relation.foreign_keys}
         full = constraint in every
@@ -378,12 +386,12 @@ class _Shown:
         ]
         certain = full or self.error.pgcode != "23505"
         certain = certain and all(None not in key and row.new for key, row in found)
-        # "a, b" may be one text, or two
+        # A key shown as "a, b" may consist of one text or of two.
         certain = certain and len({tuple(key) for key, _ in found}) == 1
         return [row for _, row in found], certain
 
     def _texts(self, row: GivenRow, names: Sequence[str], full: bool) -> list[str | None]:
-        """Return the texts of a key; none where the row keeps its own, of a constraint of all rows."""
+        """Return the texts of a row's key; none if an UPDATE leaves its key in a full index unchanged."""
         columns = row.relation.columns
         if row.new or not full or any(n in row.columns or columns[n].generated for n in names):
             return [self._text(row, name) for name in names]
@@ -392,7 +400,7 @@ class _Shown:
         return [None if columns[name].has_default else "null" for name in names]
 
     def _text(self, row: GivenRow, name: str) -> str | None:
-        """Return the text of a value as PostgreSQL shows it; None where that is not known."""
+        """Return the text of a value as PostgreSQL shows it; None if that is not known."""
         column = row.relation.columns[name]
         if name not in row.columns:
             return "null" if row.new and not column.has_default else None
@@ -401,29 +409,31 @@ class _Shown:
             return "null"
         type = self.catalog.plain(self.catalog.type(column.type))
         name = "text" if type.kind == "enum" else type.name
-        spelled = _SPELLED.get(name) if type.schema == "pg_catalog" or type.kind == "enum" else None
+        shown_as_is = (
+            _SPELLED.get(name) if type.schema == "pg_catalog" or type.kind == "enum" else None
+        )
         if name.startswith("int") and isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
-        known = spelled and isinstance(value, str) and spelled.fullmatch(value)
+        known = shown_as_is and isinstance(value, str) and shown_as_is.fullmatch(value)
         return value if known and not column.loose else None
 
 
 def _unquoted(name: str) -> str:
-    """Return a name that PostgreSQL may show in quotes."""
+    """Return an identifier without the quotes in which PostgreSQL may show it."""
     return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
 def _agree(texts: Iterable[str | None], size: int, shown: str) -> bool:
     """
-    Return whether values, as far as they are known, can be those that PostgreSQL shows in a row.
+    Return whether values, as far as they are known, can be those that PostgreSQL shows.
 
     Args:
-        texts: Of the values, in their order; None for those that are not known.
-        size: How many these are.
-        shown: What it shows, hidden ones and those of further columns among them.
+        texts: Texts of the values in the order of their columns; None for an unknown one.
+        size: Number of the values.
+        shown: The values that PostgreSQL shows, those of hidden and further columns among them.
     """
     parts = shown.split(", ")
-    if len(parts) == size:  # there are no others, and none has a comma in it
+    if len(parts) == size:  # no further columns, and no value that contains ", "
         return all(text is None or text == part for text, part in zip(texts, parts, strict=True))
     at, shown = 0, f", {shown}, "
     for text in texts:

@@ -1,15 +1,15 @@
 """
-Idempotency keys in the database: kept in the transaction of the write whose result they stand for.
+Idempotency keys, stored in the transaction of the write whose result they stand for.
 
-A call inserts its key before all else and the result last, so that whatever ends its transaction
-ends both; a key that is there already fails what comes with it. Another call with the key waits at
-the unique index until the first has committed, or begins itself if that has rolled back. That costs
-PostgreSQL no more than an advisory lock and a look before the write, and no code of a function can
-hold it up.
+A call inserts its key first and its result last, so the end of its transaction commits or rolls
+back both. If the key is already there, the INSERT fails the message that it travels in. Another
+call with the same key waits at the unique index until the first has committed, or runs itself if
+the first was rolled back. This costs PostgreSQL no more than an advisory lock and a SELECT before the
+write, and a function's code cannot interfere with it.
 
-The statements are the service's own, whoever calls: no other role needs a right on the table. All
-names in them are qualified, and no type is named, since what ran in between may have left objects
-of those names in `pg_temp`.
+The statements run as the service's own role, whoever calls: no other role needs a privilege on the
+table. All names in them are qualified and no type is named, because code that ran before them in the
+session may have created objects of the same names in `pg_temp`.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ CLAIM = f"INSERT INTO {TABLE} (id, call) VALUES ({{}}, {{}})"
 CLAIM_PLACED = f"{CLAIM} RETURNING ctid"
 CLAIM_NEW = f"{CLAIM} ON CONFLICT (id) DO NOTHING RETURNING ctid"
 LOOK = f"SELECT call, result FROM {TABLE} WHERE id OPERATOR(pg_catalog.=) {{}}"
-# By its place, where that is known: in a serializable transaction a look into the index would be one
-# at its neighbors, and so in conflict with whoever inserts a key meanwhile.
+# By ctid, where that is known: in a serializable transaction an index scan takes a predicate lock on
+# the index page, and so conflicts with every call that inserts a neighboring key.
 KEEP = f"UPDATE {TABLE} SET result = {{}} WHERE {{}}"
 BY_ID, BY_PLACE = "id OPERATOR(pg_catalog.=) {}", "ctid OPERATOR(pg_catalog.=) '{}'"
 _BYTES = "pg_catalog.bytea"
-# To plan the two takes PostgreSQL as long as to run them.
+# PostgreSQL needs as long to plan these two as to run them.
 CLAIMING = Planned(CLAIM.format("%(id)s", "%(call)s"), id=_BYTES, call=_BYTES)
 KEEPING = Planned(KEEP.format("%(result)s", BY_ID.format("%(id)s")), result=_BYTES, id=_BYTES)
 MISSING = psycopg2.errors.UndefinedTable | psycopg2.errors.InvalidSchemaName
-# SKIP LOCKED: several services prune, and none should wait for another's rows, or for a call.
+# SKIP LOCKED: several services prune, and none should wait for another's locks, or for a call's.
 PRUNE = """
 DELETE FROM rowcast.idempotency_keys WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM rowcast.idempotency_keys
@@ -71,12 +71,12 @@ class Keyed:
     A call with an idempotency key.
 
     Args:
-        id: Of the key, among those of all callers.
-        role: As whom it runs: what one role was answered is not for another.
-        procedure: What it calls: schema, name and verb, or a name.
-        args: By position.
-        kwargs: By name, less the key.
-        max_bytes: What its result may weigh.
+        id: Identifies the key among those of all callers.
+        role: Role as which the call runs: another role must not get its result.
+        procedure: Schema, relation and verb; or the name of a procedure.
+        args: Positional arguments.
+        kwargs: Keyword arguments, without the key.
+        max_bytes: Maximum size of the result in bytes.
     """
 
     id: bytes
@@ -88,14 +88,14 @@ class Keyed:
 
     def digest(self) -> bytes:
         """
-        Return what tells the call from others; for a pool thread, as the arguments may be large.
+        Return the hash that tells the call from others; in a pool thread, as arguments may be large.
 
         Raises:
-            InvalidArgument: The arguments hold what no JSON or CBOR text does.
+            InvalidArgument: An argument holds a value that CBOR cannot encode.
         """
         call = [self.role, self.procedure, self.args, dict(self.kwargs)]
         try:
-            # Canonical: the same call may have its dicts in another order.
+            # Canonical: a retry may have the items of its dicts in another order.
             return sha256(cbor2.dumps(call, canonical=True)).digest()
         except (cbor2.CBOREncodeError, ValueError, TypeError, RecursionError) as error:
             raise InvalidArgument(
@@ -110,7 +110,7 @@ class KeyClaim:
 
     Args:
         keyed: The call.
-        place: Where the row of it is, if that is known.
+        place: The `ctid` of the key's row, if it is known.
     """
 
     keyed: Keyed
@@ -120,17 +120,17 @@ class KeyClaim:
 @dataclass(frozen=True, slots=True)
 class Kept:
     """
-    What was kept under a key.
+    What is stored under a key.
 
     Args:
-        result: Of the first call.
+        result: The result of the first call.
     """
 
     result: Any
 
 
 class KeyInUse(Conflict):
-    """Another call with the key has not ended; PostgreSQL's code has it tried again."""
+    """Another call with the key has not ended; because of its `pgcode` the transaction is retried."""
 
     pgcode = "40001"
 
@@ -142,10 +142,10 @@ class KeyInUse(Conflict):
 
 class PerhapsKept(Exception):
     """
-    The end of work under a key that may be there already.
+    The call failed, and a result may be stored under its key already.
 
     Args:
-        error: What it is, if not.
+        error: The call's error if there is none.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -155,14 +155,14 @@ class PerhapsKept(Exception):
 
 def claim_txn(connection: PgConnection, claim: KeyClaim, placed: bool = False) -> None:
     """
-    Claim a key for a transaction whose BEGIN is noted, behind which the claim is sent.
+    Claim a key for a transaction whose BEGIN has not been sent yet.
 
-    It goes along with the first statement, which fails if the key is there already.
+    The claim travels with the first statement, behind BEGIN, and fails it if the key is there already.
 
     Args:
-        connection: Of the transaction.
+        connection: The transaction's connection.
         claim: The key.
-        placed: Whether it is sent at once, so that its place is known.
+        placed: Whether to send the claim at once, so that its `ctid` is known.
     """
     connection.act(SERVICE)
     keyed = claim.keyed
@@ -171,16 +171,16 @@ def claim_txn(connection: PgConnection, claim: KeyClaim, placed: bool = False) -
         (claim.place,) = connection.ask(CLAIM_PLACED.format(*parts))
         return
     name, _ = CLAIMING.again(connection), KEEPING.again(connection)
-    words = CLAIM.format(*parts) if name is None else f"EXECUTE {name} ({', '.join(parts)})"
-    connection.opening = f"{connection.opening or ''}{words};"
+    sql = CLAIM.format(*parts) if name is None else f"EXECUTE {name} ({', '.join(parts)})"
+    connection.opening = f"{connection.opening or ''}{sql};"
 
 
 def look_txn(connection: PgConnection, keyed: Keyed) -> Kept | None:
     """
-    Return what was kept under a key, as the service itself.
+    Return what is stored under a key, as the service's own role.
 
     Raises:
-        InvalidArgument: Another call was made under it.
+        InvalidArgument: The key was used for another call.
     """
     with connection.cursor() as cursor:
         cursor.execute(LOOK.format(_bytes(keyed.id)), clean=True)
@@ -200,22 +200,22 @@ def keep_txn(connection: PgConnection, claim: KeyClaim, result: Any) -> None:
     """
     Store a result under a key that the transaction has claimed, in the message of its COMMIT.
 
-    Deferred triggers fire before that: at COMMIT they would fire with the service's rights.
+    Deferred triggers fire before the result is stored: at COMMIT they would run as the service's role.
 
     Raises:
-        TooLarge: It cannot be sent; the transaction must not commit.
+        TooLarge: The result is too large to be sent; the transaction must not commit.
     """
     value = _bytes(packed(result, claim.keyed.max_bytes))
     if connection.get_transaction_status() == TRANSACTION_STATUS_IDLE:
-        connection.command("")  # nothing was sent yet, the claim neither
+        connection.command("")  # sends BEGIN and the claim, as the function sent no statement
     connection.act(SERVICE)
-    # COMMIT drops what was noted for a next statement, so it is put into the ending instead.
-    words, connection.opening = connection.opening, None
-    connection.ending = f"{SETTLE}{words}" if words else ""
+    # COMMIT drops statements noted in `opening`, so the change of identity goes into `ending`.
+    identity, connection.opening = connection.opening, None
+    connection.ending = f"{SETTLE}{identity}" if identity else ""
     id, name = _bytes(claim.keyed.id), connection.planned.get(KEEPING)
     if claim.place is not None:
         connection.ending += f"{KEEP.format(value, BY_PLACE.format(claim.place))};"
-    elif name:  # there is none any more where code of others has run since
+    elif name:  # forgotten if statements have run since that may have deallocated it
         connection.ending += f"EXECUTE {name} ({value}, {id});"
     else:
         connection.ending += f"{KEEP.format(value, BY_ID.format(id))};"
@@ -228,7 +228,7 @@ def kept_txn(
     args: Sequence[Any],
     shape: Callable[..., Any],
 ) -> Any:
-    """Run a function in a transaction that has claimed a key; return its answer, which is kept."""
+    """Run a function in a transaction that has claimed a key; store and return its shaped result."""
     result = shape(function(connection, *args))
     keep_txn(connection, claim, result)
     return result
@@ -236,18 +236,21 @@ def kept_txn(
 
 def ending_txn(connection: PgConnection, keyed: Keyed, receipt: bool) -> Kept | None:
     """
-    Keep a key and at most a receipt, last in the open transaction; return what was kept before.
+    Claim a key at the end of the open transaction, and store a receipt or nothing under it.
+
+    Returns:
+        What was stored under the key before, if it was there already.
 
     Raises:
-        InvalidArgument: It was kept for another call; or the database keeps none.
-        KeyInUse: The first call takes longer than a lock is waited for.
+        InvalidArgument: The key was used for another call; or the database has no table of keys.
+        KeyInUse: The first call with it has not ended within the lock timeout.
     """
-    # As whoever ran last, before the claim is made as the service.
+    # Deferred triggers fire as the role that ran last, before the claim is made as the service.
     connection.opening = f"{connection.opening or ''}{SETTLE}"
     connection.act(SERVICE)
     with connection.cursor() as cursor:
         try:
-            # No error where it is there: the transaction may have savepoints, to go on from.
+            # ON CONFLICT, not an error, which would abort the transaction.
             parts = _bytes(keyed.id), _bytes(keyed.digest())
             cursor.execute(CLAIM_NEW.format(*parts), clean=True)
         except psycopg2.Error as error:
@@ -258,7 +261,7 @@ def ending_txn(connection: PgConnection, keyed: Keyed, receipt: bool) -> Kept | 
         claimed = cursor.fetchone()
     if claimed is None:
         kept = look_txn(connection, keyed)
-        if kept is None:  # pruned since
+        if kept is None:  # it was pruned meanwhile
             raise KeyInUse
         return kept
     result = Receipted(None, transaction_txn(connection)) if receipt else None
@@ -275,10 +278,10 @@ def keyed_txn(
     shape: Callable[..., Any],
 ) -> Any:
     """
-    Run a function in a transaction of its own under a key; return its answer, or that kept.
+    Run a function in a transaction of its own under a key; return its result, or the stored one.
 
-    The claim travels in front of the first statement, and the result in front of COMMIT: a key costs
-    no round trip but that of COMMIT. Only where it is there already is it looked for.
+    The claim travels in front of the first statement, and the result in front of COMMIT, so a key costs
+    no round trip but that of COMMIT. The table is queried only if the claim finds the key there.
     """
     connection.begin("BEGIN")
     claim = KeyClaim(keyed)
@@ -295,7 +298,7 @@ def keyed_txn(
         rollback_txn(connection)
         connection.begin("BEGIN")
         kept = look_txn(connection, keyed)
-        if kept is None:  # pruned since
+        if kept is None:  # it was pruned meanwhile
             raise KeyInUse from error
         return kept.result
     commit_txn(connection)
@@ -303,24 +306,24 @@ def keyed_txn(
 
 
 def keyed_outcome(error: Exception) -> Exception:
-    """Return what work under a key has ended in."""
+    """Return the error of a call under a key, as `PerhapsKept` if a result may be stored already."""
     for each in causes(error):
         if not isinstance(each, psycopg2.Error):
             continue
         if _is_taken(each):
             return PerhapsKept(KeyInUse())
         if isinstance(each, psycopg2.errors.InFailedSqlTransaction):
-            # It was the claim that has failed, perhaps, and a model has caught that.
+            # The claim may have failed, and a model's code may have caught that error.
             return PerhapsKept(error)
         return _claim_refusal(each) or error
     if retryable(error) or isinstance(error, CancelledError | Unavailable):
         return error
-    # What a model refuses now it has taken, perhaps, when the call came first.
+    # A validation that fails now may have passed when the call was made first.
     return PerhapsKept(error)
 
 
 def prune_txn(connection: PgConnection, seconds: float, most: int) -> int:
-    """Drop the oldest keys, if they were kept for so long; return how many."""
+    """Delete at most `most` keys that are older than `seconds`, the oldest first; return how many."""
     (there,) = connection.ask(f"SELECT pg_catalog.to_regclass('{TABLE}') IS NOT NULL")
     if not there:
         return 0
@@ -330,27 +333,27 @@ def prune_txn(connection: PgConnection, seconds: float, most: int) -> int:
 
 
 def _is_taken(error: BaseException) -> bool:
-    """Return whether an error says that a key which was to be claimed is there already."""
+    """Return whether an error means that the key to claim is there already."""
     if not isinstance(error, psycopg2.errors.UniqueViolation):
         return False
     diag = error.diag
-    # With a context it comes out of somebody's function, which wrote there itself.
+    # An error with a context comes from a function that wrote to the table itself.
     return f"{diag.schema_name}.{diag.table_name}" == TABLE and diag.context is None
 
 
-def _is_ours(error: psycopg2.Error) -> bool:
-    """Return whether an error is one of the claim, rather than of what came with it."""
+def _is_of_claim(error: psycopg2.Error) -> bool:
+    """Return whether the claim raised an error, rather than the statement that it travelled with."""
     diag = error.diag
     if isinstance(error, psycopg2.errors.LockNotAvailable):
-        # The context of a lock that was waited for names the index; its words are translated.
+        # The context of a lock timeout names the index; the words around it may be translated.
         return "idempotency_keys_pkey" in (diag.context or "")
     known = isinstance(error, MISSING | psycopg2.errors.InsufficientPrivilege)
     return known and diag.context is None and "rowcast" in (diag.message_primary or "")
 
 
 def _claim_refusal(error: psycopg2.Error) -> ServiceError | None:
-    """Return why a key cannot be claimed, if an error says that: another one than that it is taken."""
-    if not _is_ours(error):
+    """Return why the key cannot be claimed, if the claim failed for another reason than a taken key."""
+    if not _is_of_claim(error):
         return None
     if isinstance(error, MISSING):
         return InvalidArgument(
@@ -369,5 +372,5 @@ def _claim_refusal(error: psycopg2.Error) -> ServiceError | None:
 
 
 def _bytes(value: bytes) -> str:
-    """Return a literal that means the same whatever the settings of the session are by now."""
+    """Return a `bytea` literal that means the same whatever the settings of the session are."""
     return f"E'\\\\x{value.hex()}'"

@@ -1,10 +1,8 @@
 """
-What runs in a pool thread: a statement with its values, and its rows in their final form.
+Functions of the pool threads that run a statement and return its rows in their final form.
 
-Each function takes a connection first, touches the database and nothing else, and may
-run again.
-
-A result of any size is read in chunks, through a cursor of the server's.
+Each takes a connection first, touches nothing but the database, and may run again. A result of any
+size is read in chunks, through a server-side cursor (`Reader`).
 """
 
 from __future__ import annotations
@@ -33,18 +31,18 @@ from service.sql.statement import Statement
 Row = tuple[Any, ...]
 
 FEW, COMPILED = 8, 64
-"""Rows from which on, and columns up to which, what makes dicts of them is compiled."""
+"""Minimum rows and maximum columns for which the function that makes dicts of rows is compiled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
     """
-    How rows are to be answered.
+    The form in which rows are returned.
 
     Args:
-        form: As dicts, as lists beside the names of the columns, or as texts of JSON.
-        max_bytes: What the rows may weigh on the wire, roughly.
-        encodes: Whether rows of single values may be `Encoded`.
+        form: Dicts; lists, with the names of the columns beside them; or JSON texts.
+        max_bytes: Approximate maximum size of the rows on the wire, in bytes.
+        encodes: Whether rows without embeds may be returned as CBOR (`Encoded`).
     """
 
     form: Form
@@ -55,12 +53,12 @@ class Shape:
 @dataclass(frozen=True, slots=True)
 class Page:
     """
-    Rows of one page, in their final form.
+    The rows of one page, in their final form.
 
     Args:
-        rows: Dicts, or lists; or all of them as CBOR.
-        more: Whether there are rows after them; of rows that are read backwards, before them.
-        first, last: The sort keys of these rows as text, where the statement gives them.
+        rows: A list of dicts, lists or JSON texts; or all rows as CBOR.
+        more: Whether there are rows after the page; before it, if it was read backwards.
+        first, last: Sort keys of the first and last row as text, if the statement returns them.
     """
 
     rows: Any
@@ -78,18 +76,18 @@ def page_txn(
     shape: Shape,
 ) -> Page:
     """
-    Read rows.
+    Read one page of rows.
 
     Args:
-        connection: To read them through.
-        codec: For the values, both ways.
-        statement: Reads at most one row more than `limit`.
-        values: Of the call.
-        limit: How many rows a page holds; None for all that come.
-        shape: Of the answer.
+        connection: The connection to read through.
+        codec: Encodes the parameters, and decodes the rows.
+        statement: Returns at most one row more than `limit`, by which `more` is known.
+        values: The values of the call.
+        limit: Maximum number of rows of the page; None for all rows of the result.
+        shape: The form of the rows, and their maximum size.
 
     Raises:
-        TooLarge: The rows weigh more than an answer may.
+        TooLarge: The rows exceed `shape.max_bytes`.
     """
     cursor = execute(connection, codec, statement, values)
     rows = cursor.fetchall()
@@ -117,11 +115,11 @@ def keyed_txn(
     shape: Shape,
 ) -> tuple[list[Any], list[Row]]:
     """
-    Read rows, and for each the values that stand after its columns: its key, or nothing.
+    Read rows; return them, and for each the values behind its columns: its key, or nothing.
 
     Raises:
-        TooLarge: They weigh more than an answer may.
-        TooManyWatched: There are more than `limit`.
+        TooLarge: The rows exceed `shape.max_bytes`.
+        TooManyWatched: There are more than `limit` rows.
     """
     rows = execute(connection, codec, statement, values).fetchall()
     if limit is not None and len(rows) > limit:
@@ -140,23 +138,24 @@ def by_keys_txn(
     once: bool = False,
 ) -> list[Any]:
     """
-    Read rows by their keys, in the order of those.
+    Read rows by their keys, in the order of the keys.
 
     Args:
-        connection: To read them through.
-        codec: For the values, both ways.
-        statement: Gives the number of its key, from 1, behind the columns of each row.
-        values: Of the call.
-        keys: How many there are.
-        shape: Of the answer.
-        once: Whether a key of several rows, which a comment can claim, is refused.
+        connection: The connection to read through.
+        codec: Encodes the parameters, and decodes the rows.
+        statement: Returns the number of its key, counted from 1, behind the columns of each row.
+        values: The values of the call.
+        keys: Number of keys.
+        shape: The form of the rows, and their maximum size.
+        once: Whether to refuse several rows with one key: a view's key is declared by a comment,
+            and PostgreSQL does not enforce it.
 
     Returns:
-        A row for each key, or None where there is none.
+        A row for each key, or None if no row has it.
 
     Raises:
-        TooLarge: The rows weigh more than an answer may.
-        TooManyRows: `once`, and a key is that of several.
+        TooLarge: The rows exceed `shape.max_bytes`.
+        TooManyRows: `once` is set, and several rows have one key.
     """
     rows = execute(connection, codec, statement, values).fetchall()
     if once and len({row[len(statement.columns)] for row in rows}) < len(rows):
@@ -168,7 +167,7 @@ def by_keys_txn(
 
 
 def several_rows(rows: int, keys: int = 1) -> TooManyRows:
-    """Return the error of a write by keys of which each is to be of one row."""
+    """Return the error of a write by key that has met several rows with one key."""
     which = "the key is that" if keys == 1 else f"{keys} keys are those"
     return TooManyRows(
         f"{which} of {rows} rows", hint="nothing was written; PostgreSQL does not keep it unique"
@@ -184,11 +183,11 @@ def groups_txn(
     shape: Shape,
 ) -> list[Any]:
     """
-    Read groups, all of them.
+    Read all groups of an aggregate.
 
     Raises:
-        TooLarge: They weigh more than an answer may.
-        TooManyGroups: There are more than `limit`.
+        TooLarge: The groups exceed `shape.max_bytes`.
+        TooManyGroups: There are more than `limit` groups.
     """
     page = page_txn(connection, codec, statement, values, limit, shape)
     if page.more:
@@ -210,7 +209,7 @@ def explain_txn(
     values: Sequence[Any],
     analyze: bool,
 ) -> Any:
-    """Return how PostgreSQL would run a statement, as of EXPLAIN; with `analyze`, having run it."""
+    """Return the plan of a statement, as EXPLAIN gives it; with `analyze`, the statement is run."""
     options = "FORMAT JSON, ANALYZE, BUFFERS" if analyze else "FORMAT JSON"
     explaining = statement.prefixed(f"EXPLAIN ({options}) ")
     (document,) = value_txn(connection, codec, explaining, values)
@@ -218,21 +217,21 @@ def explain_txn(
 
 
 def compute_txn(_: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
-    """Run in a pool thread what needs no database but would hold up the reactor."""
+    """Run a function in a pool thread that needs no database but would block the reactor."""
     return function(*args)
 
 
 def shaped(rows: Sequence[Row], statement: Statement, codec: Codec, shape: Shape) -> list[Any]:
     """
-    Return rows in the form of the answer.
+    Return rows in the form that `shape` asks for.
 
     Raises:
-        TooLarge: They weigh more than an answer may.
+        TooLarge: The rows exceed `shape.max_bytes`.
     """
     columns = statement.columns
     if shape.form == "json":
         return _as_json(rows, statement, shape.max_bytes)
-    # Weighed before there are dicts, which would be made of refused rows for nothing.
+    # Measured before the dicts are made: for rows that are refused that would be wasted.
     names_weigh = 0 if shape.form == "lists" else len(rows) * sum(map(len, columns))
     if names_weigh + weight(rows, len(columns)) > shape.max_bytes:
         raise TooLarge(shape.max_bytes)
@@ -242,7 +241,7 @@ def shaped(rows: Sequence[Row], statement: Statement, codec: Codec, shape: Shape
     if len(rows) >= FEW and len(columns) <= COMPILED:
         found = _dicts_of(columns)(rows)
     else:
-        # Not strict: sort keys for the next page, or a flag, stand behind the columns.
+        # Not strict: behind the columns there may be sort keys for the next page, or a flag.
         found = [dict(zip(columns, row, strict=False)) for row in rows]
     if statement.embeds:
         read_texts(found, statement.embeds)
@@ -256,7 +255,7 @@ def shaped(rows: Sequence[Row], statement: Statement, codec: Codec, shape: Shape
 def _encoded(
     rows: Sequence[Row], columns: tuple[str, ...], forms: tuple[FormName, ...], shape: Shape
 ) -> Encoded | None:
-    """Return rows as CBOR, if they are not JSON and of values that it is made of here."""
+    """Return rows as CBOR; None if they are to be JSON, or of types that are not encoded here."""
     if shape.form == "json" or len(columns) > COMPILED:
         return None
     width = len(columns)
@@ -268,8 +267,8 @@ def _encoded(
 
 @lru_cache(256)
 def _dicts_of(columns: tuple[str, ...]) -> Callable[[Sequence[Row]], list[dict[str, Any]]]:
-    """Compile the function that makes dicts of rows: a quarter of the time of a `zip` for each."""
-    # The repr of a string is a literal whatever is in it: names are as callers alias them.
+    """Compile the function that makes dicts of rows; it takes a quarter of the time of `dict(zip())`."""
+    # The repr of a string is a safe literal whatever it contains: callers choose aliases.
     items = ", ".join(f"{name!r}: row[{at}]" for at, name in enumerate(map(str, columns)))
     made: Callable[[Sequence[Row]], list[dict[str, Any]]]
     made = eval(f"lambda rows: [{{{items}}} for row in rows]", {})
@@ -277,9 +276,9 @@ def _dicts_of(columns: tuple[str, ...]) -> Callable[[Sequence[Row]], list[dict[s
 
 
 def _as_json(rows: Sequence[Row], statement: Statement, max_bytes: int) -> list[Any]:
-    """Return each row as one JSON text, made of the texts of its values."""
+    """Return each row as one JSON text, built from the JSON texts of its values."""
     width = len(statement.columns)
-    # Doubled, since the text is a template below, and a column may have any name.
+    # Percent signs are doubled: the text is a template below, and a name may contain any character.
     keys = (json.dumps(name, ensure_ascii=False).replace("%", "%%") for name in statement.columns)
     text = "%s" if statement.scalar else "{" + ",".join(f"{key}:%s" for key in keys) + "}"
     found = [text % row[:width] for row in rows]
@@ -289,12 +288,12 @@ def _as_json(rows: Sequence[Row], statement: Statement, max_bytes: int) -> list[
 
 
 def json_list(rows: Iterable[str]) -> str:
-    """Return the JSON of a list of rows that are JSON texts."""
+    """Return a JSON array of rows that are JSON texts."""
     return f"[{','.join(rows)}]"
 
 
 def json_page(rows: Iterable[str], totals: str | None = None, **others: Any) -> str:
-    """Return the JSON of an object of such rows, and of what stands beside them."""
+    """Return a JSON object of rows that are JSON texts, their totals, and other values."""
     beside = "".join(f",{json.dumps(name)}:{json.dumps(value)}" for name, value in others.items())
     if totals is not None:
         beside += f',"totals":{totals}'
@@ -302,7 +301,7 @@ def json_page(rows: Iterable[str], totals: str | None = None, **others: Any) -> 
 
 
 def answered_columns(statement: Statement) -> tuple[str, ...]:
-    """Return the columns of the answer: those of a spread embed stand for the embed."""
+    """Return the columns of the result; a spread embed is replaced by its own columns."""
     if not statement.embeds:
         return statement.columns
     names = statement.columns[: len(statement.columns) - len(statement.embeds)]
@@ -321,7 +320,7 @@ def execute(
         psycopg2.Error: With a note of the parameter that it points at.
     """
     cursor = connection.wire(codec)
-    # By a catalog that is out of date nothing is certain: a function may be another one by now.
+    # An outdated catalog proves nothing: a function may have been replaced since it was read.
     pure = statement.pure and codec.current
     parameters = codec.parameters(statement.bounds, values)
     try:
@@ -331,33 +330,33 @@ def execute(
         point_out(error, statement)
         raise
     finally:
-        # When it is refused, too: no sequence is set back.
-        connection.counted |= pure and statement.writes  # numbered by a sequence, perhaps
+        # After an error too, since sequences are not rolled back: `lastval` may be of this row.
+        connection.counted |= pure and statement.writes
     return cursor
 
 
 def weight(rows: Sequence[Row], width: int) -> int:
-    """Return the bytes of rows, roughly, column by column; a number counts as 4."""
+    """Return the approximate size of rows in bytes, measured by column; a number counts as 4."""
     weight = len(rows) * width * 4
     for column in list(zip(*rows, strict=False))[:width]:
-        # A column has one type, so one value tells of all; json alone may have others behind it.
+        # A column has one type, so one value is enough of a sample, except of json.
         sample = next(filter(None, column), None)
         if isinstance(sample, str | bytes):
             try:
                 weight += sum(map(len, filter(None, column)))
-            except TypeError:  # json, of many kinds
-                weight += _as_json_weighs(column)
+            except TypeError:  # json: strings beside numbers, lists or dicts
+                weight += _json_size(column)
         elif isinstance(sample, list | dict):
-            weight += _as_json_weighs(column)
+            weight += _json_size(column)
     return weight
 
 
-def _as_json_weighs(column: Sequence[Any]) -> int:
+def _json_size(column: Sequence[Any]) -> int:
     return sum(len(json.dumps(value, default=str)) for value in column)
 
 
 def read_texts(rows: Iterable[dict[str, Any]], embeds: Sequence[PlannedEmbed]) -> None:
-    """Read the embeds of rows, which came as texts, in place."""
+    """Decode the embeds of rows, which come as JSON texts, in place."""
     for embed in embeds:
         for row in rows:
             text = row[embed.key]
@@ -367,12 +366,12 @@ def read_texts(rows: Iterable[dict[str, Any]], embeds: Sequence[PlannedEmbed]) -
 
 def finish(rows: Iterable[dict[str, Any]], embeds: Sequence[PlannedEmbed], codec: Codec) -> None:
     """
-    Finish the embeds of rows in place: read what travelled as text, spread what is spread.
+    Finish the embeds of rows in place: decode values that travel as text, and spread embeds.
 
     Args:
-        rows: Each with a value for every embed: a row, a list of rows, or None.
-        embeds: Of these rows.
-        codec: Reads the texts.
+        rows: Each has a value for every embed: a row, a list of rows, or None.
+        embeds: The embeds of these rows.
+        codec: Decodes values that travel as text in JSON.
     """
     for embed in embeds:
         found = [row[embed.key] for row in rows]
@@ -386,11 +385,11 @@ def finish(rows: Iterable[dict[str, Any]], embeds: Sequence[PlannedEmbed], codec
         if embed.spread:
             for row in rows:
                 row.update(_spread(row.pop(embed.key), embed))
-    _call({embed.key: embed.name for embed in embeds if not embed.spread}, rows)
+    _rename({embed.key: embed.name for embed in embeds if not embed.spread}, rows)
 
 
 def _finish_rows(rows: list[dict[str, Any]], embed: PlannedEmbed, codec: Codec) -> None:
-    _call({truncated(output.name): output.name for output in embed.outputs}, rows)
+    _rename({truncated(output.name): output.name for output in embed.outputs}, rows)
     for output in embed.outputs:
         if output.text:
             name, type = output.name, output.expression.type
@@ -399,34 +398,34 @@ def _finish_rows(rows: list[dict[str, Any]], embed: PlannedEmbed, codec: Codec) 
     finish(rows, embed.embeds, codec)
 
 
-def _call(names: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> None:
-    """Call by their names what PostgreSQL cut short, in the same order."""
+def _rename(names: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> None:
+    """Give keys that PostgreSQL truncated to 63 bytes their names again, in the same order."""
     if all(key == name for key, name in names.items()):
         return
     for row in rows:
-        # In place, since whoever embeds these rows holds them already; in the order of the answer.
+        # In place, because the row that embeds these rows refers to the same dicts.
         named = {names.get(key, key): value for key, value in row.items()}
         row.clear()
         row.update(named)
 
 
 def _spread(value: Any, embed: PlannedEmbed) -> dict[str, Any]:
-    """Return the columns of related rows: single values, or lists of them."""
+    """Return the columns of related rows: single values, or, of a to-many embed, lists of values."""
     if embed.many:
         return {name: [row[name] for row in value] for name in embed.columns}
     return {name: None if value is None else value[name] for name in embed.columns}
 
 
 READ_ONLY = "25006"
-"""What PostgreSQL says of a write in a transaction that may only read."""
+"""SQLSTATE of a write in a read-only transaction."""
 
 
 def read_only_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
     """
-    Run what calls a function that promises only to read.
+    Run what calls a database function declared STABLE or IMMUTABLE, in a read-only transaction.
 
     Raises:
-        DatabaseRefused: It does write; the transaction has to be read-only.
+        DatabaseRefused: The database function writes.
     """
     try:
         return function(connection, *args)
@@ -441,35 +440,35 @@ def read_only_txn(connection: PgConnection, function: Callable[..., Any], *args:
 
 
 FIRST = 16
-"""Rows of the first FETCH: what a row weighs is not known yet."""
+"""Rows of the first FETCH, when the size of a row is not known yet."""
 
 CHUNK_BYTES = 64 * 1024
 """
-What a chunk may weigh, roughly.
+Approximate maximum size of a chunk.
 
-Whoever handles it, we, the router, the caller, does so in one piece, and everybody else waits.
-Larger ones are no faster (`bench/stream.py`).
+The service, the router and the caller each handle a chunk in one piece, and their other work waits
+meanwhile. Larger chunks are no faster (`bench/stream.py`).
 """
 
 DECLARE = (
     "SET LOCAL idle_in_transaction_session_timeout = 0;DECLARE rowcast_reader NO SCROLL CURSOR FOR "
 )
-"""The transaction is idle while a chunk is on its way, which is up to whoever takes it."""
+"""The transaction is idle while a chunk is delivered, for as long as the caller takes to read it."""
 
 
 class Reader:
     """
-    The rows of one statement, chunk by chunk, inside a transaction.
+    The rows of one statement in chunks, read through a cursor inside a transaction.
 
     Args:
-        codec: For the values, both ways.
-        statement: The read.
-        values: Of the call.
-        shape: Of the rows; its `max_bytes` is what a single row may weigh.
-        rows: Of a chunk, at most.
+        codec: Encodes the parameters, and decodes the rows.
+        statement: The query.
+        values: The values of the call.
+        shape: The form of the rows; its `max_bytes` is the maximum size of a single row.
+        rows: Maximum number of rows in a chunk.
 
     Attributes:
-        count: How many rows were read.
+        count: Number of rows read so far.
     """
 
     def __init__(
@@ -489,16 +488,16 @@ class Reader:
 
     def chunk_txn(self, connection: PgConnection) -> list[Any]:
         """
-        Read the next chunk, in its final form; an empty one is the end.
+        Read the next chunk, in its final form; an empty chunk is the end.
 
-        To be run in one transaction, one chunk after the other.
+        All chunks must be read in one transaction, one after another.
 
         Raises:
-            TooLarge: A single row weighs more than may be sent.
+            TooLarge: A single row is larger than may be sent.
         """
         if not self._open:
             execute(connection, self._codec, self._statement.prefixed(DECLARE), self._values)
-            # Ours as well as the server's, or the worker would end what waits for its caller.
+            # The worker's own idle limit too, or it would end the transaction while the caller reads.
             connection.idle = 0.0
             self._open = True
         rows, self._spare = self._spare, []
@@ -507,7 +506,7 @@ class Reader:
             rows += self._fetch(connection, min(self._step, self._rows - len(rows)))
             weighed = self._weight(rows)
             fitting = self._bytes * len(rows) // max(1, weighed)
-            # No more than doubled: the rows to come may be heavier than those that were weighed.
+            # At most doubled: the next rows may be larger than those that were measured.
             self._step = max(1, min(2 * self._step, fitting, self._rows))
         fits = self._fitting(rows)
         rows, self._spare = rows[:fits], rows[fits:]
@@ -515,7 +514,7 @@ class Reader:
         return shaped(rows, self._statement, self._codec, self._shape)
 
     def lines_txn(self, connection: PgConnection) -> str:
-        """Read the next chunk as JSON, a row in a line; an empty text is the end."""
+        """Read the next chunk as JSON lines, one for each row; an empty string is the end."""
         return "".join(wire_json(row) + "\n" for row in self.chunk_txn(connection))
 
     def _fetch(self, connection: PgConnection, rows: int) -> list[Row]:
@@ -527,7 +526,7 @@ class Reader:
         return found
 
     def _fitting(self, rows: list[Row]) -> int:
-        """Count the rows that fit into a chunk, at least one."""
+        """Return how many rows fit into a chunk, at least one."""
         fits = len(rows)
         while fits > 1 and (weighed := self._weight(rows[:fits])) > self._bytes:
             fits = max(1, min(fits - 1, fits * self._bytes // weighed))
