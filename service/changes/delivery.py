@@ -1,8 +1,8 @@
 """
-Delivery: a tick on its way to whoever publishes it.
+Delivery: passes the changes of a tick to the publisher.
 
-However long that takes, the session of the leader shows signs of life: else its lead would be taken
-for one that stands still.
+Publishing may take longer than the lease. Meanwhile the leader's session runs a statement now and then:
+otherwise a follower would take the leader for a process that hangs, and end its session.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from service.db.thread import in_thread
 
 Publish = Callable[[Sequence[Change], Awaitable[None], AllRights], Awaitable[None]]
 """
-Called with changes, with what is to be awaited before any of them is published, and with the rights
-on some of their relations, by number, as they are since the changes were read.
+Called with changes, with an awaitable to be awaited before any of them is published, and with the rights
+on some of their relations, by relation number, looked up after the changes were read.
 """
 Result = TypeVar("Result")
 
 FEW = 50
-"""Rows that are not worth a thread: 20 µs each."""
+"""Number of rows, at 20 µs each, up to which the reactor makes the changes itself, without a thread."""
 PULSE = 1.0
-"""Seconds of publishing after which the session shows a sign of life."""
+"""Seconds between two statements that keep the leader's session alive while it publishes."""
 
 
 class CannotPublish(Exception):
-    """There is no router that answers, and another process may have one."""
+    """No router answers, but another process may have one that does."""
 
     def __init__(self) -> None:
         super().__init__("there is no router to publish by, or it does not answer")
@@ -47,14 +47,14 @@ class CannotPublish(Exception):
 @dataclass
 class FeedCounters:
     """
-    What has happened so far.
+    Counters of a feed since it was started.
 
     Args:
-        ticks: Made.
-        changes: Published; those again that a predecessor may have published.
-        takeovers: How often it began to lead.
-        failures: Sessions that ended in an error.
-        lag: Seconds from the log to the end of publishing, of the newest tick.
+        ticks: Number of ticks made.
+        changes: Number of changes published, including those that the leader before may have published.
+        takeovers: Number of times that this feed took the lead.
+        failures: Number of sessions that ended in an error.
+        lag: Seconds from the last log row of the newest tick to the end of its publishing.
     """
 
     ticks: int = 0
@@ -66,16 +66,18 @@ class FeedCounters:
 
 class Delivery:
     """
+    The way of ticks to the publisher.
+
     Args:
-        reactor: For pauses, and to come back from threads.
-        publish: Publishes changes of whole transactions.
-        able: Whether it could now.
-        lease: Seconds for which it may be unable.
-        most: Rows of the log above which a transaction is a reset.
-        counters: Count what was published.
+        reactor: Runs timers, and receives results from threads.
+        publish: Publishes the changes of complete transactions.
+        able: Returns whether events could be published now.
+        lease: Seconds for which publishing may be impossible before the lead is given up.
+        most: Number of log rows above which a transaction is a reset.
+        counters: Counts what was published.
 
     Attributes:
-        tracked: What is tracked, by its number in the log.
+        tracked: The tracked tables, by their numbers in the log.
     """
 
     def __init__(
@@ -104,17 +106,17 @@ class Delivery:
         rights: AllRights,
     ) -> None:
         """
-        Publish a tick; done when all of it is.
+        Publish a tick; return when all of it was published.
 
         Args:
-            connection: Of the leader.
-            tick: The newest one.
-            rows: Those that were read with it; None to read it page by page.
-            durable: Fires when the tick is.
-            rights: On relations of those rows, looked up since these were read.
+            connection: The leader's session.
+            tick: The newest tick.
+            rows: Its rows; None to read them page by page.
+            durable: Fires when the tick is durable.
+            rights: Rights on relations of those rows, looked up after the rows were read.
 
         Raises:
-            CannotPublish: For as long as the lease there was no way to.
+            CannotPublish: No router answered for the time of the lease.
         """
         before = 0
         try:
@@ -123,7 +125,7 @@ class Delivery:
                 return
             await durable
         finally:
-            # What failed meanwhile is what is raised.
+            # If publishing has failed, that error is raised, and one of the commit is dropped.
             durable.addErrback(lambda _: None)
         pages: list[TickPage] = await self._in_thread(pages_txn, connection, tick, self._most)
         while pages:
@@ -142,7 +144,7 @@ class Delivery:
         durable: Deferred[None],
         rights: AllRights,
     ) -> None:
-        """Publish the net changes of rows, of a tick with so many before them."""
+        """Publish the net changes of rows of a tick; `before` is the number of its rows before these."""
         changes: list[Change]
         if len(rows) <= FEW and self._known(rows):
             changes = list(net_changes(rows, self.tracked, tick, before))
@@ -165,7 +167,7 @@ class Delivery:
         return list(net_changes(rows, self.tracked, tick, before))
 
     def _known(self, rows: list[LogRow]) -> bool:
-        # What a table is tracked by may be another since; each such change says so in the log.
+        # Key, level or name of a tracked table may have changed: each such change logs a row "R".
         return all(row.op != "R" and row.relation in self.tracked for row in rows)
 
     async def _published(
@@ -175,7 +177,7 @@ class Delivery:
         durable: Deferred[None],
         rights: AllRights,
     ) -> None:
-        """Publish, however long it takes: the session shows signs of life meanwhile."""
+        """Publish changes, and keep the session alive meanwhile."""
         publishing = Deferred.fromCoroutine(_awaited(self._publish(changes, durable, rights)))
         since, broken = self._reactor.seconds(), list[Failure]()
 
@@ -201,9 +203,10 @@ class Delivery:
                 broken[0].raiseException()
             raise
         finally:
-            if pulse.running:  # else it has failed, and this runs within its end
+            # A pulse that has failed runs this code from its own errback, and cannot be awaited there.
+            if pulse.running:
                 pulse.stop()
-                await beating  # a thread may be at it
+                await beating  # a thread may still run its statement
 
     def _in_thread(self, function: Callable[..., Result], *args: Any) -> Deferred[Result]:
         return in_thread(self._reactor, "pg-feed", function, *args)

@@ -1,14 +1,13 @@
 """
-Epochs: how long a position means the same, and what of the log is still there.
+Epochs: whether a position is still valid, and how much of the log is still there.
 
-Numbers of transactions and ticks belong to one history of the database. A standby that is promoted
-without all that the old primary had uses them again for others, and in a restored dump they are
-those of another server. So a position names the epoch in which it was given, and a new epoch
-begins with each history that differs: another system identifier, another timeline, or fewer ticks
-than were known.
+Transaction ids and tick numbers belong to one history of the database. A standby that is promoted without
+the last commits of the old primary assigns the same numbers to other transactions, and in a restored dump
+the numbers come from another server. So a position names its epoch, and a new epoch begins when the history
+changes: another system identifier, another timeline, or fewer ticks than were known.
 
-Some servers that are not quite PostgreSQL let nobody ask for the system identifier. There a dump that
-was restored is known by what the log has seen, if that is more than the server has done.
+Some managed databases grant nobody the right to read the system identifier. There a restored dump is
+detected only if the log's snapshots are ahead of the server's transaction ids.
 """
 
 from __future__ import annotations
@@ -22,17 +21,18 @@ from service.db.connection import PgConnection
 from service.db.planned import Planned
 
 FIRST = PgSnapshot(3, 3, ())
-"""Sees no transaction: 3 is the lowest number that one ever had."""
+"""A snapshot that sees no transaction: 3 is the lowest normal transaction id."""
 
 NO_SYSTEM = 0
-"""Stands for the system identifier where nobody may ask for it; PostgreSQL gives no such one."""
+"""Stands for a system identifier that may not be read; PostgreSQL assigns no such identifier."""
 
 TIMELINE = """
 CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN
     ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int
 END
 """
-# The right to a function is asked for where it stands, even if it is never called.
+# PostgreSQL checks EXECUTE when a statement is started, even if the function is never called; so a CASE
+# around it would not help.
 HISTORY = Planned(
     f"SELECT {TIMELINE}, (SELECT system_identifier FROM pg_catalog.pg_control_system())"
 )
@@ -58,7 +58,7 @@ _NEWEST = Planned(NEWEST)
 
 
 class OnStandby(Exception):
-    """The server is a standby, where snapshots do not say which transactions run."""
+    """The server is a standby, where `pg_current_snapshot()` does not list running transactions."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -70,13 +70,13 @@ class OnStandby(Exception):
 @dataclass(frozen=True, slots=True)
 class Epoch:
     """
-    A history of the database.
+    A period within which transaction ids and tick numbers keep their meaning.
 
     Args:
-        number: One more than that of the one before.
-        system: The system identifier of the cluster, or `NO_SYSTEM`.
-        timeline: Of its WAL.
-        pruned_below: The log has all rows of transactions from this one on.
+        number: Number of the epoch; consecutive.
+        system: System identifier of the cluster, or `NO_SYSTEM`.
+        timeline: WAL timeline of the server.
+        pruned_below: Lowest transaction id from which on the log is complete.
     """
 
     number: int
@@ -92,10 +92,10 @@ class Epoch:
 
 def epoch_now_txn(connection: PgConnection) -> Epoch | None:
     """
-    Return the epoch that it is; None if the history is another one, whose epoch nobody has begun.
+    Return the current epoch; None if the history has changed, and no leader has begun its epoch yet.
 
     Raises:
-        OnStandby: The server is one.
+        OnStandby: The server is a standby.
     """
     newest = _newest_txn(connection)
     history = _history_txn(connection, newest is None or newest.system != NO_SYSTEM)
@@ -106,14 +106,14 @@ def epoch_now_txn(connection: PgConnection) -> Epoch | None:
 
 def begin_txn(connection: PgConnection, known: int) -> tuple[Epoch, Tick]:
     """
-    Return the epoch and the newest tick, of a new epoch if it has to begin.
+    Return the current epoch and the newest tick, after beginning a new epoch if the history has changed.
 
     Args:
-        connection: In autocommit, of the one that makes ticks.
-        known: The newest tick that was known; 0 if none was.
+        connection: The leader's session, in autocommit.
+        known: Number of the newest tick that this process knew of; 0 if none.
 
     Raises:
-        OnStandby: The server is one.
+        OnStandby: The server is a standby.
     """
     (may_ask,) = connection.ask(MAY_ASK_SYSTEM)
     history = _history_txn(connection, may_ask)
@@ -125,8 +125,8 @@ def begin_txn(connection: PgConnection, known: int) -> tuple[Epoch, Tick]:
         return _start_txn(connection, newest, history, known)
     if newest.timeline == history[1] and last.number >= known:
         return newest, last
-    # What the ticks that are there have seen is there, too; positions in those that are not name
-    # the epoch before.
+    # A promoted standby. The log is complete up to the ticks that it has; positions in lost ticks name
+    # the epoch before, and are refused.
     (pruned,) = connection.ask(
         "INSERT INTO rowcast.epochs (epoch, system, timeline, first_tick, pruned_below)"
         f" VALUES ({newest.number + 1}, {history[0]}, {history[1]}, {last.number + 1},"
@@ -136,7 +136,7 @@ def begin_txn(connection: PgConnection, known: int) -> tuple[Epoch, Tick]:
 
 
 def resume_txn(connection: PgConnection, position: Position) -> PgSnapshot | None:
-    """Return a snapshot before a position; as `resumed_txn`."""
+    """Return the snapshot from which to read on for one position; as `resumed_txn`."""
     return resumed_txn(connection, [position])[position]
 
 
@@ -144,17 +144,17 @@ def resumed_txn(
     connection: PgConnection, positions: Collection[Position]
 ) -> dict[Position, PgSnapshot | None]:
     """
-    Return a snapshot before each position: what is not visible in it has all that comes after.
+    Return a snapshot for each position, such that all changes after the position are not visible in it.
 
     Args:
-        connection: In a REPEATABLE READ transaction, in which the log is read next.
-        positions: Of callers.
+        connection: In the REPEATABLE READ transaction in which the log is read next.
+        positions: Positions that callers gave.
 
     Returns:
-        None for a position that is gone: of another history, older than the log, or never given.
+        The snapshots; None for a position that is of another history, older than the log, or made up.
 
     Raises:
-        OnStandby: The server is one.
+        OnStandby: The server is a standby.
     """
     epoch = epoch_now_txn(connection)
     if epoch is None:
@@ -187,8 +187,8 @@ def resumed_txn(
 def _before(
     position: TickPosition, ticks: Mapping[int, tuple[int, PgSnapshot]]
 ) -> PgSnapshot | None:
-    """Return the snapshot before a tick, if the tick is the one that the position means."""
-    # The end of all ticks is a position before the first change of one that is not there yet.
+    """Return the snapshot before a position's tick; None if that tick is gone, or of another history."""
+    # A position at the end of the log names the next tick, which may not exist yet.
     epoch, snapshot = ticks.get(position.tick - 1, (position.epoch + 1, None))
     made_in, _ = ticks.get(position.tick, (None, None))
     if epoch > position.epoch or (position.index > 0 and made_in != position.epoch):
@@ -197,7 +197,7 @@ def _before(
 
 
 def _survived(position: SnapshotPosition, ends: Mapping[int, PgSnapshot]) -> bool:
-    """Return whether all that was visible at a position of an earlier epoch is there."""
+    """Return whether all that a snapshot of an earlier epoch saw is also in the present history."""
     snapshot, tick = position.snapshot, ends.get(position.epoch)
     return (
         tick is not None
@@ -229,13 +229,13 @@ def _ends_txn(connection: PgConnection, epochs: Collection[int]) -> dict[int, Pg
 def _start_txn(
     connection: PgConnection, before: Epoch | None, history: tuple[int, int], known: int
 ) -> tuple[Epoch, Tick]:
-    """Begin anew: with an empty log, unless it has been this server's from the start."""
+    """Begin an epoch of a new history; empty the log, unless this is the first epoch."""
     (number,) = connection.ask("SELECT coalesce(max(tick), 0) FROM rowcast.ticks")
     tick, epoch = max(number, known) + 1, 1 if before is None else before.number + 1
-    # Numbers of transactions in a log that is not empty then are those of another server.
+    # After a restore, the transaction ids in the log are those of another server.
     empty = "" if before is None else "DELETE FROM rowcast.log; DELETE FROM rowcast.ticks;"
     snapshot = f"'{FIRST}'::pg_snapshot" if before is None else "pg_current_snapshot()"
-    # One message: a session behind a pooler is its own for no longer than that.
+    # One message, because a pooler may give the session to another client after each message.
     connection.command(
         f"BEGIN ISOLATION LEVEL REPEATABLE READ; {empty}"
         "INSERT INTO rowcast.epochs (epoch, system, timeline, first_tick, pruned_below)"
@@ -251,12 +251,12 @@ def _start_txn(
 
 
 def _is_ahead_txn(connection: PgConnection, snapshot: PgSnapshot) -> bool:
-    """Return whether a snapshot has seen more than there has been."""
+    """Return whether a snapshot is ahead of the server's transaction ids."""
     return snapshot.xmax > PgSnapshot.of(connection.ask(NOW)[0]).xmax
 
 
 def _history_txn(connection: PgConnection, may_ask: bool) -> tuple[int, int]:
-    """Return the system identifier, if one may ask for it, and the timeline."""
+    """Return the system identifier, or `NO_SYSTEM` if it may not be read, and the timeline."""
     with connection.cursor() as cursor:
         (HISTORY if may_ask else HISTORY_WITHOUT_SYSTEM).run(cursor)
         timeline, system = cursor.fetchone()

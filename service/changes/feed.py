@@ -1,13 +1,14 @@
 """
-The feed: each committed change, once, in order, to whoever publishes it.
+The feed: reads the change log and passes each committed change, once and in order, to the publisher.
 
-Every process has one. One of them leads: it reads the log tick by tick, and has each published
-before it makes the next, so a successor has one tick to publish again. The others know when there
-is something new.
+Every service process has a feed, and one of them is the leader. The leader reads the log tick by tick. It
+makes the next tick only after all changes of the one before were published, so a new leader has to publish
+at most one tick again. The feeds of the other processes only notice that there are new changes.
 
-While changes come, the leader looks every few milliseconds and writers need not tell; when none
-come, it sleeps until one does (schema/changes.py: ASLEEP). A look every second is for what no
-notification could tell.
+While changes arrive, the leader polls the log every few milliseconds and writers send no NOTIFY, which would
+serialise their commits (figures at ASLEEP in schema/triggers.py). When no changes arrive, the leader falls
+asleep, and the next writer wakes it by NOTIFY. A sleeping leader still polls once a second, because a
+notification can be lost.
 """
 
 from __future__ import annotations
@@ -47,41 +48,41 @@ from service.db.thread import in_thread
 Result = TypeVar("Result")
 
 BUSY, AWAKE = 0.002, 0.005
-"""Seconds from a look that found something to the next one, and after one that did not."""
+"""Seconds from the start of a poll that found changes to the next poll, and after one that found none."""
 LOOKS = 4
-"""Looks that find nothing before the leader falls asleep."""
+"""Number of polls without changes after which the leader falls asleep."""
 DROWSY = 0.01
-"""Seconds between two looks while writers are waited for that have not seen it fall asleep."""
+"""Seconds between two polls while transactions are open that began before the leader fell asleep."""
 TRY = 0.2
-"""Seconds between two tries of a follower at the lead."""
+"""Seconds between two attempts of a follower to take the lead."""
 FALLBACK = 1.0
-"""Seconds between two looks of a leader that sleeps; within the lease."""
+"""Seconds between two polls of a sleeping leader; must be shorter than the lease."""
 POLL = 0.02
-"""Seconds between two looks where writers cannot tell."""
+"""Seconds between two polls if writers do not notify, or cannot be heard."""
 REST = 10.0
-"""Seconds between two looks for a table that is tracked."""
+"""Seconds between two checks whether any table is tracked."""
 PAUSES = (0.1, 5.0)
-"""Seconds until a failed session is replaced: at first, and at most."""
+"""Seconds until a failed session is replaced: the first time, and at most."""
 GOODBYE = 3.0
-"""Seconds that what is being published gets when the service stops."""
+"""Seconds that publishing may still take after the service was asked to stop."""
 TAKEN = "23505"
-"""SQLSTATE of a tick that another one has made, where no lock of a session keeps it from that."""
+"""SQLSTATE unique_violation: behind a pooler, without the leader's lock, another feed has made the tick."""
 STATEMENT_TIMEOUT = 60.0
-"""Seconds that a statement of the feed may take: the first after hours reads much of the log."""
+"""Timeout in seconds of the feed's statements: the first one after hours may read much of the log."""
 
 
 @dataclass(frozen=True)
 class FeedSettings:
     """
-    What can be set.
+    Settings of the feed.
 
     Args:
-        most: Rows of the log above which a transaction is published as a reset.
-        poll: Seconds between two looks, if writers are never to notify; None lets them.
-        fallback: Seconds between two looks of a leader that sleeps.
-        lease: Seconds without a statement after which another one's lead is ended.
-        keep: Seconds for which the log is kept.
-        keep_bytes: Bytes of its rows that are kept, roughly.
+        most: Number of log rows above which a transaction is published as a reset.
+        poll: Seconds between two polls, if writers must never notify; None lets them notify.
+        fallback: Seconds between two polls of a sleeping leader.
+        lease: Seconds without a statement after which a leader's session is terminated.
+        keep: Seconds for which log rows are kept.
+        keep_bytes: Approximate maximum size of the log's rows in bytes.
     """
 
     most: int = 10_000
@@ -94,21 +95,21 @@ class FeedSettings:
 
 class Feed(Service):
     """
-    Reads the log for as long as it runs.
+    The service that leads or follows for as long as it runs.
 
     Args:
-        reactor: For pauses, and to come back from threads.
-        dsn: Of the database, past any pooler; asked at every connect.
-        listener: Hears writers, and the leader.
-        publish: Publishes changes, of whole transactions, but none before they are durable; they count
-            as published when it is done. If it fails, another one may lead.
-        settings: Those of the feed.
-        able: Whether it could be published now: else another one leads, if there is one.
-        heard: Of what, and by whom, changes are likely to be heard.
+        reactor: Runs timers, and receives results from threads.
+        dsn: Address of the database, not through a pooler; a function is called at each connect.
+        listener: Receives the notifications of writers and of the leader.
+        publish: Publishes the changes of complete transactions, but none before they are durable. They
+            count as published when it returns. If it fails, another feed may take the lead.
+        settings: Settings of the feed.
+        able: Returns whether events could be published now. If not, this feed leaves the lead to another.
+        heard: Returns the relations and roles for which events are likely to have subscribers.
 
     Attributes:
-        epoch: Of the lead; None in others.
-        problem: Why changes are not read, if they should be.
+        epoch: Epoch in which this feed leads; None in a follower.
+        problem: Why changes are not read, although they should be.
     """
 
     log = Logger()
@@ -135,7 +136,7 @@ class Feed(Service):
         self._resting: Deferred[None] | None = None
         self._roused = False
         self._failures = 0
-        # The newest tick that is known, the newest made here, and that of which all is published.
+        # Numbers of the newest known tick, the newest tick made here, and the newest published completely.
         self._known = self._made = self._published = 0
         self.counters = FeedCounters()
         self._delivery = Delivery(
@@ -151,22 +152,22 @@ class Feed(Service):
 
     @property
     def leading(self) -> bool:
-        """Whether this process publishes."""
+        """Whether this process is the leader, which publishes."""
         return self.epoch is not None
 
     @property
     def asleep(self) -> bool:
-        """Whether it leads, and writers notify it of what it does not look for."""
+        """Whether this feed leads and sleeps, so that writers notify it."""
         return self.leading and self._sleep.deep and not self._sleep.awaited
 
     @property
     def well(self) -> bool:
-        """Whether changes are read, by this process or another; also where none are tracked."""
+        """Whether changes are read, by this process or another; True if no table is tracked."""
         return self.problem is None
 
     @property
     def polling(self) -> bool:
-        """Whether looks are all there is: writers do not tell, or cannot be heard."""
+        """Whether the feed relies on polling: writers do not notify, or cannot be heard."""
         return (
             self._settings.poll is not None
             or not self._listener.listening
@@ -188,26 +189,26 @@ class Feed(Service):
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         """
-        Call a function whenever there may be something new in the log.
+        Register a function that is called whenever the log may have new changes.
 
         Returns:
-            What ends that.
+            A function that ends the subscription.
         """
         self._callbacks.append(callback)
         return lambda: self._callbacks.remove(callback) if callback in self._callbacks else None
 
     def look(self) -> None:
-        """Look now, for DDL as well: the catalog has changed."""
+        """Poll now, and check for DDL too: the catalog has changed."""
         self._upkeep.looking = True
         self._rouse()
 
     def startService(self) -> None:
-        """Begin to read, as soon as the database is there."""
+        """Start to read, as soon as the database can be reached."""
         super().startService()
         self._running = Context().run(Deferred.fromCoroutine, self._run())
 
     def stopService(self) -> Deferred[None] | None:
-        """Stop, once what is being published is; that gets some seconds."""
+        """Stop when the current tick was published, after `GOODBYE` seconds at most."""
         super().stopService()
         running, self._running = self._running, None
         if running is None:
@@ -258,7 +259,7 @@ class Feed(Service):
         return await self._in_thread(self._connect)
 
     def _connect(self) -> PgConnection:
-        """Open a session, in a thread: names are resolved there too."""
+        """Open a session; runs in a thread, because libpq resolves host names there and blocks."""
         connection = open_session(self._dsn(), SessionSettings(STATEMENT_TIMEOUT))
         try:
             prepare_txn(connection)
@@ -270,12 +271,12 @@ class Feed(Service):
         return connection
 
     def _close(self, connection: PgConnection) -> None:
-        if connection.waiting is not None:  # a thread is at it, and would wait on
+        if connection.waiting is not None:  # a thread still waits for the server's answer
             GUARD.give_up(connection)
         in_thread(self._reactor, "pg-feed", connection.close).addErrback(lambda _: None)
 
     async def _serve(self, connection: PgConnection) -> None:
-        """Do what there is to do, with one session."""
+        """Try for the lead with one session, and follow or lead until the session ends."""
         seen = 0
         while self.running:
             lease = self._settings.lease if self._able() else None
@@ -309,7 +310,7 @@ class Feed(Service):
                 role=connection.info.user,
             )
         self._known = self._made = last.number
-        # Whoever made it may not have come to its end.
+        # The leader that made this tick may have ended before all of it was published.
         if last.rows and self._published < last.number:
             await self._delivery.deliver(connection, last, None, succeed(None), {})
         self._published = last.number
@@ -336,17 +337,17 @@ class Feed(Service):
                 pause = await self._doze(connection, sleep)
             self._failures = 0
             await self._rest(pause)
-        if last.rows:  # all of it was published: nobody has to again
+        if last.rows:  # all of it was published, which spares the next leader to publish it again
             await self._in_thread(finish_txn, connection, last, epoch.number)
 
     async def _make(
         self, connection: PgConnection, last: Tick, epoch: int, awaken: bool
     ) -> tuple[Made | None, AllRights, Deferred[None]]:
         """
-        Return the next tick as soon as it is read, and what fires once it is durable.
+        Return the next tick as soon as it was read, rights, and a Deferred that fires when it is durable.
 
-        Between them are the rights on what is likely to be heard of it. They are looked up by the
-        same thread and session: another one would have to be woken for that.
+        The rights are those on the relations that are likely to have subscribers. The same thread and
+        session look them up, which spares waking another thread, and then the reactor once more.
         """
         there: Deferred[tuple[Made | None, AllRights]] = Deferred()
 
@@ -356,7 +357,7 @@ class Feed(Service):
             there.errback(why)
             return None
 
-        # The thread goes on to the disk without waiting for this one, which has other things to do.
+        # The thread goes on to COMMIT without waiting for the reactor, which may be busy.
         def tell(*found: Any) -> None:
             self._reactor.callFromThread(there.callback, found)
 
@@ -375,7 +376,7 @@ class Feed(Service):
         self.counters.ticks += 1
 
     async def _doze(self, connection: PgConnection, sleep: Sleep) -> float:
-        """Return how long to rest after a look that found nothing."""
+        """Fall asleep step by step; return the seconds to wait after a poll that found no changes."""
         sleep.looks += 1
         if sleep.awaited:
             sleep.awaited &= await self._in_thread(writers_txn, connection)
@@ -393,7 +394,7 @@ class Feed(Service):
         return 0.0
 
     def _heard(self, _: str) -> None:
-        if not self.leading:  # who knows its own ticks
+        if not self.leading:  # the leader knows of its own ticks before they are notified
             self._call()
 
     def _call(self) -> None:
@@ -404,7 +405,7 @@ class Feed(Service):
                 self.log.failure("a subscriber of the feed failed")
 
     async def _rest(self, seconds: float) -> None:
-        """Wait for so long, or until there is something to look for."""
+        """Wait for some seconds, or until a notification arrives."""
         if not self._roused and seconds > 0:
             resting = self._resting = Deferred()
             timer = self._reactor.callLater(seconds, _fire, resting)
@@ -430,9 +431,9 @@ class Sleep:
     How far the leader has fallen asleep.
 
     Attributes:
-        looks: That have found nothing.
-        deep: Whether writers notify.
-        awaited: Transactions that may have looked before they had to.
+        looks: Number of polls without changes.
+        deep: Whether writers that check from now on notify.
+        awaited: Open transactions that may have checked before, and so will not notify.
     """
 
     def __init__(self) -> None:

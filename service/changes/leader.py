@@ -1,16 +1,17 @@
 """
-One reader among replicas, that makes ticks and publishes; and how it falls asleep.
+Leader election among service processes, and how the leader falls asleep.
 
-It is the one whose session holds an advisory lock, the session that inserts the ticks: one whose
-session is gone cannot make another. The lock is tried for, not waited for: a session that waits
-in `pg_advisory_lock` keeps its snapshot, and VACUUM from all that was deleted since.
+The leader is the process whose session holds an advisory lock. The same session inserts the ticks, so a
+process that has lost its session cannot make another tick. Followers call `pg_try_advisory_lock` again and
+again in place of `pg_advisory_lock`: a session that waits for the lock keeps its snapshot (`backend_xmin`),
+and keeps VACUUM from removing what was deleted since.
 
-A leader whose process stands still keeps its session, for its kernel goes on to answer. So its
-session is ended by those that try, once it has asked for nothing for as long as the lease.
+A leader whose process hangs keeps its session, because the kernel still answers TCP keepalives. So a
+follower terminates the session when it has run no statement for the time of the lease.
 
-Behind a transaction pooler no session is one's own, and there is no such lock. There the one leads
-that made the newest tick, and another one once something has lain unread, or may lie unpublished,
-for as long as the lease. Of two that make the same tick, its primary key stops the later one.
+Behind a transaction pooler, sessions are shared, so a session lock means nothing. There the leader is the
+process that made the newest tick. Another one takes over when log rows were not read, or a tick was not
+marked as published, for the time of the lease. If two make the same tick, its primary key stops the second.
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ from service.db.connection import PgConnection
 from service.db.planned import Planned
 
 LEASE = 3.0
-"""Seconds without a statement after which a leader is taken for one that stands still."""
+"""Seconds without a statement after which a leader counts as hanging."""
 
 PREPARE = (
     "SET search_path = pg_catalog, pg_temp;"
     "SET default_transaction_isolation = 'read committed';"
     "SET default_transaction_read_only = off;"
     "SET idle_session_timeout = 0;"
-    # A plan made while the log was small is kept when it is not, and made once for all values.
+    # A plan made while the log was small would stay a sequential scan when the log has grown. And each
+    # statement is planned once, not for each tick's values.
     "SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan;"
-    # What was published may not be taken back by a crash. More than "on" may be set.
+    # A crash must not take back what was published. Stronger settings (remote_apply) are kept.
     "SELECT set_config('synchronous_commit', 'on', false)"
     " WHERE current_setting('synchronous_commit') IN ('off', 'local')"
 )
@@ -42,7 +44,7 @@ EACH_TIME = (
     "SET LOCAL synchronous_commit = 'on'; SET LOCAL statement_timeout = '60s';"
     "SET LOCAL datestyle = 'ISO'; SET LOCAL timezone = 'UTC';"
 )
-"""Before each statement behind a pooler: others use the session in between."""
+"""Sent before each statement behind a pooler: other clients use the session in between."""
 
 HOLDER = f"""
     FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
@@ -51,8 +53,8 @@ HOLDER = f"""
      AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
 """
 
-# One that is active works for it, or has sent an answer that nobody takes. Of sessions of other
-# roles, which we may not end, `state_change` is not shown.
+# An active session still works for the leader, unless it waits in ClientWrite: then its client does not
+# read. Sessions of roles that we may not terminate show no `state_change` either.
 BREAK = f"""
 SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(l.pid)) {HOLDER}
    AND (a.state <> 'active' OR a.wait_event = 'ClientWrite')
@@ -60,7 +62,8 @@ SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(l.pid)) {HOLDER}
    AND pg_catalog.pg_has_role(a.usesysid, 'USAGE')
 """
 
-# Rows that no tick has, or a tick that nobody has said to be published.
+# Old log rows that are in no tick, or an old tick that no empty tick follows, which would mark it as
+# published.
 OVERDUE = """
 WITH newest AS (SELECT * FROM rowcast.ticks ORDER BY tick DESC LIMIT 1),
      late AS (SELECT clock_timestamp() - make_interval(secs => {lease}) AS at)
@@ -81,11 +84,11 @@ SELECT pg_catalog.array_agg(virtualtransaction) FROM pg_catalog.pg_locks
 
 
 AWAKEN = f"SELECT pg_catalog.pg_advisory_unlock({ASLEEP})"
-"""Stops writers from notifying."""
+"""Makes writers stop to notify."""
 
 
 class Duty(Enum):
-    """What a reader has to do."""
+    """The part of a feed among those of all processes."""
 
     NOTHING = "nothing is tracked"
     BARRED = "the log of changes is another role's"
@@ -94,7 +97,7 @@ class Duty(Enum):
 
 
 def prepare_txn(connection: PgConnection) -> None:
-    """Set what ticks rely on."""
+    """Set the session parameters that the feed's statements rely on."""
     if connection.pooled:
         connection.assume(EACH_TIME)
     else:
@@ -103,13 +106,13 @@ def prepare_txn(connection: PgConnection) -> None:
 
 def duty_txn(connection: PgConnection, lease: float | None, made: int) -> Duty:
     """
-    Return the duty that this session has, after a try at the lead.
+    Try to take the lead; return the duty of this session.
 
     Args:
         connection: In autocommit.
-        lease: Seconds without a statement after which the lead of another one is ended; None
-            follows, whoever leads.
-        made: The newest tick that this process made or found when it began to lead; 0 if none.
+        lease: Seconds without a statement after which another leader's session is terminated; None
+            to follow without trying.
+        made: Newest tick that this process made, or found when it took the lead; 0 if none.
     """
     if not installed_txn(connection):
         return Duty.NOTHING if barred_txn(connection) is None else Duty.BARRED
@@ -138,19 +141,20 @@ def _try_txn(connection: PgConnection) -> bool:
 
 def fall_asleep_txn(connection: PgConnection) -> set[str] | None:
     """
-    Make writers notify from now on.
+    Take the lock that makes writers notify.
 
     Returns:
-        Transactions that may have looked before, and so will not: the log is to be read on until
-        they have ended, and then once more. None if a writer looked at this very moment.
+        The open transactions that may have tested the lock before, and so will not notify: the log has
+        to be polled until they have ended, and then once more. None if the lock could not be taken,
+        because a writer was testing it.
     """
     (taken,) = connection.ask(f"SELECT pg_catalog.pg_try_advisory_lock({ASLEEP})")
     return writers_txn(connection) if taken else None
 
 
 def writers_txn(connection: PgConnection) -> set[str]:
-    """Return the transactions that have written to the log and have not ended."""
-    # An orphaned prepared transaction has no process, and may stay for days.
+    """Return the open transactions that have written to the log."""
+    # The condition on pid leaves out prepared transactions, which have none and may stay for days.
     with connection.cursor() as cursor:
         WRITERS.run(cursor)
         ((found,),) = cursor.fetchall()

@@ -1,8 +1,12 @@
 """
-Reading the log of changes: what is visible in one snapshot and was not in another.
+Queries on the change log: the rows that are visible in one snapshot and were not in an earlier one.
 
-The functions run in a worker, in a REPEATABLE READ transaction where two of them have to see the
-same. `schema/changes.py` says what writes the log.
+The functions run in a thread; in a REPEATABLE READ transaction if two of them have to see the same rows.
+`schema/triggers.py` has the triggers that write the log.
+
+`seq > last` would lose changes: sequence order is not commit order, so the row of a slower transaction would
+never be read (25 % of the events in a test). `xid < xmin` would wait for every open write transaction of
+the server, other databases included, and xid order is not the order of two changes of one row.
 """
 
 from __future__ import annotations
@@ -17,16 +21,16 @@ from service.db.planned import Planned
 from service.errors import DatabaseRefused
 
 Op = Literal["I", "U", "D", "T", "C", "R"]
-"""Inserted, updated, deleted; truncated; written to (level `touch`); to be read again."""
+"""Operation: inserted, updated, deleted; truncated; changed (level `touch`); reset: read the table again."""
 
 MOST_ROWS, MOST_BYTES = 10_000, 32 << 20
-"""Rows that are read at a time, and bytes of their images as they are stored."""
+"""Maximum number of log rows that are read at a time, and maximum stored size of their images in bytes."""
 
 AT = """pg_catalog.btrim(pg_catalog.to_json(at AT TIME ZONE 'UTC')::text, '"') || 'Z'"""
-"""When a row was logged, as it goes out: PostgreSQL writes it in a fifth of the time that Python takes."""
+"""Time of a log row in its wire form: PostgreSQL formats it in a fifth of the time that Python takes."""
 
-# Not `pg_visible_in_snapshot`, which no index answers. The second part is of transactions that ran
-# when the first snapshot was taken.
+# `pg_visible_in_snapshot` would need a sequential scan; these are two index scans. The second one finds
+# the transactions that were running when the first snapshot was taken.
 READ = f"""
 SELECT seq, xid::text, {AT}, relation, op, CASE WHEN bytes <= %(most_bytes)s THEN old::text END,
        CASE WHEN bytes <= %(most_bytes)s THEN new::text END, bytes > %(most_bytes)s
@@ -39,7 +43,7 @@ SELECT seq, xid::text, {AT}, relation, op, CASE WHEN bytes <= %(most_bytes)s THE
  ORDER BY seq
 """
 
-# One that is gone is there by its name: its last row in the log says that it is to be read again.
+# A dropped table is still listed, by the name it had: its last log row, a reset, has yet to be published.
 TRACKED = Planned("""
 SELECT t.id, t.relation::oid::bigint, coalesce(n.nspname, (pg_catalog.parse_ident(t.name))[1]),
        coalesce(c.relname, (pg_catalog.parse_ident(t.name))[2]), t.level, t.since::text, t.problem,
@@ -55,16 +59,16 @@ SELECT t.id, t.relation::oid::bigint, coalesce(n.nspname, (pg_catalog.parse_iden
 
 class LogRow(NamedTuple):
     """
-    A row of the log.
+    A row of the change log.
 
     Args:
-        seq: Counts up; of two changes of one row the later one has the higher number.
-        xid: The transaction, in digits.
-        at: When it was written: RFC 3339, in UTC.
-        relation: Of what is tracked, by its number there.
-        op: What happened.
-        old: The row before, as JSON text; None where there was none, or it is not logged.
-        new: The row after it, likewise.
+        seq: Sequence number. It is taken under the row lock, so a later change of a row has a higher one.
+        xid: Transaction id (xid8), in digits.
+        at: Time of the change: RFC 3339, in UTC.
+        relation: Number of the tracked table (`Tracked.id`).
+        op: Operation.
+        old: Row before the change, as JSON text; None if there was none, or if it is not logged.
+        new: Row after the change, likewise.
     """
 
     seq: int
@@ -82,15 +86,15 @@ class Tracked:
     A table whose changes are in the log.
 
     Args:
-        id: By which the log names it.
-        oid: The table itself.
-        schema: Where it is.
-        name: Less the schema.
-        level: What the log has of a change: "full", "keys" or "touch".
-        since: The transaction that began to track it; nothing before that is logged.
-        problem: Why changes are no longer logged, if they are not: it may be gone.
-        key: The columns of the primary key, in its order.
-        wake: Whether writers notify a reader that sleeps.
+        id: Number by which log rows refer to the table.
+        oid: OID of the table.
+        schema: Schema of the table.
+        name: Name of the table.
+        level: What is logged of a change: "full", "keys" or "touch".
+        since: Id of the transaction that began to track the table; nothing is logged before it.
+        problem: Why changes are no longer logged, such as that the table was dropped; None if they are.
+        key: Columns of the primary key, in key order.
+        wake: Whether writers notify a sleeping leader.
     """
 
     id: int
@@ -105,8 +109,8 @@ class Tracked:
 
 
 def installed_txn(connection: PgConnection) -> bool:
-    """Return whether there is a log that we may read."""
-    # has_table_privilege of an OID is null where there is no such table
+    """Return whether there is a change log that the service may read."""
+    # has_table_privilege returns null for the OID of a table that does not exist.
     (found,) = connection.ask(
         "SELECT coalesce(pg_catalog.has_schema_privilege('rowcast', 'USAGE')"
         " AND pg_catalog.has_table_privilege(pg_catalog.to_regclass('rowcast.log'), 'SELECT'), false)"
@@ -117,7 +121,7 @@ def installed_txn(connection: PgConnection) -> bool:
 
 
 def barred_txn(connection: PgConnection) -> str | None:
-    """Return whose the log is that we may not read, None if there is none such."""
+    """Return the owner of a change log that the service may not read; None if there is no such log."""
     if installed_txn(connection):
         return None
     (owner,) = connection.ask(
@@ -129,10 +133,10 @@ def barred_txn(connection: PgConnection) -> str | None:
 
 def refuse_barred_txn(connection: PgConnection) -> None:
     """
-    Check that there is no log that we may not read.
+    Check that the service may read the change log, if there is one.
 
     Raises:
-        DatabaseRefused: There is one.
+        DatabaseRefused: It may not.
     """
     if barred_txn(connection) is not None:
         raise DatabaseRefused(
@@ -148,16 +152,17 @@ def read_txn(
     most_bytes: int = MOST_BYTES,
 ) -> list[LogRow] | None:
     """
-    Return the rows of the log that are visible now and were not in a snapshot, by number.
+    Return the log rows that are visible now and were not in an earlier snapshot, ordered by `seq`.
 
     Args:
-        connection: To the primary: on a standby snapshots do not say which transactions run.
-        since: A snapshot of this database, taken before.
-        most: How many rows there may be.
-        most_bytes: What their images may weigh, as they are stored.
+        connection: Connection to the primary: on a standby, `pg_current_snapshot()` lists no running
+            transactions.
+        since: Earlier snapshot of this database.
+        most: Maximum number of rows.
+        most_bytes: Maximum stored size of their images in bytes.
 
     Returns:
-        None if there are more.
+        The rows; None if they exceed a maximum.
     """
     with connection.cursor() as cursor:
         cursor.execute(READ, read_values(since, most, most_bytes), clean=True)
@@ -175,14 +180,14 @@ def read_values(since: PgSnapshot, most: int, most_bytes: int) -> dict[str, obje
 
 
 def read_rows(found: Sequence[Sequence[Any]], most: int) -> list[LogRow] | None:
-    """Return the rows of the log from what `READ` has found; None if that is not all."""
+    """Return log rows from the result of `READ`; None if they exceed a maximum."""
     if len(found) > most or any(heavy for *_, heavy in found):
         return None
     return [LogRow(*columns) for *columns, _ in found]
 
 
 def tracked_txn(connection: PgConnection) -> dict[int, Tracked]:
-    """Return what is tracked, by its number in the log."""
+    """Return the tracked tables, by their numbers in the log."""
     with connection.cursor() as cursor:
         TRACKED.run(cursor)
         return {

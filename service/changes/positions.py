@@ -1,8 +1,8 @@
 """
-Positions: where a client is in the changes of the database.
+Positions: how far a client has followed the changes of the database.
 
-To a client a position is an opaque string. An event's says which change of which tick it is, a live
-query's what its rows are a state of: a snapshot. Either can be given as `since`.
+To a client a position is an opaque string. The position of an event names the tick and the change in it; the
+position of a live query's rows is the snapshot that they were read in. Both can be given as `since`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import NamedTuple, Self
 from service.errors import InvalidArgument, clip
 
 MOST_DIGITS = 20
-"""Of a transaction's number (`xid8` has 64 bits), and more than an epoch or a tick gets to."""
+"""Maximum number of digits of a number in a position: a transaction id (`xid8`) has 64 bits."""
 MOST_CHARACTERS = 100_000
-"""Of a position: a snapshot lists the transactions that run, each in up to 20 digits."""
+"""Maximum length of a position: a snapshot lists the running transactions, each in up to 20 digits."""
 
 LAST_XID = 2**64 - 1
-"""No transaction has a higher number."""
+"""The highest transaction id that `xid8` can hold."""
 
 _NUMBER = rf"[0-9]{{1,{MOST_DIGITS}}}"
 _TICK = re.compile(rf"({_NUMBER})\.({_NUMBER})\.({_NUMBER})", re.ASCII)
@@ -29,12 +29,12 @@ _QUERY = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 class PgSnapshot(NamedTuple):
     """
-    What PostgreSQL's `pg_snapshot` says: which transactions had ended when it was taken.
+    A `pg_snapshot` of PostgreSQL: which transactions had ended when the snapshot was taken.
 
     Args:
-        xmin: The lowest that had not; all below had.
-        xmax: One above the highest that had.
-        running: Those between that had not, in order.
+        xmin: Lowest transaction id that was still running; all lower ones had ended.
+        xmax: One above the highest transaction id that had ended.
+        running: Ids between xmin and xmax that were still running, in ascending order.
     """
 
     xmin: int
@@ -43,17 +43,17 @@ class PgSnapshot(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Self:
-        """Return the snapshot that PostgreSQL has written, as in "100:104:100,102"."""
+        """Return the snapshot of a text that PostgreSQL wrote, such as "100:104:100,102"."""
         xmin, xmax, running = text.split(":")
         return cls(int(xmin), int(xmax), tuple(map(int, running.split(","))) if running else ())
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """
-        Parse a snapshot that a client gives.
+        Parse a snapshot that a client gave, which may be anything.
 
         Raises:
-            ValueError: It is none.
+            ValueError: The text is not a valid snapshot.
         """
         found = _SNAPSHOT.fullmatch(text)
         if found is None:
@@ -66,23 +66,23 @@ class PgSnapshot(NamedTuple):
         return cls(xmin, xmax, running)
 
     def sees(self, xid: int) -> bool:
-        """Return whether what a transaction wrote is visible, if it committed."""
+        """Return whether the changes of a transaction are visible, if it has committed."""
         return xid < self.xmax and xid not in self.running
 
     def __str__(self) -> str:
-        """Return the text that PostgreSQL reads."""
+        """Return the snapshot as text that PostgreSQL accepts."""
         return f"{self.xmin}:{self.xmax}:{','.join(map(str, self.running))}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class TickPosition:
     """
-    Where an event stands.
+    The position of an event.
 
     Args:
-        epoch: Within which numbers of transactions and ticks mean the same.
-        tick: A batch of changes that the feed made durable before it published them.
-        index: Of the change in it, from 1; 0 is before the first.
+        epoch: Number of the epoch, within which transaction ids and tick numbers keep their meaning.
+        tick: Number of the tick that the change is in.
+        index: Number of the change in the tick, from 1; 0 is before the first.
     """
 
     epoch: int
@@ -90,19 +90,19 @@ class TickPosition:
     index: int
 
     def __str__(self) -> str:
-        """Return what a client gets."""
+        """Return the position as clients receive it."""
         return f"{self.epoch}.{self.tick}.{self.index}"
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotPosition:
     """
-    What the rows of a live query are a state of.
+    The position of the rows of a live query.
 
     Args:
-        epoch: As that of `TickPosition`.
-        snapshot: All that is visible in it is in the rows.
-        query: A digest of the query, and of the rights under which it ran; empty if not known.
+        epoch: Number of the epoch, as in `TickPosition`.
+        snapshot: The snapshot in which the rows were read.
+        query: Digest of the query and of the rights under which it ran; empty if not known.
     """
 
     epoch: int
@@ -110,7 +110,7 @@ class SnapshotPosition:
     query: str = ""
 
     def __str__(self) -> str:
-        """Return what a client gets."""
+        """Return the position as clients receive it."""
         return f"{self.epoch}.{self.snapshot}" + (f"~{self.query}" if self.query else "")
 
 
@@ -119,10 +119,10 @@ Position = TickPosition | SnapshotPosition
 
 def parse_position(value: object, path: str = "since") -> Position:
     """
-    Parse what a client gives for a position.
+    Parse a position that a client gave.
 
     Raises:
-        InvalidArgument: It is none; `path` names the argument.
+        InvalidArgument: The value is not a position; `path` names the argument.
     """
     if isinstance(value, str) and len(value) <= MOST_CHARACTERS:
         if found := _TICK.fullmatch(value):

@@ -1,5 +1,7 @@
 """
-How long watchers have heard nothing: each is to hear now and then that nothing has changed.
+Keep-alive of watches: which watches were sent nothing for so long that an `alive` message is due.
+
+A timing wheel: each second looks at one fifteenth of the watches, in place of all of them.
 """
 
 from __future__ import annotations
@@ -10,24 +12,24 @@ from collections.abc import Iterator
 from service.changes.watchers import Watch
 
 ALIVE, TICKS = 15.0, 15
-"""Seconds after which a watcher hears that nothing has changed, and the parts that they are counted in."""
+"""Seconds without a message after which a watch is sent `alive`, and the number of slots of the wheel."""
 
 
 class Silence:
-    """Keeps watches until they have heard nothing for `ALIVE`."""
+    """The watches, by when they are due for an `alive` message."""
 
     def __init__(self) -> None:
-        # Those that are looked at in each of the next parts.
+        # The watches to be checked in each of the next slots of time.
         self._parts: deque[list[Watch]] = deque([] for _ in range(TICKS))
         self._ticked = 0.0
 
     def add(self, watch: Watch) -> None:
-        """Add a watch, which has just begun."""
+        """Add a new watch."""
         self._parts[-1].append(watch)
 
     def due(self, now: float) -> Iterator[Watch]:
-        """Return those that have heard of nothing for long, each once in `ALIVE`, but those that ended."""
-        # A service that stood still has not been silent to each for as many times as it missed.
+        """Yield the watches that were sent nothing for `ALIVE` seconds; drop those that have ended."""
+        # After a pause of the whole process, do not make up for the turns of the wheel that it missed.
         self._ticked = max(self._ticked, now - ALIVE)
         while now - self._ticked >= ALIVE / TICKS:
             self._ticked += ALIVE / TICKS

@@ -1,8 +1,8 @@
 """
-What the leader does beside reading: it looks for DDL that no trigger tells of, and prunes the log.
+Upkeep, done by the leader between ticks: detect DDL that fires no trigger, and prune the log.
 
-What is pruned is said first: `pruned_below` of the epoch is committed before the first row goes, so
-a position is found to be gone, or else all that comes after it is there.
+`pruned_below` of the epoch is committed before the first row is deleted. So a client's position is either
+refused, or the log still has all changes after it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from schema.triggers import OUTDATED
 from service.db.connection import PgConnection
 
 NOTICE = 30.0
-"""Seconds between two looks for DDL while there are changes; most is seen in the catalog at once."""
+"""Seconds between two checks for DDL while there are changes; a catalog reload checks at once."""
 PRUNE = 60.0
-"""Seconds between two looks for what is old, at most."""
+"""Maximum number of seconds between two checks for old rows."""
 BATCH = 5_000
-"""Rows that are deleted at a time: some 10 ms, in which nothing is read."""
+"""Number of rows that are deleted at a time: about 10 ms, during which the feed reads nothing."""
 BUSY_TABLE = "55P03"
-"""SQLSTATE of a lock that was not to be had: somebody tracks a table, and is not done."""
+"""SQLSTATE lock_not_available: another session is in a transaction that tracks a table."""
 
 OLD = f"SELECT count(*) FROM rowcast.tracked t WHERE {OUTDATED.format('t.relation')}"
 
-# A tick of which nothing is old: its changes are kept, and so is what was visible before it.
+# The first tick that is young enough: it and all later ticks are kept.
 FIRST_KEPT = """
 SELECT least(
     (SELECT tick FROM rowcast.ticks WHERE at >= clock_timestamp() - make_interval(secs => %(keep)s)
@@ -32,7 +32,8 @@ SELECT least(
 )
 """
 
-# The numbers of rows are statistics; sizes are of the newest, which are likely to be in memory.
+# Estimates: the number of rows from the statistics, their size from the newest 1,000, which are likely to
+# be cached. To count would read all of the log each minute.
 SURPLUS = """
 SELECT coalesce(pg_stat_get_live_tuples('rowcast.log'::regclass), 0) - %(bytes)s / greatest(1, (
     SELECT avg(pg_column_size(l)) FROM (SELECT * FROM rowcast.log ORDER BY xid DESC, seq DESC LIMIT 1000) AS l
@@ -59,7 +60,7 @@ PRUNE_LOG = """
 DELETE FROM rowcast.log WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM rowcast.log WHERE xid < %(below)s::xid8 ORDER BY xid, seq LIMIT %(most)s))
 """
-# The last one that goes is kept: the next tick begins where it ends.
+# The tick before the first one kept is kept, too: its snapshot is where that one begins.
 PRUNE_TICKS = """
 DELETE FROM rowcast.ticks WHERE tick = ANY (ARRAY(
     SELECT tick FROM rowcast.ticks WHERE tick < %(first)s - 1 ORDER BY tick LIMIT %(most)s))
@@ -69,16 +70,16 @@ DELETE FROM rowcast.ticks WHERE tick = ANY (ARRAY(
 @dataclass
 class Upkeep:
     """
-    What is to be done, and when; for one leader.
+    The upkeep of one leader, and its schedule.
 
     Args:
-        keep: Seconds for which the log is kept.
-        keep_bytes: Bytes of rows of the log that are kept, roughly.
+        keep: Seconds for which log rows are kept.
+        keep_bytes: Approximate maximum size of the log's rows in bytes.
 
     Attributes:
-        looking: Whether DDL is to be looked for at once.
-        pruned: Rows of the log that were deleted so far.
-        outdated: Tables that are tracked by triggers of an older version.
+        looking: Whether to check for DDL at once.
+        pruned: Number of log rows deleted so far.
+        outdated: Number of tables that are tracked by triggers of an older version.
     """
 
     keep: float
@@ -93,11 +94,11 @@ class Upkeep:
     _below: int | None = None
 
     def changed(self) -> None:
-        """Note that there were changes."""
+        """Record that there were changes, so that DDL is worth a check."""
         self._changed = True
 
     def due(self, now: float) -> bool:
-        """Return whether there is something to do."""
+        """Return whether a step of the upkeep is due."""
         return self._notices(now) or self._below is not None or self._prunes(now)
 
     def _notices(self, now: float) -> bool:
@@ -107,7 +108,7 @@ class Upkeep:
         return now >= self._pruned_at + min(PRUNE, self.keep / 10)
 
     def run_txn(self, connection: PgConnection, now: float) -> None:
-        """Do one thing that is due: some milliseconds."""
+        """Run one step that is due; a step takes some milliseconds."""
         if self._notices(now):
             self.looking = self._changed = False
             self._noticed_at = now
@@ -133,9 +134,9 @@ class Upkeep:
 
 
 def notice_txn(connection: PgConnection) -> bool:
-    """Log DDL that changes rows without a trigger; return whether it could be looked for."""
+    """Log resets for DDL that fires no trigger; return False if a lock could not be taken in time."""
     try:
-        # One that tracks a table in a long transaction must not keep changes from being read.
+        # A long transaction that tracks a table must not keep the feed from reading.
         connection.command(
             "BEGIN; SET LOCAL lock_timeout = '200ms'; SELECT rowcast.notice(); COMMIT"
         )
@@ -149,11 +150,11 @@ def notice_txn(connection: PgConnection) -> bool:
 
 def announce_txn(connection: PgConnection, keep: float, keep_bytes: int) -> tuple[int, int | None]:
     """
-    Say what will be pruned.
+    Record in the epoch what will be pruned.
 
     Returns:
-        The first tick that is kept, and the number of a transaction: rows of those below may be
-        deleted; None if there is nothing to prune.
+        The first tick that is kept, and the transaction id below which log rows may be deleted; None in
+        place of the id if there is nothing to prune.
     """
     first = _asked(connection, FIRST_KEPT, keep=keep) or 0
     surplus = _asked(connection, SURPLUS, bytes=keep_bytes) or 0

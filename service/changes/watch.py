@@ -1,9 +1,9 @@
 """
 The verb `watch`: live queries.
 
-A query that is watched has its rows' keys and hashes here, however many watch it. Refresh cycles
-(`changes/cycle.py`) find out what is different in them, and the sessions that watch are told
-(`changes/watchers.py`).
+For each watched query the service keeps the keys and hashes of its rows, once for all its watches. Refresh
+cycles (`changes/cycle.py`) find out which rows have changed, and the deltas are sent to the watching sessions
+(`changes/watchers.py`, `changes/watching_session.py`).
 """
 
 from __future__ import annotations
@@ -48,37 +48,37 @@ from service.request.watch_request import parse_options
 log = Logger()
 
 POLL = 1.0
-"""Seconds between two cycles if nothing wakes us."""
+"""Seconds between two cycles without a notification."""
 
 PAUSES = (0.1, 5.0)
-"""Seconds between two tries of a cycle while the database cannot be reached: first, and at most."""
+"""Seconds until a failed cycle is tried again: the first time, and at most."""
 
 MOST_AT_ONCE = 16
-"""Queries that are planned anew at once, by another catalog."""
+"""Number of queries that are planned again concurrently when the catalog has changed."""
 
 OF_WATCHES = ("since", "tx")
-"""Arguments of a watch that are none of its query."""
+"""Arguments of `watch` that are not part of the query."""
 
 CHECK = 60.0
-"""Seconds between two checks of what the log says of a query."""
+"""Seconds between two self-checks, which compare one query's state with a read of all of its rows."""
 
 
 class Watches(Service):
     """
-    All watches, and the cycles that keep them up to date.
+    All watches, and the loop of cycles that keeps them up to date.
 
     Args:
-        reactor: For pauses, and to measure time.
-        database: Asked what queries read.
-        dispatcher: For what is served now.
-        cycle: Runs the queries.
-        first: Runs those that are new, which may take long, apart from the others.
-        limits: How much may be watched.
-        poll: Seconds between two cycles if nothing wakes us.
+        reactor: Runs timers, and measures time.
+        database: Plans the queries, to find out what they read.
+        dispatcher: Knows the current catalog snapshot.
+        cycle: Session in which known queries are refreshed.
+        first: Second session, for the first run of new queries, which may take long.
+        limits: Maximum numbers and sizes of what may be watched.
+        poll: Seconds between two cycles without a notification.
 
     Attributes:
-        cycles: That were run.
-        drift: Checks that found other rows than the log had led to.
+        cycles: Number of cycles that were run.
+        drift: Number of self-checks that found other rows than the log had led to.
     """
 
     def __init__(
@@ -105,10 +105,11 @@ class Watches(Service):
         self._runs: dict[Run, Query] = {}
         self._asking: set[Query] = set()
         self._sessions: dict[Hashable, WatchingSession] = {}
-        # Sessions that there may be something for, the last of them with the outcome of a cycle.
+        # Sessions for which there may be something to send. A dict keeps their order.
         self._moved: dict[WatchingSession, None] = {}
         self._served: Snapshot | None = None
-        # What the last cycle saw, and what watchers are brought to: behind it while they are told.
+        # The position of the last cycle, and the position up to which sessions are sent deltas. The
+        # second follows the first when the outcome was passed on to all watches.
         self._position: SnapshotPosition | None = None
         self._place: SnapshotPosition | None = None
         self._silence = Silence()
@@ -120,11 +121,11 @@ class Watches(Service):
         self.cycles = self.drift = 0
 
     def now(self) -> float:
-        """Return the time, in seconds of the reactor's clock."""
+        """Return the time of the reactor's clock, in seconds."""
         return float(self._reactor.seconds())
 
     def wake(self) -> None:
-        """Run a cycle as soon as may be: there may be something new."""
+        """Run a cycle as soon as possible: there may be new changes."""
         self._woken = True
         resting, self._resting = self._resting, None
         if resting is not None:
@@ -132,25 +133,25 @@ class Watches(Service):
 
     @property
     def open(self) -> bool:
-        """Whether anything is kept of any session or query."""
+        """Whether any session or query is still kept."""
         return bool(self._sessions or self._queries)
 
     def drain(self) -> None:
-        """Refuse watches from now on, and end those that are there: another service has them next."""
+        """Refuse new watches and end all others, so that their callers resume at another service."""
         self._stopping = True
         for session in list(self._sessions.values()):
             for watch in session.members:
                 watch.end(_stopping())
 
     def departed(self, session: int | None) -> None:
-        """End the watches of a session that is gone; None: all are."""
+        """End the watches of a session that has left the router; None: of all sessions."""
         for key, each in list(self._sessions.items()):
             if session is None or key == session:
                 for watch in each.members:
                     watch.end(CancelledError())
 
     def wrote(self, session: int | None, tx: str) -> None:
-        """Record a transaction of a session, to be told to its watches."""
+        """Record a write transaction of a session, whose watches report when they include it."""
         found = self._sessions.get(session)
         if found is not None:
             found.wrote(int(tx))
@@ -168,7 +169,7 @@ class Watches(Service):
             await running
 
     def stats(self) -> dict[str, Any]:
-        """Return the figures as `stats` answers them."""
+        """Return the figures for `stats`."""
         queries = self._queries.values()
         return {
             "watches": sum(len(each.members) for each in self._sessions.values()),
@@ -180,14 +181,14 @@ class Watches(Service):
 
     async def take(self, call: Call) -> Lasting:
         """
-        Answer `watch`, until the caller ends it.
+        Start a watch, which lasts until its caller cancels the call.
 
         Raises:
-            InvalidArgument: Among others, the caller does not take progressive results.
-            Unavailable: The session has as many watches as it may, or the service is stopping.
-            DatabaseRefused: Changes of something that the query reads are not logged.
+            InvalidArgument: An argument is wrong, or the caller does not accept progressive results.
+            Unavailable: The session has the maximum number of watches, or the service is stopping.
+            DatabaseRefused: The query reads a table whose changes are not logged.
         """
-        call.parts()  # or it is refused
+        call.parts()  # raises if the caller does not accept progressive results
         assert call.progress is not None
         options, _ = parse_options(call.kwargs)
         since = None if options.since is None else parse_position(options.since)
@@ -195,7 +196,7 @@ class Watches(Service):
         run = await self._run_of(call)
         self._check_room(call)
         session = self._session(call)
-        # All watches of a session share the caller's description, which is the same of each call.
+        # All watches of a session share one Caller object, to save memory.
         caller = session.caller if session.caller == call.caller else call.caller
         query = self._query(run, caller, call.kwargs)
         watch = Watch(session, query, call.progress, options.tx)
@@ -234,12 +235,13 @@ class Watches(Service):
         return query
 
     def _drop(self, run: Run) -> None:
-        """Forget how a query was run."""
+        """Forget a run of a query, which has another run now or is not watched any more."""
         del self._runs[run]
         self._cycle.drop(run)
 
     def _session(self, call: Call) -> WatchingSession:
-        # A router that discloses no callers would have all of them move as one, and share its bound.
+        # If the router does not disclose callers, each call counts as a session: else all callers would
+        # be one session, which moves in step and shares one memory limit.
         key = call.id if call.caller.session is None else call.caller.session
         session = self._sessions.get(key)
         if session is None:
@@ -250,7 +252,7 @@ class Watches(Service):
         return session
 
     def _remove(self, watch: Watch) -> None:
-        """Forget a watch that has ended, and what nobody else needs of it."""
+        """Forget a watch that has ended, and its query and session if they have no other watch."""
         query, session = watch.query, watch.session
         query.watches = tuple(each for each in query.watches if each is not watch)
         if not query.watches and self._queries.get(query.name) is query:
@@ -261,14 +263,14 @@ class Watches(Service):
         if not session.members:
             self._sessions.pop(session.key, None)
         elif self._running is not None:
-            # The others may have waited for its rows.
+            # The other watches of the session may have waited for its rows.
             self._moved[session] = None
             self._move()
         if not self._queries:
             self.wake()
 
     def _move(self) -> None:
-        """Send sessions what there is for them, up to the position of the last cycle."""
+        """Send sessions the steps that are due, up to the position of the last cycle."""
         place, moved = self._place, self._moved
         if place is None or self._telling:
             return
@@ -283,7 +285,7 @@ class Watches(Service):
     def _start(self) -> None:
         self._served = self._dispatcher.served
         self._checked = self.now()
-        # Whoever watches first acts as a caller.
+        # An empty context: the first watch starts this within a call, under its caller's identity.
         self._running = Context().run(Deferred.fromCoroutine, self._keep())
         self._running.addErrback(lambda why: log.failure("live queries have ended", why))
 
@@ -313,12 +315,12 @@ class Watches(Service):
             await self._first.close()
             await self._cycle.close()
             self._running = self._position = self._place = None
-            # One may have come while the session was closed.
+            # A watch may have started while the sessions were being closed.
             if self._queries and self.running:
                 self._start()
 
     def _stale(self) -> None:
-        """Run all queries again: what was missed is not known."""
+        """Run all queries again in the next cycle, because the changes since are not known."""
         self._position = None
         for query in self._queries.values():
             query.invalidate()
@@ -331,7 +333,7 @@ class Watches(Service):
             timer.cancel()
 
     async def _turn(self) -> None:
-        """Run one cycle, and tell the watchers."""
+        """Run one cycle, and send the watching sessions what it has found."""
         if self._dispatcher.served is not self._served:
             await self._renew()
         asking = [each for each in self._asking if not (each.parked or each.aside)]
@@ -352,12 +354,12 @@ class Watches(Service):
             self._take_outcome(outcome, wanted)
         finally:
             self._telling = False
-            if outcome.aside is not None:  # which alone ends its transaction
+            if outcome.aside is not None:  # always: only `_read` ends the transaction that it holds
                 reading = Deferred.fromCoroutine(self._read(outcome.aside, wanted))
                 self._readings.add(reading)
                 reading.addErrback(lambda why: log.failure("cannot tell what was read", why))
                 reading.addBoth(self._end_reading, reading)
-                self.wake()  # there may be another group to be read
+                self.wake()  # the next cycle may start to read another group
         self._place = outcome.position
         self._due = min([self._due, *rests(asking)])
         for watch in self._silence.due(self.now()):
@@ -370,8 +372,8 @@ class Watches(Service):
         """
         Read the rows of new queries for the first time.
 
-        That may take seconds, which the others need not wait for: it is done in a session of its own,
-        and the next cycle goes on from there, by what the log has since.
+        A first read may take seconds. It runs in a session of its own, so that the known queries need not
+        wait; the next cycle continues from its snapshot with the changes that the log has since.
         """
         try:
             wanted = {query: wanted_of(query) for query in new}
@@ -387,10 +389,10 @@ class Watches(Service):
 
     async def _read(self, aside: Aside, wanted: Mapping[Query, set[Watch]]) -> None:
         """
-        Read all rows of queries that take long aside, in the snapshot of the last cycle.
+        Read all rows of slow queries aside, in the snapshot of the last cycle.
 
-        The cycles go on for the others meanwhile; the sessions of these come to its position when
-        their rows are there.
+        Meanwhile the cycles continue for other sessions. The sessions that watch these queries reach the
+        snapshot's position, with all of their watches, when the rows were read.
         """
         place = aside.moment.position
         queries = [self._runs[each.run] for each in aside.orders if each.run in self._runs]
@@ -398,7 +400,7 @@ class Watches(Service):
         for query in queries:
             query.begin_aside()
             self._cycle.drop(query.run)
-        reading = self._cycle.read_aside(aside)  # so that its transaction ends, whatever follows
+        reading = self._cycle.read_aside(aside)  # now, so that its transaction ends in any case
         read: Collection[Run] = ()
         try:
             try:
@@ -415,7 +417,7 @@ class Watches(Service):
             for query in queries:
                 query.run.rest(time.monotonic())
         for query in queries:
-            query.end_aside(query.run in read)  # or it was planned anew meanwhile
+            query.end_aside(query.run in read)  # not in `read` if it was planned again meanwhile
         self._moved |= sessions
         for session in sessions:
             session.complete(queries)
@@ -426,7 +428,7 @@ class Watches(Service):
         self.wake()
 
     def _take_apart(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
-        """Store what was found apart from the cycles; the next one goes on from there."""
+        """Store what was read in another session; the next cycle continues from its position."""
         for run, found in outcome.found.items():
             query = self._runs.get(run)
             if query is None or query.parked:
@@ -440,14 +442,14 @@ class Watches(Service):
             every = query.state is None or bool(wanted[query])
             query.state = found.state
             for watch in query.watches:
-                # One that has come meanwhile, and has no rows, takes all of these, too.
+                # A watch that was added meanwhile, and has no rows yet, takes all of these rows, too.
                 new = every and watch.unseen and not watch.session.busy
                 watch.find(found, new or watch in wanted[query], found.weight)
 
     def _take_outcome(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
         self._position = outcome.position
-        # Planned anew meanwhile, it is run again.
         for run, found in outcome.found.items():
+            # A run that is not registered any more was replaced meanwhile: its query is run again.
             query = self._runs.get(run)
             if query is not None and not query.parked:
                 self._take_answer(query, found, wanted.get(query, set()))
@@ -456,7 +458,7 @@ class Watches(Service):
             if query is not None:
                 query.invalidate()
                 query.put_off(query.late + 1)
-                if run.heavy:  # until it has been read, changes by key are none of its
+                if run.heavy:  # it will be read completely, so cycles need not follow its changes
                     self._cycle.drop(run)
         for query in wanted:
             if query.since is not None and query.run in outcome.joined:
@@ -480,11 +482,11 @@ class Watches(Service):
             self._tell(query, found, wanted)
         if found is not None or was_late:
             for watch in query.watches:
-                watch.session.moves = True  # the others of the session have waited
+                watch.session.moves = True  # the other watches of the session have waited
                 self._moved[watch.session] = None
 
     def _check(self, orders: list[Order]) -> bool:
-        """Compare the rows of one query with what the log has led to, now and then."""
+        """Order a self-check of one random query, if `CHECK` seconds have passed since the last."""
         if self.now() - self._checked < CHECK:
             return False
         known = [
@@ -498,7 +500,7 @@ class Watches(Service):
         return bool(known)
 
     def _tell(self, query: Query, found: Found, wanted: set[Watch]) -> None:
-        """Pass what a cycle has found of a query on to its watches."""
+        """Pass the new state of a query on to its watches."""
         if found.drifted:
             self.drift += 1
             log.error(
@@ -511,7 +513,7 @@ class Watches(Service):
             watch.find(found, watch in wanted, weight)
 
     def _failed(self, query: Query, why: Failure) -> None:
-        """End the watches of a query that is refused, unless a newer catalog may help."""
+        """End the watches of a query that has failed, unless it may work with a newer catalog."""
         error: Any = why.value
         if isinstance(error, KeyRepeated):
             error = DatabaseRefused(
@@ -536,10 +538,10 @@ class Watches(Service):
 
     async def _renew(self) -> None:
         """
-        Plan all queries anew, by what is served now.
+        Plan all queries again with the current catalog.
 
         Raises:
-            Unavailable: The database cannot be asked.
+            Unavailable: The database cannot be reached.
         """
         served = self._dispatcher.served
         turn = DeferredSemaphore(MOST_AT_ONCE)
@@ -570,7 +572,7 @@ class Watches(Service):
             query.state = query.since = None
             for watch in query.watches:
                 watch.start_over()
-        if self._runs.get(query.run) is query:  # nobody has cancelled it meanwhile
+        if self._runs.get(query.run) is query:  # its last watch may have ended meanwhile
             self._drop(query.run)
             self._runs[run] = query
         run.last, run.whole, run.until = query.run.last, query.run.whole, query.run.until

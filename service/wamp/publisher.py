@@ -1,9 +1,9 @@
 """
-Events to the router, each acknowledged.
+The publisher: sends events to the router, each with acknowledgement.
 
-What is sent is published when the router says so. Where it goes away, or is not there, publishing
-goes on at the next one with the first event that was not acknowledged: an event may come twice, and
-none is left out.
+An event counts as published when the router has acknowledged it. If the session is lost, publishing
+continues in the next session with the first event that was not acknowledged. So subscribers may receive an
+event twice, but miss none.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ from service.wamp.session import SafeSession
 log = Logger()
 
 UNACKNOWLEDGED = 128
-"""Events that are on their way at once."""
+"""Maximum number of events that were sent and not acknowledged yet."""
 
 PATIENCE = 10.0
-"""Seconds without an acknowledgement of what is on its way after which a router is taken to hang."""
+"""Seconds without an acknowledgement, while some are owed, after which the router counts as hanging."""
 
 NOT_RESTRICTED = "rowcast.error.subscriber_lists_not_supported"
-"""Stands in the log for a router that cannot keep an event from some of the subscribers."""
+"""Error, for the log only: the router does not support subscriber_blackwhite_listing."""
 
 
 class Publisher(SessionObserver):
     """
-    Publishes by whatever session there is.
+    Publishes in the current session, or in the next one if there is none.
 
     Args:
-        clock: For how long a router takes.
+        clock: Measures how long the router takes to acknowledge.
 
     Attributes:
-        published: Events that a router has acknowledged.
-        refused: Events that one did not take.
+        published: Number of events that a router has acknowledged.
+        refused: Number of events that a router has refused.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        # Acknowledgements that the router owes, and when it had sent one, or owed none, last.
+        # Number of acknowledgements that the router owes, and the last time that it sent one or owed none.
         self._owed, self._heard = 0, 0.0
         self._session: SafeSession | None = None
         self._waiting: list[Deferred[None]] = []
@@ -60,16 +60,16 @@ class Publisher(SessionObserver):
     @property
     def able(self) -> bool:
         """
-        Whether there is a session to publish by, whose router answers.
+        Whether there is a session to publish in, whose router answers.
 
-        One that hangs does so until it answers after all, or its session is lost; whoever waits for
-        it is to be cancelled, so that another process may publish by another router.
+        A router counts as hanging until it answers again, or the session is lost. The feed then cancels
+        its call of `send`, so that another process may publish at another router.
         """
         hangs = self._owed > 0 and self._clock.seconds() >= self._heard + PATIENCE
         return self._session is not None and not self._lost(self._session) and not hangs
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
-        """Publish by this session."""
+        """Publish in this session from now on."""
         self._session, self._owed = session, 0
         waiting, self._waiting = self._waiting, []
         for each in waiting:
@@ -81,7 +81,7 @@ class Publisher(SessionObserver):
         self._told.clear()
 
     async def send(self, publications: Sequence[Publication]) -> None:
-        """Publish events in their order; done when each is acknowledged, by whatever router."""
+        """Publish events in order; return when each was acknowledged, by this router or a later one."""
         rest = deque(publications)
         while rest:
             session = await self._joined()
@@ -94,7 +94,8 @@ class Publisher(SessionObserver):
                     raise
 
     async def _joined(self) -> SafeSession:
-        # By one that is lost nothing leaves, and nobody learns of the next while this is tried again.
+        # A lost session may not have left yet. To try it again at once would never return to the
+        # reactor, which has to deliver the next session: the service would hang.
         while self._session is None or self._lost(self._session):
             there: Deferred[None] = Deferred(self._waiting.remove)
             self._waiting.append(there)
@@ -106,10 +107,10 @@ class Publisher(SessionObserver):
 
     async def _send(self, session: SafeSession, rest: deque[Publication]) -> None:
         """
-        Publish by one session, as fast as it takes them; what was acknowledged leaves `rest`.
+        Publish in one session, with back-pressure; remove what was acknowledged from `rest`.
 
         Raises:
-            Exception: The session was lost; `rest` begins with what may not have been published.
+            Exception: The session was lost; `rest` starts with the first event that was not acknowledged.
         """
         sent: deque[Deferred[Any]] = deque()
         try:
@@ -122,29 +123,29 @@ class Publisher(SessionObserver):
                     sent.popleft()
                     rest.popleft()
         finally:
-            for each in sent:  # nobody waits for them any more
+            for each in sent:  # else Twisted logs each as an unhandled error
                 each.addErrback(lambda _: None)
 
     def _publish(self, session: SafeSession, publication: Publication) -> Deferred[Any]:
         audience = publication.audience
         if audience != Audience() and not session.can_restrict:
-            # A router that does not know the lists would give it to everybody.
+            # A router that ignores the lists would send the event to all subscribers.
             return fail(ApplicationError(NOT_RESTRICTED))
         options = PublishOptions(
             acknowledge=True,
-            # Never an empty list, which Crossbar takes for no list.
+            # Never an empty list: Crossbar treats it as no list, and so sends the event to everybody.
             eligible_authrole=list(audience.eligible) or None,
             exclude_authrole=list(audience.excluded) or None,
         )
         try:
             asked = session.publish(publication.topic, publication.event, options=options)
         except Exception as error:
-            # Not encoded, or too large: `_acknowledged` tells it apart from a session that was lost.
+            # Encoding failed, the event is too large, or the session is lost; `_acknowledged` decides.
             return fail(error)
         if not self._owed:
             self._heard = self._clock.seconds()
         self._owed += 1
-        # autobahn waits for the acknowledgement and knows nothing of a Deferred that was cancelled.
+        # Cancelling what is returned must not cancel autobahn's Deferred, which still gets its reply.
         return kept(asked.addBoth(self._answered, session))
 
     def _answered(self, result: Any, session: SafeSession) -> Any:
@@ -163,7 +164,7 @@ class Publisher(SessionObserver):
         except Exception as error:
             if self._lost(session):
                 raise
-            # Sent again, it would be refused again, and nothing after it would leave.
+            # Dropped, not sent again: it would be refused again, and block all events after it.
             self.refused += 1
             why = error.error if isinstance(error, ApplicationError) else type(error).__name__
             if why not in self._told:
