@@ -63,7 +63,7 @@ from service.request.arguments import (
     Caller,
     UnknownArgument,
     idempotency_key_of,
-    opened,
+    unwrap,
 )
 from service.request.call_request import given_option
 from service.request.names import FN, FunctionName, Name, parse_name
@@ -172,8 +172,8 @@ class Dispatcher:
                 identity = identity_for(role, caller, route.schema)
                 with self.backend.database.identity(identity) as actor:
                     if procedure is not None:
-                        given = {each: opened(value) for each, value in kwargs.items()}
-                        answer = await procedure(caller, list(map(opened, args)), given)
+                        given = {each: unwrap(value) for each, value in kwargs.items()}
+                        answer = await procedure(caller, list(map(unwrap, args)), given)
                         self._check_kept(name, actor, answer)
                         return answer
                     assert snapshot is not None

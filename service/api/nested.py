@@ -42,16 +42,16 @@ from service.plan.tree import (
     used_by,
 )
 from service.plan.write_plan import plan_create, refuse_names
-from service.request.arguments import Values, opened
+from service.request.arguments import Values, unwrap
 from service.request.read_request import Limits, Parsed
 from service.request.related_rows import (
     Beside,
+    NoShape,
+    Placeholder,
     RowsArgument,
-    Shaped,
-    StandIn,
-    Unshaped,
-    filled,
-    marked,
+    RowsShape,
+    fill_placeholders,
+    with_placeholders,
 )
 from service.request.requests import (
     CreateRequest,
@@ -112,7 +112,7 @@ def create(call: Call) -> Step | Awaitable[Any]:
     try:
         shaped = given.shaped(call.snapshot.documents, write.MANY)
         kept = _kept(call, options, shaped)
-    except Unshaped:
+    except NoShape:
         kept = None
     if kept is not None:
         nested, work = kept.filled(options, shaped.values), kept.work
@@ -134,7 +134,7 @@ class KeptTree:
     What calls with rows of one shape have in common.
 
     Args:
-        nested: A call with `StandIn` for its values.
+        nested: A call with `Placeholder` for its values.
         places: Slots of those, each with the number of its value.
         documents: Slots of values that have some inside, each with those.
         work: What is run; None where models have rules.
@@ -151,11 +151,11 @@ class KeptTree:
         for slot, number in self.places:
             found[slot] = values[number]
         for slot, document in self.documents:
-            found[slot] = filled(document, values)
-        return replace(self.nested, values=tuple(map(opened, found)), timeout=options.timeout)
+            found[slot] = fill_placeholders(document, values)
+        return replace(self.nested, values=tuple(map(unwrap, found)), timeout=options.timeout)
 
 
-def _kept(call: Call, options: Parsed[CreateRequest], shaped: Shaped) -> KeptTree | None:
+def _kept(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> KeptTree | None:
     """Return what calls of this shape have in common; None where that cannot be kept."""
     if shaped.size > MAX_KEPT:
         return None
@@ -172,11 +172,11 @@ def _kept(call: Call, options: Parsed[CreateRequest], shaped: Shaped) -> KeptTre
 
 
 def _planned(
-    call: Call, relation: Relation, options: Parsed[CreateRequest], shaped: Shaped
+    call: Call, relation: Relation, options: Parsed[CreateRequest], shaped: RowsShape
 ) -> KeptTree | None:
     """Plan rows of the shape of a call's; None if they are refused, which is for the call itself."""
     snapshot = call.snapshot
-    rows = marked(shaped.shape, count())
+    rows = with_placeholders(shaped.shape, count())
     try:
         nested = _nested(snapshot, relation, with_rows(options, rows), call.backend.limits)
         ruled = any(map(is_seen, nested.tree.steps))
@@ -184,7 +184,7 @@ def _planned(
     except ServiceError:
         return None
     slots = [*enumerate(nested.values)]
-    places = [(slot, value.at) for slot, value in slots if isinstance(value, StandIn)]
+    places = [(slot, value.at) for slot, value in slots if isinstance(value, Placeholder)]
     used = {slot for step in nested.tree.steps for slot in used_by(step)}
     documents = [(slot, value) for slot, value in slots
                  if slot in used and isinstance(value, dict | list)]  # fmt: skip

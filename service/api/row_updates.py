@@ -43,7 +43,7 @@ from service.plan.plans import Lock
 from service.plan.read_plan import plan_get
 from service.plan.update_rows import key_of_rows, plan_update_rows, split_row
 from service.plan.write_plan import no_known_key, plan_current, refuse_names
-from service.request.arguments import Brought, Values
+from service.request.arguments import Referenced, Values
 from service.request.assignments import literals
 from service.request.read_request import Limits, Parsed, null_in_key
 from service.request.requests import (
@@ -69,7 +69,7 @@ async def parse_rows(call: Call) -> Rows:
     snapshot, relation, database = call.snapshot, relation_of(call), call.backend.database
     given = call.kwargs["rows"]
     arguments = snapshot, relation, call.args, call.kwargs, call.backend.limits
-    if isinstance(given, list | tuple | Brought) and len(given) > MANY:
+    if isinstance(given, list | tuple | Referenced) and len(given) > MANY:
         parsed: Rows = await database.run(compute_txn, _prepare, *arguments, retry=True)
         return parsed
     return _prepare(*arguments)

@@ -47,7 +47,7 @@ from service.errors import (
 from service.payload import Receipted
 from service.plan.plans import Lock
 from service.plan.write_plan import plan_create, plan_current, plan_delete, plan_update
-from service.request.arguments import MARKED, Values
+from service.request.arguments import MARKED_TYPES, Values
 from service.request.read_request import Limits, Parsed
 from service.request.related_rows import RowsArgument
 from service.request.requests import (
@@ -454,7 +454,7 @@ def _prepare(
     parse: Parse,
 ) -> Parsed[CreateRequest]:
     call = parse(args, kwargs, limits)
-    if not MARKED.isdisjoint(map(type, call.values)):
+    if not MARKED_TYPES.isdisjoint(map(type, call.values)):
         call = replace(call, values=Values(call.values).freeze())
     refuse_faults(snapshot, relation, call)
     return call

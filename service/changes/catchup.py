@@ -46,7 +46,7 @@ from service.db.session_settings import OWN_IDENTITY
 from service.db.statements import compute_txn
 from service.errors import InvalidArgument, PositionGone, Unavailable
 from service.payload import Encoded, wire_json
-from service.request.arguments import Arguments, Caller, placed
+from service.request.arguments import Arguments, Caller, items_with_paths
 
 TICKS = 100
 """That are read at a time."""
@@ -217,7 +217,7 @@ def _relations(catalog: Catalog, given: Arguments) -> list[QualifiedName] | None
     if given.value("relations") is None:
         return None
     found = []
-    for name, path in placed(given.value("relations"), "relations"):
+    for name, path in items_with_paths(given.value("relations"), "relations"):
         try:
             relation = find_relation(catalog, name)
         except InvalidArgument as refusal:

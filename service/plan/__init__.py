@@ -1,6 +1,6 @@
 """
 Requests and the catalog to frozen plans.
 
-What a call names and the catalog does not have, or has and does not allow, is refused by whichever
-function meets it: InvalidArgument, with its path. Docstrings name what else is raised.
+Each function raises InvalidArgument, with a path, for a name that the catalog does not have or a use that it
+does not allow; docstrings name only what else is raised.
 """

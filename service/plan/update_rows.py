@@ -26,7 +26,7 @@ from service.plan.plans import (
 from service.plan.reread import reread
 from service.plan.scope import Scope
 from service.plan.write_plan import assigned, plan_returning
-from service.request.assignments import way_of
+from service.request.assignments import expression_shape
 from service.request.requests import Assignment, UpdateRowsRequest
 
 Cell = Bound | int | None
@@ -148,7 +148,7 @@ def _setting(scope: Scope, source: _Source, rows: Sequence[Sequence[Assignment]]
         if not given:
             cells[selector.name] = 0
             continue
-        shape = way_of(given)
+        shape = expression_shape(given)
         value = _value(scope, column, given)
         if shape not in ways:
             ways[shape] = len(ways) + 1, _place(source, value)

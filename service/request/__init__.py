@@ -1,6 +1,6 @@
 """
-The arguments of calls to frozen requests.
+Arguments of calls to frozen requests.
 
-What does not follow the grammar is refused by whichever function meets it: InvalidArgument, with its
-path. Docstrings name what else is raised.
+Each function raises InvalidArgument, with a path, for input that does not follow the grammar; docstrings
+name only what else is raised.
 """

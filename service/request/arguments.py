@@ -1,11 +1,11 @@
 """
-The arguments of one call: positional ones named, unknown ones refused, each read once.
+The arguments of one call, by name, and the caller.
 
-Values are kept apart from the shape of the call. Who calls stands here too.
+Parsers put values into a list of their own, `Values`, so that a request holds only the shape of the call.
 
-Lists and dicts that a reference of a batch brings are data, whatever they look like. They are of a type
-that no parser of filters, lists of names and operators takes for one of its own; what takes values opens
-them. So what somebody has stored never says what a call does.
+A list or dict that a batch's `$ref` resolves to is data, never syntax. It is wrapped in a type that no parser
+of filters, operators or lists of names accepts; only code that takes values unwraps it. So stored data
+cannot decide what a call does.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from service.errors import InvalidArgument, UnknownName, clip
 from service.request.synonyms import letters, synonym_hint
 
 
-class Brought:
+class Referenced:
     """
-    A list or a dict that a reference has brought.
+    A list or dict that a reference resolved to.
 
     Args:
-        value: What it is.
+        value: The list or dict itself.
     """
 
     __slots__ = ("value",)
@@ -37,90 +37,91 @@ class Brought:
         return len(self.value)
 
     def __repr__(self) -> str:
-        return repr(self.value)  # a page of a query is that of the same one with the value in it
+        # A token of a page is bound to repr(query), in which a reference equals its value written out.
+        return repr(self.value)
 
 
-class HoldingDict(dict[str, Any]):
-    """A dict of a call that has, at some depth, something brought in it."""
+class DictWithReferenced(dict[str, Any]):
+    """A dict with a referenced value in it, at any depth."""
 
 
-class HoldingList(list[Any]):
-    """A list of a call that has, at some depth, something brought in it."""
+class ListWithReferenced(list[Any]):
+    """A list with a referenced value in it, at any depth."""
 
 
-class BroughtRow(dict[str, Any]):
-    """A row that was brought: its names are those of columns, its values are data."""
+class ReferencedRow(dict[str, Any]):
+    """A row that a reference resolved to: its keys are column names, its values are data."""
 
 
-MARKED = frozenset({Brought, HoldingDict, HoldingList})
+MARKED_TYPES = frozenset({Referenced, DictWithReferenced, ListWithReferenced})
 
 
-def brought(value: Any) -> Any:
-    """Return a value as a reference brings it: only lists and dicts could be taken for more."""
-    return Brought(value) if isinstance(value, Mapping | list | tuple) else value
+def mark_referenced(value: Any) -> Any:
+    """Return the value of a reference, wrapped if it is a list or dict and so could pass for syntax."""
+    return Referenced(value) if isinstance(value, Mapping | list | tuple) else value
 
 
-def holding(value: Any) -> Any:
-    """Return a dict or a list of a call, marked if there is something brought in it."""
+def mark_container(value: Any) -> Any:
+    """Return a dict or list of a call, in a marked type if it contains a referenced value."""
     items = value.values() if isinstance(value, dict) else value
-    if MARKED.isdisjoint(map(type, items)):
+    if MARKED_TYPES.isdisjoint(map(type, items)):
         return value
-    return HoldingDict(value) if isinstance(value, dict) else HoldingList(value)
+    return DictWithReferenced(value) if isinstance(value, dict) else ListWithReferenced(value)
 
 
-def opened(value: Any) -> Any:
-    """Return what is a value where it stands, without the marks of what was brought."""
+def unwrap(value: Any) -> Any:
+    """Return an argument that is taken as a value, with all referenced values in it unwrapped."""
     kind = type(value)
-    if kind not in MARKED:
+    if kind not in MARKED_TYPES:
         return value
-    if kind is Brought:
+    if kind is Referenced:
         return value.value
-    if kind is HoldingDict:
-        return {name: opened(each) for name, each in value.items()}
-    return [opened(each) for each in value]
+    if kind is DictWithReferenced:
+        return {name: unwrap(each) for name, each in value.items()}
+    return [unwrap(each) for each in value]
 
 
-def opened_rows(value: Any) -> Any:
-    """Return a row, or a list of rows, of which those that were brought have columns alone."""
-    if type(value) is Brought:
+def unwrap_rows(value: Any) -> Any:
+    """Return a row or a list of rows, with each referenced row as a `ReferencedRow`."""
+    if type(value) is Referenced:
         value = value.value
         if isinstance(value, Sequence) and not isinstance(value, str | bytes):
             return [_row(each) for each in value]
         return _row(value)
-    if type(value) is HoldingList:
-        return [_row(each.value) if type(each) is Brought else each for each in value]
+    if type(value) is ListWithReferenced:
+        return [_row(each.value) if type(each) is Referenced else each for each in value]
     return value
 
 
 def _row(value: Any) -> Any:
-    return BroughtRow(value) if isinstance(value, Mapping) else value
+    return ReferencedRow(value) if isinstance(value, Mapping) else value
 
 
 OPTIONS = frozenset({"timeout"})
 """Keywords that every procedure takes."""
 
 BARE = frozenset([str, int, float, bool, bytes, type(None)])
-"""Types of values that hold no others and stand for nothing else."""
+"""Types of scalar values, which contain no other value and are never syntax."""
 
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-"""What no string of PostgreSQL holds: NUL, and a surrogate that stands alone."""
+"""Characters that PostgreSQL cannot store in text: NUL, and a lone surrogate."""
 
 IDEMPOTENCY_KEY = "idempotency_key"
-"""The keyword of what writes, so that a second call with its value does not write again."""
+"""The keyword of verbs that write: a second call with the same key does not write again."""
 
 RECEIPT = "receipt"
-"""The keyword of what writes, so that it is answered with the id of its transaction, too."""
+"""The keyword of verbs that write: the result includes the id of the transaction."""
 
 MAX_KEY = 255
 """Characters of an idempotency key."""
 
 MAX_INTEGER = 2**63 - 1
 MAX_LISTED = 1000
-"""Items of a list that is to be planned: PostgreSQL itself takes 1,664 columns of an answer."""
+"""Items of a list that the planner walks; PostgreSQL limits a result to 1,664 columns."""
 
 
 class Values:
-    """A growing list; requests refer to its slots."""
+    """The values of a call, in a list that grows; a request refers to a value by its index, the slot."""
 
     def __init__(self, values: Iterable[Any] = ()) -> None:
         self._values: list[Any] = list(values)
@@ -131,7 +132,7 @@ class Values:
         return len(self._values) - 1
 
     def extend(self, values: Iterable[Any]) -> None:
-        """Append several, in order."""
+        """Append several values, in order."""
         self._values.extend(values)
 
     def value(self, slot: int) -> Any:
@@ -142,28 +143,28 @@ class Values:
         return len(self._values)
 
     def freeze(self) -> tuple[Any, ...]:
-        """Return all values so far."""
-        if MARKED.isdisjoint(map(type, self._values)):  # as most are
+        """Return all values so far, unwrapped."""
+        if MARKED_TYPES.isdisjoint(map(type, self._values)):  # most calls have no references
             return tuple(self._values)
-        return tuple(map(opened, self._values))
+        return tuple(map(unwrap, self._values))
 
     def marked(self) -> tuple[Any, ...]:
-        """Return them with the marks of what was brought: some may turn out to be related rows."""
+        """Return all values so far, still wrapped: some may turn out to be related rows."""
         return tuple(self._values)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
     """
-    The session a call came from, as the router discloses it.
+    The caller, as the router discloses it.
 
-    A router that does not disclose callers leaves `session`, `authid` and `authrole` None.
+    `session`, `authid` and `authrole` are None if the router does not disclose callers.
 
     Args:
-        session: Id of the caller's WAMP session.
-        authid: Who the session logged in as.
-        authrole: The role the router gave it.
-        realm: Where the call was made.
+        session: WAMP session id.
+        authid: WAMP authid, the identity that the session authenticated as.
+        authrole: WAMP authrole, which the router assigned.
+        realm: The realm of the session.
     """
 
     session: int | None
@@ -174,14 +175,14 @@ class Caller:
 
 class Arguments:
     """
-    The arguments of one call, by name.
+    The arguments of one call, by name; unknown names are refused.
 
     Args:
-        positional: As they came.
-        keywords: As they came.
-        leading: The names that the positional ones may stand for.
-        known: All names that the verb takes.
-        takes: What it takes, in words, for hints; without it they are made of the names.
+        positional: Positional arguments of the call.
+        keywords: Keyword arguments of the call.
+        leading: Names of the arguments that may be positional, in order.
+        known: All keywords that the verb takes.
+        takes: The arguments in words, for hints; by default hints list the names.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class Arguments:
         known: Collection[str],
         takes: str | None = None,
     ) -> None:
-        # Of a single argument this says nothing, and would hide a better hint.
+        # With a single argument this says nothing, and would hide a better hint.
         several = f"by position: {', '.join(leading)}" if len(leading) > 1 else None
         self._takes = takes or several
         if len(positional) > len(leading):
@@ -217,15 +218,15 @@ class Arguments:
         return name in self._given
 
     def of(self, names: AbstractSet[str]) -> bool:
-        """Return whether nothing is given but arguments of these names."""
+        """Return whether all given arguments are among `names`."""
         return self._given.keys() <= names
 
     def value(self, name: str) -> Any:
-        """Return an argument as it came, None if it is missing."""
+        """Return an argument unparsed, or None if it is missing."""
         return self._given.get(name)
 
     def required(self, name: str) -> Any:
-        """Return an argument, or refuse the call without it."""
+        """Return an argument unparsed; raise InvalidArgument if it is missing."""
         if name not in self._given:
             raise InvalidArgument(f'the argument "{name}" is missing', path=name, hint=self._takes)
         return self._given[name]
@@ -235,11 +236,11 @@ class Arguments:
         return integer_of(self._given.get(name), name, name)
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """Return true or false."""
+        """Return a boolean argument, or the default if it is missing or null."""
         return flag_of(self._given.get(name), name, name, default)
 
     def choice(self, name: str, words: Sequence[str], default: str | None = None) -> str | None:
-        """Return one of some strings."""
+        """Return a string argument that must be one of `words`."""
         value = self._given.get(name)
         if value is None:
             return default
@@ -250,23 +251,23 @@ class Arguments:
         return value
 
     def timeout(self) -> float | None:
-        """Return the caller's time limit in seconds, above 0."""
+        """Return the caller's `timeout` in seconds, above 0; None without one."""
         return seconds_of(self._given.get("timeout"))
 
 
 class UnknownArgument(UnknownName):
     """
-    An argument that a verb does not take.
+    The refusal of an argument that a verb does not take.
 
     Args:
         name: As the caller wrote it.
-        names: What the verb takes.
-        hint: What is known to be meant.
-        takes: What the verb takes, in words.
+        names: All arguments that the verb takes.
+        hint: A better hint than a similar name, if there is one.
+        takes: The arguments of the verb in words.
 
     Attributes:
         name: As the caller wrote it.
-        container: The argument that such a column goes into, if nothing else is meant.
+        container: The argument that a column of this name belongs into; None if there is another hint.
     """
 
     def __init__(
@@ -279,7 +280,7 @@ class UnknownArgument(UnknownName):
         self.details.setdefault("hint", takes or f"arguments: {', '.join(sorted(names))}")
 
     def of_column(self) -> None:
-        """Set the hint for a column of this name, which stands beside its argument."""
+        """Set the hint for a name that is a column, given as a keyword in place of inside an argument."""
         if self.container is not None:
             where = f'{self.container}={{"{self.name}": …}}'
             self.details["hint"] = f'a column goes into "{self.container}", as in {where}'
@@ -287,11 +288,11 @@ class UnknownArgument(UnknownName):
 
 GROUPED = 'aggregate groups rows, as in vehicles.aggregate({"n": {"count": "*"}}, group=["model"])'
 _GROUPING = frozenset(["group", "groupby", "groups", "having", "measures", "aggregate"])
-"""What a verb on rows is asked for that is aggregate's."""
+"""Names of arguments of other verbs and tools that ask for `aggregate`."""
 
 
 def _meant(name: str, value: Any, names: Collection[str]) -> str | None:
-    """Return the hint for an argument that other tools, or other verbs, have."""
+    """Return the hint for an argument that another tool or another verb has."""
     text = isinstance(value, Mapping) or (isinstance(value, str) and not value.isdigit())
     found = synonym_hint("argument", name, {*names} - {"limit", "offset"} if text else names)
     if found is None and "having" in names and text:
@@ -305,11 +306,10 @@ def _meant(name: str, value: Any, names: Collection[str]) -> str | None:
 
 def idempotency_key_of(value: Any) -> str | None:
     """
-    Return an idempotency key; None is none.
+    Return a checked idempotency key; None for None.
 
     Raises:
-        InvalidArgument: It is no string, has not from 1 to 255 characters, or one of them is
-            NUL or half a surrogate pair.
+        InvalidArgument: It is not a string of 1 to 255 characters without NUL and lone surrogates.
     """
     if value is None:
         return None
@@ -321,10 +321,10 @@ def idempotency_key_of(value: Any) -> str | None:
 
 
 def integer_of(value: Any, name: str, path: str) -> int | None:
-    """Return an integer of at least 0; None is none."""
+    """Return a checked integer from 0 to 2^63 - 1; None for None."""
     if value is None:
         return None
-    # Some clients of JavaScript send whole numbers as floats, wampy those beyond 32 bits.
+    # Some JavaScript clients send integers as floats; wampy does so beyond 32 bits.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
@@ -335,7 +335,7 @@ def integer_of(value: Any, name: str, path: str) -> int | None:
 
 
 def flag_of(value: Any, name: str, path: str, default: bool = False) -> bool:
-    """Return true or false; None is the default."""
+    """Return a checked boolean; the default for None."""
     if value is None:
         return default
     if not isinstance(value, bool):
@@ -344,21 +344,21 @@ def flag_of(value: Any, name: str, path: str, default: bool = False) -> bool:
 
 
 def seconds_of(value: Any, name: str = "timeout") -> float | None:
-    """Return a time limit in seconds; None is none."""
+    """Return a checked number of seconds; None for None."""
     if value is None:
         return None
-    # As one chain, since NaN is neither above nor below anything; True is an int to Python.
+    # A chained comparison also refuses NaN, which compares false to everything. bool is a subclass of int.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
         raise InvalidArgument(f'"{name}" is a number of seconds, above 0 and below 10^9', path=name)
     return float(value)
 
 
-def listed(value: Any, name: str, most: int = MAX_LISTED) -> list[Any]:
+def list_of(value: Any, name: str, most: int = MAX_LISTED) -> list[Any]:
     """
-    Return a list argument; one string stands for a list of it, None for an empty one.
+    Return a list argument; a string or dict is a list of one, None an empty list.
 
     Raises:
-        InvalidArgument: It is no list, or too long to be planned in a moment.
+        InvalidArgument: It is not a list, or has more than `most` items.
     """
     if value is None:
         return []
@@ -371,18 +371,16 @@ def listed(value: Any, name: str, most: int = MAX_LISTED) -> list[Any]:
     return list(value)
 
 
-def placed(value: Any, path: str, most: int = MAX_LISTED) -> list[tuple[Any, str]]:
-    """
-    Return the items of a list argument, each with where it stands: one by itself stands at `path`.
-    """
-    items = listed(value, path, most)
+def items_with_paths(value: Any, path: str, most: int = MAX_LISTED) -> list[tuple[Any, str]]:
+    """Return the items of a list argument with their paths; the path of a single item is `path` itself."""
+    items = list_of(value, path, most)
     if isinstance(value, str | Mapping):
         return [(each, path) for each in items]
     return [(each, f"{path}.{at}") for at, each in enumerate(items)]
 
 
 def row_of(value: Any, name: str) -> Mapping[str, Any]:
-    """Return the one row of an argument."""
+    """Return an argument that is one row; raise InvalidArgument for a list."""
     rows, many = rows_of(value, name)
     if many:
         raise InvalidArgument(f'"{name}" is one dict of columns and values', path=name)
@@ -390,8 +388,8 @@ def row_of(value: Any, name: str) -> Mapping[str, Any]:
 
 
 def rows_of(value: Any, name: str) -> tuple[list[Mapping[str, Any]], bool]:
-    """Return the rows of a write, and whether the caller gave a list of them."""
-    value = opened_rows(value)
+    """Return the rows of an argument, and whether the caller gave a list."""
+    value = unwrap_rows(value)
     many = isinstance(value, list | tuple)
     rows = list(value) if many else [value]
     for at, row in enumerate(rows):

@@ -1,5 +1,5 @@
 """
-The columns of one row with their new values, and what computes these: `{"$add": 1}`, `"meta->a": 2`.
+Parse the columns of a row with their new values, also computed ones: `{"$add": 1}`, `"meta->a": 2`.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from operator import itemgetter
 from typing import Any, Literal
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.arguments import BARE, Brought, BroughtRow, Values, opened
+from service.request.arguments import BARE, Referenced, ReferencedRow, Values, unwrap
 from service.request.requests import Assignment, JsonStep, Operand
 from service.request.select_list import named, parse_reference
 from service.request.synonyms import computing_hint
 
 Use = Literal["row", "expect", "changes"]
-"""What assignments are of: a new row, what is expected of one, or changes of it."""
+"""What the assignments belong to: a new row, the argument `expect`, or the changes of an update."""
 
 DEFAULT, VALUE, NUMBER, LINK = "$default", "$value", "$number", "$link"
 MAX_NAMES = 4096
-"""Characters of the names of a row whose assignments are kept: callers choose them."""
+"""Characters of all names of a row whose assignments are cached; callers choose the names."""
 MAX_REMOVED = 100
-"""Values that one `$remove` names: each is a call of a function around the others."""
+"""Values of one `$remove`: each becomes a function call nested around the others."""
 MAX_STEPS, MAX_PATHS, MAX_ALL_STEPS = 16, 64, 128
 """
-Of a path, paths of one column, and steps of all paths in a call, those that rows share counted once.
+Maximum steps of a path, paths of one column, and steps of all paths in a call (shared ones count once).
 
-Each step is a subselect around others, which PostgreSQL plans again and again: 8 paths of 16 steps
-took 0.15 s, 64 of them 1.5 s, and 1,000 rows with a path of their own each 25 s.
+Each step is a subselect around others, whose planning PostgreSQL repeats: 8 paths of 16 steps took
+0.15 s, 64 of them 1.5 s, and 1,000 rows with different paths 25 s.
 """
 
 
@@ -56,12 +56,12 @@ _TAKES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "merge": (_dict, 'a dict, as in {"$merge": {"a": 1}}'),
 }
 COMPUTING: Mapping[str, str] = {f"${name}": name for name in _TAKES}
-"""Operators that compute a value out of the one that is there, as callers write them."""
+"""Operators that compute a new value from the current one, as callers write them."""
 
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
-"""A number as JSON writes it."""
+"""A number in JSON's syntax."""
 BY_DEFAULT = object()
-"""In place of the value that a new row has in a column: the column's default."""
+"""Stands for a new value that is the column's default."""
 MARKS = frozenset([DEFAULT, VALUE, *COMPUTING])
 LITERAL = 'a value is taken as it is in {"$value": …}'
 
@@ -73,19 +73,18 @@ def assignments(
     Parse the columns of a row and their values.
 
     Args:
-        row: As the caller sent it.
-        path: Where in the call.
-        values: Of the call, to which those of the row are added.
-        use: What may stand in it: paths and operators that compute do in changes alone. What a
-            reference has brought is neither, whatever it looks like.
+        row: The row, unparsed.
+        path: Its path in the call.
+        values: Values of the call; those of the row are appended.
+        use: What the row is: only changes may have paths and operators that compute. Referenced
+            values are never either, whatever they look like.
 
     Raises:
-        InvalidArgument: A path lies inside of another one; an operator is unknown, or takes
-            something else.
+        InvalidArgument: One path is inside another; an operator is unknown, or its operand is invalid.
     """
-    if type(row) is BroughtRow:
+    if type(row) is ReferencedRow:
         return literals(row, path, values)
-    # A row of a list stands at a place of its own: what is made of it seldom serves again.
+    # Not for rows of a list: their paths differ, so the cache would seldom hit.
     single = "." not in path and BARE.issuperset(map(type, row.values()))
     if single and sum(map(len, row)) <= MAX_NAMES:
         plain = _of_names(tuple(row), path, len(values), use)
@@ -98,7 +97,7 @@ def assignments(
         column, steps = named(name), tuple[JsonStep, ...]()
         if use == "changes" and "->" in name:
             column, steps = _path(name, here, values)
-        if type(value) is Brought:
+        if type(value) is Referenced:
             operand = Operand(values.add(value), here)
             found.append(Assignment(column, operand, here, steps=steps, literal=True))
         elif isinstance(value, Mapping) and (operator := _operator(value, here)):
@@ -115,7 +114,7 @@ def assignments(
 def _of_names(
     names: tuple[str, ...], path: str, first: int, use: Use
 ) -> tuple[Assignment, ...] | None:
-    """Return the assignments of bare values from a slot on; None if a name may be a path, or is there twice."""
+    """Return assignments of scalars at consecutive slots; None if a name may be a path or is duplicate."""
     columns = [named(name) for name in names]
     if len({*columns}) < len(columns) or (use == "changes" and any("->" in name for name in names)):
         return None
@@ -128,9 +127,9 @@ def _of_names(
 
 def stands_for(value: Any) -> bool:
     """
-    Return whether an object in JSON, as it is sent, means another value than itself.
+    Return whether a JSON object stands for another value.
 
-    `{"$number": "1"}` is a number; `{"$value": …}` around such an object is that object.
+    `{"$number": "1"}` stands for a number; `{"$value": …}` around such an object stands for the object.
     """
     while isinstance(value, dict) and len(value) == 1:
         if NUMBER in value:
@@ -144,7 +143,7 @@ def stands_for(value: Any) -> bool:
 
 def new_value(value: Any, path: str) -> Any:
     """
-    Return what a value of a new row stands for: itself, what `$value` is around, or `BY_DEFAULT`.
+    Return the value that a new row's column gets: the value, the operand of `$value`, or `BY_DEFAULT`.
 
     Raises:
         InvalidArgument: It is an operator that new rows do not take.
@@ -160,7 +159,7 @@ def new_value(value: Any, path: str) -> Any:
 
 
 def literals(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assignment, ...]:
-    """Return columns with values that are taken as they are, whatever they look like."""
+    """Return assignments of values that are never parsed as operators or paths."""
     return tuple(
         Assignment(name, Operand(values.add(value), here), here, literal=True)
         for name, value in row.items()
@@ -169,7 +168,7 @@ def literals(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assignm
 
 
 def _operator(value: Mapping[Any, Any], path: str) -> str | None:
-    """Return the operator that a dict is of, if it is no value."""
+    """Return the operator of a dict; None if the dict is a value."""
     if len(value) == 1:
         (only,) = value
         if isinstance(only, str) and only.startswith("$") and only != NUMBER:
@@ -189,13 +188,13 @@ def _marked(
     values: Values,
     use: Use,
 ) -> Assignment:
-    """Parse what an operator says of a column."""
+    """Parse an operator and its operand for a column."""
     here = f"{path}.{operator}"
     if operator == VALUE:
         return Assignment(column, Operand(values.add(_literal(inner)), here), path, steps=steps)
     if operator == LINK and use == "row":
-        # Of a relationship, in place of a row; what is a column refuses it.
-        return Assignment(column, Operand(values.add({LINK: opened(inner)}), path), path, LINK)
+        # A link stands for a related row; if the name turns out to be a column, it is refused later.
+        return Assignment(column, Operand(values.add({LINK: unwrap(inner)}), path), path, LINK)
     if operator == DEFAULT:
         _refuse_default_of(inner, here)
         if use == "expect":
@@ -205,7 +204,7 @@ def _marked(
         return Assignment(column, None, path)
     computing = _computing(operator, here, use)
     fits, takes = _TAKES[computing]
-    inner = opened(inner)
+    inner = unwrap(inner)
     if not fits(inner):
         raise InvalidArgument(f'"{operator}" takes {takes}', path=here)
     items: tuple[Operand, ...] = ()
@@ -217,8 +216,8 @@ def _marked(
 
 
 def _literal(inner: Any) -> Any:
-    """Return what `$value` is around, for the codec."""
-    # What stands for a number is an object in JSON then, which the codec knows by the same mark.
+    """Return the operand of `$value` in the form that the codec expects."""
+    # Below `$value`, {"$number": …} is a plain object; the codec recognizes that by the same key.
     return {VALUE: inner} if stands_for(inner) else inner
 
 
@@ -228,7 +227,7 @@ def _refuse_default_of(inner: Any, path: str) -> None:
 
 
 def _computing(operator: str, path: str, use: Use) -> str:
-    """Return how an operator computes, or refuse it."""
+    """Return the name of a computing operator; raise InvalidArgument for any other."""
     if operator == LINK and use == "changes":
         raise InvalidArgument(
             f'"{operator}" is of new rows',
@@ -252,8 +251,8 @@ def _computing(operator: str, path: str, use: Use) -> str:
     return COMPUTING[operator]
 
 
-def way_of(given: Iterable[Assignment]) -> tuple[Hashable, ...]:
-    """Return what assignments to a column have in common with others that one expression computes."""
+def expression_shape(given: Iterable[Assignment]) -> tuple[Hashable, ...]:
+    """Return a key of the assignments to a column: equal keys share one SQL expression."""
     return tuple(
         (each.computing, len(each.items), *(step.key for step in each.steps)) for each in given
     )
@@ -261,10 +260,10 @@ def way_of(given: Iterable[Assignment]) -> tuple[Hashable, ...]:
 
 def refuse_many_steps(rows: Iterable[Sequence[Assignment]], path: str) -> None:
     """
-    Refuse changes whose paths PostgreSQL would plan for long.
+    Refuse changes whose paths would take PostgreSQL long to plan.
 
     Raises:
-        InvalidArgument: They have more than `MAX_ALL_STEPS` steps, those that rows share counted once.
+        InvalidArgument: The paths have more than `MAX_ALL_STEPS` steps; shared ones count once.
     """
     ways: dict[Hashable, int] = {}
     for row in rows:
@@ -273,7 +272,7 @@ def refuse_many_steps(rows: Iterable[Sequence[Assignment]], path: str) -> None:
             if each.steps:
                 given.setdefault(each.column, []).append(each)
         for column, parts in given.items():
-            ways[column, way_of(parts)] = sum(len(each.steps) for each in parts)
+            ways[column, expression_shape(parts)] = sum(len(each.steps) for each in parts)
     if sum(ways.values()) > MAX_ALL_STEPS:
         raise InvalidArgument(
             f"the paths of a call have at most {MAX_ALL_STEPS} steps in all",
@@ -283,7 +282,7 @@ def refuse_many_steps(rows: Iterable[Sequence[Assignment]], path: str) -> None:
 
 
 def _path(text: str, path: str, values: Values) -> tuple[str, tuple[JsonStep, ...]]:
-    """Parse a path into the JSON of a column: `column->key->0`; in quotes it may be a mere name."""
+    """Parse a path into the JSON of a column, `column->key->0`; in quotes it is a column's name."""
     reference = parse_reference(text, path, values)
     steps = reference.steps
     if reference.owners or reference.cast or any(each.text for each in steps):
@@ -298,10 +297,10 @@ def _path(text: str, path: str, values: Values) -> tuple[str, tuple[JsonStep, ..
 
 
 def _refuse_overlaps(found: Sequence[Assignment]) -> None:
-    """Refuse paths that lie inside of others, and more of one column than nest."""
+    """Refuse a path inside another one, and more than `MAX_PATHS` of one column."""
     places = [(each.column, tuple(step.key for step in each.steps), each.path) for each in found]
     for (column, outer, _), (other, inner, path) in pairwise(sorted(places, key=itemgetter(0, 1))):
-        # What begins with a path is sorted right behind it.
+        # Paths that begin with another one are sorted directly after it.
         if column == other and inner[: len(outer)] == outer:
             raise InvalidArgument(
                 f'"{clip("->".join((other, *inner)))}" lies in what is set beside it',

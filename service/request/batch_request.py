@@ -1,6 +1,6 @@
 """
-Calls as values: the operations of a batch, with references from one into the results of those before,
-and the one that is to be explained.
+Parse calls that are arguments: the operations of a batch, with references into earlier results, and the
+operation of `explain`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from service.request.arguments import (
     IDEMPOTENCY_KEY,
     RECEIPT,
     Arguments,
-    brought,
     flag_of,
-    holding,
+    mark_container,
+    mark_referenced,
 )
 
 ISOLATION = ("read committed", "repeatable read", "serializable")
@@ -27,8 +27,8 @@ MAX_OPERATIONS = 1000
 REFERENCE = "$ref"
 OPERATION = ("call", "args", "kwargs")
 OPERATION_NAME, ANALYZE = "operation", "analyze"
-"""The argument of `explain`, and what stands in it beside the call."""
-# Python refuses to read an integer of more than 4,300 digits, with an error that is not the caller's.
+"""The argument of `explain`, and its key beside those of an operation."""
+# Bounded, because int() raises ValueError for more than 4,300 digits.
 _NUMBER = re.compile("0|[1-9][0-9]{0,9}")
 _STR = frozenset({str})
 KNOWN = ("isolation", "read_only", "dry_run", "inject", IDEMPOTENCY_KEY, RECEIPT)
@@ -40,10 +40,10 @@ class Operation:
     One call of a batch.
 
     Args:
-        name: Of the procedure, less the prefix.
-        args: By position, references in them.
-        kwargs: By name, references in them.
-        refers: Whether there are any.
+        name: Name of the procedure, without the prefix.
+        args: Positional arguments, with references.
+        kwargs: Keyword arguments, with references.
+        refers: Whether there are any references.
     """
 
     name: str
@@ -58,13 +58,13 @@ class BatchRequest:
     A batch.
 
     Args:
-        operations: In their order.
-        isolation: Of the transaction; None is the database's own.
-        read_only: Whether the server refuses writes in it.
+        operations: The operations, in order.
+        isolation: Isolation level; None for the database's default.
+        read_only: Whether the transaction is READ ONLY.
         dry_run: Whether it is rolled back at the end.
-        failures: How many attempts are made to fail, as by a conflict of transactions.
-        receipt: Whether the transaction's id is answered, too.
-        timeout: The caller's time limit in seconds, if any.
+        failures: Number of attempts to fail with a serialization failure, in development.
+        receipt: Whether the result includes the transaction id.
+        timeout: The caller's timeout in seconds, if any.
     """
 
     operations: tuple[Operation, ...]
@@ -81,7 +81,7 @@ def parse_batch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> BatchRequest:
     Parse the arguments of `transaction`.
 
     Raises:
-        InvalidArgument: They are malformed; `path` points at the place, `operation` is the number.
+        InvalidArgument: They are malformed; `path` is the place, `operation` the operation's index.
     """
     given = Arguments(args, kwargs, ["operations"], KNOWN)
     operations = given.required("operations")
@@ -107,12 +107,12 @@ def parse_batch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> BatchRequest:
 @dataclass(frozen=True, slots=True)
 class ExplainRequest:
     """
-    What is to be explained.
+    A call to explain.
 
     Args:
         operation: The call.
-        analyze: Whether it is run, too, to say what that took.
-        timeout: The caller's time limit in seconds, if any.
+        analyze: Whether it is run as well, for EXPLAIN ANALYZE.
+        timeout: The caller's timeout in seconds, if any.
     """
 
     operation: Operation
@@ -139,12 +139,12 @@ def _operation(value: Any, at: int) -> Operation:
 
 def parse_operation(value: Any, path: str, others: Sequence[str] = ()) -> Operation:
     """
-    Parse one call as a value, {"call": "actions.get", "args": [1]}.
+    Parse an operation, {"call": "actions.get", "args": [1]}.
 
     Args:
-        value: As it came.
-        path: Where in the call.
-        others: Keys that it may have besides.
+        value: The operation, unparsed.
+        path: Its path in the call.
+        others: Further keys that it may have.
     """
     if not isinstance(value, Mapping):
         raise InvalidArgument("an operation is a dict", path=path)
@@ -187,7 +187,7 @@ def _failures(inject: Any) -> int:
 
 
 def _refers(value: Any) -> bool:
-    # Asked of each value of each operation: whether one is a Mapping costs more than all else here.
+    # Runs for each value of each operation, and isinstance(value, Mapping) is slow: check scalars first.
     if type(value) in BARE:
         return False
     if isinstance(value, Mapping):
@@ -197,25 +197,27 @@ def _refers(value: Any) -> bool:
 
 def resolve(value: Any, results: Sequence[Any], path: str) -> Any:
     """
-    Return a value with the references in it replaced by what they refer to, marked as data.
+    Return a value with each reference replaced by the value it refers to, marked as data.
 
     Args:
-        value: An argument: any JSON value. `{"$ref": "0.rows.0.id"}` is the `id` of the first row
+        value: An argument, any JSON value. `{"$ref": "0.rows.0.id"}` is the `id` of the first row
             in the result of the first operation.
-        results: Of the operations so far.
-        path: Where the value stands.
+        results: Results of the operations so far.
+        path: Path of the value in the call.
 
     Raises:
         InvalidArgument: A reference is to a later operation, or to nothing.
     """
     if isinstance(value, Mapping):
         if len(value) == 1 and REFERENCE in value:
-            return brought(_referred(value[REFERENCE], results, path))
-        return holding(
+            return mark_referenced(_referred(value[REFERENCE], results, path))
+        return mark_container(
             {name: resolve(each, results, f"{path}.{name}") for name, each in value.items()}
         )
     if isinstance(value, list | tuple):
-        return holding([resolve(each, results, f"{path}.{at}") for at, each in enumerate(value)])
+        return mark_container(
+            [resolve(each, results, f"{path}.{at}") for at, each in enumerate(value)]
+        )
     return value
 
 

@@ -1,7 +1,7 @@
 """
-Calls of database functions, and which overload is meant by the arguments.
+Parse calls of database functions, and choose the overload that the arguments mean.
 
-An overload is chosen by argument names first, then by how closely the values fit their types.
+An overload is chosen by the names of the arguments first, then by how well the values fit the types.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from service.catalog import Argument, Catalog, Function, Type
 from service.datatypes import with_form
 from service.errors import InvalidArgument, UnknownName
-from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, Values, opened
+from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, Values, unwrap
 from service.request.read_request import Parsed, digest_of, parse_form
 from service.request.requests import AggregateRequest, FindRequest, Form, Operand
 
@@ -25,12 +25,12 @@ ARGS = "args"
 @dataclass(frozen=True, slots=True)
 class Given:
     """
-    What a call gives a function.
+    The arguments of a function.
 
     Args:
         positional: Values by position.
         named: Values by name.
-        path: What stands before the names in the call.
+        path: Prefix of the names' paths in the call.
     """
 
     positional: tuple[Any, ...]
@@ -44,14 +44,14 @@ class CallRequest:
     A call of a function.
 
     Args:
-        function: Which one.
-        positional: What is given by position.
-        named: What is given by name, in the order of the names.
-        generic: The name of the type that stands for the polymorphic ones, if there are any.
-        lists: Names and positions of what is given as a list for those.
-        form: Of rows in the answer.
-        max_affected: How many rows may come back.
-        receipt: Whether the transaction's id is answered, too.
+        function: The chosen overload.
+        positional: Arguments by position.
+        named: Arguments by name, sorted by name.
+        generic: Name of the actual type of polymorphic arguments, empty if there are none.
+        lists: Names and positions of polymorphic arguments that are lists.
+        form: Form of the rows in the result.
+        max_affected: Maximum rows of the result; more are refused.
+        receipt: Whether the result includes the transaction id.
     """
 
     function: Function
@@ -66,7 +66,7 @@ class CallRequest:
 
 @dataclass(frozen=True, slots=True)
 class CalledRequest(Generic[Request]):
-    """A request for rows, and the function that returns them."""
+    """A request of a verb on the rows that a function returns."""
 
     call: CallRequest
     of: Request
@@ -79,13 +79,13 @@ def parse_call(
     catalog: Catalog,
 ) -> Parsed[CallRequest]:
     """
-    Parse a plain call: all keywords are the function's, but the options of the call.
+    Parse a plain call of a function: all keywords but the options are the function's arguments.
 
     Args:
-        functions: Those of the name.
-        args: By position.
-        kwargs: By name.
-        catalog: For the types of arguments.
+        functions: Overloads of the name.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
+        catalog: Source of the arguments' types.
     """
     named, options = _split(functions, kwargs)
     given = _given(args, named, options.pop(ARGS, None))
@@ -109,18 +109,18 @@ def parse_called(
     parse: Callable[[Mapping[str, Any], str], Parsed[Request]],
 ) -> Parsed[CalledRequest[Request]]:
     """
-    Parse a call of a verb on a function's rows; what the function is given stands in `args`.
+    Parse a call of a verb on a function's rows; the function's arguments are in `args`.
 
     Args:
-        functions: Those of the name.
-        args: By position: they are the function's.
-        kwargs: By name: they are the verb's.
-        catalog: For the types of arguments.
-        parse: Parses the arguments of the verb; takes them and a name of the rows.
+        functions: Overloads of the name.
+        args: Positional arguments of the call, which are the function's.
+        kwargs: Keyword arguments of the call, which are the verb's.
+        catalog: Source of the arguments' types.
+        parse: Parses the verb's arguments; takes them and a name of the rows, to which tokens are bound.
     """
     rest = {name: value for name, value in kwargs.items() if name != ARGS}
     given = _given(args, {}, kwargs.get(ARGS), f"{ARGS}.")
-    # the rows of other arguments are another query
+    # With other arguments the rows are another query, and tokens of pages must not be mixed.
     home = f"{functions[0].schema}.fn.{functions[0].name}"
     query = f"{home} {digest_of(given.positional, sorted(given.named.items()))}"
     try:
@@ -145,7 +145,7 @@ def bind_call(
     max_affected: int | None = None,
     receipt: bool = False,
 ) -> CallRequest:
-    """Build the request for the overload that arguments mean; they join the values of the call."""
+    """Build the request for the overload that the arguments mean, and add them to the call's values."""
     function = resolve_overload(functions, given, catalog)
     generic, lists = polymorphic_type(function, given, catalog)
     return CallRequest(
@@ -153,7 +153,7 @@ def bind_call(
         tuple(Operand(values.add(each), f"{at}") for at, each in enumerate(given.positional)),
         tuple(
             (name, Operand(values.add(given.named[name]), f"{given.path}{name}"))
-            # Sorted, so that calls which differ in the order of names have one kept statement.
+            # Sorted, so that the order of names in the call does not make another statement.
             for name in sorted(given.named)
         ),
         generic,
@@ -167,7 +167,7 @@ def bind_call(
 def _split(
     functions: Sequence[Function], kwargs: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the function's arguments, and the options of the call."""
+    """Split keywords into the function's arguments and the options of the call."""
     names = {name for function in functions for name in function.names}
     apart = isinstance(kwargs.get(ARGS), Mapping)
     named: dict[str, Any] = {}
@@ -184,9 +184,9 @@ def _split(
 
 
 def _given(args: Sequence[Any], named: Mapping[str, Any], apart: Any, path: str = "") -> Given:
-    """Parse what a function is given: by position, by name, or `apart` from a verb's arguments."""
-    # All of it are values.
-    args, named, apart = tuple(map(opened, args)), _opened(named), opened(apart)
+    """Parse a function's arguments: by position, by name, or in `apart`, the keyword `args`."""
+    # All of them are values, so referenced ones need no marks.
+    args, named, apart = tuple(map(unwrap, args)), _unwrap_values(named), unwrap(apart)
     if apart is None:
         return Given(args, named, path)
     if isinstance(apart, list | tuple):
@@ -200,8 +200,8 @@ def _given(args: Sequence[Any], named: Mapping[str, Any], apart: Any, path: str 
     return Given(args, apart, f"{ARGS}.")
 
 
-def _opened(named: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: opened(value) for name, value in named.items()}
+def _unwrap_values(named: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: unwrap(value) for name, value in named.items()}
 
 
 def _explain(
@@ -210,7 +210,7 @@ def _explain(
     args: Sequence[Any],
     rest: Mapping[str, Any],
 ) -> None:
-    """Add to a refusal which arguments are the function's, and which the verb's."""
+    """Add a hint to a refusal if arguments of the function and of the verb may have been confused."""
     path = refusal.details.get("path")
     if isinstance(refusal, UnknownName):
         if path in rest and any(path in function.names for function in functions):
@@ -223,14 +223,13 @@ def _explain(
 
 def resolve_overload(functions: Sequence[Function], given: Given, catalog: Catalog) -> Function:
     """
-    Return the overload that arguments mean.
+    Return the overload that the arguments mean.
 
-    The one that leaves least to defaults is meant, as in PostgreSQL. Of several that take the
-    same names, it is the one whose types go at least as well with every value as those of any
-    other.
+    As in PostgreSQL, it is the one that uses the fewest defaults. Among several, it is the one whose
+    types fit every value at least as well as those of each other overload.
 
     Raises:
-        InvalidArgument: None takes these arguments, or several do; `candidates` names them.
+        InvalidArgument: No overload takes these arguments, or several do; `candidates` names them.
     """
     fitting = [each for each in functions if _fits(each, given)]
     if not fitting:
@@ -248,7 +247,7 @@ def resolve_overload(functions: Sequence[Function], given: Given, catalog: Catal
 
 
 def signature(function: Function, catalog: Catalog) -> str:
-    """Return what a function takes: "add(a integer, [b integer])", brackets for a default."""
+    """Return a function's signature: "add(a integer, [b integer])", with brackets for a default."""
     parameters = []
     for at, each in enumerate(function.inputs, 1):
         word = f"{each.name or f'${at}'} {catalog.type(each.type).sql}"
@@ -257,7 +256,7 @@ def signature(function: Function, catalog: Catalog) -> str:
 
 
 def _closest(functions: Sequence[Function], given: Given, catalog: Catalog) -> list[Function]:
-    """Return the functions to whose types no value is closer in another one."""
+    """Return the functions whose every type is at least as close to its value as in each other one."""
     distances = [
         [
             distance(value, catalog.type(argument.type), catalog)
@@ -282,7 +281,7 @@ def _fits(function: Function, given: Given) -> bool:
     by_position = len(given.positional)
     if by_position > unnamed or not given.named.keys() <= function.names:
         return False
-    # what stands before an unnamed argument must be given, in one way or the other
+    # a name among those given by position would be given twice
     first = {each.name for each in inputs[:by_position] if each.name}
     if first & given.named.keys():
         return False
@@ -343,13 +342,13 @@ def _takes(functions: Sequence[Function], catalog: Catalog) -> str:
 TEXTS = with_form("string")
 INTEGER_RANGES = with_form("integer")
 DECIMALS = with_form("decimal", "float")
-FLOATS = tuple(sorted(DECIMALS, key="float8".__ne__))  # the first is the one closest to Python's
+FLOATS = tuple(sorted(DECIMALS, key="float8".__ne__))  # float8 first: it is Python's float
 SPELLED, GENERIC, DOCUMENT, FAR = 10, 20, 30, 99
-"""A string, which may spell a value of any type; what takes anything; JSON; all others."""
+"""Distances of: a string, which may spell a value of any type; a polymorphic type; JSON; any other."""
 
 
 def distance(value: Any, type: Type, catalog: Catalog) -> int:
-    """Return how far a value is from a type: 0 is its own, `FAR` one that has other forms."""
+    """Return how far a value is from a type: 0 for its own type, `FAR` if the type has other forms."""
     if value is None:
         return 0
     type = catalog.plain(type)
@@ -371,7 +370,7 @@ def distance(value: Any, type: Type, catalog: Catalog) -> int:
 
 
 def _of_items(value: Any, element: Type, catalog: Catalog) -> int:
-    """Return the largest distance of a list's items; a list among them is a further dimension."""
+    """Return the largest distance of a list's items; nested lists are further dimensions."""
     if not isinstance(value, list | tuple):
         return FAR
     plain = (each for each in value if not isinstance(each, list | tuple))
@@ -379,12 +378,12 @@ def _of_items(value: Any, element: Type, catalog: Catalog) -> int:
 
 
 def _own(value: Any) -> tuple[str, ...]:
-    """Return the names of the types that a value is a form of, the closest first."""
-    # Before int, of which bool is a subclass.
+    """Return the names of the types that a value may be of, the closest first."""
+    # bool is a subclass of int, so it is tested first.
     if isinstance(value, bool):
         return with_form("boolean")
     if isinstance(value, int):
-        # Beyond int4 it is taken for the second of them, int8.
+        # An integer beyond int4 is taken for the second of them, int8.
         return (*(INTEGER_RANGES if -(2**31) <= value < 2**31 else INTEGER_RANGES[1:2]), *DECIMALS)
     if isinstance(value, float):
         return (*FLOATS, *(INTEGER_RANGES if value.is_integer() else ()))
@@ -394,7 +393,7 @@ def _own(value: Any) -> tuple[str, ...]:
 
 
 DIMENSIONS = 6
-"""Of an array, at most (PostgreSQL's MAXDIM)."""
+"""Maximum dimensions of an array (PostgreSQL's MAXDIM)."""
 
 INTEGERS = ("int4", "int8", "numeric")
 
@@ -403,16 +402,16 @@ def polymorphic_type(
     function: Function, given: Given, catalog: Catalog
 ) -> tuple[str, frozenset[str | int]]:
     """
-    Return the one type of all that is given for polymorphic arguments.
+    Return the common type of the values given for polymorphic arguments.
 
     Args:
-        function: The one that is called.
-        given: What it is given.
-        catalog: For the types of arguments.
+        function: The chosen overload.
+        given: Its arguments.
+        catalog: Source of the arguments' types.
 
     Returns:
-        The name of the type, empty if nothing is polymorphic; and the names and positions
-        of what is given as a list.
+        The name of the type, empty if no argument is polymorphic; and the names and positions of the
+        polymorphic arguments that are lists.
     """
     generic = [catalog.type(each.type).kind == "pseudo" for each in function.inputs]
     if not any(generic):

@@ -1,5 +1,5 @@
 """
-The `embed` argument: related rows inside the rows of an answer.
+Parse the `embed` argument: related rows embedded in each row of a result.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OPTIONS = (
     "group",
 )
 MAX_EMBEDS = 100
-"""In one call: each is a subselect, and planning them takes time."""
+"""Embeds of one call; each is a subselect that PostgreSQL has to plan."""
 
 
 class EmbedParser:
@@ -39,9 +39,9 @@ class EmbedParser:
     Parser of one `embed`.
 
     Args:
-        values: Of the call; operands are added.
-        max_depth: How deep embeds may nest.
-        max_filter_depth: How deep the and, or and not of their filters may nest.
+        values: Values of the call; operands are appended.
+        max_depth: Maximum nesting of embeds.
+        max_filter_depth: Maximum nesting of and, or and not in their filters.
     """
 
     def __init__(self, values: Values, max_depth: int, max_filter_depth: int) -> None:
@@ -51,7 +51,7 @@ class EmbedParser:
         self._count = 0
 
     def parse(self, embed: Any, path: str = "embed", depth: int = 1) -> tuple[Embed, ...]:
-        """Parse an `embed`; None is none."""
+        """Parse an `embed`; None means no embeds."""
         if embed is None:
             return ()
         if not isinstance(embed, Mapping):
@@ -132,7 +132,7 @@ class EmbedParser:
 
 
 def default_embed(name: str, path: str) -> Embed:
-    """Return the embed that a name alone means, for filters and sort keys that use one."""
+    """Return the embed that a filter or sort key means by a relationship's name alone."""
     return Embed(name, path, None, None, None, None, EVERYTHING, (), None, None, (), False, False)
 
 

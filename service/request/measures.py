@@ -1,5 +1,5 @@
 """
-The `measures` argument: what is computed over rows.
+Parse the `measures` argument: aggregate functions over rows.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ FUNCTIONS = (
     "string_agg",
 )
 SORTED = ("percentile", "mode")
-"""Functions that sort the rows by what they are of."""
+"""Ordered-set aggregates, which sort rows by their argument."""
 LISTS = ("array_agg", "string_agg")
-"""Functions that make one value of all."""
+"""Aggregates that take an ORDER BY."""
 OPTIONS = ("distinct", "separator", "where", "cast", "fraction", "discrete", "order")
 MAX_MEASURES = 200
-"""Of one list: a statement gives 1,664 columns at most, and groups want some of them."""
+"""Measures of one call; PostgreSQL limits a result to 1,664 columns, groups included."""
 
 
 def parse_measures(
@@ -45,10 +45,10 @@ def parse_measures(
     Parse measures by name.
 
     Args:
-        measures: As they came.
-        values: Of the call; operands are added.
-        max_depth: How deep the and, or and not of their filters may nest.
-        path: Where in the call.
+        measures: The argument, unparsed.
+        values: Values of the call; operands are appended.
+        max_depth: Maximum nesting of and, or and not in their filters.
+        path: Path of the argument in the call.
     """
     if not isinstance(measures, Mapping):
         raise InvalidArgument(
@@ -58,7 +58,7 @@ def parse_measures(
         )
     if len(measures) > MAX_MEASURES:
         raise InvalidArgument(f"a call has at most {MAX_MEASURES} measures", path=path)
-    filters = FilterParser(values, max_depth)  # one for all, so that it counts their conditions
+    filters = FilterParser(values, max_depth)  # one parser, so that it counts all their conditions
     found = []
     for name, measure in measures.items():
         if not isinstance(name, str):
@@ -116,7 +116,7 @@ def _function(measure: Mapping[Any, Any], path: str) -> str:
 
 
 def _operand(function: str, operand: Any, values: Values, path: str) -> Item | None:
-    """Parse what a function is of; None stands for rows."""
+    """Parse the argument of a function; None means rows, as in `count(*)`."""
     if operand == "*" and function == "count":
         return None
     item = parse_one(operand, path, values)
@@ -132,7 +132,7 @@ def _operand(function: str, operand: Any, values: Values, path: str) -> Item | N
 def _fraction(
     function: str, measure: Mapping[str, Any], values: Values, path: str
 ) -> tuple[Operand | None, bool]:
-    """Parse which percentile is meant, and whether that is one of the values."""
+    """Parse `fraction` and `discrete` of a percentile."""
     fraction = measure.get("fraction")
     discrete = flag_of(measure.get("discrete"), "discrete", f"{path}.discrete")
     if function != "percentile":
@@ -143,7 +143,7 @@ def _fraction(
     if (
         not isinstance(fraction, int | float)
         or isinstance(fraction, bool)
-        or not 0 <= fraction <= 1  # which NaN is neither
+        or not 0 <= fraction <= 1  # also false for NaN
     ):
         raise InvalidArgument(
             '"fraction" is a number from 0 to 1',

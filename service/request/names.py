@@ -1,7 +1,7 @@
 """
-The names of procedures, less the prefix: "actions.get", "app.actions.get", "describe".
+Parse procedure names, without the prefix: "actions.get", "app.actions.get", "describe".
 
-A component that WAMP would not carry is percent-encoded.
+A component with characters that WAMP URIs do not allow is percent-encoded.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ RESERVED = frozenset(
         "error",
     }
 )
-"""Relations of these names are served under their schema-qualified form only."""
+"""Names of our own procedures; relations of these names are served schema-qualified only."""
 
 COMMANDS = ("commit", "rollback", "savepoint", "release", "rollback_to")
-"""What a transaction that is held open takes, below its URI."""
+"""Procedures of an interactive transaction, below its URI."""
 COMMANDS_HINT = 'it stands below the URI that transaction.begin answers, as in "<tx>.commit"'
 
 OFF = {"explain": "ROWCAST_EXPLAIN=true turns it on"}
-"""Hints for procedures that are served where a setting says so."""
+"""Hints for procedures that a setting turns on."""
 
 FN = "fn"
-"""What stands before the name of a function."""
+"""The component before the name of a function."""
 
 _FORBIDDEN = re.compile(r"[\s.#%]")
-# All that follow one another at once: a character has an escape for each of its bytes in UTF-8.
+# Consecutive escapes are matched together: a character has one for each of its bytes in UTF-8.
 _ESCAPE = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _BROKEN = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A verb on a relation; without a schema the first served one is meant."""
+    """A verb of a relation; without a schema, of the first served one."""
 
     schema: str | None
     relation: str
@@ -54,7 +54,7 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class FunctionName:
-    """A function; without a schema of the first served one, without a verb it is called."""
+    """A function, called if `verb` is None; without a schema, of the first served one."""
 
     schema: str | None
     function: str
@@ -62,7 +62,7 @@ class FunctionName:
 
 
 def encode(component: str) -> str:
-    """Return a name as one component of a URI: white space, ".", "#" and "%" are escaped."""
+    """Return a name as one component of a URI, with white space, ".", "#" and "%" escaped."""
     return _FORBIDDEN.sub(
         lambda found: "".join(f"%{byte:02X}" for byte in found.group().encode()), component
     )
@@ -73,7 +73,7 @@ def decode(component: str) -> str:
     Return the name that a component of a URI stands for.
 
     Raises:
-        NoSuchProcedure: An escape is broken.
+        NoSuchProcedure: An escape is malformed or not UTF-8.
     """
     if "%" not in component:
         return component
@@ -91,14 +91,14 @@ def parse_name(name: str, others: Collection[str] = ()) -> Name | FunctionName:
     """
     Parse a procedure's name.
 
-    "app.fn.f" may also be the verb "f" of a relation that is called "fn".
+    "app.fn.f" is parsed as the function "f", but may also mean the verb "f" of a relation named "fn".
 
     Args:
-        name: Less the prefix.
-        others: Names of procedures that are about no relation, for the hint.
+        name: Without the prefix.
+        others: Names of procedures that belong to no relation, for the hint.
 
     Raises:
-        NoSuchProcedure: It is none of these, or an escape is broken.
+        NoSuchProcedure: The name has none of the known forms, or a broken escape.
     """
     parts = [decode(part) for part in name.split(".")]
     found = _function(parts)

@@ -1,10 +1,10 @@
 """
-Requests of the verbs that read: get, find, count, exists, aggregate, stream, export; describe.
+Parse the arguments of the verbs that read: get, find, count, exists, aggregate, stream, export, describe.
 
-The `next` and `prev` tokens say where a page ended and began, bound to the query that it answers. A
-token holds the sort keys of the last or the first row as PostgreSQL's text, or an offset where rows have
-no key to go by, and a digest of the query, so that it cannot be used with another one by mistake. It is
-no secret and no proof: what it holds is bound as parameters, like any value of a call.
+The tokens `next` and `prev` are the bounds of a page. A token holds the sort keys of its last or first row
+in PostgreSQL's text format, or an offset if the rows have no key, and a digest of the query, so that it is
+not used with another query by mistake. It is neither secret nor signed: its contents are bound as
+parameters, like all values of a call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from hashlib import blake2b
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from service.errors import InvalidArgument, UnknownName
-from service.request.arguments import MAX_INTEGER, UNSTORABLE, Arguments, Values, opened, placed
+from service.request.arguments import (
+    MAX_INTEGER,
+    UNSTORABLE,
+    Arguments,
+    Values,
+    items_with_paths,
+    unwrap,
+)
 from service.request.embeds import EmbedParser
 from service.request.filters import FilterParser
 from service.request.measures import parse_measures
@@ -51,21 +58,21 @@ MAX_TOKEN = 1 << 20
 
 def digest_of(*query: Any) -> str:
     """
-    Return a digest of a query: the same order and filter give the same one.
+    Return a digest of a query; equal queries have equal digests.
 
     Raises:
-        InvalidArgument: A value in it is nested too deep to be looked at.
+        InvalidArgument: A value in it is nested too deep.
     """
     try:
         text = repr(query)
     except RecursionError:
         raise InvalidArgument("a value of this call is nested too deep") from None
-    # A caller's string may hold half a surrogate pair, which has no UTF-8.
+    # A caller's string may contain a lone surrogate, which UTF-8 cannot encode.
     return blake2b(text.encode(errors="replace"), digest_size=9).hexdigest()
 
 
 def write_token(digest: str, keys: Sequence[str | None] | int) -> str:
-    """Return a token for the last row's sort keys, or for an offset."""
+    """Return a token that holds the sort keys of a row, or an offset."""
     page = keys if isinstance(keys, int) else list(keys)
     text = json.dumps([digest, page], ensure_ascii=False, separators=(",", ":"))
     return urlsafe_b64encode(text.encode()).decode().rstrip("=")
@@ -73,22 +80,22 @@ def write_token(digest: str, keys: Sequence[str | None] | int) -> str:
 
 def read_token(token: Any, digest: str, name: str = "after") -> list[str | None] | int:
     """
-    Parse a token into the sort keys, or the offset, that it holds.
+    Return the sort keys, or the offset, that a token holds.
 
     Args:
-        token: As it came.
-        digest: Of the query of the call.
-        name: Of the argument: "after" or "before".
+        token: The argument, unparsed.
+        digest: Digest of the call's query.
+        name: Name of the argument: "after" or "before".
 
     Raises:
-        InvalidArgument: It is none of ours, or of another query.
+        InvalidArgument: It is not a token, or belongs to another query.
     """
     if not isinstance(token, str) or len(token) > MAX_TOKEN:
         raise _not_a_token(name)
     try:
         found = json.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
         theirs, keys = found
-    # Any text may come for a token: `json` answers brackets without end with RecursionError.
+    # A token may be any text; json raises RecursionError for deeply nested brackets.
     except (ValueError, TypeError, binascii.Error, RecursionError):
         raise _not_a_token(name) from None
     if theirs != digest:
@@ -117,26 +124,26 @@ Request = TypeVar("Request")
 FORMS: tuple[Form, ...] = ("dicts", "lists", "json")
 COUNTS: tuple[CountMode, ...] = ("exact", "planned", "estimated")
 CHUNK, MAX_CHUNK = 500, 5000
-"""Rows of one progressive result: what is usual, and what may be asked for."""
+"""Rows of one progressive result: default and maximum."""
 
 Format = Literal["csv", "ndjson"]
 FORMATS: tuple[Format, ...] = ("csv", "ndjson")
 _UNPAGED = ("where", "select", "order", "limit", "offset", "distinct", "embed", "form")
 _PAGING = ("after", "before", "count", "measures")
 MAX_GROUPS = 5_000
-"""The most groups of one answer; more rows are not handed through the reactor in one piece."""
+"""Maximum groups of one result: the reactor handles no more rows in one piece."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """
-    What a call may ask for.
+    Limits of a call.
 
     Args:
-        max_rows: Of one page.
-        max_depth: Of a filter's and, or and not.
-        max_embed_depth: Of embeds.
-        idle: Seconds that what a session has begun may lie idle.
+        max_rows: Rows of one page.
+        max_depth: Nesting of a filter's and, or and not.
+        max_embed_depth: Nesting of embeds.
+        idle: Seconds that an interactive transaction or an upload may be idle.
     """
 
     max_rows: int = 1000
@@ -151,12 +158,12 @@ class Parsed(Generic[Request]):
     A parsed call.
 
     Args:
-        request: Its shape.
-        values: Its values, by slot.
-        timeout: The caller's time limit in seconds, if any.
-        query: Of a find: what its `next` token is bound to.
-        offset: Of a find: how many rows it skips, by `offset` or by a token.
-        reached: Of a find: the argument whose token led to the page, if one did.
+        request: The request, which is the shape of the call.
+        values: The values of the call, by slot.
+        timeout: The caller's timeout in seconds, if any.
+        query: For `find`: what its tokens are bound to.
+        offset: For `find`: rows to skip, given by `offset` or by a token.
+        reached: For `find`: the name of the argument whose token determines the page, if any.
     """
 
     request: Request
@@ -172,7 +179,7 @@ def parse_get(args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits) ->
     if len(args) + len(kwargs) == 1:
         key = args[0] if args else kwargs.get("key")
         if isinstance(key, int | str):
-            return Parsed(BY_BARE_KEY, (key,))  # most calls; 20 functions fewer
+            return Parsed(BY_BARE_KEY, (key,))  # fast path: most calls; saves 20 function calls
     given = Arguments(args, kwargs, ["key"], ["keys", "select", "embed", "form"])
     values, many = Values(), "keys" in given
     if many and "key" in given:
@@ -190,7 +197,7 @@ def parse_get(args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits) ->
 
 
 BY_BARE_KEY = GetRequest(KeyMatch((), (Operand(0, "key"),)), None, (), "dicts")
-"""Of a `get` with nothing but one value of a key."""
+"""The request of a `get` whose only argument is a scalar key."""
 
 
 def parse_find(
@@ -204,19 +211,19 @@ def parse_find(
     Parse the arguments of `find`.
 
     Args:
-        args: By position: none are taken.
-        kwargs: By name.
-        limits: What may be asked for.
-        relation: The qualified name, to which a `next` token is bound.
-        known: The names that may be given.
+        args: Positional arguments; none are allowed.
+        kwargs: Keyword arguments.
+        limits: Limits of a call.
+        relation: Qualified name of the relation, to which tokens are bound.
+        known: Names of the arguments that the verb takes.
     """
     given = Arguments(args, kwargs, [], known)
     values = Values()
     where = FilterParser(values, limits.max_depth).parse(given.value("where"))
     order = parse_order(given.value("order"), values)
     distinct = _distinct(given, values)
-    # The token is bound to embeds only where the rows are sorted by them: another `where` in one
-    # would give its keys another meaning.
+    # The token is bound to those embeds that the rows are sorted by: with another `where` in one of
+    # them, the sort keys in the token would mean something else.
     asked = values.freeze()
     embeds = parse_embed(given, values, limits)
     owners = {key.reference.owners[0] for key in order if key.reference.owners}
@@ -237,14 +244,14 @@ def parse_find(
         elif reached == "before":
             offset = max(0, keys - page)
             page = keys - offset
-        else:  # PostgreSQL's OFFSET is a bigint, which the sum of two of them need not be.
+        else:  # OFFSET is a bigint; the sum may be larger
             offset = min(offset + keys, 2**63 - 1)
     request = FindRequest(
         where=where,
         select=parse_select(given.value("select"), values),
         order=order,
         distinct=distinct,
-        # One row more, which is not answered: it tells whether another page follows.
+        # One row more than the page, not returned: it tells whether there is a next page.
         limit=Operand(values.add(page + 1), "limit"),
         offset=Operand(values.add(offset), "offset") if offset else None,
         after=after,
@@ -259,7 +266,7 @@ def parse_find(
 def _totals(
     given: Arguments, values: Values, limits: Limits, distinct: bool
 ) -> tuple[Measure, ...]:
-    """Parse the measures over all rows that match, whatever page of them is asked for."""
+    """Parse the measures of `find`, which are over all matching rows, not over the page."""
     measures = given.value("measures")
     if measures is None:
         return ()
@@ -271,7 +278,7 @@ def _totals(
 
 
 def _reached(given: Arguments) -> Literal["after", "before"] | None:
-    """Return the argument whose token leads to the page, if one does."""
+    """Return the name of the argument that holds a token, if one is given."""
     if given.value("before") is None:
         return None if given.value("after") is None else "after"
     for name in ("after", "offset"):
@@ -293,7 +300,7 @@ def parse_count(
 def parse_aggregate(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, _rows: str = ""
 ) -> Parsed[AggregateRequest]:
-    """Parse the arguments of `aggregate`, which has no pages and so asks for no name of its rows."""
+    """Parse the arguments of `aggregate`; it has no pages, hence no tokens bound to a relation's name."""
     given = Arguments(
         args,
         kwargs,
@@ -330,14 +337,14 @@ def parse_unpaged(
     known: Sequence[str] = (*_UNPAGED, "chunk"),
 ) -> Parsed[FindRequest]:
     """
-    Parse the arguments of a find, less its paging; its limit is what is asked for, or none.
+    Parse the arguments of a `find` without pages, as `stream` and `export` take them.
 
     Args:
-        args: By position.
-        kwargs: Less what belongs to the stream itself.
-        limits: Of calls; that of rows does not hold.
-        rows: Of what the rows are.
-        known: The names that may be given, with those that the verb itself has taken.
+        args: Positional arguments.
+        kwargs: Keyword arguments, without those of the verb itself.
+        limits: Limits of a call; the maximum number of rows is ignored.
+        rows: Qualified name of the relation.
+        known: Names of the arguments to list in hints, those of the verb included.
     """
     for name in _PAGING:
         if name in kwargs:
@@ -350,17 +357,17 @@ def parse_unpaged(
             "the parts of a stream are not JSON text", path="form", hint="export gives ndjson"
         )
     values = list(call.values)
-    # a find asks for one row more, to tell whether it is there
+    # parse_find asks for one row more than the page
     values[call.request.limit.slot] -= 1
     return replace(call, values=tuple(values))
 
 
 def parse_chunk(kwargs: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
     """
-    Parse how many rows go into one part.
+    Parse `chunk`, the number of rows of one progressive result.
 
     Returns:
-        The number, and the keywords that are left for the find.
+        The number, and the remaining keywords.
     """
     own, rest = _apart(kwargs, "chunk")
     chunk = own.integer("chunk")
@@ -371,10 +378,10 @@ def parse_chunk(kwargs: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
 
 def parse_format(kwargs: Mapping[str, Any]) -> tuple[Format, Mapping[str, Any]]:
     """
-    Parse what an export is written as; it has no form of rows.
+    Parse `format` of an export, which takes no `form`.
 
     Returns:
-        The format, and the keywords that are left for the stream.
+        The format, and the remaining keywords.
     """
     if "form" in kwargs:
         raise UnknownName("argument", "form", ["format"], path="form")
@@ -384,10 +391,10 @@ def parse_format(kwargs: Mapping[str, Any]) -> tuple[Format, Mapping[str, Any]]:
 
 def check_format(format: Format | None, embeds: Sequence[Embed]) -> None:
     """
-    Refuse to export what the format, if there is one, cannot hold.
+    Check that an export's format can hold the embeds.
 
     Raises:
-        InvalidArgument: An embed is spread, and CSV has the columns that COPY gives it.
+        InvalidArgument: An embed is spread into CSV, whose columns COPY determines.
     """
     for embed in embeds:
         if embed.spread and format == "csv":
@@ -401,11 +408,11 @@ def check_format(format: Format | None, embeds: Sequence[Embed]) -> None:
 @dataclass(frozen=True, slots=True)
 class DescribeRequest:
     """
-    What is wanted of the document: everything, or, once something is named, that alone.
+    Which part of the document `describe` returns; everything if both are None.
 
     Args:
-        relations: Names of relations, as in URIs; None for all.
-        functions: Names of functions, as in "fn.add"; None for all.
+        relations: Names of relations, as in URIs.
+        functions: Names of functions, as in "fn.add".
     """
 
     relations: tuple[str, ...] | None = None
@@ -418,7 +425,7 @@ WHOLE = DescribeRequest()
 def parse_describe(
     args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[DescribeRequest, float | None]:
-    """Parse the arguments of `describe`; returns the caller's time limit in seconds as well."""
+    """Parse the arguments of `describe`; return the caller's timeout in seconds as well."""
     given = Arguments(args, kwargs, [], ["relations", "functions"])
     relations, functions = given.value("relations"), given.value("functions")
     if relations is None and functions is None:
@@ -428,7 +435,7 @@ def parse_describe(
 
 
 def parse_key(key: Any, values: Values, path: str = "key") -> KeyMatch:
-    """Parse a key: a bare value, a list in the primary key's order, or a dict of a unique key."""
+    """Parse a key: a scalar, a list in the primary key's order, or a dict of a unique key's columns."""
     if isinstance(key, int | str):
         return KeyMatch((), (Operand(values.add(key), path),))
     columns, parts = _key_parts(key, path)
@@ -436,8 +443,8 @@ def parse_key(key: Any, values: Values, path: str = "key") -> KeyMatch:
 
 
 def _keys(keys: Any, values: Values, most: int) -> KeyMatch:
-    """Parse keys, all in one form, into a list of values for each of their columns."""
-    keys = opened(keys)
+    """Parse keys, which must all have one form, into one list of values for each column."""
+    keys = unwrap(keys)
     if not isinstance(keys, list | tuple):
         raise InvalidArgument('"keys" is a list of keys', path="keys")
     if len(keys) > most:
@@ -452,13 +459,13 @@ def _keys(keys: Any, values: Values, most: int) -> KeyMatch:
 
 
 def _key_parts(key: Any, path: str) -> tuple[tuple[str, ...], list[tuple[Any, str]]]:
-    """Return the columns of a key, none for those of the primary key, and its values with paths."""
+    """Return the columns of a key, empty for the primary key, and its values with their paths."""
     columns: tuple[str, ...] = ()
-    key = opened(key)
+    key = unwrap(key)
     if isinstance(key, Mapping):
         if not key or not all(isinstance(name, str) for name in key):
             raise InvalidArgument("a key names the columns of a unique key", path=path)
-        # Sorted: in whatever order a caller has the columns, it is one shape, with one statement.
+        # Sorted, so that the order of the columns in the call does not make another shape and statement.
         given = sorted(key.items(), key=lambda each: named(each[0]))
         parts = [(value, f"{path}.{name}") for name, value in given]
         columns = tuple(named(name) for name, _ in given)
@@ -478,11 +485,11 @@ def _key_parts(key: Any, path: str) -> tuple[tuple[str, ...], list[tuple[Any, st
 
 def null_in_key(path: str, column: str = "") -> InvalidArgument:
     """
-    Return the refusal of a key with a null, which equals nothing, with what finds such rows.
+    Return the refusal of a null in a key, which equals no value, with the filter that finds such rows.
 
     Args:
-        path: Where it stands.
-        column: That it is of, if the key names it; a primary key has none.
+        path: Path of the null in the call.
+        column: Its column, if the key names it; a column of a primary key is never null.
     """
     found = f"where={json.dumps({column: None}, ensure_ascii=False)}"
     hint = f'"find", "update" and "delete" take a filter, as in {found}' if column else None
@@ -492,7 +499,7 @@ def null_in_key(path: str, column: str = "") -> InvalidArgument:
 
 
 def parse_embed(given: Arguments, values: Values, limits: Limits) -> tuple[Embed, ...]:
-    """Parse which related rows are wanted."""
+    """Parse `embed`."""
     embed = given.value("embed")
     if embed is None:
         return ()
@@ -500,7 +507,7 @@ def parse_embed(given: Arguments, values: Values, limits: Limits) -> tuple[Embed
 
 
 def parse_form(given: Arguments) -> Form:
-    """Parse in which form the rows are wanted."""
+    """Parse `form`."""
     return cast("Form", given.choice("form", FORMS, "dicts"))
 
 
@@ -509,7 +516,7 @@ def _distinct(given: Arguments, values: Values) -> bool | tuple[Reference, ...]:
     if distinct is None or isinstance(distinct, bool):
         return bool(distinct)
     names = isinstance(distinct, str | list | tuple)
-    columns = placed(distinct, "distinct", MAX_KEYS) if names else []
+    columns = items_with_paths(distinct, "distinct", MAX_KEYS) if names else []
     if not columns or not all(isinstance(each, str) for each, _ in columns):
         raise InvalidArgument(
             '"distinct" is true, or a list of one column or more',
@@ -520,6 +527,6 @@ def _distinct(given: Arguments, values: Values) -> bool | tuple[Reference, ...]:
 
 
 def _apart(kwargs: Mapping[str, Any], name: str) -> tuple[Arguments, Mapping[str, Any]]:
-    """Return one keyword by itself, and the others."""
+    """Return one keyword as arguments of its own, and the other keywords."""
     own = {name: kwargs[name]} if name in kwargs else {}
     return Arguments((), own, [], [name]), {key: kwargs[key] for key in kwargs if key != name}

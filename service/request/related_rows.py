@@ -1,7 +1,7 @@
 """
-Related rows among the values of a new row: new ones, or keys of rows that are there.
+Related rows in the values of a new row: new rows, or links to existing ones by key.
 
-Their shape stands apart from their values: what depends on the shape alone is made once for each.
+Rows are split into a shape and values, so that what depends on the shape alone is made once for each shape.
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from service.errors import InvalidArgument
-from service.request.arguments import Brought, Values
+from service.request.arguments import Referenced, Values
 from service.request.assignments import DEFAULT, LINK, VALUE, assignments, stands_for
 from service.request.read_request import parse_key
 from service.request.requests import Assignment, KeyMatch
 from service.request.select_list import named
 
 
-class Unshaped(Exception):
-    """What rows mean depends on more than their shape, or there are too many of them."""
+class NoShape(Exception):
+    """The meaning of rows depends on more than their shape, or there are too many of them."""
 
 
 @dataclass(frozen=True, slots=True)
-class StandIn:
-    """Stands in rows for a value that is no list, no dict and no null: its number among those."""
+class Placeholder:
+    """Stands for a scalar value in rows: its index among the values."""
 
     at: int
 
 
-class Shaped:
+class RowsShape:
     """
     Rows as a shape and values.
 
     Args:
-        rows: A dict, or a list of them, and what is in these.
-        documents: Keys of which a dict or a list is a value as any other, also inside of `$value`.
-        most: How many dicts, and how many other items of lists, there may be.
+        rows: A row, or a list of rows, with nested rows.
+        documents: Columns whose dicts and lists are values, JSON documents, also inside `$value`.
+        most: Maximum number of dicts and of other items of lists.
 
     Attributes:
-        shape: The keys of dicts, the lengths of lists, and where a null is.
-        values: All others, in their order.
-        size: How many keys dicts have, and lists items that are none.
+        shape: The keys of dicts, the lengths of lists, and the positions of nulls.
+        values: All other values, in order.
+        size: Number of keys of dicts, and of items of lists that are not dicts.
 
     Raises:
-        Unshaped: There are more of those, or a dict is an operator's.
+        NoShape: There are more than `most`, or a dict is an operator.
     """
 
     def __init__(self, rows: Any, documents: Container[str], most: int) -> None:
@@ -62,13 +62,13 @@ class Shaped:
         if kind is dict:
             return self._of_dict(value, document)
         if kind is list or kind is tuple:
-            # before they are walked: there may be a million of them
+            # counted before the recursion, since there may be a million of them
             items = sum(type(each) is not dict for each in value)
             self._count(items, items)
             return (list, *map(self._shape_of, value))
-        # of another class, it is as one of these to whoever reads it
+        # Parsers treat other mappings and subclasses like these types, but the shape cannot.
         if isinstance(value, Mapping | list | tuple):
-            raise Unshaped
+            raise NoShape
         self.values.append(value)
         return 0
 
@@ -76,20 +76,20 @@ class Shaped:
         self._left -= more
         self.size += size
         if self._left < 0:
-            raise Unshaped
+            raise NoShape
 
     def _of_dict(self, row: dict[Any, Any], document: bool) -> Hashable:
-        """Return the shape of a dict; `document` where it is an operator in the column of one."""
+        """Return the shape of a dict; `document` if it is an operator in a column of documents."""
         self._count(1, len(row))
         keys = tuple(row)
         if not all(type(key) is str for key in keys):
-            raise Unshaped
+            raise NoShape
         if any(key[:1] == "$" and key not in _OPEN for key in keys):
             if _is_default(row):
                 return keys
-            raise Unshaped
-        if document and stands_for(row):  # which is looked at
-            raise Unshaped
+            raise NoShape
+        if document and stands_for(row):  # its meaning depends on the value
+            raise NoShape
         inner: list[tuple[int, Hashable]] = []
         for at, (key, value) in enumerate(row.items()):
             of_document = key in self._documents
@@ -103,7 +103,7 @@ class Shaped:
 
 _PLAIN = frozenset([str, int, float, bool])
 _OPEN = frozenset([LINK, VALUE])
-"""Operators around a value, or a key."""
+"""Operators whose operand is a value or a key, not part of the shape."""
 
 
 def _is_default(row: Mapping[str, Any]) -> bool:
@@ -111,53 +111,53 @@ def _is_default(row: Mapping[str, Any]) -> bool:
 
 
 def _is_operator(value: Any) -> bool:
-    """Return whether what stands in a document's column may be an operator, and no value."""
+    """Return whether a value in a column of documents may be an operator."""
     return isinstance(value, Mapping) and any(
         isinstance(key, str) and key.startswith("$") for key in value
     )
 
 
-def marked(shape: Any, numbers: Iterator[int]) -> Any:
+def with_placeholders(shape: Any, numbers: Iterator[int]) -> Any:
     """
-    Return rows of a shape, with a `StandIn` for each value, in the order of `Shaped`.
+    Return rows of a shape, with a `Placeholder` for each value, in the order of `RowsShape.values`.
 
-    They are made of the shape alone, so that nothing else can come into what is kept by it.
+    They are built from the shape alone, so that no value of a call gets into a cache by shape.
     """
     if shape is None:
         return None
     if shape == 0:
-        return StandIn(next(numbers))
+        return Placeholder(next(numbers))
     if shape[:1] == (list,):
-        return [marked(each, numbers) for each in shape[1:]]
+        return [with_placeholders(each, numbers) for each in shape[1:]]
     if shape == (DEFAULT,):
         return {DEFAULT: True}
     keys, *inner = shape if shape and type(shape[0]) is tuple else (shape,)
     shapes = dict(inner)
-    return {key: marked(shapes.get(at, 0), numbers) for at, key in enumerate(keys)}
+    return {key: with_placeholders(shapes.get(at, 0), numbers) for at, key in enumerate(keys)}
 
 
-def filled(value: Any, values: Sequence[Any]) -> Any:
-    """Return what stands for `marked` rows, or a part of them, given the values."""
-    if isinstance(value, StandIn):
+def fill_placeholders(value: Any, values: Sequence[Any]) -> Any:
+    """Return rows, or a part of them, with each placeholder replaced by its value."""
+    if isinstance(value, Placeholder):
         return values[value.at]
     if isinstance(value, dict):
-        return {key: filled(each, values) for key, each in value.items()}
-    return [filled(each, values) for each in value] if isinstance(value, list) else value
+        return {key: fill_placeholders(each, values) for key, each in value.items()}
+    return [fill_placeholders(each, values) for each in value] if isinstance(value, list) else value
 
 
 MAX_NEW_ROWS = 10_000
-"""Rows of one call with all that is nested in them."""
+"""Rows of one call, nested ones included."""
 
 
 @dataclass(frozen=True, slots=True)
 class RelatedRow:
     """
-    What stands for a related row.
+    A related row in the values of a row.
 
     Args:
-        path: Where in the call.
-        assignments: Of a new one.
-        link: The key of one that is there; None of a new one.
+        path: Path in the call, for errors.
+        assignments: Values of a new row.
+        link: Key of an existing row; None for a new one.
     """
 
     path: str
@@ -167,12 +167,12 @@ class RelatedRow:
 
 class Beside(NamedTuple):
     """
-    What may be a relationship among the values of a row: a name of no column, or a row in a column.
+    A name in a row that may be a relationship: no column has it, or its value is a row.
 
     Args:
-        path: Where in the call.
-        name: Of that.
-        row: Whether there is a row, new or there.
+        path: Path in the call, for errors.
+        name: The name.
+        row: Whether the value is a row, new or linked.
     """
 
     path: str
@@ -182,13 +182,13 @@ class Beside(NamedTuple):
 
 class RowsArgument:
     """
-    The rows of a call before they are parsed: what looking them over tells.
+    The rows of a call before they are parsed.
 
     Args:
-        args: Of the call.
-        kwargs: Of the call.
-        name: Of the argument.
-        position: Where it stands among those without names, if it may.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
+        name: Name of the argument with the rows.
+        position: Its position, if it may be positional.
     """
 
     def __init__(
@@ -203,16 +203,16 @@ class RowsArgument:
         self._name = name
 
     def more_than(self, most: int) -> bool:
-        """Return whether it is a list of more rows."""
-        return isinstance(self._rows, list | tuple | Brought) and len(self._rows) > most
+        """Return whether it is a list of more than `most` rows."""
+        return isinstance(self._rows, list | tuple | Referenced) and len(self._rows) > most
 
     def beside(self, columns: AbstractSet[str], referring: Iterable[str]) -> Iterator[Beside]:
-        """Yield what may be a relationship, given the columns, and those that refer by themselves."""
+        """Yield names that may be relationships, given all columns and those that are foreign keys."""
         rows: Any = self._rows
         many, referring = isinstance(rows, list | tuple), [*referring]
         for at, row in enumerate(rows if many else [rows]):
             if not isinstance(row, Mapping):
-                continue  # and is refused for it
+                continue  # refused when it is parsed
             keys = row.keys() - columns
             keys |= {name for name in referring if isinstance(row.get(name), Mapping)}
             for key in keys:
@@ -221,7 +221,7 @@ class RowsArgument:
                     yield Beside(path, named(key), _is_row(row[key]))
 
     def size(self) -> int:
-        """Return how many dicts there are, which is at least the number of the rows in all."""
+        """Return the number of dicts, an upper bound of the number of rows."""
         pending, found = [self._rows], 0
         while pending:
             value = pending.pop()
@@ -232,13 +232,13 @@ class RowsArgument:
                 pending.extend(each for each in value if isinstance(each, list | dict))
         return found
 
-    def shaped(self, documents: Container[str], most: int) -> Shaped:
-        """Return them as a shape and values, as `Shaped` does."""
-        return Shaped(self._rows, documents, most)
+    def shaped(self, documents: Container[str], most: int) -> RowsShape:
+        """Return the rows as a shape and values; see `RowsShape`."""
+        return RowsShape(self._rows, documents, most)
 
 
 def kind_of(given: Assignment, values: Values) -> Literal["", "row", "rows"]:
-    """Return whether a value can stand for a related row, or for several."""
+    """Return "row" if a value can be a related row, "rows" for a list of them, "" otherwise."""
     value = None if given.operand is None else values.value(given.operand.slot)
     if isinstance(value, list | tuple):
         return "rows"
@@ -247,10 +247,10 @@ def kind_of(given: Assignment, values: Values) -> Literal["", "row", "rows"]:
 
 def parse_related(given: Assignment, many: bool, values: Values) -> tuple[RelatedRow, ...]:
     """
-    Parse what a relationship holds: a list of rows, or (not `many`) one; null is none.
+    Parse the value of a relationship: a list of rows if `many`, else one row; null means no rows.
 
     Raises:
-        InvalidArgument: It is something else.
+        InvalidArgument: The value is something else.
     """
     path = given.path
     if given.operand is None:
@@ -288,7 +288,7 @@ def _related(value: Any, path: str, values: Values) -> RelatedRow:
 
 
 def _is_row(value: Any) -> bool:
-    """Return whether a value can stand for a related row, new or there: a dict that is no operator."""
+    """Return whether a value can be a related row, new or linked: a dict that is not an operator."""
     return isinstance(value, Mapping) and not any(
         isinstance(key, str) and key.startswith("$") and key != LINK for key in value
     )

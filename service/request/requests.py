@@ -1,9 +1,9 @@
 """
-Frozen requests, and the terms that they are made of: what a call asks for.
+Frozen requests: what a call asks for, parsed.
 
-A request holds the shape of a call and no value of it: a value stands in the call's list
-of values, and the request has an `Operand` that says where. So two calls that differ in
-their values alone are equal requests, and share one plan and one SQL text.
+A request holds the shape of a call but none of its values: these are in a list of their own, and the
+request has an `Operand` for each, with its index. Calls that differ only in their values therefore have
+equal requests, and share one plan and one SQL text.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ Nulls = Literal["first", "last"]
 Old = Literal["", "old", "both"]
 
 
-# A tuple, as an assignment is: a call has one for each value, and a frozen dataclass takes up to thrice
-# the time to make, and is hashed and compared in Python for each look at what is kept of its shape.
+# A NamedTuple, like Assignment: each value of a call makes one. A frozen dataclass takes up to three
+# times as long to construct, and each lookup in a cache by shape would hash and compare it in Python.
 class Operand(NamedTuple):
-    """A value of the call: its index among the values, and where in the call it stood."""
+    """A value of the call: its index among the values, and its path in the call, for errors."""
 
     slot: int
     path: str
@@ -27,7 +27,7 @@ class Operand(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JsonStep:
-    """One step into a JSON value: `->` or (text) `->>`, by key or (index) by position."""
+    """One step into a JSON value: `->`, or `->>` if `text`; by key, or by position if `index`."""
 
     key: str
     index: bool
@@ -37,7 +37,7 @@ class JsonStep:
 
 @dataclass(frozen=True, slots=True)
 class Zone:
-    """A time zone, by its name."""
+    """The name of a time zone: `name` in the request's shape, and as an operand."""
 
     name: str
     operand: Operand
@@ -46,20 +46,20 @@ class Zone:
 @dataclass(frozen=True, slots=True)
 class Reference:
     """
-    A column as a caller names it: "driver.name", "doc->a->>b".
+    A column expression as a caller writes it: "driver.name", "doc->a->>b".
 
     Args:
-        name: Of the column.
-        path: Where in the call.
-        owners: The embeds before it, outermost first.
-        steps: Into its JSON value.
-        cast: The type that it is cast to at the end, if it is.
-        place: Where in the call that type is named, if not beside the column.
-        trunc: The unit that a time is cut to.
-        zone: The time zone in which that is done.
-        length: Whether its length is meant.
-        every: Whether it is "*", which in quotes is a name.
-        args: What is given to the function that computes it, by name, in the order of the names.
+        name: Name of the column.
+        path: Path in the call, for errors.
+        owners: Names of the embeds that qualify it, outermost first.
+        steps: Steps into its JSON value.
+        cast: The type that the result is cast to, if any.
+        place: Path of the cast in the call, if it is not part of the column's name.
+        trunc: The unit of `date_trunc`, if any.
+        zone: The time zone of `date_trunc`.
+        length: Whether the length of the value is meant.
+        every: Whether it is an unquoted "*", all columns.
+        args: Arguments of the function of a computed column, sorted by name.
     """
 
     name: str
@@ -76,19 +76,19 @@ class Reference:
 
     @property
     def is_value(self) -> bool:
-        """Whether it is more than a name, so that it cannot be that of related rows."""
+        """Whether it is an expression on a column, and so cannot name related rows."""
         return bool(self.steps or self.cast or self.trunc or self.length or self.args)
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """
-    An item of a select list; a reference to every column stands for all.
+    An item of a select list.
 
     Args:
-        reference: The column.
-        alias: What it is called in the answer, if not as it is.
-        left_out: Whether it is to be none of all columns.
+        reference: The column, or "*" for all columns.
+        alias: Its name in the result, if not its own.
+        left_out: Whether the column is excluded from "*".
     """
 
     reference: Reference
@@ -103,11 +103,11 @@ class Key:
 
     Args:
         reference: The column.
-        descending: Its direction.
-        nulls: Where its nulls go.
-        rank: A query of text search, if its rank is sorted by.
-        config: The configuration of that.
-        near: A value, if the distance from it is sorted by.
+        descending: Whether the order is descending.
+        nulls: Position of nulls; None for PostgreSQL's default.
+        rank: A text search query, to sort by the rank of the column in it.
+        config: The text search configuration of `rank`.
+        near: A value, to sort by the distance of the column from it.
     """
 
     reference: Reference
@@ -125,15 +125,15 @@ class Comparison:
 
     Args:
         reference: The column.
-        operator: As the caller names it: "eq", "cs", "fts"…
-        operand: What it is compared with; None for `is`, and where that is a column.
-        column: The other column of the row that it is compared with, if it is.
-        quantifier: "any" or "all" where the operand is a list of candidates.
+        operator: The operator's name on the wire: "eq", "cs", "fts"…
+        operand: The value it is compared with; None for `is` and for a comparison with a column.
+        column: The column of the same row that it is compared with, if any.
+        quantifier: "any" or "all" if the operand is a list of candidates.
         word: The operand of `is`: "null", "not null", "true", "false" or "unknown".
-        config: The text search configuration of `fts` and its kin.
-        element: For a range: the operand is an element, not a range.
-        nulls: Whether a list of candidates holds nulls, which are left out of it: a test beside
-            the comparison stands for them.
+        config: The text search configuration of `fts` and its siblings.
+        element: For `cs` on a range: the operand is an element, not a range.
+        nulls: Whether the list of candidates contains nulls. They are removed from it, and a separate
+            `is null` test beside the comparison covers them.
     """
 
     reference: Reference
@@ -149,12 +149,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Connective:
-    """All of the terms, or (any) one of them; without terms all is true and any is false."""
+    """AND of the terms, or OR if `any`; without terms AND is true and OR is false."""
 
     any: bool
     terms: tuple[Filter, ...]
 
-    # Filters are kept by their shape, and each look at what is made of one would hash all of it anew.
+    # Filters are keys of caches; without this each lookup would hash the entire tree again.
     def __hash__(self) -> int:
         return self._hash
 
@@ -165,7 +165,7 @@ class Connective:
 
 @dataclass(frozen=True, slots=True)
 class Negation:
-    """Not the term."""
+    """NOT of the term."""
 
     term: Filter
 
@@ -173,14 +173,14 @@ class Negation:
 @dataclass(frozen=True, slots=True)
 class Related:
     """
-    Some related row, of which the term holds.
+    EXISTS: a related row for which the term is true.
 
     Args:
-        name: Of the embed.
-        path: Where in the call.
-        term: In terms of the related rows.
-        unknown_key: Where a dict of conditions would be meant if the name is a column's: the first
-            key of it that is no operator, and where that stands.
+        name: Name of the relationship.
+        path: Path in the call, for errors.
+        term: The filter of the related rows.
+        unknown_key: The first key that is not an operator, and its path: the error to report if the
+            name turns out to be a column's, whose dict must be one of operators.
     """
 
     name: str
@@ -195,20 +195,20 @@ Filter = Comparison | Connective | Negation | Related
 @dataclass(frozen=True, slots=True)
 class Measure:
     """
-    A function over many rows.
+    An aggregate function.
 
     Args:
-        name: Of the measure.
-        path: Where in the call.
-        function: As SQL has it: "count", "sum"…
-        item: What it is of; None for rows.
-        distinct: Whether each value counts once.
-        separator: What stands between the strings of `string_agg`.
-        fraction: Of a percentile.
-        discrete: Whether that is one of the values.
-        order: In which lists and strings are made.
-        where: Which rows count.
-        cast: What its result is cast to.
+        name: Name of the measure in the result.
+        path: Path in the call, for errors.
+        function: Name of the SQL function: "count", "sum"…
+        item: Its argument; None for `count(*)`.
+        distinct: Whether it has DISTINCT.
+        separator: The separator of `string_agg`.
+        fraction: The fraction of a percentile.
+        discrete: Whether the percentile is `percentile_disc`, not `percentile_cont`.
+        order: ORDER BY of `array_agg`, `string_agg` and the like.
+        where: FILTER of the aggregate.
+        cast: The type that its result is cast to, if any.
     """
 
     name: str
@@ -225,9 +225,9 @@ class Measure:
 
 
 EVERYTHING = Connective(any=False, terms=())
-"""The filter that holds for every row."""
+"""The filter that is true for every row."""
 NEVER = Connective(any=True, terms=())
-"""A filter that holds for no row."""
+"""A filter that is false for every row."""
 
 
 CountMode = Literal["exact", "planned", "estimated"]
@@ -237,19 +237,19 @@ Form = Literal["dicts", "lists", "json"]
 @dataclass(frozen=True, slots=True)
 class Embed:
     """
-    Related rows, inside each row.
+    Related rows, embedded in each row.
 
     Args:
-        name: Of the embed: of a relation, foreign key or column, unless `relation` is given.
-        path: Where in the call.
-        relation: The related relation, perhaps with its schema.
-        via: What relates them, where there is more than one way.
-        direction: Which way a relation refers to itself.
-        select, where, order, limit, offset: Of the related rows, as in a find.
-        embeds: Inside the related rows.
-        inner: Whether rows without related ones are left out.
-        spread: Whether the columns join those of the row.
-        measures, group: Of the related rows, as in an aggregate; then that is what is embedded.
+        name: Key in the result; also the name of the relation, foreign key or column, if `relation` is None.
+        path: Path in the call, for errors.
+        relation: Name of the related relation, optionally schema-qualified.
+        via: The foreign key, column or junction table to use if there are several relationships.
+        direction: Direction of a relationship between a relation and itself.
+        select, where, order, limit, offset: Of the related rows, as in `find`.
+        embeds: Embeds of the related rows.
+        inner: Whether rows without related rows are left out.
+        spread: Whether the related columns become columns of the row itself.
+        measures, group: Of the related rows, as in `aggregate`, whose result is embedded in their place.
     """
 
     name: str
@@ -271,7 +271,7 @@ class Embed:
 
 @dataclass(frozen=True, slots=True)
 class KeyMatch:
-    """A row named by a key: its columns and their values; no columns: the primary key's."""
+    """A unique key and its values; without columns, the primary key."""
 
     columns: tuple[str, ...]
     operands: tuple[Operand, ...]
@@ -280,13 +280,13 @@ class KeyMatch:
 @dataclass(frozen=True, slots=True)
 class After:
     """
-    Where the page before ended; or, backwards, where the page behind began.
+    The bound of a page in keyset pagination: the end of the page before, or the start of the page after.
 
     Args:
-        operands: The values of its last, or first, row's sort keys, as PostgreSQL's text; backwards,
-            none stand for the end of all rows.
+        operands: The sort keys of the bounding row, in PostgreSQL's text format. Empty, with
+            `backwards`, for the last page.
         nulls: Which of them are null.
-        backwards: Whether rows before there are meant.
+        backwards: Whether the page consists of rows before the bound.
     """
 
     operands: tuple[Operand, ...]
@@ -297,8 +297,8 @@ class After:
 @dataclass(frozen=True, slots=True)
 class GetRequest:
     """
-    A row by key; or rows by keys (`many`), where each operand is a list of one value for each key, and
-    there are no operands if there are no keys.
+    A row by key; or, if `many`, rows by keys: each operand is the list of one column's values, one for each
+    key. An empty list of keys has no operands.
     """
 
     key: KeyMatch
@@ -314,17 +314,17 @@ class FindRequest:
     Rows by filter.
 
     Args:
-        where: Which rows.
-        select: What of them; None for all columns.
-        order: By what; the plan adds the primary key.
-        distinct: True for distinct rows, or the columns to be distinct on.
-        limit: An operand, one more than the page holds.
-        offset: An operand.
-        after: The end of the page before, or the beginning of the one behind.
+        where: The filter.
+        select: The select list; None for all columns.
+        order: Sort keys; the plan appends the primary key.
+        distinct: True for DISTINCT, or the columns of DISTINCT ON.
+        limit: Page size plus one.
+        offset: Rows to skip.
+        after: Bound of the page, with keyset pagination.
         count: How to count all matching rows, if at all.
         embeds: Related rows.
-        form: Of the rows in the answer.
-        measures: Over all matching rows.
+        form: Form of the rows in the result.
+        measures: Aggregates over all matching rows.
     """
 
     where: Filter
@@ -342,7 +342,7 @@ class FindRequest:
 
 @dataclass(frozen=True, slots=True)
 class CountRequest:
-    """How many rows there are, or whether there is one."""
+    """Number of rows that match a filter, or whether there are any."""
 
     where: Filter
 
@@ -350,15 +350,15 @@ class CountRequest:
 @dataclass(frozen=True, slots=True)
 class AggregateRequest:
     """
-    Functions over groups of rows.
+    Aggregate functions over groups of rows.
 
     Args:
-        measures: The functions.
-        group: What the rows of a group have in common; without it all are one group.
-        where: Which rows.
-        having: Which groups, by their measures.
+        measures: The aggregates.
+        group: GROUP BY; empty for one group of all rows.
+        where: Filter of the rows.
+        having: Filter of the groups, by their measures.
         order, limit, offset: Of the groups.
-        form: Of the groups in the answer.
+        form: Form of the groups in the result.
     """
 
     measures: tuple[Measure, ...]
@@ -376,14 +376,14 @@ class Assignment(NamedTuple):
     A column and its new value.
 
     Args:
-        column: Its name.
-        operand: The value, or what it is computed with; None for the column's default.
-        path: Where in the call.
-        computing: How the value is computed out of the one that is there, if it is: "add", "merge"…;
-            "$link" where the name is to be a relationship's.
-        items: Of a list that is removed, each by itself.
-        steps: Into the column's JSON, if a value in it is set.
-        literal: Whether it is a column and a value for certain, and no related rows.
+        column: Name of the column.
+        operand: The value, or the operand of `computing`; None for the column's default.
+        path: Path in the call, for errors.
+        computing: How the value is computed from the current one, if it is: "add", "merge"…; "$link" if
+            the name is a relationship's.
+        items: Items to remove from a list, each an operand.
+        steps: Steps into the column's JSON value, if only a part of it is set.
+        literal: Whether the name must be a column's, and cannot mean related rows.
     """
 
     column: str
@@ -396,23 +396,23 @@ class Assignment(NamedTuple):
 
     @property
     def computes(self) -> bool:
-        """Whether the new value depends on the one that is there."""
+        """Whether the new value depends on the current one."""
         return bool(self.computing or self.steps)
 
 
 @dataclass(frozen=True, slots=True)
 class Returning:
     """
-    What a write answers.
+    The result of a write.
 
     Args:
-        rows: Whether it reads anything back.
-        select: What of the rows; None for all columns.
-        order: Of the rows.
+        rows: Whether it contains rows.
+        select: Select list of the rows; None for all columns.
+        order: Sort keys of the rows.
         embeds: Related rows.
-        form: Of the rows in the answer.
-        receipt: Whether the transaction's id is answered, too.
-        old: Whether the rows are answered as they were: alone, or beside what they are now.
+        form: Form of the rows.
+        receipt: Whether it includes the transaction id.
+        old: "old" for the rows as they were before, "both" for both states.
     """
 
     rows: bool = True
@@ -427,13 +427,13 @@ class Returning:
 @dataclass(frozen=True, slots=True)
 class OnConflict:
     """
-    What becomes of a new row whose key is there already.
+    ON CONFLICT of an upsert.
 
     Args:
         key: Columns of a unique key, or its name; None for the primary key.
-        update: The columns that the row there takes over; None for all that are given.
-        where: What must hold of the row there, so that it does.
-        changes: Of the row there, if it takes over none.
+        update: Columns of the existing row to overwrite; None for all that the new row gives.
+        where: Filter that the existing row must match to be updated.
+        changes: Changes to the existing row, in place of `update`.
     """
 
     key: str | tuple[str, ...] | None
@@ -448,13 +448,13 @@ class CreateRequest:
     New rows.
 
     Args:
-        rows: Each a tuple of assignments.
+        rows: The assignments of each row.
         many: Whether the caller gave a list.
-        returning: What comes back.
-        max_affected: How many there may be.
-        conflict: What becomes of those that are there already; None if that is an error.
-        embeds_nested: Whether what is nested is embedded, since the call does not say what is.
-        given_paths: Where each row stands in the call, if these are some of its rows.
+        returning: The result.
+        max_affected: Maximum number of rows; more are refused.
+        conflict: ON CONFLICT; None if a duplicate key is an error.
+        embeds_nested: Whether nested rows are embedded in the result, because the call has no `embed`.
+        given_paths: Path of each row in the call, if the request has only some of the call's rows.
     """
 
     rows: tuple[tuple[Assignment, ...], ...]
@@ -467,7 +467,7 @@ class CreateRequest:
 
     @property
     def paths(self) -> tuple[str | None, ...]:
-        """Where each row stands in the call; None for the one that is no row of a list."""
+        """Path of each row in the call; None for a single row."""
         if self.given_paths:
             return self.given_paths
         return tuple(f"values.{at}" if self.many else None for at in range(len(self.rows)))
@@ -475,7 +475,7 @@ class CreateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The rows that a write is for: one by key with what must still hold, or all by filter."""
+    """The rows that a write changes: one by key, with the values it must still have, or all by filter."""
 
     key: KeyMatch | None
     expect: tuple[Assignment, ...]
@@ -485,11 +485,11 @@ class Target:
 @dataclass(frozen=True, slots=True)
 class Pick:
     """
-    Which of the rows of a filter are taken, in the order of the answer.
+    Which of the matching rows are written, in the order of the result.
 
     Args:
-        limit: How many at most.
-        skip_locked: Whether rows that another transaction has locked are left out.
+        limit: Maximum number of rows.
+        skip_locked: Whether rows locked by another transaction are skipped (SKIP LOCKED).
     """
 
     limit: Operand | None
@@ -510,14 +510,14 @@ class UpdateRequest:
 @dataclass(frozen=True, slots=True)
 class UpdateRowsRequest:
     """
-    Changes to rows, other ones for each.
+    Changes to several rows, different for each.
 
     Args:
-        rows: Each with the columns of its key among its assignments.
-        by: The columns of the key; None for the primary key.
-        returning: What comes back.
-        max_affected: How many there may be.
-        given_paths: Where each stands in the call, if not in its `rows`.
+        rows: The assignments of each row, those of its key included.
+        by: Columns of the key; None for the primary key.
+        returning: The result.
+        max_affected: Maximum number of rows; more are refused.
+        given_paths: Path of each row in the call, if it is not in the argument `rows`.
     """
 
     rows: tuple[tuple[Assignment, ...], ...]
@@ -528,7 +528,7 @@ class UpdateRowsRequest:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Where each row stands in the call."""
+        """Path of each row in the call."""
         return self.given_paths or tuple(f"rows.{at}" for at in range(len(self.rows)))
 
 

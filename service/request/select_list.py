@@ -1,5 +1,5 @@
 """
-Select lists and sort keys: `alias:column->path::type`, as items of a list; lists of names.
+Parse select lists and sort keys, whose items are `alias:column->path::type`, and lists of names.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from dataclasses import replace
 from typing import Any, cast
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.arguments import UNSTORABLE, Values, listed, placed
+from service.request.arguments import UNSTORABLE, Values, items_with_paths, list_of
 from service.request.requests import Item, JsonStep, Key, Nulls, Operand, Reference, Zone
 from service.request.synonyms import synonym_hint
 
 MAX_LENGTH = 1000
-"""Of an item, in characters: 63-byte names, and some room for JSON paths."""
+"""Characters of an item: names have up to 63 bytes; the rest is room for JSON paths."""
 
 MAX_OWNERS = 16
-"""Embeds before a name: each is a subselect, and a call of each function that plans one."""
+"""Embeds that qualify a name: each is a subselect, planned recursively."""
 
 UNITS = (
     "microseconds",
@@ -35,20 +35,20 @@ UNITS = (
     "century",
     "millennium",
 )
-"""What a time may be cut to."""
+"""Units of `date_trunc`."""
 
 MAX_KEYS = 64
-"""Of an order: more than any index has."""
+"""Sort keys of a call; an index of PostgreSQL has at most 32 columns."""
 
 ARGS = "args"
-"""The key of what the function of a computed column is given."""
+"""The key of the arguments of a computed column's function."""
 MAX_ARGS = 100
-"""Of a function: PostgreSQL's FUNC_MAX_ARGS."""
+"""Arguments of a function: PostgreSQL's FUNC_MAX_ARGS."""
 
 _TOKEN = re.compile(
     r'"(?P<quoted>(?:[^"]|"")*)"|(?P<mark>->>|->|::|:|\.)|(?P<word>(?:(?!->|::|[:."]).)+)', re.S
 )
-# Of ten digits it might not be an int4, which PostgreSQL has for positions; then it is a key.
+# PostgreSQL takes positions as int4, which ten digits may exceed; such a step is a key.
 _INDEX = re.compile(r"-?[0-9]{1,9}")
 Token = tuple[str, str]
 """A kind ("name" for a quoted one, "word", or "mark") and its text."""
@@ -56,21 +56,23 @@ _IN_QUOTES = re.compile(r'"((?:[^"]|"")+)"', re.DOTALL)
 
 
 def parse_select(select: Any, values: Values, path: str = "select") -> tuple[Item, ...] | None:
-    """Parse a select list; None stands for all columns."""
+    """Parse a select list; None means all columns."""
     if select is None:
         return None
-    return tuple(parse_one(each, place, values) for each, place in placed(select, path))
+    return tuple(parse_one(each, place, values) for each, place in items_with_paths(select, path))
 
 
 def parse_order(order: Any, values: Values, path: str = "order") -> tuple[Key, ...]:
-    """Parse sort keys; None is none."""
+    """Parse sort keys; None means no order."""
     if order is None:
         return ()
-    return tuple(_key(each, place, values) for each, place in placed(order, path, MAX_KEYS))
+    return tuple(
+        _key(each, place, values) for each, place in items_with_paths(order, path, MAX_KEYS)
+    )
 
 
 def parse_one(item: Any, path: str, values: Values) -> Item:
-    """Parse one item of a select list, in its short or its long form."""
+    """Parse one item of a select list, a string or a dict."""
     if isinstance(item, str):
         return parse_item(item, path, values)
     if not isinstance(item, Mapping):
@@ -95,12 +97,12 @@ def parse_one(item: Any, path: str, values: Values) -> Item:
 
 def parse_item(text: str, path: str, values: Values) -> Item:
     """
-    Parse a select item.
+    Parse an item of a select list that is a string.
 
     Args:
-        text: As the caller wrote it.
-        path: Where in the call.
-        values: Of the call; the steps of JSON paths are added.
+        text: The item.
+        path: Its path in the call, for errors.
+        values: Values of the call; steps of JSON paths are appended.
     """
     if text.isidentifier() and len(text) <= MAX_LENGTH:
         return Item(Reference(text, path))
@@ -116,7 +118,7 @@ def parse_item(text: str, path: str, values: Values) -> Item:
 def _truncated(
     reference: Reference, item: Mapping[Any, Any], path: str, values: Values
 ) -> Reference:
-    """Return a reference with the unit that its time is cut to, if one is given."""
+    """Return a reference with the `trunc` and `zone` of an item, if given."""
     unit, zone = item.get("trunc"), item.get("zone")
     if unit is None:
         if zone is not None:
@@ -146,14 +148,14 @@ def _left_out(text: str, path: str, values: Values) -> Item:
 
 
 def parse_reference(text: str, path: str, values: Values) -> Reference:
-    """Parse a column reference, as filters and sort keys have it: `column->path::type`."""
-    if text.isidentifier() and len(text) <= MAX_LENGTH:  # most are, and need no taking apart
+    """Parse a column reference of a filter or sort key: `column->path::type`."""
+    if text.isidentifier() and len(text) <= MAX_LENGTH:  # fast path: a plain name has one token
         return Reference(text, path)
     return _reference(_tokens(text, path), text, path, values)
 
 
 def with_args(reference: Reference, args: Any, path: str, values: Values) -> Reference:
-    """Return the reference to a computed column, with what its function is given."""
+    """Return a reference to a computed column with the arguments of its function."""
     if args is None:
         return reference
     if not isinstance(args, Mapping) or not all(isinstance(name, str) for name in args):
@@ -162,14 +164,14 @@ def with_args(reference: Reference, args: Any, path: str, values: Values) -> Ref
         raise InvalidArgument(f"a function takes at most {MAX_ARGS} arguments", path=path)
     for name in args:
         check_name(name, path)
-    # Sorted, so that calls which differ in the order of names have one kept statement.
+    # Sorted, so that the order of names in the call does not make another statement.
     found = ((name, Operand(values.add(args[name]), f"{path}.{name}")) for name in sorted(args))
     return replace(reference, args=tuple(found))
 
 
 def parse_names(value: Any, name: str) -> tuple[str, ...]:
     """Parse a list of columns."""
-    found = listed(value, name)
+    found = list_of(value, name)
     for at, each in enumerate(found):
         if not isinstance(each, str):
             raise InvalidArgument(f'"{name}" is a list of columns', path=f"{name}.{at}")
@@ -178,17 +180,17 @@ def parse_names(value: Any, name: str) -> tuple[str, ...]:
 
 
 def named(text: str) -> str:
-    """Return the name that a text is, or is in double quotes as in SQL."""
+    """Return a name, without its double quotes if it has some as in SQL."""
     found = _IN_QUOTES.fullmatch(text)
     return text if found is None else found[1].replace('""', '"')
 
 
 def check_name(text: str, path: str) -> None:
     """
-    Refuse what no name in the database can be.
+    Check that a string can be a name in the database.
 
     Raises:
-        InvalidArgument: Empty, far too long, or with a NUL or a lone surrogate.
+        InvalidArgument: It is empty, far too long, or has a NUL or a lone surrogate.
     """
     if not text or len(text) > MAX_LENGTH:
         raise InvalidArgument(f"a name has 1 to {MAX_LENGTH} characters", path=path)
@@ -225,7 +227,7 @@ def _key(key: Any, path: str, values: Values) -> Key:
 def _measured(
     key: Mapping[Any, Any], path: str, values: Values
 ) -> tuple[Operand | None, Operand | None, Operand | None]:
-    """Parse the rank or the distance that a sort key goes by: a query, its configuration, a value."""
+    """Parse `rank`, `config` and `near` of a sort key."""
     given = {
         name: Operand(values.add(key[name]), f"{path}.{name}")
         for name in ("rank", "config", "near")
@@ -251,7 +253,7 @@ def _only(item: Mapping[Any, Any], known: Sequence[str], path: str) -> None:
 
 
 def _short(name: Any, value: Any) -> str | None:
-    """Return the hint for a column as a key: {"name": "desc"}, {"name": true}, ["name", "desc"]."""
+    """Return the hint for other spellings: {"name": "desc"}, {"name": true}, ["name", "desc"]."""
     signs = {"desc": "-", "-1": "-", "asc": "", "1": "", "true": ""}
     sign = signs.get(str(value).lower())
     return None if sign is None else f'did you mean "{sign}{clip(name)}"?'
@@ -276,7 +278,7 @@ def _tokens(text: str, path: str) -> list[Token]:
 
 
 def _joined(tokens: list[Token]) -> list[Token]:
-    """Return tokens with the parts of `relation!via` joined, of which each may be in quotes."""
+    """Return tokens with the parts of `relation!via` joined; each part may be quoted."""
     found: list[Token] = []
     for kind, text in tokens:
         last, before = found[-1] if found else ("mark", "")
@@ -339,7 +341,7 @@ def _bad(text: str, path: str) -> InvalidArgument:
 
 
 def unquoted_hint(name: str, known: Iterable[str]) -> str | None:
-    """Return the hint for what is left of a column's name where signs in it were taken for signs."""
+    """Return the hint for a column whose name contains signs of the syntax and was not quoted."""
     for each in known:
         begins = each.startswith((f"{name}->", f"{name}:"))
         if begins or each == f"-{name}" or each.endswith(f":{name}"):
@@ -348,5 +350,5 @@ def unquoted_hint(name: str, known: Iterable[str]) -> str | None:
 
 
 def quoted_item(name: str) -> str:
-    """Return a name as an item of a list has it, whatever is in it."""
+    """Return a name in double quotes, as an item of a list."""
     return '"' + name.replace('"', '""') + '"'

@@ -1,9 +1,8 @@
 """
-What people type who come from other tools, and what it is called here.
+Names that other tools use for our verbs, arguments and operators, for the hints of refusals.
 
-A row has our word, theirs, and an example, which is a call of the tables that come with the
-project; the hint of a refusal is made of it. Words are compared by their letters alone, so that
-`order_by`, `orderBy` and `$orderby` are one.
+An entry has our name, the other names, and an example, which is a call on the demo's tables. Names are
+compared by their letters alone: `order_by`, `orderBy` and `$orderby` are equal.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from itertools import cycle
 from typing import Literal
 
 Kind = Literal["verb", "argument", "operator", "key", "function"]
-"""Of a word: `key` is one of a filter that is no column, `function` that of a measure."""
+"""What a name belongs to: `key` is a key of a filter that is not a column, `function` one of a measure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Synonym:
-    """Words of other tools for one of ours."""
+    """Names of other tools for one of ours."""
 
     kind: Kind
     ours: str
@@ -29,7 +28,7 @@ class Synonym:
 
     @property
     def hint(self) -> str:
-        """What a refusal says."""
+        """The hint for one of these names."""
         return f'did you mean "{self.ours}", as in {self.example}?'
 
 
@@ -170,14 +169,14 @@ SYNONYMS: tuple[Synonym, ...] = (
          'vehicles.aggregate({"plates": {"string_agg": "plate"}})'),
     ),
 )  # fmt: skip
-"""Our word, theirs, an example. Where one of theirs stands twice, the first that fits counts."""
+"""Our name, other names, an example. If a name is listed twice, the first entry that applies is used."""
 
 CONTAINERS = {
     **dict.fromkeys(("contains", "contain", "includes", "include", "has", "superset"), "cs"),
     **dict.fromkeys(("containedby", "containedin", "within", "subset", "in"), "cd"),
     **dict.fromkeys(("overlaps", "overlap", "overlapping", "intersects", "hasany"), "ov"),
 }
-"""What other tools ask of a list, a range or a document, and what it is called here."""
+"""By other tools' operators on lists, ranges and documents: ours."""
 
 COMPUTING = {
     **dict.fromkeys(("inc", "incr", "increment", "plus"), '{"$add": 1}'),
@@ -188,10 +187,10 @@ COMPUTING = {
     **dict.fromkeys(("pull", "pullall", "unset", "delete", "deletekey", "deleteelem"), '{"$remove": […]}'),
     **dict.fromkeys(("assign", "patch", "extend"), '{"$merge": {…}}'),
 }  # fmt: skip
-"""What other tools compute a new value by, and how it is written here."""
+"""By other tools' operators that compute a new value: ours."""
 
 EXAMPLES = ("actions", "drivers", "vehicles")
-"""The relations of the examples, which a database has if it is the project's own."""
+"""The relations of the examples, which are those of the demo."""
 
 _COLUMNS = ["id", "status", "action", "path", "created_at", "seats", "model", "plate", "driver_id",
             "phone", "name"]  # fmt: skip
@@ -206,15 +205,15 @@ _SORTED = re.compile(r"(.+?)\s+(asc|desc)(?:ending)?(?:\s+nulls\s+\w+)?", re.I |
 
 def at_hand(hint: str, relation: str, columns: Sequence[str], key: Sequence[str]) -> str:
     """
-    Return a hint with its example written for another relation.
+    Return a hint with its example rewritten for another relation.
 
-    Its columns stand for those of the example; values, of whatever type they are, are left open.
+    The relation's columns replace those of the example; values are replaced by "…".
 
     Args:
-        hint: As it is worded for the project's own relations.
-        relation: As a caller names it; without one the example is left out.
+        hint: A hint with an example on the demo's relations.
+        relation: Name of the relation in the call; if empty, the example is removed.
         columns: Its columns.
-        key: Those of its primary key.
+        key: Columns of its primary key.
     """
     if not relation:
         return _EXAMPLE.sub(r"\1", hint)
@@ -242,22 +241,22 @@ def at_hand(hint: str, relation: str, columns: Sequence[str], key: Sequence[str]
 
 
 def letters(word: str) -> str:
-    """Return the letters of a word, by which it is compared."""
+    """Return the letters of a name in lower case, by which names are compared."""
     return _SIGNS.sub("", word.lower()) or word
 
 
 def synonym_hint(kind: Kind, word: object, known: Collection[str]) -> str | None:
     """
-    Return the hint for a word of another tool, if it is one.
+    Return the hint for a name of another tool; None if it is not one.
 
     Args:
-        kind: What it stands for.
-        word: As the caller wrote it.
-        known: Our words that may stand here.
+        kind: What the name belongs to.
+        word: The name as the caller wrote it.
+        known: Our names that are possible here.
     """
     plain = letters(str(word)[:80])
     for ours in known:
-        if plain == letters(ours):  # "_eq", "orderBy" where that is ours but for the signs
+        if plain == letters(ours):  # ours with other signs or case: "_eq", "orderBy"
             return f'did you mean "{ours}"?'
     for each in SYNONYMS:
         if each.kind == kind and each.ours in known and plain in map(letters, each.words):
@@ -272,13 +271,13 @@ def container_hint(name: str, word: str) -> str | None:
 
 
 def computing_hint(word: str) -> str | None:
-    """Return the hint for an operator that computes a new value, less its sign."""
+    """Return the hint for an operator that computes a new value, given without its "$"."""
     ours = COMPUTING.get(letters(word[:80]))
     return f"did you mean {ours}?" if ours else None
 
 
 def column_hint(name: str, known: Collection[str], operators: Collection[str]) -> str | None:
-    """Return the hint for what is no column: a list in one text, "name desc", "name__gt", "$or"."""
+    """Return the hint for a name that is not a column: "a, b", "name desc", "name__gt", "$or"."""
     found = _SORTED.fullmatch(name)
     if found and found[1] in known:
         sign = "-" if found[2].lower() == "desc" else ""

@@ -1,5 +1,5 @@
 """
-The arguments of `watch`: those of a find or of an aggregate, and how it is to be watched.
+Parse the arguments of `watch`: those of the query, a `find` or an `aggregate`, and its own options.
 """
 
 from __future__ import annotations
@@ -9,30 +9,30 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from service.errors import InvalidArgument, UnknownName
-from service.request.arguments import Arguments, flag_of, placed
+from service.request.arguments import Arguments, flag_of, items_with_paths
 from service.request.read_request import Limits, Parsed, parse_aggregate, parse_unpaged
 from service.request.requests import AggregateRequest, FindRequest
 
 OPTIONS = ("since", "tx", "tables")
-"""What it takes beside the arguments of the query."""
+"""Arguments of `watch` itself."""
 
 QUERY = ("where", "select", "embed", "order", "limit", "offset", "distinct")
 GROUPS = ("measures", "group", "having")
-"""Arguments by which it is an aggregate that is watched."""
+"""Arguments that make the query an aggregate."""
 
 MAX_TABLES = 100
-"""Names of tables that a caller may say a function reads."""
+"""Maximum length of `tables`."""
 
 
 @dataclass(frozen=True, slots=True)
 class WatchOptions:
     """
-    How a query is to be watched.
+    The options of a live query.
 
     Args:
-        since: The position that the caller has rows of, as it came; None for none.
-        tx: Whether the caller's own transactions are to be told.
-        tables: What a function reads beside what is seen of it, by name.
+        since: Position of the rows that the caller already has; None to begin with a snapshot.
+        tx: Whether messages name the caller's own transactions that they cover.
+        tables: Names of tables that a function reads, beside those that its plan shows.
     """
 
     since: str | None
@@ -42,10 +42,10 @@ class WatchOptions:
 
 def parse_options(kwargs: Mapping[str, Any]) -> tuple[WatchOptions, Mapping[str, Any]]:
     """
-    Parse how a query is to be watched.
+    Parse the options of `watch`.
 
     Returns:
-        That, and the keywords that are left for the query.
+        The options, and the remaining keywords, which are the query's.
     """
     for name in ("form", "count", "after", "before"):
         if name in kwargs:
@@ -60,7 +60,7 @@ def parse_options(kwargs: Mapping[str, Any]) -> tuple[WatchOptions, Mapping[str,
         raise InvalidArgument(
             "a position is a string", path="since", hint="give one back as it came"
         )
-    tables = placed(given.value("tables"), "tables", MAX_TABLES)
+    tables = items_with_paths(given.value("tables"), "tables", MAX_TABLES)
     for name, place in tables:
         if not isinstance(name, str):
             raise InvalidArgument("a table is named by a string", path=place)
@@ -74,17 +74,17 @@ def parse_watched(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits, rows: str, most: int
 ) -> Parsed[FindRequest] | Parsed[AggregateRequest]:
     """
-    Parse the query that is watched.
+    Parse the query of `watch`.
 
     Args:
-        args: By position: none are taken.
-        kwargs: Less the options.
-        limits: What may be asked for.
-        rows: Of what the rows are.
-        most: Rows that a result may have: one more is asked for, which tells.
+        args: Positional arguments; none are allowed.
+        kwargs: Keyword arguments without the options.
+        limits: Limits of a call.
+        rows: Qualified name of the relation.
+        most: Maximum rows of a result; the query asks for one more, to detect a larger result.
     """
     if any(name in kwargs for name in GROUPS):
-        if args:  # which aggregate takes for measures
+        if args:  # refused here, because parse_aggregate would take them for measures
             Arguments(args, {}, [], [*QUERY, *OPTIONS])
         return parse_aggregate((), {"measures": {}, **kwargs}, limits)
     parsed = parse_unpaged(args, kwargs, limits, rows, (*QUERY, *GROUPS, *OPTIONS))

@@ -1,5 +1,5 @@
 """
-Requests of the verbs that write: create, update, upsert, delete, import.
+Parse the arguments of the verbs that write: create, update, upsert, delete, import.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from service.request.arguments import (
     IDEMPOTENCY_KEY,
     RECEIPT,
     Arguments,
-    Brought,
+    Referenced,
     Values,
     row_of,
     rows_of,
@@ -52,12 +52,12 @@ from service.request.select_list import (
 
 RETURNING = ("select", "order", "embed", "returning", "form", IDEMPOTENCY_KEY, RECEIPT)
 PLAIN, RETURNED = frozenset(["key", "values", "changes"]), Returning()
-"""Arguments that say nothing of what comes back; and what comes back without others."""
+"""Arguments that do not affect the result of a write, and the default result."""
 PICK = ("limit", "skip_locked")
 BY_ROWS = ("rows", "by")
 TARGET = ("where", "expect", "max_affected", "all")
 START = ("columns", "on_conflict", "update")
-"""What the first call says for the other calls of an upload."""
+"""Arguments that only the first call of an upload takes."""
 KNOWN_IMPORT = ("csv", "upload", "done", IDEMPOTENCY_KEY, RECEIPT, *START)
 
 
@@ -67,14 +67,14 @@ class ImportRequest:
     One call of an import.
 
     Args:
-        rows: Dicts, or lists where `columns` names their items; None without any.
-        csv: Text of CSV; None without any.
-        columns: What the rows are made of, if the caller says; CSV then has no header.
-        conflict: What becomes of rows that are there already; None if that is an error.
-        upload: The import that this call belongs to.
-        done: Whether it is the last call of its import.
-        receipt: Whether the transaction's id is answered, too.
-        timeout: The caller's time limit in seconds, if any.
+        rows: Dicts, or lists of values in the order of `columns`; None if the call has none.
+        csv: CSV text; None if the call has none.
+        columns: Columns of the rows, if given; CSV then has no header.
+        conflict: ON CONFLICT; None if a duplicate key is an error.
+        upload: Id of the upload that this call belongs to.
+        done: Whether it is the last call of the import.
+        receipt: Whether the result includes the transaction id.
+        timeout: The caller's timeout in seconds, if any.
     """
 
     rows: Sequence[Any] | None
@@ -88,34 +88,34 @@ class ImportRequest:
 
     @property
     def empty(self) -> bool:
-        """Whether the call brings no rows."""
+        """Whether the call has no rows."""
         return not self.rows and not self.csv
 
 
 def parse_create(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[CreateRequest]:
-    """Parse the arguments of `create`; what was brought is marked among its values."""
+    """Parse the arguments of `create`; referenced values stay marked."""
     return with_rows(*_create(args, kwargs, limits))
 
 
 def parse_create_options(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[CreateRequest]:
-    """Parse the arguments of `create` as `parse_create` does, but for its rows."""
+    """Parse the arguments of `create` except its rows."""
     options, _ = _create(args, kwargs, limits)
     return options
 
 
 def with_rows(options: Parsed[CreateRequest], given: Any) -> Parsed[CreateRequest]:
-    """Parse rows as the caller sent them, and return the call with them; their values stand last."""
+    """Parse rows, and return the call with them; their values follow those of the options."""
     values = Values(options.values)
     rows, many = rows_of(given, "values")
     parsed = tuple(
         assignments(row, f"values.{at}" if many else "values", values)
         for at, row in enumerate(rows)
     )
-    asked = options.request  # not by `replace`, which takes thrice the time
+    asked = options.request  # constructed directly: dataclasses.replace takes three times as long
     request = CreateRequest(
         parsed, many, asked.returning, asked.max_affected, asked.conflict, asked.embeds_nested
     )
@@ -125,7 +125,7 @@ def with_rows(options: Parsed[CreateRequest], given: Any) -> Parsed[CreateReques
 def parse_upsert(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[CreateRequest]:
-    """Parse the arguments of `upsert`; what was brought is marked among its values."""
+    """Parse the arguments of `upsert`; referenced values stay marked."""
     known = [*RETURNING, "max_affected", "on_conflict", "update", "where"]
     given = Arguments(args, kwargs, ["values"], known)
     values = Values()
@@ -136,7 +136,7 @@ def parse_upsert(
 def _create(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> tuple[Parsed[CreateRequest], Any]:
-    """Return the call without its rows, and these as they came."""
+    """Return the call without its rows, and the rows unparsed."""
     given = Arguments(args, kwargs, ["values"], [*RETURNING, "max_affected"])
     rows = given.required("values")
     return _options(given, Values(), limits), rows
@@ -145,7 +145,7 @@ def _create(
 def _options(
     given: Arguments, values: Values, limits: Limits, conflict: OnConflict | None = None
 ) -> Parsed[CreateRequest]:
-    """Return the call without its rows, given what becomes of those that are there."""
+    """Return the call without its rows."""
     request = CreateRequest(
         (),
         False,
@@ -180,7 +180,7 @@ def parse_update(
 def parse_update_rows(
     args: Sequence[Any], kwargs: Mapping[str, Any], limits: Limits
 ) -> Parsed[UpdateRowsRequest]:
-    """Parse the arguments of `update` with other changes for each row."""
+    """Parse the arguments of `update` with `rows`, which have changes of their own each."""
     given = _of_update(args, kwargs)
     for name in ("key", "changes", *TARGET, *PICK):
         if name in given and name != "max_affected":
@@ -224,9 +224,9 @@ def parse_delete(
 
 def parse_import(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ImportRequest:
     """
-    Parse the arguments of `import`; what its rows hold is read where they are written.
+    Parse the arguments of `import`, except the values of its rows.
 
-    A call that brings rows and names no upload is a complete import, unless it says otherwise.
+    A call with rows and without `upload` is a complete import, unless `done` is false.
     """
     given = Arguments(args, kwargs, ["rows"], KNOWN_IMPORT)
     rows, csv = given.value("rows"), given.value("csv")
@@ -265,7 +265,7 @@ def parse_import(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ImportReques
 
 
 def _on_conflict(given: Arguments, update: Any) -> OnConflict:
-    """Parse what becomes of new rows whose key is there already."""
+    """Parse `on_conflict`, with the columns that `update` names."""
     key = given.value("on_conflict")
     conflict = OnConflict(
         named(key)
@@ -283,9 +283,9 @@ def _on_conflict(given: Arguments, update: Any) -> OnConflict:
 
 
 def _upserting(given: Arguments, values: Values, limits: Limits) -> OnConflict:
-    """Parse what an upsert does with a row that is there: columns to take over, or changes."""
+    """Parse what an upsert does to an existing row: columns to overwrite, or changes, and a condition."""
     update, changes = given.value("update"), tuple[Assignment, ...]()
-    if isinstance(update, Mapping | Brought):
+    if isinstance(update, Mapping | Referenced):
         changes = assignments(row_of(update, "update"), "update", values, "changes")
         refuse_many_steps((changes,), "update")
         update = None if changes else ()
@@ -307,7 +307,7 @@ def _condition(given: Arguments, conflict: OnConflict, values: Values, limits: L
 
 
 def _target(given: Arguments, values: Values, limits: Limits) -> Target:
-    # Given, be it null: taken for no key at all, that would be a write of many rows.
+    # "in", not "is not None": a null key taken for a missing one would write many rows.
     if "key" in given:
         for name in ("where", "all"):
             if name in given:
@@ -318,7 +318,7 @@ def _target(given: Arguments, values: Values, limits: Limits) -> Target:
             '"expect" goes with a key', path="expect", hint='put conditions into "where"'
         )
     where = FilterParser(values, limits.max_depth).parse(given.value("where"))
-    # Read even if the filter leaves nothing to ask: what is no flag is refused.
+    # Parsed in any case, so that a value that is not a boolean is refused.
     every = given.flag("all")
     if not every and holds_always(where, values.freeze()):
         raise InvalidArgument(

@@ -19,7 +19,7 @@ from service.api.verbs import VERBS
 from service.errors import ServiceError
 from service.plan.tree import looked_at_by, used_by
 from service.request.read_request import Limits
-from service.request.related_rows import Shaped, Unshaped
+from service.request.related_rows import NoShape, RowsShape
 from service.request.write_request import parse_create, parse_create_options
 from tests.conftest import execute
 from tests.db.dispatchers import ANYONE, DirectCaller
@@ -187,8 +187,8 @@ def test_rows_are_planned_alike_whatever_was_planned_before(
 
     def by_shape(rows: Any) -> nested.Nested | None:
         try:
-            shaped = Shaped(rows, snapshot.documents, 100)
-        except Unshaped:
+            shaped = RowsShape(rows, snapshot.documents, 100)
+        except NoShape:
             return None
         options = parse_create_options([rows], {}, limits)
         tree = nested._kept(call(rows), options, shaped)
@@ -296,5 +296,5 @@ async def test_what_is_kept_of_rows_does_not_grow_with_their_values(
     assert stored == want
     kept = [(key[-1], tree.documents) for key, tree in snapshot.trees.items()]
     assert len(repr(kept)) < 2000
-    with suppress(Unshaped):
-        assert len(Shaped(values, snapshot.documents, 100).values) < 10
+    with suppress(NoShape):
+        assert len(RowsShape(values, snapshot.documents, 100).values) < 10

@@ -16,7 +16,7 @@ from service.request.arguments import (
     Values,
     flag_of,
     integer_of,
-    placed,
+    items_with_paths,
     rows_of,
     seconds_of,
 )
@@ -113,11 +113,11 @@ def test_flag_is_true_or_false() -> None:
 
 def test_item_of_a_list_has_its_place() -> None:
     """One by itself stands at the list's own."""
-    assert placed(["a", "b"], "order") == [("a", "order.0"), ("b", "order.1")]
-    assert placed("a", "order") == [("a", "order")]
-    assert placed(None, "order") == []
+    assert items_with_paths(["a", "b"], "order") == [("a", "order.0"), ("b", "order.1")]
+    assert items_with_paths("a", "order") == [("a", "order")]
+    assert items_with_paths(None, "order") == []
     with pytest.raises(InvalidArgument, match="at most 1 items"):
-        placed(["a", "b"], "order", 1)
+        items_with_paths(["a", "b"], "order", 1)
 
 
 def test_row_by_itself_is_no_list_of_rows() -> None:

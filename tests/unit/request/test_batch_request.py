@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.errors import InvalidArgument
-from service.request.arguments import opened
+from service.request.arguments import unwrap
 from service.request.batch_request import parse_batch, resolve
 
 RESULTS = [{"id": 7, "a.b": 1, "a": {"b": 2}, "rows": [{"n": None}]}, [4, 5], "text"]
@@ -29,8 +29,8 @@ RESULTS = [{"id": 7, "a.b": 1, "a": {"b": 2}, "rows": [{"n": None}]}, [4, 5], "t
 )
 def test_reference_is_replaced_by_what_it_refers_to(reference: str, found: Any) -> None:
     """A name with dots wins over the way through another."""
-    assert opened(resolve({"$ref": reference}, RESULTS, "x")) == found
-    assert opened(resolve([{"a": ({"$ref": reference},)}], RESULTS, "x")) == [{"a": [found]}]
+    assert unwrap(resolve({"$ref": reference}, RESULTS, "x")) == found
+    assert unwrap(resolve([{"a": ({"$ref": reference},)}], RESULTS, "x")) == [{"a": [found]}]
 
 
 @pytest.mark.parametrize("value", [{"$ref": "0.id", "more": 1}, {"ref": "0.id"}, "0.id", None, []])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from service.errors import InvalidArgument, ServiceError
 from service.request import filters
-from service.request.arguments import Brought, Values
+from service.request.arguments import Referenced, Values
 from service.request.filters import OPERATORS, FilterParser
 from service.request.requests import EVERYTHING, Comparison, Connective, Negation, Operand
 
@@ -57,7 +57,7 @@ SHAPES = [
     ({"doc->5": {"eq": {"a": 5, "b": 5}}}, {"doc->5": {"eq": {"a": 6, "b": 7}}}),
     ({"a": {"like": {"x": "y"}}},) * 2,
     ({"rel": {"doc": {"neq": {"x": 5}}, "b": 1}}, {"rel": {"doc": {"neq": {"x": 6}}, "b": 2}}),
-    ({"a": {"between": Brought([1, 2])}}, {"a": {"between": Brought([3, 4])}}),
+    ({"a": {"between": Referenced([1, 2])}}, {"a": {"between": Referenced([3, 4])}}),
 ]
 """Filters, each with another one that may be of its shape."""
 
@@ -74,7 +74,7 @@ def test_filter_after_one_of_its_shape_is_parsed_as_if_it_were_the_first(first, 
 LEAVES = [
     1, 2, 5, True, False, 0.5, "x", "y", "1", None, b"x", [], [1], [None, 1], [{"x": 5}], {}, {"x": 5},
     {"x": 5, "y": "x"}, {"x": {"y": 1}}, {"$number": "5"}, {"$column": "c"}, {"$ref": "0"},
-    {"any": [1, 2]}, {"all": 5}, {"query": "x"}, Brought([1, 2]), Brought({"x": 5}), Brought({"x": 5, "y": 6}),
+    {"any": [1, 2]}, {"all": 5}, {"query": "x"}, Referenced([1, 2]), Referenced({"x": 5}), Referenced({"x": 5, "y": 6}),
 ]  # fmt: skip
 NAMES = ["a", "doc->k", "doc->5", "doc->>k::int", "rel", "rel.a", "eq", "$args", "$column", 5]
 FILTERS = st.recursive(
@@ -257,9 +257,9 @@ def test_range_contains_ranges_and_elements(operand, element):
         ({"x": {"gt": None}}, "where.x.gt"),
         ({"x": {"between": [1]}}, "where.x.between"),
         ({"x": {"between": [1, None]}}, "where.x.between"),
-        ({"x": {"between": Brought({"a": 1, "b": 2})}}, "where.x.between"),
-        ({"x": {"in": Brought({"a": 1})}}, "where.x.in"),
-        ({"x": {"eq": {"any": Brought({"a": 1})}}}, "where.x.eq.any"),
+        ({"x": {"between": Referenced({"a": 1, "b": 2})}}, "where.x.between"),
+        ({"x": {"in": Referenced({"a": 1})}}, "where.x.in"),
+        ({"x": {"eq": {"any": Referenced({"a": 1})}}}, "where.x.eq.any"),
         ({"x": {"fts": 5}}, "where.x.fts"),
         ({"x": {"fts": {"config": "english"}}}, "where.x.fts.query"),
         ({"x": {"fts": {"q": "a"}}}, "where.x.fts"),

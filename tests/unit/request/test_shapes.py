@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.request.related_rows import Shaped, Unshaped, filled, marked
+from service.request.related_rows import NoShape, RowsShape, fill_placeholders, with_placeholders
 
 ROWS: list[Any] = [
     {"a": 1, "b": "x"},
@@ -25,15 +25,15 @@ ROWS: list[Any] = [
 
 @pytest.mark.parametrize("rows", ROWS, ids=str)
 def test_values_stand_where_their_numbers_are_marked(rows: Any) -> None:
-    shaped = Shaped(rows, (), 100)
-    assert filled(marked(shaped.shape, count()), shaped.values) == rows
+    shaped = RowsShape(rows, (), 100)
+    assert fill_placeholders(with_placeholders(shaped.shape, count()), shaped.values) == rows
 
 
 def test_shape_is_that_of_other_values() -> None:
     one = [{"a": 1, "lines": [{"b": "x"}, {"$link": 2}]}]
     other = [{"a": "2", "lines": [{"b": 1.5}, {"$link": "k"}]}]
-    assert Shaped(one, (), 9).shape == Shaped(other, (), 9).shape
-    assert hash(Shaped(one, (), 9).shape) == hash(Shaped(other, (), 9).shape)
+    assert RowsShape(one, (), 9).shape == RowsShape(other, (), 9).shape
+    assert hash(RowsShape(one, (), 9).shape) == hash(RowsShape(other, (), 9).shape)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_shape_is_that_of_other_values() -> None:
     ids=str,
 )
 def test_rows_with_other_keys_lists_or_nulls_have_another_shape(other: Any) -> None:
-    assert Shaped(other, (), 9).shape != Shaped({"a": 1, "b": 2}, (), 9).shape
+    assert RowsShape(other, (), 9).shape != RowsShape({"a": 1, "b": 2}, (), 9).shape
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_rows_with_other_keys_lists_or_nulls_have_another_shape(other: Any) -> N
     ids=str,
 )
 def test_rows_that_mean_more_than_their_shape_have_none(rows: Any) -> None:
-    with pytest.raises(Unshaped):
-        Shaped(rows, {"doc"}, 3)
+    with pytest.raises(NoShape):
+        RowsShape(rows, {"doc"}, 3)
 
 
 def test_what_stands_in_value_of_a_document_is_one_value() -> None:
@@ -90,20 +90,22 @@ def test_what_stands_in_value_of_a_document_is_one_value() -> None:
         True,
     )
     for each in inside:
-        shaped = Shaped({"doc": {"$value": each}, "lines": [{}]}, {"doc"}, 3)
-        assert shaped.shape == Shaped({"doc": {"$value": 1}, "lines": [{}]}, {"doc"}, 3).shape
+        shaped = RowsShape({"doc": {"$value": each}, "lines": [{}]}, {"doc"}, 3)
+        assert shaped.shape == RowsShape({"doc": {"$value": 1}, "lines": [{}]}, {"doc"}, 3).shape
         assert shaped.values == [each]
-    null = Shaped({"doc": {"$value": None}}, {"doc"}, 2)
-    assert null.shape != Shaped({"doc": {"$value": 1}}, {"doc"}, 2).shape
-    assert filled(marked(null.shape, count()), null.values) == {"doc": {"$value": None}}
+    null = RowsShape({"doc": {"$value": None}}, {"doc"}, 2)
+    assert null.shape != RowsShape({"doc": {"$value": 1}}, {"doc"}, 2).shape
+    assert fill_placeholders(with_placeholders(null.shape, count()), null.values) == {
+        "doc": {"$value": None}
+    }
 
 
 def test_lists_far_too_deep_have_no_shape() -> None:
     rows: Any = []
     for _ in range(20_000):
         rows = [rows]
-    with pytest.raises(Unshaped):
-        Shaped({"a": rows}, (), 100)
+    with pytest.raises(NoShape):
+        RowsShape({"a": rows}, (), 100)
 
 
 NESTED = st.recursive(
@@ -121,17 +123,17 @@ NESTED = st.recursive(
 @given(NESTED)
 def test_rows_are_their_shape_and_their_values(rows: Any) -> None:
     """So that rows of one shape and with the same values are the same."""
-    shaped = Shaped(rows, {"doc", "list"}, 1000)
-    found = filled(marked(shaped.shape, count()), shaped.values)
+    shaped = RowsShape(rows, {"doc", "list"}, 1000)
+    found = fill_placeholders(with_placeholders(shaped.shape, count()), shaped.values)
     assert json.dumps(found, default=str) == json.dumps(rows, default=str)
 
 
 def test_documents_are_values_whatever_is_inside() -> None:
     rows = [{"doc": {"a": [1]}, "b": 1}, {"doc": [2], "b": [{"doc": "x"}]}]
     other = [{"doc": 1, "b": 1}, {"doc": {}, "b": [{"doc": {"b": None}}]}]
-    shaped = Shaped(rows, {"doc"}, 9)
-    assert shaped.shape == Shaped(other, {"doc"}, 9).shape
-    assert filled(marked(shaped.shape, count()), shaped.values) == rows
-    assert Shaped({"doc": None}, {"doc"}, 9).shape != Shaped({"doc": 1}, {"doc"}, 9).shape
-    with pytest.raises(Unshaped):
-        Shaped({"doc": {"$add": 1, "a": 2}}, {"doc"}, 9)
+    shaped = RowsShape(rows, {"doc"}, 9)
+    assert shaped.shape == RowsShape(other, {"doc"}, 9).shape
+    assert fill_placeholders(with_placeholders(shaped.shape, count()), shaped.values) == rows
+    assert RowsShape({"doc": None}, {"doc"}, 9).shape != RowsShape({"doc": 1}, {"doc"}, 9).shape
+    with pytest.raises(NoShape):
+        RowsShape({"doc": {"$add": 1, "a": 2}}, {"doc"}, 9)
