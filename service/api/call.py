@@ -1,5 +1,5 @@
 """
-One call as a verb gets it, with the snapshot that it is answered from, and the steps of a verb.
+What a verb's handler receives and returns: a `Call`, with the `Snapshot` that answers it, and a `Step`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from service.request.synonyms import EXAMPLES, at_hand
 from service.sql.statement import Statement
 
 Send = Callable[[Any], Awaitable[None]]
-"""Sends a part of an answer at once; what it returns is done when the next part may follow."""
+"""Sends a part of an answer at once; its awaitable completes when the next part may be sent."""
 
 
 class Lasting:
     """
-    The answer to a call that goes on, in parts, until its caller ends it.
+    The answer to a call, such as a watch, that sends progressive results until its caller cancels it.
 
-    Nothing else is kept of such a call: no coroutine waits for its end.
+    The service keeps no more than this object for such a call. A coroutine that waits for the end would
+    keep its frame and context, several KB for each watch.
     """
 
     __slots__ = ("_error", "_follower")
@@ -51,7 +52,7 @@ class Lasting:
         return self._error is not None
 
     def follow(self, follower: Callable[[Exception], None]) -> None:
-        """Call a function, once the call has ended, with the error that says why."""
+        """Call a function with the error that ends the call, now if the call has ended."""
         self._follower = follower
         if self._error is not None:
             follower(self._error)
@@ -64,25 +65,30 @@ class Lasting:
                 self._follower(error)
 
 
-Access = Literal["read", "read only", "write", "last", "atomic", "procedure", "whole"]
+Access = Literal["read", "read only", "write", "last", "atomic", "procedure", "transaction"]
 """
-How a step runs, outside of a transaction: a read by itself, or in a transaction that can only read;
-a write that commits by itself, or in a transaction that an error undoes; a CALL, which may commit.
-The last write of a verb's own transaction is committed in the same job. A whole one begins and ends
-a transaction itself, and takes as whom it runs.
+How a step runs, if its call is not in a transaction.
+
+- "read": a read in autocommit, which is retried after a lost connection
+- "read only": a read in a READ ONLY transaction
+- "write": a write in autocommit
+- "last": the last write in a transaction of the verb's own; its job commits as well
+- "atomic": a write in a transaction, or in a savepoint, which an error rolls back
+- "procedure": a CALL, which may commit by itself
+- "transaction": a function that begins and ends a transaction itself, and receives the `Actor`
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """
-    What a name stands for.
+    What the name of a generated procedure stands for.
 
     Args:
-        verb: Which one.
-        relation: What it is about; None if that is functions.
-        functions: Those of one name.
-        schema: Where the statements of the call look for names first, if not where sessions do.
+        verb: The verb.
+        relation: The relation that it applies to; None if it applies to functions.
+        functions: The overloads of the function that it applies to.
+        schema: First schema in the search_path of the call's statements; "" for that of the session.
     """
 
     verb: Verb
@@ -92,11 +98,11 @@ class Route:
 
 
 MAX_ROUTES = 4096
-"""Names that are kept per catalog: callers can write one in many ways, with percent escapes."""
+"""Names cached per catalog. Callers can write one name in many ways, with percent escapes."""
 MAX_STATEMENTS = 1024
-"""Kept per catalog: an application has some hundred shapes."""
+"""Statements cached per catalog. An application uses some hundred shapes."""
 MAX_TEXT = 16_384
-"""Characters of a statement that is kept: callers choose its shape, and shapes add up."""
+"""Characters of the longest statement that is cached. Callers choose the shape, so this bounds memory."""
 
 
 @dataclass(slots=True)
@@ -107,18 +113,17 @@ class _Kept:
 
 class Snapshot:
     """
-    A catalog with what is made from it; replaced as a whole when the catalog changes.
+    A catalog with everything that is derived from it; replaced as one when the catalog changes.
 
     Args:
-        catalog: What the database holds.
-        codec: Its values.
-        models: Of its relations, for the rules of their rows.
-        mark: Equal to that of another one, of whatever process, if nothing of the database's own
-            catalog has changed between the two.
+        catalog: The relations, functions and types of the database.
+        codec: Reads and writes values of its types.
+        models: The models of its relations.
+        mark: Fingerprint of the database's catalog; equal in all processes that have read the same one.
 
     Attributes:
-        routes: Of names that were called before.
-        trees: What is made once for each shape of new rows with others inside.
+        routes: Cache of routes, by the name that was called.
+        trees: Cache of what is planned for nested new rows, by their shape.
     """
 
     def __init__(
@@ -133,7 +138,7 @@ class Snapshot:
         self._statements: dict[Hashable, _Kept] = {}
 
     def keep(self, name: str, route: Route) -> Route:
-        """Keep the route of a name, and return it."""
+        """Cache the route of a name, and return it."""
         if len(self.routes) >= MAX_ROUTES:
             self.routes.clear()
         self.routes[name] = route
@@ -149,11 +154,11 @@ class Snapshot:
         Plan a request and build its statement, once for each shape in use; in the reactor thread.
 
         Args:
-            make: Plans it, and builds the statement.
-            subject: The relation or function that it is about.
-            request: The shape.
+            make: Plans the request and builds the statement.
+            subject: The relation or function that the request applies to.
+            request: The request, which holds the shape of the call without its values.
         """
-        # `make` belongs to it: count and exists have equal requests, and different statements.
+        # `make` is part of the key: count and exists have equal requests, but different statements.
         key = make, subject, request
         kept = self._statements.get(key)
         if kept is not None:
@@ -166,19 +171,22 @@ class Snapshot:
         return found
 
     def _make_room(self) -> None:
-        """Drop the oldest statement that was not used since this came by it the last time."""
+        """
+        Drop the oldest statement that was not used since its last turn: the clock algorithm.
+
+        An LRU order would hash the key, with its entire filter, twice in each call.
+        """
         while len(self._statements) >= MAX_STATEMENTS:
             oldest = next(iter(self._statements))
             kept = self._statements.pop(oldest)
             if kept.used:
-                # By no order of use, which would take the hash of a whole filter twice in each call.
                 kept.used = False
                 self._statements[oldest] = kept
 
-    def most(self, relation: Relation, select: Sequence[Item] | None) -> float:
-        """Return what a row can weigh at most, in bytes; infinite if its types do not tell."""
+    def max_row_bytes(self, relation: Relation, select: Sequence[Item] | None) -> float:
+        """Return the maximum size of a row on the wire; infinite if a type has no limit."""
         if select is None:
-            return self._all(relation)
+            return self._max_bytes(relation)
         return sum(self._item(relation, each) for each in select)
 
     def _item(self, relation: Relation, item: Item) -> float:
@@ -188,13 +196,14 @@ class Snapshot:
         if item.reference.owners or item.reference.cast:
             return inf
         if item.reference.every:
-            return self._all(relation)
+            return self._max_bytes(relation)
         column = relation.columns.get(name)
         return inf if column is None else self._column(column) + 4 * len(item.alias or "")
 
     def at_hand(self, relation: Relation | None, hint: str) -> str:
-        """Return a hint with an example of what is there: the project's own relations may not be."""
+        """Return a hint whose example names relations and columns of this database."""
         catalog = self.catalog
+        # Hints are written for the demo relations, which other databases lack.
         if all((catalog.schemas[0], each) in catalog.relations for each in EXAMPLES):
             return hint
         if relation is None:
@@ -205,11 +214,11 @@ class Snapshot:
 
     @cached_property
     def documents(self) -> frozenset[str]:
-        """The names of columns of which a dict or a list is always a value, and no row."""
+        """The names of columns in which a dict or a list is always a value, never related rows."""
         return document_names(self.catalog)
 
     @cached_property
-    def _all(self) -> Callable[[Relation], float]:
+    def _max_bytes(self) -> Callable[[Relation], float]:
         return cache(lambda relation: sum(map(self._column, relation.columns.values())))
 
     def _column(self, column: Column) -> float:
@@ -222,12 +231,12 @@ class Snapshot:
 @dataclass(frozen=True, slots=True)
 class Backend:
     """
-    What all calls stand on.
+    What all calls share.
 
     Args:
-        database: Where the rows are.
-        limits: What a call may ask for.
-        max_bytes: What an answer, or one row of a long one, may weigh on the wire.
+        database: The database to run statements in.
+        limits: The bounds on what a call may ask for.
+        max_bytes: Maximum size on the wire of an answer, or of one row of a streamed answer.
     """
 
     database: Database
@@ -238,17 +247,18 @@ class Backend:
 @dataclass(frozen=True, slots=True)
 class Step:
     """
-    One statement of a call: all that it takes to run it, and what becomes of its rows.
+    One statement of a call: how to run it, and how to make the answer from its rows.
 
     Args:
-        function: Runs it in a worker thread; called with the connection and `args`.
-        args: For the function.
-        shape: Makes the answer of what the function returns.
-        timeout: Seconds that it may take, as the caller said.
-        access: How it runs.
-        missing: Why no row was written, where there should have been one, or what looks for that.
-        plain: Whether the answer need not be checked before it is sent.
-        large: What is run in its place where the row that it was to answer is large.
+        function: Runs the statement in a worker thread; called with the connection and `args`.
+        args: Further arguments of the function.
+        shape: Makes the answer from the function's result.
+        timeout: Seconds that the statement may take, if the caller limits it.
+        access: How the step runs outside a transaction.
+        missing: The error if no row was written although one had to be, or a function that finds the
+            reason with a statement of its own.
+        plain: Whether the answer needs no check before it is sent.
+        large: The step to run instead if this one fails because the row to return is large.
     """
 
     function: Callable[..., Any]
@@ -264,15 +274,15 @@ class Step:
 @dataclass(slots=True)
 class CallState:
     """
-    What changes while a call is answered; all else of a call is fixed.
+    The part of a call that changes while the call is answered.
 
     Args:
-        begun: Whether something was done for it that must not be done twice.
-        sent: Whether all that it asks of the database is on its way, so that what comes after it
-            need not wait for its answer.
-        plain: Whether the answer need not be checked before it is sent: to walk over 100 rows takes
-            as long as to read them.
-        encodes: Whether rows may be `Encoded`: who has made the call sends them on as they are.
+        begun: Whether the call has had an effect that must not happen twice.
+        sent: Whether all of its statements have been sent, so that the next call of the transaction
+            need not wait for the answer.
+        plain: Whether the answer needs no check before it is sent. To check 100 rows takes as long as
+            to read them.
+        encodes: Whether rows may be `Encoded`, because the caller of `answer` sends them on unread.
     """
 
     begun: bool = False
@@ -287,18 +297,18 @@ class Call:
     A call of a verb on a relation, or on functions of one name.
 
     Args:
-        id: Random; the log and the answer of a call that fails have it.
-        verb: Which one.
-        relation: What it is about; None if that is functions.
-        functions: Those of one name.
-        args: As they came.
-        kwargs: As they came.
-        caller: Who calls.
-        snapshot: What is served to the caller, to the end of the call.
+        id: Random; stands in the log and in the error of a call that fails.
+        verb: The verb.
+        relation: The relation that it applies to; None if it applies to functions.
+        functions: The overloads of the function that it applies to.
+        args: The positional arguments, as received.
+        kwargs: The keyword arguments, as received.
+        caller: The session that calls.
+        snapshot: What the caller's role may use; the same to the end of the call.
         backend: The database, and the limits of all calls.
-        state: The one part that changes.
-        progress: Sends parts of the answer, if the caller asked for progressive results.
-        keyed: The idempotency key, under which it writes once.
+        state: The part that changes.
+        progress: Sends progressive results, if the caller asked for them.
+        keyed: The idempotency key, with what identifies the call under it.
     """
 
     id: str
@@ -316,14 +326,15 @@ class Call:
 
     def run(self, step: Step) -> Awaitable[Any]:
         """
-        Run a step: in the transaction that the call is in, else as it asks for.
+        Run a step, in the transaction that the call is in, else as its `access` says.
 
-        A read goes again if its connection was lost, a write if PostgreSQL asks for it (40001,
-        40P01). In a transaction neither does: that is for who began it.
+        Outside a transaction a read is retried after a lost connection, and a write after a
+        serialization failure or a deadlock (40001, 40P01). In a transaction the component that began
+        it retries.
 
         Raises:
-            ServiceError: What `missing` says, where no row was written.
-            OutcomeUnknown: A procedure is done, and its answer is too large.
+            ServiceError: `missing`, if no row was written.
+            OutcomeUnknown: A procedure has committed, and its answer is too large.
         """
         if step.access == "read":
             run, seconds = self.backend.database.run, step.timeout
@@ -335,20 +346,21 @@ class Call:
         reads, ends = step.access == "read only", step.access == "procedure"
         run: Callable[..., Awaitable[Any]] = database.run
         level = database.level
-        # Nor does a verb end a transaction that it has not begun.
-        last = step.access == "last" and not (level is not None and level.all_or_nothing)
+        all_or_nothing = level is not None and level.all_or_nothing
+        # In such a transaction the verb has not begun one of its own (`transaction`), so it ends none.
+        last = step.access == "last" and not all_or_nothing
         how: dict[str, Any] = {"ending": ends, "last": last, "timeout": seconds}
-        # A savepoint costs two round trips, and is of no use where a refusal undoes all. A
-        # `missing` that looks for itself needs a transaction that still takes statements.
-        strict = level is not None and level.all_or_nothing and not callable(step.missing)
-        if (reads or step.access == "atomic") and not strict:
+        # A savepoint costs two round trips, and is useless if any refusal rolls back the transaction.
+        # But a `missing` that sends a statement needs a transaction that has not failed.
+        no_savepoint = all_or_nothing and not callable(step.missing)
+        if (reads or step.access == "atomic") and not no_savepoint:
             run = database.atomic
             how = {"read_only": reads, "retry": reads, "timeout": seconds}
-        elif step.access == "whole":
+        elif step.access == "transaction":
             run, how = database.acting, {"timeout": seconds}
         attempt = partial(run, step.function, *step.args, **how)
         try:
-            # A procedure may have committed half of what it does: it never goes again.
+            # A procedure may have committed some of its work, so it is never run again.
             return await (attempt() if ends else database.again(attempt))
         except LargeRow:
             if step.large is None:
@@ -360,17 +372,22 @@ class Call:
             missing = await step.missing() if callable(step.missing) else step.missing
             raise missing from None
         except TooLarge as error:
-            # Outside of a transaction a procedure has committed by now.
+            # Outside a transaction a procedure has committed by now.
             if not ends or database.level is not None:
                 raise
             raise committed_despite(error) from error
 
-    def together(self) -> AbstractAsyncContextManager[Any]:
-        """Return the transaction of a verb that takes several steps, for the length of a body."""
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """
+        Return the transaction of a verb that takes several steps, or a savepoint in the one around it.
+
+        It is neither if any refusal rolls back the transaction around it, as in `_write`. But if writes
+        have side effects, a statement may fail because it writes no row, and the reason can only be looked
+        up after a rollback to a savepoint.
+        """
         database, level = self.backend.database, self.backend.database.level
-        # As in `_write`. What has side effects may fail where it writes no row, and is then asked why.
-        strict = level is not None and level.all_or_nothing
-        if strict and self.relation is not None and not self.relation.side_effects:
+        all_or_nothing = level is not None and level.all_or_nothing
+        if all_or_nothing and self.relation is not None and not self.relation.side_effects:
             return nullcontext()
         return database.transaction()
 
@@ -389,7 +406,7 @@ class Call:
             )
 
         async def send(part: Any) -> None:
-            # From here on no newer catalog can answer it anew: the caller has rows.
+            # The caller has rows now, so the call cannot be answered again from a newer catalog.
             self.state.begun = True
             await progress(part)
 
@@ -399,13 +416,13 @@ class Call:
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """
-    A call that is ready to run in the transaction that it is made in.
+    A call in a transaction whose step has been made.
 
     Args:
-        step: What it runs; an awaitable, if that takes several steps.
-        actor: As whom.
-        handler: Answers it, for `Dispatcher.answer`.
-        reads: Whether it certainly leaves nothing that a refusal would undo.
+        step: What the handler returned; an awaitable if the verb takes several steps.
+        actor: Who the statements are sent for.
+        handler: Runs the step, as the `handler` of `Dispatcher.answer`.
+        reads: Whether the call certainly changes nothing, so that a refusal has nothing to undo.
     """
 
     step: Step | Awaitable[Any]
@@ -414,8 +431,8 @@ class Prepared:
     reads: bool
 
 
-def no_operation(
+def not_in_transaction(
     name: str, hint: str = "it takes verbs and functions whose answer is one result"
 ) -> InvalidArgument:
-    """Return the refusal of what cannot be called in a transaction."""
+    """Return the refusal of a procedure that cannot be called in a transaction."""
     return InvalidArgument(f'"{name}" cannot be called in a transaction', hint=hint)

@@ -1,5 +1,5 @@
 """
-CSV as PostgreSQL reads it: an empty field without quotes is null.
+A parser of CSV by PostgreSQL's rules (an empty field without quotes is null), for CSV that comes in pieces.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ from service.errors import InvalidArgument
 
 MAX_RECORD = 1 << 20
 """
-Characters of a record that comes in pieces.
+Maximum length of a record that comes in pieces, in characters.
 
-What lacks its end is kept, and read again with the piece that follows: a quote that never
-closes must not make us keep, and read, ever more.
+An incomplete record is kept and parsed again with the next piece. Without a limit a quote that is never
+closed would make the service keep, and parse again, ever more text.
 """
 
-# Possessive (`*+`): else a quote that is never closed is tried in every way to take the pairs.
+# The quantifiers are possessive (`*+`): a quote that is never closed would backtrack exponentially.
 _FIELD = re.compile(r'(?:"([^"]*+(?:""[^"]*+)*+)"|([^",\r\n]*+))(,|\r\n|\n|\r|\Z)')
 
 Record = list[str | None]
 
 
-def whole(text: str) -> int:
+def complete(text: str) -> int:
     """
-    Return where the last complete record of CSV ends; 0 if none does.
+    Return the offset at which the last complete record of CSV ends; 0 if no record is complete.
 
     Raises:
-        InvalidArgument: What comes behind it is too long to wait for its end.
+        InvalidArgument: The incomplete record behind it is longer than `MAX_RECORD`.
     """
     ending = "\n" if "\n" in text else "\r"
-    place = len(text) - text.endswith("\r")  # whose "\n" may be still to come
+    place = len(text) - text.endswith("\r")  # its "\n" may be in the next piece
     quotes = text.count('"')
     least = len(text) - MAX_RECORD
-    # From the end: where a piece is cut, its last whole record ends close by.
+    # Backwards: the last complete record ends close to the end of the piece.
     while place > least:
         behind, place = place, text.rfind(ending, 0, place)
         quotes -= text.count('"', place + 1, behind)
         if place < 0:
             break
-        if not quotes % 2:  # else it stands inside quotes
+        if not quotes % 2:  # an odd number of quotes before it: the line end is inside a field
             return place + 1
     if len(text) <= MAX_RECORD:
         return 0
@@ -52,35 +52,35 @@ def whole(text: str) -> int:
 
 def split(text: str, last: bool) -> tuple[list[Record], str]:
     """
-    Split CSV that comes in pieces, cut anywhere, into records.
+    Split a piece of CSV, cut anywhere, into records.
 
     Args:
-        text: A piece, behind what the one before it has left.
-        last: Whether no more comes; the last record may lack the end of its line.
+        text: What the previous piece has left, and the piece.
+        last: Whether this is the last piece; its last record may lack the line end.
 
     Returns:
-        The records that are whole, and what is left.
+        The complete records, and the text that is left.
     """
-    end = len(text) if last else whole(text)
+    end = len(text) if last else complete(text)
     return list(records(text[:end])), text[end:]
 
 
 def header_of(text: str) -> list[str]:
     """
-    Read the names in the header of CSV, whose first record is whole.
+    Return the names in the header of CSV whose first record is complete.
 
     Raises:
-        InvalidArgument: It is no CSV.
+        InvalidArgument: The text is not CSV.
     """
     return [name or "" for name in next(records(text))]
 
 
 def records(text: str) -> Iterator[Record]:
     """
-    Read the records of CSV.
+    Yield the records of CSV.
 
     Raises:
-        InvalidArgument: It is none.
+        InvalidArgument: The text is not CSV.
     """
     place, record = 0, Record()
     while place < len(text):
@@ -93,6 +93,6 @@ def records(text: str) -> Iterator[Record]:
         if end != ",":
             yield record
             record = []
-        # A comma ends the text: the empty field behind it has no text of its own to match.
+        # The text ends with a comma: the empty field after it has no text that would match.
         elif place == len(text):
             yield [*record, None]

@@ -1,11 +1,12 @@
 """
-One call, whole: from its name and arguments to its answer.
+The dispatcher: answers one call, from the procedure's name and arguments to the result or the error.
 
-A name is a route: a verb, and the relation or the functions that it is about. The verb parses the
-arguments into a request, plans it against the catalog and builds a statement: a `Step`, made
-without the database. The call runs the step, and the step shapes what came of it. A refusal leaves
-any of them as a `ServiceError`. It may be the catalog's fault, since the database may have changed
-after it was read: such a call is answered once more from a new one.
+The name resolves to a route: a verb, and the relation or the functions that it applies to. The verb's
+handler parses the arguments into a request, plans the request against the catalog and builds a
+statement; the result is a `Step`, made without the database. The call runs the step, and the step
+shapes the rows into the answer. Any of these can raise a `ServiceError`. If an outdated catalog may be
+the reason, because the schema may have changed since it was read, the call is answered again from a
+new catalog.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from service.api.call import (
     Send,
     Snapshot,
     Step,
-    no_operation,
+    not_in_transaction,
 )
 from service.api.idempotency import key_id, no_key, once_only
 from service.api.import_ import Forward, Importing
 from service.api.interactive import BEGIN, TX, Interactive, ended
 from service.api.leases import Leases
 from service.api.roles import Roles, identity_for
+from service.api.routes import find_route
 from service.api.verbs import FUNCTION, VERBS
 from service.catalog import Relation
 from service.db.database import Database
@@ -52,9 +54,7 @@ from service.errors import (
     ServiceError,
     TooLarge,
     Unavailable,
-    clip,
     committed_despite,
-    nearest,
 )
 from service.payload import fit
 from service.request.arguments import (
@@ -66,22 +66,20 @@ from service.request.arguments import (
     unwrap,
 )
 from service.request.call_request import given_option
-from service.request.names import FN, FunctionName, Name, parse_name
 from service.request.read_request import Limits
-from service.request.synonyms import synonym_hint
 
 Refresh = Callable[[], Awaitable[bool]]
-"""Reads the catalog again if it has changed; returns whether it is up to date then."""
+"""Reads the catalog again if it has changed; returns whether the served catalog is up to date."""
 
 RETRY_AFTER = 1.0
-"""Seconds after which a caller may try again who was refused by a catalog that may be old."""
+"""Seconds after which a caller may retry a call that a possibly outdated catalog refused."""
 
 _CATALOG_ERRORS = (InvalidArgument, NoSuchProcedure, NotAuthorized, InvalidRow, DatabaseRefused)
 
 HALF_WAY = "the call ended half way: what it had committed by then is kept"
 
-NOWHERE = Route(FUNCTION, None, (), "")
-"""The route of procedures written by hand, which are about no relation."""
+NO_RELATION = Route(FUNCTION, None, (), "")
+"""The route of procedures written by hand, which apply to no relation."""
 
 
 Procedure = Callable[[Caller, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
@@ -89,19 +87,21 @@ Procedure = Callable[[Caller, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
 
 class Dispatcher:
     """
+    Answers calls, each from the catalog that the caller's database role may use.
+
     Args:
-        database: Where the rows are.
-        limits: What a call may ask for.
-        max_bytes: What an answer may weigh on the wire, roughly.
-        roles: With whose rights a call runs.
-        refresh: Called when a call is refused as if the catalog were out of date; returns
-            whether it is up to date then.
+        database: The database to run statements in.
+        limits: The bounds on what a call may ask for.
+        max_bytes: Approximate maximum size of an answer on the wire, in bytes.
+        roles: Maps callers to database roles.
+        refresh: Reads the catalog again if it has changed; called after a refusal for which an
+            outdated catalog may be the reason.
         process: The id of this process among those of the service.
-        prefix: Of the procedures' URIs, for hints.
+        prefix: The prefix of the procedures' URIs, for hints.
 
     Attributes:
         backend: The database, and the bounds of all calls.
-        verbs: Of relations, by name.
+        verbs: The verbs by name.
     """
 
     def __init__(
@@ -142,29 +142,31 @@ class Dispatcher:
         Answer a call.
 
         Args:
-            name: Of the procedure, less the prefix, as in "actions.get".
-            args: As they came.
-            kwargs: As they came.
-            caller: Who calls.
-            state: Shows what changes meanwhile to one who looks.
-            progress: Sends parts of the answer, if the caller takes any.
-            handler: What answers it in place of the verb's own; not for what `is_procedure`.
+            name: The procedure, without the prefix, as in "actions.get".
+            args: The positional arguments, as received.
+            kwargs: The keyword arguments, as received.
+            caller: The session that calls.
+            state: Reports the progress of the call to the component that started it.
+            progress: Sends progressive results, if the caller accepts them.
+            handler: Answers the call instead of the verb's own handler; not for names of
+                which `is_procedure` is true.
 
         Raises:
-            ServiceError: Any refusal.
+            ServiceError: The call is refused.
         """
         state = state or CallState()
         if name.startswith(TX):
             return await self._in_transaction(name, args, kwargs, caller, state)
-        # No secret, so no uuid4, which would ask the kernel for random bytes each time.
+        # The id is no secret, so it needs no uuid4, which reads random bytes from the kernel each time.
         role, id = self._role_of(caller.authrole), f"{random.getrandbits(128):032x}"
         procedure = self._procedures.get(name)
-        inside = self.backend.database.level is not None  # and repeated by who began that
+        # In a transaction, the component that began it repeats all of its calls or none.
+        inside = self.backend.database.level is not None
         if not inside:
             ORIGIN.set(Origin(id, name, role))
-        # the schema may have changed once more meanwhile
+        # Three attempts: the schema may change again while the new catalog is read.
         for last in (True,) if inside else (False, False, True):
-            before, snapshot, route, actor = self._union, None, NOWHERE, None
+            served_before, snapshot, route, actor = self._union, None, NO_RELATION, None
             try:
                 if procedure is None:
                     snapshot = self._served.get(role) or self._served_as(role)
@@ -172,10 +174,7 @@ class Dispatcher:
                 identity = identity_for(role, caller, route.schema)
                 with self.backend.database.identity(identity) as actor:
                     if procedure is not None:
-                        given = {each: unwrap(value) for each, value in kwargs.items()}
-                        answer = await procedure(caller, list(map(unwrap, args)), given)
-                        self._check_kept(name, actor, answer)
-                        return answer
+                        return await self._run_procedure(name, args, kwargs, caller, actor)
                     assert snapshot is not None
                     call = Call(
                         id,
@@ -191,23 +190,33 @@ class Dispatcher:
                         progress,
                     )
                     if handler is None and (inside or IDEMPOTENCY_KEY in kwargs):
-                        call = self._admitted(call)
+                        call = self._admit(call)
                     return await (handler or self._perform)(call)
             except Exception as error:
-                # What COMMIT refuses in a procedure is said in terms of what the role is served, too.
+                # A procedure has no snapshot, but its COMMIT may violate a constraint that the role knows.
                 served = snapshot or self._served.get(role)
                 found = self._refusal(error, actor, snapshot, route.relation, served)
                 may_repeat = not (last or state.begun or name in self._once)
-                if not await self._newer(found, before, may_repeat):
+                if not await self._should_repeat(found, served_before, may_repeat):
                     if found is error:
                         raise
                     raise found from error
         raise AssertionError(name)
 
-    def _check_kept(self, name: str, actor: Actor, answer: Any) -> None:
-        """Check the size of an answer whose changes are kept: the serializer could not say so."""
+    async def _run_procedure(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        caller: Caller,
+        actor: Actor,
+    ) -> Any:
+        given = {each: unwrap(value) for each, value in kwargs.items()}
+        answer = await self._procedures[name](caller, list(map(unwrap, args)), given)
         if actor.committed and name in self._once:
+            # The serializer would refuse it as too large, without saying that the changes are kept.
             fit(answer, self.backend.max_bytes)
+        return answer
 
     async def _in_transaction(
         self,
@@ -217,11 +226,12 @@ class Dispatcher:
         caller: Caller,
         state: CallState,
     ) -> Any:
+        """Answer a call of a transaction that the caller holds open."""
         if self._interactive is None:
             raise ended("stopped")
         if self.backend.database.level is not None:
-            raise no_operation("tx")
-        # The name has the transaction's secret; the log has that of the operation.
+            raise not_in_transaction("tx")
+        # The name contains the transaction's secret, so the log shows the operation's name instead.
         id, role = f"{random.getrandbits(128):032x}", self._roles.of(caller)
         ORIGIN.set(Origin(id, "tx", role, "interactive"))
         served = self._served.get(role)
@@ -229,20 +239,26 @@ class Dispatcher:
         return await self._interactive.answer(name, args, kwargs, caller, state, catalog)
 
     async def _perform(self, call: Call, step: Any = None) -> Any:
-        """Answer a call of a verb, by a step that is made already; alone, or in the transaction around it."""
+        """
+        Answer a call of a verb, by itself or in the transaction that it is made in.
+
+        Args:
+            call: The call.
+            step: What the handler has returned, if the call was prepared before.
+        """
         if step is None:
-            assert call.verb.handler is not None  # no name is a route to such a verb
+            assert call.verb.handler is not None  # no route leads to a verb without a handler
             step = call.verb.handler(call)  # request → plan → statement
         if call.keyed is not None:
             step = once_only(self.backend.database, call, call.keyed, step)
         if not isinstance(step, Step):
-            # what takes several steps runs and shapes each by itself, but perhaps for the last
+            # A verb of several steps runs and shapes them itself; it may return the last one to be run here.
             step = await step
             if not isinstance(step, Step):
                 return step
         running = call.run(step)
-        # What looks for a missing row sends a statement more, which operations behind it must
-        # not overtake: they wait for the answer.
+        # If `missing` may send another statement, operations behind this one must not be sent ahead
+        # of that statement: they wait for the answer.
         call.state.sent = not callable(step.missing)
         call.state.plain = step.plain
         return step.shape(await running)
@@ -251,9 +267,10 @@ class Dispatcher:
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], caller: Caller
     ) -> Prepared | None:
         """
-        Prepare a call in a transaction, without the database; None where `answer` does it all.
+        Prepare a call in a transaction, without the database.
 
-        That is for procedures, and for what is refused: it says why.
+        Returns None for procedures written by hand and for calls that are refused: `answer` runs the
+        former, and raises the refusal of the latter.
         """
         if self.is_procedure(name):
             return None
@@ -262,9 +279,9 @@ class Dispatcher:
             snapshot = self._served.get(role) or self._served_as(role)
             route = snapshot.routes.get(name) or self._route(snapshot, name)
             with self.backend.database.identity(identity_for(role, caller, route.schema)) as actor:
-                about = route.verb, route.relation, route.functions
-                whole = *about, args, kwargs, caller, snapshot, self.backend, CallState()
-                call = self._admitted(Call("", *whole))
+                target = route.verb, route.relation, route.functions
+                call = Call("", *target, args, kwargs, caller, snapshot, self.backend, CallState())
+                call = self._admit(call)
                 assert call.verb.handler is not None
                 step = call.verb.handler(call)
         except Exception:
@@ -273,12 +290,17 @@ class Dispatcher:
         reads = reads and call.relation is not None and not call.relation.side_effects
         return Prepared(step, actor, lambda _: self._perform(call, step), reads)
 
-    def _admitted(self, call: Call) -> Call:
-        """Return a call with its key, if it can be made in the transaction around it."""
+    def _admit(self, call: Call) -> Call:
+        """
+        Return the call with its idempotency key.
+
+        Raises:
+            InvalidArgument: A call with these arguments cannot be made in a transaction.
+        """
         inside = self.backend.database.level is not None
-        verb, about = call.verb, call.relation or call.functions[0]
+        verb, target = call.verb, call.relation or call.functions[0]
         if inside and verb.progress is not None:
-            raise no_operation(verb.name)
+            raise not_in_transaction(verb.name)
         if RECEIPT in call.kwargs and inside and _option(call, RECEIPT):
             raise InvalidArgument(
                 "an operation of a transaction has no receipt of its own",
@@ -290,7 +312,7 @@ class Dispatcher:
         key = _option(call, IDEMPOTENCY_KEY)
         if key is not None and inside:
             raise no_key("an operation of a transaction has no key of its own", "the whole has one")
-        procedure = (about.schema, about.name, verb.name)
+        procedure = (target.schema, target.name, verb.name)
         return replace(call, keyed=self.keyed(procedure, call.args, call.kwargs, key, call.caller))
 
     def keyed(
@@ -302,10 +324,10 @@ class Dispatcher:
         caller: Caller,
     ) -> Keyed | None:
         """
-        Return what a call is kept as; None without a key.
+        Return the record that identifies a call under its idempotency key; None without a key.
 
         Raises:
-            InvalidArgument: The key is no key.
+            InvalidArgument: The key is not a valid one.
             NotAuthorized: The caller is anonymous.
         """
         key = idempotency_key_of(key)
@@ -317,14 +339,14 @@ class Dispatcher:
                 hint="log in: a key belongs to an authid, and an anonymous session gets another one"
                 " each time",
             )
-        # By all else of the arguments it is told whether a second call is the same one.
+        # All other arguments decide whether a second call with the key is the same call.
         rest = {name: value for name, value in kwargs.items() if name != IDEMPOTENCY_KEY}
-        # With the role: what one role was answered is not for another.
-        role, most = self._roles.of(caller), self.backend.max_bytes
-        return Keyed(key_id(caller, key), role, procedure, args, rest, most)
+        # The role is part of it: what one role was answered must not reach another.
+        role, max_bytes = self._roles.of(caller), self.backend.max_bytes
+        return Keyed(key_id(caller, key), role, procedure, args, rest, max_bytes)
 
     def refused(self, error: Exception, call: Call) -> Exception:
-        """Return the refusal that the caller of a call that goes on gets for an error."""
+        """Return the refusal for an error that ends a lasting call, such as a watch."""
         return self._refusal(error, None, call.snapshot, call.relation, call.snapshot)
 
     def _refusal(
@@ -335,7 +357,17 @@ class Dispatcher:
         relation: Relation | None,
         served: Snapshot | None,
     ) -> Exception:
-        """Return the refusal that a caller gets for an error; the error itself if it is a bug."""
+        """
+        Return the refusal that a caller gets for an error; the error itself if it is a bug.
+
+        Args:
+            error: What ended the call.
+            actor: Whose statements they were, once it is known.
+            snapshot: What the call was answered from; None for procedures written by hand.
+            relation: The relation of the call, if it has one.
+            served: The snapshot that names constraints and columns, if there is one.
+        """
+        # An error that claims that nothing was changed would be wrong, and its caller might repeat the call.
         if actor is not None and actor.committed:
             if isinstance(error, TooLarge):
                 error = committed_despite(error)
@@ -346,7 +378,7 @@ class Dispatcher:
         if not isinstance(error, ServiceError):
             found = refusal(error, served.catalog if served else None, relation)
             if found is None:
-                # An error that nothing explains may come of a catalog that is out of date.
+                # An unexpected error may come from an outdated catalog: the next call meets a newer one.
                 self.refresh()
             return found or error
         if isinstance(error, UnknownArgument) and relation and error.name in relation.columns:
@@ -355,129 +387,55 @@ class Dispatcher:
             error.details["hint"] = snapshot.at_hand(relation, error.details["hint"])
         return error
 
-    async def _newer(self, error: Exception, before: Snapshot | None, may_repeat: bool) -> bool:
+    async def _should_repeat(
+        self, error: Exception, served_before: Snapshot | None, may_repeat: bool
+    ) -> bool:
         """
-        Return whether a refused call is worth another attempt: another catalog is served by now.
+        Return whether to answer a refused call again, because another catalog is served by now.
 
         Args:
             error: The refusal.
-            before: What was served when the call was refused.
-            may_repeat: Whether it may be answered again at all.
+            served_before: The snapshot of all roles when the attempt began.
+            may_repeat: Whether the call may be answered again at all.
         """
         if not (isinstance(error, ServiceError) and depends_on_catalog(error)):
             return False
-        # Even for a call that is not repeated: the next one then meets the newer catalog.
+        # Even if this call is not repeated, the next one then meets the newer catalog.
         current = self.refresh()
         if not may_repeat:
             return False
         if not await current:
-            # The catalog may be old, and cannot be read just now.
+            # The catalog may be outdated, and the database does not answer now.
             error.details |= {"retry": True, "retry_after": RETRY_AFTER}
             return False
-        return self._union is not before
+        return self._union is not served_before
 
     def _route(self, snapshot: Snapshot, name: str) -> Route:
-        """
-        Find what a name stands for, and keep it.
-
-        Raises:
-            NoSuchProcedure: There is nothing of that name; `hint` names the nearest.
-        """
-        try:
-            return snapshot.keep(name, self._found(snapshot, name))
-        except NoSuchProcedure as error:
-            if name.startswith(head := f"{self.prefix}."):
-                bare = clip(name.removeprefix(head))
-                error.details["hint"] = f'did you mean "{bare}", without the prefix?'
-            elif hint := self._written_hint(name):
-                error.details["hint"] = hint
-            raise
-
-    def _written_hint(self, name: str) -> str | None:
-        """Return the hint for a procedure written by hand that is called nearly so."""
-        head, _, last = name.rpartition(".")
-        beside = [each for each in self._procedures if each.rpartition(".")[0] == head]
-        lasts = [each.rpartition(".")[2] for each in beside]
-        # Before them the verbs: what is as near to one of those is meant for it.
-        hint = nearest(last, [*self.verbs, *lasts])
-        return hint if hint and hint == nearest(last, lasts) else None
-
-    def _found(self, snapshot: Snapshot, name: str) -> Route:
-        parsed = self._as_relation(snapshot, parse_name(name, self._procedures))
-        first, *others = snapshot.catalog.schemas
-        # sessions search the first schema as it is
-        schema = parsed.schema if parsed.schema in others else ""
-        home = first if parsed.schema is None else parsed.schema
-        if isinstance(parsed, FunctionName):
-            functions = snapshot.catalog.function(home, parsed.function)
-            route = Route(self._verb_of_function(parsed.verb), None, functions, schema)
-        else:
-            relation = snapshot.catalog.relation(home, parsed.relation)
-            route = Route(self._verb(snapshot, relation, parsed.verb), relation, (), schema)
-        return route
-
-    def _verb(self, snapshot: Snapshot, relation: Relation, name: str) -> Verb:
-        verb = self.verbs.get(name)
-        if verb is None or verb.handler is None:
-            raise NoSuchProcedure(
-                f'"{relation.name}" has no verb "{clip(name)}"',
-                relation=relation.name,
-                hint=snapshot.at_hand(relation, synonym_hint("verb", name, self.verbs) or "")
-                or nearest(name, list(self.verbs))
-                or f"verbs: {', '.join(self.verbs)}",
-            )
-        if verb.writes and verb.rights[0] not in relation.accepted_writes:
-            raise NoSuchProcedure(
-                f'"{relation.name}" is a {relation.kind} that takes no {name}',
-                relation=relation.name,
-                hint="a view takes what PostgreSQL can write through it, or a trigger for it",
-            )
-        return verb
-
-    def _verb_of_function(self, name: str | None) -> Verb:
-        if name is None:
-            return FUNCTION
-        verb = self.verbs.get(name)
-        if verb is None or verb.handler is None or not verb.on_functions:
-            known = [each for each, verb in self.verbs.items() if verb.on_functions]
-            raise NoSuchProcedure(
-                f'a function has no verb "{clip(name)}"',
-                hint=synonym_hint("verb", name, known)
-                or nearest(name, known)
-                or f"verbs: {', '.join(known)}",
-            )
-        return verb
-
-    def _as_relation(self, snapshot: Snapshot, name: Name | FunctionName) -> Name | FunctionName:
-        """Return "app.fn.find" as a verb's name where the schema has a relation "fn"."""
-        if isinstance(name, Name) or name.schema is None or name.verb is not None:
-            return name
-        known = (name.schema, FN) in snapshot.catalog.relations and name.function in self.verbs
-        return Name(name.schema, FN, name.function) if known else name
+        return find_route(snapshot, name, self.verbs, self._procedures.keys(), self.prefix)
 
     def is_procedure(self, name: str) -> bool:
-        """Return whether a name stands for code, and so for nothing of the catalog."""
+        """Return whether a name is a procedure written by hand, and not one of the catalog."""
         return name in self._procedures or name.startswith(TX)
 
     @property
     def served(self) -> Snapshot:
         """
-        Return the snapshot of what is served to any role now.
+        Return the current snapshot of everything that any role may use.
 
         Raises:
-            Unavailable: The database was not read yet.
+            Unavailable: The catalog has not been read yet.
         """
         if self._union is None:
-            raise _unread()
+            raise _not_loaded()
         return self._union
 
     def served_to(self, caller: Caller) -> Snapshot:
         """
-        Return the snapshot of what is served to a caller now: what the caller's role may use.
+        Return the current snapshot of what the caller's role may use.
 
         Raises:
             NotAuthorized: The caller has no role in the database.
-            Unavailable: The database was not read yet.
+            Unavailable: The catalog has not been read yet.
         """
         return self._served_as(self._roles.of(caller))
 
@@ -485,26 +443,26 @@ class Dispatcher:
         snapshot = self._served.get(role)
         if snapshot is None:
             if self._union is None:
-                raise _unread()
+                raise _not_loaded()
             raise NotAuthorized("the database role of these callers is not there, or not ours")
         return snapshot
 
     def role_of(self, caller: Caller) -> str:
         """
-        Return the database role of a caller; "" for that of the service.
+        Return the database role of a caller; "" for the service's own.
 
         Raises:
-            NotAuthorized: It has none.
+            NotAuthorized: The caller has none.
         """
         return self._roles.of(caller)
 
     def renewed(self, call: Call) -> Call:
         """
-        Return a call as it would be made by what is served now.
+        Return a call with the current snapshot in place of the one that it was made from.
 
         Raises:
-            NoSuchProcedure: What it is about is gone.
-            NotAuthorized, Unavailable: As those of `served_to`.
+            NoSuchProcedure: Its relation or function no longer exists.
+            NotAuthorized, Unavailable: As `served_to` raises them.
         """
         snapshot = self.served_to(call.caller)
         if call.relation is not None:
@@ -516,29 +474,36 @@ class Dispatcher:
 
     @property
     def ready(self) -> bool:
-        """Return whether there is anything served yet."""
+        """Return whether the catalog has been read."""
         return self._union is not None
 
     def register(self, verb: Verb) -> None:
-        """Serve one more verb of relations, or another one of the same name."""
+        """Serve a verb, in place of another one of the same name if there is one."""
         self.verbs[verb.name] = verb
         for each in self._served.values():
-            # A route has the verb itself, not its name.
+            # A route refers to the verb itself, not to its name.
             each.routes.clear()
 
     def add(self, procedures: Mapping[str, Procedure], once: bool = True) -> None:
-        """Serve procedures by name, of which some run once; they win over generated ones."""
+        """
+        Serve procedures written by hand; they take precedence over generated ones.
+
+        Args:
+            procedures: The procedures by name.
+            once: Whether to answer a call only once, even if an outdated catalog may have refused it:
+                the procedure may have had effects.
+        """
         self._procedures.update(procedures)
         if once:
             self._once |= procedures.keys()
 
     def serve(self, union: Snapshot, snapshots: Mapping[str, Snapshot]) -> None:
-        """Serve other catalogs from now on, to any role and by role; running calls keep theirs."""
+        """Replace the snapshot of all roles, and those by role; running calls keep theirs."""
         self._union = union
         self._served = snapshots
 
     def share(self, forward: Forward) -> None:
-        """Pass calls on to other processes that have what they belong to."""
+        """Forward calls of an upload to the process that holds the upload."""
         self._importing.forward = forward
 
     def hold(self, interactive: Interactive) -> None:
@@ -547,12 +512,12 @@ class Dispatcher:
         self.add({BEGIN: interactive.begin})
 
     def departed(self, session: int | None = None) -> None:
-        """Drop what a caller's session has begun; without one, what any has: no router is there."""
+        """Drop the leases of a session that has left; all leases if None: the router is lost."""
         for leases in self._leases():
             leases.departed(session)
 
     def stop(self) -> None:
-        """Begin nothing that outlasts its call, and end what no call is at."""
+        """Open no more leases, and drop those that no call uses."""
         for leases in self._leases():
             leases.stop()
 
@@ -565,13 +530,13 @@ class Dispatcher:
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], session: int | None
     ) -> Any:
         """
-        Answer a call that another process of the service has passed on: one of an upload of ours.
+        Answer a call that another process of the service has forwarded; it belongs to an upload here.
 
-        It is made as the one who began the upload. Who passes it on says nothing but the session,
-        which has to be that one's, so that it can give nobody other rights.
+        The call runs with the rights of the caller that began the upload. The other process sends the
+        session id alone, and it has to be that caller's, so forwarding cannot grant other rights.
 
         Raises:
-            ServiceError: Any refusal.
+            ServiceError: The call is refused.
         """
         if not name.endswith(".import"):
             raise NotAuthorized("only calls of an upload are passed on")
@@ -580,18 +545,18 @@ class Dispatcher:
 
 
 def _option(call: Call, name: str) -> Any:
-    """Return an option of what writes; None where it is none, as an argument of a function."""
+    """Return an option of a call that writes; None if a function has a parameter of that name."""
     if call.verb is FUNCTION:
         return given_option(call.functions, call.kwargs, name)
     return call.kwargs.get(name) if call.verb.writes else None
 
 
 def depends_on_catalog(error: ServiceError) -> bool:
-    """Return whether the same call might be answered from another catalog."""
+    """Return whether the same call might succeed with another catalog."""
     if isinstance(error, Unavailable):
         return error.details.get("sqlstate") in STALE
     return isinstance(error, _CATALOG_ERRORS)
 
 
-def _unread() -> Unavailable:
+def _not_loaded() -> Unavailable:
     return Unavailable("the database has not been reached yet")

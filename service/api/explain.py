@@ -1,9 +1,9 @@
 """
 The procedure `explain`: how PostgreSQL would answer a read.
 
-The call is routed, parsed and planned as if it were made, with the rights and claims of its caller.
-Its statements are given to EXPLAIN with the values of the call, which stand in their text as they do
-when it is made: PostgreSQL plans for these values, and has no plan for all.
+The call is routed, parsed and planned as if it were made, with the rights and claims of its caller. EXPLAIN
+gets its statements with the values of the call as literals in the text, as when the call is made, so
+PostgreSQL makes a custom plan for these values, not a generic one.
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ from service.request.watch_request import parse_options, parse_watched
 
 class ExplainProcedure:
     """
+    Answers `explain`.
+
     Args:
-        dispatcher: Finds out what is called, and for whom.
-        max_watched: Rows of one result that is watched.
+        dispatcher: Routes the call that is explained.
+        max_watched: Maximum number of rows of a watched query.
     """
 
     def __init__(self, dispatcher: Dispatcher, max_watched: int) -> None:
@@ -73,11 +75,11 @@ class ExplainProcedure:
         Answer `explain`: the plans of a call's statements, in the order in which they would run.
 
         Raises:
-            InvalidArgument: It is no call that only reads.
+            InvalidArgument: The call is not one that only reads.
         """
         request = parse_explain(args, kwargs)
         operation = request.operation
-        # Code has no statements before it runs.
+        # The statements of a procedure written by hand are not known before it runs.
         if self._dispatcher.is_procedure(operation.name):
             raise self._no_read(operation.name)
         plans: list[Any] = await self._dispatcher.answer(
@@ -104,7 +106,7 @@ class ExplainProcedure:
                 )
             args = (call.snapshot.codec, statement, parsed.values, request.analyze)
             seconds = request.timeout or parsed.timeout
-            # Whatever it calls, nothing is written to explain it.
+            # With analyze the statement runs; a READ ONLY transaction refuses the writes of functions in it.
             step = Step(explain_txn, args, lambda plan: plan, seconds, "read only")
             plans.append(await call.run(step))
         return plans

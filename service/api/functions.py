@@ -24,10 +24,10 @@ from service.sql.statement import Statement
 
 def call_function(call: Call) -> Step:
     """
-    Prepare a call of a function, or of a procedure: that one may commit, and so stands alone.
+    Prepare a call of a function, or of a procedure, which may commit and so runs in no transaction.
 
     Raises:
-        InvalidArgument: No function of the name takes these arguments, or several do.
+        InvalidArgument: No overload takes these arguments, or several do.
     """
     parsed = parse_call(call.functions, call.args, call.kwargs, call.snapshot.catalog)
     step = _step(call, parsed)
@@ -38,15 +38,15 @@ def _step(call: Call, parsed: Parsed[CallRequest]) -> Step:
     snapshot, backend = call.snapshot, call.backend
     request, function = parsed.request, parsed.request.function
     limit = backend.limits.max_rows
-    # One row more than may be sent, to tell when there are too many.
+    # One row more than may be sent shows that there are too many.
     statement = snapshot.statement(_call, function, (request, limit + 1))
     answer = answer_kind(snapshot.catalog, function)
-    # Other answers are one column, "answer", of which `_answer` makes lists by itself.
+    # Any other result is one column, "answer", from which `_answer` makes the lists.
     form = request.form if answer in ("row", "rows") or request.form == "json" else "dicts"
     shape = Shape(form, backend.max_bytes)
     shaped = partial(_answer, snapshot.catalog, request, statement, answer)
     if function.procedure:
-        call.state.begun = True  # what it has committed stays
+        call.state.begun = True  # it may have committed before it fails
         return Step(
             write_txn,
             (snapshot.codec, lambda: statement, parsed.values, None, shape),
@@ -57,14 +57,18 @@ def _step(call: Call, parsed: Parsed[CallRequest]) -> Step:
     has_verbs = result_columns(snapshot.catalog, function) is not None
     most = request.max_affected
     args = (call_txn, snapshot.codec, statement, parsed.values, limit, most, shape, has_verbs)
-    # A STABLE function may call a volatile one that writes: in a transaction that can only read it cannot.
+    # A STABLE function may call a volatile one, whose writes a READ ONLY transaction refuses.
     if function.reads:
         return Step(read_only_txn, args, shaped, parsed.timeout, "read only")
     return Step(fitting_txn, (backend.max_bytes, *args), shaped, parsed.timeout, "atomic")
 
 
 def _receipted(call: Call, function: Function, step: Step) -> Step:
-    """Return the step that answers a receipt as well: a statement more, as there may be no row."""
+    """
+    Return the step that answers a receipt as well.
+
+    The transaction's id is read by a statement of its own, since the call may return no row to carry it.
+    """
     if function.procedure and call.keyed is None:
         raise InvalidArgument(
             "a procedure has no receipt: it may commit several transactions",
@@ -87,7 +91,7 @@ def _call(catalog: Catalog, _: Function, shape: tuple[CallRequest, int]) -> Stat
 def _answer(
     catalog: Catalog, request: CallRequest, statement: Statement, answer: Answer, rows: list[Any]
 ) -> Any:
-    """Return what a function answers, made of the rows of its statement."""
+    """Return the answer of a function, from the rows of its statement."""
     if request.form == "json":
         if answer == "nothing":
             return "null"

@@ -63,7 +63,7 @@ def once_only(
         step = step.large or step
         args = (keyed, step.function, step.args, step.shape)
         return replace(
-            step, function=keyed_txn, args=args, shape=lambda result: result, access="whole"
+            step, function=keyed_txn, args=args, shape=lambda result: result, access="transaction"
         )
     # Made already for the first attempt; each further one makes its own.
     made = [step]

@@ -1,10 +1,10 @@
 """
-The verb import: rows of any number, in one call or in many, as one COPY in a transaction.
+The verb import: any number of rows, in one call or in several, as one COPY in a transaction.
 
-The calls of an upload belong to one session, and to the process that has its transaction open until
-the call that says `done`: another replica that gets one passes it on. What ends a lease, or an
-error, ends the upload, and nothing is kept. Rows whose model has validations are validated one by
-one, as those of `create`.
+Several calls are an upload. It belongs to one session, and to the process that holds its transaction open
+until the call with `done`; another replica forwards the calls to that process. An error, or the end of the
+upload's lease, rolls the upload back. If the model of the relation has validations, it validates each row,
+as in `create`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.task import deferLater
 
-from service.api.call import Call, Snapshot, no_operation
-from service.api.csv import Record, header_of, split, whole
+from service.api.call import Call, Snapshot, not_in_transaction
+from service.api.csv import Record, complete, header_of, split
 from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason, process_of
 from service.api.rules import made_of
@@ -40,44 +40,46 @@ from service.sql.copy_in import CopyIn, copy_in
 
 Rows = list[Mapping[str, Any]]
 Fields = tuple[Any, Mapping[str, Text]]
-"""A row as its model sees it, and the texts of what it sees less exactly than it came."""
+"""A row as its model sees it, and the original text of values that the model sees with less precision."""
 
 SMALL = 16 * 1024
-"""Characters of CSV that are taken apart in a moment; more are in a pool thread."""
+"""Characters of CSV that the reactor thread parses; more are parsed in a pool thread."""
 
 MANY = 100
-"""Rows of one call from which on they are looked through in a pool thread."""
+"""Rows of one call; more are searched for their columns in a pool thread."""
 HEADER = 64 * 1024
-"""Characters of a header, at most."""
+"""Maximum length of a CSV header, in characters."""
 MARK = "\ufeff"
-"""What some programs put before a text."""
+"""The byte order mark, with which some programs begin a text."""
 
-YIELD = 0.5
-"""How much of the time that a call of an upload took is left to others before its answer."""
+PAUSE_RATIO = 0.5
+"""Pause before the answer to a call of an upload, as a part of the time that the call took."""
 
-LONGEST = 0.25
-"""Seconds of it at most: a call that took longer has waited for the database, not worked here."""
+MAX_PAUSE = 0.25
+"""Seconds of that pause at most: a call that took longer has waited for the database, not worked here."""
 
 Forward = Callable[[str, str, Sequence[Any], Mapping[str, Any], Caller], Awaitable[Any]]
-"""Makes a call at another process: its id, the name of the procedure, arguments, who calls."""
+"""Calls another process of the service: its id, the procedure's name, args, kwargs, and the caller."""
 
 
 class Importing:
     """
+    Answers `import`, and holds the uploads of this process.
+
     Args:
-        database: Where the rows go.
-        limits: What a call may ask for, and how long an upload may lie idle.
-        process: Which has the uploads that begin here.
+        database: The database to import into.
+        limits: The bounds on what a call may ask for, and the idle time of an upload.
+        process: The id of this process.
 
     Attributes:
-        forward: Passes a call on to the process that has its upload, if there may be others.
+        forward: Forwards a call to the process that holds its upload; None for a single process.
     """
 
     def __init__(self, database: Database, limits: Limits, process: str) -> None:
         self._database = database
         self._limits = limits
         self.forward: Forward | None = None
-        # Each holds a connection, and other calls need some, too.
+        # Each upload holds a connection, and two are left for other calls.
         total = max(1, database.pool.scheduler.limits.most - 2)
         self.uploads: Leases[Upload] = Leases(
             *(database.reactor, process, "upload", total, (total + 1) // 2),
@@ -86,13 +88,13 @@ class Importing:
 
     async def take(self, call: Call) -> Any:
         """
-        Answer `import`: how many rows were written, or the upload that goes on.
+        Answer `import`: the number of rows written, or the id of an upload that expects further calls.
 
         Raises:
-            NotAuthorized: The upload is another session's.
-            Conflict: The process that had it has stopped.
-            Unavailable: There are as many uploads as may be.
-            ServiceError: What is wrong with the rows; nothing is kept.
+            NotAuthorized: The upload belongs to another session.
+            Conflict: The process that held it has stopped.
+            Unavailable: The maximum number of uploads is open.
+            ServiceError: A row is refused; nothing is kept.
         """
         request, caller, relation = parse_import(call.args, call.kwargs), call.caller, call.relation
         assert relation is not None
@@ -100,9 +102,11 @@ class Importing:
             raise no_key("an upload has no idempotency key", "a call that brings all rows has")
         if request.upload is None and request.done:
             upload = Upload(self._database, call.snapshot, relation, request)
-            return await self._whole(upload, request)
+            return await self._import_at_once(upload, request)
         if self._database.level is not None:
-            raise no_operation("import", "an import of one call can be: all rows, and no upload")
+            raise not_in_transaction(
+                "import", "an import of one call can be: all rows, and no upload"
+            )
         call.state.begun = True  # a refusal ends the upload
         if request.upload is None:
             upload = Upload(self._database, call.snapshot, relation, request)
@@ -116,7 +120,7 @@ class Importing:
         if (home.schema, home.name) != (relation.schema, relation.name):
             raise InvalidArgument(f'the upload goes into "{home.name}"', path="upload")
         if self.forward is not None and lease.calls:
-            # By way of another process a call is overtaken by the next, and CSV may be cut anywhere.
+            # A forwarded call can be overtaken by the next one, and CSV may be cut anywhere.
             self.uploads.drop(lease, "failed")
             raise InvalidArgument(
                 "an upload has one call at a time where several services share the procedures",
@@ -130,8 +134,8 @@ class Importing:
         Return the lease of a session's upload.
 
         Raises:
-            InvalidArgument: There is none.
-            NotAuthorized: It is another session's.
+            InvalidArgument: There is no such upload.
+            NotAuthorized: It belongs to another session.
             Conflict: The service is stopping, and has ended it.
         """
         lease = self.uploads.find(id, session) if isinstance(id, str) else None
@@ -141,7 +145,7 @@ class Importing:
             raise _no_such_upload()
         return lease
 
-    async def _whole(self, upload: Upload, call: ImportRequest) -> Any:
+    async def _import_at_once(self, upload: Upload, call: ImportRequest) -> Any:
         try:
             return await self._database.within(call.timeout, _all(upload, call))
         except BaseException as error:
@@ -150,13 +154,13 @@ class Importing:
             raise
 
     async def _one(self, lease: Lease[Upload], call: ImportRequest) -> Any:
-        """Make one call of an upload, after those before it."""
+        """Run one call of an upload, after the earlier ones."""
         upload = lease.held
         with self.uploads.use(lease):
             try:
                 await upload.lock.acquire()
                 try:
-                    if upload.over:  # what came before has failed, or was the last
+                    if upload.over:  # an earlier call has failed, or was the last
                         raise _no_such_upload()
                     if call.done:
                         answer = await self._database.within(call.timeout, _all(upload, call))
@@ -173,30 +177,30 @@ class Importing:
                 raise
 
     async def _part(self, upload: Upload, call: ImportRequest) -> None:
-        """Write the rows of a call, then pause before it is answered: others have a turn."""
+        """Write the rows of a call, and pause before the answer, so that other calls get their turn."""
         reactor = self._database.reactor
         began = reactor.seconds()
         await self._database.within(call.timeout, upload.take(call))
-        await deferLater(reactor, min(LONGEST, YIELD * (reactor.seconds() - began)))
+        await deferLater(reactor, min(MAX_PAUSE, PAUSE_RATIO * (reactor.seconds() - began)))
 
 
 class Upload:
     """
-    The rows of one import, on their way in.
+    One import that is under way.
 
-    The transaction begins with the first rows, and ends with `finish` or `drop`.
+    Its transaction begins with the first rows, and ends with `finish` or `drop`.
 
     Args:
-        database: Where they go.
-        snapshot: The catalog that the first call met.
-        relation: Where in it.
-        first: The first call, which says what holds for all.
+        database: The database to import into.
+        snapshot: The snapshot of the first call.
+        relation: The relation to import into.
+        first: The first call, whose options hold for all calls.
 
     Attributes:
-        lock: One call at a time, in their order.
-        over: Whether it was finished or dropped.
-        receipt: Whether its transaction's id is wanted.
-        tx: That id, in the end.
+        lock: Lets one call run at a time, in their order.
+        over: Whether the import was finished or dropped.
+        receipt: Whether the answer has the id of the transaction.
+        tx: That id, once all rows are written.
     """
 
     def __init__(
@@ -224,10 +228,10 @@ class Upload:
 
     async def take(self, call: ImportRequest) -> None:
         """
-        Write the rows of one call; done when the COPY has them.
+        Write the rows of one call; return when the COPY has received them.
 
         Raises:
-            InvalidArgument: They are no rows, or not like those before.
+            InvalidArgument: They are not rows, or CSV after rows, or rows after CSV.
             ServiceError, psycopg2.Error: The import has failed.
         """
         if call.empty:
@@ -242,7 +246,7 @@ class Upload:
             self._rows = await self._validator.of_rows(rows) if self._validator else rows
             await self._put(self._rows)
             return
-        # Anywhere but at the very beginning the mark is a character like others.
+        # Only at the very beginning is it a byte order mark.
         text = call.csv if self._begun else call.csv.removeprefix(MARK)
         self._begun = True
         await self._put(
@@ -250,7 +254,7 @@ class Upload:
         )
 
     def rows(self) -> Iterator[GivenRow]:
-        """Yield the rows of the last call; of CSV there are none."""
+        """Yield the rows of the last call, to name the failing one in an error; none of CSV."""
         catalog, conflict = self._snapshot.catalog, self._first.conflict
         return imported_rows(catalog, self.relation, self._rows, self._names or (), conflict)
 
@@ -258,7 +262,7 @@ class Upload:
         """Commit; return the number of rows written."""
         if self._csv and self._validator and not self._validator.ended:
             await self._put(await self._validator.of_csv("", last=True))
-        if self._head:  # and no rows
+        if self._head:  # a header whose line does not end, and no rows
             await self._put(self._head)
         if self._feed is None or self._written is None:
             return 0
@@ -270,16 +274,16 @@ class Upload:
         self.over = True
         if self._feed is not None and self._written is not None:
             self._feed.fail(Canceled())
-            # Nobody waits for it any more, and Twisted would log its failure as an unhandled one.
+            # No call awaits it any more, and Twisted would log an unhandled error.
             self._written.addErrback(lambda _: None)
             self._written.cancel()
 
     def _headed(self, text: str) -> str:
-        """Keep the beginning of CSV until its header is whole."""
+        """Return the CSV to send, "" until its header is complete."""
         if self._feed is not None or self._names is not None:
             return text
         text, self._head = self._head + text, ""
-        if whole(text[:HEADER]):
+        if complete(text[:HEADER]):
             return text
         if len(text) > HEADER:
             raise _no_header()
@@ -291,13 +295,13 @@ class Upload:
             return
         if self._feed is None:
             names = await self._columns(given)
-            if self.over:  # while it was read
+            if self.over:  # dropped while the columns were read in a pool thread
                 raise Canceled
             self._feed = self._start(names, isinstance(given, str))
         await self._feed.put(given)
 
     def _start(self, names: list[tuple[str, str]], csv: bool) -> CopySource:
-        """Begin the transaction: now it is known what the rows are made of."""
+        """Begin the transaction, now that the columns are known."""
         catalog, columns = self._snapshot.catalog, self.relation.columns
         for name, path in names:
             if name not in columns and is_nested(catalog, self.relation, name, row=False):
@@ -311,7 +315,7 @@ class Upload:
         return feed
 
     async def _write(self, statements: CopyIn, feed: CopySource) -> int:
-        # In a transaction around it all rows are here, and COPY is a statement like any other.
+        # In a batch, which takes no uploads, all rows are here, and COPY is a statement like any other.
         alone = self._database.level is None
         async with self._database.transaction():
             rows = int(await self._database.run(import_txn, statements, feed, alone))
@@ -321,7 +325,7 @@ class Upload:
 
     async def _columns(self, given: Any) -> list[tuple[str, str]]:
         """Return the columns of the import, each with the path that names it."""
-        if self._names is not None and not self._validator:  # a model may add to what was named
+        if self._names is not None and not self._validator:  # a model may set further columns
             return [(name, f"columns.{at}") for at, name in enumerate(self._names)]
         if isinstance(given, str):
             return [(name, f"csv.{name}") for name in header_of(given)]
@@ -354,7 +358,7 @@ def _no_header() -> InvalidArgument:
 
 
 def _named(rows: Sequence[Any]) -> list[tuple[str, str]]:
-    """Return the columns of rows, each with the first row that has it."""
+    """Return the columns of rows, each with the path of its first value."""
     found: dict[str, str] = {}
     for at, row in enumerate(rows):
         if not isinstance(row, Mapping) or not all(isinstance(name, str) for name in row):
@@ -375,13 +379,13 @@ class RowValidator:
     Validates the rows of an import by the model of their relation.
 
     Args:
-        database: For a thread, and turns of the reactor.
+        database: Runs the parser in a pool thread, and yields to the reactor.
         snapshot: The catalog, and the model.
-        relation: Whose rows.
-        columns: What rows that are lists, and CSV without a header, are made of.
+        relation: The relation of the rows.
+        columns: The columns of rows that are lists, and of CSV without a header.
 
     Attributes:
-        ended: Whether all of the CSV has come.
+        ended: Whether the last piece of CSV has come.
     """
 
     def __init__(
@@ -405,8 +409,8 @@ class RowValidator:
         Validate rows; return them as the model left them.
 
         Raises:
-            InvalidRow: The model refuses one; `line` is its number in the whole import.
-            InvalidArgument: One is no row; likewise.
+            InvalidRow: The model refuses a row; `line` is its number in the entire import.
+            InvalidArgument: A value is not a row; `line` likewise.
         """
         found = []
         for at, row in enumerate(rows):
@@ -419,12 +423,12 @@ class RowValidator:
         """
         Validate the rows that a piece of CSV completes; return them as the model left them.
 
-        In the transaction of an idempotency key none may come after the first were sent to COPY,
-        since what a model asks of the database would wait for the end of that.
+        In the transaction of an idempotency key all rows have to come in one piece: a query of the model
+        would wait for the end of the COPY, which would wait for the rows.
 
         Args:
             text: The piece.
-            last: Whether no more comes.
+            last: Whether it is the last one.
         """
         text, self._rest, self.ended = self._rest + text, "", last
         take = partial(_taken, self._snapshot, self._relation, text, last, self._names, self._line)
@@ -449,7 +453,7 @@ class RowValidator:
     async def _validated(
         self, row: Mapping[str, Any], texts: Mapping[str, Text], path: str
     ) -> Mapping[str, Any]:
-        # What a CSV has is a value, whatever it looks like.
+        # A field of CSV is always a value, never syntax such as a default.
         given = {
             name: value if name in texts else new_value(value, f"{path}.{name}")
             for name, value in row.items()
@@ -457,7 +461,7 @@ class RowValidator:
         given = {name: value for name, value in given.items() if value is not BY_DEFAULT}
         validated = await self._model.validate_insert(given, self._snapshot.codec, path)
         made = made_of(self._snapshot, self._relation, given, validated)
-        # A text is exacter than what the model saw; what the model has set is the last word.
+        # The text is more exact than the value that the model saw; what the model has set wins over both.
         return {**row, **texts, **{name: Literal(value) for name, value in made.items()}}
 
     def _named(self, row: Any, path: str) -> Mapping[str, Any]:
@@ -479,9 +483,10 @@ def _taken(
     line: int,
 ) -> tuple[tuple[str, ...] | None, list[tuple[int, Fields]], str, int]:
     """
-    Return the names, the rows with their lines, the rest of the CSV, and the last line.
+    Parse a piece of CSV, and return its names, the rows with their lines, the rest, and the last line.
 
-    Without names, its header has them. A row's line is its last one, as COPY reports it.
+    If no names are given, the first record is the header. The line of a row is its last one, as in the
+    errors of COPY.
     """
     records, rest = split(text, last)
     rows = []
@@ -515,7 +520,7 @@ def _row(snapshot: Snapshot, relation: Relation, names: Sequence[str], record: R
     for name, text in row.items():
         type = snapshot.catalog.plain(snapshot.catalog.type(relation.columns[name].type))
         if text is not None and type.form == "json":
-            # only there a text means something else on the wire, where numbers are less exact
+            # Only in JSON does a text differ from its wire value, whose numbers are less exact.
             row[name], texts[name] = _json(snapshot, type, name, text), Text(text)
     return row, texts
 

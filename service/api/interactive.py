@@ -20,7 +20,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 
-from service.api.call import CallState, no_operation
+from service.api.call import CallState, not_in_transaction
 from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason
 from service.catalog import Catalog
@@ -326,7 +326,7 @@ class Interactive:
             Unavailable: There are as many as may be.
         """
         if self._database.level is not None:
-            raise no_operation(BEGIN)
+            raise not_in_transaction(BEGIN)
         given = Arguments(args, kwargs, [], ["isolation", "read_only", "idle_timeout"])
         isolation = given.choice("isolation", ISOLATION)
         idle = seconds_of(given.value("idle_timeout"), "idle_timeout") or self._limits.idle

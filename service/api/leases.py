@@ -1,12 +1,12 @@
 """
-Leases: what a session holds in this process between its calls.
+Leases: what a session holds in this process between its calls, such as an upload.
 
-An upload, say, has a connection and an open transaction. A lease ends it when its calls stay out
-for too long, when its owner's session leaves, when the router is lost, or when the service stops,
-and bounds how many there are, of one session and of all. Why it ended stays known for a minute.
+A held resource, here a connection with an open transaction, is dropped when its idle time has passed, when
+the owner's session leaves, when the router is lost, or when the service stops. The number of leases is
+bounded, for each session and for all. The reason for an end stays known for a minute.
 
-An id begins with the process that has what is held: any replica behind shared registrations sees
-from the id alone whom to call.
+The id of a lease begins with the id of its process, so any replica behind shared registrations knows from
+it which process to call.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ Reason = Literal[
 """Why a lease has ended."""
 
 REMEMBERED = 60.0
-"""Seconds for which it is known why a lease ended."""
+"""Seconds for which the reason for the end of a lease is kept."""
 
 BRIDGE = "callers of an HTTP bridge are one session together"
 
 MOST_REMEMBERED = 10_000
-"""Ended leases that are remembered; a client that opens and ends them in a loop has no more."""
+"""Ended leases that are kept. It bounds the memory for a client that opens and ends them in a loop."""
 
 _ID = re.compile(r"([0-9a-f]{16})\.[\w-]{24}", re.ASCII)
 
 
 def new_process() -> str:
-    """Return an id for this process, different from that of every other one."""
+    """Return a random id for this process, unique among the processes of the service."""
     return secrets.token_hex(8)
 
 
 def process_of(id: str) -> str | None:
-    """Return the process that has a lease, by its id; None if it is no id at all."""
+    """Return the id of the process that holds a lease; None if `id` is not the id of a lease."""
     found = _ID.fullmatch(id)
     return found[1] if found else None
 
 
 class Held(Protocol):
-    """What a lease ends."""
+    """A resource that a lease holds."""
 
     def drop(self, reason: Reason) -> None:
-        """Undo what was begun, without waiting for it."""
+        """Start to roll back, without waiting for the end."""
 
 
 Thing = TypeVar("Thing", bound=Held)
@@ -61,13 +61,15 @@ Thing = TypeVar("Thing", bound=Held)
 
 class Lease(Generic[Thing]):
     """
-    What one session holds.
+    A resource that one session holds.
 
     Attributes:
-        id: Known to its owner alone, and unguessable.
-        owner: Whose it is.
-        held: What it is.
-        idle: Seconds between two calls, at most.
+        id: A secret of the owner.
+        owner: The caller that opened it.
+        held: The resource.
+        idle: Maximum time between two calls, in seconds.
+        calls: Number of calls that use it now.
+        timer: Ends it after the idle time; None while a call uses it.
     """
 
     def __init__(self, id: str, owner: Caller, held: Thing, idle: float) -> None:
@@ -84,12 +86,12 @@ class Leases(Generic[Thing]):
     The leases of one kind.
 
     Args:
-        clock: Measures how long they lie idle.
-        process: Which they are in.
-        kind: What they hold, as in "upload", for messages.
-        total: How many there may be.
-        session: How many of them one session may have.
-        hint: How it makes room for another one.
+        clock: Measures the idle time.
+        process: The id of this process.
+        kind: The resource that they hold, as in "upload", for messages.
+        total: Maximum number of open leases.
+        session: Maximum number of open leases of one session.
+        hint: How a session makes room for another one, for messages.
     """
 
     def __init__(
@@ -110,20 +112,20 @@ class Leases(Generic[Thing]):
 
     def open(self, owner: Caller, held: Thing, idle: float) -> Lease[Thing]:
         """
-        Open a lease; its idle time begins when the first `use` of it ends.
+        Open a lease. Its idle time starts when the first `use` of it ends.
 
         Raises:
-            Unavailable: There are as many as may be, or the service is stopping.
+            Unavailable: The maximum number is open, or the service is stopping.
         """
         if self._stopping:
             raise Unavailable("the service is stopping")
         own = sum(each.owner.session == owner.session for each in self._open.values())
-        # A router that discloses no callers would have all of them share the bound of one session.
+        # If the router does not disclose callers, all of them would share the limit of one session.
         if owner.session is not None and own >= self._session:
             raise Unavailable(
                 f"this session has {own} {self._kind}s open, as many as it may",
                 retry_after=5.0,
-                # A session of Crossbar's own, its HTTP bridge's say, has no authid.
+                # Sessions of Crossbar itself, such as its HTTP bridge, have no authid.
                 hint=self._hint if owner.authid else f"{self._hint}; {BRIDGE}",
             )
         if len(self._open) >= self._total:
@@ -135,27 +137,27 @@ class Leases(Generic[Thing]):
 
     def find(self, id: str, session: int | None) -> Lease[Thing] | None:
         """
-        Return a session's lease, None if there is none.
+        Return an open lease of a session; None if there is none with this id.
 
         Raises:
-            NotAuthorized: It is another session's, or was.
+            NotAuthorized: It belongs, or belonged, to another session.
         """
         lease, ended = self._open.get(id), self._ended.get(id)
-        # One that has ended keeps its owner: nobody else is told why it did.
+        # An ended lease keeps its owner, because only the owner may learn why it has ended.
         owner = lease.owner.session if lease else ended[1] if ended else session
         if owner != session:
             raise NotAuthorized(f"the {self._kind} is another session's")
         return lease
 
     def reason(self, id: str) -> Reason | None:
-        """Return why a lease has ended, None if that is not known any more."""
+        """Return why a lease has ended; None if that is no longer known."""
         self._forget()
         ended = self._ended.get(id)
         return ended[2] if ended else None
 
     @contextmanager
     def use(self, lease: Lease[Thing]) -> Iterator[None]:
-        """Keep a lease from lying idle for the length of the body: a call of its owner's."""
+        """Stop the idle time of a lease during the body, which is a call of its owner."""
         lease.calls += 1
         if lease.timer is not None:
             lease.timer.cancel()
@@ -173,7 +175,7 @@ class Leases(Generic[Thing]):
                     )
 
     def end(self, lease: Lease[Thing], reason: Reason) -> bool:
-        """End a lease, with what it holds left alone; return whether it was still open."""
+        """End a lease without dropping what it holds; return whether it was still open."""
         if self._open.pop(lease.id, None) is None:
             return False
         if lease.timer is not None and lease.timer.active():
@@ -184,26 +186,26 @@ class Leases(Generic[Thing]):
         return True
 
     def drop(self, lease: Lease[Thing], reason: Reason) -> None:
-        """End a lease, and what it holds, unless it has ended before."""
+        """End a lease and drop what it holds, unless it has ended before."""
         if self.end(lease, reason):
             lease.held.drop(reason)
 
     def departed(self, session: int | None = None) -> None:
-        """Drop what a session holds that is gone; without one, what any does: the router is gone."""
-        # A copy, since `drop` takes it out.
+        """Drop the leases of a session that has left; all leases if None: the router is lost."""
+        # A copy, because `drop` removes the lease.
         for lease in list(self._open.values()):
             if session is None or lease.owner.session == session:
                 self.drop(lease, "session_left")
 
     def stop(self) -> None:
-        """Open no more, and drop each as soon as no call of its owner's runs."""
+        """Open no more leases, and drop each as soon as no call uses it."""
         self._stopping = True
         for lease in list(self._open.values()):
             if not lease.calls:
                 self.drop(lease, "stopped")
 
     def _forget(self) -> None:
-        """Forget what ended long ago; they are in the order in which they have ended."""
+        """Forget the leases that ended long ago; `_ended` is in the order of their ends."""
         past = self._clock.seconds() - REMEMBERED
         while self._ended:
             id = next(iter(self._ended))

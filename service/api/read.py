@@ -56,12 +56,12 @@ Parse = Callable[[Sequence[Any], Mapping[str, Any], Limits, str], Parsed[Any]]
 """Parses the arguments of a verb; the last one names the rows, to which a token is bound."""
 
 Read = tuple[Parsed[Any], Statement]
-"""What a call was parsed to, and the statement of it."""
+"""A parsed call, with its statement."""
 
 
 def get(call: Call) -> Step:
     """
-    Prepare `get`: the row, or those of several keys.
+    Prepare `get`: the row of a key, or the rows of several keys.
 
     Raises:
         NoSuchProcedure: The relation has no key.
@@ -102,15 +102,15 @@ def _get_many(call: Call, parsed: Parsed[GetRequest], statement: Statement) -> S
 
 
 def find(call: Call) -> Step | Awaitable[Any]:
-    """Prepare `find`: a page of rows, the tokens of those beside it, perhaps a count."""
+    """Prepare `find`: a page of rows, the tokens of the pages beside it, a count and totals on request."""
     parsed = parsed_rows(call, call.kwargs, parse_find)
     request: FindRequest = wanted(parsed.request)
     # The statement reads a row more than the page has, which shows whether another page follows.
     limit = parsed.values[request.limit.slot] - 1
     encodes = call.state.encodes and call.relation is not None
     shape = Shape(request.form, call.backend.max_bytes, encodes)
-    whole = counts_as_it_reads(call, parsed)
-    statement = statement_of(call, parsed, unlimited_statement if whole else find_statement)
+    read_all = counts_as_it_reads(call, parsed)
+    statement = statement_of(call, parsed, unlimited_statement if read_all else find_statement)
     totals = statement_of(call, parsed, totals_statement) if request.measures else None
 
     def page(found: Page, **beside: Any) -> Any:
@@ -121,39 +121,31 @@ def find(call: Call) -> Step | Awaitable[Any]:
             answer = {"columns": list(answered_columns(statement)), **answer}
         return {"rows": found.rows, **answer}
 
-    if whole:
-        return reading(
-            call,
-            parsed,
-            lambda both: page(both[0], count=both[1]),
-            counted_txn,
-            statement,
-            parsed.offset,
-            limit,
-            shape,
-        )
+    if read_all:
+        both: Callable[[Any], Any] = lambda found: page(found[0], count=found[1])  # noqa: E731
+        return reading(call, parsed, both, counted_txn, statement, parsed.offset, limit, shape)
     step = reading(call, parsed, page, page_txn, statement, limit, shape)
     return _find_and_more(call, parsed, step, totals) if request.count or totals else step
 
 
 def count(call: Call) -> Step:
-    """Prepare `count`: how many rows match."""
+    """Prepare `count`: the number of rows that match."""
     parsed, statement = count_read(call)
     return reading(call, parsed, int, value_txn, statement)
 
 
 def exists(call: Call) -> Step:
-    """Prepare `exists`: whether a row matches."""
+    """Prepare `exists`: whether any row matches."""
     parsed, statement = exists_read(call)
     return reading(call, parsed, bool, value_txn, statement)
 
 
 def aggregate(call: Call) -> Step:
     """
-    Prepare `aggregate`: the measures of each group; running it may raise TooManyGroups.
+    Prepare `aggregate`: the measures of each group. To run it may raise TooManyGroups.
 
     Raises:
-        InvalidArgument: Among others, a function is none of its column's type.
+        InvalidArgument: An argument is invalid; for example, a function does not take its column's type.
     """
     parsed, statement = aggregate_read(call)
     form = wanted(parsed.request).form
@@ -187,12 +179,12 @@ def aggregate_read(call: Call) -> Read:
 
 def parsed_rows(call: Call, kwargs: Mapping[str, Any], parse: Parse) -> Parsed[Any]:
     """
-    Parse a verb on rows: those of a relation, or those of a function, whose arguments are `args`.
+    Parse a call of a verb on the rows of a relation, or on those that a function returns.
 
     Args:
-        call: Whose positional arguments they are.
-        kwargs: Those that are left for the verb.
-        parse: Parses what the verb takes.
+        call: The call. If it is of a function, its positional arguments are for the function.
+        kwargs: The keyword arguments that the verb has not taken before.
+        parse: Parses the arguments of the verb.
     """
     limits, relation = call.backend.limits, call.relation
     if relation is not None:
@@ -215,14 +207,18 @@ def statement_of(
 
 
 def counts_as_it_reads(call: Call, parsed: Parsed[Any]) -> bool:
-    """Return whether a find counts the rows that it reads: those of what may not be called twice."""
+    """
+    Return whether a find reads all rows and counts them, in place of a second query that counts.
+
+    It does for a function that may write, which must not be called twice.
+    """
     if call.relation is not None or parsed.request.call.function.reads:
         return False
     return wanted(parsed.request).count in ("exact", "estimated")
 
 
 def wanted(request: Any) -> Any:
-    """Return what is wanted of rows, wherever they come from."""
+    """Return the request for rows that a request contains, or is if the rows are a relation's."""
     return request.of if isinstance(request, CalledRequest) else request
 
 
@@ -237,16 +233,16 @@ def reading(
     """
     Return the step of a verb that reads.
 
-    What calls a function of the database runs in a transaction: one that can only read if the
-    function promises to, else one that is undone if the answer cannot be sent.
+    A statement that calls a function runs in a transaction: READ ONLY if the function is declared not to
+    write, else one that is rolled back if the answer cannot be sent.
 
     Args:
-        call: Of the verb.
-        parsed: Its values.
-        shape: Makes the answer.
-        function: Runs the statement.
+        call: The call.
+        parsed: The parsed call.
+        shape: Makes the answer from the function's result.
+        function: Runs the statement, as `Step.function`.
         statement: Reads the rows.
-        more: For the function.
+        more: Further arguments of the function.
     """
     args = (call.snapshot.codec, statement, parsed.values, *more)
     if call.relation is not None:
@@ -260,20 +256,21 @@ def reading(
 async def _find_and_more(
     call: Call, parsed: Parsed[Any], step: Step, totals: Statement | None
 ) -> Any:
-    """Answer a page with what is asked for beside it."""
+    """Answer `find` with a count or totals, which take statements of their own."""
     found, request = await call.run(step), wanted(parsed.request)
     beside: dict[str, Any] = {}
     if request.count:
         beside["count"] = await _total(call, parsed)
     if totals is not None:
         shape = Shape("json" if request.form == "json" else "dicts", call.backend.max_bytes)
-        whole = reading(call, parsed, list, groups_txn, totals, MAX_GROUPS, shape)
-        (beside["totals"],) = await call.run(whole)
+        # Without a group there is one row.
+        total = reading(call, parsed, list, groups_txn, totals, MAX_GROUPS, shape)
+        (beside["totals"],) = await call.run(total)
     return step.shape(found, **beside)
 
 
 async def _total(call: Call, parsed: Parsed[Any]) -> int:
-    """Return how many rows a find would give without its pages."""
+    """Return the number of rows on all pages: counted, or estimated by the planner if too many."""
     catalog, mode, found = call.snapshot.catalog, wanted(parsed.request).count, 0
     plan = plan_counted(call, parsed)
     if mode != "exact":
@@ -284,19 +281,20 @@ async def _total(call: Call, parsed: Parsed[Any]) -> int:
         if mode == "exact" or found <= call.backend.limits.max_rows:
             return found
     (document,) = await call.run(reading(call, parsed, list, value_txn, estimate(plan)))
-    # The planner may guess less than what was counted.
+    # The planner's estimate may be lower than the rows counted so far.
     return max(found, int(document["Plan"]["Plan Rows"]))
 
 
 def plan_counted(call: Call, parsed: Parsed[Any]) -> ReadPlan:
-    """Plan all rows that a find would give without its pages."""
+    """Plan to read the rows of all pages of a find."""
     plan = planned(plan_all, call.snapshot.catalog, call.relation, parsed.request)
-    # A function that may write is counted as its rows are read; EXPLAIN, all else, calls none.
+    # The rows of a function that may write are not counted by this plan (`counts_as_it_reads`), and
+    # EXPLAIN, the other use of it, calls no function: nothing has to be read after a write.
     return replace(plan, afterwards=False)
 
 
 def counting_statement(call: Call, parsed: Parsed[Any], plan: ReadPlan) -> Statement:
-    """Build the query how many rows a plan gives, up to where an estimate takes over."""
+    """Build the query that counts the rows of a plan, up to the limit beyond which they are estimated."""
     most = call.backend.limits.max_rows + 1
     return counted(plan, limit=most if wanted(parsed.request).count == "estimated" else None)
 
@@ -304,7 +302,7 @@ def counting_statement(call: Call, parsed: Parsed[Any], plan: ReadPlan) -> State
 def _tokens(
     parsed: Parsed[Any], page: Page, limit: int, kwargs: Mapping[str, Any]
 ) -> dict[str, str | None]:
-    """Return the tokens of the page behind and, if a token led here, of the one before."""
+    """Return the tokens of the next page and, if this page was reached by a token, of the previous one."""
     digest = digest_of(*parsed.query) if page.more or parsed.reached else ""
     here, keyset = parsed.reached, wanted(parsed.request).after is not None
     given = str(kwargs[here]) if here else ""
@@ -312,15 +310,15 @@ def _tokens(
     def token(keys: Sequence[str | None] | int) -> str:
         return write_token(digest, keys)
 
-    def behind() -> str:
+    def next_token() -> str:
         if page.last:
             return token(page.last)
         if not keyset:
             return token(parsed.offset + limit)
-        # An empty page begins and ends where the token says; without rows, it is all there is.
+        # An empty page has no keys of its own, so the token that led to it is given again.
         return given if page.more or here == "after" else token(0)
 
-    def before() -> str | None:
+    def previous_token() -> str | None:
         if page.first:
             return token(page.first)
         if not keyset:
@@ -328,53 +326,56 @@ def _tokens(
         return given if page.more or here == "before" else token([])
 
     if here is None:
-        return {"next": behind() if page.more else None}
+        return {"next": next_token() if page.more else None}
     if here == "after":
-        return {"next": behind() if page.more else None, "prev": before()}
-    return {"next": behind(), "prev": before() if page.more or not keyset else None}
+        return {"next": next_token() if page.more else None, "prev": previous_token()}
+    return {
+        "next": next_token(),
+        "prev": previous_token() if page.more or not keyset else None,
+    }
 
 
 def planned(
     plan: Callable[[Catalog, Relation, Any], Plan], catalog: Catalog, subject: Any, request: Any
 ) -> Plan:
-    """Plan to read rows: those of a relation, or those that a function returns."""
+    """Plan to read the rows of a relation, or those that a function returns."""
     if isinstance(request, CalledRequest):
         return plan_called(catalog, request, plan)
     return plan(catalog, subject, request)
 
 
-def noted(statement: Statement, request: Any) -> Statement:
-    """Return a statement that is known to write, if it calls a function that may."""
+def with_writes(statement: Statement, request: Any) -> Statement:
+    """Return a statement, marked as one that writes if it calls a function that may write."""
     if isinstance(request, CalledRequest):
         return replace(statement, writes=not request.call.function.reads)
     return statement
 
 
 def get_statement(catalog: Catalog, relation: Relation, request: GetRequest) -> Statement:
-    """Build the statement of the row of a key, or those of several."""
+    """Build the statement that reads the row of a key, or the rows of several."""
     return select(plan_get(catalog, relation, request))
 
 
 def find_statement(catalog: Catalog, subject: Any, request: Found) -> Statement:
-    """Build the statement of a page of rows."""
-    return noted(select(planned(plan_find, catalog, subject, request)), request)
+    """Build the statement that reads a page of rows."""
+    return with_writes(select(planned(plan_find, catalog, subject, request)), request)
 
 
 def unlimited_statement(catalog: Catalog, subject: Any, request: Found) -> Statement:
-    """Build the statement of all rows of a find, without its pages."""
+    """Build the statement that reads the rows of all pages of a find."""
     plan = replace(planned(plan_find, catalog, subject, request), limit=None, offset=None)
-    return noted(select(plan), request)
+    return with_writes(select(plan), request)
 
 
 def totals_statement(catalog: Catalog, subject: Any, request: Found) -> Statement:
-    """Build the statement of the measures over all rows of a find."""
+    """Build the statement that computes the measures over the rows of all pages of a find."""
     if isinstance(request, CalledRequest):
         refuse_second_call(request.call.function)
     return grouped(planned(plan_totals, catalog, subject, request))
 
 
 def watched_statement(plan: WatchPlan) -> Statement:
-    """Build the statement of what a watched query reads."""
+    """Build the statement that reads the rows of a watched query."""
     return grouped(plan.read) if isinstance(plan.read, AggregatePlan) else select(plan.read)
 
 
@@ -387,4 +388,4 @@ def _exists_statement(catalog: Catalog, relation: Relation, request: CountReques
 
 
 def _aggregate_statement(catalog: Catalog, subject: Any, request: Any) -> Statement:
-    return noted(grouped(planned(plan_aggregate, catalog, subject, request)), request)
+    return with_writes(grouped(planned(plan_aggregate, catalog, subject, request)), request)

@@ -1,7 +1,7 @@
 """
-Whose rights a call has: the router's role of the caller to a role of the database.
+The rights of a call: maps the authrole of its caller to a database role.
 
-And what there is for any of them: the union of what each may use.
+Also builds the catalog of all roles: the union of what each may use.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from service.errors import NotAuthorized
 from service.request.arguments import Caller
 
 ANONYMOUS = "anonymous"
-"""The authrole that routers give, by custom, to who does not log in."""
+"""The authrole that routers conventionally assign to sessions that do not log in."""
 SERVICE = ""
-"""Stands for the service's own role, which every call has where no roles are mapped."""
+"""Stands for the service's own database role, with which all calls run if no roles are mapped."""
 
 
 @dataclass(frozen=True)
 class Roles:
     """
+    The mapping of WAMP authroles to database roles.
+
     Args:
-        mapped: WAMP authroles to database roles; empty: all calls run as the service.
+        mapped: Database roles by authrole; if empty, all calls run with the service's own role.
         anonymous: The database role of callers whose authrole is not mapped, if they have one.
     """
 
@@ -35,22 +37,22 @@ class Roles:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All database roles that a call may have."""
+        """All database roles with which a call may run."""
         found = {*self.mapped.values(), *([self.anonymous] if self.anonymous else [])}
         return tuple(sorted(found)) or (SERVICE,)
 
     def named_by(self, role: str) -> str:
-        """Return the setting that names a database role, as an operator has written it."""
+        """Return the setting that names a database role, for messages to the operator."""
         pairs = [f"{authrole}={name}" for authrole, name in self.mapped.items() if name == role]
         return f"ROWCAST_ROLES ({', '.join(pairs)})" if pairs else "ROWCAST_ANONYMOUS"
 
     def anonymous_is(self, caller: Caller) -> bool:
-        """Return whether nobody knows who a caller is, the next time that it comes."""
+        """Return whether a caller cannot be recognized when it reconnects."""
         unmapped = self.names != (SERVICE,) and caller.authrole not in self.mapped
         return caller.authid is None or caller.authrole == ANONYMOUS or unmapped
 
     def of(self, caller: Caller) -> str:
-        """Return the database role of a caller; raises as `of_authrole` does."""
+        """Return the database role of a caller; raise as `of_authrole` does."""
         return self.of_authrole(caller.authrole)
 
     def of_authrole(self, authrole: str | None) -> str:
@@ -58,7 +60,7 @@ class Roles:
         Return the database role of callers with a WAMP authrole.
 
         Raises:
-            NotAuthorized: They have none.
+            NotAuthorized: The authrole has no database role.
         """
         if not self.mapped and self.anonymous is None:
             return SERVICE
@@ -71,12 +73,12 @@ class Roles:
 @lru_cache(4096)
 def identity_for(role: str, caller: Caller, schema: str = "") -> Identity:
     """
-    Return the role under which a caller's statements run, and the claims that policies may read.
+    Return the role with which a caller's statements run, and the claims that policies may read.
 
     Args:
-        role: Of the database.
-        caller: Whose it is.
-        schema: Where unqualified names are looked for first, if not where the session does.
+        role: The caller's database role.
+        caller: The caller.
+        schema: First schema in the search_path; "" for that of the session.
     """
     if role == SERVICE:
         return identity_of(role, {}, schema)
@@ -91,7 +93,7 @@ def identity_for(role: str, caller: Caller, schema: str = "") -> Identity:
 
 
 def union_of(catalogs: Sequence[Catalog]) -> Catalog:
-    """Join the catalogs of several roles: what any of them may use, in whatever order they come."""
+    """Merge the catalogs of several roles into one that has what any of them may use, in any order."""
     first, *rest = catalogs
     if not rest:
         return first
@@ -104,7 +106,7 @@ def union_of(catalogs: Sequence[Catalog]) -> Catalog:
             relations[name].append(relation)
         for name, overloads in catalog.functions.items():
             for each in overloads:
-                # Functions of one name differ in what they take: by that each role knows the same ones.
+                # The input types identify an overload in the catalogs of all roles.
                 functions[name].setdefault(tuple(it.type for it in each.inputs), each)
     return replace(
         first,
@@ -115,12 +117,12 @@ def union_of(catalogs: Sequence[Catalog]) -> Catalog:
 
 
 def _relation(alike: Sequence[Relation]) -> Relation:
-    """Join what roles know of one relation: a key is known to whom all of its columns are."""
+    """Merge what the roles know of one relation: a role knows a key if it may use all of its columns."""
     columns: dict[str, list[Column]] = defaultdict(list)
     for relation in alike:
         for name, column in relation.columns.items():
             columns[name].append(column)
-    # One that may not read a column of the key knows of none.
+    # A role that may not read a column of the primary key knows none.
     primary = next((each.primary_key for each in alike if each.primary_key), ())
     indexes = {index.name: index for each in alike for index in each.unique_indexes}.values()
     keys = {key.name: key for each in alike for key in each.unique_keys}.values()
@@ -128,7 +130,7 @@ def _relation(alike: Sequence[Relation]) -> Relation:
         alike[0],
         columns={name: _column(found) for name, found in columns.items()},
         primary_key=primary,
-        # The primary key first, as each of them has it; the sort keeps the order of the others.
+        # The primary key comes first, as in each catalog; the sort is stable for the others.
         unique_keys=tuple(sorted(keys, key=lambda key: key.columns != primary)),
         unique_indexes=tuple(indexes),
         constraints={name: of for each in alike for name, of in each.constraints.items()},

@@ -87,7 +87,7 @@ async def update_rows(call: Call, parsed: Rows) -> Any:
         if not _reads_first(call, parsed):
             written = await write_rows(call, parsed)
         else:
-            async with call.together():
+            async with call.transaction():
                 written = await write_rows(call, parsed)
     except NoRowWritten:
         raise await missing_row(call, parsed) from None
@@ -284,7 +284,7 @@ async def update_old(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
     refuse_inner(request.returning)
     refuse_faults(call.snapshot, relation, parsed)
     try:
-        async with call.together():
+        async with call.transaction():
             old, keys, columns = await _locked_old(call, parsed, key)
             if one and not old:
                 raise NoRowWritten
@@ -324,7 +324,7 @@ async def update_rows_old(call: Call, parsed: Parsed[UpdateRowsRequest]) -> Any:
     statement, shape = select(plan), Shape(returning.form, call.backend.max_bytes)
     args = (snapshot.codec, statement, values, len(request.rows), shape)
     try:
-        async with call.together():
+        async with call.transaction():
             old = await call.run(Step(by_keys_txn, (*args, True), list, parsed.timeout, "write"))
             if None in old:
                 raise NotFound(relation.name, old.index(None))

@@ -1,5 +1,5 @@
 """
-What the service answers about itself: describe, health, stats.
+The procedures by which the service reports on itself: describe, health, stats.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ Check = Callable[[], bool]
 
 class StatusProcedures:
     """
+    Answers describe, health and stats.
+
     Args:
-        dispatcher: For the catalog and the verbs, and the database, which `stats` counts.
-        version: Of the service.
-        checks: By name, what else `health` asks: whether it is well.
-        figures: By name, what `stats` answers beside those of the pool.
-        procedures: Returns the procedures written by hand, as far as they can be called now.
+        dispatcher: Has the catalog, the verbs and the database.
+        version: The version of the service.
+        checks: Further checks of `health` by name; each returns whether its component is healthy.
+        figures: Further figures of `stats` by name, beside those of the pool.
+        procedures: Returns the procedures written by hand that can be called now.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class StatusProcedures:
         self._checks = checks
         self._figures = figures
         self._written = procedures
-        # Weak, so a document may not refer to its catalog, or neither would ever go.
+        # A document must not refer to its catalog, or the weak reference would never be cleared.
         self._documents: WeakKeyDictionary[Catalog, Any] = WeakKeyDictionary()
 
     def procedures(self) -> dict[str, Procedure]:
@@ -70,27 +72,27 @@ class StatusProcedures:
         self, caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """
-        Describe what is served to the caller; the whole of it is made once for each catalog.
+        Answer `describe`: what the caller may call. The entire document is built once for each catalog.
 
         Raises:
-            TooMuchToDescribe: It is larger than may be sent.
-            UnknownName: A part is asked for that is not there.
+            TooMuchToDescribe: The document is larger than an answer may be.
+            UnknownName: The part that the call asks for does not exist.
         """
         part, timeout = parse_describe(args, kwargs)
         catalog = self._dispatcher.served_to(caller).catalog
         found = self._documents.get(catalog) if part == WHOLE else None
         if found is None:
-            # In a worker, as if it were a query: that of a large database would keep the reactor.
-            making = self._backend.database.run(
+            # In a pool thread, as if it were a query: a large database would block the reactor.
+            building: Awaitable[Any] = self._backend.database.run(
                 compute_txn, self._document, catalog, part, retry=True, timeout=timeout
             )
-            found = await making
+            found = await building
         if part == WHOLE:
             self._documents[catalog] = found
         return found
 
     def _document(self, catalog: Catalog, part: DescribeRequest) -> Any:
-        """Build a document, in a pool thread."""
+        """Build a document; runs in a pool thread."""
         verbs, written = self._dispatcher.verbs, self._written()
         explains = self._dispatcher.is_procedure("explain")
         prefix = self._dispatcher.prefix
@@ -100,16 +102,16 @@ class StatusProcedures:
         return made
 
     async def _health(self) -> Any:
-        """Return that the service lives, and whether calls can be answered."""
+        """Answer `health`: whether calls can be answered, with the result of each check."""
         checks = {name: check() for name, check in self._checks.items()}
         checks["catalog"] = self._dispatcher.ready
-        checks["postgres"] = await self._asked()
+        checks["postgres"] = await self._database_answers()
         return {"live": True, "ready": all(checks.values()), "checks": checks}
 
-    async def _asked(self) -> bool:
+    async def _database_answers(self) -> bool:
         try:
-            await self._backend.database.run(_ask_txn, retry=True, timeout=PATIENCE)
-        except Exception:  # whatever the reason, the database does not answer
+            await self._backend.database.run(_ping_txn, retry=True, timeout=PATIENCE)
+        except Exception:  # for whatever reason, the database does not answer
             return False
         return True
 
@@ -118,6 +120,6 @@ class StatusProcedures:
         return {"pool": asdict(self._backend.database.pool.stats()), **figures}
 
 
-def _ask_txn(connection: PgConnection) -> None:
+def _ping_txn(connection: PgConnection) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1")

@@ -18,7 +18,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from service.api.call import Call, Send
-from service.api.read import Found, noted, parsed_rows, planned, statement_of, wanted
+from service.api.read import Found, parsed_rows, planned, statement_of, wanted, with_writes
 from service.catalog import Catalog, Function
 from service.db.copy import Blocks, copy_out_txn
 from service.db.statements import Reader, Shape, answered_columns, read_only_txn
@@ -93,14 +93,14 @@ def flow(call: Call, kwargs: Mapping[str, Any], format: Format | None = None) ->
 
 
 def _unpaged(catalog: Catalog, subject: Any, request: Found) -> Statement:
-    return noted(select(_plan(catalog, subject, request)), request)
+    return with_writes(select(_plan(catalog, subject, request)), request)
 
 
 def _as_csv(catalog: Catalog, subject: Any, request: Found) -> Statement:
     """Build the statement of rows that PostgreSQL writes by itself, past the codec."""
     plan = _plan(catalog, subject, request)
     refuse_hidden_fields(catalog, plan.outputs, plan.embeds)
-    return noted(select(plan), request)
+    return with_writes(select(plan), request)
 
 
 def _plan(catalog: Catalog, subject: Any, request: Found) -> ReadPlan:

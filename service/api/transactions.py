@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from service.api.call import Call, Step, no_operation
+from service.api.call import Call, Step, not_in_transaction
 from service.api.dispatcher import Dispatcher, Procedure
 from service.api.idempotency import no_key, once
 from service.db.keys import Keyed
@@ -91,7 +91,7 @@ class Batches:
             ServiceError: What an operation is refused for; nothing of the batch is kept.
         """
         if self._database.level is not None:
-            raise no_operation("transaction")
+            raise not_in_transaction("transaction")
         request = parse_batch(args, kwargs)
         key = kwargs.get(IDEMPOTENCY_KEY)
         whole = self._dispatcher.keyed(("transaction",), args, kwargs, key, caller)

@@ -1,5 +1,5 @@
 """
-The verbs: one row for each, which calls, `describe` and the generated types read.
+The table of verbs: one row for each; dispatch, `describe` and the generated types read it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_AFFECTED = {"max_affected": WHOLE}
 TARGET = {"where": WHERE, "all": bool | None, **MAX_AFFECTED}
 EXPECT = {"expect": dict | None}
 OLD = {"returning": {"enum": [True, False, "old", "both", None]}}
-"""What update and delete answer: the rows as they are, nothing, as they were, or both."""
+"""What update and delete return: the new rows, no rows, the old rows, or both."""
 PICK = {"limit": WHOLE, "skip_locked": bool | None}
 UNPICKED: Schema = {"limit": NULL, "skip_locked": {"enum": [False, None]}}
 CONFLICT = {"on_conflict": reference("some_columns"), "update": reference("columns")}
@@ -72,14 +72,20 @@ WATCHED = record(
     },
     ["type"],
 )
-"""A message to a watcher: docs/live.md."""
+"""A message to a watcher; docs/live.md describes its fields."""
 GOT: Schema = array(dict | None)
 GOT_LISTS: Schema = full(columns=NAMES, rows=array(list | None))
-"""Of several rows: null where there is none."""
+"""The rows of several keys, with null in place of each row that does not exist."""
 
 
 def _way(*required: str, **others: Any) -> Schema:
-    """Return one way to give arguments: those it needs, and what others may be, False for nothing."""
+    """
+    Return one combination of arguments.
+
+    Args:
+        required: Names of the arguments that it needs.
+        others: Schemas of further arguments by name; False for one that may not be given.
+    """
     return {**({"required": [*required]} if required else {}), "properties": others}
 
 
@@ -150,8 +156,8 @@ _ROWS = (
     ),
     Verb(
         "watch",
-        None,  # what keeps its state registers it
-        # as those of find, or of aggregate in place of `select`
+        None,  # the live queries of `changes/watch.py` register their handler
+        # the arguments of find; those of aggregate in place of `select`
         arguments=record(
             {
                 **TIMEOUT,
@@ -242,7 +248,7 @@ _ROWS = (
                     **OLD,
                 },
             ),
-            "oneOf": [  # by key, by filter, or with other changes for each row
+            "oneOf": [  # by key, by filter, or different changes for each row
                 _way("key", "changes", where=False, all=False, **UNPICKED, rows=False, by=False),
                 _way("changes", key=False, expect=False, rows=False, by=False),
                 _way(
@@ -277,7 +283,7 @@ _ROWS = (
     ),
     Verb(
         "import",
-        None,  # what keeps its state registers it
+        None,  # the dispatcher registers the handler of its uploads
         arguments={
             **record(
                 {
@@ -312,4 +318,4 @@ FUNCTION = Verb(
     errors=error_schemas.FUNCTION,
     on_functions=True,
 )
-"""A plain call of a function; `describe` has its arguments and answer of the function itself."""
+"""A plain call of a function; `describe` derives its arguments and result from the function."""

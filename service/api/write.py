@@ -1,9 +1,9 @@
 """
 The verbs create, upsert, update and delete.
 
-A write whose answer could turn out too large, or too many, runs in a transaction that is
-rolled back in that case. What the catalog's limits and the model's validations refuse is refused
-before anything is sent (`rules.py`).
+A write that may affect too many rows, or whose answer may be too large, runs in a transaction that is
+rolled back in that case. Values that violate the catalog's limits or a model's validations are refused
+before a statement is sent (`rules.py`).
 """
 
 from __future__ import annotations
@@ -76,45 +76,48 @@ Parse = Callable[[Sequence[Any], Mapping[str, Any], Limits], Parsed[CreateReques
 Write = Callable[[Call, Parsed[CreateRequest]], Step | Awaitable[Any]]
 
 MANY = 100
-"""Rows of one call from which on they are read in a pool thread, not in the reactor's."""
-
+"""Rows of one call; more are parsed in a pool thread, not in the reactor thread."""
 
 MAX_VALIDATED = 5000
-"""Rows that a model validates in one call: each becomes an object in the reactor's thread."""
-LEAST_GUARDED = 16 * MANY_BYTES
-"""What an answer may weigh where one that is not large is sure to fit, whatever becomes of its texts."""
+"""Rows that a model validates in one call. Each becomes an object, in the reactor thread."""
+MIN_GUARDED = 16 * MANY_BYTES
+"""
+Least maximum size of an answer, in bytes, with which a row of no more than `MANY_BYTES` certainly fits,
+however its texts are encoded.
+"""
 UNBOUNDED = 2**63
-"""Bytes: rows that only a model sees may weigh what they weigh."""
+"""Maximum size in bytes of rows that only a model sees: there is none."""
 
 
 def create(call: Call) -> Step | Awaitable[Any]:
     """
-    Prepare `create`: the new row, or the list of them.
+    Prepare `create`: the new row, or the list of new rows.
 
     Raises:
-        InvalidRow: The model or the catalog refuses it.
+        InvalidRow: The model or the catalog refuses a row.
     """
     return with_new_rows(call, parse_create, write_new_rows)
 
 
 def prepare_update(call: Call, parsed: Parsed[UpdateRequest]) -> Step | Awaitable[Any]:
     """
-    Prepare `update`: the changed row, or the rows and how many they are.
+    Prepare `update` of one row or of a filter: the changed row, or the changed rows and their number.
 
     Raises:
-        InvalidRow: The catalog refuses it.
+        InvalidRow: The catalog refuses a value.
     """
+    relation = relation_of(call)
     if not parsed.request.changes:
         return _unchanged(call, parsed)
-    refuse_faults(call.snapshot, relation_of(call), parsed)
-    ruled = call.snapshot.model(relation_of(call)).has_rules(creating=False)
-    if ruled and not accept_unseen(call.snapshot, relation_of(call), parsed):
+    refuse_faults(call.snapshot, relation, parsed)
+    ruled = call.snapshot.model(relation).has_rules(creating=False)
+    if ruled and not accept_unseen(call.snapshot, relation, parsed):
         return _by_model(call, parsed, update_by_model)
     return _changing(call, parsed, _update)
 
 
 def delete(call: Call) -> Step | Awaitable[Any]:
-    """Prepare `delete`: the deleted row, or the rows and how many they were."""
+    """Prepare `delete`: the deleted row, or the deleted rows and their number."""
     parsed = parse_delete(call.args, call.kwargs, call.backend.limits)
     if call.snapshot.model(relation_of(call)).has_delete_hook:
         return _by_model(call, parsed, _delete_by_model)
@@ -122,7 +125,7 @@ def delete(call: Call) -> Step | Awaitable[Any]:
 
 
 def relation_of(call: Call) -> Relation:
-    """Return the relation of a call that is about one."""
+    """Return the relation of a call, which is not one of a function."""
     assert call.relation is not None
     return call.relation
 
@@ -138,39 +141,40 @@ def writing(
     access: Access | None = None,
 ) -> Step:
     """
-    Return the step of a write; one that cannot be refused afterwards needs no transaction.
+    Return the step of a write. Only a write that may be refused once it has run needs a transaction.
 
     Args:
-        call: Of the verb.
-        parsed: Its values.
-        make: Builds the statement: in the pool thread, for many rows take their time.
-        max_affected: How many rows may be written.
-        exactly: How many rows have to be written, if that is known.
+        call: The call.
+        parsed: The parsed call.
+        make: Builds the statement; called in the pool thread, since that takes long for many rows.
+        max_affected: Number of rows that may be written.
+        exactly: Number of rows that must be written; 0 if any number may be.
         shape: Makes the answer.
-        missing: Why one of them was not written, or what looks for that; nothing is kept then.
-        access: How it runs, in a transaction of the verb's own that no refusal outlives.
+        missing: The error if a row was not written, as `Step.missing`; the write is rolled back then.
+        access: How the step runs in a transaction that the verb has begun; chosen here if None.
     """
     returning: Returning = parsed.request.returning
     relation, level = relation_of(call), call.backend.database.level
-    most = call.backend.max_bytes
+    max_bytes = call.backend.max_bytes
     single = _is_one(relation, parsed.request)
     one_row = single and not returning.embeds
     small = not returning.rows or (
-        one_row and call.snapshot.most(relation, returning.select) <= most
+        one_row and call.snapshot.max_row_bytes(relation, returning.select) <= max_bytes
     )
     guarded: Statement | None = None
     if access is None:
-        # what fails by itself keeps nothing, but it takes an open transaction with it; a key of several
-        # rows is refused only when they are written
+        # A write of one row at most leaves nothing to roll back, unless it has side effects without writing
+        # the row: then the statement itself has to fail (`must_write`), which aborts a transaction around
+        # it. That a key claimed by a comment is of several rows is known only after they are written.
         fails_alone = exactly <= single and (
             not (exactly and relation.side_effects) or (level is None and make().must_write)
         )
-        undone = level is not None and level.all_or_nothing
-        alone = fails_alone and (undone or (small and max_affected is None))
+        all_or_nothing = level is not None and level.all_or_nothing
+        alone = fails_alone and (all_or_nothing or (small and max_affected is None))
         access = "write" if alone else "atomic"
         if one_row and fails_alone and level is None and not alone and max_affected is None:
-            guarded = make().guarded if most >= LEAST_GUARDED else None
-    form = Shape(returning.form, call.backend.max_bytes) if returning.rows else None
+            guarded = make().guarded if max_bytes >= MIN_GUARDED else None
+    form = Shape(returning.form, max_bytes) if returning.rows else None
     args = (call.snapshot.codec, make, parsed.values, max_affected, form, exactly, level is None)
     if isinstance(parsed.request, CreateRequest | UpdateRowsRequest) and not single:
         given = partial(requested_rows, call.snapshot.catalog, relation, parsed.request)
@@ -178,12 +182,14 @@ def writing(
     step = Step(write_txn, args, shape, parsed.timeout, access, missing)
     if guarded is None:
         return step
+    # The guarded statement fails if the row is large: one round trip for most rows of unlimited types, and
+    # the transaction only for large ones.
     args = (call.snapshot.codec, lambda: guarded, *args[2:])
     return replace(step, args=args, access="write", large=step)
 
 
 def with_new_rows(call: Call, parse: Parse, then: Write) -> Step | Awaitable[Any]:
-    """Parse and check new rows, and return what is made of them; many are read in a pool thread."""
+    """Parse and check new rows, in a pool thread if they are many, and return what `then` makes of them."""
     if RowsArgument(call.args, call.kwargs).more_than(MANY):
         return _many_rows(call, parse, then)
     parsed = _prepare(
@@ -193,7 +199,7 @@ def with_new_rows(call: Call, parse: Parse, then: Write) -> Step | Awaitable[Any
 
 
 def write_new_rows(call: Call, parsed: Parsed[CreateRequest]) -> Step | Awaitable[Any]:
-    """Return what writes new rows, as their model leaves them if it has rules."""
+    """Return the step that writes new rows, after their model has validated them if it has rules."""
     snapshot, relation = call.snapshot, relation_of(call)
     ruled = snapshot.model(relation).has_rules(creating=True)
     if ruled and not accept_new_rows(snapshot, relation, parsed):
@@ -209,18 +215,18 @@ async def _many_rows(call: Call, parse: Parse, then: Write) -> Any:
 
 
 async def _create_by_model(call: Call, parsed: Parsed[CreateRequest]) -> Step:
-    """Return what writes new rows as their model left them."""
+    """Validate new rows by their model, and return the step that writes them."""
     pause = call.backend.database.yield_to_reactor
     return creating(call, await validate_new_rows(call.snapshot, relation_of(call), parsed, pause))
 
 
 async def _no_new_rows(call: Call, request: CreateRequest) -> Any:
-    """Answer that no row of none was written."""
+    """Answer `create` of an empty list."""
     return answered(Written([], 0, columns_of(call, request)), request.returning, many=True)
 
 
 def columns_of(call: Call, request: CreateRequest) -> tuple[str, ...]:
-    """Return the names of what is answered of new rows."""
+    """Return the names of the columns and embeds that `create` returns."""
     nothing = replace(request, rows=(), conflict=None)
     return answered_columns(_create(call.snapshot.catalog, relation_of(call), nothing))
 
@@ -229,7 +235,7 @@ def creating(call: Call, parsed: Parsed[CreateRequest]) -> Step:
     """Return the step that writes new rows."""
     request, relation, snapshot = parsed.request, relation_of(call), call.snapshot
     make: Callable[[], Statement]
-    if request.many:  # built in the pool thread: it is long, and seldom the same again
+    if request.many:  # long, and seldom the same again: built in the pool thread, and not cached
         make = partial(_create, snapshot.catalog, relation, request)
     else:
         statement = snapshot.statement(_create, relation, request)
@@ -247,7 +253,15 @@ def _changing(
     make: Callable[[Catalog, Relation, Any], Statement],
     known: int | None = None,
 ) -> Step:
-    """Return the step that writes the rows of a target: those `known` to their model, if any is."""
+    """
+    Return the step that updates or deletes the rows of a target.
+
+    Args:
+        call: The call.
+        parsed: The parsed call.
+        make: Builds the statement.
+        known: Number of rows that a model has validated; None without a model.
+    """
     request: UpdateRequest | DeleteRequest = parsed.request
     statement = call.snapshot.statement(make, relation_of(call), request)
     one = request.target.key is not None
@@ -263,7 +277,7 @@ def _changing(
 async def _by_model(
     call: Call, parsed: Parsed[Any], write: Callable[[Call, Parsed[Any]], Awaitable[Any]]
 ) -> Any:
-    """Write rows as their model has it; a row that is not there is looked for afterwards."""
+    """Write rows by their model. If one was not written, find the reason after the rollback."""
     try:
         return await write(call, parsed)
     except NoRowWritten:
@@ -271,28 +285,28 @@ async def _by_model(
 
 
 async def update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
-    """Update rows whose model has rules: each is read, changed and validated as a whole."""
+    """Update rows whose model has rules: lock and read each row, and validate the entire changed row."""
     database, relation = call.backend.database, relation_of(call)
-    async with call.together():
+    async with call.transaction():
         current = await _locked(call, parsed)
         if parsed.request.pick is not None and not current:
-            # PostgreSQL is asked, all the same: it refuses changes of no row as those of one
-            return await _known(call, of_no_row(parsed), _update, 0)
+            # The statement is sent all the same: PostgreSQL checks rights and types without rows, too.
+            return await _write_validated(call, of_no_row(parsed), _update, 0)
         calls = await validate_changes(
             call.snapshot, relation, parsed, current, database.yield_to_reactor
         )
         if len(calls) == 1 and parsed.request.pick is None:
-            return await _known(call, calls[0], _update, len(current))
+            return await _write_validated(call, calls[0], _update, len(current))
         written = [await call.run(_updating_each(call, each)) for each in calls]
     rows = [row for each in written for row in each.rows]
     affected = sum(each.affected for each in written)
     tx = next((each.tx for each in written if each.tx), None)
-    together = Written(rows, affected, written[0].columns, tx)
-    return answered(together, parsed.request.returning, many=True, counted=True)
+    total = Written(rows, affected, written[0].columns, tx)
+    return answered(total, parsed.request.returning, many=True, counted=True)
 
 
 def of_no_row(parsed: Parsed[UpdateRequest]) -> Parsed[UpdateRequest]:
-    """Return an update that is of no row, whatever its filter says."""
+    """Return an update that affects no row, whatever its filter matches: its limit is 0."""
     values = Values(parsed.values)
     pick = Pick(Operand(values.add(0), "limit"), skip_locked=False)
     return replace(parsed, request=replace(parsed.request, pick=pick), values=values.freeze())
@@ -300,43 +314,49 @@ def of_no_row(parsed: Parsed[UpdateRequest]) -> Parsed[UpdateRequest]:
 
 def refuse_inner(returning: Returning) -> None:
     """
-    Refuse embeds that would leave rows out of an answer which has one for each that is written.
+    Refuse inner embeds, which would leave rows out of an answer that has each row of the call.
 
     Raises:
-        InvalidArgument: One is inner.
+        InvalidArgument: An embed is inner.
     """
     if any(each.inner for each in returning.embeds):
         raise InvalidArgument("these rows are all answered: no embed is inner", path="embed")
 
 
 def _updating_each(call: Call, parsed: Parsed[UpdateRequest]) -> Step:
-    """Return the step that updates one of many rows, which may be left out."""
+    """Return the step that updates one of many rows; to write no row is no error."""
     statement = call.snapshot.statement(_update_each, relation_of(call), parsed.request)
     shape: Callable[[Written], Any] = lambda written: written  # noqa: E731
     return writing(call, parsed, lambda: statement, None, 0, shape, access="write")
 
 
 async def _delete_by_model(call: Call, parsed: Parsed[DeleteRequest]) -> Any:
-    """Delete rows that their model may keep: each is read, and validated."""
-    async with call.together():
+    """Delete rows whose model has a delete hook: lock and read each row, and run the hook."""
+    async with call.transaction():
         current = await _locked(call, parsed)
         for row, _ in current:
             await call.snapshot.model(relation_of(call)).validate_delete(row)
-        return await _known(call, parsed, _delete, len(current))
+        return await _write_validated(call, parsed, _delete, len(current))
 
 
-async def _known(
+async def _write_validated(
     call: Call,
     parsed: Parsed[Any],
     make: Callable[[Catalog, Relation, Any], Statement],
     known: int,
 ) -> Any:
     """
-    Write the rows that a model was asked about.
+    Write the rows that a model has validated.
+
+    Args:
+        call: The call.
+        parsed: The parsed call.
+        make: Builds the statement.
+        known: Number of rows that were validated.
 
     Raises:
         NoRowWritten: There is no such row, or the database did not write it.
-        Conflict: A row that was not validated has come meanwhile.
+        Conflict: The target matches more rows by now, which were not validated.
     """
     step = _changing(call, parsed, make, known)
     try:
@@ -353,16 +373,16 @@ async def _locked(
     call: Call, parsed: Parsed[Any]
 ) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """
-    Read the rows of a target whole, and keep them as they are.
+    Lock the rows of a target, and read all of their columns.
 
-    PostgreSQL computes what a model is to validate: nobody else writes the rows until the end of the
-    transaction, so that the update computes the same.
+    PostgreSQL also computes the new values that are expressions, for the model to validate. Since the rows
+    are locked, the update computes the same values.
 
     Returns:
-        Each row, with those of its new values that are computed.
+        Each row, with its computed new values by column.
 
     Raises:
-        TooManyRows: More than `max_affected`, than are validated in one call, or than one of a key.
+        TooManyRows: More rows than `max_affected` or `MAX_VALIDATED`, or several rows of one key.
     """
     request: UpdateRequest | DeleteRequest = parsed.request
     relation = relation_of(call)
@@ -394,7 +414,7 @@ async def _locked(
 
 
 async def _unchanged(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
-    """Answer an update without changes: by key the row as it is, else no row."""
+    """Answer an update without changes: the row of a key as it is, or no rows of a filter."""
     request = parsed.request
     if request.target.key is None:
         return no_rows_changed(call, parsed.request.returning, counted=True)
@@ -405,21 +425,26 @@ async def _unchanged(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
 
 
 def no_rows_changed(call: Call, returning: Returning, counted: bool = False) -> Any:
-    """Answer that no row of none, or of none that is changed, was written."""
+    """Answer a write that has no rows, or no changes."""
     nothing = UpdateRequest(Target(None, (), EVERYTHING), (), returning)
     columns = answered_columns(_current(call.snapshot.catalog, relation_of(call), nothing))
     return answered(Written([], 0, columns), returning, many=True, counted=counted)
 
 
 async def missing_key(call: Call, parsed: Parsed[Any]) -> ServiceError:
-    """Return why no row of a key was written: none is there, or as expected, or it stays."""
+    """
+    Return why the row of a key was not written.
+
+    Returns:
+        `NotFound`, a `Conflict` if the row is not as expected, or `NotChanged` if the database keeps it.
+    """
     relation, target = relation_of(call), parsed.request.target
     _, rows = await _found(call, parsed, target)
     if rows:
         return NotChanged(relation.name)
     if not target.expect:
         return NotFound(relation.name)
-    if parsed.request.returning.form == "json":  # an error holds the row itself
+    if parsed.request.returning.form == "json":  # the error has the row as a dict, not as text
         returning = replace(parsed.request.returning, form="dicts")
         parsed = replace(parsed, request=replace(parsed.request, returning=returning))
     _, rows = await _found(call, parsed, replace(target, expect=()))
@@ -435,7 +460,7 @@ async def missing_key(call: Call, parsed: Parsed[Any]) -> ServiceError:
 async def _found(
     call: Call, parsed: Parsed[Any], target: Target
 ) -> tuple[tuple[str, ...], list[Any]]:
-    """Read the row of a target as it is; return the columns and the rows."""
+    """Read the rows of a target; return the columns and the rows."""
     returning = replace(parsed.request.returning, rows=True, order=())
     request = UpdateRequest(target, (), returning)
     statement = _current(call.snapshot.catalog, relation_of(call), request)
@@ -461,7 +486,7 @@ def _prepare(
 
 
 def _is_one(relation: Relation, request: Any) -> bool:
-    """Return whether a write is for one row at most, whatever there is."""
+    """Return whether a write affects one row at most, whatever rows there are."""
     if isinstance(request, CreateRequest):
         return not request.many
     key = request.target.key if isinstance(request, UpdateRequest | DeleteRequest) else None
@@ -469,13 +494,21 @@ def _is_one(relation: Relation, request: Any) -> bool:
 
 
 def answered(written: Written, returning: Returning, many: bool, counted: bool = False) -> Any:
-    """Return a write's answer in its form; `counted` where the caller cannot know the number."""
+    """
+    Return the answer of a write, in the form that the call asks for.
+
+    Args:
+        written: The rows, and their number.
+        returning: What the call asks for.
+        many: Whether the answer is a list of rows.
+        counted: Whether the number of rows goes with the list, because the caller cannot know it.
+    """
     answer = _answer(written, returning, many, counted)
     return Receipted(answer, written.tx) if returning.receipt else answer
 
 
 def _created(written: Written, returning: Returning, many: bool) -> Any:
-    """Return the answer of new rows, which were nothing before."""
+    """Return the answer of `create`; the old row of each new one is null."""
     if returning.old:
         old = _nothing(written, returning)
         rows = paired(old, written.rows, returning.form) if returning.old == "both" else old
@@ -495,7 +528,7 @@ def _nothing(written: Written, returning: Returning) -> list[Any]:
 
 
 def paired(old: Sequence[Any], new: Sequence[Any], form: Form) -> list[Any]:
-    """Return rows as they were, each beside what it is now, in the form of an answer."""
+    """Return old rows, each paired with its new row, in the form of an answer."""
     pairs = zip(old, new, strict=True)
     if form == "json":
         return [f'{{"old":{one},"new":{other}}}' for one, other in pairs]
@@ -542,15 +575,15 @@ def _lock(
     relation: Relation,
     wanted: tuple[Target, Returning, Operand, tuple[Assignment, ...], bool],
 ) -> Statement:
-    """Build the statement for the rows that a model validates."""
+    """Build the statement that locks and reads the rows that a model validates."""
     target, returning, limit, changes, skip_locked = wanted
-    # To lock a row takes the right to update it, which one who deletes may lack.
+    # SELECT FOR UPDATE needs the UPDATE right, which a role that may DELETE can lack.
     lock = Lock(skip_locked=skip_locked) if relation.updatable else None
     return select(plan_current(catalog, relation, target, returning, lock, limit, changes))
 
 
 def _update_each(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
-    """Build the update of one of many rows, which may be left out."""
+    """Build the update of one of many rows, which may affect no row."""
     return modify(plan_update(catalog, relation, request, many=True))
 
 

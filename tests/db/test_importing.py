@@ -12,7 +12,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
 from twisted.internet.task import Clock
 
-from service.api.import_ import LONGEST, YIELD
+from service.api.import_ import MAX_PAUSE, PAUSE_RATIO
 from service.errors import (
     Canceled,
     CheckViolation,
@@ -402,12 +402,12 @@ async def test_upload_after_each_call_lets_others_have_their_turn(dsn: str) -> N
         call = Deferred.fromCoroutine(db.call("items.import", [{"id": 1}], done=False))
         await until(clock.getDelayedCalls)
         assert not call.called
-        clock.advance(YIELD)
+        clock.advance(PAUSE_RATIO)
         upload = await call
         slow = Deferred.fromCoroutine(db.call("items.import", [{"id": 2}], done=False, **upload))
         clock.advance(60)  # a trigger, or a lock that somebody holds
         await until(clock.getDelayedCalls)
-        clock.advance(LONGEST)
+        clock.advance(MAX_PAUSE)
         await slow
         assert await db.call("items.import", done=True, **upload) == {"rows": 2}
 

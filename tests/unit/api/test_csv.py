@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.csv import MAX_RECORD, Record, header_of, records, split, whole
+from service.api.csv import MAX_RECORD, Record, complete, header_of, records, split
 from service.errors import InvalidArgument
 
 FIELDS = st.lists(
@@ -53,15 +53,15 @@ def test_header_of_csv_is_its_first_record() -> None:
 )
 def test_record_inside_quotes_does_not_end_with_its_line(text: str, end: int) -> None:
     """A record ends with its line, but not inside quotes, nor between the two ends of a line."""
-    assert whole(text) == end
+    assert complete(text) == end
 
 
 def test_record_with_an_unclosed_quote_is_refused_at_a_length() -> None:
     """It is refused at some length, and found out in one go over the text."""
     for text in ('a\n"' + "\n" * 4_000_000, '"' * 4_000_000 + '"', "x" * (MAX_RECORD + 1)):
         with pytest.raises(InvalidArgument, match="longer"):
-            whole(text)
-    assert whole('a\n"' + "\n" * (MAX_RECORD - 1)) == 2
+            complete(text)
+    assert complete('a\n"' + "\n" * (MAX_RECORD - 1)) == 2
 
 
 @given(FIELDS, st.integers(1, 7))

@@ -60,17 +60,17 @@ def test_weight_of_rows_with_short_columns_alone_is_known():
     served = Snapshot(catalog(), None, NoModels())
     relations = served.catalog.relations
     odd = relations["app", 'odd %."name']
-    assert served.most(relations["public", "actions"], None) == inf
-    assert 64 < served.most(odd, None) < 1000
+    assert served.max_row_bytes(relations["public", "actions"], None) == inf
+    assert 64 < served.max_row_bytes(odd, None) < 1000
     name = next(iter(odd.columns))
     plain = Item(Reference(name, "select.0"))
-    assert served.most(odd, [plain, plain]) == 2 * served.most(odd, [plain])
-    assert served.most(odd, [Item(Reference("*", "select.0", every=True))]) == served.most(
-        odd, None
-    )
+    assert served.max_row_bytes(odd, [plain, plain]) == 2 * served.max_row_bytes(odd, [plain])
+    assert served.max_row_bytes(
+        odd, [Item(Reference("*", "select.0", every=True))]
+    ) == served.max_row_bytes(odd, None)
     for wide in (
         Item(Reference("computed", "select.0")),
         Item(Reference(name, "select.0", ("owner",))),
         Item(Reference(name, "select.0", cast="text")),
     ):
-        assert served.most(odd, [wide]) == inf
+        assert served.max_row_bytes(odd, [wide]) == inf
