@@ -1,13 +1,13 @@
 """
-What a watcher of a query is told: its rows, and then what is different in them.
+States of a query, the differences between them, and the messages of a watch: snapshots, then deltas.
 
-Of the rows that a watcher has, the service keeps their keys and a hash of each. A client can check
-that it has the same ones: docs/live.md says how its checksum is computed.
+Of a query's rows the service keeps only the keys and a hash each. A client can check that it has the same
+rows: docs/live.md describes the checksum.
 
-Of an ordered query the first rows are kept, by the changes to it. More rows are kept than are shown, so
-that some can go before the others have to be asked for. What comes after the last one kept is not known,
-unless these are all rows there are; so nothing that now sorts behind the last row that stayed where it
-was can be told a place.
+Of an ordered query with a limit the service keeps a window: the keys of the first rows, and of some more
+than the limit, so that rows can leave before the query has to be run again. The rows behind the last one in
+the window are unknown, unless the window is complete. So a row that now sorts behind the last row of the
+window that did not change has no known place: unknown rows may sort before it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Key = TypeVar("Key", bound=Hashable)
 @dataclass(frozen=True, slots=True)
 class Window(Generic[Key]):
     """
-    The first rows.
+    The keys of the first rows of an ordered query.
 
     Args:
-        keys: In their order.
-        complete: Whether there are no others.
+        keys: The keys, in order.
+        complete: Whether the query has no other rows. Without this flag, refilling is wrong.
     """
 
     keys: tuple[Key, ...]
@@ -42,20 +42,20 @@ class Window(Generic[Key]):
 
     @classmethod
     def of(cls, keys: Sequence[Key], most: int) -> Window[Key]:
-        """Return the window of what a query with the limit `most` has found."""
+        """Return the window of the keys that a query with the limit `most` has returned."""
         return cls(tuple(keys), len(keys) < most)
 
     def moved(
         self, touched: Collection[Key], order: Sequence[Key], shown: int, most: int
     ) -> Window[Key] | None:
         """
-        Return the window after changes; None if the first rows have to be read again.
+        Return the window after changes; None if the query has to be run again.
 
         Args:
-            touched: The keys of all rows that may have come, gone or moved.
-            order: Those of them that are rows now, and the rows of the window, in order.
-            shown: How many rows have to be known.
-            most: How many are kept.
+            touched: Keys of all rows that may have entered, left or moved.
+            order: Of these keys and those of the window, the ones that are rows now, in their new order.
+            shown: Minimum number of rows that the window needs: the limit of the query.
+            most: Maximum number of rows in the window.
         """
         if self.complete:
             return Window(tuple(order[:most]), len(order) <= most)
@@ -68,10 +68,10 @@ class Window(Generic[Key]):
 
 Message = dict[str, Any]
 CHUNK = 500
-"""Rows of one message of a snapshot."""
+"""Number of rows in one message of a snapshot."""
 
 SAFE = 2**53
-"""Between its negative and it, every client has whole numbers as they are."""
+"""Integers of a smaller magnitude are exact in every client, including JavaScript."""
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _SCALARS = frozenset([str, int, bytes])
@@ -79,13 +79,13 @@ _SCALARS = frozenset([str, int, bytes])
 
 class Entry(NamedTuple):
     """
-    A row that a watcher has.
+    What a state keeps of a row.
 
     Args:
-        key: As it goes over the wire.
-        hash: Of key and row: equal to that of another one if nothing is different.
-        check: The part of the checksum.
-        weight: In characters.
+        key: Key in its wire form.
+        hash: Hash of key and row, to compare two versions of the row.
+        check: The row's part of the checksum (CRC-32).
+        weight: Size of the row in characters of canonical JSON.
     """
 
     key: Any
@@ -96,12 +96,12 @@ class Entry(NamedTuple):
 
 class State:
     """
-    The rows of a query at a moment, less what is in them.
+    The rows of a query at one position, without their contents.
 
     Args:
-        entries: In their order, by what tells them apart.
-        ordered: Whether that order matters.
-        window: The keys of the rows in their order, and of some behind them, where that is kept.
+        entries: The rows in order, by name (`name_of`).
+        ordered: Whether the order is part of the result.
+        window: Keys of the rows, and of some rows behind them, if a window is kept.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class State:
 
     @cached_property
     def checksum(self) -> int:
-        """What a client that has these rows computes, below 2^32."""
+        """The checksum of the rows as a client computes it, below 2^32."""
         checks = (each.check for each in self.entries.values())
         if self.ordered:
             return sum(at * check for at, check in enumerate(checks, 1)) % 2**32
@@ -124,32 +124,32 @@ class State:
 
 
 class FoundRows(NamedTuple):
-    """The state that a query was found in, and its rows by what tells them apart."""
+    """A state of a query, and the contents of its rows by name (`name_of`)."""
 
     state: State
     rows: dict[Hashable, Any]
 
 
 class KeyRepeated(Exception):
-    """Two rows have one key: what says that it is a key, as a comment on a view, is mistaken."""
+    """Two rows have the same key: a declared key, such as that of a view's comment, is not unique."""
 
 
 def name_of(key: Any) -> Hashable:
-    """Return what tells the row of a key apart: the key, or its one text."""
+    """Return the hashable name of the row with a key: the key if it is a scalar, else its canonical text."""
     return key if type(key) in _SCALARS else canonical(key)
 
 
 def rows_of(form: KeyForm, rows: Sequence[Any], keys: Sequence[Sequence[Any]]) -> FoundRows:
     """
-    Return the rows that a query has given.
+    Return the state and the rows of a query's result.
 
     Args:
-        form: How they are told apart.
-        rows: In their order.
-        keys: For each the values of its key's columns, if they are not in the row.
+        form: How keys are formed.
+        rows: The rows, in order.
+        keys: For each row the values of its key columns, if they are not in the row.
 
     Raises:
-        KeyRepeated: Two of them have one key.
+        KeyRepeated: Two rows have the same key.
     """
     entries: dict[Hashable, Entry] = {}
     found: dict[Hashable, Any] = {}
@@ -175,12 +175,13 @@ def rows_of(form: KeyForm, rows: Sequence[Any], keys: Sequence[Sequence[Any]]) -
 @dataclass(frozen=True, slots=True)
 class Difference:
     """
-    Between two states of a query.
+    The difference between two states of a query, as names of rows (`name_of`).
 
     Args:
-        enter, update: What tells the rows apart, in the order of the later state.
-        leave: Of those that are gone, in the order of the earlier one.
-        moved: Those of `update` that stand elsewhere among the others.
+        enter: New rows, in the order of the later state.
+        update: Changed rows, in the order of the later state.
+        leave: Rows that are gone, in the order of the earlier state.
+        moved: Rows of `update` whose place among the others has changed.
     """
 
     enter: tuple[Hashable, ...]
@@ -189,23 +190,23 @@ class Difference:
     moved: frozenset[Hashable] = frozenset()
 
     def __bool__(self) -> bool:
-        """Return whether there is any."""
+        """Return whether there is any difference."""
         return bool(self.enter or self.update or self.leave)
 
     def keys(self, before: State, now: State) -> list[Any]:
-        """Return the keys of all rows that are different."""
+        """Return the keys of all rows that differ."""
         return [*_keys(now, (*self.enter, *self.update)), *_keys(before, self.leave)]
 
 
 def difference(before: State, now: State, moving: Collection[Hashable] | None = None) -> Difference:
     """
-    Return what is different in a state.
+    Return the difference between two states.
 
     Args:
         before: The earlier state.
-        now: The later one.
-        moving: Which rows may be told to have moved, since the others are in the same order among
-            themselves; None for any.
+        now: The later state.
+        moving: Names of rows that may be reported as moved: their contents are known, and all other rows
+            have kept their order among themselves. None if any row may be.
     """
     old, new = before.entries, now.entries
     enter = tuple(name for name in new if name not in old)
@@ -228,8 +229,12 @@ def difference(before: State, now: State, moving: Collection[Hashable] | None = 
 
 
 def longest_rise(numbers: Sequence[int]) -> set[int]:
-    """Return the indexes of the most numbers, all different, that rise from first to last."""
-    ends: list[int] = []  # the least number at which a rise of each length ends
+    """
+    Return the indexes of a longest increasing subsequence of distinct numbers.
+
+    The rows at these places need not be reported as moved, so a delta reports as few as possible.
+    """
+    ends: list[int] = []  # the lowest last number of an increasing subsequence of each length
     at_end: list[int] = []
     before: list[int] = []
     for at, number in enumerate(numbers):
@@ -249,7 +254,7 @@ def longest_rise(numbers: Sequence[int]) -> set[int]:
 
 
 def has_copies(state: State) -> bool:
-    """Return whether rows are alike, so that none of their keys says which of them is meant."""
+    """Return whether a state has equal rows, which no key tells apart."""
     return any(type(name) is tuple for name in state.entries)
 
 
@@ -257,13 +262,13 @@ def snapshot_messages(
     form: KeyForm, found: FoundRows, position: str, reset: bool = False
 ) -> Iterator[Message]:
     """
-    Yield the messages that give a watcher all rows.
+    Yield the snapshot messages of a watch: all rows, in chunks.
 
     Args:
-        form: Of the keys.
-        found: The rows, all that are in the state.
-        position: What they are a state of.
-        reset: Whether the watcher has others, of which nothing counts any more.
+        form: How keys are formed.
+        found: All rows of the state.
+        position: Position of the state.
+        reset: Whether the caller has to drop the rows that it has.
     """
     names = list(found.state.entries)
     for start in range(0, len(names) or 1, CHUNK):
@@ -290,14 +295,14 @@ def delta_message(
     rows: Mapping[Hashable, Any],
 ) -> Message:
     """
-    Return the message that makes a watcher's rows those of a later state, less its position.
+    Return the delta message between two states, without its position.
 
     Args:
-        form: Of the keys.
-        before: What the watcher has.
-        now: What it is to have.
-        change: Between the two.
-        rows: At least those that enter or are updated.
+        form: How keys are formed.
+        before: State of the rows that the caller has.
+        now: The later state.
+        change: The difference between them.
+        rows: Contents of at least the rows that enter or are updated.
     """
     message: Message = {
         "type": "delta",
@@ -321,13 +326,14 @@ def delta_message(
 
 def resume_message(form: KeyForm, found: FoundRows, keys: Sequence[Any], position: str) -> Message:
     """
-    Return the message that makes the rows of an earlier state, whatever they were, those of this one.
+    Return the message that resumes a watch: it brings the rows of an unknown earlier state to this one.
 
     Args:
-        form: Of the keys.
-        found: All rows.
-        keys: Of all rows that may be others than in the earlier state.
-        position: What the rows are a state of.
+        form: How keys are formed.
+        found: All rows of this state.
+        keys: Keys of all rows that may have changed since the earlier state. Those that are rows now are
+            sent as updates, the others as leaving; clients ignore a leaving key that they do not have.
+        position: Position of this state.
     """
     names = {name_of(key): key for key in keys}
     entries = found.state.entries
@@ -343,7 +349,7 @@ def resume_message(form: KeyForm, found: FoundRows, keys: Sequence[Any], positio
 
 
 def alive_message(state: State, position: str) -> Message:
-    """Return the message that nothing has changed up to a position."""
+    """Return the message that the rows have not changed up to a position."""
     return {"type": "alive", "position": position, "checksum": state.checksum}
 
 
@@ -352,7 +358,7 @@ def _keys(state: State, names: Iterable[Hashable]) -> list[Any]:
 
 
 def _places(state: State, wanted: set[Hashable]) -> dict[Hashable, Any]:
-    """Return the keys of the rows before those that are wanted, None before the first."""
+    """Return for each wanted row the key of the row before it; None for the first row."""
     found: dict[Hashable, Any] = {}
     last = None
     for name, entry in state.entries.items():
@@ -364,11 +370,11 @@ def _places(state: State, wanted: set[Hashable]) -> dict[Hashable, Any]:
 
 def canonical(value: Any) -> str:
     """
-    Return the one text of a value, equal in every language and behind every serializer.
+    Return the canonical text of a value, the same in every language and behind every serializer.
 
-    It is JSON without spaces, the keys of objects in the order of their UTF-16, numbers that are
-    not whole or not below 2^53 as the hexadecimal digits of their double, binary as WAMP has it in
-    JSON.
+    The text is JSON without spaces, with object keys sorted by UTF-16 code units. Numbers that are not
+    integers of a magnitude below 2^53 become the hexadecimal digits of their IEEE 754 double; binary values
+    take the form that WAMP gives them in JSON (NUL, then base64).
     """
     return _encode(_plain(value))
 

@@ -1,8 +1,8 @@
 """
-Watchers: the queries that are watched, and what each caller has of them.
+Watched queries, and the watches on them: what each caller has been sent.
 
-There may be many thousands of watches of which little happens to any. So each keeps little, and what
-happens to some costs nothing for the others.
+There may be many thousands of watches, most of them idle. So a query and a watch keep little memory, and
+changes cost nothing for the watches that they do not concern.
 """
 
 from __future__ import annotations
@@ -45,37 +45,38 @@ if TYPE_CHECKING:
 NOTHING = Difference((), (), ())
 
 Kept = tuple[State, dict[Hashable, Any]]
-"""A state that a watch is to be brought to, and the rows that are different from those its caller has."""
+"""A state to which a watch shall be brought, and the rows that differ from those its caller has."""
 
 
 class Query:
     """
-    A query that is watched, by one or more.
+    A watched query, with its watches.
 
-    It is new until `Watches._begin` has read its rows, alone. From then on each cycle tells what the
-    log says of it, and reads all of its rows if it is `stale` or a watch wants them. If that takes
-    long (`Run.heavy`), it is read aside: `orders_of` puts it off until it and all of its group have
-    rested; `begin_aside` takes it out of the cycles, `end_aside` puts it back, to be put off again if
-    it was not read. Either way of being read apart ends in `found_at`, and the next cycle, which goes
-    on from there, in `join`. One that is refused is parked until the catalog has been looked at.
-    Whoever watches one that is put off, aside or not joined waits, with his session.
+    A query is new until `Watches._begin` has read its rows, in another session than that of the cycles. From
+    then on each cycle applies the changes in the log to it, and reads all of its rows if it is `stale` or a
+    watch wants all rows. A slow query (`Run.heavy`) is read aside: `orders_of` postpones it until it and its
+    entire group have rested; `begin_aside` takes it out of the cycles; `end_aside` puts it back, postponed
+    again if it was not read. After a read in another session, `found_at` records the position of the read;
+    the next cycle continues from there, and `join` ends that. A query that was refused is parked until the
+    catalog has been checked. While a query is postponed, read aside or not joined, the watches of its
+    sessions wait.
 
     Args:
-        run: How it is run.
-        caller: One of those who ask it.
-        kwargs: Of his call, less what is not of the query.
-        asking: Those of which more may be wanted than what the log says.
+        run: How the query is run.
+        caller: One of the callers that watch it.
+        kwargs: Arguments of that caller's call, without those that are not part of the query.
+        asking: The set of queries that may need more than the changes in the log, shared by all queries.
 
     Attributes:
         aside: Whether its rows are being read aside.
-        name: Of all that is alike.
-        state: What it was found in last; None before its first run.
-        since: Where that was, if it was read apart, until a cycle has it from there.
-        watches: Of it.
-        stale: Whether its rows may be others, whatever the log says.
-        late: How many cycles it was put off.
-        parked: Whether it waits for another catalog, since it was refused by this one.
-        renewed: Whether it was refused before, by an older catalog.
+        name: Digest of the query; equal queries share one object.
+        state: Its last known state; None before its first run.
+        since: Position of that state, if another session read it, until a cycle has continued from there.
+        watches: The watches on it.
+        stale: Whether its rows may have changed without a row in the log.
+        late: Number of cycles by which it was postponed.
+        parked: Whether it was refused with this catalog, and waits for a newer one.
+        renewed: Whether it was refused before, with an older catalog.
     """
 
     __slots__ = (
@@ -102,11 +103,11 @@ class Query:
         self.name = run.name
         self.run = run
         self.caller = caller
-        # As bytes they take a tenth, and nobody asks for them until the catalog changes.
+        # As CBOR they take a tenth of the memory, and they are needed only when the catalog changes.
         self._kwargs = cbor2.dumps(dict(kwargs))
         self.state: State | None = None
         self.since: SnapshotPosition | None = None
-        # Not a set, which takes four times as much, since nearly all have a single one.
+        # Not a set, which takes four times the memory: nearly all queries have a single watch.
         self.watches: tuple[Watch, ...] = ()
         self._delta: tuple[State, State, Message] | None = None
         self.stale = self.aside = self.parked = self.renewed = False
@@ -114,28 +115,28 @@ class Query:
 
     @property
     def call(self) -> Call:
-        """Return a call that asks it, as it was made."""
+        """Return a call of the query, as its caller made it."""
         like: Call = self.run.shape.call
         kwargs = cbor2.loads(self._kwargs)
         return replace(like, kwargs=kwargs, caller=self.caller, state=CallState())
 
     def ask(self) -> None:
-        """Ask for more than what the log says, for whoever watches it."""
+        """Have the next cycle look at the query even without a change in the log."""
         if self.watches:
             self._asking.add(self)
 
     def invalidate(self) -> None:
-        """Ask for another run, whatever the log says."""
+        """Have all rows read again, whatever the log says."""
         self.stale = True
         self.ask()
 
     @property
     def behind(self) -> bool:
-        """Whether its state is not the one of the last cycle."""
+        """Whether its state is older than the last cycle."""
         return bool(self.late) or self.aside or self.since is not None
 
     def put_off(self, times: int) -> None:
-        """Record how many cycles it was put off: whoever watches it waits, with his session."""
+        """Record by how many cycles it was postponed; the sessions that watch it wait if that is not 0."""
         self.late = times
         self._hold()
 
@@ -145,14 +146,14 @@ class Query:
         self._hold()
 
     def end_aside(self, read: bool) -> None:
-        """Record that its rows are not being read aside any more; whether they were."""
+        """Record that the read aside has ended; `read`: whether it read the rows."""
         self.aside = False
         if not read:
             self.invalidate()
         self.put_off(0 if read else 1)
 
     def found_at(self, position: SnapshotPosition) -> None:
-        """Record where its state was found, apart from the cycles: the next one goes on from there."""
+        """Record the position at which another session read its state; the next cycle continues there."""
         self.since = position
         self.ask()
         self._hold()
@@ -162,20 +163,20 @@ class Query:
             watch.session.hold(watch)
 
     def join(self) -> None:
-        """Record that its state is the one of the last cycle."""
+        """Record that its state is that of the last cycle."""
         self.since = None
         self.put_off(0)
 
     def delta_from(self, before: State, state: State, rows: Mapping[Hashable, Any]) -> Message:
         """
-        Return the message that makes a watcher's rows those of a state, less the position.
+        Return the delta message between two states, without the position.
 
-        Watchers who had the same before are sent the same, so it is made once.
+        Watches with the same state before are sent the same message, so the last one is cached.
 
         Args:
-            before: What the watcher has.
-            state: What it is to have.
-            rows: At least those that are different.
+            before: State of the rows that the caller has.
+            state: The later state.
+            rows: Contents of at least the rows that differ.
         """
         known = self._delta
         if known is not None and known[0] is before and known[1] is state:
@@ -192,21 +193,21 @@ class Watch(Lasting):
     One call of `watch`.
 
     Args:
-        session: Whose it is.
-        query: What it watches.
-        send: Sends the messages.
-        tx: Whether the caller's own transactions are to be told.
+        session: Watches of the caller's session.
+        query: The watched query.
+        send: Sends a message to the caller.
+        tx: Whether messages report which of the caller's own transactions they include.
 
     Attributes:
-        since: The position that the caller has rows of, until it was resumed from there.
-        base: What the caller has; None until it has been sent all rows.
-        reset: Whether the caller has rows that count no more.
-        rows: All of them, to be sent.
-        touched: Keys of those that may be others than what the caller has; None for all.
-        changed: Rows that are different from those that the caller has, in their last form.
-        covered: Transactions of its session that the state includes, to be told.
-        told: When it was sent something last.
-        silent: Whether that is so long ago that it is to hear that nothing has changed.
+        since: Position at which the caller has rows, until the watch was resumed from there.
+        base: State of the rows that the caller has; None until it has been sent all rows.
+        reset: Whether the caller has to drop the rows that it has.
+        rows: All rows, to be sent.
+        touched: Keys of the rows that may have changed since the caller's position; None for all rows.
+        changed: Current contents of the rows that differ from those that the caller has.
+        covered: Transactions of the session that the state includes, to be reported.
+        told: Time at which it was sent a message last.
+        silent: Whether an `alive` message is due.
     """
 
     __slots__ = (
@@ -243,25 +244,25 @@ class Watch(Lasting):
 
     @property
     def wanting(self) -> bool:
-        """Whether all rows are wanted for it, and not there yet."""
+        """Whether the watch needs all rows, and they have not been read yet."""
         return self.base is None and self.rows is None
 
     @property
     def unseen(self) -> bool:
-        """Whether its caller has no rows of it at all, so that nobody waits for it."""
+        """Whether its caller has no rows at all, so that the session's other watches need not wait for it."""
         return self.base is None and self.since is None and self.touched is None and not self.reset
 
     def start_over(self) -> None:
-        """Send all rows next, in place of those that the caller has."""
+        """Send all rows next, to replace those that the caller has."""
         self.session.melt()
-        # One that resumes has rows, too, and what was touched is not all that is new by now.
+        # The caller of a watch that resumes has rows, too, and `touched` does not name all changes by now.
         self.reset = not self.unseen
         self.base = self.rows = self.since = self.touched = self.changed = None
         self.query.ask()
         self.session.hold(self)
 
     def find(self, found: Found, wanted: bool, weight: int) -> None:
-        """Store what a cycle has found, of some weight; all rows, if they were wanted."""
+        """Store the rows that a cycle has found, of a size of `weight`; all rows if they were wanted."""
         if not self.wanting and found.state is not self.base:
             if self.changed is None:
                 self.changed = {}
@@ -284,11 +285,11 @@ class Watch(Lasting):
 
     def messages(self, position: str, kept: Kept | None = None) -> Iterator[Message] | None:
         """
-        Return the messages that bring the caller to a state; None without any.
+        Return the messages that bring the caller to a state; None if there are none.
 
         Args:
-            position: Of the state.
-            kept: The state, and what is different in it; by default the last one.
+            position: Position of the state.
+            kept: The state, and the rows that differ in it; by default the query's last state.
         """
         state, form, before = self.query.state, self.query.run.shape.form, self.base
         if kept is not None:
@@ -305,9 +306,10 @@ class Watch(Lasting):
         touched, self.touched = self.touched, None
         reset, self.reset = self.reset, False
         if touched is not None and not touched:
-            # By the keys it could not be told which of some rows that are alike came since.
+            # Nothing was touched up to `rows.state`. A delta from there, because keys could not tell which
+            # of several equal rows were added since.
             return self._delta(rows.state, state, changed, position, resumed=True)
-        if rows.state is not state:  # others of the session had to wait for theirs
+        if rows.state is not state:  # later cycles ran while the session waited for other rows
             if touched is not None:
                 came = difference(rows.state, state)
                 touched = [*touched, *came.keys(rows.state, state)]
@@ -319,14 +321,14 @@ class Watch(Lasting):
 
     def alive(self, head: str, state: State | None = None) -> Message:
         """
-        Return the message that nothing has changed in what the caller has.
+        Return the message that the caller's rows have not changed.
 
-        Of one who waits for rows it is not known what he has: he hears no more than that he is not
-        forgotten, at the position that he has come back with, if that is it.
+        While a caller waits for its first rows, the message has no checksum, and only the position with
+        which the caller resumed, if any.
 
         Args:
-            head: The position of the last step.
-            state: What the caller has; by default what he has been sent.
+            head: Position of the last step.
+            state: State of the rows that the caller has; by default the one that it was sent last.
         """
         state = state or self.base
         if state is not None:
@@ -341,12 +343,12 @@ class Watch(Lasting):
         position: str,
         resumed: bool = False,
     ) -> Iterator[Message] | None:
-        """Return the messages that make the rows of a state those of a later one; None without any."""
+        """Return the messages between two states; None if there are none."""
         form = self.query.run.shape.form
-        # Of several steps together others may have moved than of each.
+        # Computed from the states, since moves of several cycles do not add up to those of one delta.
         message = self.query.delta_from(before, state, changed)
         if message and form.ordered and (has_copies(before) or has_copies(state)):
-            # By its key it could not be told where a row goes. Such rows are their own keys.
+            # Equal rows are their own keys, so `after` cannot say behind which of them a row goes.
             rows = FoundRows(state, {name: entry.key for name, entry in state.entries.items()})
             return snapshot_messages(form, rows, position, reset=True)
         if resumed:
@@ -359,12 +361,12 @@ class Watch(Lasting):
 
 
 def wanted_of(query: Query) -> set[Watch]:
-    """Return the watches of a query that take all of its rows now."""
+    """Return the watches of a query that need all of its rows, and whose sessions can take them now."""
     return {watch for watch in query.watches if watch.wanting and not watch.session.busy}
 
 
 def order_of(query: Query, wanted: set[Watch]) -> Order:
-    """Return what a cycle is to find out of a query, of which some watches take all rows."""
+    """Return the order to a cycle for a query, `wanted` being the watches that take all rows."""
     resumes = {watch.since for watch in wanted if watch.since is not None}
     return Order(
         query.run,
@@ -378,7 +380,7 @@ def order_of(query: Query, wanted: set[Watch]) -> Order:
 
 
 def resume_from(watch: Watch, since: Position | None) -> None:
-    """Resume a watch from a position, if that is one of the same query and rights."""
+    """Resume a watch from a position, if it is one of the same query and rights; else reset it."""
     same = not isinstance(since, SnapshotPosition) or since.query in ("", watch.query.run.mark)
     watch.since = since if same else None
     watch.reset = since is not None and not same
@@ -386,11 +388,11 @@ def resume_from(watch: Watch, since: Position | None) -> None:
 
 def orders_of(wanted: Mapping[Query, set[Watch]], aside: bool) -> list[Order]:
     """
-    Return what a cycle is to find out of queries of which more is asked than what the log says.
+    Return the orders to a cycle for the queries that need more than the changes in the log.
 
-    All rows of one that takes long are read aside, after a rest: one group by each connection, since
-    its sessions come to one position with all that they watch, and the groups in turn. Any other is
-    put off, and whoever watches it waits.
+    Slow queries are read aside, after a rest, one group per connection, the groups in turn. A group is read
+    in one snapshot, because a session reaches a position only with all of its watches. Other slow queries
+    are postponed, and the sessions that watch them wait.
 
     Args:
         wanted: The queries, each with the watches that take all of its rows now.
@@ -404,7 +406,7 @@ def orders_of(wanted: Mapping[Query, set[Watch]], aside: bool) -> list[Order]:
         for each in groups
         if all(query.run.until <= now for query in each) and not _is_met(each)
     ]
-    # the one that could be read first of them
+    # Of the groups that have rested, the one whose rest ended first: groups take turns.
     read = min(rested, key=lambda each: max(query.run.until for query in each), default=set())
     found = []
     for query, watches in wanted.items():
@@ -418,13 +420,13 @@ def orders_of(wanted: Mapping[Query, set[Watch]], aside: bool) -> list[Order]:
 
 
 def _is_met(group: Collection[Query]) -> bool:
-    """Return whether a session that watches one of a group waits for what is being read aside now."""
+    """Return whether a session that watches a query of the group waits for another group being read aside."""
     sessions = {watch.session for query in group for watch in query.watches}
     return any(watch.query.aside for session in sessions for watch in session.members)
 
 
 def groups_of(queries: Collection[Query]) -> list[set[Query]]:
-    """Return queries in the groups between which no session watches one of each."""
+    """Group queries, so that no session watches queries of two groups (connected components)."""
     watched: dict[WatchingSession, list[Query]] = {}
     for query in queries:
         for watch in query.watches:
@@ -443,6 +445,6 @@ def groups_of(queries: Collection[Query]) -> list[set[Query]]:
 
 
 def rests(queries: Iterable[Query]) -> list[float]:
-    """Return the seconds until queries may be read again, of those that rest."""
+    """Return, for each query that rests, the seconds until it may be read again."""
     now = time.monotonic()
     return [each.run.until - now for each in queries if each.run.until > now]

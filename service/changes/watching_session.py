@@ -1,10 +1,10 @@
 """
-The watches of one session, which move together.
+The watches of one session, which move from position to position together.
 
-What is sent to it next is made when what was sent before has been taken, and of the state by then: so
-a slow caller gets fewer and larger deltas. Rows wait for it up to a bound; beyond that it gets all of
-them anew when it is back. Where rows of one query are read aside, what the others are to have at that
-position is kept until they are there.
+The next step is made when the caller has taken the one before, from the states at that time: so a slow caller
+gets fewer and larger deltas. Up to a limit, rows wait in memory for the caller; above it, the watches start
+over with all rows. While a query of the session is read aside, the deltas of its other watches up to that
+position are kept until its rows have been read.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from service.request.arguments import Caller
 log = Logger()
 
 MOST_WRITTEN = 1000
-"""Transactions of one session that are not included in the state yet; older ones are not told."""
+"""Maximum number of a session's own transactions that wait to be reported; older ones are dropped."""
 
 
 class WatchStep(NamedTuple):
     """
-    What a watch is sent to come to a position.
+    The messages of one watch in a step.
 
     Args:
-        watch: Which one.
-        messages: That it is sent.
-        moves: Whether that is more than that it is alive.
-        state: What the caller has then; None before there are any rows of it.
-        covers: Transactions of the session that it includes, to be told.
+        watch: The watch.
+        messages: The messages to send.
+        moves: Whether they are part of a step to another position, not merely `alive`.
+        state: State of the caller's rows after them; None before its first rows.
+        covers: Transactions of the session that the state includes, to be reported.
     """
 
     watch: Watch
@@ -54,19 +54,19 @@ class WatchingSession:
     The watches of one session, which move together.
 
     Args:
-        key: Which one.
-        caller: Whose it is.
-        now: Returns the time.
-        want: Called when rows are wanted.
-        place: Returns what its watches are brought to next.
-        ended: Called with a watch that has ended.
-        most: Characters of rows that may wait for it.
+        key: Key of the session in `Watches`.
+        caller: The caller.
+        now: Returns the time in seconds.
+        want: Called when a cycle has to read rows for the session.
+        place: Returns the position to which the watches are brought next.
+        ended: Called with each watch that has ended.
+        most: Maximum size of the rows that wait for the session, in characters.
 
     Attributes:
         members: The watches.
-        busy: Whether it has not taken all that it was sent.
-        written: Its own transactions that the state does not include yet.
-        moves: Whether there is something to send to it.
+        busy: Whether the caller has not taken all that it was sent.
+        written: The session's own transactions that no position has included yet.
+        moves: Whether there is something to send.
     """
 
     def __init__(
@@ -112,28 +112,28 @@ class WatchingSession:
         self.moves = True
 
     def hold(self, watch: Watch) -> None:
-        """Make the others wait for a watch whose caller has rows, if those that follow are not there."""
+        """Make the other watches wait for this one, if its caller has rows and its next ones are missing."""
         if (watch.wanting or watch.query.behind) and not watch.unseen:
             self._held.add(watch)
         else:
             self._held.discard(watch)
 
     def tell(self, watch: Watch) -> None:
-        """Send a watch with the next step what there is for it."""
+        """Include a watch in the next step."""
         self._news[watch] = None
         self.moves = True
 
     def wrote(self, xid: int) -> None:
-        """Record a transaction of its own, to be told once the state includes it."""
+        """Record a transaction of the session, to be reported once a position includes it."""
         if any(watch.tx for watch in self.members):
             self.written[xid] = None
             if len(self.written) > MOST_WRITTEN:
                 del self.written[next(iter(self.written))]
 
     def cover(self, position: SnapshotPosition) -> None:
-        """Send its watches which of its transactions a position includes."""
+        """Have its watches report which of its transactions a position includes."""
         if self._kept_at is not None or self._ready is not None:
-            return  # they are not there yet
+            return  # a step to an earlier position has to be sent first
         seen = [xid for xid in self.written if position.snapshot.sees(xid)]
         for xid in seen:
             del self.written[xid]
@@ -143,7 +143,7 @@ class WatchingSession:
                 self.tell(watch)
 
     def lag(self, watch: Watch, weight: int) -> None:
-        """Count rows that wait for it; with too many of them it gets all rows anew, later."""
+        """Count rows that wait for the caller; if they exceed the limit, start over with all rows later."""
         self.tell(watch)
         self._waiting += weight
         if self.busy and self._waiting > self._most:
@@ -154,10 +154,10 @@ class WatchingSession:
 
     def keep(self, place: SnapshotPosition) -> None:
         """
-        Keep what brings the watches to a position until the others have their rows of it.
+        Keep the deltas up to a position until the queries that are read aside have their rows of it.
 
-        Those are being read aside, while the cycles go on. If any watch waits for something else,
-        they come to a later position together.
+        The cycles continue meanwhile. If a watch waits for anything else, nothing is kept, and all watches
+        move to a later position together.
         """
         self.melt()
         others = any(not watch.query.aside for watch in self._held)
@@ -170,17 +170,17 @@ class WatchingSession:
                 self._kept[watch], watch.changed = (state, changed), None
 
     def melt(self) -> None:
-        """Bring the watches to a later position than the one that was kept."""
+        """Drop the kept position: merge its deltas into the later ones."""
         for watch, (_, changed) in self._kept.items():
             watch.changed = changed | (watch.changed or {})
             self.tell(watch)
         self._kept, self._kept_at = {}, None
 
     def complete(self, queries: Collection[Query]) -> None:
-        """Send the step that was kept, if the rows of these queries, read aside, are there."""
+        """Prepare the kept step, now that a read aside of some queries has ended, if it can be sent."""
         seen = [watch for watch in self.members if not watch.unseen]
         if any(each.wanting or (each.query.late and each.query in queries) for each in seen):
-            self.melt()  # its caller has rows of an earlier position yet
+            self.melt()  # a watch could not be brought to the position
         place = self._kept_at
         if place is None:
             return
@@ -196,10 +196,10 @@ class WatchingSession:
         self.moves = True
 
     def go(self) -> None:
-        """Send what there is to send, as fast as it is taken."""
+        """Send the steps that are due, as fast as the caller takes them."""
         if not self.busy and self._place() is not None:
             self.busy, self.moves = True, False
-            # Whoever comes here may act as a caller, or be in a transaction.
+            # An empty context, because this may be called under a caller's identity, or in a transaction.
             sending = Context().run(Deferred.fromCoroutine, self._go())
             sending.addErrback(lambda why: log.failure("cannot send to a watcher", why))
 
@@ -211,7 +211,7 @@ class WatchingSession:
             self.busy = False
 
     def _step(self) -> Step:
-        """Return what brings each watch to the position; nothing while one is not there yet."""
+        """Return the messages that bring all watches to the position; only `alive` while one has to wait."""
         if self._ready is not None:
             (kept_at, step), self._ready = self._ready, None
             self._head = str(kept_at)
@@ -233,7 +233,7 @@ class WatchingSession:
         news, self._news = self._news, {}
         for watch in news:
             if watch.query.behind or watch.wanting:
-                self._news[watch] = None  # until its rows are those of the position
+                self._news[watch] = None  # in a later step, when it has its rows
                 if watch.wanting:
                     self._want()
                 continue
@@ -246,14 +246,14 @@ class WatchingSession:
         return [*waiting, *found]
 
     async def _send(self, step: Step) -> None:
-        """Send a step; done when the next may follow."""
+        """Send a step; return when the next may follow."""
         now, moves = self.now(), any(each.moves for each in step)
         taken: Awaitable[None] | None = None
         sent: dict[Awaitable[None], list[Watch]] = {}
         for at, each in enumerate(step, 1):
             taken = await self._give(each, moves and at == len(step), now)
             if taken is not None:
-                # It is the same of all watches of a caller, who is waited for once.
+                # All watches of a caller return the same awaitable, which is awaited once.
                 sent.setdefault(taken, []).append(each.watch)
         if moves and taken is None:
             await self._end_step([each for each in step if not each.watch.ended], now)
@@ -265,13 +265,13 @@ class WatchingSession:
                     watch.end(error)
 
     async def _end_step(self, step: Step, now: float) -> None:
-        """Say that a step is whole: the watch whose message was to say it has ended before its turn."""
+        """Mark a step as complete by an `alive`: the watch whose message was to mark it has ended."""
         for each in step[-1:]:
             alive = iter([each.watch.alive(self._head, each.state)])
             await self._give(each._replace(messages=alive, covers=()), True, now)
 
     async def _give(self, step: WatchStep, ends: bool, now: float) -> Awaitable[None] | None:
-        """Send messages of a watch, the last of which may end the step; return what to await after it."""
+        """Send the messages of a watch, the last of which may end the step; return what to await after it."""
         watch, messages = step.watch, step.messages
         message = next(messages, None)
         while message is not None and not watch.ended:
@@ -294,6 +294,6 @@ class WatchingSession:
 
 
 def _step_of(watch: Watch, messages: Iterator[Message], moves: bool) -> WatchStep:
-    """Return what a watch is sent, with what its state covers."""
+    """Return a watch's messages, with the transactions that its state includes."""
     covers, watch.covered = watch.covered, ()
     return WatchStep(watch, messages, moves, watch.base, covers)
