@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from service.catalog import Catalog, Column, Relation
-from service.errors import InvalidArgument, clip
+from service.errors import InvalidArgument, NotAuthorized, clip
 from service.plan.conditions import Expression, SortKey
 from service.plan.hidden import has_hidden_field
 from service.plan.plans import Output, truncated
@@ -42,6 +42,25 @@ def outputs_of(scope: Scope, select: tuple[Item, ...] | None) -> tuple[Output, .
     if left_out and not found:
         raise InvalidArgument("no column is left", path=select[0].reference.path)
     return tuple(found.values())
+
+
+def check_readable(relation: Relation) -> None:
+    """
+    Refuse to read a relation that has columns, if the role may select none of them.
+
+    PostgreSQL itself may not refuse: the catalog can be older than a GRANT, and a list of no columns
+    is read by any right to select.
+
+    Raises:
+        NotAuthorized: The role may select no column.
+    """
+    columns = relation.columns.values()
+    if columns and not any(each.selectable for each in columns):
+        raise NotAuthorized(
+            f'the database\'s role may read no column of "{relation.name}"',
+            relation=relation.name,
+            sqlstate="42501",
+        )
 
 
 def refuse_repeated(names: Iterable[str], path: str, hint: str) -> set[str]:

@@ -15,6 +15,7 @@ from service.plan.conditions import BoolExpr, Compare, Condition, Expression, So
 from service.plan.hidden import as_json
 from service.plan.operators import compare, list_of
 from service.plan.outputs import (
+    check_readable,
     distinct_first,
     distinct_keys,
     outputs_of,
@@ -82,6 +83,7 @@ def _keyed(embeds: Sequence[PlannedEmbed], taken: set[str]) -> Iterator[PlannedE
 
 def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
     link, inner, many = scope.link(embed)
+    check_readable(inner.relation)
     grouped = _grouped(inner, embed)
     embeds: tuple[PlannedEmbed, ...] = ()
     if grouped is not None:
@@ -139,6 +141,7 @@ def plan_get(catalog: Catalog, relation: Relation, request: GetRequest) -> ReadP
     Raises:
         NoSuchProcedure: The relation has no primary key.
     """
+    check_readable(relation)
     scope = Scope(catalog, relation, request.embeds)
     outputs, embeds = plan_rows(scope, request.select, request.embeds)
     given, by_keys = request.key, tuple[Compare, ...]()
@@ -162,6 +165,7 @@ def plan_get(catalog: Catalog, relation: Relation, request: GetRequest) -> ReadP
 
 def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> ReadPlan:
     """Plan `find`: the primary key becomes the last sort key, so that pages do not overlap."""
+    check_readable(relation)
     scope = Scope(catalog, relation, request.embeds)
     outputs, embeds = plan_rows(scope, request.select, request.embeds)
     order = sort_keys(scope, request.order)

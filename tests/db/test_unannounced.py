@@ -329,6 +329,45 @@ async def test_column_whose_right_was_revoked_is_refused_or_left_out(dsn: str) -
     execute(dsn, "DROP OWNED BY hatter; DROP ROLE hatter")
 
 
+READS: list[tuple[str, dict[str, Any], Any]] = [
+    ("hats.find", {"select": ["*"]}, {"rows": [HAT], "next": None}),
+    ("hats.find", {"form": "json"}, None),
+    ("hats.get", {"key": 1}, HAT),
+    ("hats.get", {"keys": [1], "select": []}, [HAT]),
+    ("hats.aggregate", {"measures": {"n": {"count": "*"}}, "group": ["id"]}, [{"id": 1, "n": 1}]),
+    ("hats.count", {}, 1),
+    ("hats.find", {"select": ["id"], "count": "exact"}, {"rows": [{"id": 1}], "next": None, "count": 1}),
+    ("pins.find", {"select": ["id"], "embed": {"hats": True}},
+     {"rows": [{"id": 1, "hats": HAT}], "next": None}),
+    ("pins.create", {"values": {"id": 2, "hat": 1}, "select": ["id"], "embed": {"hats": True}},
+     {"id": 2, "hats": HAT}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kwargs", "answer"), READS)
+@pytest_twisted.ensureDeferred
+async def test_relation_no_column_of_which_may_be_read_is_refused_until_it_is_granted(
+    dsn: str, name: str, kwargs: dict[str, Any], answer: Any
+) -> None:
+    """Also as related rows, and answered by the first call after the GRANT."""
+    execute(dsn, "CREATE TABLE pins (id int PRIMARY KEY, hat int REFERENCES hats)")
+    execute(dsn, "INSERT INTO pins VALUES (1, 1); DROP ROLE IF EXISTS hatter; CREATE ROLE hatter")
+    execute(dsn, "GRANT USAGE ON SCHEMA public TO hatter; GRANT SELECT, INSERT ON pins TO hatter")
+    execute(dsn, "GRANT INSERT, UPDATE ON hats TO hatter")
+    async with serving(dsn, roles=Roles({}, "hatter")) as db:
+        refused = await failure_of(db.call(name, **kwargs))
+        assert isinstance(refused, NotAuthorized)
+        assert refused.details["sqlstate"] == "42501"
+        # A write answers what may be read of its rows: nothing.
+        assert await db.call("hats.create", {"id": 3, "maker": "Di"}) == {}
+        execute(dsn, "DELETE FROM hats WHERE id = 3; ALTER TABLE hats ALTER code RESTART WITH 2")
+        await db.catch_up()
+        execute(dsn, "GRANT SELECT ON hats TO hatter")
+        answered = await db.call(name, **kwargs)
+        assert answered == answer if answer else '"Ann"' in str(answered)
+    execute(dsn, "DROP OWNED BY hatter; DROP ROLE hatter")
+
+
 def is_served(dispatcher: Dispatcher, caller: Caller) -> bool:
     """Whether anything is served to the role of a caller."""
     try:
