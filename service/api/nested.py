@@ -7,7 +7,7 @@ each message is, before which models see their rows of it, with the keys of thos
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -43,7 +43,7 @@ from service.plan.tree import (
 )
 from service.plan.write_plan import plan_create, refuse_names
 from service.request.arguments import Values, unwrap
-from service.request.read_request import Limits, Parsed
+from service.request.read_request import Parsed
 from service.request.related_rows import (
     Beside,
     NoShape,
@@ -107,7 +107,7 @@ def create(call: Call) -> Step | Awaitable[Any]:
     given = RowsArgument(call.args, call.kwargs)
     if not any(_related(call, given)):
         return write.create(call)
-    relation, limits, work = write.relation_of(call), call.backend.limits, None
+    limits, work = call.backend.limits, None
     options = parse_create_options(call.args, call.kwargs, limits)
     try:
         shaped = given.shaped(call.snapshot.documents, write.MANY)
@@ -119,9 +119,7 @@ def create(call: Call) -> Step | Awaitable[Any]:
     elif given.size() > write.MANY:
         return _many(call)
     else:
-        nested = _nested(
-            call.snapshot, relation, parse_create(call.args, call.kwargs, limits), limits
-        )
+        nested = _nested(call, parse_create(call.args, call.kwargs, limits))
     _refuse_faults(call.snapshot, nested)
     if any(map(is_seen, nested.tree.steps)):
         return _by_models(call, nested, _sent(call.snapshot.catalog, nested.tree))
@@ -163,7 +161,7 @@ def _kept(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> Kept
     key = relation, _ends(call), options.request, shaped.shape
     found = trees.get(key)
     if found is None:
-        found = _planned(call, relation, options, shaped)
+        found = _planned(call, options, shaped)
         if found is not None and len(found.nested.values) <= MAX_KEPT:
             if len(trees) >= MAX_TREES:
                 trees.pop(next(iter(trees)))
@@ -171,14 +169,12 @@ def _kept(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> Kept
     return found
 
 
-def _planned(
-    call: Call, relation: Relation, options: Parsed[CreateRequest], shaped: RowsShape
-) -> KeptTree | None:
+def _planned(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> KeptTree | None:
     """Plan rows of the shape of a call's; None if they are refused, which is for the call itself."""
     snapshot = call.snapshot
     rows = with_placeholders(shaped.shape, count())
     try:
-        nested = _nested(snapshot, relation, with_rows(options, rows), call.backend.limits)
+        nested = _nested(call, with_rows(options, rows))
         ruled = any(map(is_seen, nested.tree.steps))
         work = None if ruled else _work(snapshot.catalog, nested, _ends(call))
     except ServiceError:
@@ -240,10 +236,9 @@ def _related(call: Call, given: RowsArgument) -> Iterator[Beside]:
             yield each
 
 
-def _nested(
-    snapshot: Snapshot, relation: Relation, parsed: Parsed[CreateRequest], limits: Limits
-) -> Nested:
+def _nested(call: Call, parsed: Parsed[CreateRequest]) -> Nested:
     """Look through what is nested in the rows of a call."""
+    snapshot, relation, limits = call.snapshot, write.relation_of(call), call.backend.limits
     request, values = parsed.request, Values(parsed.values)
     rows = [(path or "values", row) for path, row in zip(request.paths, request.rows, strict=True)]
     returning = request.returning
@@ -296,28 +291,19 @@ def _refuse_faults(snapshot: Snapshot, nested: Nested) -> None:
 
 async def _many(call: Call) -> Any:
     """Look through many rows in a pool thread, then write them."""
-    relation = write.relation_of(call)
-    nested, sent = await call.backend.database.run(
-        compute_txn, _looked_through, call.snapshot, relation, call.args, call.kwargs,
-        call.backend.limits, retry=True,
-    )  # fmt: skip
+    database = call.backend.database
+    nested, sent = await database.run(compute_txn, _looked_through, call, retry=True)
     if sent is not None:
         return await _by_models(call, nested, sent)
     return _step(call, nested, None)
 
 
-def _looked_through(
-    snapshot: Snapshot,
-    relation: Relation,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    limits: Limits,
-) -> tuple[Nested, Messages | None]:
+def _looked_through(call: Call) -> tuple[Nested, Messages | None]:
     """Parse and check a call; return its messages, too, if models see what they write."""
-    nested = _nested(snapshot, relation, parse_create(args, kwargs, limits), limits)
-    _refuse_faults(snapshot, nested)
+    nested = _nested(call, parse_create(call.args, call.kwargs, call.backend.limits))
+    _refuse_faults(call.snapshot, nested)
     ruled = any(map(is_seen, nested.tree.steps))
-    return nested, _sent(snapshot.catalog, nested.tree) if ruled else None
+    return nested, _sent(call.snapshot.catalog, nested.tree) if ruled else None
 
 
 def _step(call: Call, nested: Nested, work: Work | None) -> Step:

@@ -45,7 +45,7 @@ from service.plan.update_rows import key_of_rows, plan_update_rows, split_row
 from service.plan.write_plan import no_known_key, plan_current, refuse_names
 from service.request.arguments import Referenced, Values
 from service.request.assignments import literals
-from service.request.read_request import Limits, Parsed, null_in_key
+from service.request.read_request import Parsed, null_in_key
 from service.request.requests import (
     GetRequest,
     Item,
@@ -66,13 +66,11 @@ Rows = Parsed[UpdateRowsRequest]
 
 async def parse_rows(call: Call) -> Rows:
     """Parse and check `update` of rows that are changed each in its own way."""
-    snapshot, relation, database = call.snapshot, relation_of(call), call.backend.database
     given = call.kwargs["rows"]
-    arguments = snapshot, relation, call.args, call.kwargs, call.backend.limits
     if isinstance(given, list | tuple | Referenced) and len(given) > MANY:
-        parsed: Rows = await database.run(compute_txn, _prepare, *arguments, retry=True)
+        parsed: Rows = await call.backend.database.run(compute_txn, _prepare, call, retry=True)
         return parsed
-    return _prepare(*arguments)
+    return _prepare(call)
 
 
 async def update_rows(call: Call, parsed: Rows) -> Any:
@@ -110,14 +108,9 @@ async def write_rows(call: Call, parsed: Rows) -> Written:
     return written
 
 
-def _prepare(
-    snapshot: Snapshot,
-    relation: Relation,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    limits: Limits,
-) -> Rows:
-    parsed = parse_update_rows(args, kwargs, limits)
+def _prepare(call: Call) -> Rows:
+    snapshot, relation = call.snapshot, relation_of(call)
+    parsed = parse_update_rows(call.args, call.kwargs, call.backend.limits)
     request = parsed.request
     key = key_of_rows(snapshot.catalog, relation, request.by)
     split = [split_row(key, row, f"rows.{at}") for at, row in enumerate(request.rows)]

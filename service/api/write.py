@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from service.api.call import Access, Call, Snapshot, Step
+from service.api.call import Access, Call, Step
 from service.api.rules import (
     accept_new_rows,
     accept_unseen,
@@ -192,9 +192,7 @@ def with_new_rows(call: Call, parse: Parse, then: Write) -> Step | Awaitable[Any
     """Parse and check new rows, in a pool thread if they are many, and return what `then` makes of them."""
     if RowsArgument(call.args, call.kwargs).more_than(MANY):
         return _many_rows(call, parse, then)
-    parsed = _prepare(
-        call.snapshot, relation_of(call), call.args, call.kwargs, call.backend.limits, parse
-    )
+    parsed = _prepare(call, parse)
     return then(call, parsed) if parsed.request.rows else _no_new_rows(call, parsed.request)
 
 
@@ -208,9 +206,8 @@ def write_new_rows(call: Call, parsed: Parsed[CreateRequest]) -> Step | Awaitabl
 
 
 async def _many_rows(call: Call, parse: Parse, then: Write) -> Any:
-    backend, relation = call.backend, relation_of(call)
-    arguments = call.snapshot, relation, call.args, call.kwargs, backend.limits, parse
-    step = then(call, await backend.database.run(compute_txn, _prepare, *arguments, retry=True))
+    parsed = call.backend.database.run(compute_txn, _prepare, call, parse, retry=True)
+    step = then(call, await parsed)
     return step if isinstance(step, Step) else await step
 
 
@@ -470,19 +467,12 @@ async def _found(
     return answered_columns(statement), page.rows
 
 
-def _prepare(
-    snapshot: Snapshot,
-    relation: Relation,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    limits: Limits,
-    parse: Parse,
-) -> Parsed[CreateRequest]:
-    call = parse(args, kwargs, limits)
-    if not MARKED_TYPES.isdisjoint(map(type, call.values)):
-        call = replace(call, values=Values(call.values).freeze())
-    refuse_faults(snapshot, relation, call)
-    return call
+def _prepare(call: Call, parse: Parse) -> Parsed[CreateRequest]:
+    parsed = parse(call.args, call.kwargs, call.backend.limits)
+    if not MARKED_TYPES.isdisjoint(map(type, parsed.values)):
+        parsed = replace(parsed, values=Values(parsed.values).freeze())
+    refuse_faults(call.snapshot, relation_of(call), parsed)
+    return parsed
 
 
 def _is_one(relation: Relation, request: Any) -> bool:

@@ -370,7 +370,7 @@ def _share_txn(connection: PgConnection, aside: PgConnection | None) -> None:
 
 def aside_txn(aside: Aside) -> Outcome | None:
     """
-    Read all rows of queries in the snapshot of a cycle, and wait until what was read is durable.
+    Read all rows of queries in the snapshot of a cycle, which has waited until that is durable.
 
     Returns:
         The outcome; None if a table was rewritten meanwhile, and may have looked empty.
@@ -383,8 +383,9 @@ def aside_txn(aside: Aside) -> Outcome | None:
         if not connection.closed:
             rollback_txn(connection)
         raise
-    lasts = _lasts_txn(connection, aside.moment)
-    return Outcome(aside.moment.position, found, {}) if lasts else None
+    moment = aside.moment
+    _, files = flushed_txn(connection, moment.written)
+    return Outcome(moment.position, found, {}) if files == moment.files else None
 
 
 def _lasts_txn(connection: PgConnection, moment: Moment) -> bool:

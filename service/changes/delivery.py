@@ -22,6 +22,7 @@ from service.changes.net import Change, net_changes
 from service.changes.ticks import Tick, TickPage, page_txn, pages_txn
 from service.changes.topics import AllRights
 from service.db.connection import PgConnection
+from service.db.database import deferred
 from service.db.thread import in_thread
 
 Publish = Callable[[Sequence[Change], Awaitable[None], AllRights], Awaitable[None]]
@@ -127,13 +128,13 @@ class Delivery:
         finally:
             # If publishing has failed, that error is raised, and one of the commit is dropped.
             durable.addErrback(lambda _: None)
-        pages: list[TickPage] = await self._in_thread(pages_txn, connection, tick, self._most)
+        pages: list[TickPage] = await self.in_thread(pages_txn, connection, tick, self._most)
         while pages:
             for page in pages:
-                rows = await self._in_thread(page_txn, connection, page)
+                rows = await self.in_thread(page_txn, connection, page)
                 await self._rows(connection, tick, rows, before, durable, {})
                 before += len(rows)
-            pages = await self._in_thread(pages_txn, connection, tick, self._most, pages[-1].last)
+            pages = await self.in_thread(pages_txn, connection, tick, self._most, pages[-1].last)
 
     async def _rows(
         self,
@@ -149,7 +150,7 @@ class Delivery:
         if len(rows) <= FEW and self._known(rows):
             changes = list(net_changes(rows, self.tracked, tick, before))
         else:
-            changes = await self._in_thread(self._net_txn, connection, tick, rows, before)
+            changes = await self.in_thread(self._net_txn, connection, tick, rows, before)
         if not changes:
             await durable
         else:
@@ -178,12 +179,12 @@ class Delivery:
         rights: AllRights,
     ) -> None:
         """Publish changes, and keep the session alive meanwhile."""
-        publishing = Deferred.fromCoroutine(_awaited(self._publish(changes, durable, rights)))
+        publishing = deferred(self._publish(changes, durable, rights))
         since, broken = self._reactor.seconds(), list[Failure]()
 
         async def beat() -> None:
             nonlocal since
-            await self._in_thread(connection.ask, "SELECT 1")
+            await self.in_thread(connection.ask, "SELECT 1")
             now = self._reactor.seconds()
             since = now if self._able() else since
             if now > since + self._lease:
@@ -208,9 +209,6 @@ class Delivery:
                 pulse.stop()
                 await beating  # a thread may still run its statement
 
-    def _in_thread(self, function: Callable[..., Result], *args: Any) -> Deferred[Result]:
+    def in_thread(self, function: Callable[..., Result], *args: Any) -> Deferred[Result]:
+        """Run a function on the leader's session, in a thread."""
         return in_thread(self._reactor, "pg-feed", function, *args)
-
-
-async def _awaited(awaitable: Awaitable[None]) -> None:
-    await awaitable

@@ -256,7 +256,7 @@ class Feed(Service):
         self.problem = problem
 
     async def _open(self) -> PgConnection:
-        return await self._in_thread(self._connect)
+        return await self._delivery.in_thread(self._connect)
 
     def _connect(self) -> PgConnection:
         """Open a session; runs in a thread, because libpq resolves host names there and blocks."""
@@ -280,7 +280,7 @@ class Feed(Service):
         seen = 0
         while self.running:
             lease = self._settings.lease if self._able() else None
-            duty = await self._in_thread(duty_txn, connection, lease, self._made)
+            duty = await self._delivery.in_thread(duty_txn, connection, lease, self._made)
             if duty is Duty.LEAD:
                 await self._lead(connection)
                 return
@@ -290,7 +290,7 @@ class Feed(Service):
                 say("changes: {duty}", duty=duty.value)
             self._duty, self.problem, self._failures = duty, duty.value if barred else None, 0
             if duty is Duty.FOLLOW:
-                last = await self._in_thread(last_txn, connection)
+                last = await self._delivery.in_thread(last_txn, connection)
                 if last is not None and last.number != seen:
                     self._known = max(self._known, last.number)
                     seen = last.number
@@ -298,8 +298,8 @@ class Feed(Service):
             await self._rest(TRY if duty is Duty.FOLLOW else REST)
 
     async def _lead(self, connection: PgConnection) -> None:
-        epoch, last = await self._in_thread(begin_txn, connection, self._known)
-        self._delivery.tracked = await self._in_thread(tracked_txn, connection)
+        epoch, last = await self._delivery.in_thread(begin_txn, connection, self._known)
+        self._delivery.tracked = await self._delivery.in_thread(tracked_txn, connection)
         self.epoch, self._duty, self.problem = epoch, Duty.LEAD, None
         self.counters.takeovers += 1
         self.log.info("changes: leading, epoch {epoch}", epoch=epoch.number)
@@ -318,7 +318,9 @@ class Feed(Service):
         while self.running:
             looked = self._reactor.seconds()
             if self._upkeep.due(self._reactor.seconds()):
-                await self._in_thread(self._upkeep.run_txn, connection, self._reactor.seconds())
+                await self._delivery.in_thread(
+                    self._upkeep.run_txn, connection, self._reactor.seconds()
+                )
             found, rights, durable = await self._make(connection, last, epoch.number, sleep.deep)
             if found is not None:
                 last, rows = found
@@ -332,13 +334,15 @@ class Feed(Service):
                 pause = max(0.0, looked + BUSY - self._reactor.seconds())
             else:
                 if connection.pooled and last.rows:
-                    last = await self._in_thread(finish_txn, connection, last, epoch.number)
+                    last = await self._delivery.in_thread(
+                        finish_txn, connection, last, epoch.number
+                    )
                     self._known = self._made = last.number
                 pause = await self._doze(connection, sleep)
             self._failures = 0
             await self._rest(pause)
         if last.rows:  # all of it was published, which spares the next leader to publish it again
-            await self._in_thread(finish_txn, connection, last, epoch.number)
+            await self._delivery.in_thread(finish_txn, connection, last, epoch.number)
 
     async def _make(
         self, connection: PgConnection, last: Tick, epoch: int, awaken: bool
@@ -363,7 +367,7 @@ class Feed(Service):
 
         most, look_up = self._settings.most, self._heard_by().rights_txn
         made = last, epoch, most, TICKS, awaken, look_up, tell
-        durable = self._in_thread(make_txn, connection, *made)
+        durable = self._delivery.in_thread(make_txn, connection, *made)
         durable.addErrback(failed)
         try:
             return *await there, durable
@@ -379,7 +383,7 @@ class Feed(Service):
         """Fall asleep step by step; return the seconds to wait after a poll that found no changes."""
         sleep.looks += 1
         if sleep.awaited:
-            sleep.awaited &= await self._in_thread(writers_txn, connection)
+            sleep.awaited &= await self._delivery.in_thread(writers_txn, connection)
             return DROWSY
         if self.polling:
             return POLL if self._settings.poll is None else self._settings.poll
@@ -387,7 +391,7 @@ class Feed(Service):
             return self._settings.fallback
         if sleep.looks < LOOKS:
             return AWAKE
-        awaited = await self._in_thread(fall_asleep_txn, connection)
+        awaited = await self._delivery.in_thread(fall_asleep_txn, connection)
         if awaited is None:
             return AWAKE
         sleep.deep, sleep.awaited = True, awaited
@@ -421,9 +425,6 @@ class Feed(Service):
         self._roused = True
         if self._resting is not None:
             _fire(self._resting)
-
-    def _in_thread(self, function: Callable[..., Result], *args: Any) -> Deferred[Result]:
-        return in_thread(self._reactor, "pg-feed", function, *args)
 
 
 class Sleep:

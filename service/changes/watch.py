@@ -39,7 +39,7 @@ from service.changes.watchers import (
     wanted_of,
 )
 from service.changes.watching_session import WatchingSession
-from service.db.database import Database
+from service.db.database import Database, deferred
 from service.db.sqlstate import refusal
 from service.errors import DatabaseRefused, Unavailable, first_line
 from service.request.arguments import Caller
@@ -534,7 +534,7 @@ class Watches(Service):
             query.parked = False
             self.wake()
 
-        Deferred.fromCoroutine(_awaited(self._dispatcher.refresh())).addBoth(looked)
+        deferred(self._dispatcher.refresh()).addBoth(looked)
 
     async def _renew(self) -> None:
         """
@@ -582,7 +582,3 @@ class Watches(Service):
 
 def _stopping() -> Unavailable:
     return Unavailable("the service is stopping", reason="stopped", retry_after=0.0)
-
-
-async def _awaited(work: Any) -> Any:
-    return await work

@@ -123,8 +123,7 @@ class Database:
         """
         if seconds is None:
             return await work
-        # `ensureDeferred` takes coroutines and Deferreds, and not whatever can be awaited.
-        running = ensureDeferred(_awaited(work))
+        running = deferred(work)
         running.addTimeout(seconds, self.reactor)
         try:
             return await running
@@ -337,5 +336,10 @@ def _marked(done: Deferred[Any], read_only: bool) -> Deferred[Any]:
     return done.addErrback(mark) if read_only else done
 
 
-async def _awaited(work: Awaitable[Any]) -> Any:
-    return await work
+def deferred(work: Awaitable[Any]) -> Deferred[Any]:
+    """Return the Deferred of anything that can be awaited; `ensureDeferred` takes less than that."""
+
+    async def wait() -> Any:
+        return await work
+
+    return ensureDeferred(wait())

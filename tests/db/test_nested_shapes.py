@@ -198,7 +198,7 @@ def test_rows_are_planned_alike_whatever_was_planned_before(
     kept = by_shape(second)
     if kept is None:
         return
-    anew = nested._nested(snapshot, relation, parse_create([second], {}, limits), limits)
+    anew = nested._nested(call(second), parse_create([second], {}, limits))
     assert (kept.tree, kept.request, kept.slot) == (anew.tree, anew.request, anew.slot)
     for slot in {
         slot for step in anew.tree.steps for slot in (*used_by(step), *looked_at_by(step))
