@@ -1,5 +1,5 @@
 """
-Look-ups in a catalog that take longer than a call may: what one finds is kept by the catalog.
+Slow lookups in a catalog, cached in the catalog.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Found = TypeVar("Found")
 def cached_per_catalog(
     find: Callable[[Catalog, Unpack[Key]], Found],
 ) -> Callable[[Catalog, Unpack[Key]], Found]:
-    """Return a look-up that computes each answer once for a catalog."""
+    """Return a lookup that computes each answer once for each catalog."""
 
     @wraps(find)
     def found(catalog: Catalog, *key: *Key) -> Found:
-        # In the catalog, and so gone with its last call. An answer that referred to it would keep it
-        # for ever: what is there once the service has started is left out of garbage collections.
+        # Cached in the catalog, so that it is freed with it. An answer must not refer to the catalog: the
+        # cycle would never be freed, because objects from the start are frozen out of garbage collection.
         if (find, key) not in catalog.answers:
             catalog.answers[find, key] = find(catalog, *key)
         answer: Found = catalog.answers[find, key]

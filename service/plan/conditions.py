@@ -1,5 +1,5 @@
 """
-Values and conditions of a plan: columns resolved, operators known, parameters typed.
+Expressions and conditions of a plan: columns are resolved, operators chosen, parameters typed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class Operator:
     """
     An operator of the database, as in "=" or "@>".
 
-    Where the statement runs, others of that name may fit better: whoever may create in a schema
-    of the `search_path` can put them there.
+    It is always written with its schema: anyone who may create objects in a schema of the `search_path`
+    could add an operator of the same name that fits the types better.
 
     Args:
-        name: Of the operator.
-        schema: The one that it is looked for in.
+        name: Name of the operator.
+        schema: Its schema.
     """
 
     name: str
@@ -33,14 +33,14 @@ class Operator:
 @dataclass(frozen=True, slots=True)
 class Bound:
     """
-    One parameter.
+    A parameter.
 
     Args:
-        slot: The index among the call's values.
-        type: What PostgreSQL takes it for; `db/codec` encodes it accordingly.
-        path: Where in the call it stood, as "where.status.eq"; for refusals.
-        cast: Whether the text spells the type; not where the place itself gives it.
-        raw: Whether the value is PostgreSQL's text already, as in a `next` token.
+        slot: Index of its value among the call's values.
+        type: Its type; `db/codec` encodes the value accordingly.
+        path: Path in the call, as "where.status.eq", for errors.
+        cast: Whether the SQL has a cast to the type; not needed if the context determines the type.
+        raw: Whether the value is in PostgreSQL's text format already, as in a token of a page.
     """
 
     slot: int
@@ -52,7 +52,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class PlannedArgument:
-    """An argument by name, or (without one) by position; no value is null."""
+    """An argument of a function, positional if the name is empty; `value` None is NULL."""
 
     name: str
     value: Bound | None
@@ -60,19 +60,19 @@ class PlannedArgument:
 
 
 Equals = tuple[tuple[str, str, Operator], ...]
-"""Columns of one side and of the other that are equal, and by which operator."""
+"""Pairs of columns of the two sides of a join, with the operator that compares them."""
 
 
 @dataclass(frozen=True, slots=True)
 class JunctionJoin:
     """
-    What stands between related rows: a junction's alias, and the columns that must be equal.
+    The join through a junction table.
 
     Args:
         relation: The junction.
         source: Its alias.
-        here: Columns of the outer rows, of the junction, and what compares them.
-        there: Columns of the junction, of the related rows, and what compares them.
+        here: Pairs of columns of the outer rows and of the junction.
+        there: Pairs of columns of the junction and of the related rows.
     """
 
     relation: Relation
@@ -84,18 +84,18 @@ class JunctionJoin:
 @dataclass(frozen=True, slots=True)
 class Link:
     """
-    Related rows, as seen from the rows that they are related to.
+    The join from rows to their related rows.
 
     Args:
-        relation: Whose rows they are.
+        relation: Relation of the related rows.
         source: Their alias.
-        outer: The alias of the rows they are related to.
-        pairs: Columns of the outer and of the related rows that are equal.
-        junction: What stands between, if anything.
-        function: Of the outer row, that returns them, if it is one.
-        row: As of an `Expression`.
-        where: Which of them are meant, if not all.
-        embed: The name of the embed that says so.
+        outer: Alias of the rows that they are related to.
+        pairs: Pairs of columns of the outer and of the related rows.
+        junction: The junction between them, if any.
+        function: The function of the outer row that returns them, if any.
+        row: As in `Expression`.
+        where: Condition of the related rows, if not all are meant.
+        embed: Name of the embed that the condition comes from.
     """
 
     relation: Relation
@@ -109,7 +109,7 @@ class Link:
     embed: str = ""
 
     def same(self, other: Link) -> bool:
-        """Return whether the other one leads to the same rows."""
+        """Return whether another link joins the same rows."""
         return (self.pairs, self.function, self.embed) == (
             other.pairs,
             other.function,
@@ -119,7 +119,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """One step into a JSON value, by its key or position; `text` for `->>`."""
+    """One step into a JSON value, by key or position; `->>` if `text`."""
 
     key: Bound
     word: str
@@ -129,13 +129,13 @@ class PlannedStep:
 @dataclass(frozen=True, slots=True)
 class Applied:
     """
-    A function of PostgreSQL's, applied to a value.
+    A built-in function applied to a value, as in date_trunc('day', value, zone).
 
     Args:
-        function: One of a fixed list.
-        unit: What stands before the value, if anything; one of a fixed list, too.
-        zone: The name of the time zone that stands behind it, if one does.
-        bound: The same, as a parameter.
+        function: Name of the function, from a fixed list.
+        unit: Literal argument before the value, if any, from a fixed list.
+        zone: Name of the time zone, the argument after the value, if any.
+        bound: The time zone as a parameter.
     """
 
     function: str
@@ -146,7 +146,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """How well a text, made a tsvector if it is none (`vector`), fits a query of text search."""
+    """ts_rank of a value in a text search query; `vector` if the value must be made a tsvector first."""
 
     query: Bound
     config: Bound | None
@@ -155,7 +155,7 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How far a value is from another one, by an operator of PostgreSQL."""
+    """Distance between a value and a parameter, by a distance operator such as `<->`."""
 
     operator: Operator
     other: Bound
@@ -164,22 +164,22 @@ class Distance:
 @dataclass(frozen=True, slots=True)
 class Expression:
     """
-    A value of a row: a column, perhaps a step into it, perhaps cast or given to a function.
+    A value of a row: a column, optionally with steps into its JSON, casts and functions.
 
     Args:
-        column: Of the relation.
-        type: Of the expression, all that is done with it included.
-        as_json: Whether the column is made jsonb first.
-        steps: Into its JSON value.
-        applied: What is done with it at the end, one after the other: a cast to a type, or a function.
+        column: The column.
+        type: Type of the entire expression.
+        as_json: Whether the column is converted to jsonb first.
+        steps: Steps into its JSON value.
+        applied: Casts and functions, applied to the value in this order.
         nullable: Whether it may be null.
-        path: Where in the call it was named.
-        source: The alias of its row.
-        links: The way from there to the row that has the column, one related row a step.
-        function: Of the row, that computes the column, if it is one.
-        arguments: What that is given beside the row.
-        row: The name under which the source holds the row, if it is not the row itself.
-        measure: What it is over all rows that the last link leads to, if it is no column of one.
+        path: Path in the call, for errors.
+        source: Alias of the row that it starts from.
+        links: Joins from that row to the row that has the column, each to one related row.
+        function: The function that computes the column from the row, if it is a computed column.
+        arguments: Arguments of that function after the row.
+        row: Name under which the source holds the row, if the alias itself is not the row.
+        measure: The aggregate over the rows of the last link, if it is that rather than a column.
     """
 
     column: Column
@@ -197,15 +197,15 @@ class Expression:
     measure: PlannedMeasure | None = None
 
     def cast(self, type: Type, plain: Type | None = None) -> Expression:
-        """Return the value cast to a type, which may be a domain over a plain one."""
+        """Return the value cast to a type; `plain` is the base type if that is a domain."""
         return replace(self, applied=(*self.applied, type), type=plain or type)
 
     def apply(self, function: Applied | Ranked | Distance, result: Type) -> Expression:
-        """Return what a function or an operator gives for the value."""
+        """Return the result of a function or an operator on the value, which has type `result`."""
         return replace(self, applied=(*self.applied, function), type=result)
 
     def same(self, other: Expression) -> bool:
-        """Return whether the other one always has the same value, wherever it was named."""
+        """Return whether another expression always has the same value; paths may differ."""
         return (
             (self.column is other.column or self.function is not None or self.measure is not None)
             and (self.measure and self.measure.name) == (other.measure and other.measure.name)
@@ -225,10 +225,10 @@ class SortKey:
     A sort key.
 
     Args:
-        expression: What is sorted by.
-        descending: Its direction.
-        nulls: Where its nulls go.
-        position: Its place among the outputs from 1, where the rows are distinct.
+        expression: The value to sort by.
+        descending: Whether the order is descending.
+        nulls: Position of nulls.
+        position: For DISTINCT: position of the expression among the outputs, from 1.
     """
 
     expression: Expression
@@ -240,22 +240,22 @@ class SortKey:
 @dataclass(frozen=True, slots=True)
 class PlannedMeasure:
     """
-    A function over many rows.
+    An aggregate function.
 
     Args:
-        function: As SQL has it; one of a fixed list.
-        operand: What it is of; None for rows.
-        type: Of the result.
-        name: What it is called in the answer.
-        path: Where in the call its function stands.
-        distinct: Whether each value counts once.
-        separator: What stands between the strings of `string_agg`.
-        fraction: Of a percentile.
-        within: Whether the operand is what the rows are sorted by, as of a percentile.
-        order: Of the rows, as of `array_agg`.
-        where: Which rows count.
-        cast: What the result is cast to, and where that stands.
-        schema: Where the function is looked for, as of an `Operator`.
+        function: Name of the SQL function, from a fixed list.
+        operand: Its argument; None for `count(*)`.
+        type: Type of the result.
+        name: Name in the result.
+        path: Path of the function in the call, for errors.
+        distinct: Whether it has DISTINCT.
+        separator: The separator of `string_agg`.
+        fraction: The fraction of a percentile.
+        within: Whether it is an ordered-set aggregate: WITHIN GROUP (ORDER BY operand).
+        order: ORDER BY of `array_agg` and the like.
+        where: FILTER.
+        cast: Type that the result is cast to, and the path of the cast in the call.
+        schema: Schema of the function; see `Operator`.
     """
 
     function: str
@@ -279,13 +279,13 @@ class Compare:
     `left operator right`.
 
     Args:
-        left: The row's side.
-        operator: Of PostgreSQL.
-        right: The parameter, or another value of the row.
-        quantifier: "any" or "all" where the parameter is an array of candidates.
-        candidate: What each of them is cast to, where they come as text.
-        nulls: Whether nulls are left out of them.
-        not_distinct: Whether nulls are equal, too.
+        left: A value of the row.
+        operator: PostgreSQL's operator.
+        right: A parameter, or another value of the row.
+        quantifier: "any" or "all" if the parameter is an array of candidates.
+        candidate: Type that each candidate is cast to, if the array is one of text.
+        nulls: Whether nulls are removed from the candidates.
+        not_distinct: Whether two nulls are equal (IS NOT DISTINCT FROM).
     """
 
     left: Expression
@@ -299,7 +299,7 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """`left @@ function(query)`; `vector` if the left side is no tsvector yet."""
+    """`left @@ function(query)`; `vector` if `left` must be made a tsvector first."""
 
     left: Expression
     function: str
@@ -318,7 +318,7 @@ class IsTest:
 
 @dataclass(frozen=True, slots=True)
 class Exists:
-    """Some related row, of which a condition holds."""
+    """EXISTS (a related row that matches the condition)."""
 
     link: Link
     condition: Condition | None
@@ -326,7 +326,7 @@ class Exists:
 
 @dataclass(frozen=True, slots=True)
 class BoolExpr:
-    """All conditions, or (any) one of them."""
+    """AND of the conditions, or OR if `any`."""
 
     any: bool
     conditions: tuple[Condition, ...]
@@ -334,14 +334,14 @@ class BoolExpr:
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """The opposite; where the condition is unknown, so is this."""
+    """NOT condition: NULL if the condition is NULL."""
 
     condition: Condition
 
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """A row that a function gave is there, rather than nulls in the place of none."""
+    """The row that a function returned is not NULL: a function may return NULL in place of no row."""
 
     source: str
 

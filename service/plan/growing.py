@@ -1,5 +1,5 @@
 """
-The steps that make new rows with all that is nested in them, by the foreign keys of tables.
+Plan nested creates: the steps that insert rows and the rows nested in them, in the order of foreign keys.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from service.request.requests import Assignment, Embed, Operand
 @dataclass(frozen=True)
 class NestedRows:
     """
-    What some rows have under one name.
+    The rows nested in others by one relationship.
 
     Args:
         way: The relationship.
-        key: What it goes by; None through a junction.
-        refers: Whether the key is that of the rows, or of those that are nested.
-        rows: What is nested, each with the number of its row.
+        key: Its foreign key; None through a junction.
+        refers: Whether the outer rows have the foreign key, rather than the nested ones.
+        rows: The nested rows, each with the index of its outer row.
     """
 
     way: Join
@@ -41,11 +41,11 @@ class NestedRows:
 
 
 def is_nested(catalog: Catalog, relation: Relation, name: str, row: bool) -> bool:
-    """Return whether a key of a new row's values names related rows, and no column; `row` if a row is there."""
+    """Return whether a name in a new row is a relationship's, not a column's; `row` if its value is a row."""
     column = relation.columns.get(name)
     if column is None:
         return is_related(catalog, relation, default_embed(name, name))
-    # The column of a foreign key is a name for what it refers to, too: no dict is a value of it.
+    # A foreign key's column also names the relationship; a dict cannot be a value of such a column.
     if not row:
         return False
     type = catalog.plain(catalog.type(column.type))
@@ -57,7 +57,7 @@ def refuse_related(
     catalog: Catalog, relation: Relation, name: str, path: str, what: str, hint: str = ""
 ) -> NoReturn:
     """
-    Refuse related rows in what takes none, with the calls that write them.
+    Refuse related rows where none are allowed; the hint names the calls that write them.
 
     Raises:
         InvalidArgument: Always.
@@ -67,10 +67,10 @@ def refuse_related(
 
 
 def _written_by(catalog: Catalog, relation: Relation, name: str) -> str:
-    """Return what to call for the rows of a relationship, in words."""
+    """Return a hint: which calls write the rows of a relationship."""
     try:
         found = nested_by(relation, related(catalog, relation, default_embed(name, name)))
-    except InvalidArgument:  # several are called so
+    except InvalidArgument:  # several relationships have the name
         found = None
     if found is None:
         return "each relation has its own verbs"
@@ -92,7 +92,7 @@ def _listed(key: ForeignKey | None) -> str:
 
 
 def document_names(catalog: Catalog) -> frozenset[str]:
-    """Return names of columns that hold dicts or lists, and are no relationship's anywhere."""
+    """Return names of columns of documents, arrays and composites that no relationship has anywhere."""
     relations = catalog.relations.values()
     keys = [key for each in relations for key in (*each.foreign_keys, *each.view_foreign_keys)]
     taken = {name for key in keys for name in (key.name, *key.columns, *key.target_columns)}
@@ -117,7 +117,7 @@ def takes_nested(relation: Relation, way: Join) -> bool:
 
 
 def nested_by(relation: Relation, way: Join) -> NestedRows | None:
-    """Return what rows may have by a relationship, as yet nothing; None where none can be nested."""
+    """Return an empty `NestedRows` of a relationship; None if rows cannot be nested by it."""
     junction, target = way.junction, way.target
     if junction is not None:
         middle = junction.relation
@@ -136,7 +136,7 @@ def nested_by(relation: Relation, way: Join) -> NestedRows | None:
 def _foreign_key(
     relation: Relation, target: Relation, pairs: Sequence[tuple[str, str]]
 ) -> ForeignKey | None:
-    """Return the foreign key of a table over some pairs of columns."""
+    """Return the foreign key of a table with these pairs of columns; None if there is none."""
     wanted = frozenset(pairs)
     home = target.schema, target.name
     return next(
@@ -164,25 +164,26 @@ def grow(
     by_key: bool = False,
 ) -> Tree:
     """
-    Return the steps that make new rows with all that is nested in them.
+    Plan the steps that insert rows and all rows nested in them.
 
     Args:
-        catalog: For relationships.
-        relation: Of the rows of the call.
-        rows: Those, each with where it stands.
-        values: Of the call; the values of nested rows are added, and slots for what steps make.
-        max_depth: How deep rows may nest.
-        key: The columns by which rows of the call are read afterwards, if they are.
-        by_key: Whether it is one row, which is read by the values of its key, and not by texts of them.
+        catalog: Source of relationships.
+        relation: Relation of the call's rows.
+        rows: The call's rows, each with its path.
+        values: Values of the call; values of nested rows are appended, and slots for values that steps
+            generate.
+        max_depth: Maximum nesting of rows.
+        key: Columns of the key by which the call's rows are read again at the end, if they are.
+        by_key: Whether there is one row, which is read again by its key's values rather than their texts.
 
     Raises:
-        InvalidArgument: A relationship is unknown, ambiguous or none of a foreign key, a column is
-            set twice, there are too many rows, or they nest too deep.
+        InvalidArgument: A relationship is unknown, ambiguous or not a foreign key's, a column is set
+            twice, there are too many rows, or they nest too deep.
     """
     growing = _Growing(catalog, values, max_depth)
     root = growing.make(relation, rows, (), 0)
-    # Read afterwards are those alone that something is made after, and where rules forbid the WITH in
-    # which a statement answers related rows.
+    # The call's rows are read again only if a later step follows them, or if the table has rules: these
+    # forbid the data-modifying WITH in which a statement would return related rows.
     answers = growing.steps[-1] is root and not (key and relation.has_rules)
     again = () if answers else key
     slots, texts = (growing.slots(root, 0, again), ()) if by_key else ((), again)
@@ -195,12 +196,12 @@ def grow(
 @dataclass(eq=False)
 class _Making:
     """
-    New rows while what is nested in them is looked through.
+    A `NewRows` under construction, while the rows nested in it are planned.
 
     Args:
-        relation, rows, paths, slots, alike: As those of `NewRows`, but slots by column.
-        related: What relationships set of each row, by column.
-        shown: What is nested in them, by the names of embeds.
+        relation, rows, paths, slots, alike: As in `NewRows`, but slots by column.
+        related: For each row, the assignments that relationships add, by column.
+        shown: Nested embeds of the result, by name.
     """
 
     relation: Relation
@@ -223,7 +224,7 @@ class _Growing:
         self.written = 0
 
     def finished(self, step: Any, key: Sequence[str]) -> TreeStep:
-        """Return a step as it is carried out."""
+        """Return the final step of one under construction."""
         if not isinstance(step, _Making):
             found: TreeStep = step
             return found
@@ -247,13 +248,13 @@ class _Growing:
         depth: int,
     ) -> _Making:
         """
-        Add the steps that make rows, with all that is nested in them.
+        Add the steps that insert rows and all rows nested in them.
 
         Args:
-            relation: Whose rows.
-            rows: Each with its path.
-            referring: For each row, what its parent sets of it, if it has one.
-            depth: How deep they stand.
+            relation: Relation of the rows.
+            rows: The rows, each with its path.
+            referring: For each row, the assignments of its foreign key to its parent, if it has one.
+            depth: Nesting depth of the rows.
         """
         self._count(len(rows), rows[0][0] if rows else "values")
         if "insert" not in relation.accepted_writes:
@@ -280,13 +281,13 @@ class _Growing:
     def _looked_through(
         self, making: _Making, rows: Sequence[Sequence[Assignment]], depth: int
     ) -> dict[str, NestedRows]:
-        """Add the columns of rows to a step, and return what is nested in the rows, by name."""
+        """Add the columns of rows to a step, and return the nested rows, by relationship name."""
         nested: dict[str, NestedRows] = {}
         columns = making.relation.columns
         for at, row in enumerate(rows):
             for each in row:
                 kind = kind_of(each, self._values)
-                # Most are columns: of those a dict alone can be a related row.
+                # Fast path: a column's value can be a related row only if it is a dict.
                 plain = (each.column in columns and kind != "row") or each.literal
                 if plain or not is_nested(
                     self._catalog, making.relation, each.column, kind == "row"
@@ -307,10 +308,10 @@ class _Growing:
 
     def _relationship(self, relation: Relation, each: Assignment) -> NestedRows:
         """
-        Return the relationship of a name, where rows can be made for it.
+        Return the relationship of a name, by which rows can be nested.
 
         Raises:
-            InvalidArgument: Several have the name, or it is none of a table's foreign key.
+            InvalidArgument: The name is ambiguous, or its relationship is not a table's foreign key.
         """
         way = related(self._catalog, relation, default_embed(each.column, each.path))
         found = nested_by(relation, way)
@@ -325,7 +326,7 @@ class _Growing:
     def _one_alone(
         self, relation: Relation, each: Assignment, nested: NestedRows
     ) -> InvalidArgument:
-        """Return the refusal of a list for one row, with the names of the ways to many."""
+        """Build the refusal of a list for a to-one relationship, with the names of to-many ones."""
         target = nested.way.target
         names = [
             f"{target.name}!{way.label}"
@@ -342,7 +343,7 @@ class _Growing:
         )
 
     def _referred(self, making: _Making, nested: NestedRows, depth: int) -> dict[str, Any]:
-        """Add the rows that some rows refer to, and set the columns that do."""
+        """Add the nested rows that the outer rows refer to, and set the outer rows' foreign keys."""
         assert nested.key is not None
         columns, targets = nested.key.columns, nested.key.target_columns
         there, shown = self._there(nested, targets, depth)
@@ -352,7 +353,7 @@ class _Growing:
         return shown
 
     def _referring(self, making: _Making, nested: NestedRows, depth: int) -> dict[str, Any]:
-        """Add the rows that refer to some rows."""
+        """Add the nested rows that refer to the outer rows."""
         assert nested.key is not None
         columns, targets = nested.key.columns, nested.key.target_columns
         rows, referring = [], []
@@ -378,7 +379,7 @@ class _Growing:
     def _moved(
         self, relation: Relation, one: RelatedRow, changes: Sequence[Assignment]
     ) -> LinkedRow:
-        """Return the step that has a linked row refer to a new one; it is looked up before."""
+        """Return the step that sets a linked row's foreign key to a new row; add the step that looks it up."""
         key, path = one.link, one.path
         assert key is not None
         given = key_columns(self._catalog, relation, key, f"{path}.$link")
@@ -394,7 +395,7 @@ class _Growing:
         return LinkedRow(relation, key, path, tuple(changes), tuple(changes), tuple(alike))
 
     def _joined(self, making: _Making, nested: NestedRows, depth: int) -> dict[str, Any]:
-        """Add rows behind a junction, and the rows of that."""
+        """Add the nested rows at the other end of a junction, and the junction's rows."""
         junction = nested.way.junction
         assert isinstance(junction, Junction)
         here, targets = [name for name, _ in junction.here], [name for _, name in junction.there]
@@ -418,10 +419,10 @@ class _Growing:
         self, nested: NestedRows, targets: Sequence[str], depth: int
     ) -> tuple[list[Sequence[int]], dict[str, Any]]:
         """
-        Add those rows at the other end of a relationship that are new.
+        Add the new rows at the other end of a relationship.
 
         Returns:
-            For each row there the slots of its columns that are referred to; and what is shown.
+            For each row at the other end, the slots of its referenced columns; and nested embeds.
         """
         target = nested.way.target
         new = [(one.path, one.assignments) for _, one in nested.rows if one.link is None]
@@ -435,7 +436,7 @@ class _Growing:
         ], (made.shown if made is not None else {})
 
     def _linked(self, relation: Relation, one: RelatedRow, targets: Sequence[str]) -> Sequence[int]:
-        """Return the slots of the columns of a linked row, which is looked for if it has to be."""
+        """Return the slots of a linked row's columns; add a step that looks it up if necessary."""
         key, path = one.link, one.path
         assert key is not None
         columns = key_columns(self._catalog, relation, key, f"{path}.$link")
@@ -447,7 +448,7 @@ class _Growing:
         return slots
 
     def _set(self, making: _Making, at: int, new: Assignment) -> None:
-        """Set a column of a row by a relationship; another one that does has to say the same."""
+        """Set a column of a row by a relationship; if another one sets it too, their values must be equal."""
         there = next((each for each in making.rows[at] if each.column == new.column), None)
         if there is None:
             making.rows[at].append(new)
@@ -465,7 +466,7 @@ class _Growing:
         making.alike.append((there.operand.slot, new.operand.slot, new.path))
 
     def slots(self, making: _Making, at: int, columns: Sequence[str]) -> list[int]:
-        """Return where the values of a new row's columns go, which are made with it."""
+        """Return the slots of a new row's columns, whose values are known once it is inserted."""
         for column in columns:
             if column not in making.slots:
                 making.slots[column] = [self._pending() for _ in making.rows]
@@ -485,7 +486,7 @@ class _Growing:
 
 
 def _embeds(shown: Mapping[str, Any], path: str = "values") -> tuple[Embed, ...]:
-    """Return the embeds that show what was nested, by name."""
+    """Return the embeds with which the result shows the nested rows."""
     return tuple(
         replace(default_embed(name, f"{path}.{name}"), embeds=_embeds(inner, f"{path}.{name}"))
         for name, inner in shown.items()

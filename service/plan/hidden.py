@@ -1,8 +1,8 @@
 """
-Composite values with fields that are hidden.
+Composite values with hidden fields.
 
-The codec leaves such a field out of what is answered. Whatever else is done with the whole value
-(a cast, a comparison, a place in an order) would show it, so there is nothing else.
+The codec removes hidden fields from results. Any other use of the value (a cast, a comparison, a sort key)
+would reveal them, so all other uses are refused.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from service.request.requests import Form, Reference
 def has_hidden_field(catalog: Catalog, oid: int) -> bool:
     """Return whether values of a type have a hidden field, at any depth."""
     type = catalog.type(oid)
-    # A hidden field keeps its place, without its name.
+    # The catalog has a hidden field at its position, with an empty name.
     if any(not name for name, _ in type.fields):
         return True
     return any(has_hidden_field(catalog, part) for part in type.parts)
 
 
 def without_hidden_fields(catalog: Catalog, value: Expression) -> Expression:
-    """Return a value that is to be more than answered, if it has no hidden field."""
+    """Return a value for uses beyond returning it; raise InvalidArgument if it has a hidden field."""
     if has_hidden_field(catalog, value.type.oid):
         raise _hidden(value.column.name, value.path)
     return value
 
 
 def follow(catalog: Catalog, type: Type, reference: Reference) -> None:
-    """Refuse steps into a value, as far as its type is known, to no field or a hidden one."""
+    """Check steps into a value: refuse unknown and hidden fields, as far as the type is known."""
     for step in reference.steps:
         type = catalog.plain(type)
         if type.kind == "array":
-            if step.index:  # to an element, or to another list of them
+            if step.index:  # an element, or a dimension of the array
                 continue
             type = catalog.plain(catalog.type(type.element))
         if type.kind != "composite":
@@ -56,7 +56,7 @@ def follow(catalog: Catalog, type: Type, reference: Reference) -> None:
 def refuse_hidden_fields(
     catalog: Catalog, outputs: Sequence[Output], embeds: Sequence[PlannedEmbed] = ()
 ) -> None:
-    """Refuse outputs that are more than answered, or not read by the codec."""
+    """Refuse hidden fields in outputs that are not just returned, or that the codec does not decode."""
     for output in outputs:
         without_hidden_fields(catalog, output.expression)
     for embed in embeds:
@@ -66,7 +66,7 @@ def refuse_hidden_fields(
 def as_json(
     catalog: Catalog, form: Form, outputs: Sequence[Output], embeds: Sequence[PlannedEmbed] = ()
 ) -> bool:
-    """Return whether outputs are to be JSON, which the codec does not read; hidden fields are none."""
+    """Return whether the form is JSON text; refuse hidden fields then, since no codec removes them."""
     if form == "json":
         refuse_hidden_fields(catalog, outputs, embeds)
     return form == "json"

@@ -1,7 +1,7 @@
 """
-How relations are related, and which relationship an embed or a filter means.
+Relationships between relations, and which one an embed or a filter means.
 
-By foreign keys either way, through junctions, and by functions of a row.
+Relations are related by foreign keys in either direction, through junctions, and by functions of a row.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Pairs = tuple[tuple[str, str], ...]
 @dataclass(frozen=True, slots=True)
 class Junction:
     """
-    A relation between two others.
+    A relation that relates two others.
 
     Args:
-        relation: With a foreign key to each.
-        here: Columns of this side, and of the junction.
-        there: Columns of the junction, and of the other side.
+        relation: The junction, with a foreign key to each.
+        here: Pairs of columns of this side and of the junction.
+        there: Pairs of columns of the junction and of the other side.
     """
 
     relation: Relation
@@ -44,18 +44,18 @@ class Junction:
 @dataclass(frozen=True, slots=True)
 class Join:
     """
-    A way from a relation to another: what an embed joins by.
+    A relationship from a relation to another.
 
     Args:
         target: The other relation.
-        many: Whether a row can have several related ones.
-        pairs: Columns here and there that must be equal; empty through a junction.
-        junction: What stands between, if anything.
-        names: What `via` may call it, the usual names first, each with its rank: where several
-            ways have a name, it is that of the lowest.
-        embed_names: What an embed may be called for it, beside the target.
-        function: Of the row, that returns the related ones, if it is one.
-        label: The one of the names that no other way to the target has.
+        many: Whether a row can have several related rows.
+        pairs: Pairs of columns that must be equal; empty with a junction.
+        junction: The junction, if any.
+        names: Names that `via` accepts, preferred ones first, each with a rank: if several
+            relationships have a name, it means the one with the lowest rank.
+        embed_names: Names that an embed accepts for it, beside the target's name.
+        function: The function of the row that returns the related rows, if any.
+        label: The one of the names that no other relationship to the target has.
     """
 
     target: Relation
@@ -73,7 +73,7 @@ def related(catalog: Catalog, relation: Relation, embed: Embed) -> Join:
     Return the relationship that an embed means.
 
     Raises:
-        InvalidArgument: There is none, or more than one; then `candidates` names them.
+        InvalidArgument: There is none, or more than one, listed in `candidates`.
     """
     known = relationships(catalog, relation)
     name, via = _named(known, embed)
@@ -94,20 +94,20 @@ def related(catalog: Catalog, relation: Relation, embed: Embed) -> Join:
 
 
 def is_related(catalog: Catalog, relation: Relation, embed: Embed) -> bool:
-    """Return whether the name of an embed means related rows at all."""
+    """Return whether the name of an embed is a relationship's."""
     known = relationships(catalog, relation)
     name, _ = _named(known, embed)
     return any(_is_named(each, name) for each in known)
 
 
 def relationships(catalog: Catalog, relation: Relation) -> tuple[Join, ...]:
-    """Return every way from a relation to others."""
-    # what only is like a relation has none, and is another one in each call
+    """Return all relationships of a relation."""
+    # Groups and the like have none; they are not cached, because each call has other ones.
     return () if relation.schema == NOWHERE else _relationships(catalog, relation)
 
 
 def label_of(way: Join, ways: Sequence[Join]) -> str:
-    """Return the first name that means this way and none of some others, quoted where it has to be."""
+    """Return the first name that means `way` and no other of `ways`, in quotes if necessary."""
     names = [*way.names]
     label = next((name for name in names if closest_named(ways, name) == [way]), names[-1])
     if any(mark in label for mark in (":", ".", "->", '"')):
@@ -116,7 +116,7 @@ def label_of(way: Join, ways: Sequence[Join]) -> str:
 
 
 def closest_named(ways: Sequence[Join], via: str) -> list[Join]:
-    """Return those of some ways that a name means: a closer meaning hides a farther one."""
+    """Return those of `ways` that a name means: those of the lowest rank."""
     named = [way for way in ways if via in way.names]
     closest = min((way.names[via] for way in named), default=0)
     return [way for way in named if way.names[via] == closest]
@@ -130,7 +130,7 @@ def has_row_functions(catalog: Catalog, relation: Relation) -> bool:
 def computed_relationships(
     catalog: Catalog, relation: Relation
 ) -> Iterator[tuple[Function, Relation]]:
-    """Return the functions of a relation's rows that return rows of a served one."""
+    """Yield the functions of a relation's row that return rows of a served relation, with that relation."""
     for function in row_functions(catalog, relation):
         target = returned_relation(catalog, function)
         if target is not None and len(function.inputs) == 1:
@@ -138,7 +138,7 @@ def computed_relationships(
 
 
 def returned_relation(catalog: Catalog, function: Function) -> Relation | None:
-    """Return the served relation whose rows a function returns, perhaps as a domain, if any."""
+    """Return the served relation whose rows a function returns, also as a domain; None if there is none."""
     if function.procedure or function.outputs:
         return None
     result = catalog.plain(catalog.type(function.result))
@@ -150,17 +150,17 @@ def returned_relation(catalog: Catalog, function: Function) -> Relation | None:
 @cached_per_catalog
 def keyless(_: Catalog, relation: Relation) -> Relation:
     """
-    Return a relation without its keys, as the source of rows that a function is.
+    Return a relation without its keys, for the rows of a function.
 
-    It may return a row twice, so no key identifies one; and its order is its own.
+    A function may return a row twice, so that no key identifies it, and has an order of its own.
     """
     return replace(relation, primary_key=(), unique_keys=())
 
 
 def _named(known: Sequence[Join], embed: Embed) -> tuple[str, str | None]:
-    """Return the name of an embed and the name of its way, which may be in the same text."""
+    """Return the name of an embed's relation, and its `via`, which may follow the name after a "!"."""
     name, via = embed.relation or embed.name, embed.via
-    # A name may have a "!" of its own: the whole is tried first, then what stands before each.
+    # A name may contain "!" itself: try the entire text first, then the part before each "!".
     marks = [at for at, character in enumerate(name) if character == "!" and via is None]
     if marks and not any(_is_named(way, name) for way in known):
         ends = [at for at in marks if any(_is_named(way, name[:at]) for way in known)]
@@ -172,11 +172,11 @@ def _named(known: Sequence[Join], embed: Embed) -> tuple[str, str | None]:
 
 
 def _preferred(found: Sequence[Join], name: str) -> Sequence[Join]:
-    """Return ways less those that a name means only if it means nothing closer."""
-    # a name of its own beats the name of the target
+    """Return the relationships that a name prefers, if it means several."""
+    # A relationship's own name takes precedence over the name of the target,
     found = [each for each in found if name in each.embed_names] or found
     if any(each.junction and each.junction.relation.kind == "table" for each in found):
-        # and a junction beats the views of one
+        # and a junction table over views of it.
         found = [
             each
             for each in found
@@ -188,7 +188,7 @@ def _preferred(found: Sequence[Join], name: str) -> Sequence[Join]:
 def _fits(way: Join, embed: Embed, name: str, via: str | None) -> bool:
     if embed.direction not in (None, _direction(way)):
         return False
-    if via is None:  # a function goes by its own name, never by that of the target
+    if via is None:  # a function is meant only by its own name, never by the target's
         return name in way.embed_names if way.function else _is_named(way, name)
     free = way.function is not None and embed.via is not None and embed.relation is None
     return via in way.names and (free or _is_named(way, name))
@@ -203,14 +203,14 @@ def _direction(way: Join) -> str:
 
 
 def _is_called(relation: Relation, name: str) -> bool:
-    """Return whether a name is a relation's, perhaps as it stands in URIs and in `describe`."""
+    """Return whether a name is a relation's, plain or as in URIs and in `describe`."""
     schema, coded = encode(relation.schema), encode(relation.name)
     plain = (relation.name, f"{relation.schema}.{relation.name}")
     return name in (*plain, coded, f"{schema}.{coded}")
 
 
 def _is_served_as(catalog: Catalog, relation: Relation, name: str) -> bool:
-    """Return whether a name is the one by which a relation's procedures are called."""
+    """Return whether a name is the one in the URIs of a relation's procedures."""
     coded = encode(relation.name)
     short = relation.schema == catalog.schemas[0] and name == coded
     return short or name == f"{encode(relation.schema)}.{coded}"
@@ -257,7 +257,7 @@ def _relationships(catalog: Catalog, relation: Relation) -> tuple[Join, ...]:
 
 
 def _rows(way: Join) -> Hashable:
-    """Return what ways have in common that lead to the same rows."""
+    """Return a key that is equal for relationships that join the same rows."""
     junction, function = way.junction, way.function
     if junction is not None:
         between = (_full(junction.relation), frozenset(junction.here), frozenset(junction.there))
@@ -324,12 +324,12 @@ def _computed(catalog: Catalog, relation: Relation) -> Iterator[Join]:
 def _names_through(
     middle: Relation, here: ForeignKey, there: ForeignKey, junction: Junction
 ) -> Mapping[str, int]:
-    """Return the names of a way through a junction: its own, the next key's, the path of both keys."""
+    """Return the names of a relationship through a junction: of the junction, its keys, and both keys."""
     last, first = (there.name, *_columns(there.columns)), (here.name, *_columns(here.columns))
     keys = f"{here.name}!{there.name}"
     columns = f"{','.join(here.columns)}!{','.join(there.columns)}"
     full = f"{_spelled(junction.here)}!{_spelled(junction.there)}"
-    rank = 2 if middle.kind == "table" else 4  # keys of a view are those of its table
+    rank = 2 if middle.kind == "table" else 4  # a view has the keys of its table, which comes first
     return _ranked(
         (2, (middle.name,)),
         (rank, last),
@@ -361,7 +361,7 @@ def _full(relation: Relation) -> str:
 
 
 def _same(here: ForeignKey, there: ForeignKey) -> bool:
-    """Return whether both are one constraint: it leads to a table, and to each view of it."""
+    """Return whether both are the same constraint, which refers to a table and to each view of it."""
     return (here.name, here.columns) == (there.name, there.columns)
 
 
@@ -374,10 +374,10 @@ def _joins(middle: Relation, here: ForeignKey, there: ForeignKey) -> bool:
 
 def row_functions(catalog: Catalog, relation: Relation) -> list[Function]:
     """
-    Return the functions of a relation's rows, which they take first; of two alike, that of the
-    relation's schema last.
+    Return the functions whose first argument is a row of the relation.
 
-    They read the whole row, so PostgreSQL lets nobody use them who may not.
+    Functions in the relation's schema come last, so that they replace others of the same name in a dict.
+    A role that may not read all columns has none: PostgreSQL does not let it pass the entire row.
     """
     if not relation.readable:
         return []

@@ -1,6 +1,5 @@
 """
-Which operator of PostgreSQL a comparison is, by the types of what is compared; or what computes a new
-value out of the one that is there, for an update.
+Plan comparisons and computed values: choose PostgreSQL's operators by the types of their operands.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from service.request.filters import AFFIXES, KEYS, PATHS, PATTERNS
 from service.request.requests import Assignment, Comparison, Operand
 from service.request.synonyms import container_hint
 
-# LIKE and the like by their operators: unlike the words, these can be named with a schema.
+# LIKE and its siblings as operators, because unlike the keywords these can be schema-qualified.
 SQL_OPERATORS = {
     "eq": "=",
     "neq": "<>",
@@ -72,7 +71,7 @@ SEARCH_FUNCTIONS = {
 
 
 def plan_comparison(scope: Scope, left: Expression, where: Comparison) -> Condition:
-    """Plan a comparison of a value, other than a test by `is`."""
+    """Plan a comparison other than an `is` test."""
     if where.column is not None:
         return _of_columns(scope, left, where, scope.expression(where.column))
     if where.operand is None:
@@ -85,45 +84,45 @@ def compare(
     scope: Scope, left: Expression, name: str, right: Bound | Expression, type: Type | None = None
 ) -> Compare:
     """
-    Build a comparison by the operator that the type of a value has.
+    Build a comparison with the operator for the types of its sides.
 
     Args:
-        scope: Of the value.
+        scope: Scope of the value.
         left: The value.
-        name: Of the operator.
-        right: What it is compared with.
-        type: Of that, or of each candidate.
+        name: Name of PostgreSQL's operator.
+        right: A parameter or another value.
+        type: Type of `right`, or of each candidate if it is an array of candidates.
     """
     operator = scope.operator(name, left.type, type or right.type)
-    if operator.schema != PG_CATALOG:  # lest an operator of a domain itself fit better
+    if operator.schema != PG_CATALOG:  # otherwise an operator on the domain itself could fit better
         left = _without_domain(scope, left)
         right = right if isinstance(right, Bound) else _without_domain(scope, right)
     return Compare(left, operator, right)
 
 
 def list_of(scope: Scope, type: Type) -> tuple[Type, Type | None]:
-    """Return the type of a list of values, and what each is cast to then, if it has to be."""
+    """Return the type of an array of candidates, and the type each has to be cast to, if any."""
     found = scope.catalog.array_of(type)
     if found is not None:
         return found, None
-    # PostgreSQL has no array of arrays: they go as an array of text
+    # PostgreSQL has no arrays of arrays: they are passed as an array of text.
     return replace(scope.named("_text"), oid=-type.oid, element=type.oid), type
 
 
 def as_jsonb(scope: Scope, value: Expression) -> Expression:
-    """Return a value that can be compared: json, which has no equality, becomes jsonb."""
+    """Return a value cast to a type that can be compared: json, which has no equality, to jsonb."""
     other = value.type.data_type.compared_as
     return value.cast(scope.named(other)) if other else value
 
 
 def _without_domain(scope: Scope, value: Expression) -> Expression:
-    """Return a value of a plain type, cast if it is a column of a domain."""
+    """Return a value, cast to the base type if it is a column of a domain."""
     domain = scope.catalog.type(value.column.type).kind == "domain"
     return value.cast(value.type) if domain and not (value.steps or value.applied) else value
 
 
 def _of_columns(scope: Scope, left: Expression, where: Comparison, right: Expression) -> Condition:
-    """Plan to compare two values of one row."""
+    """Plan a comparison of two values of one row."""
     if where.operator in PATTERNS:
         left, right = as_text(scope, left), as_text(scope, right)
     elif where.operator in KEYS:
@@ -154,7 +153,7 @@ def _compare(
 
 def _search(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Search:
     vector = left.type.name != "tsvector"
-    # to_tsvector takes json as it is, and looks at the strings in it alone.
+    # to_tsvector takes json itself, and then indexes only the strings in it.
     if vector and left.type.form != "json":
         left = as_text(scope, left)
     return Search(
@@ -204,7 +203,7 @@ def _has(scope: Scope, left: Expression, where: Comparison, operand: Operand) ->
 
 
 def _document(scope: Scope, left: Expression, where: Comparison, path: str) -> Expression:
-    """Return a value that has keys."""
+    """Return a value as jsonb or hstore; raise InvalidArgument if it has no keys."""
     left = as_jsonb(scope, left)
     if left.type.form not in DOCUMENTS:
         raise InvalidArgument(
@@ -217,7 +216,7 @@ def _document(scope: Scope, left: Expression, where: Comparison, path: str) -> E
 
 
 def as_text(scope: Scope, left: Expression) -> Expression:
-    """Return a value as text, so that it can be matched, if it is not text of a kind."""
+    """Return a value cast to text, unless its type is in the string category."""
     if left.type.category == "S":
         return left
     return left.cast(scope.named("text"))
@@ -230,7 +229,7 @@ _KINDS: Sequence[tuple[Container[str], Callable[..., Condition]]] = (
     (PATHS, _follows_path),
     (KEYS, _has),
 )
-"""What plans operators that are more than one of PostgreSQL's between values of the types given."""
+"""By operators that need more than a plain comparison: the function that plans them."""
 
 
 Planned = tuple[tuple[Bound, ...], Operator | None]
@@ -238,7 +237,7 @@ _ARITHMETIC = {"add": "+", "multiply": "*"}
 
 
 def computing(catalog: Catalog, type: Type) -> tuple[str, ...]:
-    """Return the operators that compute values of a type, as callers write them."""
+    """Return the computing operators of a type, as callers write them: "$add", "$append"…"""
     type = catalog.plain(type)
     if type.form == "json":
         return tuple(COMPUTING)
@@ -251,16 +250,16 @@ def computing(catalog: Catalog, type: Type) -> tuple[str, ...]:
 
 def plan_computed(scope: Scope, column: Column, given: Sequence[Assignment]) -> Computed:
     """
-    Plan a value that is computed.
+    Plan a computed value of a column.
 
     Args:
-        scope: Of the relation.
-        column: Which column.
-        given: What the call says of it: one, or several paths.
+        scope: Scope of the relation.
+        column: The column.
+        given: The call's assignments to it: one, or several of different paths.
 
     Raises:
         NotAuthorized: The caller's role may not read the column.
-        InvalidArgument: Values of its type are not computed so.
+        InvalidArgument: The column's type does not have the operator.
     """
     if not column.selectable:
         raise NotAuthorized(
@@ -321,6 +320,6 @@ def _plan_plain(scope: Scope, type: Type, given: Assignment, operand: Operand) -
 
 
 def _is_compared(catalog: Catalog, array: Type) -> bool:
-    """Return whether elements of an array are compared, as those are that are removed."""
+    """Return whether elements of an array can be compared, which `$remove` requires."""
     element = catalog.plain(catalog.type(array.element))
     return element.comparable and not has_hidden_field(catalog, element.oid)

@@ -1,5 +1,5 @@
 """
-The columns of an answer and its sort keys, against the catalog.
+Plan select lists and sort keys.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from service.plan.scope import Scope
 from service.request.requests import Item
 
 MAX_SORT_KEYS = 64
-"""Columns by which rows without a key are sorted."""
+"""Columns to sort rows by that have no key."""
 
 
 def outputs_of(scope: Scope, select: tuple[Item, ...] | None) -> tuple[Output, ...]:
     """
-    Plan a select list; None stands for all columns that may be read.
+    Plan a select list; None means all columns that the role may read.
 
-    What stands twice counts once.
+    Repeated items are dropped; different items of one name are refused.
     """
     if select is None:
         return _all(scope)
@@ -64,7 +64,7 @@ def check_readable(relation: Relation) -> None:
 
 
 def refuse_repeated(names: Iterable[str], path: str, hint: str) -> set[str]:
-    """Return names as PostgreSQL truncates them, if no two are the same then."""
+    """Return names as PostgreSQL truncates them; raise InvalidArgument if two are then equal."""
     seen: set[str] = set()
     for name in names:
         if truncated(name) in seen:
@@ -79,7 +79,7 @@ def row_key(catalog: Catalog, relation: Relation) -> tuple[str, ...]:
         return ()
     for key in relation.unique_keys:
         columns = [relation.columns[name] for name in key.columns]
-        # of a view's column PostgreSQL does not say that it is never null
+        # PostgreSQL does not record NOT NULL for columns of views.
         whole = key.columns == relation.primary_key or not any(each.nullable for each in columns)
         if whole and all(_is_sortable(catalog, column) for column in columns):
             return key.columns
@@ -88,10 +88,10 @@ def row_key(catalog: Catalog, relation: Relation) -> tuple[str, ...]:
 
 def with_row_key(scope: Scope, order: tuple[SortKey, ...]) -> tuple[tuple[SortKey, ...], bool]:
     """
-    Return sort keys with the row's key behind them, and whether the row has a key.
+    Return sort keys with the columns of the row's key appended, and whether the relation has a key.
 
-    Where there is none, rows that are sorted anyway are sorted by all they have: PostgreSQL
-    may give equals in another order on each page, and equal in everything they are alike.
+    Sorted rows without a key are sorted by all their columns: otherwise PostgreSQL could order ties
+    differently on each page. Rows that are equal in all columns are interchangeable.
     """
     columns = row_key(scope.catalog, scope.relation)
     last = columns or (_sortable(scope) if order else ())
@@ -110,17 +110,17 @@ def distinct_first(
     first = []
     for expression in distinct:
         given = [key for key in order if key.expression.same(expression)]
-        # spelled alike in both places, since PostgreSQL compares no more than the spelling
+        # The same text in both places: PostgreSQL compares the expressions, parameters included.
         first.append(
             replace((given or [SortKey(expression, False, "last")])[0], expression=expression)
         )
-    # Of rows that are alike in these, the first by the rest of the order is the one that is kept.
+    # Among rows that are equal in these, DISTINCT ON keeps the first by the rest of the order.
     rest = [key for key in order if not _has(first, key.expression)]
     return (*first, *rest)
 
 
 def distinct_keys(outputs: tuple[Output, ...], order: tuple[SortKey, ...]) -> tuple[SortKey, ...]:
-    """Return the sort keys of distinct rows: the given ones, then the other outputs."""
+    """Return the sort keys of DISTINCT rows: the given ones, then the remaining outputs."""
     keys = [_positioned(outputs, key) for key in order]
     taken = {key.position for key in keys}
     for position, output in enumerate(outputs, 1):
@@ -138,7 +138,7 @@ def _all(scope: Scope) -> tuple[Output, ...]:
 
 
 def _left_out(scope: Scope, item: Item, select: tuple[Item, ...]) -> str:
-    """Return the name of a column that is to be none of all, if all are asked for."""
+    """Return the name of a column excluded from "*"; raise InvalidArgument if there is no "*"."""
     name = scope.value(item.reference).column.name
     if not any(each.reference.every for each in select):
         raise InvalidArgument(

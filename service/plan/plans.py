@@ -1,8 +1,8 @@
 """
-Frozen plans: requests whose names have become catalog objects.
+Frozen plans: requests whose names have been resolved to catalog objects.
 
-Past this room no name is a string from a caller. A plan still holds no value of a call:
-a `Bound` says which value goes where, and what type it takes.
+Code that takes a plan never sees a name from a caller. Like a request, a plan holds no value of a call: a
+`Bound` is a parameter, with the slot of its value and its type.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from service.plan.conditions import (
 @dataclass(frozen=True, slots=True)
 class FunctionCall:
     """
-    A function with what it is given.
+    A function with its arguments.
 
     Args:
-        function: Which one.
-        arguments: Those by position first.
-        names: What the columns of its rows are called, where they have no names of their own.
+        function: The function.
+        arguments: Its arguments, positional ones first.
+        names: Column names of its rows, if these have none of their own.
     """
 
     function: Function
@@ -47,13 +47,13 @@ class CallPlan:
     A plain call of a function.
 
     Args:
-        name: What it is for, as in "fn.add".
-        call: The function.
-        columns: The names of what it answers.
-        rows: Whether it is a source of rows, rather than one value.
-        untyped: Whether only the server knows what its rows are made of.
-        types: Of what it answers, where that is known.
-        json: As of a `ReadPlan`.
+        name: Name for logs and statistics, as in "fn.add".
+        call: The function with its arguments.
+        columns: Column names of the result.
+        rows: Whether it is called in FROM and returns rows, rather than one value.
+        untyped: Whether the columns of its rows are known only to the server, at run time.
+        types: Types of the result's columns, if known.
+        json: As in `ReadPlan`.
     """
 
     name: str
@@ -66,7 +66,7 @@ class CallPlan:
 
 
 NAME_BYTES = 63
-"""What PostgreSQL keeps of a name (NAMEDATALEN)."""
+"""Length to which PostgreSQL truncates a name (NAMEDATALEN - 1)."""
 
 
 def truncated(name: str) -> str:
@@ -77,13 +77,13 @@ def truncated(name: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Output:
     """
-    A column of the answer.
+    A column of the result.
 
     Args:
         expression: Its value.
-        name: What it is called.
-        text: Whether it travels as PostgreSQL's text, for the codec to read: inside the
-            JSON of an embed, where the value has no wire form of its own.
+        name: Its name.
+        text: Whether the value is sent as PostgreSQL's text inside the JSON of an embed, for the codec
+            to decode, because its JSON form differs from its form on the wire.
     """
 
     expression: Expression
@@ -97,11 +97,11 @@ class Groups:
     Rows in groups.
 
     Args:
-        groups: What the rows of a group have in common.
-        measures: Over the rows of each.
-        outputs: What is answered of each group, in terms of the groups as a source.
-        order: Of the groups, in the same terms.
-        source: The alias of the groups.
+        groups: GROUP BY.
+        measures: Aggregates over the rows of each group.
+        outputs: Result columns, as columns of the groups.
+        order: Sort keys of the groups, in the same terms.
+        source: Alias of the groups.
     """
 
     groups: tuple[Output, ...]
@@ -114,17 +114,17 @@ class Groups:
 @dataclass(frozen=True, slots=True)
 class PlannedEmbed:
     """
-    Related rows inside each row of an answer.
+    Related rows embedded in each row of a result.
 
     Args:
-        name: What it is called in the answer.
-        key: What it is called in the result of the statement, unlike anything beside it.
-        link: Which rows.
-        many: Whether it is a list of rows, or one row or null.
+        name: Name in the result of the call.
+        key: Name in the result of the statement, unique in it.
+        link: The relationship.
+        many: Whether it is a list of rows, rather than one row or null.
         outputs, embeds, where, order, limit, offset: Of the related rows.
-        spread: Whether the columns join those of the outer row.
-        grouped: The groups of the related rows, where these are what is embedded; outputs and
-            order are theirs then.
+        spread: Whether its columns become columns of the outer row.
+        grouped: Groups of the related rows, if these are embedded in their place; `outputs` and
+            `order` are then those of the groups.
     """
 
     name: str
@@ -142,12 +142,12 @@ class PlannedEmbed:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What each related row is made of."""
+        """Column names of a related row."""
         return names_of(self.outputs, self.embeds)
 
 
 def names_of(outputs: Sequence[Output], embeds: Sequence[PlannedEmbed]) -> tuple[str, ...]:
-    """Return the names of the columns of rows with embeds, of spread ones those of their columns."""
+    """Return the column names of rows with embeds; a spread embed contributes its columns' names."""
     names = [output.name for output in outputs]
     for embed in embeds:
         names += embed.columns if embed.spread else (embed.name,)
@@ -157,12 +157,12 @@ def names_of(outputs: Sequence[Output], embeds: Sequence[PlannedEmbed]) -> tuple
 @dataclass(frozen=True, slots=True)
 class PlannedAfter:
     """
-    The end of the page before, for each sort key.
+    The bound of a page: one item for each sort key.
 
     Args:
-        operands: Its value.
-        nulls: Whether that is null.
-        equal, beyond: What compares it.
+        operands: Value of the sort key in the bounding row.
+        nulls: Whether the value is null.
+        equal, beyond: Operators that compare a row's sort key with it.
     """
 
     operands: tuple[Bound, ...]
@@ -174,11 +174,11 @@ class PlannedAfter:
 @dataclass(frozen=True, slots=True)
 class Lock:
     """
-    A lock on rows that are read.
+    A row lock of a read.
 
     Args:
-        key: Whether others may not even refer to them, as if their keys changed or they went.
-        skip_locked: Whether rows that others have locked are left out.
+        key: Whether the lock is FOR UPDATE, which foreign keys conflict with, not FOR NO KEY UPDATE.
+        skip_locked: Whether rows locked by other transactions are skipped.
     """
 
     key: bool = True
@@ -190,28 +190,31 @@ class ReadPlan:
     """
     Rows to read.
 
+    The statement returns, in this order: outputs and embeds, the number of the key (`by_keys`), the sort
+    keys (`keyset`), `keys`, `computed`.
+
     Args:
-        name: What it is for, as in "actions.find".
-        relation: Whose rows.
-        outputs: What of each row.
-        where: Which rows; None for all.
-        by_keys: What compares columns with the lists of values of given keys, if the rows are got by
-            those: the statement then returns the number of its key, from 1, after the outputs.
-        embeds: Related rows, inside each row.
-        order: By what.
-        distinct: True for distinct rows, or what to be distinct on.
+        name: Name for logs and statistics, as in "actions.find".
+        relation: The relation.
+        outputs: Select list.
+        where: Condition; None for all rows.
+        by_keys: Comparisons of columns with the lists of given keys' values, if rows are read by keys.
+            The statement then returns the number of the row's key, from 1.
+        embeds: Related rows.
+        order: Sort keys.
+        distinct: True for DISTINCT, or the expressions of DISTINCT ON.
         limit, offset: Parameters.
-        after: The end of the page before, in the order of the statement.
-        backwards: Whether the order is turned round, so that the rows come from the last to the first.
-        keyset: Whether a page ends at its sort keys, which the statement then
-            returns after the outputs, as text; otherwise at an offset.
-        lock: How the rows are locked for the rest of the transaction, if they are.
-        call: The function that returns the rows, where that is not the relation itself.
-        afterwards: Whether the rows of the call are read by a statement after it, since what they
-            are related to may be its work.
-        json: Whether the outputs and embeds are to be JSON.
-        keys: What the statement returns after all that, which tells the rows apart.
-        computed: What columns are to be changed to, after all that.
+        after: Bound of the page, in the order of the statement.
+        backwards: Whether the order is reversed, so that rows arrive from the last to the first.
+        keyset: Whether pages are bounded by sort keys, which the statement returns as text, rather
+            than by an offset.
+        lock: Row lock, if any.
+        call: The function that returns the rows, if it is not the relation itself.
+        afterwards: Whether the function runs in a statement before the one that reads its rows, because
+            the rows related to them may be written by the function.
+        json: Whether outputs and embeds are returned as JSON text.
+        keys: Expressions that identify a row.
+        computed: New values of columns that an update computes.
     """
 
     name: str
@@ -237,7 +240,7 @@ class ReadPlan:
 
 @dataclass(frozen=True, slots=True)
 class SavedColumn:
-    """A column whose values go from one statement to the next, and its type as a cast spells it."""
+    """A column passed from one statement to the next, with its type in the syntax of a cast."""
 
     name: str
     type: str
@@ -246,14 +249,14 @@ class SavedColumn:
 @dataclass(frozen=True, slots=True)
 class Reread:
     """
-    How rows are read once more, by the statement after the one that wrote them.
+    How written rows are read again, by a second statement.
 
     Args:
-        equal: What compares the columns of the key that they are found by; nothing where they
-            are taken as they were written.
-        saved: What the second statement has of each from the first one, the key first.
-        row: The name of the whole row among that, if it is needed.
-        fallback: Whether a row that is not found is taken as it was written.
+        equal: Operators that compare the columns of the key; empty if the rows are used as RETURNING
+            gave them.
+        saved: Columns that the second statement gets from the first one, the key first.
+        row: Name of the entire row among them, if it is needed.
+        fallback: Whether a row that is not found is used as it was written.
     """
 
     equal: tuple[Operator, ...]
@@ -265,17 +268,17 @@ class Reread:
 @dataclass(frozen=True, slots=True)
 class PlannedReturning:
     """
-    What comes back of written rows; without outputs and embeds, nothing.
+    The result of a write; without outputs and embeds, no rows.
 
     Args:
-        outputs: Of each row.
-        order: Of the rows.
-        embeds: Related rows, inside each row.
-        inner: What a row must be related to so as to come back; it is written all the same.
-        reread: How all of that is read after the write; None where RETURNING does it.
-        must_write: Whether it is an error that no row was written.
-        json: As of a `ReadPlan`.
-        receipt: Whether the transaction's id comes with each.
+        outputs: Select list.
+        order: Sort keys of the rows.
+        embeds: Related rows.
+        inner: Conditions of inner embeds: rows that do not match are written but not returned.
+        reread: How the rows are read after the write; None if RETURNING suffices.
+        must_write: Whether it is an error if no row was written.
+        json: As in `ReadPlan`.
+        receipt: Whether each row comes with the transaction id.
     """
 
     outputs: tuple[Output, ...] = ()
@@ -290,7 +293,7 @@ class PlannedReturning:
 
 @dataclass(frozen=True, slots=True)
 class PathStep:
-    """One step of a path that is set: its key or position as text, and whether it is a position."""
+    """One step of a JSON path to set: its key or position as text, and whether it is a position."""
 
     key: Bound
     index: bool
@@ -298,7 +301,7 @@ class PathStep:
 
 @dataclass(frozen=True, slots=True)
 class GivenValue:
-    """A value of the row of the call that a row of the relation is changed by: its column there."""
+    """A value from the row of the call that updates a row, by the name of its column in `CallRows`."""
 
     name: str
 
@@ -306,15 +309,14 @@ class GivenValue:
 @dataclass(frozen=True, slots=True)
 class Part:
     """
-    What happens to a column, or to one place in its JSON.
+    A change of a column, or of one place in its JSON.
 
     Args:
-        computing: How the value is computed, as of an `Assignment`; empty where it is given.
-        operands: The value, or what it is computed with; of an array that values are removed from,
-            each of them.
-        operator: Of PostgreSQL, where one computes it.
-        steps: To the place.
-        path: Where in the call.
+        computing: How the value is computed, as in `Assignment`; empty if it is given.
+        operands: The value, or the operands; of an array's `remove`, each value to remove.
+        operator: PostgreSQL's operator that computes it, if one does.
+        steps: Path to the place.
+        path: Path in the call, for errors.
     """
 
     computing: str
@@ -327,13 +329,13 @@ class Part:
 @dataclass(frozen=True, slots=True)
 class Computed:
     """
-    A column's new value, computed out of the one that is there.
+    A column's new value, computed from the current one.
 
     Args:
-        column: Which one.
-        type: Its type, or the one under its domain.
+        column: The column.
+        type: Its type, or the base type of its domain.
         document: Whether it is computed as jsonb.
-        parts: What happens to it: one for all of it, or several for places that do not overlap.
+        parts: The changes: one of the value itself, or several of places that do not overlap.
     """
 
     column: Column
@@ -345,12 +347,12 @@ class Computed:
 @dataclass(frozen=True, slots=True)
 class SomeWay:
     """
-    A column's new value, where rows are changed in other ways.
+    A column's new value, if it is computed differently from row to row: a CASE.
 
     Args:
-        column: Which one.
-        ways: The values.
-        selector: The number of the way, from 1; of other rows the column is left alone.
+        column: The column.
+        ways: The alternatives.
+        selector: Number of the row's alternative, from 1; in other rows the column is unchanged.
     """
 
     column: Column
@@ -367,7 +369,7 @@ class Setting:
 
     @property
     def computes(self) -> bool:
-        """Whether the new value of a row may depend on the one that is there."""
+        """Whether the new value may depend on the current one."""
         ways = self.value.ways if isinstance(self.value, SomeWay) else (self.value,)
         return any(isinstance(each, Computed) for each in ways)
 
@@ -375,11 +377,11 @@ class Setting:
 @dataclass(frozen=True, slots=True)
 class ConflictUpdate:
     """
-    A column that a row takes over from a new one with its key.
+    A column that an upsert overwrites with the new row's value.
 
     Args:
-        column: Of both.
-        kept: Keys of new rows that do not give the column, so that the row keeps its own.
+        column: The column.
+        kept: Keys of new rows that do not give the column, whose existing rows keep their value.
     """
 
     column: Column
@@ -389,18 +391,18 @@ class ConflictUpdate:
 @dataclass(frozen=True, slots=True)
 class PlannedConflict:
     """
-    What becomes of a new row whose key is there already.
+    ON CONFLICT of an upsert.
 
     Args:
-        key: The columns of the key, or those that an index goes by.
-        updates: What changes in the row there; nothing leaves it alone.
-        equal: What compares them.
-        nulls: Whether rows without a value in the key may have the same one.
-        target: What ON CONFLICT goes by, where that is not the columns alone.
-        where: What must hold of the row there, so that it changes.
-        guard: Columns, with what compares them, by which the row there is looked for among those
-            that the caller sees, before `where` is asked of it, or its new values are computed; None
-            if that is done with all.
+        key: Columns of the key, or columns that its index uses.
+        updates: Changes of the existing row; empty for DO NOTHING.
+        equal: Operators that compare the key's columns.
+        nulls: Whether a null in the key equals a null (NULLS NOT DISTINCT).
+        target: The conflict target, if it is more than the columns.
+        where: Condition that the existing row must match to be updated.
+        guard: Columns and operators by which the existing row is looked up among the rows that the caller
+            may see, before `where` is evaluated on it or new values are computed from it; None if the
+            caller may see all rows.
     """
 
     key: tuple[str, ...]
@@ -418,14 +420,14 @@ class InsertPlan:
     New rows.
 
     Args:
-        name: What it is for.
-        relation: Where they go.
-        columns: The columns that any of them gives.
-        rows: For each row, a parameter or None (default) for each of the columns.
-        returning: What comes back of each.
-        conflict: What becomes of those that are there already; None if that is an error.
-        numbered: Whether what comes back of each has its number before it, from 0: PostgreSQL does not
-            promise the rows of RETURNING in the order of VALUES.
+        name: Name for logs and statistics.
+        relation: The relation.
+        columns: All columns that any of the rows gives.
+        rows: For each row, a parameter or None (DEFAULT) for each of the columns.
+        returning: The result.
+        conflict: ON CONFLICT; None if a duplicate key is an error.
+        numbered: Whether each returned row begins with its number, from 0: PostgreSQL does not promise
+            that RETURNING keeps the order of VALUES.
     """
 
     name: str
@@ -439,7 +441,7 @@ class InsertPlan:
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """Rows that are locked before they are changed: the statement returns their keys."""
+    """Rows to write, locked and limited by a subquery that returns their keys."""
 
     read: ReadPlan
 
@@ -447,11 +449,11 @@ class Picked:
 @dataclass(frozen=True, slots=True)
 class CallRows:
     """
-    Rows of a call: their keys, and what those of the relation that have them are changed by.
+    The rows of an update with `rows`, as VALUES: keys and new values.
 
     Args:
-        columns: What each is made of, with its type; the key first.
-        rows: A parameter, a number or None (null) for each of the columns.
+        columns: Columns of the VALUES list with their types, the key first.
+        rows: For each row, a parameter, a number or None (null) for each of the columns.
     """
 
     columns: tuple[tuple[GivenValue, Type], ...]
@@ -461,12 +463,12 @@ class CallRows:
 @dataclass(frozen=True, slots=True)
 class Joined:
     """
-    What says which rows are changed, joined to them by a key.
+    The join that determines the rows to change.
 
     Args:
-        source: Has the keys.
-        key: The columns of the key.
-        equal: What compares them.
+        source: Source of the keys.
+        key: Columns of the key.
+        equal: Operators that compare them.
     """
 
     source: Picked | CallRows
@@ -480,12 +482,12 @@ class UpdatePlan:
     Changes to rows.
 
     Args:
-        name: What it is for.
-        relation: Whose rows.
+        name: Name for logs and statistics.
+        relation: The relation.
         settings: The changes.
-        where: Which rows; None for all, or for those that are joined.
-        returning: What comes back of each.
-        joined: What says which rows otherwise.
+        where: Condition; None for all rows, or for all joined ones.
+        returning: The result.
+        joined: The join that determines the rows, if any.
     """
 
     name: str
@@ -498,7 +500,7 @@ class UpdatePlan:
 
 @dataclass(frozen=True, slots=True)
 class DeletePlan:
-    """The deletion of the rows that a condition picks."""
+    """Deletion of the rows that match a condition."""
 
     name: str
     relation: Relation

@@ -1,7 +1,5 @@
 """
-Filters against a relation's columns, and related rows.
-
-The values that they compare stand here, too, since these may be of related rows that a filter picks.
+Plan filters, sort keys and measures, on columns of a relation and of related rows.
 """
 
 from __future__ import annotations
@@ -44,13 +42,13 @@ from service.request.requests import (
 from service.request.synonyms import container_hint
 
 FUNCTIONS = {("percentile", False): "percentile_cont", ("percentile", True): "percentile_disc"}
-"""What PostgreSQL calls functions, where that is something else: by ours, and whether it is discrete."""
+"""PostgreSQL's names of functions that differ from ours, by our name and `discrete`."""
 WHOLE = frozenset(["count", "array_agg"])
-"""Functions that do not look into a value."""
+"""Functions whose result does not depend on hidden fields of a value, or has them hidden, too."""
 
 
 def plan_filter(scope: Scope, where: Filter) -> Condition | None:
-    """Plan a filter; None if it says nothing."""
+    """Plan a filter; None for an empty one."""
     if isinstance(where, Connective) and not where.any and not where.terms:
         return None
     return _condition(scope, where)
@@ -58,22 +56,22 @@ def plan_filter(scope: Scope, where: Filter) -> Condition | None:
 
 def plan_related(scope: Scope, embed: Embed) -> Condition | None:
     """
-    Plan which of the related rows an embed has; None for all.
+    Plan the condition of an embed's rows; None for all related rows.
 
     Args:
-        scope: Of the related rows.
-        embed: Them.
+        scope: Scope of the related rows.
+        embed: The embed.
     """
     return both(plan_filter(scope, embed.where), inner_condition(scope, embed.embeds))
 
 
 def inner_condition(scope: Scope, embeds: Iterable[Embed]) -> Condition | None:
-    """Plan the condition that rows have what their inner embeds ask for."""
+    """Plan the condition that rows have related rows in each inner embed."""
     return both(*inner_conditions(scope, embeds))
 
 
 def inner_conditions(scope: Scope, embeds: Iterable[Embed]) -> tuple[Exists, ...]:
-    """Plan what inner embeds ask for, each by itself."""
+    """Plan the condition of each inner embed."""
     linked = ((embed, *scope.link(embed)) for embed in embeds if embed.inner)
     return tuple(Exists(link, plan_related(inner, embed)) for embed, link, inner, _ in linked)
 
@@ -92,13 +90,13 @@ def _condition(scope: Scope, where: Filter) -> Condition:
             if measured is not None:
                 return _condition(measured, where.term)
         link, inner, _ = scope.link(embed)
-        # One EXISTS for all of it: asked apart, each operator could be met by another row.
+        # One EXISTS for the entire term: in separate ones, different rows could match each condition.
         return Exists(link, both(plan_related(inner, embed), _condition(inner, where.term)))
     return Not(_condition(scope, where.term))
 
 
 def _no_rows(scope: Scope, where: Related, key: str, path: str) -> InvalidArgument:
-    """Build the refusal of a dict that would filter related rows, if the name were theirs."""
+    """Build the refusal of a column's dict that has a key which is not an operator."""
     type = scope.value(Reference(where.name, where.path)).type
     if not key:
         return InvalidArgument("a condition names an operator", path=path)
@@ -117,7 +115,7 @@ def _no_rows(scope: Scope, where: Related, key: str, path: str) -> InvalidArgume
 def _comparison(scope: Scope, where: Comparison) -> Condition:
     reference = where.reference
     of_rows = _is_of_rows(scope, reference)
-    if of_rows and where.word in {"null", "not null"}:  # there are none, or there is one
+    if of_rows and where.word in {"null", "not null"}:  # no related row, or at least one
         embed = scope.embed(reference.name, reference.path)
         link, inner, _ = scope.link(embed)
         found = Exists(link, plan_related(inner, embed))
@@ -131,12 +129,12 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
 
 
 def referenced(scope: Scope, reference: Reference) -> Expression:
-    """Return a value by reference, perhaps of the one related row, for any use."""
+    """Return a value of the row or of a to-one related row, for any use."""
     return without_hidden_fields(scope.catalog, value_of(scope, reference))
 
 
 def value_of(scope: Scope, reference: Reference) -> Expression:
-    """Return a value by reference, perhaps of the one related row, to be answered as it is."""
+    """Return a value of the row or of a to-one related row, to be returned as it is."""
     if not reference.owners:
         return scope.value(reference)
     embed = scope.embed(reference.owners[0], reference.path)
@@ -157,7 +155,7 @@ def value_of(scope: Scope, reference: Reference) -> Expression:
 
 
 def sort_keys(scope: Scope, order: Iterable[Key]) -> tuple[SortKey, ...]:
-    """Plan sort keys; a column that stands twice counts once."""
+    """Plan sort keys; repeated ones are dropped."""
     keys: list[SortKey] = []
     for key in order:
         expression = _sorted_by(scope, key)
@@ -169,20 +167,20 @@ def sort_keys(scope: Scope, order: Iterable[Key]) -> tuple[SortKey, ...]:
             )
         if any(expression.same(earlier.expression) for earlier in keys):
             continue
-        # PostgreSQL's own default: null is larger than every value.
+        # PostgreSQL's default: null is larger than every value.
         nulls = key.nulls or ("first" if key.descending else "last")
         keys.append(SortKey(expression, key.descending, nulls))
     return tuple(keys)
 
 
 def _sorted_by(scope: Scope, key: Key) -> Expression:
-    """Plan what a sort key goes by: a value, its rank, or its distance from another one."""
+    """Plan the expression of a sort key: a value, its rank, or its distance from another value."""
     value = referenced(scope, key.reference)
     if key.near is not None:
         distance = Distance(
             scope.operator("<->", value.type, value.type), scope.bound(key.near, value.type)
         )
-        # As double precision, in which each distance is told apart from the next one by its text.
+        # As double precision, whose text round-trips exactly, so that a token's sort key is exact.
         found = value.apply(distance, scope.named("float8")).cast(scope.named("float8"))
         return replace(found, nullable=True)
     if key.rank is not None:
@@ -197,24 +195,24 @@ def _sorted_by(scope: Scope, key: Key) -> Expression:
 
 def comparable(scope: Scope, value: Expression) -> Expression:
     """
-    Return a value, cast, where need be, to a type whose values can be compared.
+    Return a value, cast if necessary to a type that has an equality operator.
 
     Raises:
-        InvalidArgument: It has none.
+        InvalidArgument: There is no such type.
     """
     without_hidden_fields(scope.catalog, value)
     value = as_jsonb(scope, value)
     if not value.type.comparable:
         raise InvalidArgument(
             f"type {value.type.sql} has no equality operator",
-            path=value.path or "distinct",  # of rows that no select names
+            path=value.path or "distinct",  # a column that the call does not name has no path
             column=value.column.name,
         )
     return value
 
 
 def plan_measure(scope: Scope, measure: Measure) -> PlannedMeasure:
-    """Plan a function over the rows of a scope."""
+    """Plan an aggregate over the rows of a scope."""
     operand, of = None, scope.named("text")
     if measure.item is not None:
         operand = value_of(scope, measure.item.reference)
@@ -243,7 +241,7 @@ def plan_measure(scope: Scope, measure: Measure) -> PlannedMeasure:
         order=_order_within(scope, measure, operand),
         where=plan_filter(scope, measure.where),
         cast=cast,
-        # By schema: unqualified, PostgreSQL takes the one that fits best, whoever has made it.
+        # Schema-qualified; otherwise a function of the same name in the search_path could fit better.
         schema=scope.catalog.aggregates.get((measure.function, of.oid), PG_CATALOG),
     )
 
@@ -251,7 +249,7 @@ def plan_measure(scope: Scope, measure: Measure) -> PlannedMeasure:
 def _order_within(
     scope: Scope, measure: Measure, operand: Expression | None
 ) -> tuple[SortKey, ...]:
-    """Plan the order in which a measure takes its values."""
+    """Plan ORDER BY of an aggregate."""
     keys = sort_keys(scope, measure.order)
     if measure.distinct and operand is not None:
         for key in keys:
@@ -259,13 +257,13 @@ def _order_within(
                 raise InvalidArgument(
                     "distinct values are sorted by themselves alone", path=key.expression.path
                 )
-        # spelled alike in both places, since PostgreSQL compares no more than the spelling
+        # The same text in both places: PostgreSQL compares the expressions, parameters included.
         keys = tuple(replace(key, expression=operand) for key in keys)
     return keys
 
 
 def _measure_result(catalog: Catalog, measure: Measure, of: Type) -> Type:
-    """Return the type of a measure over values of a type."""
+    """Return the result type of a measure over values of type `of`."""
     function, named = measure.function, catalog.types_by_name
     if function in {"stddev", "variance"}:
         return named["float8" if of.form == "float" else "numeric"]
@@ -284,18 +282,18 @@ def _measure_result(catalog: Catalog, measure: Measure, of: Type) -> Type:
 
 
 def _measured(scope: Scope, embed: Embed) -> MeasuredScope | None:
-    """Return the scope of the measures of an embed that has one value for each, if it is one."""
+    """Return the scope of an embed's measures; None if it has none, or has them in groups."""
     if not embed.measures or embed.group:
         return None
     link, inner, _ = scope.link(embed)
-    # Told apart by name: two embeds of one call may measure the same rows.
+    # With the embed's name, because two embeds of a call may aggregate the same rows differently.
     link = replace(link, where=plan_related(inner, embed), embed=embed.name)
     measures = {each.name: plan_measure(inner, each) for each in embed.measures}
     return MeasuredScope(scope, link, measures)
 
 
 def _names(where: Filter) -> Iterator[str]:
-    """Yield the names that a filter speaks of."""
+    """Yield the names of columns and relationships in a filter."""
     if isinstance(where, Connective):
         for term in where.terms:
             yield from _names(term)
@@ -306,20 +304,20 @@ def _names(where: Filter) -> Iterator[str]:
 
 
 def both(*conditions: Condition | None) -> Condition | None:
-    """Return the conjunction of conditions, of which None holds always; None if all do."""
+    """Return AND of conditions, where None is always true; None if all are None."""
     found = tuple(each for each in conditions if each is not None)
     return found[0] if len(found) == 1 else BoolExpr(False, found) if found else None
 
 
 def _is_of_rows(scope: Scope, reference: Reference) -> bool:
-    """Return whether a name means related rows."""
+    """Return whether a name is a relationship's."""
     if scope.has_column(reference.name) or reference.is_value:
         return False
     return scope.has_relationship(reference.name)
 
 
 def _no_column(scope: Scope, reference: Reference) -> InvalidArgument:
-    """Return the refusal of related rows where a column is compared."""
+    """Build the refusal of a comparison with related rows, which only columns allow."""
     name = reference.name
     _, inner, _ = scope.link(scope.embed(name, reference.path))
     column = next(iter(inner.relation.primary_key or inner.relation.columns), "column")
@@ -339,6 +337,6 @@ def _test(scope: Scope, left: Expression, where: Comparison) -> IsTest | Not:
             column=left.column.name,
         )
     if where.word == "not null" and scope.catalog.plain(left.type).kind == "composite":
-        # IS NOT NULL asks that none of its fields be null, and so is not what holds where IS NULL does not.
+        # For a composite, IS NOT NULL requires all fields to be not null: it is not the negation of IS NULL.
         return Not(IsTest(left, "NULL"))
     return IsTest(left, where.word.upper())

@@ -1,5 +1,5 @@
 """
-What names mean in a relation: its columns, steps into them, and related rows.
+Resolve names in a relation: its columns, steps into their JSON, and relationships.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from service.request.select_list import unquoted_hint
 from service.request.synonyms import column_hint
 
 TIMES = frozenset(["date", "timestamp", "timestamptz", "interval"])
-"""Types of what can be cut to a unit."""
+"""Types that `trunc` applies to."""
 
 
 class Scope:
     """
-    What names mean in one relation of a call.
+    The namespace of one relation in a call.
 
     Args:
-        catalog: For types.
-        relation: For columns.
-        embeds: Of the call, by name, for what filters and sort keys say of related rows.
-        source: The alias of the relation.
-        aliases: Gives a number to each further alias of the statement.
+        catalog: Source of types and relationships.
+        relation: Source of columns.
+        embeds: Embeds of the call, which names in filters and sort keys may mean.
+        source: Alias of the relation.
+        aliases: Numbers for further aliases of the statement.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class Scope:
         self._aliases = aliases or count(1)
 
     def embed(self, name: str, path: str) -> Embed:
-        """Return the embed of a name; without one in the call, what it would be."""
+        """Return the call's embed of a name, or the default one if the call has none."""
         return self._embeds.get(name) or default_embed(name, path)
 
     def link(self, embed: Embed) -> tuple[Link, Scope, bool]:
         """
-        Return the link to an embed's related rows, their scope, and whether there may be many.
+        Return the link to an embed's related rows, their scope, and whether there may be several rows.
 
         Raises:
             InvalidArgument: There is no such relationship, or more than one.
@@ -102,18 +102,18 @@ class Scope:
         )
 
     def operator(self, name: str, left: Type, right: Type) -> Operator:
-        """Return an operator between types: one that comes with them, or PostgreSQL's."""
+        """Return an operator between types, in the schema of their extension or in pg_catalog."""
         plain = self.catalog.plain
         key = (name, plain(left).oid, plain(right).oid)
         return Operator(name, self.catalog.operators.get(key, PG_CATALOG))
 
     def has_column(self, name: str) -> bool:
-        """Return whether a name is that of a column, be it a computed one."""
+        """Return whether a name is a column's or a computed column's."""
         relation = self.relation
         return name in relation.columns or name in computed_columns(self.catalog, relation)
 
     def has_relationship(self, name: str) -> bool:
-        """Return whether a name that is no column means related rows."""
+        """Return whether a name that is not a column's is a relationship's."""
         return is_related(self.catalog, self.relation, self.embed(name, ""))
 
     def bound(self, operand: Operand, type: Type, raw: bool = False) -> Bound:
@@ -121,24 +121,24 @@ class Scope:
         return Bound(operand.slot, type, operand.path, raw=raw)
 
     def number(self, operand: Operand | None) -> Bound | None:
-        """Return the parameter of a limit or an offset, if there is one."""
+        """Return the parameter of a limit or an offset; None without one."""
         return self.bound(operand, self.named("int8")) if operand else None
 
     def equals(self, names: Iterable[str]) -> tuple[Operator, ...]:
-        """Return what compares each of some columns with a value of its own type."""
+        """Return the equality operator of each column."""
         types = [self.catalog.type(self.relation.columns[name].type) for name in names]
         return tuple(self.operator("=", type, type) for type in types)
 
     def named(self, name: str) -> Type:
-        """Return a type that every PostgreSQL has."""
+        """Return a built-in type."""
         return self.catalog.types_by_name[name]
 
     def expression(self, reference: Reference) -> Expression:
-        """Return a column of the row itself by reference, for any use."""
+        """Return a column of the row itself, for any use."""
         return without_hidden_fields(self.catalog, self.value(reference))
 
     def value(self, reference: Reference) -> Expression:
-        """Return a column of the row itself by reference, to be answered as it is."""
+        """Return a column of the row itself, to be returned as it is; it may have hidden fields."""
         column, function = self._column(reference)
         arguments = () if function is None else self._arguments(function, reference)
         if reference.steps:
@@ -162,7 +162,7 @@ class Scope:
                 column=value.column.name,
             )
         if type.name == "timestamptz":
-            # Not by the session's zone, which is nobody's: what is cut is a time in UTC.
+            # Explicitly in UTC: the session's time zone is unrelated to the caller.
             name, operand = (zone.name, zone.operand) if zone else ("UTC", None)
             bound = self.bound(operand, self.named("text")) if operand else None
             return value.apply(Applied("date_trunc", unit, name, bound), type)
@@ -180,7 +180,9 @@ class Scope:
             without_hidden_fields(self.catalog, value)
             return value.apply(Applied("cardinality"), self.named("int4"))
         if value.type.category == "S":
-            if value.type.name != "text":  # a bpchar has blanks at its end, and citext no length
+            if (
+                value.type.name != "text"
+            ):  # bpchar is padded with blanks, and citext has no length()
                 value = value.cast(self.named("text"))
             return value.apply(Applied("length"), self.named("int4"))
         raise InvalidArgument(
@@ -193,11 +195,11 @@ class Scope:
         without_hidden_fields(self.catalog, value)
         place = reference.place or reference.path
         type = self.catalog.type_named(name, place)
-        # The null of a document is a value, and cast to another type it is NULL.
+        # Nullable: JSON's null is a value, but cast to another type it becomes NULL.
         return replace(value.cast(type, self.catalog.plain(type)), nullable=True, path=place)
 
     def _column(self, reference: Reference) -> tuple[Column, Function | None]:
-        """Return a column, and the function that computes it, if it is none of the relation's."""
+        """Return a column, and its function if it is a computed column."""
         name = reference.name
         if name in self.relation.columns:
             if reference.args:
@@ -257,12 +259,12 @@ class Scope:
 
 class MeasuredScope(Scope):
     """
-    What names mean in measures over related rows, which are values of the outer row.
+    The namespace of an embed's measures over related rows, which are values of the outer row.
 
     Args:
-        outer: Of the outer row.
-        link: To the related rows.
-        measures: Over them, by name.
+        outer: Scope of the outer row.
+        link: Link to the related rows.
+        measures: The measures, by name.
     """
 
     def __init__(self, outer: Scope, link: Link, measures: Mapping[str, PlannedMeasure]) -> None:
@@ -278,7 +280,7 @@ class MeasuredScope(Scope):
 
 
 def groups_of(relation: Relation, types: Mapping[str, Type]) -> Relation:
-    """Return groups of rows as a relation, with what is known of each by name and type."""
+    """Return a relation that stands for groups of rows, with columns of these names and types."""
     columns = {name: Column(name, type.oid, type.sql) for name, type in types.items()}
-    # Of no schema, so that the catalog keeps nothing of what is another relation in each call.
+    # In no schema, so that nothing about it is cached: it is another relation in each call.
     return Relation(NOWHERE, f"aggregate of {relation.name}", "view", columns)

@@ -1,15 +1,15 @@
 """
-New rows with related rows inside, as steps in the order in which they are made.
+Nested creates as steps: what each inserts or looks up, and which steps share a message to PostgreSQL.
 
-Rows that are linked are looked up before anything is made, so that none of them is a new one. What
-a row refers to is made before it, what refers to it after it. A step makes all rows of one place in
-the tree at once. The values of a key that the database makes are not known yet: each has a slot
-among the values of the call, which the step that makes the row fills.
+Linked rows are looked up before any row is inserted, so that a link never means a new row. A row is
+inserted after the rows that it refers to and before those that refer to it. A step inserts all rows of one
+place in the tree at once. Keys that the database generates are not known when the steps are planned: each
+has a slot among the values of the call, which the step that inserts the row fills.
 
-As many steps as can go in one message to PostgreSQL. A value that a step makes of one row is handed to
-the statements behind it by PostgreSQL itself, so that they need not wait for it. They do wait for the
-values of several rows, and for those that are looked at before a row is written: that none is null, that
-two are the same, or what its model says.
+As many steps as possible share one message. PostgreSQL itself passes a value generated for a single row
+to later statements of the same message. Steps have to wait for another message if they need the values of
+several rows, or values that are checked before a row is written: not null, equal to another one, or
+validated by a model.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ from service.request.requests import (
 )
 
 PENDING = object()
-"""Stands for a value that an earlier step makes; it is no null."""
+"""Placeholder of a value that an earlier step generates."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewRows:
     """
-    New rows of one relation, made at once.
+    New rows of one relation, inserted by one statement.
 
     Args:
-        relation: Whose rows.
-        rows: Each a tuple of assignments.
-        paths: Where each stands in the call.
-        columns: What later steps use of each.
-        slots: For each row, where the values of those go.
-        texts: Columns whose values are wanted as PostgreSQL's text, too; their slots stand behind.
-        alike: Slots of values that have to be the same, as two relationships set one column, with
-            where the second stands.
-        related: What relationships set of them, none of which may be null.
-        seen: Whether a model sees them before they are written.
+        relation: The relation.
+        rows: The assignments of each row.
+        paths: Path of each row in the call.
+        columns: Columns whose values later steps use.
+        slots: For each row, the slots that those values fill.
+        texts: Columns whose values are needed in PostgreSQL's text format as well; their slots follow.
+        alike: Pairs of slots whose values must be equal, because two relationships set one column, with
+            the path of the second one.
+        related: Assignments that relationships add; none of their values may be null.
+        seen: Whether a model validates the rows before they are written.
     """
 
     relation: Relation
@@ -80,7 +80,7 @@ class NewRows:
     seen: bool = False
 
     def each(self) -> list[NewRows]:
-        """Return a step for each of the rows."""
+        """Return one step for each of the rows."""
         rows = zip(self.rows, self.paths, self.slots, strict=True)
         return [
             replace(self, rows=(row,), paths=(path,), slots=(slots,)) for row, path, slots in rows
@@ -90,18 +90,18 @@ class NewRows:
 @dataclass(frozen=True, slots=True)
 class LinkedKey:
     """
-    A row that is there and is looked up: it is referred to by other columns than those of the key
-    that is given, or shall refer to a new row.
+    The lookup of an existing, linked row: a foreign key references other columns than those of the given
+    key, or the row is going to refer to a new row.
 
     Args:
-        relation: Whose row.
-        key: What names it.
-        path: Where that stands in the call.
-        columns: What is referred to, or tells the row from others.
-        slots: Where the values of those go.
-        parent: Slots of what it shall refer to, if it shall.
-        parents: The slot of the parents of all rows that are linked by the same foreign key.
-        locked: Whether it is to stay as it is until the transaction ends.
+        relation: The relation.
+        key: The key given in the call.
+        path: Path of the link in the call.
+        columns: Columns that are referenced, or that identify the row.
+        slots: Slots that their values fill.
+        parent: Slots of the row that it is going to refer to, if any.
+        parents: Slot of the parents of all rows linked by the same foreign key.
+        locked: Whether the row is locked until the transaction ends.
     """
 
     relation: Relation
@@ -117,17 +117,17 @@ class LinkedKey:
 @dataclass(frozen=True, slots=True)
 class LinkedRow:
     """
-    A row that is there and shall refer to a new one.
+    The update of an existing, linked row so that it refers to a new one.
 
     Args:
-        relation: Whose row.
-        key: What names it.
-        path: Where that stands in the call.
-        changes: What is written.
-        related: Its columns that refer to the new row, none of which may be null.
-        alike: Of those that are of its primary key, the slots of the value that is there and of the
-            new one, with where the link stands.
-        row: What reads all of it for its model, which sees it before it is written.
+        relation: The relation.
+        key: The key given in the call.
+        path: Path of the link in the call.
+        changes: The changes to write.
+        related: Its foreign key's columns; none of their values may be null.
+        alike: For columns of its primary key among them: slots of the current and the new value, which
+            must be equal, with the path of the link.
+        row: The lookup of the entire row, if a model validates it before it is written.
     """
 
     relation: Relation
@@ -140,7 +140,7 @@ class LinkedRow:
 
     @property
     def seen(self) -> bool:
-        """Whether a model sees it before it is written."""
+        """Whether a model validates it before it is written."""
         return self.row is not None
 
 
@@ -150,13 +150,15 @@ TreeStep = NewRows | LinkedKey | LinkedRow
 @dataclass(frozen=True, slots=True)
 class Tree:
     """
+    The steps of a nested create.
+
     Args:
-        steps: In their order.
-        root: The number of the one that makes the rows of the call.
-        written: How many rows all of them write.
-        embeds: What shows all of that in the answer.
-        root_answers: Whether the root is the last of them, and answers the call.
-        key: Slots of the key of the one row of the call, if it is read again by that.
+        steps: The steps, in order.
+        root: Index of the step that inserts the rows of the call itself.
+        written: Number of rows that all steps write.
+        embeds: Embeds that show the nested rows in the result.
+        root_answers: Whether the root is the last step, so that its statement returns the result.
+        key: Slots of the key by which the call's single row is read again, if it is.
     """
 
     steps: tuple[TreeStep, ...]
@@ -168,7 +170,7 @@ class Tree:
 
     @property
     def made(self) -> NewRows:
-        """The step that makes the rows of the call."""
+        """The step that inserts the rows of the call itself."""
         step = self.steps[self.root]
         assert isinstance(step, NewRows)
         return step
@@ -177,10 +179,12 @@ class Tree:
 @dataclass(frozen=True, slots=True)
 class Messages:
     """
+    The steps of a nested create by messages.
+
     Args:
-        steps: Those of each message; of the last one, those that travel with the answer, if any do.
-        passed: Slots of values that PostgreSQL hands on.
-        kept: Slots of values that come back.
+        steps: Steps of each message; the last message also has the statement that returns the result.
+        passed: Slots of values that PostgreSQL passes from statement to statement.
+        kept: Slots of values that are returned to the service.
     """
 
     steps: tuple[tuple[TreeStep, ...], ...]
@@ -190,7 +194,7 @@ class Messages:
 
 @dataclass
 class _Made:
-    """At which stage each value is made, and how it is used: what is of one stage can go together."""
+    """For each slot, the stage at which its value is generated, and how it is used; a stage is a message."""
 
     stages: dict[int, int] = field(default_factory=dict)
     passable: set[int] = field(default_factory=set)
@@ -198,7 +202,7 @@ class _Made:
     kept: set[int] = field(default_factory=set)
 
     def stage(self, used: Sequence[int], looked_at: Sequence[int]) -> int:
-        """Return the first stage at which values can be used, some of which are looked at before."""
+        """Return the earliest stage of a step that uses values and checks others before it is sent."""
         here = self.stages.keys() & {*used, *looked_at}
         known = here - self.passable | here.intersection(looked_at)
         self.passed |= here - known
@@ -210,12 +214,12 @@ def messages(
     steps: Sequence[TreeStep], used: Sequence[int] = (), looked_at: Sequence[int] = ()
 ) -> Messages:
     """
-    Return steps by messages, as few as can be: at most one for each level of the tree.
+    Distribute steps over as few messages as possible: at most one for each level of the tree.
 
     Args:
-        steps: In their order.
-        used: Slots that the answer goes by, which stands in the last message.
-        looked_at: Slots whose values are to come back before it.
+        steps: The steps, in order.
+        used: Slots that the statement of the result uses, which is in the last message.
+        looked_at: Slots whose values must be returned before that statement.
     """
     made = _Made()
     staged: list[tuple[int, TreeStep]] = []
@@ -223,7 +227,7 @@ def messages(
     for step in steps:
         stage = made.stage(*needed_by(step))
         if isinstance(step, LinkedRow):
-            stage = max(stage, 1)  # whether it is linked twice was seen when it was looked up
+            stage = max(stage, 1)  # after its lookup, which detects a row that is linked twice
             if step.row is not None:
                 read.append((stage - 1, step.row))
                 made.kept.update(step.row.slots)
@@ -235,7 +239,7 @@ def messages(
             made.passable.update(compress(slots, certain))
         staged.append((stage, step))
     last = made.stage(used, looked_at)
-    # what a model sees is read behind all that is written before it
+    # A row that a model validates is read after all earlier writes.
     staged = sorted([*staged, *read], key=lambda each: each[0])
     found = [
         part
@@ -249,10 +253,10 @@ def messages(
 
 def needs_own_message(step: TreeStep) -> bool:
     """
-    Return whether a step shares no message with others.
+    Return whether a step needs a message of its own.
 
-    There a statement counts its rows in a WITH, where PostgreSQL takes few rules of tables. By itself it
-    is counted by what PostgreSQL says of it.
+    In a shared message a statement is wrapped in WITH, to count its rows, and PostgreSQL does not support
+    that for tables with most rules. Alone, the command tag has the count.
     """
     return step.relation.has_rules and not isinstance(step, LinkedKey)
 
@@ -264,21 +268,21 @@ def _apart(steps: Sequence[TreeStep]) -> Iterator[tuple[TreeStep, ...]]:
 
 
 def is_seen(step: TreeStep) -> bool:
-    """Return whether a model sees the rows of a step before they are written."""
+    """Return whether a model validates the rows of a step before they are written."""
     return not isinstance(step, LinkedKey) and step.seen
 
 
 def needed_by(step: TreeStep) -> tuple[list[int], list[int]]:
-    """Return the slots of values that can be handed on to a step, and of those that come back first."""
+    """Return the slots that PostgreSQL can pass to a step, and those that must be returned before it."""
     handed, before = used_by(step), looked_at_by(step)
-    # A statement with a message of its own is handed nothing, and a model sees values.
+    # Nothing is passed into a message of its own, and a model needs the values themselves.
     if needs_own_message(step) or is_seen(step):
         return [], [*handed, *before]
     return handed, before
 
 
 def used_by(step: TreeStep) -> list[int]:
-    """Return the slots that the statement of a step is made of."""
+    """Return the slots of the values in the statement of a step."""
     if isinstance(step, NewRows):
         return [each.operand.slot for row in step.rows for each in row if each.operand is not None]
     slots = [each.slot for each in step.key.operands]
@@ -288,34 +292,34 @@ def used_by(step: TreeStep) -> list[int]:
 
 
 def looked_at_by(step: TreeStep) -> list[int]:
-    """Return the slots of values that are looked at before a step."""
+    """Return the slots of the values that are checked before a step."""
     if isinstance(step, LinkedKey):
         return []
     return [slot for one, other, _ in step.alike for slot in (one, other)]
 
 
 def slots_of(step: TreeStep) -> tuple[tuple[int, ...], ...]:
-    """Return for each row of a step the slots that it fills."""
+    """Return, for each row of a step, the slots that it fills."""
     if isinstance(step, NewRows):
         return step.slots
     return (step.slots if isinstance(step, LinkedKey) else (),)
 
 
 def _passable(step: TreeStep) -> list[bool]:
-    """Return of which columns that a step gives the value can be handed on: it is one, and no null."""
+    """Return for each column of a step whether PostgreSQL can pass its value: of one row, and not null."""
     if isinstance(step, LinkedRow) or needs_own_message(step) or len(slots_of(step)) > 1:
         return []
     return [not step.relation.columns[name].nullable for name in step.columns]
 
 
 def plan_step(catalog: Catalog, step: TreeStep) -> InsertPlan | UpdatePlan | ReadPlan:
-    """Plan a step; what comes back of it are the values that later steps use."""
+    """Plan a step; its statement returns the values that later steps use."""
     if isinstance(step, NewRows):
         return _new_rows(catalog, step)
     if isinstance(step, LinkedRow):
         target = Target(step.key, (), EVERYTHING)
         request = UpdateRequest(target, step.changes, Returning(rows=False))
-        # That it writes none is found by the number of rows: nothing is kept then.
+        # many=True: a missing row is detected by the row count, and the transaction rolled back.
         return plan_update(catalog, step.relation, request, many=True)
     return _linked_key(catalog, step)
 
@@ -323,7 +327,7 @@ def plan_step(catalog: Catalog, step: TreeStep) -> InsertPlan | UpdatePlan | Rea
 def plan_answer(
     catalog: Catalog, relation: Relation, returning: Returning, key: tuple[str, ...]
 ) -> PlannedReturning:
-    """Plan what comes back of the rows of the call: they are read by their keys, at the end."""
+    """Plan the result of a nested create: the call's rows, read again by their keys at the end."""
     scope = Scope(catalog, relation, returning.embeds)
     reread = Reread(scope.equals(key), saved_columns(relation, key), "", fallback=False)
     if not returning.rows:

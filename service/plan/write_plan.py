@@ -1,5 +1,5 @@
 """
-Writing requests and the catalog to plans: INSERT, UPDATE, DELETE, ON CONFLICT, COPY.
+Plan writes: INSERT, UPDATE, DELETE, ON CONFLICT, COPY.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ Rows = Sequence[Sequence[Assignment]]
 @dataclass(frozen=True, slots=True)
 class ImportPlan:
     """
-    Rows on their way into a relation.
+    Rows to import by COPY.
 
     Args:
-        relation: Where they go.
-        columns: What they are made of, in their order.
-        csv: Whether they come as CSV, or as COPY's own text.
+        relation: The relation.
+        columns: Columns of the rows, in order.
+        csv: Whether the rows are CSV, rather than COPY's text format.
         header: Whether the CSV has a header.
         conflict: What becomes of those that are there already; None if that is an error.
         staged: Whether they go through a temporary table, because COPY cannot do it.
@@ -75,7 +75,7 @@ def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) ->
     """
     Plan `create` and `upsert`.
 
-    A column that a new row leaves out, but another gives, takes its default.
+    A column that only some of the new rows give takes its default in the others.
     """
     scope = Scope(catalog, relation, request.returning.embeds)
     columns, rows = plan_new_rows(scope, request.rows)
@@ -91,7 +91,7 @@ def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) ->
 def plan_new_rows(
     scope: Scope, rows: Rows
 ) -> tuple[tuple[Column, ...], tuple[tuple[Bound | None, ...], ...]]:
-    """Plan new rows: the columns that any of them gives, and what each has for them."""
+    """Return the columns that any of the new rows gives, and each row's values for them."""
     columns: dict[str, Column] = {}
     for row in rows:
         for each in row:
@@ -109,10 +109,10 @@ def plan_update(
     Plan `update`.
 
     Args:
-        catalog: For types.
-        relation: Whose rows.
+        catalog: Source of types.
+        relation: The relation.
         request: The update.
-        many: Whether it is a part of one for many rows, of which some may be left out.
+        many: Whether it is a part of a larger write, so that a missing row is not an error here.
 
     Raises:
         NoSuchProcedure: By key, on a relation without a primary key.
@@ -137,10 +137,10 @@ def _picked(
     scope: Scope, pick: Pick, where: Condition | None, order: tuple[SortKey, ...], lock: Lock
 ) -> Joined:
     """
-    Plan the rows that are taken: they are found again by their key.
+    Plan an update with `limit` or `skip_locked`: a subquery locks the rows, joined to by key.
 
     Raises:
-        InvalidArgument: PostgreSQL knows of none.
+        InvalidArgument: The relation has no key that PostgreSQL enforces.
     """
     relation, key = scope.relation, scope.relation.known_key
     if not key:
@@ -161,7 +161,7 @@ def _picked(
 
 
 def no_known_key(relation: Relation, what: str, path: str) -> InvalidArgument:
-    """Return the refusal of a write that finds rows again, where no key is sure to."""
+    """Build the refusal of a write that has to find rows again, on a relation without an enforced key."""
     hint = "what its comment claims may be the key of several rows, or null: show the primary key"
     if relation.has_children:
         hint = "tables inherit from it, and have keys of their own: write to each of them"
@@ -177,7 +177,7 @@ def _values_of(scope: Scope, key: Sequence[str]) -> tuple[Expression, ...]:
 
 
 def plan_settings(scope: Scope, changes: Sequence[Assignment]) -> tuple[Setting, ...]:
-    """Plan new values of columns; paths into one column make one value of it."""
+    """Plan new values of columns; several paths into one column become one value."""
     given: dict[str, list[Assignment]] = {}
     for each in changes:
         given.setdefault(each.column, []).append(each)
@@ -217,13 +217,13 @@ def plan_current(
     key: Sequence[str] = (),
 ) -> ReadPlan:
     """
-    Plan to read the rows that a write is for, as they are.
+    Plan a read of the rows that a write is going to change.
 
     Args:
-        catalog: For types.
-        relation: Whose rows.
-        target: Which rows.
-        returning: What of them.
+        catalog: Source of types.
+        relation: The relation.
+        target: The rows.
+        returning: What to read of them.
         lock: How they are to stay as they are until the transaction ends, if they are.
         limit: How many at most.
         changes: Of them, of which those that are computed are read, too.
@@ -260,10 +260,10 @@ def plan_import(
     Plan `import`.
 
     Args:
-        catalog: For keys and types.
-        relation: Where the rows go.
-        names: Of the columns, each with the path to where it is named.
-        csv: Whether the rows come as CSV.
+        catalog: Source of keys and types.
+        relation: The relation.
+        names: Names of the columns, each with its path in the call.
+        csv: Whether the rows are CSV.
         header: Whether it has a header.
         on_conflict: What becomes of those that are there already.
     """
@@ -290,14 +290,15 @@ def plan_import(
     if on_conflict is not None:
         row = tuple(Assignment(name, None, name) for name in named)
         conflict = plan_conflict(Scope(catalog, relation), on_conflict, [row])
-    # COPY has no ON CONFLICT, cannot tell what a policy would say, and knows no view's rules
+    # Staged in a temporary table where COPY alone does not do: it has no ON CONFLICT, is not supported with
+    # row-level security, and does not apply a view's rules.
     staged = conflict is not None or relation.row_security or relation.kind == "view"
     return ImportPlan(relation, tuple(named.values()), csv, header, conflict, staged)
 
 
 def plan_target(scope: Scope, target: Target, verb: str) -> Condition | None:
     """
-    Plan the condition that picks the rows of a write, with what is expected of them.
+    Plan the condition of the rows to write, `expect` included.
 
     Raises:
         NoSuchProcedure: By key, on a relation without a primary key.
@@ -310,10 +311,10 @@ def plan_target(scope: Scope, target: Target, verb: str) -> Condition | None:
 
 def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConflict:
     """
-    Plan what becomes of new rows whose key is there already.
+    Plan ON CONFLICT.
 
-    A row there takes over what its new row gives, less the key; when that is nothing, the
-    key itself, so that the row still comes back.
+    By default the existing row is overwritten with the columns that the new row gives, except the key. If
+    there are none, the key is set to itself, so that RETURNING has the row.
     """
     relation = scope.relation
     index = _index(relation, conflict)
@@ -331,13 +332,14 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
                 hint="name the columns of another unique key" if _keys(relation) else None,
                 candidates=_keys(relation),
             )
-        # With NULLS NOT DISTINCT a row whose key is null may be there already.
+        # With NULLS NOT DISTINCT a row with a null key may exist already.
         nulls, target = any(each.nulls for each in _alike(relation, key)), None
     where = plan_filter(scope, conflict.where)
     settings = plan_settings(scope, conflict.changes)
-    # PostgreSQL asks policies before it computes, but writes through a view what that leaves out.
+    # PostgreSQL checks policies before it computes new values; but a view's own condition is not checked,
+    # and through it hidden rows would be written.
     computes = relation.kind == "view" and any(each.computes for each in settings)
-    # A condition that never holds asks nothing of the row there, and has nothing computed.
+    # A condition that is always false reads nothing of the existing row.
     guarded = (where is not None or computes) and conflict.where != NEVER
     guard = _guard(scope, key, index) if guarded else None
     planned = PlannedConflict(key, (), scope.equals(key), nulls, target, where, guard)
@@ -356,20 +358,20 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
         if name in settable and name not in stays
     ]
     if not updates:
-        # DO NOTHING would return no row for one that is there.
+        # DO NOTHING would return no row for an existing one.
         updates = [ConflictUpdate(relation.columns[name]) for name in key if name in settable][:1]
     return replace(planned, updates=tuple(updates))
 
 
 def _guardable(settings: Sequence[Setting]) -> tuple[Setting, ...]:
     """
-    Return settings with one first that is an expression, which can hold the guard.
+    Return settings with one first that is an expression, into which the guard can be built.
 
-    DEFAULT holds none; and to set a column that the caller does not speak of, to itself, takes the right to
-    update it, and has its triggers fire.
+    DEFAULT is not an expression. Setting another column to itself instead would need the right to update
+    that column, and would fire its triggers.
 
     Raises:
-        InvalidArgument: All are defaults.
+        InvalidArgument: All settings are defaults.
     """
     first, *others = sorted(settings, key=lambda each: each.value is None)
     if first.value is None:
@@ -387,10 +389,10 @@ def _guard(
     scope: Scope, key: tuple[str, ...], index: UniqueIndex | None
 ) -> tuple[tuple[str, Operator], ...] | None:
     """
-    Return by what a row is looked for among those that the caller sees, if some may be hidden.
+    Return the columns by which the existing row is looked up among the visible ones, if some may be hidden.
 
     Raises:
-        InvalidArgument: The columns of an index do not tell rows apart, and nothing else is there.
+        InvalidArgument: Rows cannot be identified: the index has expressions, and there is no primary key.
     """
     relation = scope.relation
     if not (relation.row_security or relation.kind == "view"):
@@ -408,10 +410,10 @@ def _guard(
 
 def writable(relation: Relation, name: str, path: str) -> Column:
     """
-    Return a column that is to be given a value.
+    Return a column that a write gives a value.
 
     Raises:
-        InvalidArgument: It is unknown, or the database alone gives it values.
+        InvalidArgument: It is unknown or generated.
     """
     column = relation.column(name, path)
     if column.generated_always:
@@ -421,11 +423,11 @@ def writable(relation: Relation, name: str, path: str) -> Column:
 
 def assigned(relation: Relation, each: Assignment) -> Column:
     """
-    Return a column that is given a value, or is to take its default.
+    Return the column of an assignment.
 
     Raises:
-        InvalidArgument: It is unknown, or the database alone gives it values; in a view, an
-            expression has no default either. Or it is linked, as rows are.
+        InvalidArgument: It is unknown or generated; or the assignment is `$link`, or a default of a
+            view's expression.
     """
     if each.computing == LINK:
         relation.column(each.column, each.path)
@@ -443,7 +445,7 @@ def assigned(relation: Relation, each: Assignment) -> Column:
 
 
 def refuse_names(relation: Relation, rows: Iterable[Sequence[Assignment]]) -> None:
-    """Refuse columns that rows cannot give; each name is looked up once."""
+    """Check that rows may give their columns; each name is looked up once."""
     known: set[tuple[str, bool, bool]] = set()
     for row in rows:
         for each in row:
@@ -460,7 +462,7 @@ def _expected(scope: Scope, each: Assignment) -> Condition:
         raise TypeError("a default cannot be expected")
     left = as_jsonb(scope, left)
     test = compare(scope, left, "=", scope.bound(each.operand, left.type))
-    # Null may be expected as well, and equals nothing.
+    # Null may be expected, too, and equals only itself.
     return replace(test, not_distinct=True)
 
 
@@ -472,7 +474,7 @@ def _value(scope: Scope, column: Column, given: Assignment | None) -> Bound | No
 
 
 def plan_returning(scope: Scope, returning: Returning) -> PlannedReturning:
-    """Plan what comes back of rows that are written."""
+    """Plan the result of a write."""
     if not returning.rows:
         return PlannedReturning(receipt=returning.receipt)
     outputs, embeds = plan_rows(scope, returning.select, returning.embeds)
@@ -484,7 +486,7 @@ def plan_returning(scope: Scope, returning: Returning) -> PlannedReturning:
 
 
 def _index(relation: Relation, conflict: OnConflict) -> UniqueIndex | None:
-    """Return the index that is named, if it is no key."""
+    """Return the unique index that `on_conflict` names; None if it names a key or columns."""
     found = next((each for each in relation.unique_indexes if each.name == conflict.key), None)
     if found is None:
         return None
@@ -523,14 +525,14 @@ def _key(scope: Scope, key: str | tuple[str, ...] | None) -> tuple[str, ...]:
         key = (key,)
     for at, name in enumerate(key):
         relation.column(name, f"on_conflict.{at}")
-    # a view's keys are those of its tables, which PostgreSQL knows
+    # Keys of a view are those of its tables, which PostgreSQL infers by itself.
     if relation.kind == "table" and scope.catalog.key_of(relation, key) is None:
         raise _keyless(relation, f"no unique key over {', '.join(key)}")
     return key
 
 
 def _keyless(relation: Relation, message: str) -> InvalidArgument:
-    """Return the refusal of an upsert that has no key to go by, with what there is."""
+    """Build the refusal of an upsert without a matching key; the hint lists the keys that exist."""
     keys = _keys(relation)
     indexes = [each.name for each in relation.unique_indexes if not each.fault]
     if keys or indexes:
@@ -542,7 +544,7 @@ def _keyless(relation: Relation, message: str) -> InvalidArgument:
 
 
 def _is_late(relation: Relation, key: Sequence[str]) -> bool:
-    """Return whether PostgreSQL cannot go by a key: it goes by all keys over its columns."""
+    """Return whether a key cannot be a conflict target; PostgreSQL uses all keys over its columns."""
     return not all(each.arbiter for each in _alike(relation, key))
 
 
