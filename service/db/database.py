@@ -1,9 +1,9 @@
 """
-Transactions as scopes: `Database` sends every statement to the transaction its caller is in.
+Transactions as scopes: `Database` runs each statement in the transaction that its caller is in.
 
-Which transaction that is, is a context variable: it follows a task through every await and
-callback, and no other task sees it. A scope inside a scope is a savepoint. Work that should
-outlive a scope must be started with a clean context (`contextvars.Context().run`).
+The current transaction is a context variable, which follows a task through every await and callback
+and which no other task sees. A scope inside a scope is a savepoint. Work that is to outlive a scope
+must be started in an empty context (`contextvars.Context().run`).
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from service.db.worker import Job
 from service.errors import StatementTimeout
 
 STEPS = 50
-"""Steps of some 20 µs between two turns of the reactor: a millisecond."""
+"""Steps of some 20 µs after which a long loop yields to the reactor: a millisecond."""
 
 
 class Database:
     """
-    The one road to the database.
+    The only way to the database: runs functions and statements in the caller's transaction.
 
     Args:
-        pool: Started and closed by its owner.
-        reactor: For the pauses between attempts.
+        pool: Runs the jobs; its owner starts and closes it.
+        reactor: Runs the timers of timeouts and of pauses between attempts.
     """
 
     def __init__(self, pool: PgPool, reactor: Any) -> None:
@@ -62,7 +62,7 @@ class Database:
 
     @property
     def level(self) -> Level | None:
-        """The transaction or savepoint that the caller is in, if any."""
+        """The transaction or savepoint that the caller is in; None outside of both."""
         return self._level.get()
 
     @property
@@ -73,9 +73,10 @@ class Database:
     @contextmanager
     def identity(self, identity: Identity) -> Iterator[Actor]:
         """
-        Run the statements of the body under an identity; yields the actor, which notes commits.
+        Run the statements of the body under an identity; yield their actor, which records commits.
 
-        Inside a transaction, too: each operation of a batch has its schema's `search_path`.
+        The identity may change inside a transaction: each operation of a batch has the `search_path`
+        of its own schema.
         """
         actor = Actor(identity)
         token = self._actor.set(actor)
@@ -88,19 +89,19 @@ class Database:
         self, idle: float, isolation: str | None = None, read_only: bool = False
     ) -> Transaction:
         """
-        Return a transaction that its holder ends, with `commit`, `rollback` or `abandon`.
+        Return a transaction that its holder has to end with `commit`, `rollback` or `abandon`.
 
         Args:
-            idle: Seconds between two statements after which the holder ends it.
-            isolation: As that of `transaction`.
+            idle: Seconds without a statement after which the holder ends it.
+            isolation: Isolation level, as of `transaction`.
             read_only: Whether the server refuses writes in it.
         """
-        words = begin_statement(isolation, read_only)
-        return Transaction(self.pool.scheduler, words, self._actor.get(), read_only, idle)
+        begin = begin_statement(isolation, read_only)
+        return Transaction(self.pool.scheduler, begin, self._actor.get(), read_only, idle)
 
     @contextmanager
     def inside(self, level: Level) -> Iterator[None]:
-        """Run the statements of the body in a transaction that is held."""
+        """Run the statements of the body in a transaction that `hold` returned."""
         token = self._level.set(level)
         try:
             yield
@@ -108,18 +109,18 @@ class Database:
             self._level.reset(token)
 
     async def yield_to_reactor(self, at: int) -> None:
-        """Yield to the reactor after every `STEPS` steps of a long loop in its thread."""
+        """Let the reactor run after every `STEPS` steps of a long loop in its thread."""
         if at % STEPS == STEPS - 1:
             await deferLater(self.reactor, 0)
 
     async def within(self, seconds: float | None, work: Awaitable[Any]) -> Any:
         """
-        Wait for work for a while; then its query is stopped and its transaction rolled back.
+        Wait `seconds` for work; after that, stop its query and roll back its transaction.
 
-        What was committed meanwhile is its result.
+        If it has committed by then, the result is returned nevertheless.
 
         Raises:
-            StatementTimeout: It took longer.
+            StatementTimeout: The work took longer, and was rolled back.
         """
         if seconds is None:
             return await work
@@ -144,24 +145,25 @@ class Database:
 
         Args:
             function: Called with a PgConnection and `args`, in a worker thread.
-            args: For the function.
-            retry: Whether it may run again if the connection died under it; for reads alone.
-            ending: Whether its one statement may end its transaction: the CALL of a procedure.
-            last: Whether the caller's transaction ends with it: it is committed in the same job,
-                and if it fails, rolled back.
+            args: Further arguments of the function.
+            retry: Whether it may run again if the connection is lost; for reads only.
+            ending: Whether its one statement may end its transaction, as CALL of a procedure may.
+            last: Whether to commit the caller's transaction in the same job, or to roll it back
+                if the function fails.
             timeout: Seconds after which it is stopped.
 
         Raises:
-            Unavailable: No connection in time; or shutting down.
+            Unavailable: No connection was free in time, or the service is shutting down.
             StatementTimeout: `timeout` has passed.
-            OutcomeUnknown: The connection was lost while it was on its way; not for reads.
+            OutcomeUnknown: The connection was lost while a write was under way.
             TransactionClosed: The caller's transaction has already ended.
-            psycopg2.Error: As PostgreSQL said it.
+            psycopg2.Error: PostgreSQL's error.
         """
         level, actor = self._level.get(), self._actor.get()
         if level is not None:
             send = level.finish if last else level.run
-            return _marked(send(function, *args, actor=actor, timeout=timeout), level.read_only)
+            done = send(function, *args, actor=actor, timeout=timeout)
+            return _note_read_only(done, level.read_only)
         if retry:
             job = Job(single_txn, (actor.identity, function, *args), True)
             return self.pool.scheduler.submit(job, timeout)
@@ -177,7 +179,7 @@ class Database:
         retry: bool = False,
         timeout: float | None = None,
     ) -> Deferred[Any]:
-        """Run one statement and return its rows, passed through `post`, else their number."""
+        """Run one statement; return its rows, passed through `post`, or how many it has affected."""
         return self.run(statement_txn, sql, params, fetch, post, retry=retry, timeout=timeout)
 
     def atomic(
@@ -190,35 +192,35 @@ class Database:
         timeout: float | None = None,
     ) -> Deferred[Any]:
         """
-        Run a function in one transaction, in one go in one worker.
+        Run a function in one transaction, as a single job.
 
-        Inside a transaction it runs in a savepoint, as that of `transaction`. With `retry`, which
-        is for reads, it is repeated if the connection died under it.
+        Inside a transaction it runs in a savepoint, as `transaction` does. With `retry`, which is
+        for reads only, it runs again if the connection is lost.
 
         Raises:
-            InvalidArgument: The transaction around it is isolated less than `isolation`.
+            InvalidArgument: The enclosing transaction has a weaker level than `isolation`.
             OutcomeUnknown: The connection was lost during COMMIT.
         """
-        words = begin_statement(isolation, read_only)
+        begin = begin_statement(isolation, read_only)
         level, actor = self._level.get(), self._actor.get()
         if level is not None:
             work = nested_txn, isolation, read_only, function, *args
             done = level.run(*work, actor=actor, timeout=timeout)
-            return _marked(done, read_only or level.read_only)
-        job = Job(atomic_txn, (words, actor.identity.words, function, *args), retry)
-        return _marked(self._submit(job, actor, timeout, read_only), read_only)
+            return _note_read_only(done, read_only or level.read_only)
+        job = Job(atomic_txn, (begin, actor.identity.local, function, *args), retry)
+        return _note_read_only(self._submit(job, actor, timeout, read_only), read_only)
 
     def acting(
         self, function: Callable[..., Any], *args: Any, timeout: float | None = None
     ) -> Deferred[Any]:
-        """Run a function that begins and commits a transaction by itself; it takes the actor, too."""
+        """Run a function that begins and commits a transaction itself; it is passed the actor."""
         actor = self._actor.get()
         return self._submit(Job(function, (actor, *args)), actor, timeout)
 
     def _submit(
         self, job: Job, actor: Actor, timeout: float | None, read_only: bool = False
     ) -> Deferred[Any]:
-        """Submit a job, and tell the actor whether something may be kept of it."""
+        """Submit a job; if it may commit something, the actor records that once it has succeeded."""
         job.commits = not (job.retry or read_only)
         done = self.pool.scheduler.submit(job, timeout)
         return actor.commits(done) if job.commits else done
@@ -228,26 +230,26 @@ class Database:
         self, isolation: str | None = None, read_only: bool = False, name: str = ""
     ) -> AsyncIterator[Level]:
         """
-        Open a transaction for the length of the body; inside another one, a savepoint.
+        Run the body in a transaction; inside another transaction, in a savepoint.
 
-        It takes a worker with its first statement. The body's error rolls it back.
+        A worker is taken at the first statement. An error of the body rolls the transaction back.
 
         Args:
-            isolation: Of the transaction; the one around it has at least to have it.
+            isolation: Isolation level; an enclosing transaction must have at least this level.
             read_only: Whether the server refuses writes in the body.
-            name: What the log calls it.
+            name: Name of the transaction in the log.
 
         Raises:
-            InvalidArgument: The transaction around it is isolated less than `isolation`.
+            InvalidArgument: The enclosing transaction has a weaker level than `isolation`.
             OutcomeUnknown: The connection was lost during COMMIT.
-            TransactionAborted: The body swallowed the error of a statement.
+            TransactionAborted: The body has swallowed the error of a statement.
         """
         outer = self._level.get()
-        words = begin_statement(isolation, read_only)
+        begin = begin_statement(isolation, read_only)
         level = (
             Savepoint(outer, isolation, read_only)
             if outer
-            else Transaction(self.pool.scheduler, words, self._actor.get(), read_only)
+            else Transaction(self.pool.scheduler, begin, self._actor.get(), read_only)
         )
         await level.enter()
         token = self._level.set(level)
@@ -256,9 +258,9 @@ class Database:
             ORIGIN.set(replace(origin or Origin(), transaction=name))
         try:
             yield level
-        except GeneratorExit:  # the task was dropped: nothing may be awaited any more
-            # Nor is the token reset: whoever closes the generator may do so in another context,
-            # where reset() raises.
+        except GeneratorExit:  # the task was dropped, so nothing may be awaited any more
+            # The token is not reset: the generator may be closed in another context, where
+            # reset() raises.
             level.abandon()
             raise
         except BaseException:
@@ -282,30 +284,30 @@ class Database:
         kind: Hashable = None,
     ) -> Deferred[Any]:
         """
-        Run a coroutine function in a `transaction`, again if PostgreSQL asks for it.
+        Run a coroutine function in a `transaction`, and retry it after a serialization failure.
 
         Args:
             function: May run more than once, so it should touch nothing but the database.
-            args: For the function.
-            isolation: As that of `transaction`.
+            args: Arguments of the function.
+            isolation: Isolation level, as of `transaction`.
             read_only: Whether the server refuses writes in it.
-            retries: How often to try again after 40001 and 40P01; never inside a
-                transaction, where the outermost one has to be run again.
-            timeout: Seconds for all of it, pauses included; then it is rolled back.
-            name: What the log calls the transaction.
-            kind: Equal for transactions that may meet in the same rows, so that those which are
-                run again take turns; without one it is the function's code.
+            retries: Number of retries after 40001 and 40P01; none inside a transaction, because
+                only the outermost transaction can be retried.
+            timeout: Seconds for all attempts and pauses; after that it is rolled back.
+            name: Name of the transaction in the log.
+            kind: Equal for transactions that may contend for the same rows, so that their retries
+                take turns; by default the function's code.
 
         Raises:
             StatementTimeout: `timeout` has passed.
-            OutcomeUnknown: The connection was lost during COMMIT; that is never run again.
+            OutcomeUnknown: The connection was lost during COMMIT; this is never retried.
         """
 
         async def attempt() -> Any:
             async with self.transaction(isolation, read_only, name):
                 return await function(*args)
 
-        # A closure is another function in each call, and has the same code.
+        # A closure is a new function object in each call, but its code object is the same.
         kind = getattr(function, "__code__", None) if kind is None else kind
         return Deferred.fromCoroutine(self.within(timeout, self.again(attempt, retries, kind)))
 
@@ -315,17 +317,17 @@ class Database:
         retries: int = RETRIES,
         kind: Hashable = None,
     ) -> Any:
-        """Run an attempt as `Retries.run` does; inside a transaction once, as a part of that one."""
+        """Run an attempt as `Retries.run` does; inside a transaction only once, as part of that."""
         if self._level.get() is not None:
             return await attempt()
         return await self._retries.run(attempt, retries, kind)
 
 
-def _marked(done: Deferred[Any], read_only: bool) -> Deferred[Any]:
+def _note_read_only(done: Deferred[Any], read_only: bool) -> Deferred[Any]:
     """
-    Raise the error of a write with whether it was its transaction that only reads.
+    Note on a database error that its transaction was read-only.
 
-    A server that takes no writes at all, a standby say, has the same error, 25006.
+    The error of a write, 25006, is the same on a server that accepts no writes, such as a standby.
     """
 
     def mark(failure: Failure) -> Failure:

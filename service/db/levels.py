@@ -1,9 +1,9 @@
 """
-An open transaction and its savepoints, as tasks see them.
+An open transaction and its savepoints, as tasks of the reactor thread use them.
 
-A transaction keeps one worker, from its first statement to its end, and feeds it through a
-queue of its own. Statements of one level run in the order in which they came; while a savepoint
-is open, its parent's statements and other savepoints wait for its end.
+A transaction keeps one worker from its first statement to its end, and sends it jobs through a queue
+of its own. Statements of one level run in the order in which they are sent; while a savepoint is
+open, its parent's statements and other savepoints wait for its end.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ IDLE = "the transaction lay idle for too long and was rolled back"
 
 class Level(ABC):
     """
-    A transaction or a savepoint: what its statements run in.
+    A transaction or a savepoint, in which statements run.
 
     Attributes:
         read_only: Whether the server refuses writes in it.
-        all_or_nothing: Whether who began it keeps nothing of it once anything in it was refused,
-            so that what can be refused needs no savepoint.
+        all_or_nothing: Whether the level is rolled back after any error in it, so that no statement
+            needs a savepoint.
+        child: The savepoint that is open in this level, if any; it holds `lock`.
     """
 
     all_or_nothing = False
@@ -67,9 +68,9 @@ class Level(ABC):
         Run a function in the transaction's worker, once no savepoint is open in this level.
 
         Args:
-            function: As that of `Database.run`.
-            args: For the function.
-            actor: As whom its statements run.
+            function: Called in the worker's thread, as by `Database.run`.
+            args: Further arguments of the function.
+            actor: Actor whose identity its statements have.
             timeout: Seconds after which it is stopped.
 
         Raises:
@@ -78,11 +79,11 @@ class Level(ABC):
         work = acting_txn, actor, function, *args
         if self.child is None:
             return self._run(*work, timeout=timeout)
-        # The lock calls back in the context of whoever releases it, not in that of this caller.
+        # The lock calls back in the context of the task that releases it, not in this caller's.
         context = copy_context()
 
         def free(_: DeferredLock) -> Deferred[Any]:
-            # Not waited for before the release: the worker's queue keeps the order from here on.
+            # Released without waiting for the job: from here on the worker's queue keeps the order.
             done = context.run(self._run, *work, timeout=timeout)
             self.lock.release()
             return done
@@ -96,14 +97,14 @@ class Level(ABC):
         actor: Actor,
         timeout: float | None = None,
     ) -> Deferred[Any]:
-        """Run a last function, as `run` does; a transaction ends with it, a savepoint does not."""
+        """Run the last function, as `run` does; a transaction commits with it, a savepoint does not."""
         return self.run(function, *args, actor=actor, timeout=timeout)
 
     def _run(
         self, function: Callable[..., Any], *args: Any, timeout: float | None = None
     ) -> Deferred[Any]:
         if self.closed:
-            # Nor by itself: what a task that outlives its transaction does would be kept.
+            # Refused, not run in autocommit: a task that outlives its transaction must not commit.
             return fail(TransactionClosed("the transaction has already ended"))
         return self.send(function, *args, timeout=timeout)
 
@@ -111,7 +112,7 @@ class Level(ABC):
     def send(
         self, function: Callable[..., Any], *args: Any, timeout: float | None = None
     ) -> Deferred[Any]:
-        """Submit a function to the transaction's worker, past those that wait their turn."""
+        """Submit a function to the transaction's worker, ahead of those that wait for `lock`."""
 
     @abstractmethod
     async def enter(self) -> None:
@@ -119,15 +120,15 @@ class Level(ABC):
 
     @abstractmethod
     async def commit(self) -> None:
-        """End the level and keep what was done."""
+        """End the level, and commit the transaction or release the savepoint."""
 
     @abstractmethod
     async def rollback(self) -> None:
-        """End the level and undo what was done since `enter`."""
+        """End the level, and roll back all statements since `enter`."""
 
     @abstractmethod
     def abandon(self) -> None:
-        """End the level and undo what was done, without waiting for it."""
+        """Roll back as `rollback` does, without waiting for it."""
 
 
 class Transaction(Level):
@@ -135,21 +136,21 @@ class Transaction(Level):
     The outermost level.
 
     Args:
-        scheduler: Where its worker comes from.
-        words: The BEGIN.
-        actor: As whom it runs.
+        scheduler: Provides the worker.
+        begin: The BEGIN statement.
+        actor: Actor that opens the transaction.
         read_only: Whether the server refuses writes in it.
-        idle: Seconds for which it may lie idle, if its holder ends it then. The server's own limit
-            is put off, since it ends the session with the transaction.
+        idle: Seconds that it may be idle, if its holder ends it after that. The server's own limit
+            is set higher, because reaching that ends the session as well.
 
     Attributes:
-        first: Called in its worker before all else, with BEGIN noted.
+        first: Called in the worker before the first job, when BEGIN has not been sent yet.
     """
 
     def __init__(
         self,
         scheduler: Scheduler,
-        words: str,
+        begin: str,
         actor: Actor,
         read_only: bool = False,
         idle: float | None = None,
@@ -157,7 +158,7 @@ class Transaction(Level):
         super().__init__(0, actor, read_only)
         self._idle = idle
         self._scheduler = scheduler
-        self._words = words
+        self._begin = begin
         self.first: Callable[[PgConnection], None] | None = None
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._server: Job | None = None
@@ -165,12 +166,12 @@ class Transaction(Level):
         self._open: set[Job] = set()
 
     async def enter(self) -> None:
-        """Wait for nothing: the first statement takes BEGIN along."""
+        """Do nothing: BEGIN travels with the first statement."""
 
     def send(
         self, function: Callable[..., Any], *args: Any, timeout: float | None = None
     ) -> Deferred[Any]:
-        """Submit a function to the transaction's worker, which the first one asks for."""
+        """Submit a function to the transaction's worker, which the first call takes."""
         return self._put(Job(function, args), timeout)
 
     def _put(self, job: Job, timeout: float | None = None) -> Deferred[Any]:
@@ -178,11 +179,11 @@ class Transaction(Level):
             return fail(self._failure)
         self._open.add(job)
         done = self._scheduler.promise(job, timeout).addBoth(self._done, job)
-        # Before the worker is woken: it would want the interpreter while we hold it.
+        # Queued before a worker is woken, which would only compete for the interpreter lock till then.
         self._queue.put(job)
         if self._server is None:
             self._server = Job(self._serve_txn, queue=self._queue)
-            # It fails at once when the pool is closing, and with it all that is open.
+            # If the pool is closing this fails at once, and `_ended` fails the open jobs.
             self._scheduler.submit(self._server).addBoth(self._ended)
         return done
 
@@ -191,11 +192,11 @@ class Transaction(Level):
         return outcome
 
     def _serve_txn(self, connection: PgConnection) -> None:
-        """Run what comes from the queue, in the worker, until the end mark."""
+        """Run the jobs of the queue in the worker, until None ends the transaction."""
         server = self._server
         assert server is not None
         assert server.worker is not None
-        connection.begin(self._words)
+        connection.begin(self._begin)
         if self._idle is not None:
             connection.allow_idle(self._idle + connection.grace)
         if self.first is not None:
@@ -203,14 +204,14 @@ class Transaction(Level):
         perform = partial(server.worker.perform, connection=connection)
         while (job := self._next(connection)) is not None:
             server.worker.execute(job, perform)
-            del job  # or its result would stay until the caller sends another one
+            del job  # or its result would stay in memory until the next job
 
     def _next(self, connection: PgConnection) -> Job | None:
         """
-        Wait for the next job; the server's own limit should have passed before ours.
+        Wait for the next job.
 
         Raises:
-            Unavailable: The transaction lies idle.
+            Unavailable: The transaction was idle for longer than the server's own limit and `grace`.
         """
         limit = connection.idle + connection.grace if connection.idle else None
         try:
@@ -219,7 +220,7 @@ class Transaction(Level):
             raise Unavailable(IDLE, 0.0, clock="idle") from None
 
     def _ended(self, outcome: Any) -> None:
-        """Fail the jobs without an outcome: no worker came, or it ended before them."""
+        """Fail the open jobs: no worker was free in time, or the transaction has ended before them."""
         reason = outcome if isinstance(outcome, Failure) else None
         self._failure = reason or Failure(TransactionClosed("the transaction was ended"))
         for job in list(self._open):
@@ -233,9 +234,9 @@ class Transaction(Level):
         timeout: float | None = None,
     ) -> Deferred[Any]:
         """
-        Run a last function and commit, in one job: a hop to a thread and back takes some 70 µs.
+        Run the last function and commit in one job, which saves a hop to the thread of some 70 µs.
 
-        If it fails, the worker rolls back what it finds open.
+        If it fails, the worker rolls back.
         """
         if self.child is not None or self.closed:
             return super().finish(function, *args, actor=actor, timeout=timeout)
@@ -244,24 +245,24 @@ class Transaction(Level):
         return self.actor.commits(self._last(job, timeout))
 
     async def commit(self) -> None:
-        """Commit and release the worker; without a statement there is nothing to do."""
+        """Commit and release the worker; do nothing if there was no statement."""
         if self._close():
             await self.actor.commits(self._last(Job(commit_txn, commits=True)))
 
     async def rollback(self) -> None:
-        """Roll back and release the worker; the error of a lost transaction is ignored."""
+        """Roll back and release the worker; ignore an error, because a lost transaction is rolled back."""
         if not self._close():
             return
         server = self._server
-        if server is not None and server.take():  # still waiting for a worker
+        if server is not None and server.take():  # it still waits for a worker
             self._ended(Failure(CancelledError()))
             return
-        await _finished(self._last(Job(rollback_txn)))  # the worker lets nothing stay open
+        await _finished(self._last(Job(rollback_txn)))
 
     def abandon(self) -> None:
-        """Release the worker, which rolls back what it finds open."""
+        """Release the worker, which rolls back an open transaction."""
         if self._close():
-            if self._server is not None and self._server.take():  # still waiting for a worker
+            if self._server is not None and self._server.take():  # it still waits for a worker
                 self._ended(Failure(CancelledError()))
             self._queue.put(None)
 
@@ -277,11 +278,11 @@ class Transaction(Level):
 
 class Savepoint(Level):
     """
-    A level inside another; its end gives way to its parent.
+    A level inside another level.
 
     Args:
-        parent: The other one.
-        isolation: What the transaction has to be isolated at least.
+        parent: The enclosing level.
+        isolation: Weakest isolation level that the transaction may have.
         read_only: Whether the server refuses writes in it.
     """
 
@@ -300,9 +301,9 @@ class Savepoint(Level):
         return self._parent.send(function, *args, timeout=timeout)
 
     async def enter(self) -> None:
-        """Wait until the parent has no other savepoint open, then set ours."""
-        # Of two savepoints side by side on one connection, the first one's end would take the
-        # second along: tasks in parallel have to take turns.
+        """Wait until the parent has no other savepoint open, then set this one."""
+        # Savepoints of one connection nest: the end of the first of two would end the second too, so
+        # parallel tasks have to take turns.
         await self._parent.lock.acquire()
         self._parent.child = self
         try:
@@ -318,7 +319,7 @@ class Savepoint(Level):
         if self.closed:
             return
         try:
-            # A task that is cancelled here gives the savepoint up: the parent must not commit it.
+            # If the task is cancelled here, the savepoint is rolled back: the parent must not commit it.
             await self.send(PgConnection.command, f"RELEASE SAVEPOINT {self._name}")
         except BaseException:
             self._undo()
@@ -327,20 +328,20 @@ class Savepoint(Level):
 
     async def rollback(self) -> None:
         """
-        Roll back to the savepoint; the error of a lost transaction is ignored.
+        Roll back to the savepoint; ignore an error, because a lost transaction is rolled back.
 
-        It is done in any case, though the task that waits for it is cancelled.
+        This is done even if the task that waits for it is cancelled.
         """
         if not self.closed:
             await _finished(self._undo())
 
     def abandon(self) -> None:
-        """Roll back without waiting for it; the parent may go on."""
+        """Roll back without waiting for it; the parent can be used at once."""
         if not self.closed:
             self._undo()
 
     def _undo(self) -> Deferred[Any]:
-        """Submit the rollback, before whatever the parent sends from now on."""
+        """Submit the rollback, which runs before all that the parent sends from now on."""
         done = self.send(undo_txn, self._name).addErrback(lambda _: None)
         self._leave()
         return done
@@ -352,7 +353,7 @@ class Savepoint(Level):
 
 
 def _finished(done: Deferred[Any]) -> Deferred[None]:
-    """Wait for work that a cancel of the waiter does not stop, whether it fails or not."""
+    """Return a Deferred of the end of work, failed or not; cancelling it does not stop the work."""
     waiting: Deferred[None] = Deferred()
     done.addBoth(lambda _: waiting.callback(None))
     return waiting

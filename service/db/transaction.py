@@ -1,11 +1,11 @@
 """
-What a worker thread does to begin and end transactions, and as whom statements run in them.
+Functions of the worker threads that begin and end transactions and set identities; and retries.
 
-Those that PostgreSQL asks to be run again (40001, 40P01) are, some times, and in an order. Pauses alone
-do not bring contending transactions to an end: of eight serializable writers of the same rows, one in
-ten was still refused after six attempts, since a new one comes for each that is done. So those of one
-kind that are run again take turns, in their order, and new ones wait for the turns that were taken
-before them. What only looks alike is held up by that for the length of a transaction.
+Transactions that fail with 40001 or 40P01 are retried a few times. Pauses alone are not enough under
+contention: of eight serializable writers of the same rows, one in ten was still refused after six
+attempts, because a new writer comes for each that succeeds. So retries of one kind take turns, first
+come first served, and new transactions of the kind wait until those turns are over. Transactions of one
+kind that would not have been in conflict are delayed by the length of a transaction.
 """
 
 from __future__ import annotations
@@ -27,17 +27,19 @@ from service.db.session_settings import OWN_IDENTITY, Identity
 from service.errors import InvalidArgument, OutcomeUnknown, ServiceError, Unavailable, causes
 
 RETRIES = 5
-"""Further attempts at a transaction that PostgreSQL asks to be run again."""
+"""Maximum number of retries of a transaction."""
 PAUSE = 0.01
-"""Seconds; the pause after n attempts is up to 2ⁿ times as long, or as long as the last of them."""
+"""Seconds; the pause after n attempts is up to 2ⁿ times as long, or as long as the last attempt."""
 TURN = 2.0
-"""Seconds for which a turn is waited for: whoever has it may be waiting for this very transaction."""
+"""Maximum seconds to wait for a turn: the transaction that has it may be waiting for this one."""
 
 
 class Retries:
     """
+    Retries of transactions after serialization failures and deadlocks.
+
     Args:
-        reactor: For the pauses between attempts.
+        reactor: Runs the timers of pauses and turns.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -51,18 +53,18 @@ class Retries:
         kind: Hashable = None,
     ) -> Any:
         """
-        Run an attempt, and again after 40001 and 40P01: in its turn, then after pauses that grow.
+        Run an attempt, and retry it after 40001 and 40P01: first in its turn, then after pauses.
 
-        The error of the last one says how many there were, as `attempts`.
+        The error of the last attempt has the number of attempts as `attempts`.
 
         Args:
-            attempt: One transaction, or one statement.
-            retries: How often again.
-            kind: Equal for transactions that may meet in the same rows; None takes no turns.
+            attempt: Runs one transaction, or one statement.
+            retries: Maximum number of retries.
+            kind: Equal for transactions that may contend for the same rows; None takes no turns.
         """
         tried = 0
         turn = self._turns.get(kind)
-        # Waited for, and given back at once: those before are done, and this one blocks nobody.
+        # Released at once: earlier retries are over by then, and a first attempt blocks no other.
         if turn is not None and await self._taken(turn):
             self._end(kind, turn)
         turn = None
@@ -78,10 +80,10 @@ class Retries:
                     if tried > retries:
                         _count(error, tried)
                         raise
-                if kind is not None and turn is None:  # the others of its kind are in its way
+                if kind is not None and turn is None:  # transactions of its kind are in its way
                     wanted = self._turns.setdefault(kind, DeferredLock())
                     turn = wanted if await self._taken(wanted) else None
-                else:  # at least until those are done which began with this one
+                else:  # as long as an attempt, so that those that began with this one can end
                     most = max(PAUSE * 2**tried, self._reactor.seconds() - began)
                     await deferLater(self._reactor, random.uniform(0.5, 1) * most)
         finally:
@@ -97,17 +99,17 @@ class Retries:
 
     def _end(self, kind: Hashable, turn: DeferredLock) -> None:
         turn.release()
-        # One that others wait for stays; kept for ever, there would be one for each kind ever met.
+        # Deleted unless others wait for it: otherwise a lock would stay for each kind ever seen.
         if not turn.locked and self._turns.get(kind) is turn:
             del self._turns[kind]
 
 
 def retryable(error: BaseException) -> bool:
     """
-    Return whether PostgreSQL asks for the transaction to be run again (40001, 40P01).
+    Return whether a transaction may be retried: its error is, or was caused by, 40001 or 40P01.
 
-    Not so if something may be kept of it, whatever that was caused by: half of a CALL, say, that
-    ended in a serialization failure after it had committed.
+    Causes of `OutcomeUnknown` do not count, because something may have been committed: a CALL, say,
+    may fail with a serialization failure after the procedure has committed.
     """
     return any(
         getattr(each, "pgcode", None) in ("40001", "40P01")
@@ -118,53 +120,53 @@ def retryable(error: BaseException) -> bool:
 def _count(error: Exception, attempts: int) -> None:
     if isinstance(error, ServiceError):
         error.details["attempts"] = attempts
-    else:  # `refusal` makes the details of it
+    else:  # `refusal` copies it into the details of the error that callers get
         error.attempts = attempts  # type: ignore[attr-defined]
 
 
 ISOLATION_LEVELS = ("read uncommitted", "read committed", "repeatable read", "serializable")
-"""From the weakest on; in PostgreSQL the first is the second by another name."""
+"""From the weakest to the strongest; PostgreSQL treats the first as the second."""
 
 
 class TransactionClosed(Exception):
-    """A task spoke to a transaction that had already ended."""
+    """A task has used a transaction that had already ended."""
 
 
 class TransactionAborted(Exception):
-    """COMMIT was answered by ROLLBACK: a statement had failed, and its error was swallowed."""
+    """PostgreSQL answered COMMIT with ROLLBACK: a statement had failed, and its error was swallowed."""
 
 
 def begin_statement(isolation: str | None = None, read_only: bool = False) -> str:
     """
-    Return the BEGIN.
+    Return the BEGIN statement of a transaction.
 
     Raises:
         ValueError: There is no such isolation level.
     """
-    words = "BEGIN"
+    begin = "BEGIN"
     if isolation is not None:
-        # It becomes a part of the SQL, so it is one of these words and no other.
+        # It becomes part of the SQL text, so only these strings may pass.
         if isolation not in ISOLATION_LEVELS:
             raise ValueError(f"not an isolation level: {isolation}")
-        words += f" ISOLATION LEVEL {isolation.upper()}"
-    return f"{words} READ ONLY" if read_only else words
+        begin += f" ISOLATION LEVEL {isolation.upper()}"
+    return f"{begin} READ ONLY" if read_only else begin
 
 
 def single_txn(
     connection: PgConnection, identity: Identity, function: Callable[..., Any], *args: Any
 ) -> Any:
-    """Run a function whose statements stand alone; behind a pooler, in a transaction."""
+    """Run a function in autocommit; behind a transaction pooler, in a transaction."""
     if not connection.pooled:
-        connection.assume(identity.words)
+        connection.assume(identity.local)
         return function(connection, *args)
-    return atomic_txn(connection, "BEGIN", identity.words, function, *args)
+    return atomic_txn(connection, "BEGIN", identity.local, function, *args)
 
 
 def autocommit_write_txn(
     connection: PgConnection, identity: Identity, function: Callable[..., Any], *args: Any
 ) -> Any:
-    """Run a function whose one statement may write, and commits by itself."""
-    # Behind a pooler it is COMMIT that may be lost on its way, and `commit_txn` says so.
+    """Run a function of one statement that may write, in autocommit."""
+    # Behind a pooler the COMMIT of `commit_txn` may be lost, and that raises `OutcomeUnknown` itself.
     first = () if connection.pooled else (autocommit_txn,)
     return single_txn(connection, identity, *first, function, *args)
 
@@ -173,15 +175,15 @@ def procedure_txn(
     connection: PgConnection, identity: Identity, function: Callable[..., Any], *args: Any
 ) -> Any:
     """
-    Run a function whose one statement may end its transaction, in a session of an identity.
+    Run a function of one statement that may end its transaction, with a session's identity set.
 
-    No other caller gets that session as it is: the worker cleans it afterwards. Behind a pooler it
-    is not ours to change, and the statement runs in a transaction there like the rest.
+    The worker cleans the session before another caller uses it. Behind a transaction pooler session
+    settings cannot be used, so the statement runs in a transaction there, like all others.
     """
     if connection.pooled:
-        return atomic_txn(connection, "BEGIN", identity.words, function, *args)
+        return atomic_txn(connection, "BEGIN", identity.local, function, *args)
     connection.touch()
-    # A message of its own: in one with other statements, CALL may not end a transaction (2D000).
+    # In a message of its own: beside other statements, CALL may not end a transaction (2D000).
     if identity.session:
         connection.command(identity.session)
     return _committing_txn(connection, function, *args)
@@ -189,25 +191,25 @@ def procedure_txn(
 
 def _committing_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
     """
-    Run a function whose one statement may commit on its way.
+    Run a function of one statement that may commit before its end.
 
     Raises:
-        OutcomeUnknown: It was stopped, or could be run again: what it had committed is kept.
+        OutcomeUnknown: The statement was stopped or failed to serialize, after it may have committed.
     """
     try:
         return autocommit_txn(connection, function, *args)
     except psycopg2.OperationalError as error:
-        if error.pgcode is None:  # stopped before it was sent
+        if error.pgcode is None:  # stopped before the statement was sent
             raise
         raise OutcomeUnknown("the procedure was stopped; what it had committed is kept") from error
 
 
 def autocommit_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
     """
-    Run a function whose one statement writes, and commits by itself.
+    Run a function of one statement that writes in autocommit.
 
     Raises:
-        OutcomeUnknown: The session died while it was on its way.
+        OutcomeUnknown: The connection was lost while the statement was under way.
     """
     try:
         return function(connection, *args)
@@ -218,15 +220,15 @@ def autocommit_txn(connection: PgConnection, function: Callable[..., Any], *args
 
 
 def atomic_txn(
-    connection: PgConnection, words: str, identity: str, function: Callable[..., Any], *args: Any
+    connection: PgConnection, begin: str, identity: str, function: Callable[..., Any], *args: Any
 ) -> Any:
-    """Run a function in a transaction of its own; the worker rolls back when it raises."""
-    connection.begin(words, identity)
+    """Run a function in a transaction of its own; if it raises, the worker rolls back."""
+    connection.begin(begin, identity)
     return committed_txn(connection, function, *args)
 
 
 def committed_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
-    """Run a function in the open transaction and commit; the worker rolls back when it raises."""
+    """Run a function in the open transaction, and commit; if it raises, the worker rolls back."""
     result = function(connection, *args)
     commit_txn(connection)
     return result
@@ -245,7 +247,7 @@ def acting_each_txn(
     steps: Sequence[tuple[Actor, Callable[..., Any], Sequence[Any]]],
     done: list[Any],
 ) -> None:
-    """Run functions one after another, each as an actor; append what each returns, up to an error."""
+    """Run functions one after another, each as its actor; append each result to `done`."""
     for actor, function, args in steps:
         connection.act(actor)
         done.append(function(connection, *args))
@@ -258,13 +260,13 @@ def nested_txn(
     function: Callable[..., Any],
     *args: Any,
 ) -> Any:
-    """Run a function inside a savepoint of the open transaction, as `savepoint_txn` sets it."""
+    """Run a function inside a savepoint of the open transaction; if it raises, roll back to that."""
     savepoint_txn(connection, "atomic", isolation, read_only)
     try:
         result = function(connection, *args)
     except BaseException:
         if not connection.closed:
-            # The cursor would refuse ROLLBACK TO of a job that was stopped, as any statement.
+            # Of a job that was stopped, the cursor would refuse ROLLBACK TO like any statement.
             connection.stopped = 0.0
             undo_txn(connection, "atomic")
         raise
@@ -273,7 +275,7 @@ def nested_txn(
 
 
 def cursor_txn(connection: PgConnection, function: Callable[..., Any], args: Any, kw: Any) -> Any:
-    """Run a function that expects a cursor, as that of `ConnectionPool.runInteraction`."""
+    """Run a function that takes a cursor, as `ConnectionPool.runInteraction` does."""
     with connection.cursor() as opened:
         return function(opened, *args, **kw)
 
@@ -285,7 +287,7 @@ def statement_txn(
     fetch: bool = True,
     post: Callable[[list[tuple[Any, ...]], cursor], Any] | None = None,
 ) -> Any:
-    """Run one statement and return its rows, passed through `post`, else how many it touched."""
+    """Run one statement; return its rows, passed through `post`, or how many it has affected."""
     with connection.cursor() as opened:
         opened.execute(sql, params)
         if not fetch or opened.description is None:
@@ -296,25 +298,26 @@ def statement_txn(
 
 def commit_txn(connection: PgConnection) -> None:
     """
-    Commit what has begun; costs nothing if nothing was sent.
+    Commit the transaction; send nothing if its BEGIN was never sent.
 
-    What was left behind in the session goes in the same message, before COMMIT: whatever fails
-    there, nothing is kept. Deferred triggers run before that.
+    Deferred triggers run first, then the session is cleaned, then COMMIT runs, all in one message. If
+    the cleaning fails, nothing is committed.
 
     Raises:
-        Unavailable: The session died before COMMIT; the server has rolled back.
-        OutcomeUnknown: It died while COMMIT was on its way.
+        Unavailable: The connection was lost before COMMIT; the server has rolled back.
+        OutcomeUnknown: The connection was lost while COMMIT was under way.
         TransactionAborted: The server answered ROLLBACK.
     """
     noted, connection.opening = connection.opening, None
     idle = connection.closed or connection.get_transaction_status() == TRANSACTION_STATUS_IDLE
     if noted is not None and idle:
         return
-    # Before COMMIT is sent, a lost session is sure to be rolled back; afterwards nobody knows.
+    # If the connection is lost before COMMIT is sent, the server rolls back; after that, the outcome
+    # is unknown.
     if not connection.alive():
         raise Unavailable("the database connection was lost before COMMIT")
     cleaning = ""
-    # A transaction that has failed refuses all of this, and would hide how COMMIT was answered.
+    # In a failed transaction these statements would raise, and hide that COMMIT is a ROLLBACK.
     if connection.touched and connection.get_transaction_status() == TRANSACTION_STATUS_INTRANS:
         cleaning = f"SET CONSTRAINTS ALL IMMEDIATE;{connection.cleaning()}"
     try:
@@ -323,10 +326,10 @@ def commit_txn(connection: PgConnection) -> None:
         if connection.closed:
             raise OutcomeUnknown from error
         raise
-    # COMMIT of a transaction that has failed is no error to PostgreSQL: it answers ROLLBACK.
+    # COMMIT of a failed transaction is no error to PostgreSQL: its command tag is ROLLBACK.
     if answer != "COMMIT":
         raise TransactionAborted(f"COMMIT was answered by {answer}")
-    # Cleaned in the same message; what no statement cleans is left for the worker to close.
+    # The session was cleaned in the same message, unless only closing it cleans it (`single_use`).
     connection.touched = connection.touched and connection.single_use
 
 
@@ -341,11 +344,11 @@ def savepoint_txn(
     connection: PgConnection, savepoint: str, isolation: str | None = None, read_only: bool = False
 ) -> None:
     """
-    Set a savepoint, behind which the server refuses writes if it is to; its end permits them again.
+    Set a savepoint, after which the server refuses writes if `read_only`; its end permits them again.
 
     Raises:
-        InvalidArgument: The transaction is isolated less than `isolation` demands, and PostgreSQL
-            cannot change that once a statement has run.
+        InvalidArgument: The transaction has a weaker level than `isolation`, and PostgreSQL cannot
+            change the level after the first statement.
     """
     if isolation is not None:
         (found,) = statement_txn(connection, "SELECT current_setting('transaction_isolation')")[0]
@@ -360,26 +363,26 @@ def savepoint_txn(
 
 def undo_txn(connection: PgConnection, savepoint: str) -> None:
     """
-    Roll back to a savepoint.
+    Roll back to a savepoint, and release it.
 
-    Where that fails, the session is closed, and the server undoes the whole transaction: what
-    its scope has given up must not be committed by another one.
+    If that fails, the session is closed, and the server rolls back the entire transaction: an
+    enclosing scope must not commit what this scope was to undo.
     """
     try:
         connection.command(f"ROLLBACK TO SAVEPOINT {savepoint}; RELEASE SAVEPOINT {savepoint}")
     except BaseException:
         connection.close()
         raise
-    connection.actor = None  # as whom statements run was undone, too, if it was set since
+    connection.actor = None  # an identity that was set after the savepoint was undone with it
 
 
 def apart_txn(
     connection: PgConnection, actor: Actor, function: Callable[..., Any], *args: Any
 ) -> Any:
     """
-    Run one of several reads of a transaction, as an actor; its error leaves the others alone.
+    Run one of several reads of a transaction as an actor, in a savepoint: if it fails, others can run.
 
-    Its savepoint travels with its first statement.
+    The savepoint travels with its first statement.
     """
     connection.opening = f"{connection.opening or ''}SAVEPOINT apart;"
     connection.act(actor)
@@ -389,32 +392,32 @@ def apart_txn(
         if not connection.closed:
             undo_txn(connection, "apart")
         raise
-    # With the next statement; if none was sent, behind all that one would have taken along.
+    # Travels with the next statement; `opening` still holds SAVEPOINT if the function sent none.
     connection.opening = f"{connection.opening or ''}RELEASE SAVEPOINT apart;"
     return result
 
 
 def rollback_to_txn(connection: PgConnection, savepoint: str) -> None:
-    """Roll back to a savepoint, which stays; as whom statements run may have been undone with it."""
+    """Roll back to a savepoint, which stays."""
     connection.command(f"ROLLBACK TO SAVEPOINT {savepoint}")
-    connection.actor = None
+    connection.actor = None  # an identity that was set after the savepoint was undone with it
 
 
 @dataclass(slots=True, eq=False)
 class Actor:
     """
-    Who sends statements: one call of a procedure, say, and all that it starts.
+    The sender of statements: one call of a procedure, say, with all the work that it starts.
 
     Args:
-        identity: As whom the statements run.
-        committed: Whether something that may have been a change was.
+        identity: Identity under which the statements run.
+        committed: Whether work of this actor that may have changed something was committed.
     """
 
     identity: Identity = OWN_IDENTITY
     committed: bool = False
 
     def commits(self, work: Deferred[Any]) -> Deferred[Any]:
-        """Record that work which commits what it does was done."""
+        """Set `committed` once the work, which commits, has succeeded."""
         return work.addCallback(self._committed)
 
     def _committed(self, result: Any) -> Any:
