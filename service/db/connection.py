@@ -1,9 +1,9 @@
 """
 A connection of the pool: a psycopg2 connection with a lazy BEGIN, cleaning and time limits.
 
-Sessions are in autocommit, so a single statement is one round trip. A transaction is begun
-by `begin`, which only notes the words; the first statement takes them along in the same
-message. Behind a transaction pooler the words carry the session's settings too.
+Sessions are in autocommit, so a single statement takes one round trip. `begin` only notes the BEGIN of a
+transaction, in `opening`; it travels with the first statement, in the same message. Behind a transaction
+pooler `opening` sets the session's settings too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from service.db.session_settings import Identity
     from service.db.transaction import Actor
 
-Words = str | bytes | Composable
+Sql = str | bytes | Composable
 Parameters = Sequence[Any] | Mapping[str, Any] | None
 
 
@@ -43,36 +43,36 @@ KEEPS_STATE = (
     " WHERE extname IN ('dblink', 'orafce', 'pg_variables'))"
 )
 """
-Whether there is code that keeps what it likes for as long as the session lasts.
+Query whether the database has code whose state no statement resets; only closing the session does.
 
-Perl, Python, Tcl and JavaScript have global variables; dblink has connections.
+Procedural languages such as Perl, Python, Tcl and JavaScript have global variables; dblink has connections.
 """
 
 DISCARD_SEQUENCES = "DISCARD SEQUENCES;"
-"""Has `currval` and `lastval` know of nothing."""
+"""Makes `currval` and `lastval` forget the values of earlier rows."""
 
 _RANDOM = random.SystemRandom()
 
 MAX_CODECS = 32
-"""Cursors kept by one connection, one for each codec: as many roles as are in use."""
+"""Maximum number of cursors kept by a connection: one for each codec, and so for each role."""
 
 
-# RESET ALL leaves role and session_authorization alone, so they are reset by name.
-# After a caller's setseed() the next caller's random() could be foretold.
+# RESET ALL does not reset role and session_authorization, so they are reset by name.
+# After a caller's setseed() that caller could predict the random() of the next.
 CLEANING = (
     "SET SESSION AUTHORIZATION DEFAULT;RESET ROLE;RESET ALL;CLOSE ALL;DEALLOCATE ALL;UNLISTEN *;"
     "DISCARD TEMP;DISCARD SEQUENCES;SELECT pg_catalog.pg_advisory_unlock_all(),"
     "pg_catalog.setseed({seed});"
 )
 """
-What DISCARD ALL does, which has to stand alone, less the plans; and a new seed for `random()`.
+What DISCARD ALL does, except DISCARD PLANS, and a new seed for `random()`.
 
-It may stand inside of a transaction, too, in one that may only read, and on a standby.
+DISCARD ALL cannot run in a transaction; these statements can, in a read-only one and on a standby too.
 """
 
 
 class Installable(Protocol):
-    """What `PgConnection.wire` needs of a codec."""
+    """The part of a codec that `PgConnection.wire` uses."""
 
     def install(self, cursor: extensions.cursor) -> None:
         """Register the codec's typecasters on a cursor."""
@@ -80,34 +80,34 @@ class Installable(Protocol):
 
 class PgCursor(extensions.cursor):
     """
-    A cursor that takes a noted BEGIN along, refuses once the job was stopped, and is waited for.
+    A cursor that sends the noted BEGIN, refuses statements of a stopped job, and measures its waits.
 
-    Cursors of other classes are given these methods, too; see `PgConnection.cursor`.
+    `PgConnection.cursor` adds these methods to cursors of other classes too.
     """
 
     connection: PgConnection
 
     def execute(
         self,
-        query: Words,
+        query: Sql,
         vars: Parameters = None,
         clean: bool = False,
-        runs: Words | None = None,
+        runs: Sql | None = None,
     ) -> None:
         """
-        Send a statement, with the noted BEGIN before it if there is one.
+        Send a statement, behind the noted BEGIN if there is one.
 
         Args:
             query: The statement.
             vars: Its parameters.
-            clean: Whether nothing it runs can leave anything behind in the session.
-            runs: What it runs, for the log, where it is an EXECUTE.
+            clean: Whether nothing that it runs can leave any state in the session.
+            runs: For the log, the prepared statement that an EXECUTE runs.
 
         Raises:
             psycopg2.extensions.QueryCanceledError: The job was stopped before this statement.
         """
         connection = self.connection
-        # A cancel that reaches the server between two statements stops nothing there.
+        # A cancel that reached the server between two statements has had no effect there.
         if connection.stopped:
             self._refuse_stopped()
         if not clean:
@@ -118,10 +118,10 @@ class PgCursor(extensions.cursor):
             else:
                 self._send(query, vars)
 
-    def _send(self, query: Words, vars: Parameters) -> None:
+    def _send(self, query: Sql, vars: Parameters) -> None:
         connection = self.connection
         assert connection.opening is not None
-        if self.name is not None:  # psycopg2 makes a DECLARE of the text, all of it
+        if self.name is not None:  # psycopg2 puts DECLARE in front of the text, so BEGIN goes first
             connection.command("")
             super().execute(query, vars)
             return
@@ -133,7 +133,8 @@ class PgCursor(extensions.cursor):
             else:
                 super().execute(connection.opening + query, vars)
         except BaseException:
-            # Refused by psycopg2 itself, as with a value that it cannot write, nothing was sent.
+            # An open transaction that has not failed means that psycopg2 refused the statement, for a
+            # value that it cannot adapt, say: nothing was sent, and `opening` stays.
             if (
                 connection.closed
                 or connection.get_transaction_status() != TRANSACTION_STATUS_INTRANS
@@ -142,7 +143,7 @@ class PgCursor(extensions.cursor):
             raise
         connection.note_begun()
 
-    def executemany(self, query: Words, vars_list: Any) -> None:
+    def executemany(self, query: Sql, vars_list: Any) -> None:
         """Send a statement many times, after the noted BEGIN."""
         with self._begun(query):
             super().executemany(query, vars_list)
@@ -152,8 +153,8 @@ class PgCursor(extensions.cursor):
         with self._begun(procname):
             return super().callproc(procname, parameters)
 
-    def copy_expert(self, sql: Words, file: Any, size: int = 8192) -> None:
-        """Send COPY, after the noted BEGIN: COPY cannot share a message."""
+    def copy_expert(self, sql: Sql, file: Any, size: int = 8192) -> None:
+        """Send COPY after the noted BEGIN, because COPY needs a message of its own."""
         with self._begun():
             super().copy_expert(sql, file, size)
 
@@ -168,11 +169,11 @@ class PgCursor(extensions.cursor):
             super().copy_to(*args, **options)
 
     @contextmanager
-    def _begun(self, query: Words | None = None) -> Iterator[None]:
+    def _begun(self, query: Sql | None = None) -> Iterator[None]:
         """Send the noted BEGIN, and wait for the server in the body."""
         self._refuse_stopped()
         self.connection.touch()
-        # An empty statement: what is sent is the noted BEGIN alone.
+        # An empty command sends the noted BEGIN alone.
         if self.connection.opening is not None:
             self.connection.command("")
         with self.connection.waits(query):
@@ -184,7 +185,7 @@ class PgCursor(extensions.cursor):
 
 
 class NamedCursor(PgCursor):
-    """A cursor of the server's: each fetch asks the server."""
+    """A server-side cursor: each fetch waits for the server."""
 
     def fetchone(self) -> Any:
         """Fetch a row."""
@@ -197,12 +198,12 @@ class NamedCursor(PgCursor):
             return super().fetchmany(*size, **how)
 
     def fetchall(self) -> Any:
-        """Fetch all rows that are left."""
+        """Fetch all remaining rows."""
         with self.connection.waits(self.query):
             return super().fetchall()
 
     def __next__(self) -> Any:
-        """Fetch a row, and `itersize` ahead."""
+        """Return the next row; `itersize` rows are fetched at a time."""
         with self.connection.waits():
             return super().__next__()
 
@@ -212,19 +213,19 @@ class NamedCursor(PgCursor):
             super().scroll(*value, **how)
 
     def close(self) -> None:
-        """Close the cursor, in the server, too."""
+        """Close the cursor here and on the server."""
         with self.connection.waits():
             super().close()
 
 
 @cache
 def _waiting(kind: type[extensions.cursor], named: bool) -> type[extensions.cursor]:
-    """Build a class of cursors like another one, whose statements are sent and waited for as ours."""
-    ours = NamedCursor if named else PgCursor
-    if issubclass(kind, ours):
+    """Return a subclass of a cursor class, with the methods of `PgCursor` or `NamedCursor`."""
+    base = NamedCursor if named else PgCursor
+    if issubclass(kind, base):
         return kind
-    # Ours stands first, so that its execute is the one met, and reaches the other by super().
-    return ours if issubclass(ours, kind) else type(kind.__name__, (ours, kind), {})
+    # `base` comes first in the MRO, so that its execute runs, and calls that of `kind` by super().
+    return base if issubclass(base, kind) else type(kind.__name__, (base, kind), {})
 
 
 class PgConnection(extensions.connection):
@@ -232,37 +233,36 @@ class PgConnection(extensions.connection):
     A connection that belongs to one worker thread.
 
     Attributes:
-        lock: Held while it is closed, and while libpq reads from it where to send a cancel.
-        opening: The BEGIN that the next statement takes along, or None; or, for statements
-            that stand alone, what each of them takes along.
-        ending: Statements that COMMIT takes along.
-        stopped: When a canceler has asked the job that has the connection to end; 0 before.
-        waiting: Since when its thread waits for the server, if it does.
-        time_limit: Seconds that the server may let it wait, the limit of a statement; 0 if there is
-            none.
-        extra_time: Seconds that it gets beyond `time_limit` until the next transaction.
-        slow_after: Seconds from which on a statement is slow.
-        slow: Statements that were, with their seconds, until the worker has reported them.
-        grace: Seconds that it gets beyond that, and then again, to heed a cancel.
-        idle_limit: Seconds that a transaction may lie idle; 0 if there is no limit.
-        idle: The same, of the transaction that is open.
-        given_up: Whether its socket was shut down, since the server was silent for too long.
-        address: The DSN that it was opened with.
-        checked_at: When it was last asked whether that DSN is still the one.
-        pooled: Whether a transaction pooler stands between us and the server.
-        settings: SET LOCAL statements that every transaction needs, or "" if the session
-            has its settings for good.
-        own_settings: Statements that set again what `RESET ALL` resets.
-        touched: Whether something may have run that left things behind in the session.
-        counted: Whether a row may have been created, whose number `lastval` would give.
-        single_use: Whether there is code that leaves behind what no statement takes away.
-        path_words: The statement that sets the session's own `search_path` for a transaction.
-        actor: As whom statements of the open transaction run now; None if that is not known.
-        alone: Whether each statement stands alone, in no transaction of several.
-        planned: Names of statements that the session has planned, and nobody else can have replaced.
-        settled: The same of statements of calls, by what tells them apart, "" of those that cannot be;
-            the one that ran last is the last.
-        runs: How often others of them have run.
+        lock: Held while the connection is closed, and while libpq copies the address for a cancel.
+        opening: Statements that are sent in front of the next one: the BEGIN of a transaction and
+            the identity; in autocommit, the identity, in front of each statement. None if nothing.
+        ending: Statements that are sent in front of COMMIT.
+        stopped: When a canceler stopped the job that runs on it, by `time.monotonic`; 0 otherwise.
+        waiting: Since when its thread waits for the server; None if it does not.
+        time_limit: Maximum seconds of a statement on the server; 0 if there is none.
+        extra_time: Further seconds until the next transaction begins.
+        grace: Seconds beyond these until a cancel is sent, and from then until it is given up.
+        slow_after: Seconds from which a statement is slow.
+        slow: Slow statements with their seconds, until the worker reports them.
+        idle_limit: Maximum seconds that a transaction may be idle; 0 if there is no limit.
+        idle: The same for the open transaction.
+        given_up: Whether its socket was shut down because the server was silent for too long.
+        address: The DSN with which it was opened.
+        checked_at: When the DSN was last compared with the current one.
+        pooled: Whether the server is reached through a transaction pooler.
+        settings: SET LOCAL statements for every transaction behind a pooler; "" without one.
+        own_settings: Statements that restore the session's settings after `RESET ALL`.
+        touched: Whether a statement has run that may have left state in the session.
+        counted: Whether a row may have been inserted whose number `lastval` would return.
+        single_use: Whether the database has code whose state only closing the session removes.
+        path_statement: Statement that sets the session's own `search_path` for a transaction.
+        actor: Actor of the open transaction's last statement; None if its identity is not certain.
+        alone: Whether statements run in autocommit, each under its own identity.
+        planned: Names of the service's own prepared statements, until a statement runs that may
+            have deallocated or replaced them.
+        settled: Names of prepared statements of calls, by role and text, the most recently used
+            last; "" for a statement that cannot be prepared.
+        runs: How often statements that are not prepared yet have run.
     """
 
     opening: str | None = None
@@ -282,7 +282,7 @@ class PgConnection(extensions.connection):
     touched = False
     counted = False
     single_use = False
-    path_words = ""
+    path_statement = ""
     actor: Actor | None = None
     _undo = ""
     _strayed = False
@@ -296,7 +296,7 @@ class PgConnection(extensions.connection):
         self.lock = threading.Lock()
         self._socket = -1
         self._connected_at: float | None = None
-        # Watched from before the connect: psycopg2 may wait in it for the server, without a clock.
+        # Guarded before it connects, because psycopg2 may wait for the server there without a timeout.
         GUARD.add(self)
         try:
             super().__init__(dsn, **options)
@@ -308,40 +308,40 @@ class PgConnection(extensions.connection):
         self.planned: dict[Planned, str] = {}
         self.settled: dict[Hashable, str] = {}
         self.runs: dict[Hashable, int] = {}
-        self.slow: list[tuple[Words, float]] = []
+        self.slow: list[tuple[Sql, float]] = []
         # Not select(), which refuses descriptors from 1024 on.
         self._idle = select.poll()
-        # libpq closes its own by itself, and another file may have the number then.
+        # A duplicate for `shut`: libpq closes its own descriptor when it likes, and another file may
+        # get that number.
         self._socket = os.dup(self.fileno())
 
     def close(self) -> None:
-        """Close, after a goodbye that a silent server may keep us waiting with."""
+        """Close; sending the Terminate message may block if the server is silent."""
         with self.lock, self.waits():
             super().close()
         GUARD.remove(self)
-        # Unwatched first: the guard would shut down whatever has the number next.
+        # Closed after the guard has let go of it, which might shut down another file of that number.
         if self._socket >= 0:
             os.close(self._socket)
             self._socket = -1
 
     @contextmanager
-    def waits(self, query: Words | None = None) -> Iterator[None]:
+    def waits(self, query: Sql | None = None) -> Iterator[None]:
         """
         Wait for the server in the body.
 
         Args:
-            query: What it runs, if that is to be noted where it is slow: not what goes at the
-                pace of a caller.
+            query: The statement to log if it is slow; None for one whose pace is the caller's.
 
         Raises:
-            psycopg2.OperationalError: The connection was lost; psycopg2 has no word for it in COPY.
+            psycopg2.OperationalError: The connection was lost; in COPY psycopg2 raises the base class.
         """
         self.waiting = began = time.monotonic()
         try:
             yield
         except psycopg2.DatabaseError as error:
-            # The class itself, without a code: so psycopg2 tells of a connection that was lost, and
-            # `closed` may still be 0 then.
+            # psycopg2 reports a connection lost in COPY as DatabaseError itself, without an SQLSTATE,
+            # and `closed` may still be 0 then.
             if type(error) is psycopg2.DatabaseError and error.pgcode is None:
                 raise psycopg2.OperationalError(str(error)) from error
             raise
@@ -352,50 +352,50 @@ class PgConnection(extensions.connection):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Wait for another party than the server in the body, without a limit."""
+        """Wait in the body for something other than the server, without a time limit."""
         self.waiting = None
         try:
             yield
         finally:
-            # From now on: what the other party took is not the server's.
+            # The server's time starts again: it is not charged for the other wait.
             self.waiting = time.monotonic()
 
     def late(self, now: float) -> bool:
-        """Return whether the server should have answered by now."""
+        """Return whether the server should have answered by now, so that a cancel is due."""
         since = self.waiting
         if since is None or not self.time_limit:
             return False
         return now > since + self.time_limit + self.extra_time + self.grace
 
     def overdue(self, now: float) -> bool:
-        """Return whether the server will not be waited for any more."""
-        # No duplicate yet: psycopg2 is still setting the session up.
+        """Return whether the server is to be given up."""
+        # Without the duplicate, psycopg2 is still setting the session up.
         if self._socket < 0:
             return self._stuck(now)
-        # Read once: the worker's thread changes both while the guard's looks.
+        # Read once: the worker's thread may change both while the guard's thread compares them.
         since, stopped = self.waiting, self.stopped
         if since is None:
             return False
         if stopped:
             return now > max(since, stopped) + self.grace
-        # One grace more than `late`, within which the scheduler has had a cancel sent, in vain.
+        # One `grace` later than `late`, when the scheduler has sent a cancel without effect.
         return self.late(now - self.grace)
 
     def shut(self) -> None:
-        """Shut the socket down: whoever waits for the server gets an error."""
+        """Shut the socket down, so that the thread that waits for the server gets an error."""
         self.given_up = True
         with suppress(OSError, psycopg2.Error):
             number = self.fileno() if self._socket < 0 else self._socket
-            # The object closes the descriptor that it is given; shutdown() ends the connection that
-            # all duplicates share.
-            with socket.socket(fileno=os.dup(number)) as ours:
-                ours.shutdown(socket.SHUT_RDWR)
+            # The socket object closes its descriptor, hence another duplicate; shutdown() ends the
+            # connection, which all duplicates share.
+            with socket.socket(fileno=os.dup(number)) as duplicate:
+                duplicate.shutdown(socket.SHUT_RDWR)
 
     def _stuck(self, now: float) -> bool:
         """
-        Return whether psycopg2 has waited for too long to set the session up.
+        Return whether psycopg2 has taken too long to set the session up.
 
-        It may send a statement of its own once libpq, which has a clock, has connected.
+        `connect_timeout` ends when libpq has connected; after that psycopg2 may run statements.
         """
         try:
             connected = self.fileno() >= 0
@@ -407,7 +407,7 @@ class PgConnection(extensions.connection):
 
     def prepare(self, settings: str = "") -> None:
         """Prepare a new session for the pool."""
-        # A BEGIN of psycopg2's own would be a round trip more before each statement.
+        # Without autocommit psycopg2 would send BEGIN before a statement, in a round trip of its own.
         self.autocommit = True
         self.settings, self.pooled = settings, bool(settings)
         self.opened_at = self.checked_at = time.monotonic()
@@ -415,10 +415,10 @@ class PgConnection(extensions.connection):
 
     def cursor(self, *args: Any, **options: Any) -> Any:
         """
-        Return a cursor, as psycopg2 does.
+        Return a cursor, as psycopg2 does, with the methods of `PgCursor`.
 
         Args:
-            args: The name of a cursor of the server's, the class of the cursor, and so on.
+            args: Arguments of psycopg2's `cursor`: name, class and so on.
             options: The same by name.
         """
         if not args and not options:
@@ -430,13 +430,13 @@ class PgConnection(extensions.connection):
 
     def touch(self) -> None:
         """
-        Note that a statement follows which may leave things behind in the session.
+        Record that a statement follows which may leave state in the session.
 
-        It must not see the `lastval` of another caller's row.
+        The statement must not see the `lastval` of another caller's row.
         """
         self.touched = self._strayed = True
         self._forget()
-        # In a transaction they are numbers of the caller's own rows: BEGIN drops those of others.
+        # In a transaction, `lastval` is of the caller's own rows: `begin` discards that of others.
         if self.counted and self.get_transaction_status() == TRANSACTION_STATUS_IDLE:
             if self.opening is None:
                 self.command(DISCARD_SEQUENCES)
@@ -445,59 +445,60 @@ class PgConnection(extensions.connection):
                 self.opening += DISCARD_SEQUENCES
 
     def _forget(self) -> None:
-        """Forget what the session has planned."""
+        """Forget the session's prepared statements, which may be deallocated or replaced now."""
         self.planned.clear()
         self.settled.clear()
 
     def cleaning(self) -> str:
-        """Return the statements after which nothing is left of what ran in the session."""
+        """Return the statements that remove all state from the session."""
         self._forget()
         return CLEANING.format(seed=_RANDOM.random()) + self.own_settings
 
     def clean(self) -> None:
         """
-        Clean the session of all that ran in it, an open transaction included.
+        Roll back an open transaction, and remove the state that statements left in the session.
 
         Raises:
-            psycopg2.Error: Something is left; the session must not be used again.
+            psycopg2.Error: That failed; the session must not be used again.
         """
         open = self.get_transaction_status() != TRANSACTION_STATUS_IDLE
-        # As text: in autocommit psycopg2's own rollback() does nothing.
-        words = "ROLLBACK;" if open else ""
-        if self.touched and (open or not self.pooled):  # behind a pooler, COMMIT has given it away
-            words += self.cleaning()
+        # As SQL, because psycopg2's rollback() does nothing in autocommit.
+        sql = "ROLLBACK;" if open else ""
+        # Behind a pooler the server connection belongs to other clients after the transaction.
+        if self.touched and (open or not self.pooled):
+            sql += self.cleaning()
             self.counted = False
-        if words:
-            self.command(words)
+        if sql:
+            self.command(sql)
         if self.touched and self.single_use:
             self.close()
         self.touched = False
 
     def renew(self, epoch: int) -> None:
-        """Clean the session, and ask again what cannot be cleaned in this database."""
+        """Clean the session for a new epoch, and check again whether it can be cleaned entirely."""
         self.epoch = epoch
         self.touched = True
         self.clean()
         if not self.closed:
             self.single_use = self.ask(KEEPS_STATE)[0]
 
-    def ask(self, words: str) -> tuple[Any, ...]:
-        """Run a query of our own and return its one row."""
+    def ask(self, sql: str) -> tuple[Any, ...]:
+        """Run a query of the service's own and return its one row."""
         with self.cursor() as cursor:
-            cursor.execute(words, clean=True)
+            cursor.execute(sql, clean=True)
             row: tuple[Any, ...] = cursor.fetchone()
             return row
 
     def alive(self) -> bool:
         """
-        Return whether the session is alive, as far as is known here.
+        Return whether the session is alive, as far as its socket shows.
 
-        The socket of an idle session has nothing to read, unless the server said goodbye.
+        The socket of an idle session is readable only after a notice, or once the server has closed it.
         """
         if self.closed:
             return False
         while not self.closed and self._idle.poll(0):
-            try:  # a notice is read and gone; after a goodbye there is an end of file to read
+            try:  # reads the notice; at the end of file it raises
                 self.poll()
             except psycopg2.Error:
                 return False
@@ -505,81 +506,82 @@ class PgConnection(extensions.connection):
 
     def wire(self, codec: Installable) -> PgCursor:
         """
-        Return the cursor of this connection whose rows hold wire values.
+        Return the cursor of this connection whose typecasters are those of a codec.
 
-        It is kept, with the codec's typecasters; there is a codec for each role.
+        It is kept, because there are few codecs: one for each role.
         """
         found = self._wires.get(codec)
         if found is None or found.closed:
-            if len(self._wires) >= MAX_CODECS:  # of catalogs that are gone
+            if len(self._wires) >= MAX_CODECS:  # most of them are of earlier catalogs
                 self._wires.clear()
             found = self._wires[codec] = self.cursor()
             codec.install(found)
         return found
 
-    def begin(self, words: str, identity: str = "") -> None:
+    def begin(self, begin: str, identity: str = "") -> None:
         """
-        Note that the next statement begins a transaction, and as whom.
+        Note the BEGIN, and the identity, that the next statement is sent with.
 
-        A pooler may have given the session to others since, whose defaults would be BEGIN's.
+        Behind a pooler, another client may have used the server connection and left state in it.
         """
         self.extra_time, self.ending, self.alone = 0.0, "", False
         self.idle = self.idle_limit
         self.actor, self._undo, self._strayed = None, "", False
         if self.pooled:
-            # The cleaning ends before BEGIN, which reads the defaults that it has reset.
-            words = f"BEGIN;{self.cleaning()}COMMIT;{words};{self.settings}"
+            # Cleaned in a transaction before, because BEGIN reads defaults (such as
+            # `default_transaction_isolation`) that the cleaning resets.
+            sql = f"BEGIN;{self.cleaning()}COMMIT;{begin};{self.settings}"
         else:
-            words += f";{DISCARD_SEQUENCES if self.counted else ''}"
-        self.opening = words + identity
+            sql = f"{begin};{DISCARD_SEQUENCES if self.counted else ''}"
+        self.opening = sql + identity
 
     def allow_idle(self, seconds: float) -> None:
-        """Set the time that the transaction may lie idle whose BEGIN is noted, past the session's."""
+        """Set the seconds that the transaction whose BEGIN is noted may be idle."""
         self.idle = seconds
         limit = f"SET LOCAL idle_in_transaction_session_timeout={round(seconds * 1000)};"
         self.opening = f"{self.opening}{limit}"
 
     def act(self, actor: Actor) -> None:
         """
-        Note as whom the statements of the open transaction run from now on.
+        Note the identity of the statements of the open transaction from now on.
 
-        Nothing is sent, as the next statement takes it along; nothing at all for the actor of the
-        statement before. Another actor of the same identity sets it anew where what ran since may
-        have set something itself: a function can, and neither it nor a trigger may say as whom
-        another one's statement runs.
+        It travels with the next statement, and is not sent again for the actor of the last one. For
+        another actor it is sent even if the identity is equal, once code has run that may have set
+        a role or claims itself: a function or trigger must not choose the identity of others'
+        statements.
         """
         if actor is self.actor:
             return
         begun = self.get_transaction_status() != TRANSACTION_STATUS_IDLE
         before, identity = self._identity, actor.identity
         if not begun and self.actor is None:
-            self.opening = f"{self.opening or ''}{identity.words}"
-        elif self.actor is None or identity != before or (self._strayed and identity.words):
-            # Where the same settings are set anew, nothing needs to be taken back first.
+            self.opening = f"{self.opening or ''}{identity.local}"
+        elif self.actor is None or identity != before or (self._strayed and identity.local):
+            # If the same settings are set again, the old ones need no reset first.
             undo = "" if self._undo == identity.undo else self._undo
-            self.opening = f"{self.opening or ''}{self.path_words}{undo}{identity.words}"
+            self.opening = f"{self.opening or ''}{self.path_statement}{undo}{identity.local}"
         if identity.undo not in self._undo:
             self._undo += identity.undo
         self.actor, self._identity, self._strayed = actor, identity, False
 
     def assume(self, identity: str) -> None:
-        """Record that each statement from now on stands alone, and under which identity."""
+        """Note that statements from now on run in autocommit, each under an identity."""
         self.extra_time, self.alone = 0.0, True
         self.opening = identity or None
 
     def note_begun(self) -> None:
         """
-        Forget the noted BEGIN if the server has seen it.
+        Forget the noted BEGIN if the server has run it.
 
-        A message that does not parse begins nothing; nor does one that stands alone under an
-        identity, which the next one has in front, too.
+        A message with a syntax error begins no transaction. In autocommit no message does, and
+        `opening` stays for the next statement.
         """
         if self.closed or self.get_transaction_status() != TRANSACTION_STATUS_IDLE:
             self.opening = None
             self.counted = False
 
-    def command(self, words: str) -> str:
-        """Run a command of our own that returns no rows; return its status message."""
+    def command(self, sql: str) -> str:
+        """Run statements of the service's own that return no rows; return the last command tag."""
         with self.cursor() as cursor:
-            cursor.execute(words, clean=True)
+            cursor.execute(sql, clean=True)
             return cursor.statusmessage or ""

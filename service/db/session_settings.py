@@ -1,14 +1,14 @@
 """
-Opening a session: its settings, and as whom its statements run.
+Opening sessions: their settings, and the identities under which statements run.
 
-Directly, settings travel as `options` of the connection string, before the first round
-trip. A transaction pooler refuses those or drops them, and hands the server to another
-client after each transaction: there they are SET LOCAL in every transaction.
+On a direct connection, settings travel as `options` of the connection string, before the first
+round trip. A transaction pooler refuses or drops `options`, and hands the server connection to another
+client after each transaction: there the settings are SET LOCAL in every transaction.
 
-A role and what is known of the caller are set for one transaction alone, by words that travel in
-front of a statement. A message of several statements is a transaction by itself, so a single
-read under a role is still one round trip. What ends its transaction itself, as a procedure can,
-has them set for the session for as long as it runs.
+The role and claims of a caller are set for one transaction only, by SET LOCAL statements that travel
+in front of a statement. A message of several statements is a transaction by itself, so a single read
+under a role is still one round trip. For a procedure, which may end its transaction, they are set for
+the session, which is cleaned afterwards.
 """
 
 from __future__ import annotations
@@ -26,45 +26,46 @@ from service.sql.statement import quoted
 
 def set_statements(settings: Mapping[str, str], local: bool = True) -> str:
     """
-    Return the statements that set settings.
+    Return the SET statements of settings.
+
+    SET takes PostgreSQL a third less time than a SELECT of `set_config` (`bench/roles.py`).
 
     Args:
-        settings: Names, which are ours, and values.
+        settings: Values by name; the names are not quoted.
         local: Whether they hold for the transaction, rather than for the session.
 
     Returns:
-        Statements with their semicolons, without any percent sign, so that psycopg2 takes
-        them for plain text with and without parameters. They are SET, which costs PostgreSQL
-        a third less than a SELECT of `set_config` (`bench/roles.py`).
+        Statements, each with its semicolon, that contain no percent sign: psycopg2 then leaves
+        them as they are, with and without parameters.
     """
     scope = "SET LOCAL" if local else "SET"
     return "".join(f"{scope} {name}={_literal(value)};" for name, value in settings.items())
 
 
-def preferred(schema: str, local: bool = True) -> str:
+def prepend_schema(schema: str, local: bool = True) -> str:
     """Return the statement that puts a schema first in the `search_path`."""
-    return _searched(
+    return _set_path(
         f"{_literal(quoted(schema) + ', ')}||pg_catalog.current_setting('search_path')", local
     )
 
 
-def searched(path: str, local: bool = True) -> str:
-    """Return the statement that sets the `search_path`, a list of quoted schemas."""
-    return _searched(_literal(path), local)
+def set_search_path(path: str, local: bool = True) -> str:
+    """Return the statement that sets the `search_path` to a list of quoted schemas."""
+    return _set_path(_literal(path), local)
 
 
-def _searched(path: str, local: bool) -> str:
-    """Return the statement; SET would take a list in one string for a single name."""
+def _set_path(path: str, local: bool) -> str:
+    # Not SET, which takes a list in one string for the name of a single schema.
     return f"SELECT pg_catalog.set_config('search_path',{path},{'true' if local else 'false'});"
 
 
 def _literal(text: str) -> str:
-    """Quote a text; `standard_conforming_strings` is on in every session."""
-    # NUL and lone surrogates of a claim would raise in the worker, and not as psycopg2's error.
+    """Return a string literal; `standard_conforming_strings` is on in every session."""
+    # A NUL or a lone surrogate in a claim would raise in the worker, as another error than psycopg2's.
     clean = text.replace("\0", "").encode("utf-8", "replace").decode().replace("'", "''")
     if "%" not in clean:
         return f"'{clean}'"
-    # psycopg2 wants a percent sign doubled where there are parameters, and as it is where not.
+    # psycopg2 needs a percent sign doubled if there are parameters, and single if there are none.
     escaped = clean.replace("\\", "\\\\").replace("%", "\\0025")
     return f"U&'{escaped}'"
 
@@ -72,21 +73,21 @@ def _literal(text: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Identity:
     """
-    Statements that set the role and claims of a caller; "" for the service itself.
+    The statements that set the role, claims and schema of a caller; empty for the service itself.
 
     Args:
-        words: For what follows in the transaction.
-        session: For what follows in the session, until it is cleaned.
-        undo: Takes `words` back for the rest of the transaction, less the `search_path`.
+        local: SET LOCAL statements, for the rest of the transaction.
+        session: SET statements, for the session until it is cleaned.
+        undo: Statements that reset what `local` sets, but for the `search_path`.
     """
 
-    words: str = ""
+    local: str = ""
     session: str = ""
     undo: str = ""
 
 
 OWN_IDENTITY = Identity()
-"""The service itself."""
+"""The identity of the service itself."""
 
 
 def identity_of(role: str, claims: Mapping[str, str | None], schema: str = "") -> Identity:
@@ -94,24 +95,24 @@ def identity_of(role: str, claims: Mapping[str, str | None], schema: str = "") -
     Return the identity of a role.
 
     Args:
-        role: Of the database; "" for the service's own.
-        claims: What policies may ask for with `current_setting('rowcast.<name>', true)`;
-            one that is None is set to the empty string.
-        schema: Where unqualified names are looked for first, if not where the session does.
+        role: Database role; "" for the service's own.
+        claims: Claims by name, which policies read with `current_setting('rowcast.<name>', true)`;
+            None is set as an empty string.
+        schema: Schema to put first in the `search_path`, if any.
     """
     claimed = {f"rowcast.{name}": value or "" for name, value in claims.items()}
     settings = {"role": role, **claimed} if role else claimed
 
-    def words(local: bool) -> str:
-        found = set_statements(settings, local) if settings else ""
-        return found + (preferred(schema, local) if schema else "")
+    def statements(local: bool) -> str:
+        path = prepend_schema(schema, local) if schema else ""
+        return set_statements(settings, local) + path
 
     undo = "".join(f"SET LOCAL {name} TO DEFAULT;" for name in settings)
-    return Identity(words(True), words(False), undo)
+    return Identity(statements(True), statements(False), undo)
 
 
 Dsn = Callable[[], str]
-"""Where the database is, asked again at every connect and now and then, for credentials may change."""
+"""Returns the DSN; called at every connect and every `recheck` seconds, as credentials may change."""
 
 REQUIRED = {
     "client_encoding": "UTF8",
@@ -122,22 +123,22 @@ REQUIRED = {
     "extra_float_digits": "1",  # 0 rounds to 15 digits
     "xmlbinary": "base64",
     "xmloption": "content",
-    "array_nulls": "on",  # off: NULL in an array's text is the word
+    "array_nulls": "on",  # off: NULL in the text of an array is a string
     "transform_null_equals": "off",  # on: "= NULL" means IS NULL
     "standard_conforming_strings": "on",
     "backslash_quote": "safe_encoding",
-    "quote_all_identifiers": "off",  # on: regclass and the like come in quotes
-    "row_security": "on",  # off: what a policy would filter is refused
+    "quote_all_identifiers": "off",  # on: values of regclass and the like are quoted
+    "row_security": "on",  # off: a query whose rows a policy would filter fails
     "exit_on_error": "off",  # on: any error ends the session
 }
 """
-What the value codec and our statements rely on.
+Settings on which the codec and the service's statements rely.
 
-It holds whatever the connection string, the environment, the role or the database say.
+They override those of the connection string, the environment, the role and the database.
 """
 
 CONNECT_TIMEOUT, MIN_HOST_TIMEOUT = 5, 2
-"""Seconds in which a session should stand, and those that each of several hosts gets at least."""
+"""Seconds to connect in, and the minimum for each of several hosts."""
 
 DEFAULTS = {
     "application_name": "rowcast",
@@ -146,23 +147,24 @@ DEFAULTS = {
     "keepalives_count": "3",
     "tcp_user_timeout": "20000",
 }
-"""Parameters of libpq that hold unless the connection string has its own."""
+"""Parameters of libpq that the connection string may override."""
 
 
 @dataclass(frozen=True)
 class SessionSettings:
     """
-    What the server keeps for every session of ours.
+    Settings and limits of every session.
 
     Args:
-        statement_timeout: Seconds that a statement may take; 0 means no limit. What the connection
-            string says counts if it is less.
-        lock_timeout: Seconds that a statement may wait for a lock.
-        idle_in_transaction_session_timeout: Seconds that a transaction may lie idle.
-        schemas: Where unqualified names inside of functions, triggers and policies are looked
-            for, before the places that the database itself has for our role.
-        grace: Seconds that a server gets beyond its limits, and then again to heed a cancel.
-        slow_statement: Seconds from which on a statement is logged.
+        statement_timeout: Maximum seconds of a statement; 0 means no limit. A lower limit of the
+            connection string takes precedence.
+        lock_timeout: Maximum seconds that a statement waits for a lock.
+        idle_in_transaction_session_timeout: Maximum seconds that a transaction may be idle.
+        schemas: Schemas in front of the `search_path` of the service's role, for unqualified
+            names inside functions, triggers and policies.
+        grace: Seconds beyond a limit until a cancel is sent, and from then until the connection
+            is given up.
+        slow_statement: Seconds from which a statement is logged as slow.
     """
 
     statement_timeout: float = 30.0
@@ -173,39 +175,38 @@ class SessionSettings:
     slow_statement: float = math.inf
 
     def limits(self) -> dict[str, str]:
-        """Return the limits as the server takes them, in milliseconds."""
+        """Return the limits as server settings, in milliseconds."""
         limits = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
         return {name: str(round(getattr(self, name) * 1000)) for name in limits}
 
     def path(self, given: str) -> str:
-        """Return a `search_path` with our schemas before those that are given."""
+        """Return a `search_path` with `schemas` in front of the given one."""
         return ", ".join([*map(quoted, self.schemas), *([given] if given else [])])
 
-    def cap_words(self, limit: float) -> str:
-        """Return the statement for our timeout in a session that has a longer one, or none; else ""."""
+    def cap(self, limit: float) -> str:
+        """Return the SET of `statement_timeout` for a session whose own is longer or none, else ""."""
         longer = self.statement_timeout and not 0 < limit <= self.statement_timeout
-        ours = {"statement_timeout": self.limits()["statement_timeout"]}
-        return set_statements(ours, local=False) if longer else ""
+        own = {"statement_timeout": self.limits()["statement_timeout"]}
+        return set_statements(own, local=False) if longer else ""
 
     def options(self, given: str = "") -> str:
-        """Return all settings for `options`, around those that the connection string has."""
-        # Of two flags for one setting the last one counts: the URL has its way with limits alone.
+        """Return the `options` of the connection, around those of the connection string."""
+        # Of two flags for one setting the last one counts: the string can override limits only.
         parts = [_flags(self.limits()), given, _flags(REQUIRED)]
         return " ".join(part for part in parts if part)
 
-    def words(self) -> str:
-        """Return the statements for all settings, for the beginning of a transaction."""
-        every = self.limits() | REQUIRED
-        return set_statements(every)
+    def statements(self) -> str:
+        """Return the SET LOCAL statements of all settings, for the beginning of a transaction."""
+        return set_statements(self.limits() | REQUIRED)
 
 
 class Sessions:
     """
-    Where the sessions of a pool come from; for threads that may wait.
+    Opens the sessions of a pool; for threads that may block.
 
     Args:
-        dsn: Asked at every connect, and now and then in between.
-        settings: Of every session.
+        dsn: The DSN, or a function that returns it.
+        settings: Settings of every session.
     """
 
     def __init__(self, dsn: str | Dsn, settings: SessionSettings) -> None:
@@ -214,11 +215,11 @@ class Sessions:
 
     def open(self) -> PgConnection:
         """
-        Connect.
+        Open a session.
 
         Raises:
-            psycopg2.Error, OSError, ValueError: No session can be opened now, or the DSN
-                cannot be read, as while a file is being written.
+            psycopg2.Error, OSError, ValueError: No session can be opened now, or the DSN cannot be
+                read, for instance while its file is being written.
         """
         dsn = self._dsn()
         connection = open_session(dsn, self._settings)
@@ -235,18 +236,18 @@ class Sessions:
 
 def open_session(dsn: str, settings: SessionSettings) -> PgConnection:
     """
-    Connect, in a thread that may wait.
+    Open a session, in a thread that may block.
 
     Raises:
-        psycopg2.Error: No session can be opened there now.
+        psycopg2.Error: No session can be opened now.
     """
-    # As a parameter: one in the URL, or PGCLIENTENCODING, would go over that in `options`.
+    # A parameter, because `client_encoding` of the URL or PGCLIENTENCODING overrides `options`.
     given = parse_dsn(dsn) | {"client_encoding": REQUIRED["client_encoding"]}
     options = settings.options(given.pop("options", ""))
     try:
         connection = _connect(given | {"options": options})
     except psycopg2.OperationalError as error:
-        # What PgBouncer says of `options`, unless it is configured to ignore them.
+        # PgBouncer's error for `options`, unless `ignore_startup_parameters` has it.
         if "unsupported startup parameter" not in str(error):
             raise
         connection = _connect(given)
@@ -255,18 +256,18 @@ def open_session(dsn: str, settings: SessionSettings) -> PgConnection:
         connection.slow_after = settings.slow_statement
         connection.autocommit = True
         backend, connection.single_use, path, limit, *found = connection.ask(SESSION_QUERY)
-        # a pooler makes up the process id that libpq has
+        # The process id that libpq knows is made up by a pooler.
         pooled = backend != connection.info.backend_pid
-        capped = "" if pooled else settings.cap_words(limit)
+        capped = "" if pooled else settings.cap(limit)
         connection.time_limit = settings.statement_timeout if pooled or capped else limit
         connection.idle_limit = settings.idle_in_transaction_session_timeout
         path = settings.path(path)
-        connection.path_words = searched(path)
-        words = searched(path, local=pooled) if settings.schemas else ""
+        connection.path_statement = set_search_path(path)
+        schemas = set_search_path(path, local=pooled) if settings.schemas else ""
         if pooled:
-            connection.prepare(settings.words() + words)
+            connection.prepare(settings.statements() + schemas)
         else:
-            connection.own_settings = _corrections(found) + capped + words
+            connection.own_settings = _corrections(found) + capped + schemas
             if connection.own_settings:
                 connection.command(connection.own_settings)
             connection.prepare()
@@ -279,8 +280,8 @@ def open_session(dsn: str, settings: SessionSettings) -> PgConnection:
 def _connect(parameters: dict[str, str]) -> PgConnection:
     chosen = DEFAULTS | parameters
     timeout = chosen.get("connect_timeout", "0")
-    if timeout.startswith(("0", "-")):  # to libpq, for ever
-        # libpq counts it for each host anew: silent ones before the one that answers add up.
+    if timeout.startswith(("0", "-")):  # for libpq: no limit
+        # libpq applies it to each host, so the timeouts of silent hosts add up.
         hosts = chosen.get("host", chosen.get("hostaddr", "")).count(",") + 1
         chosen["connect_timeout"] = str(max(MIN_HOST_TIMEOUT, CONNECT_TIMEOUT // hosts))
     return psycopg2.connect(make_dsn(**chosen), connection_factory=PgConnection)
@@ -292,17 +293,19 @@ SESSION_QUERY = (
     "::pg_catalog.interval)::pg_catalog.float8,"
     + ", ".join(f"pg_catalog.current_setting('{name}')" for name in REQUIRED)
 )
-"""Asked of a new session; the fourth column is its `statement_timeout` in seconds."""
+"""Run in each new session; the fourth column is its `statement_timeout` in seconds."""
 
 
 def _corrections(found: list[str]) -> str:
     """
-    Return statements for required settings that differ: libpq sends PGTZ and the like last.
+    Return the SET statements of required settings that differ.
+
+    They can differ although `options` has them, because libpq sends PGTZ, PGDATESTYLE and the like last.
 
     Args:
-        found: The values of the settings of `REQUIRED`.
+        found: The session's values of the settings of `REQUIRED`, in their order.
     """
-    # The server tells "ISO, MDY" where it was given "ISO,MDY".
+    # The server returns "ISO, MDY" for "ISO,MDY".
     given = (value.replace(" ", "") for value in found)
     wanted = zip(REQUIRED.items(), given, strict=True)
     changed = {name: value for (name, value), now in wanted if now != value}

@@ -83,10 +83,10 @@ async def test_identity_travels_with_the_statement_and_only_when_it_differs(dsn:
                     await database.run(read_txn, retry=True)
         *sent, _ = relay.messages[before:]
     assert sent == [
-        b"BEGIN;" + ONE.words.encode() + b"SELECT 1",
+        b"BEGIN;" + ONE.local.encode() + b"SELECT 1",
         *[b"SELECT 1"] * 3,
         b"SELECT pg_catalog.set_config('search_path','\"$user\", public',true);"
-        + ONE.undo.encode() + TWO.words.encode() + b"SELECT 1",
+        + ONE.undo.encode() + TWO.local.encode() + b"SELECT 1",
         b"SELECT 1",
     ]  # fmt: skip
 
