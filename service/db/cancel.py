@@ -1,10 +1,9 @@
 """
-Stopping queries on the server.
+Canceling queries on the server.
 
-psycopg2's own `connection.cancel` keeps the interpreter lock while libpq connects and waits
-(psycopg2 2.9, connection_type.c), so a slow network would stop the reactor as well, from
-whatever thread it is called. The same libpq is called here through ctypes, which lets go of
-the lock.
+psycopg2's `connection.cancel` holds the interpreter lock while libpq connects and waits (psycopg2 2.9,
+connection_type.c), so a slow network would block the reactor, whichever thread called it. Here libpq is
+called through ctypes, which releases the lock.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Canceler:
     Threads that send cancel requests.
 
     Args:
-        threads: How many requests may be on their way at once.
+        threads: Maximum number of requests at a time.
     """
 
     def __init__(self, threads: int) -> None:
@@ -36,7 +35,7 @@ class Canceler:
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
 
     def cancel(self, job: Job) -> None:
-        """Stop a job that runs; one that has ended meanwhile is left alone."""
+        """Cancel the query of a running job; a job that has ended meanwhile is left alone."""
         if not self._threads:
             self._threads = [
                 threading.Thread(target=self._serve, name="pg-cancel", daemon=True)
@@ -47,7 +46,7 @@ class Canceler:
         self._queue.put(job)
 
     def close(self) -> None:
-        """Stop the threads once they have sent what was asked for."""
+        """End the threads once they have sent the requests so far."""
         for _ in self._threads:
             self._queue.put(None)
         self._threads = []
@@ -57,22 +56,23 @@ class Canceler:
             worker = job.worker
             if worker is None:
                 continue
-            # Held until the server has the request: the worker cannot start another
-            # job on this connection meanwhile, so no other job can be hit.
+            # Held until the server has the request: the worker cannot begin another job on this
+            # connection meanwhile, so no other job can be canceled.
             with worker.lock:
                 connection = worker.connection
                 if worker.job is job and connection is not None and not connection.closed:
                     connection.stopped = time.monotonic()
                     if not request_cancel(connection):
-                        GUARD.give_up(connection)  # it may come yet, and hit another job
+                        # The request may still arrive, and would cancel another job's query.
+                        GUARD.give_up(connection)
 
 
 def request_cancel(connection: PgConnection) -> bool:
     """
-    Ask the server to stop what runs on a connection.
+    Send a cancel request for the query that runs on a connection.
 
     Returns:
-        Whether the server has it; within the `connect_timeout` of the connection.
+        Whether the server has received it, within the connection's `connect_timeout`.
     """
     if _LIBPQ is None:
         try:
@@ -83,7 +83,7 @@ def request_cancel(connection: PgConnection) -> bool:
     with connection.lock:
         if connection.closed:
             return True
-        # A copy of the address: from here on the connection may be closed meanwhile.
+        # libpq copies the server's address, so the connection may be closed from here on.
         handle = ctypes.c_void_p(_LIBPQ.PQcancelCreate(connection.pgconn_ptr))
     try:
         return bool(_LIBPQ.PQcancelBlocking(handle))
@@ -92,11 +92,11 @@ def request_cancel(connection: PgConnection) -> bool:
 
 
 def _load() -> ctypes.CDLL | None:
-    """Find the libpq of psycopg2 itself; None if it does not show it, or is older than 17."""
+    """Load the libpq that psycopg2 uses; None if its symbols are hidden, or it is older than 17."""
     try:
-        # By psycopg2's own module: another libpq, as the system's, must not be given its pointers.
+        # Through psycopg2's own module: another libpq, such as the system's, must not get its pointers.
         libpq = ctypes.CDLL(_psycopg.__file__)
-        # ctypes takes what is returned for an int of 32 bits, and would cut the pointer short.
+        # Without a restype ctypes takes a result for an int of 32 bits, and truncates the pointer.
         libpq.PQcancelCreate.restype = ctypes.c_void_p
         libpq.PQcancelCreate.argtypes = [ctypes.c_void_p]
         libpq.PQcancelBlocking.argtypes = [ctypes.c_void_p]

@@ -1,8 +1,8 @@
 """
-A watchdog over all sessions: it ends the wait for a server that is silent for too long.
+A watchdog for all sessions: it ends the wait for a server that is silent for too long.
 
-libpq waits for as long as a server is silent and yet acknowledges what it is sent, as one does
-behind a proxy that hangs. A shutdown of the socket, by another thread, ends the wait.
+libpq waits for ever for a server whose host acknowledges TCP segments but which never answers, as
+behind a proxy that hangs. If another thread shuts the socket down, the wait ends.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import time
 from typing import Protocol
 
 INTERVAL = 0.25
-"""Seconds between two looks at the sessions."""
+"""Seconds between two checks of the sessions."""
 
 
 class Guarded(Protocol):
-    """What may have to be given up."""
+    """The part of a session that the guard uses."""
 
     def overdue(self, now: float) -> bool:
         """Return whether its server has been silent for too long."""
 
     def shut(self) -> None:
-        """Shut its socket down."""
+        """Shut down the session's socket."""
 
 
 class Guard:
-    """One thread, for as long as there are sessions."""
+    """A thread that checks sessions; it runs as long as there are any."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -42,7 +42,7 @@ class Guard:
                 self._thread.start()
 
     def remove(self, session: Guarded) -> None:
-        """Watch a session no more; once this returns, its socket is not touched."""
+        """Stop watching a session; after this returns, the guard does not touch its socket."""
         with self._lock:
             self._sessions.discard(session)
 
@@ -57,7 +57,7 @@ class Guard:
             time.sleep(INTERVAL)
             now = time.monotonic()
             with self._lock:
-                # Under the lock, so that an `add` that comes now starts the next thread.
+                # Under the lock, so that a concurrent `add` starts the next thread.
                 if not self._sessions:
                     self._thread = None
                     return
@@ -67,4 +67,4 @@ class Guard:
 
 
 GUARD = Guard()
-"""Over every session of the process."""
+"""The guard of all sessions of the process."""

@@ -1,9 +1,9 @@
 """
-Prepared statements (PREPARE, EXECUTE): a session plans them once, and then only runs them.
+Prepared statements (PREPARE, EXECUTE), which a session plans once and then only runs.
 
-To plan those of the feed and of the refresh cycle takes PostgreSQL two to seven times as long as to
-run them, and they run up to some hundred times a second. The statements of calls that go by a whole key,
-or write new rows, take it two to three times as long.
+PostgreSQL needs two to seven times as long to plan the statements of the feed and of the refresh cycle
+as to run them, and they run up to some hundred times a second. Calls that go by a whole key, or insert
+rows, need two to three times as long to plan.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ from service.sql.statement import LARGE, Statement
 
 GENERIC = "SET LOCAL plan_cache_mode = force_generic_plan;"
 """
-Goes before a statement that takes arrays: of those PostgreSQL takes a plan for their values to be
-worth making each time.
+Sent in front of a statement with array parameters, for which PostgreSQL would choose a custom plan each time.
 """
 
 MET = ""
-"""In place of a name, where a session has met a statement once."""
+"""In place of a name: the session has run the statement once, unprepared."""
 _NUMBERS = count(1)
-"""Of the names of prepared statements; one is never used again."""
+"""Numbers for the names of prepared statements, none of which is used twice."""
 
 
 class Planned:
     """
-    A statement that each session plans once.
+    A statement of the service's own, which each session prepares once.
 
     Args:
-        text: With parameters by name.
-        types: Of its parameters, as PostgreSQL calls them.
+        text: The statement, with parameters by name.
+        types: PostgreSQL types of the parameters by name, in order.
     """
 
     def __init__(self, text: str, **types: str) -> None:
@@ -49,10 +48,10 @@ class Planned:
 
     def again(self, connection: PgConnection) -> str | None:
         """
-        Return the name of the statement in a session, once that has met it twice; else None.
+        Return the statement's name in a session from its second use on; None at its first.
 
-        For what travels in front of others, in sessions in which code of others may run at any time: after
-        that all names are forgotten, and to plan for a single use is in vain.
+        For statements that travel in front of calls' statements: many of these make the session forget
+        its prepared statements, so preparing at the first use would often be wasted.
         """
         if connection.pooled:
             return None
@@ -69,12 +68,12 @@ class Planned:
         self, cursor: PgCursor, values: Mapping[str, Any] | None = None, before: str = ""
     ) -> None:
         """
-        Run it; behind a pooler, where the next transaction has another session, it is planned each time.
+        Run the statement; behind a pooler, where sessions change with each transaction, unprepared.
 
         Args:
-            cursor: Has the rows then.
-            values: Of its parameters, by name.
-            before: Statements that travel in front of it, each with its semicolon.
+            cursor: Cursor to run it with, which has its rows afterwards.
+            values: Values of the parameters by name.
+            before: Statements to send in front of it, each with its semicolon.
         """
         connection = cursor.connection
         given = values or {}
@@ -84,8 +83,8 @@ class Planned:
         name = connection.planned.get(self)
         if name is None:
             name = f"rowcast_{next(_NUMBERS)}"
-            # Not with EXECUTE, so that it is known to be there when that fails; behind what may end a
-            # transaction with the rights of another role.
+            # In another message than EXECUTE, so that it exists if that fails; after `before`, which may
+            # end a transaction that another role's identity is set in.
             prepare = f"{before}PREPARE {name} {self._types} AS {self._numbered}"
             cursor.execute(prepare, clean=True)
             connection.planned[self], before = name, ""
@@ -94,15 +93,15 @@ class Planned:
 
 
 RUNS = 3
-"""How often a statement of calls runs in a session before that plans it."""
+"""How often a session runs a call's statement unprepared before it prepares it."""
 KEPT = 64
-"""Statements of calls that one session keeps: some 50 kB of the server's memory each."""
+"""Maximum number of calls' statements prepared in a session; each takes some 50 kB on the server."""
 _AGAIN = frozenset(["0A", "22", "26", "42"])
 """
-Classes of errors after which a statement is run once more as it is.
+SQLSTATE classes after which a statement runs again unprepared.
 
-The first and the last are those of a plan that is out of date, the third of one that is gone; the second
-are those of values, of which the text of the statement tells which one it is.
+0A and 42 are errors of an outdated plan, 26 of a deallocated one. 22 is an invalid value: the error of
+the unprepared statement has the position by which the value is found.
 """
 
 
@@ -110,18 +109,18 @@ def run_settled(
     cursor: PgCursor, role: Hashable, statement: Statement, parameters: Sequence[Any]
 ) -> bool:
     """
-    Run a settled statement as one that the session has planned, if it stands alone and runs often.
+    Run a settled statement as a prepared one, if it runs often and outside a transaction.
 
-    In a transaction it does not: an error there would be the end of it, and could not be tried again.
+    In a transaction an error would abort the transaction, and the statement could not run again unprepared.
 
     Args:
-        cursor: Has the rows then.
-        role: Equal for callers who may look up the same names: PostgreSQL asks that as it plans.
-        statement: Settled, and sure to leave nothing behind in the session.
-        parameters: Of the statement.
+        cursor: Cursor to run it with, which has its rows afterwards.
+        role: Equal for callers with the same privileges on schemas, which PostgreSQL checks at PREPARE.
+        statement: A settled statement that leaves no state in the session.
+        parameters: Parameters of the statement.
 
     Returns:
-        Whether it did; otherwise nothing has happened, and the statement is to be run as it is.
+        Whether it ran; if not, nothing has happened, and the statement is to be run unprepared.
     """
     connection = cursor.connection
     if not connection.alone or connection.get_transaction_status() != TRANSACTION_STATUS_IDLE:
@@ -129,7 +128,7 @@ def run_settled(
     key, names, runs = (role, statement.text), connection.settled, connection.runs
     name = names.pop(key, None)
     if name is None:
-        if len(runs) >= 4 * KEPT:  # of statements that run seldom, most of them
+        if len(runs) >= 4 * KEPT:  # most of these statements run seldom
             runs.clear()
         runs[key] = runs.get(key, 0) + 1
         if runs[key] <= RUNS:
@@ -142,7 +141,7 @@ def run_settled(
     try:
         cursor.execute(f"EXECUTE {name} {given}", parameters, clean=True, runs=statement.text)
     except psycopg2.Error as error:
-        # That a row is large is what the text would say, too, once it had written it again.
+        # `LARGE` is no invalid value: the unprepared statement would write the row again, and fail too.
         if error.pgcode is None or error.pgcode[:2] not in _AGAIN or LARGE in str(error):
             raise
         return False
@@ -150,7 +149,7 @@ def run_settled(
 
 
 def _prepare(cursor: PgCursor, statement: Statement) -> str:
-    """Return the name of a statement that the session plans now, "" where that is refused."""
+    """Prepare a statement in the session and return its name; "" if PostgreSQL refuses it."""
     connection, places = cursor.connection, count(1)
     names, identity, counted = connection.settled, connection.opening, connection.counted
     text = re.sub(
@@ -158,18 +157,18 @@ def _prepare(cursor: PgCursor, statement: Statement) -> str:
     )
     oldest = names.pop(next(iter(names))) if len(names) >= KEPT else ""
     name = f"rowcast_{next(_NUMBERS)}"
-    words = f"{f'DEALLOCATE {oldest};' if oldest else ''}PREPARE {name} AS {text}"
-    # Not in one message with who calls: all of it stands in pg_prepared_statements then, where a function
-    # that runs for somebody else can read it.
+    sql = f"{f'DEALLOCATE {oldest};' if oldest else ''}PREPARE {name} AS {text}"
+    # The identity goes in another message: pg_prepared_statements shows the entire message, claims
+    # included, to functions that run for other callers.
     if identity is not None:
         connection.command("BEGIN")
     try:
-        cursor.execute(words, clean=True)
-    except psycopg2.OperationalError:  # it was stopped, or the connection is lost
+        cursor.execute(sql, clean=True)
+    except psycopg2.OperationalError:  # the job was stopped, or the connection is lost
         raise
     except psycopg2.Error:
         name = ""
     if identity is not None:
-        connection.command("COMMIT")  # which ends one that has failed, too
+        connection.command("COMMIT")  # ends a failed transaction too
         connection.opening, connection.counted = identity, counted
     return name

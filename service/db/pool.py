@@ -1,8 +1,8 @@
 """
-The pool: adbapi's, with connections that are kept alive and queries that can be stopped.
+The pool: an adbapi `ConnectionPool` that checks its connections and can cancel queries.
 
-Its face is adbapi's, so that twistar and anyone who knows `runInteraction` can use it; the
-rest of the service speaks to `Database`, which knows of transactions.
+It has adbapi's interface, so that twistar and code that knows `runInteraction` can use it. The rest of
+the service uses `Database`, which adds transactions as scopes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from service.db.worker import Job, PoolLimits, PoolStats
 
 class PgPool(adbapi.ConnectionPool):
     """
-    Threads with a connection each, and one queue of jobs.
+    Worker threads with a connection each, and one queue of jobs.
 
     Args:
-        dsn: Where the database is; a function is asked at every connect and every
-            `recheck` seconds, in a worker: what it gives may change.
-        reactor: For timers, and to come back from threads.
-        session: What is set in every session.
-        limits: How much the pool may take.
+        dsn: The DSN, or a function that returns the current one; workers call it at every connect
+            and every `recheck` seconds.
+        reactor: Runs the timers, and receives calls from worker threads.
+        session: Settings of every session.
+        limits: Limits of workers and waits.
     """
 
     def __init__(
@@ -42,35 +42,35 @@ class PgPool(adbapi.ConnectionPool):
         limits: PoolLimits | None = None,
     ) -> None:
         limits = limits or PoolLimits()
-        # With the reactor running, adbapi calls `_start` right here, before there is a scheduler.
+        # If the reactor runs, adbapi calls `_start` here, before there is a scheduler.
         super().__init__("psycopg2", cp_reactor=reactor, cp_min=limits.least, cp_max=limits.most)
         sessions = Sessions(dsn, session or SessionSettings())
         self.scheduler = Scheduler(reactor, limits, sessions)
         self._closed: Deferred[None] | None = None
 
     def _start(self) -> None:
-        """Do not start with the reactor, as adbapi does: whoever owns the pool starts it."""
+        """Override adbapi's start with the reactor: the owner of the pool starts it."""
         self.startID = None
 
     def start(self) -> None:
-        """Start the first workers; they connect when they are needed."""
+        """Start the first workers; each connects for its first job."""
         if not self.running and self._closed is None:
             self.running = True
             self.scheduler.start()
 
     def close(self, grace: float = 0.25) -> Deferred[None]:
         """
-        Refuse new work, give running work a moment, stop it, and end the threads.
+        Refuse new jobs, wait for running ones, cancel those that are left, and end the threads.
 
         Args:
-            grace: Seconds to wait before queries are stopped on the server.
+            grace: Seconds to wait before queries are canceled on the server.
         """
         if self._closed is None:
             self._closed = Deferred.fromCoroutine(self._drain(grace))
         return self._closed
 
     def finalClose(self) -> None:
-        """Close without waiting; adbapi's way joins threads in the reactor thread, for seconds."""
+        """Close without waiting; adbapi's `finalClose` would join threads in the reactor thread."""
         self.close(0)
 
     async def _drain(self, grace: float) -> None:
@@ -80,19 +80,19 @@ class PgPool(adbapi.ConnectionPool):
         scheduler.stop_all()
         await scheduler.settled(1.0)
         scheduler.dismiss()
-        # Joined by another thread: adbapi's close() stopped the reactor for 2.8 s, and more.
+        # Joined in a thread of its own: adbapi's close() blocked the reactor for 2.8 s and more.
         await in_thread(self._reactor, "pg-close", scheduler.join, 0.5)
         self.running = False
 
     def clean(self) -> None:
-        """Clean every session before its next use: what was known of the database has changed."""
+        """Have every session cleaned before its next use, because the catalog has changed."""
         self.scheduler.epoch += 1
 
     def stats(self) -> PoolStats:
-        """Count what there is to count."""
+        """Return the gauges and counters of the pool."""
         return self.scheduler.stats()
 
-    # adbapi's face
+    # adbapi's interface
 
     def connect(self) -> PgConnection:
         """Refuse: a connection of this pool never leaves its worker."""
@@ -100,7 +100,7 @@ class PgPool(adbapi.ConnectionPool):
 
     def runWithConnection(self, func: Callable[..., Any], *args: Any, **kw: Any) -> Deferred[Any]:
         """Run a function with a connection in autocommit."""
-        # What a function does is not known here: it counts as a write, and is never run twice.
+        # The function may do anything, so it counts as a write, and never runs twice.
         call = partial(func, **kw) if kw else func
         return self.scheduler.submit(Job(single_txn, (OWN_IDENTITY, call, *args), commits=True))
 
