@@ -1,8 +1,8 @@
 """
-Measures and groups against a relation's columns.
+Plan measures and groups.
 
-The groups become a source of their own, whose columns are the groups' and the measures'
-names: `having` and `order` speak of it as a filter and sort keys speak of any relation.
+The groups are planned as a relation of their own, with the names of groups and measures as columns, so
+that `having` and `order` are planned like the filter and sort keys of any relation.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from service.request.requests import AggregateRequest, FindRequest, Item, Key, M
 @dataclass(frozen=True, slots=True)
 class AggregatePlan:
     """
-    Functions over groups of rows.
+    Aggregate functions over groups of rows.
 
     Args:
-        name: What it is for, as in "actions.aggregate".
-        relation: Whose rows.
-        where: Which rows; None for all.
+        name: Name for logs and statistics, as in "actions.aggregate".
+        relation: The relation.
+        where: Condition of the rows; None for all.
         grouped: The groups.
-        having: Which groups; None for all.
+        having: Condition of the groups; None for all.
         limit, offset: Of the groups.
         call: The function that returns the rows, where that is not the relation itself.
         afterwards, json: As of a `ReadPlan`.
@@ -77,7 +77,7 @@ def plan_aggregate(
 
 
 def plan_totals(catalog: Catalog, relation: Relation, request: FindRequest) -> AggregatePlan:
-    """Plan the measures over all rows that a find finds, without its pages."""
+    """Plan the measures of `find`, over all matching rows rather than a page."""
     scope = Scope(catalog, relation, request.embeds)
     grouped, _ = plan_grouped(scope, (), request.measures, (), "measures")
     return AggregatePlan(
@@ -101,15 +101,15 @@ def plan_grouped(
     source: str = "t",
 ) -> tuple[Groups, Scope]:
     """
-    Plan groups of rows; returns the scope of their names as well.
+    Plan groups of rows; return their scope as well.
 
     Args:
-        scope: Of the rows.
-        group: What the rows of a group have in common.
-        measures: Over them.
-        order: Of the groups.
-        path: Where measures stand in the call.
-        source: The alias of the groups.
+        scope: Scope of the rows.
+        group: GROUP BY.
+        measures: Aggregates over the rows of each group.
+        order: Sort keys of the groups.
+        path: Path of the measures in the call.
+        source: Alias of the groups.
     """
     groups = comparable_outputs(scope, outputs_of(scope, group))
     planned = tuple(plan_measure(scope, measure) for measure in measures)
@@ -119,7 +119,7 @@ def plan_grouped(
     )
     types = {output.name: output.expression.type for output in groups}
     types |= {measure.name: measure.type for measure in planned}
-    # PostgreSQL knows the names of a select list in its ORDER BY, and not in its HAVING.
+    # A subquery, because in PostgreSQL names of the select list are visible in ORDER BY but not in HAVING.
     result = Scope(scope.catalog, groups_of(scope.relation, types), source=source)
     outputs = tuple(
         Output(result.of_column(column), name) for name, column in result.relation.columns.items()
@@ -128,7 +128,7 @@ def plan_grouped(
 
 
 def comparable_outputs(scope: Scope, outputs: Iterable[Output]) -> tuple[Output, ...]:
-    """Return outputs with `comparable` expressions."""
+    """Return outputs whose expressions are cast to comparable types."""
     return tuple(
         replace(output, expression=comparable(scope, output.expression)) for output in outputs
     )
@@ -137,7 +137,7 @@ def comparable_outputs(scope: Scope, outputs: Iterable[Output]) -> tuple[Output,
 def _order(
     scope: Scope, result: Scope, groups: tuple[Output, ...], order: Iterable[Key]
 ) -> tuple[SortKey, ...]:
-    """Plan sort keys; the groups follow them, so that the order is one."""
+    """Plan sort keys, with the groups appended so that the order is total."""
     named = [Key(_named(scope, result, groups, key), key.descending, key.nulls) for key in order]
     keys = sort_keys(result, named)
     bare = [key.expression for key in keys if not (key.expression.steps or key.expression.applied)]
@@ -147,7 +147,7 @@ def _order(
 
 
 def _named(scope: Scope, result: Scope, groups: tuple[Output, ...], key: Key) -> Reference:
-    """Return the name of the group that a sort key spells out, as in "driver.name"."""
+    """Return the name of the group that a sort key means by its expression, as in "driver.name"."""
     reference = key.reference
     if not reference.owners and (
         reference.name in result.relation.columns or reference.name not in scope.relation.columns

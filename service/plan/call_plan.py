@@ -1,5 +1,5 @@
 """
-Calls of functions against the catalog, alone and as a source of rows.
+Plan calls of functions, alone and as a source of rows.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from service.request.requests import Operand
 
 Answer = Literal["nothing", "value", "values", "composite", "row", "rows"]
 """
-What a call answers: null, a value, a list of values, a row that may be null, a row that is
-always there (of OUT arguments), or a list of rows.
+The result of a call: null, a value, a list of values, a row or null, a row that is never null (of OUT
+arguments), or a list of rows.
 """
 
 RECORD, RECORDS = 2249, 2287
 VOID = 2278
 ARRAYS = ("anyarray", "anycompatiblearray")
-"""What stands for lists whatever their items are."""
+"""Polymorphic types that mean arrays."""
 
 Plan = TypeVar("Plan", ReadPlan, AggregatePlan)
 
@@ -48,11 +48,11 @@ def plan_call(catalog: Catalog, request: CallRequest) -> CallPlan:
     Plan a plain call.
 
     Raises:
-        InvalidArgument: There is a bound for rows, and none that could be counted.
+        InvalidArgument: `max_affected` is given for a function that returns no rows.
     """
     function = request.function
     answer = answer_kind(catalog, function)
-    # Refused, since it is there to keep a write from going too far, and nothing would heed it.
+    # Refused rather than ignored: the caller relies on it to limit a write.
     if request.max_affected is not None and (function.procedure or answer == "nothing"):
         raise InvalidArgument(
             f'"{function.name}" returns no rows that could be counted', path="max_affected"
@@ -84,7 +84,7 @@ def plan_called(
     plan: Callable[[Catalog, Relation, Any], Plan],
 ) -> Plan:
     """
-    Plan what is asked for of a function's rows, as it is planned for those of a relation.
+    Plan a verb on a function's rows as on those of a relation.
 
     Raises:
         NoSuchProcedure: The function returns no rows.
@@ -92,7 +92,7 @@ def plan_called(
     call, function = request.call, request.call.function
     rows = relation_of(catalog, function, call.generic, takes_lists(catalog, call))
     found = plan(catalog, rows, request.of)
-    # A function of one row that finds none gives nulls.
+    # A function that returns one row returns NULL if it finds none, and FROM makes that a row of nulls.
     there = None if function.many or function.outputs else Present("t")
     return replace(
         found,
@@ -105,7 +105,7 @@ def plan_called(
 
 def refuse_second_call(function: Function) -> None:
     """
-    Refuse what would take another call of a function beside that of its rows.
+    Check that a function may be called a second time, for what is computed beside its rows.
 
     Raises:
         InvalidArgument: The function may write.
@@ -120,10 +120,10 @@ def refuse_second_call(function: Function) -> None:
 
 def plan_source(catalog: Catalog, request: CallRequest) -> FunctionCall:
     """
-    Plan a function with what it is given, wherever in a statement it stands.
+    Plan a function with its arguments.
 
     Raises:
-        DatabaseRefused: It gives records of no known type, and some rows have hidden fields.
+        DatabaseRefused: It returns records of unknown type, which may contain rows with hidden fields.
     """
     function = request.function
     given = [oid for _, oid in function.outputs] or [function.result]
@@ -133,7 +133,7 @@ def plan_source(catalog: Catalog, request: CallRequest) -> FunctionCall:
             hint="a row type, or an OUT argument for each value, says what it is",
         )
     arguments = tuple(_arguments(catalog, request))
-    # An alias of the rows needs names for OUT arguments, and for values, which have none.
+    # An alias in FROM needs column names for OUT arguments and for scalar values.
     names = tuple(name for name, _ in function.outputs)
     if not names and function.many and result_columns(catalog, function) is None:
         names = ("answer",)
@@ -141,7 +141,7 @@ def plan_source(catalog: Catalog, request: CallRequest) -> FunctionCall:
 
 
 def answer_kind(catalog: Catalog, function: Function) -> Answer:
-    """Return what a call of a function answers."""
+    """Return the kind of a function's result."""
     if function.procedure:
         return "row" if function.outputs else "nothing"
     rows = result_columns(catalog, function) is not None
@@ -169,13 +169,13 @@ def result_columns(catalog: Catalog, function: Function) -> Mapping[str, Column]
 @cached_per_catalog
 def relation_of(catalog: Catalog, function: Function, name: str, listed: bool) -> Relation:
     """
-    Return the relation that a function's rows are of, or are like.
+    Return the relation of a function's rows, or one with their columns.
 
     Args:
-        catalog: That has it.
-        function: Any.
-        name: Of the type that stands for polymorphic ones, if any are given.
-        listed: Whether lists of it do.
+        catalog: The catalog.
+        function: The function.
+        name: Name of the actual type of polymorphic arguments, if there are any.
+        listed: Whether the actual type is an array of it.
 
     Raises:
         NoSuchProcedure: It returns no rows, or a procedure gave them.
@@ -194,7 +194,7 @@ def relation_of(catalog: Catalog, function: Function, name: str, listed: bool) -
             f'"{function.name}" returns no rows, and so has no verbs',
             hint=f'"fn.{function.name}" calls it',
         )
-    # What is polymorphic has the type of what this call gives, so each call may have other columns.
+    # Polymorphic columns have the actual type of this call, so that each call may have other columns.
     if name:
         columns = {
             each.name: replace(each, type=type.oid, declared=type.sql)
@@ -205,7 +205,7 @@ def relation_of(catalog: Catalog, function: Function, name: str, listed: bool) -
 
 
 def generic(catalog: Catalog, name: str, type: Type, listed: bool) -> Type:
-    """Return what stands for a type, if it is polymorphic; its values may be given as lists."""
+    """Return the actual type of a polymorphic type, an array if `listed`; any other type unchanged."""
     if type.kind != "pseudo":
         return type
     element = catalog.types_by_name[name]
@@ -215,7 +215,7 @@ def generic(catalog: Catalog, name: str, type: Type, listed: bool) -> Type:
 
 
 def takes_lists(catalog: Catalog, request: CallRequest) -> bool:
-    """Return whether lists are given for `anyelement` or its like, which then stands for lists."""
+    """Return whether an argument of type `anyelement` or similar is a list, so that it means an array."""
     return any(
         request.lists & {at, argument.name} and catalog.type(argument.type).name not in ARRAYS
         for at, argument in enumerate(request.function.inputs)
@@ -224,10 +224,10 @@ def takes_lists(catalog: Catalog, request: CallRequest) -> bool:
 
 def _refuse_json(catalog: Catalog, function: Function, types: Iterable[Type], bare: bool) -> None:
     """
-    Refuse to answer as JSON what the codec must read.
+    Check that a result may be returned as JSON text.
 
     Raises:
-        InvalidArgument: Some of it may be hidden, or it comes from a CALL.
+        InvalidArgument: It may have hidden fields, which the codec has to remove, or it is a CALL's.
     """
     hidden = any(has_hidden_field(catalog, type.oid) for type in types)
     if (
@@ -254,7 +254,7 @@ def _arguments(catalog: Catalog, request: CallRequest) -> Iterator[PlannedArgume
             key = at if at < len(request.positional) else argument.name
             planned = _argument(catalog, request, argument, operand, key)
             yield replace(planned, name="") if by_position else planned
-    if request.function.procedure:  # CALL wants a place for what comes back
+    if request.function.procedure:  # CALL requires an argument for each OUT parameter
         for argument in request.function.arguments:
             if argument.mode == "out":
                 yield PlannedArgument(argument.name, None)
@@ -262,13 +262,13 @@ def _arguments(catalog: Catalog, request: CallRequest) -> Iterator[PlannedArgume
 
 def _in_order(request: CallRequest) -> bool:
     """
-    Return whether all arguments go by position.
+    Return whether all arguments must be passed by position, because the function is variadic.
 
-    PostgreSQL gives a variadic argument its default only in a call without names, and with
-    one that is given it takes no defaults at all.
+    PostgreSQL uses the default of a variadic argument only in a call without named arguments, and no
+    defaults at all if the variadic argument is given.
 
     Raises:
-        InvalidArgument: Something before the variadic argument is left out, but not it.
+        InvalidArgument: The variadic argument is given, but one before it is left out.
     """
     inputs = request.function.inputs
     if not inputs or inputs[-1].mode != "variadic":
@@ -300,12 +300,12 @@ def _argument(
 
 
 def _writes(catalog: Catalog, function: Function) -> bool:
-    """Return whether a function may write what the rows that it gives are related to."""
+    """Return whether a function may write rows that are related to the rows it returns."""
     return not function.reads and returned_relation(catalog, function) is not None
 
 
 def _looks_around(plan: ReadPlan | AggregatePlan) -> bool:
-    """Return whether more may be read for a plan than the rows that a function has given."""
+    """Return whether a plan may read more than the rows that the function returned."""
     if isinstance(plan, AggregatePlan):
         return True
     return bool(plan.embeds or plan.where is not None or follows(plan.outputs, plan.order))

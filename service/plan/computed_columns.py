@@ -1,5 +1,5 @@
 """
-Computed columns: functions of a row that return one value, and which of a name is meant.
+Computed columns: functions of a row that return one value, and the choice among overloads.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from service.request.call_request import signature
 from service.request.requests import Reference
 
 UNANSWERED = frozenset([2249, 2278])
-"""The oids of `record` and `void`, which are no types of columns."""
+"""The oids of `record` and `void`, which cannot be the type of a column."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComputedColumn:
-    """A column whose value a function returns, of the row and of what else it is given."""
+    """A column whose value a function computes from the row and optional further arguments."""
 
     function: Function
     column: Column
 
     @property
     def required(self) -> frozenset[str]:
-        """The names of what has to be given beside the row."""
+        """Names of the required arguments, the row excluded."""
         return frozenset(each.name for each in self.function.inputs[1:] if not each.has_default)
 
     @property
     def names(self) -> frozenset[str]:
-        """The names of what can be given beside the row."""
+        """Names of all arguments, the row excluded."""
         return frozenset(each.name for each in self.function.inputs[1:] if each.name)
 
 
 def computed_columns(
     catalog: Catalog, relation: Relation
 ) -> Mapping[str, tuple[ComputedColumn, ...]]:
-    """Return the functions of a relation's rows that return one value, by name."""
+    """Return the computed columns of a relation, overloads by name."""
     if not has_row_functions(catalog, relation):
-        return {}  # of groups, say, which are another relation in each call
+        return {}  # not cached: groups, for example, are another relation in each call
     return _computed_columns(catalog, relation)
 
 
@@ -51,10 +51,10 @@ def resolve_computed(
     """
     Return the computed column that a name with its arguments means.
 
-    As of a call of a function, that is the one that takes these names and leaves least to defaults.
+    As in a call of a function, it is the overload that takes these names and uses the fewest defaults.
 
     Raises:
-        InvalidArgument: None takes them, or several do; `candidates` names them.
+        InvalidArgument: No overload takes these arguments, or several do; `candidates` names them.
     """
     given = {name for name, _ in reference.args}
     fitting = [each for each in overloads if each.required <= given <= each.names]
@@ -62,7 +62,7 @@ def resolve_computed(
         raise _misfit(catalog, overloads, reference)
     fewest = min(len(each.names) for each in fitting)
     found = [each for each in fitting if len(each.names) == fewest]
-    # Of two alike the relation's schema has the last one, and the functions of that win.
+    # Among equal ones, that of the relation's schema wins; row_functions returns it last.
     closest = [each for each in found if each.function.schema == found[-1].function.schema]
     if len(closest) > 1:
         raise InvalidArgument(
@@ -118,7 +118,7 @@ def _computed_columns(
 
 
 def _can_be_given(catalog: Catalog, function: Function) -> bool:
-    """Return whether all that a function takes beside the row has a type, and a name or a default."""
+    """Return whether a call can give all arguments beside the row: each is typed, and named or optional."""
     return all(
         (each.name or each.has_default)
         and each.mode != "variadic"

@@ -1,5 +1,5 @@
 """
-Reading requests and the catalog to read plans, with their embeds: which related rows, and what of them.
+Plan reads and their embeds.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from service.request.requests import (
 def plan_columns(
     scope: Scope, select: tuple[Item, ...] | None, embeds: Sequence[Embed], path: str
 ) -> tuple[tuple[Output, ...], tuple[PlannedEmbed, ...]]:
-    """Plan a select list and the embeds beside it, which replace columns that nobody asked for."""
+    """Plan a select list and embeds; without a select list, an embed replaces a column of its name."""
     planned = [each for each in (_plan(scope, embed) for embed in embeds) if each.columns]
     outputs = outputs_of(scope, select)
     if select is None:
@@ -70,7 +70,7 @@ def plan_columns(
 
 
 def _keyed(embeds: Sequence[PlannedEmbed], taken: set[str]) -> Iterator[PlannedEmbed]:
-    """Return embeds with keys of their own where they are spread: their names are free for columns."""
+    """Return embeds with a unique key for each spread one, whose name may be a column's."""
     for embed in embeds:
         if not embed.spread:
             yield embed
@@ -92,16 +92,16 @@ def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
         outputs, embeds = plan_columns(inner, embed.select, embed.embeds, embed.path)
         order, _ = with_row_key(inner, sort_keys(inner, embed.order)) if many else ((), False)
     outputs = tuple(
-        # All of an embed is JSON: what to_json writes otherwise than the wire has it goes as text.
+        # An embed is one JSON value. Types whose to_json differs from the wire form are sent as text.
         replace(output, text=not _is_json(scope.catalog, output.expression.type))
         for output in outputs
     )
     return PlannedEmbed(
         name=embed.name,
-        # PostgreSQL keeps 63 bytes of a name; in the answer it is whole.
+        # PostgreSQL truncates names to 63 bytes; the result of the call has the full name.
         key=truncated(embed.name),
         link=link,
-        # measures over all rows that join the outer row are values: there is one of each
+        # Spread measures without groups are single values of the outer row.
         many=many and not (embed.spread and embed.measures and not embed.group),
         outputs=outputs,
         embeds=embeds,
@@ -123,7 +123,7 @@ def _grouped(inner: Scope, embed: Embed) -> Groups | None:
 
 
 def _is_json(catalog: Catalog, type: Type) -> bool:
-    """Return whether the JSON of a type is its wire form."""
+    """Return whether a type's JSON equals its form on the wire."""
     type = catalog.plain(type)
     if type.kind == "array":
         return _is_json(catalog, catalog.type(type.element))
@@ -131,7 +131,7 @@ def _is_json(catalog: Catalog, type: Type) -> bool:
 
 
 NOTHING = BoolExpr(any=True, conditions=())
-"""Holds of no row."""
+"""The condition that is false for every row."""
 
 
 def plan_get(catalog: Catalog, relation: Relation, request: GetRequest) -> ReadPlan:
@@ -164,7 +164,7 @@ def plan_get(catalog: Catalog, relation: Relation, request: GetRequest) -> ReadP
 
 
 def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> ReadPlan:
-    """Plan `find`: the primary key becomes the last sort key, so that pages do not overlap."""
+    """Plan `find`; the primary key is appended to the sort keys, so that pages do not overlap."""
     check_readable(relation)
     scope = Scope(catalog, relation, request.embeds)
     outputs, embeds = plan_rows(scope, request.select, request.embeds)
@@ -182,10 +182,10 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
         named = (referenced(scope, each) for each in request.distinct or ())
         distinct = tuple(comparable(scope, each) for each in named)
         order, keyed = with_row_key(scope, distinct_first(distinct, order))
-        # a token holds text for PostgreSQL to read, and a caller may have changed it
+        # Not for types whose text PostgreSQL looks up: a token may have been altered by the caller.
         keyset = keyed and not distinct and not _looked_up(catalog, order)
     backwards = request.after is not None and request.after.backwards
-    # Read from the end of the page on and turned round by the worker, an index serves both ways.
+    # Read in reverse order, so that an index can be used; the worker reverses the rows.
     if backwards:
         order = tuple(map(_turned, order))
     return ReadPlan(
@@ -212,29 +212,29 @@ def _looked_up(catalog: Catalog, order: Sequence[SortKey]) -> bool:
 def plan_rows(
     scope: Scope, select: tuple[Item, ...] | None, embeds: Sequence[Embed]
 ) -> tuple[tuple[Output, ...], tuple[PlannedEmbed, ...]]:
-    """Plan what rows of an answer are made of; an empty list alone would make nothing of them."""
+    """Plan the columns of result rows; an empty select list without embeds means all columns."""
     if not select and not embeds:
         select = None
     return plan_columns(scope, select, embeds, "embed")
 
 
 def plan_count(catalog: Catalog, relation: Relation, request: CountRequest) -> ReadPlan:
-    """Plan `count` and `exists`: rows of which nothing is wanted."""
+    """Plan `count` and `exists`: rows without columns."""
     where = plan_filter(Scope(catalog, relation), request.where)
     return ReadPlan(f"{relation.name}.count", relation, (), where)
 
 
 def plan_all(catalog: Catalog, relation: Relation, request: FindRequest) -> ReadPlan:
-    """Plan all rows of a find, without its pages and its order, to count them."""
+    """Plan all rows of a `find`, without pages and order, to count them."""
     plan = plan_find(catalog, relation, replace(request, after=None, offset=None))
-    # Distinct rows are told apart by what is selected; of others nothing is wanted.
+    # DISTINCT needs the select list; otherwise no columns are read.
     outputs = plan.outputs if plan.distinct else ()
     return replace(plan, outputs=outputs, embeds=(), order=(), limit=None, keyset=False)
 
 
 def check_keyed(relation: Relation, verb: str) -> None:
     """
-    Refuse a verb by key where there is none.
+    Check that a relation has a primary key, for a verb by key.
 
     Raises:
         NoSuchProcedure: The relation has no primary key.
@@ -249,7 +249,7 @@ def check_keyed(relation: Relation, verb: str) -> None:
 
 def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition | None:
     """
-    Plan the condition that picks the row of a key.
+    Plan the condition that a row has a key.
 
     Raises:
         NoSuchProcedure: The relation has no primary key.
@@ -262,7 +262,7 @@ def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition | None:
 
 
 def _plan_keys(scope: Scope, key: KeyMatch) -> tuple[Compare, ...]:
-    """Plan what compares the columns of keys with the lists of their values."""
+    """Plan the comparisons of key columns with the lists of their values."""
     found = []
     for expression, operand in _key_columns(scope, key, "keys"):
         many, candidate = list_of(scope, expression.type)
@@ -273,10 +273,10 @@ def _plan_keys(scope: Scope, key: KeyMatch) -> tuple[Compare, ...]:
 
 def key_columns(catalog: Catalog, relation: Relation, key: KeyMatch, path: str) -> tuple[str, ...]:
     """
-    Return the columns that a key is of: those that it names, or else the primary key.
+    Return the columns of a key: those that it names, or those of the primary key.
 
     Raises:
-        InvalidArgument: They are no key of the relation, or the values are not as many.
+        InvalidArgument: They are not a key of the relation, or the number of values differs.
     """
     columns = key.columns or relation.primary_key
     for name in key.columns:
@@ -298,7 +298,7 @@ def key_columns(catalog: Catalog, relation: Relation, key: KeyMatch, path: str) 
 
 
 def _key_columns(scope: Scope, key: KeyMatch, path: str) -> list[tuple[Expression, Operand]]:
-    """Return the columns of a key, each with what it is compared with."""
+    """Return the columns of a key, each with the operand that it is compared with."""
     columns = key_columns(scope.catalog, scope.relation, key, path)
     return [
         (scope.expression(Reference(name, operand.path)), operand)
@@ -307,8 +307,8 @@ def _key_columns(scope: Scope, key: KeyMatch, path: str) -> list[tuple[Expressio
 
 
 def _turned(key: SortKey) -> SortKey:
-    """Return a sort key that turns its order round."""
-    # Nulls move, too: an index that is read backwards has them at its other end.
+    """Return a sort key with the reverse order."""
+    # Nulls move as well: an index that is scanned backwards has them at its other end.
     nulls: Nulls = "first" if key.nulls == "last" else "last"
     return replace(key, descending=not key.descending, nulls=nulls)
 
@@ -316,7 +316,7 @@ def _turned(key: SortKey) -> SortKey:
 def _after(
     scope: Scope, after: After, order: tuple[SortKey, ...], keyset: bool
 ) -> PlannedAfter | None:
-    # The last page: it ends where the rows do.
+    # The last page: it ends at the end of all rows.
     if after.backwards and not after.operands and keyset:
         return None
     if len(after.operands) != len(order) or not keyset:

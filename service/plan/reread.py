@@ -1,9 +1,8 @@
 """
-Rows that a statement wrote or a function gave, read by the next statement of the same message.
+Plan to read written rows again, by a second statement of the same message.
 
-A statement sees nothing of what it writes itself, and triggers do their work at its end. So what
-is related to the rows, or made of them, is read afterwards; and so are the rows themselves where
-triggers or cascades may change them once more.
+A statement does not see its own writes, and AFTER triggers fire at its end. So related rows and computed
+columns are read afterwards; and the rows themselves, too, if triggers or cascades may change them again.
 """
 
 from __future__ import annotations
@@ -25,25 +24,25 @@ def reread(
     one: bool = False,
 ) -> PlannedReturning:
     """
-    Plan to read written rows once more, if what comes back of them may have changed meanwhile.
+    Plan to read written rows again, if RETURNING does not suffice for the result.
 
     Args:
-        scope: Of the relation.
-        returning: What comes back.
-        kinds: What may happen to them.
-        written: The columns that are given new values.
-        one: Whether it is for one row, without which nothing at all may be kept.
+        scope: Scope of the relation.
+        returning: The result of the write.
+        kinds: What the statement does to rows.
+        written: Columns that get new values.
+        one: Whether the write is of one row, and must be undone if there is none.
 
     Returns:
-        An equal one, if RETURNING is enough.
+        `returning`, with `reread` set if a second statement is needed.
     """
     relation = scope.relation
-    must_write = one and relation.side_effects and not relation.has_rules  # which no WITH takes
+    must_write = one and relation.side_effects and not relation.has_rules  # rules do not allow WITH
     returning = replace(returning, must_write=must_write)
     if not (returning.outputs or returning.embeds or returning.inner):
         return returning
     kinds = set(kinds)
-    # A deleted row is not there to be read by its key.
+    # A deleted row cannot be read again.
     key = () if "delete" in kinds else key_to_reread(relation)
     names = {column.name for column in written}
     cascades = (
@@ -60,7 +59,7 @@ def reread(
 
 
 def follows(outputs: Iterable[Output], order: Iterable[SortKey]) -> bool:
-    """Return whether values or sort keys are of related rows, or of functions that read some."""
+    """Return whether values or sort keys depend on related rows or on functions that may read tables."""
     used = [each.expression for each in outputs] + [key.expression for key in order]
     return any(
         each.links or (each.function is not None and each.function.volatility != "immutable")
@@ -83,19 +82,19 @@ def _reread(
 
 
 def saved_columns(relation: Relation, names: Iterable[str]) -> tuple[SavedColumn, ...]:
-    """Return columns whose values, as text, go from one statement to another."""
-    # with modifiers: the text of a char(n) has no blanks at its end
+    """Return columns whose values are passed as text from one statement to another."""
+    # With type modifiers, because the text of a char(n) does not have its trailing blanks.
     return tuple(SavedColumn(name, relation.columns[name].declared) for name in names)
 
 
 def key_to_reread(relation: Relation) -> tuple[str, ...]:
     """
-    Return the columns by which a row that was written is found; none where it cannot be.
+    Return the columns by which a written row is found again; empty if it cannot be found.
 
-    Without a `known_key`, those of another that PostgreSQL knows: there a null is not found.
+    Without a `known_key` these are the columns of a unique key, by which rows with nulls are not found.
     """
     if relation.known_key or not relation.auto_updatable:
-        return relation.known_key  # not of a join, say, which shows the same key many times
+        return relation.known_key  # other views, such as joins, may show a key in several rows
     keys = [each.columns for each in relation.unique_keys if relation.is_unique(each.columns)]
     for key in (*keys, *relation.view_keys):
         if all(relation.columns[name].selectable for name in key):
@@ -104,7 +103,7 @@ def key_to_reread(relation: Relation) -> tuple[str, ...]:
 
 
 def row_name(relation: Relation) -> str:
-    """Return a name for the column that holds the row, unlike any other."""
+    """Return a name for the column with the entire row that no column of the relation has."""
     name = "row"
     while name in relation.columns:
         name += "_"
@@ -113,14 +112,14 @@ def row_name(relation: Relation) -> str:
 
 def holding(returning: PlannedReturning, row: str) -> PlannedReturning:
     """
-    Return a plan whose functions of the row find it in a column.
+    Return a result plan in which functions of the row take the row from a column.
 
     Args:
-        returning: What comes back of the rows.
-        row: The name of the column.
+        returning: The result of the write.
+        row: Name of the column with the entire row.
 
     Returns:
-        The same plan, if there are no such functions.
+        An equal plan, if there are no such functions.
     """
     return replace(
         returning,
@@ -137,7 +136,7 @@ def holding(returning: PlannedReturning, row: str) -> PlannedReturning:
 
 
 def _needed(returning: PlannedReturning) -> list[str]:
-    """Return the names of the columns that the outputs, the order and the related rows go by."""
+    """Return the names of the columns that outputs, order and links to related rows use."""
     used = [output.expression for output in returning.outputs]
     used += [key.expression for key in returning.order]
     names = [each.column.name for each in used if not each.links and each.function is None]

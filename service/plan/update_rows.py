@@ -1,8 +1,8 @@
 """
-Updates with other changes for each row: the rows of the call are a source that is joined by a key.
+Plan updates with different changes for each row: UPDATE … FROM (VALUES …), joined by a key.
 
-What happens to a column takes few ways, whatever the number of rows: a value, or the same operators at
-the same paths. Each way has its columns in the source, and each row says which way it takes.
+Even with many rows, a column changes in few ways: to a value, or by certain operators at certain paths.
+Each way is one expression with columns of its own in VALUES, and each row has the number of its way.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ Cell = Bound | int | None
 
 @dataclass
 class _Source:
-    """The rows of the call as they grow: a dict of cells for each."""
+    """The VALUES list under construction: a dict of cells for each row."""
 
     rows: list[dict[str, Cell]]
     columns: dict[str, Type] = field(default_factory=dict)
 
     def add(self, prefix: str, type: Type) -> GivenValue:
-        """Add a column, and return what stands for its value."""
+        """Add a column, and return the reference to it."""
         name = f"{prefix}{len(self.columns)}"
         self.columns[name] = type
         return GivenValue(name)
 
     def given(self) -> CallRows:
-        """Return the rows as they are now."""
+        """Return the finished VALUES list."""
         columns = tuple((GivenValue(name), type) for name, type in self.columns.items())
         return CallRows(
             columns, tuple(tuple(row.get(name) for name in self.columns) for row in self.rows)
@@ -57,11 +57,11 @@ def key_of_rows(
     catalog: Catalog, relation: Relation, by: tuple[str, ...] | None
 ) -> tuple[str, ...]:
     """
-    Return the columns by which rows are found.
+    Return the columns of the key by which rows are found.
 
     Raises:
-        NoSuchProcedure: The relation has no primary key, and no other is named.
-        InvalidArgument: They are no unique key.
+        NoSuchProcedure: The relation has no primary key, and the call names no other key.
+        InvalidArgument: The columns are not a unique key.
     """
     if by is None:
         if not relation.primary_key:
@@ -88,10 +88,10 @@ def split_row(
     key: Sequence[str], row: Sequence[Assignment], path: str
 ) -> tuple[list[Assignment], list[Assignment]]:
     """
-    Return the key of a row, in order, and its changes.
+    Split a row into its key, in the order of the key's columns, and its changes.
 
     Raises:
-        InvalidArgument: A column of the key is missing, or is no plain value.
+        InvalidArgument: A column of the key is missing, or its value is computed.
     """
     of_key = {each.column: each for each in row if each.column in key}
     for name in key:
@@ -109,10 +109,10 @@ def plan_update_rows(
     catalog: Catalog, relation: Relation, request: UpdateRowsRequest
 ) -> UpdatePlan:
     """
-    Plan an update with other changes for each row.
+    Plan an update with different changes for each row.
 
     Raises:
-        NoSuchProcedure: The relation has no primary key, and no other is named.
+        NoSuchProcedure: The relation has no primary key, and the call names no other key.
     """
     scope = Scope(catalog, relation, request.returning.embeds)
     key = key_of_rows(catalog, relation, request.by)
@@ -137,7 +137,7 @@ def plan_update_rows(
 
 
 def _setting(scope: Scope, source: _Source, rows: Sequence[Sequence[Assignment]]) -> Setting:
-    """Plan what happens to a column, given what each row says of it, if anything."""
+    """Plan the changes of a column, given each row's assignments to it, which may be empty."""
     first = next(given[0] for given in rows if given)
     column = assigned(scope.relation, first)
     if any(given and given[0].operand is None for given in rows):
@@ -164,7 +164,7 @@ def _setting(scope: Scope, source: _Source, rows: Sequence[Sequence[Assignment]]
 
 
 def _padded(given: Assignment, most: int) -> Assignment:
-    """Return a `$remove` that names so many values, the last one again: one way removes any number."""
+    """Return a `$remove` padded to `most` values by repeating the last one, so that all share one way."""
     last = given.items[-1:]
     return given._replace(items=given.items + last * (most - len(given.items))) if last else given
 
@@ -187,13 +187,13 @@ def _value(scope: Scope, column: Column, given: Sequence[Assignment]) -> Bound |
 
 
 def _place(source: _Source, value: Bound | Computed) -> GivenValue | Computed:
-    """Return a value like one of a row, of what stands in the source."""
+    """Return the expression of a way: a row's value with its parameters replaced by columns of VALUES."""
     if isinstance(value, Bound):
         return source.add("v", value.type)
     parts = []
     for part in value.parts:
         operands = tuple(source.add("v", each.type) for each in _only_bounds(part.operands))
-        # what fails does so in a row that PostgreSQL does not tell
+        # PostgreSQL does not report which row an expression failed in, so the path is that of all rows.
         parts.append(replace(part, operands=operands, path="rows"))
     return replace(value, parts=tuple(parts))
 

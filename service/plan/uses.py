@@ -1,5 +1,5 @@
 """
-What follows for a plan from all that it uses: of the catalog relations, functions and types, and values.
+Properties of a plan that follow from the relations, functions, types and parameters it uses.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Used = Relation | Function | Type
 
 def is_pure(plan: Any, written: Relation | None = None) -> bool:
     """
-    Return whether a plan is certain to leave nothing behind in the session that runs it.
+    Return whether a plan certainly has no effect on the state of the session that runs it.
 
     Args:
-        plan: Frozen, of frozen parts; whatever it uses of the catalog stands in it.
+        plan: A frozen plan, which contains all catalog objects that it uses.
         written: The relation that it writes to, if any.
     """
 
@@ -30,16 +30,16 @@ def is_pure(plan: Any, written: Relation | None = None) -> bool:
         if isinstance(used, Relation):
             if used is written:
                 return used.pure_writes
-            # Of no schema are groups, say, which read nothing but what else stands in the plan.
+            # Relations without a schema, such as groups, read only what else the plan contains.
             return used.pure_reads or used.schema == NOWHERE
-        # No function is: a setting, a temporary table or a lock is left behind by way of one alone.
+        # No function is pure: settings, temporary tables and locks are left behind only by functions.
         return isinstance(used, Type) and used.pure
 
     return all(map(pure, parts_of(plan, Used)))
 
 
 def is_repeatable(plan: Any) -> bool:
-    """Return whether a part of a plan has one value, however often it stands in a statement."""
+    """Return whether a part of a plan may be evaluated several times: it uses no volatile function."""
 
     def repeatable(used: Used) -> bool:
         return not isinstance(used, Function) or used.volatility != "volatile"
@@ -49,10 +49,9 @@ def is_repeatable(plan: Any) -> bool:
 
 def is_settled(plan: ReadPlan | InsertPlan | UpdatePlan | DeletePlan) -> bool:
     """
-    Return whether PostgreSQL would run a statement in the same way whatever the values of a call are.
+    Return whether PostgreSQL's best plan of a statement does not depend on the values of its parameters.
 
-    They are those of a key, of which there is one row at most whatever else is asked of it, and those
-    that are written: no statistics say anything of either.
+    That is so if all parameters are values of a key, which finds at most one row, or new values.
     """
     if isinstance(plan, InsertPlan):
         one = len(plan.rows) == 1 and plan.conflict is None
@@ -68,18 +67,18 @@ def is_settled(plan: ReadPlan | InsertPlan | UpdatePlan | DeletePlan) -> bool:
 
 
 def _is_single(returning: PlannedReturning) -> bool:
-    """Return whether one statement writes and reads back, and does not fail by what it writes."""
+    """Return whether a write is one statement, whose RETURNING is the result."""
     return returning.reread is None and not returning.must_write
 
 
 def _has_unit(column: Column) -> bool:
-    """Return whether a column gives a number without a unit its own one, as an "interval hour" does."""
-    # To a parameter, which is of no such type, a number is one of seconds.
+    """Return whether a column has a default unit for numbers, as "interval hour" has."""
+    # A parameter's type has no such modifier: the same number would mean seconds.
     return column.declared.startswith("interval ")
 
 
 def _is_of_key(relation: Relation, where: Condition | None) -> bool:
-    """Return whether a condition is of one row at most: by a key of a table, and values beside it."""
+    """Return whether a condition matches at most one row: it compares all columns of a key with values."""
     if relation.kind != "table" or relation.has_children:
         return False
     parts = where.conditions if isinstance(where, BoolExpr) and not where.any else (where,)
@@ -95,19 +94,19 @@ def _is_of_key(relation: Relation, where: Condition | None) -> bool:
 
 
 def _has_value(plan: Any) -> bool:
-    """Return whether a value of the call stands in a part of a plan."""
+    """Return whether a part of a plan contains a parameter."""
     return any(isinstance(each, Bound) for each in parts_of(plan, Bound | Used))
 
 
 def refuse_guarded(catalog: Catalog, plan: ReadPlan) -> None:
     """
-    Refuse to answer what the planner expects of a read where policies stand before its rows.
+    Refuse an estimate from the planner for relations with row-level security policies.
 
-    It goes by statistics of all rows, those too that policies hide from the caller. What a function
-    reads is not known.
+    Estimates are based on statistics of all rows, also of those that policies hide from the caller. A
+    function may read any relation.
 
     Raises:
-        InvalidArgument: Policies may hide rows that the statistics speak of.
+        InvalidArgument: Policies may hide rows of the statistics.
     """
 
     def is_open(used: Used) -> bool:
@@ -125,13 +124,13 @@ def refuse_guarded(catalog: Catalog, plan: ReadPlan) -> None:
 
 
 def parts_of(plan: Any, kinds: Any) -> Iterator[Any]:
-    """Yield what stands in a plan and is of some classes; what is in those is not looked at."""
+    """Yield the parts of a plan that are instances of `kinds`, without descending into these."""
     if isinstance(plan, kinds):
         yield plan
     elif isinstance(plan, tuple):
         for each in plan:
             yield from parts_of(each, kinds)
-    elif is_dataclass(plan) and not isinstance(plan, Column):  # which its relation speaks for
+    elif is_dataclass(plan) and not isinstance(plan, Column):  # its relation covers it
         for name in _names(plan.__class__):
             yield from parts_of(getattr(plan, name), kinds)
 

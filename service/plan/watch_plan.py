@@ -1,9 +1,9 @@
 """
-Queries that are watched, reads whose rows can be told apart: which of them a changed row can have
-touched, as far as the plan tells, and the plan of those alone.
+Plan live queries: how their rows are identified, which of them a changed row may affect, and how to read
+these alone.
 
-Rows of an answer have a key: the primary key of the relation, or what groups have in common. Each
-related row leads to them, one link at a time, by the columns that link them.
+Result rows have a key: the primary key of the relation, or the values of GROUP BY. A changed related row
+leads to them through the columns of the joins between, one join at a time.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from service.request.call_request import CalledRequest
 from service.request.requests import AggregateRequest, FindRequest
 
 ROOT = "t"
-"""The alias of the relation that a plan is about."""
+"""Alias of the plan's own relation."""
 
 EXACT_TYPES = frozenset(["bool", "int2", "int4", "int8", "uuid", "bytea"]).union(
     ["date", "time", "timetz", "timestamp", "timestamptz"]
 )
-"""Types whose values are equal if and only if they look alike."""
+"""Types whose values are equal if and only if their texts are equal."""
 
 KEY_TYPES = EXACT_TYPES | {"text", "varchar", "bpchar", "numeric", "interval"}
 """
-Types of which PostgreSQL reads from its own text the value that it wrote.
+Types whose text PostgreSQL parses back to the same value.
 
-Those that are not exact may be equal without looking alike: by a collation, in blanks at the end, as 1.0
-and 1.00, as a month and 30 days. A row whose key comes to look otherwise is in the log with both.
+Values of those that are not exact may be equal with different texts: by collation, trailing blanks, as 1.0
+and 1.00, as a month and 30 days. If the text of a row's key changes, the change log has both texts.
 """
 
 Plan = TypeVar("Plan", ReadPlan, AggregatePlan)
@@ -46,15 +46,15 @@ Plan = TypeVar("Plan", ReadPlan, AggregatePlan)
 @dataclass(frozen=True, slots=True)
 class Way:
     """
-    How rows that a plan reads lead to others, nearer to the rows of the answer.
+    One join of a plan, followed from related rows towards the result rows.
 
     Args:
-        relation: Whose rows they are.
+        relation: Relation of the related rows.
         source: Their alias.
-        outer: The relation that they lead to, and `outer_source` its alias.
-        pairs: Columns there and here that are equal.
-        decides: Whether they have a say in which rows there are, and in what order; otherwise they
-            only are in them.
+        outer: The relation that they are joined to, and `outer_source` its alias.
+        pairs: Pairs of columns of the outer and of this relation.
+        decides: Whether the related rows affect which result rows there are or their order, rather
+            than only their contents.
     """
 
     relation: Relation
@@ -68,12 +68,12 @@ class Way:
 @dataclass(frozen=True, slots=True)
 class KeyedRows:
     """
-    Rows that are found again by their key.
+    How result rows can be read again by their key.
 
     Args:
-        relation: That has them, or whose rows are grouped.
-        key: The columns of the key; of one group of all rows there are none.
-        ways: To them, from the farthest on.
+        relation: Relation of the rows, or of the rows that are grouped.
+        key: Columns of the key; empty for one group of all rows.
+        ways: Joins towards the relation, the most distant one first.
     """
 
     relation: Relation
@@ -83,10 +83,10 @@ class KeyedRows:
 
 def keyed_rows(catalog: Catalog, plan: ReadPlan | AggregatePlan) -> KeyedRows | None:
     """
-    Return how the rows of a plan are found by key; None if they cannot be.
+    Return how the rows of a plan are read again by key; None if they cannot be.
 
-    Rows that are the rest of others (DISTINCT, OFFSET) have none, nor do those of views, functions and
-    tables that others inherit from.
+    They cannot with DISTINCT and OFFSET, where a row depends on others, nor for views, functions and
+    tables with inheritance children.
     """
     relation = plan.relation
     if plan.call is not None or plan.offset is not None or relation.kind != "table":
@@ -97,7 +97,7 @@ def keyed_rows(catalog: Catalog, plan: ReadPlan | AggregatePlan) -> KeyedRows | 
         if not all(map(_is_plain, plan.grouped.groups)):
             return None
         columns = [each.expression.column for each in plan.grouped.groups]
-        # rows of one group would name it in several ways
+        # Otherwise rows of one group could have different texts for its key.
         if not all(_looks_alike(catalog, column) for column in columns):
             return None
         key = tuple(column.name for column in columns)
@@ -117,15 +117,15 @@ def keyed_rows(catalog: Catalog, plan: ReadPlan | AggregatePlan) -> KeyedRows | 
 
 def with_keys(catalog: Catalog, plan: Plan, rows: KeyedRows, nulls: frozenset[str]) -> Plan:
     """
-    Plan the rows of some keys alone, in any order.
+    Plan the rows of certain keys alone, in any order.
 
-    The values that they are bound to stand behind all others: for each column of the key an array as
-    PostgreSQL's text. Of a key of several columns each combination is read, so there may be others.
+    The keys are further parameters after all others: for each column of the key an array in PostgreSQL's
+    text format. With several columns each combination of values is read, so other rows may be returned.
 
     Args:
-        catalog: For types.
-        plan: Of all rows.
-        rows: How they are found.
+        catalog: Source of types.
+        plan: Plan of all rows.
+        rows: How the rows are read by key.
         nulls: Columns of the key that are null in one of the keys.
     """
     where = both(plan.where, *_is_one_of(catalog, rows, nulls))
@@ -135,7 +135,7 @@ def with_keys(catalog: Catalog, plan: Plan, rows: KeyedRows, nulls: frozenset[st
 
 
 def order_of_keys(catalog: Catalog, plan: ReadPlan, rows: KeyedRows) -> ReadPlan:
-    """Plan the keys of rows, of some keys alone as `with_keys` has it, in the order of the rows."""
+    """Plan the keys of rows in the order of the rows, restricted to certain keys as in `with_keys`."""
     scope = Scope(catalog, rows.relation)
     columns = (scope.of_column(rows.relation.columns[name]) for name in rows.key)
     outputs = tuple(Output(column, column.column.name) for column in columns)
@@ -155,7 +155,7 @@ def _is_one_of(catalog: Catalog, rows: KeyedRows, nulls: frozenset[str]) -> Iter
 
 
 def is_known_by(catalog: Catalog, way: Way, columns: Iterable[str]) -> bool:
-    """Return whether some columns of the rows that a way leads to have the values of its own columns."""
+    """Return whether columns of the outer rows have the same values as columns of the way's own rows."""
     own = {there: here for there, here, _ in way.pairs}
 
     def is_same(name: str) -> bool:
@@ -167,7 +167,7 @@ def is_known_by(catalog: Catalog, way: Way, columns: Iterable[str]) -> bool:
 
 
 def array_bound(catalog: Catalog, type: Type, slot: int) -> Bound | None:
-    """Return the parameter of an array of a type, as PostgreSQL's text; None if it has none."""
+    """Return an array parameter in PostgreSQL's text format; None if the type has no array type."""
     array = catalog.array_of(type)
     return None if array is None else Bound(slot, array, "", raw=True)
 
@@ -178,7 +178,7 @@ def _is_plain(output: Output) -> bool:
 
 
 def _is_key_type(catalog: Catalog, column: Column | None) -> bool:
-    if column is None or not column.logged:  # hidden, for one
+    if column is None or not column.logged:  # such as a hidden column
         return False
     type = catalog.plain(catalog.type(column.type))
     if catalog.array_of(type) is None:
@@ -191,19 +191,19 @@ def _is_exact(type: Type) -> bool:
 
 
 def _looks_alike(catalog: Catalog, column: Column) -> bool:
-    """Return whether values of a column that are equal look alike."""
+    """Return whether equal values of a column always have equal texts."""
     type = catalog.type(column.type)
     plain = catalog.plain(type)
     if column.loose or _is_exact(plain):
         return not column.loose
     if plain.name in ("numeric", "bpchar"):
-        # "numeric(8,2)" and "character(3)" bring all values to one scale, one length
+        # numeric(8,2) and character(3) force one scale or length on all values.
         return type is plain and column.declared.endswith(")")
     return plain.category == "S"
 
 
 def _ways(relation: Relation, plan: Any, deciding: Any) -> Iterator[Way]:
-    """Yield the ways of a plan from the farthest on; a function leads nowhere."""
+    """Yield the ways of a plan, the most distant one first; functions have none."""
     decides = {link.source for link in _links(deciding)}
     reached: dict[str, Relation] = {ROOT: relation}
     found: list[Way] = []
@@ -224,7 +224,7 @@ def _ways(relation: Relation, plan: Any, deciding: Any) -> Iterator[Way]:
 
 
 def _links(value: Any) -> Iterator[Link]:
-    """Yield the links that stand anywhere in a plan."""
+    """Yield all links in a plan."""
     if isinstance(value, Link):
         yield value
     if isinstance(value, tuple):
@@ -240,8 +240,7 @@ def _all(values: Iterable[Any]) -> Iterator[Link]:
 
 KeyKind = Literal["column", "columns", "group", "row"]
 """
-What the key of a row is: the value of a column, a list of those of several, for groups a dict, or
-the row itself.
+The form of a row's key: the value of one column, a list of values, a dict for groups, or the row itself.
 """
 
 Watchable = FindRequest | AggregateRequest | CalledRequest[Any]
@@ -250,11 +249,11 @@ Watchable = FindRequest | AggregateRequest | CalledRequest[Any]
 @dataclass(frozen=True, slots=True)
 class KeyForm:
     """
-    How the rows of a query are told apart.
+    How the rows of a live query are identified.
 
     Args:
-        kind: What a key is.
-        columns: Of the answer, that show the key; None where the rows do not show it.
+        kind: Form of the key.
+        columns: Result columns that contain the key; None if the rows do not contain it.
         ordered: Whether the order of the rows matters.
     """
 
@@ -276,11 +275,11 @@ class KeyForm:
 @dataclass(frozen=True, slots=True)
 class WatchPlan:
     """
-    A query that is watched.
+    A live query.
 
     Args:
-        read: What it reads.
-        form: How its rows are told apart.
+        read: Plan of all its rows.
+        form: How its rows are identified.
     """
 
     read: ReadPlan | AggregatePlan
@@ -289,7 +288,7 @@ class WatchPlan:
 
 def plan_watch(catalog: Catalog, relation: Relation | None, request: Watchable) -> WatchPlan:
     """
-    Plan a query that is watched; without a relation, one of a function's rows.
+    Plan a live query, on a relation or, without one, on a function's rows.
 
     Raises:
         InvalidArgument: The function may write.
@@ -330,7 +329,7 @@ def _plan_called(catalog: Catalog, request: CalledRequest[Any]) -> WatchPlan:
         )
     if isinstance(request.of, AggregateRequest):
         return _groups(plan_called(catalog, request, plan_aggregate), ordered)
-    # The rows may be of a relation with a key, and yet the same one twice.
+    # Identified as entire rows: a function may return a row of a relation twice.
     read = replace(plan_called(catalog, request, plan_find), keyset=False)
     return WatchPlan(read, KeyForm("row", None, ordered))
 
