@@ -1,17 +1,18 @@
 """
 What a statement reads: the tables whose changes can change its rows.
 
-PostgreSQL says it, by EXPLAIN under the caller's role: tables under views, those that policies ask,
-those in SQL functions that it inlines. Two things of a plan would hide a table. It is made for the
-values of a call, by which PostgreSQL folds conditions away and leaves out partitions; so it is the
-generic plan that is asked for, which knows no values (before PostgreSQL 16 there is none to ask for,
-and what is found counts for these values alone). And a function that is not inlined stands in it by
-its name; so the catalog says what those read whose body PostgreSQL has parsed (`BEGIN ATOMIC`), and
-of others nothing is known.
+EXPLAIN under the caller's role shows them: tables under views, tables in row-level security policies, tables
+in SQL functions that PostgreSQL inlines. Two things would hide a table in a plan:
 
-What a plan leaves out for other reasons needs no look: a join that a unique key makes superfluous, a
-condition that is false whatever the values, a partition that a constant of the query rules out. They
-come back with DDL alone.
+- A plan for given values, from which PostgreSQL removes conditions and partitions that the values rule out.
+  So the generic plan is used. (Before PostgreSQL 16, EXPLAIN cannot show it, and the result holds only for
+  these values.)
+- A function that is not inlined appears only by its name. For functions whose body PostgreSQL has parsed
+  (`BEGIN ATOMIC`), pg_depend has the tables; other functions count as opaque.
+
+Tables that a plan omits for other reasons cannot change the rows: a join removed because of a unique key, a
+condition that is false for all values, a partition that a constant in the query rules out. Only DDL can bring
+them back.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ GENERIC_FROM = 160000
 _WORD = re.compile(r'"(?:[^"]|"")+"|[^\W\d][\w$]*')
 _OPERATOR = re.compile(r"[+\-*/<>=~!@#%^&|`?]+")
 
-# Each function that can be meant by a name in the plan, whatever its schema: too many are found
-# rather than too few. Aggregates, operators and casts are functions too; implicit casts stand
-# nowhere. An immutable function reads nothing, by its promise.
+# Every function that a name in the plan can mean, whatever its schema: better too many than too few.
+# Aggregates, operators and casts run functions too; the plan does not show implicit casts. An immutable
+# function is trusted to read nothing.
 READ = r"""
 WITH RECURSIVE reached (class, oid) AS (
     SELECT 'pg_proc'::regclass::oid, p.oid FROM pg_proc p
@@ -90,13 +91,14 @@ SELECT NULL, p.oid::regprocedure::text, NULL, NULL
 @dataclass(frozen=True, slots=True)
 class Scan:
     """
-    A table that is read.
+    A table that a statement reads.
 
     Args:
-        oid: Which one.
-        name: For messages.
-        alias: What it is called in the plan; None where a function reads it.
-        tree: The table, and those that it is a part of: one of them is tracked, if any.
+        oid: OID of the table.
+        name: Name of the table, for messages.
+        alias: Its alias in the plan; None if a function reads it.
+        tree: OIDs of the table and of its parents (partitioning, inheritance), any of which may be
+            the one that is tracked.
     """
 
     oid: int
@@ -108,13 +110,12 @@ class Scan:
 @dataclass(frozen=True, slots=True)
 class Dependencies:
     """
-    What the rows of a statement come from.
+    What the rows of a statement depend on.
 
     Args:
-        scans: The tables.
-        opaque: What is read by something that nobody can look into, by name: there may be more
-            tables.
-        session: Whether a condition, as of a policy, may ask for the caller's session.
+        scans: The tables that it reads.
+        opaque: Names of functions and scans that may read further tables, which cannot be found out.
+        session: Whether a condition, such as that of a policy, may depend on the caller's session id.
     """
 
     scans: frozenset[Scan]
@@ -123,16 +124,16 @@ class Dependencies:
 
     @property
     def relations(self) -> frozenset[int]:
-        """The oids of the tables, and of those that they are parts of."""
+        """The OIDs of the tables and of their parents."""
         return frozenset(oid for scan in self.scans for oid in scan.tree)
 
     def tracked(self, tracked: Iterable[Tracked]) -> frozenset[int]:
-        """Return what is tracked of it, by its number in the log."""
+        """Return the numbers of those of its tables that are tracked."""
         read = self.relations
         return frozenset(each.id for each in tracked if each.oid in read)
 
     def untracked(self, tracked: Iterable[Tracked]) -> tuple[str, ...]:
-        """Return the names of the tables whose changes are in no log."""
+        """Return the names of its tables whose changes are not logged."""
         logged = {each.oid for each in tracked if each.problem is None}
         return tuple(sorted({scan.name for scan in self.scans if not scan.tree & logged}))
 
@@ -141,15 +142,15 @@ def dependencies_txn(
     connection: PgConnection, statement: Statement, parameters: Sequence[str | None]
 ) -> Dependencies:
     """
-    Return what a statement reads when the role and the claims of this transaction run it.
+    Return what a statement reads under the role and the claims of this transaction.
 
     Args:
-        connection: With them set.
-        statement: That reads.
-        parameters: Its parameters, as text. From PostgreSQL 16 on, the answer is the same for all.
+        connection: Connection with role and claims set.
+        statement: The statement.
+        parameters: Its parameters, as text. From PostgreSQL 16 on, the result does not depend on them.
 
     Raises:
-        psycopg2.Error: They may not run it.
+        psycopg2.Error: The role may not run the statement.
     """
     nodes: list[Mapping[str, Any]] = []
     text: list[str] = []
@@ -191,9 +192,9 @@ def dependencies_txn(
 
 
 def _hidden(nodes: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Return what of a plan reads tables that it does not name."""
+    """Yield descriptions of the parts of a plan that read tables without naming them."""
     for node in nodes:
-        # a foreign server joins two tables by itself; an extension scans in ways of its own
+        # A foreign server may join several tables in one scan; extensions define custom scans.
         if node["Node Type"] in {"Foreign Scan", "Custom Scan"} and "Relation Name" not in node:
             yield node["Node Type"]
         if node.get("Subplans Removed"):
@@ -224,6 +225,6 @@ def _bare(word: str) -> str:
 
 
 def _numbered(statement: Statement) -> str:
-    """Return the text of a statement as PREPARE takes it."""
+    """Return the text of a statement with numbered parameters ($1), as GENERIC_PLAN needs it."""
     numbers = iter(range(1, len(statement.bounds) + 1))
     return re.sub("%s|%%", lambda at: f"${next(numbers)}" if at[0] == "%s" else "%", statement.text)

@@ -1,5 +1,5 @@
 """
-The queries that are watched, and which of their rows changes make out of date.
+Invalidation: which watched queries, and which of their rows, the changes of a cycle may have changed.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from service.db.session_settings import OWN_IDENTITY, Identity
 from service.db.transaction import Actor
 
 MOST_PAIRS = 100_000
-"""Changes, each with a query that it may concern, that are looked at one by one: some 0.1 s."""
+"""Maximum number of pairs of a change and a query that are examined in a cycle: about 0.1 s."""
 
 MOST_TOGETHER = 100
-"""Queries whose rows are read by one statement."""
+"""Maximum number of queries whose rows are read by one statement."""
 
 
 @dataclass
 class Affected:
     """
-    What the changes of a cycle mean for queries.
+    The queries that the changes of a cycle affect.
 
     Attributes:
-        whole: Those of which any row may be another.
-        own: Keys of changed rows of the relation itself, of the queries that they may concern.
-        related: Groups of those to whose rows others are related that have changed.
+        whole: Queries of which any row may have changed.
+        own: For each query, the keys of changed rows of its root relation that may concern it.
+        related: Groups of queries that read related rows, some of which have changed.
     """
 
     whole: set[Run] = field(default_factory=set)
@@ -48,15 +48,15 @@ class Affected:
 
 class RunGroup:
     """
-    Queries for which related rows are looked up once: of one shape, and one caller if he has to.
+    Queries that share the lookup of related rows: of one shape, and of one caller unless all see all rows.
 
     Attributes:
-        name: What they have in common.
-        keyed: How changes lead to keys; None where they name none.
+        name: What the queries have in common.
+        keyed: How changes lead to keys of rows; None if they do not.
         runs: The queries.
-        reads: The tracked relations that they read.
-        whole: Those of them any change of which may change any row.
-        related: Those of them whose rows lead to rows of the queries.
+        reads: Numbers of the tracked relations that they read.
+        whole: Those relations of which a change may change any row of the queries.
+        related: Those relations whose rows lead to keys of the queries' rows.
     """
 
     def __init__(self, name: Hashable, reads: frozenset[int], keyed: KeyPlan | None) -> None:
@@ -73,13 +73,11 @@ class RunGroup:
 
 class WatchedRuns:
     """
-    The queries that are watched.
-
-    It belongs to the thread of the cycles.
+    The watched queries, indexed by the changes that concern them; used by the thread of the cycles only.
 
     Attributes:
-        states: What each was found in last.
-        stale: Those whose rows may be others than these.
+        states: Last known state of each query.
+        stale: Queries whose state may be wrong, so that all rows have to be read.
     """
 
     def __init__(self) -> None:
@@ -92,20 +90,20 @@ class WatchedRuns:
         self._related: dict[int, set[RunGroup]] = {}
 
     def keep(self, run: Run, state: State) -> None:
-        """Add a query with the state that it was found in, or replace that."""
+        """Add a query with its state, or replace its state."""
         if run not in self.states:
             self._add(run)
         self.states[run] = state
 
     def drop(self, run: Run) -> None:
-        """Forget a query, if it is here."""
+        """Remove a query, if it is here."""
         if run in self.states:
             self._remove(run)
             del self.states[run]
         self.stale.discard(run)
 
     def affected(self, changes: Sequence[RowChange]) -> Affected:
-        """Return which queries changes concern, and in what."""
+        """Return the queries that changes may affect."""
         found = Affected()
         pairs = 0
         for change in changes:
@@ -153,14 +151,14 @@ class WatchedRuns:
                     del places[relation]
 
     def _places(self, group: RunGroup) -> Iterator[tuple[dict[int, set[RunGroup]], frozenset[int]]]:
-        """Yield where a group stands, with the relations under which it does."""
+        """Yield the indexes that have a group, each with the relations under which they have it."""
         yield self._reading, group.reads
         yield self._whole, group.whole
         yield self._related, group.related
 
 
 def _group_name(run: Run) -> tuple[WatchShape, bool, frozenset[int], Identity | None]:
-    """Return what queries have in common for which related rows are looked up once."""
+    """Return what queries have in common that share the lookup of related rows."""
     keyed = run.keyed
     alone = keyed is not None and keyed.related and not run.shape.shared
     return run.shape, keyed is not None, run.reads, run.actor.identity if alone else None
@@ -177,12 +175,12 @@ def touched_txn(
     changes: Sequence[RowChange],
 ) -> dict[Run, TouchedRows | None]:
     """
-    Return the rows that changes have touched, of each query that they concern; None for all.
+    Return the touched rows of each query that changes may affect; None for all rows of a query.
 
     Args:
         connection: In the snapshot in which the changes were read.
-        watched: The queries.
-        changes: All of the cycle.
+        watched: The watched queries.
+        changes: All changes of the cycle.
     """
     affected, states = watched.affected(changes), watched.states
     found: dict[Run, set[Key] | None] = dict(affected.own)
@@ -204,7 +202,7 @@ def touched_txn(
 def _together_txn(
     connection: PgConnection, found: Mapping[Run, set[Key] | None], states: Mapping[Run, State]
 ) -> dict[Run, FoundRows]:
-    """Return rows of queries that differ in their values alone, where there are several to read."""
+    """Read touched rows in batches, for queries of one shape and identity; return them by query."""
     alike: dict[Hashable, list[tuple[Run, set[Key]]]] = {}
     for run, keys in found.items():
         if keys and not run.resting and not run.orders and is_few(run, states[run], keys):
@@ -214,7 +212,7 @@ def _together_txn(
         for start in range(0, len(asked) if len(asked) > 1 else 0, MOST_TOGETHER):
             try:
                 rows |= batch_txn(connection, asked[start : start + MOST_TOGETHER])
-            except Exception:  # of one of them, which is found when each is read by itself
+            except Exception:  # one query has failed: reading each by itself will show which
                 if connection.closed:
                     raise
                 break
@@ -229,7 +227,7 @@ def _related_txn(
     limit_time(connection, run.timeout)
     try:
         return related_txn(connection, actor, run.shape.codec, run.keyed, changes)
-    except Exception:  # too slow, say; what is refused to the caller, a read of all rows tells
+    except Exception:  # such as a timeout; a read of all rows follows, and reports what is refused
         if connection.closed:
             raise
         return None

@@ -1,9 +1,8 @@
 """
-Which queries a changed row can concern, by their filters: an index of terms.
+An index of queries by their filters: which queries can a changed row concern?
 
-A query whose filter asks for one of some values of a column, or for values between two, is found by the
-row's value: by hash, or in a sorted list. A query may be found that the row does not concern, never the
-other way around.
+A query whose filter restricts a column to some values, or to a range, is found by the row's value: in a hash
+table, or in a sorted list. The index may return a query that the row does not concern, but never misses one.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from service.changes.terms import UNKNOWN, Between, OneOf, Term, ValueForm
 
 MOST_COPIES = 256
 """
-How often a query may stand in the index, for each combination of the values that it asks for.
+Maximum number of index entries of one query, one for each combination of the values of its terms.
 
-It takes some 150 bytes each time. A longer list is looked into for each change instead.
+An entry takes about 150 bytes. The values of a longer list are compared with each change instead.
 """
 
 Watch = TypeVar("Watch", bound=Hashable)
@@ -31,9 +30,9 @@ Watch = TypeVar("Watch", bound=Hashable)
 
 class Index(Generic[Watch]):
     """
-    Queries by the terms of their filters; each operation takes O(log n) for what it finds.
+    Queries by the terms of their filters; each operation takes O(log n), plus the number of results.
 
-    It keeps little of a query, so that there can be many: who removes one says its terms again.
+    To save memory the index does not keep a query's terms: they have to be given again to remove it.
     """
 
     def __init__(self) -> None:
@@ -44,9 +43,9 @@ class Index(Generic[Watch]):
         Add a query.
 
         Args:
-            watch: The query; it is in no other place.
-            relation: Whose changes are asked about.
-            terms: That all hold of a row that concerns it.
+            watch: The query; it must not be in the index yet.
+            relation: Number of the relation whose changes concern it.
+            terms: Terms that all hold for a row that concerns it.
         """
         known = self._relations.get(relation)
         if known is None:
@@ -68,7 +67,7 @@ class Index(Generic[Watch]):
         known.queries -= 1
         chosen = _Chosen.of(terms)
         group = known.groups.get(chosen.shape)
-        if group is not None:  # without a value to ask for, it stands nowhere
+        if group is not None:  # a term without values has no combination, and so no entry
             for key in chosen.combinations():
                 group.remove(key, chosen.between, watch)
             if not group.buckets:
@@ -77,7 +76,7 @@ class Index(Generic[Watch]):
             del self._relations[relation]
 
     def __len__(self) -> int:
-        """Return how many queries there are."""
+        """Return the number of queries."""
         return sum(each.queries for each in self._relations.values())
 
     def matching(
@@ -87,9 +86,9 @@ class Index(Generic[Watch]):
         Return the queries that a change of a row can concern.
 
         Args:
-            relation: Whose row it is.
-            old: The row before, as the log has it; None if there was none.
-            new: The row after, likewise.
+            relation: Number of the row's relation.
+            old: Old image of the row from the log; None if there was no row before.
+            new: New image of the row, likewise.
         """
         found: set[Watch] = set()
         known = self._relations.get(relation)
@@ -113,7 +112,7 @@ class _Relation(Generic[Watch]):
         self.queries = 0
 
     def is_same(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-        """Return whether two images of a row are the same to all queries."""
+        """Return whether two images of a row have equal values in all columns that filters use."""
         for column, uses in self.columns.items():
             if uses and old.get(column, UNKNOWN) != new.get(column, UNKNOWN):
                 return False
@@ -122,7 +121,7 @@ class _Relation(Generic[Watch]):
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """The columns that queries are found by: of which values are asked for, and that of a range."""
+    """The columns that a group of queries is indexed by: those with values, and the one with a range."""
 
     columns: tuple[tuple[str, ValueForm], ...]
     between: tuple[str, ValueForm] | None
@@ -131,12 +130,12 @@ class _Shape:
 @dataclass(frozen=True, slots=True)
 class _Chosen:
     """
-    Terms, as a query is found by them: by those for the fewest values, and a range.
+    The terms of a query, split into those that it is indexed by and the rest.
 
     Args:
-        columns: Of which values are asked for.
-        between: The range.
-        rest: What else has to hold.
+        columns: Terms with values to index by: those with the fewest values, as far as they fit.
+        between: Term with a range to index by.
+        rest: Terms that are checked for each row that is found.
     """
 
     columns: Sequence[OneOf]
@@ -166,13 +165,13 @@ class _Chosen:
         )
 
     def combinations(self) -> Iterator[tuple[Any, ...]]:
-        """Yield each combination of the values that are asked for."""
+        """Yield each combination of the indexed values."""
         return product(*(each.values for each in self.columns))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry(Generic[Watch]):
-    """A query, and what else has to hold of a row."""
+    """A query, and the terms that have to be checked for each row."""
 
     watch: Watch
     rest: tuple[Term, ...]
@@ -182,13 +181,13 @@ class _Entry(Generic[Watch]):
 
 
 class _Group(Generic[Watch]):
-    """The queries of one shape."""
+    """The queries that are indexed by the same columns."""
 
     __slots__ = ("buckets",)
 
     def __init__(self) -> None:
-        # A bucket with a single query is that query's entry: a dict takes 230 bytes, and of most
-        # filters there is one query for each value.
+        # A bucket with a single query is the query's entry itself: a dict takes 230 bytes, and most
+        # filters have one query for each value.
         self.buckets: dict[tuple[Any, ...], _Entry[Watch] | _Bucket[Watch] | _Ranges[Watch]] = {}
 
     def add(self, key: tuple[Any, ...], between: Between | None, entry: _Entry[Watch]) -> None:
@@ -217,7 +216,7 @@ class _Group(Generic[Watch]):
             del self.buckets[key]
 
     def collect(self, shape: _Shape, image: Mapping[str, Any], found: set[Watch]) -> None:
-        """Add the queries that a row concerns."""
+        """Add the queries that a row may concern to `found`."""
         key = tuple([_value(image, name, form) for name, form in shape.columns])
         if UNKNOWN in key:
             buckets = [
@@ -238,7 +237,7 @@ class _Group(Generic[Watch]):
 
 
 class _Bucket(Generic[Watch]):
-    """Queries that ask for the same values."""
+    """Queries with the same indexed values, without a range."""
 
     __slots__ = ("entries",)
 
@@ -251,11 +250,11 @@ class _Bucket(Generic[Watch]):
 
 class _Ranges(Generic[Watch]):
     """
-    Queries for values between two.
+    Queries with the same indexed values, and a range.
 
-    Those with one end stand in the order of it. Those with two stand by the power of two that the
-    distance of the ends comes to, in the order of the lower one: of those that begin before a value,
-    and no farther from it than the longest of them, half hold it or more, if they are spread evenly.
+    Ranges with one bound are sorted by it. Ranges with two are kept in one list per power of two of their
+    length, sorted by the lower bound. A lookup reads those whose lower bound is at most the longest length
+    of the list below the value; of evenly spread ranges at least half of these contain it.
     """
 
     __slots__ = ("_lists", "_longest", "entries")
@@ -267,7 +266,7 @@ class _Ranges(Generic[Watch]):
 
     def add(self, between: Between, entry: _Entry[Watch]) -> None:
         kind, end = _placed(between)
-        # No two compare further than to the second.
+        # id(entry) makes the tuples distinct, so sorting never compares the ranges or entries.
         place = self.entries[entry.watch] = end, id(entry), between, entry
         if kind is None:
             return
@@ -286,7 +285,7 @@ class _Ranges(Generic[Watch]):
             self._longest.pop(kind, None)
 
     def at(self, value: Any) -> Iterator[_Entry[Watch]]:
-        """Yield the queries that ask for a value."""
+        """Yield the queries whose range contains a value."""
         if value is None:
             return
         if value is UNKNOWN:
@@ -305,7 +304,7 @@ class _Ranges(Generic[Watch]):
 
 
 def _placed(between: Between) -> tuple[Hashable, Any]:
-    """Return in which list a range stands, and by what; None in no list, as it holds nothing."""
+    """Return the list for a range and its sort key; None in place of the list if the range is empty."""
     if between.low is None:
         return "high", between.high
     if between.high is None:
@@ -317,6 +316,6 @@ def _placed(between: Between) -> tuple[Hashable, Any]:
 
 
 def _value(image: Mapping[str, Any], column: str, form: ValueForm) -> Any:
-    """Return what stands for a value of a row; one of before a column was added is not known."""
+    """Return a row's value in comparable form; unknown if the image is older than the column."""
     value = image.get(column, UNKNOWN)
     return UNKNOWN if value is UNKNOWN else form.of(value)

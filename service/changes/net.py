@@ -1,10 +1,10 @@
 """
-Net changes: what a transaction did to each key, from the rows that it wrote to the log.
+Net changes: what a transaction did to each key, computed from its log rows.
 
-The order in which triggers write is not that of the statements where the application has triggers
-of its own: an insert may come after the update of what it inserted. Sums need no order. Of the
-images of a key, each was made as often as it was replaced, but for the one before the transaction
-and the one after it: those are left when equal ones are taken away.
+If the application has triggers of its own, log rows are not always in the order of the changes: an insert
+may come after the update of the inserted row (in a test with hostile triggers, the order was wrong thousands
+of times). Counting needs no order: each image of a key occurs as often as `new` as it occurs as `old`, except
+the one before the transaction and the one after it. These two remain when equal images cancel out.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}:,]|[^\s\[\]{}:,"]+')
 
 class Change(NamedTuple):
     """
-    What a transaction did to one key, or to all of a relation.
+    What a transaction did to one key, or to an entire relation.
 
     Args:
-        relation: By its number in `rowcast.tracked`.
-        op: "touch" says that a statement wrote to the relation, "reset" that it is to be read
-            again: which rows have changed is not known.
-        key: The values of the primary key, in its order; None where there is none.
-        old: The row before the transaction, as JSON read with exact numbers (integers and
-            `Decimal`); of a relation at level `keys`, its key alone.
-        new: The row after it.
-        xid: The transaction.
-        at: When the last of its rows was logged: RFC 3339, in UTC.
-        tick: The batch that it is in.
-        place: Where it stands in the batch: counts up, from 1, with gaps.
-        last: Whether it is the last one of its transaction.
-        size: Characters of the rows in the log that it was made of, or more.
+        relation: Number of the relation in `rowcast.tracked`.
+        op: Operation; "touch": a statement wrote to the relation; "reset": read the relation again,
+            because it is not known which rows have changed.
+        key: Values of the primary key, in key order; None if there is no key.
+        old: Row before the transaction, parsed with exact numbers (int and `Decimal`); at the level
+            `keys` only its key.
+        new: Row after the transaction, likewise.
+        xid: Id of the transaction.
+        at: Time of the transaction's last log row: RFC 3339, in UTC.
+        tick: The tick that the change is in.
+        place: Number of the change within the tick: ascending from 1, with gaps.
+        last: Whether it is the last change of its transaction.
+        size: Upper bound of the characters of the log rows that it was made of.
     """
 
     relation: int
@@ -64,7 +64,7 @@ class Change(NamedTuple):
 
     @property
     def position(self) -> TickPosition:
-        """Where the change stands."""
+        """The position of the change."""
         return TickPosition(self.tick.epoch, self.tick.number, self.place)
 
 
@@ -72,16 +72,16 @@ def net_changes(
     rows: Iterable[LogRow], tracked: Mapping[int, Tracked], tick: Tick, before: int = 0
 ) -> Iterator[Change]:
     """
-    Yield the net changes of whole transactions, those of each together.
+    Yield the net changes of complete transactions, one transaction after another.
 
-    Transactions come in the order of their last numbers, which is that in which they wrote to rows
-    that more than one of them wrote to: the later one has waited for the end of the earlier.
+    Transactions are ordered by their last log row's `seq`. If two of them wrote to the same row, that is the
+    order in which they did, because the later one waited for the row lock until the earlier one had ended.
 
     Args:
-        rows: Of transactions that are there with all their rows, in any order.
-        tracked: What is tracked now; rows of what is not any more say nothing.
-        tick: Which they are in.
-        before: Rows of the tick that come before these.
+        rows: All log rows of some transactions, in any order.
+        tracked: Tables that are tracked now; rows of other tables are skipped.
+        tick: The tick that the rows are in.
+        before: Number of the tick's rows before these.
     """
     transactions: dict[str, list[_ReadRow]] = {}
     for each in _read(list(rows)):
@@ -110,7 +110,7 @@ def net_changes(
 
 
 _ReadRow = tuple[LogRow, Image | None, Image | None]
-"""A row of the log with its images."""
+"""A log row with its parsed images."""
 
 
 def _number(read: _ReadRow) -> int:
@@ -129,7 +129,7 @@ def _read(rows: list[LogRow]) -> Iterator[_ReadRow]:
 
 
 def _parse_images(texts: list[str]) -> list[Image]:
-    """Parse images, all at once: one by one takes a third longer, and each has its own names."""
+    """Parse images as one array: one by one takes a third longer, and shares no strings of column names."""
     try:
         found: list[Image] = _decode(f"[{','.join(texts)}]")[0]
     except (ValueError, InvalidOperation, RecursionError):
@@ -139,10 +139,10 @@ def _parse_images(texts: list[str]) -> list[Image]:
 
 def last_place(rows: int) -> int:
     """
-    Return the last place in a tick of what the first so many of its rows did.
+    Return the last place in a tick that the changes of its first `rows` log rows can have.
 
-    Each has two, since one that changes a key is two changes. So where a change stands depends on
-    the log alone, and not on what else is tracked by now, or by which key.
+    Each row has two places, since a change of a key is two changes. So the place of a change depends on the
+    log alone, and stays the same when other tables are untracked, or a key is renamed.
     """
     return 2 * rows
 
@@ -156,20 +156,20 @@ class _Net(NamedTuple):
 
 
 class Unclear(Exception):
-    """The images of a relation do not say what a transaction did to it."""
+    """The images of a relation do not determine what a transaction did to it."""
 
 
 def _of_transaction(
     rows: list[_ReadRow], tracked: Mapping[int, Tracked], before: int
 ) -> list[tuple[int, int, _Net]]:
-    """Return the net changes of a transaction, each with its relation and its place."""
+    """Return the net changes of a transaction, each with its relation and place."""
     relations: dict[int, list[_ReadRow]] = {}
     for read in rows:
         relations.setdefault(read[0].relation, []).append(read)
     found = []
     for relation, own in relations.items():
-        # The last place is the one that is always taken, so that a reset comes after all those that
-        # it may be in place of by now.
+        # The last place is always taken, so that a reset, which may replace several changes when the
+        # log is read again later, comes after all of them.
         before += len(own)
         if relation in tracked:
             nets = _of_relation(own, tracked[relation])
@@ -181,7 +181,7 @@ def _of_transaction(
 
 
 def _of_relation(read: list[_ReadRow], tracked: Tracked) -> list[_Net]:
-    """Return what a transaction did to a relation; a reset where that is not to be told."""
+    """Return what a transaction did to a relation; a reset if that cannot be determined."""
     net = _one_by_one(read, tracked)
     if net is not None:
         return net
@@ -198,14 +198,14 @@ def _of_relation(read: list[_ReadRow], tracked: Tracked) -> list[_Net]:
 
 
 _NAMING = frozenset([int, str])
-"""Types of which equal values are the same: 1.0 and 1.00 are two keys, and 1 equals True."""
+"""Types of keys whose equality in Python is that of keys: 1.0 and 1.00 are two keys, and 1 == True."""
 
 
 def _one_by_one(rows: list[_ReadRow], tracked: Tracked) -> list[_Net] | None:
     """
-    Return the net changes where each row of the log is of a key of its own; None if that is not so.
+    Return the net changes if each log row has another key; None if not.
 
-    Nearly all transactions are like that, and there is nothing to be weighed against anything.
+    A fast path, since nearly all transactions are like that: no images have to cancel out.
     """
     found = []
     for read in rows:
@@ -217,7 +217,7 @@ def _one_by_one(rows: list[_ReadRow], tracked: Tracked) -> list[_Net] | None:
 
 
 def _alone(row: LogRow, old: Image | None, new: Image | None, tracked: Tracked) -> _Net | None:
-    """Return what a row of the log is by itself, if it is of one key whose name tells it from others."""
+    """Return the net change of a log row by itself; None if its images or its key need the general way."""
     columns = tracked.key
     image = old if new is None else new
     if image is None or old == new or not columns or tracked.level != "full":
@@ -236,12 +236,12 @@ def _alone(row: LogRow, old: Image | None, new: Image | None, tracked: Tracked) 
 
 def _truncated(rows: list[_ReadRow], tracked: Tracked) -> list[_Net]:
     """
-    Return a truncation and what was inserted after it.
+    Return a truncation and the rows that were inserted after it.
 
     Raises:
-        Unclear: Rows that were inserted before it, by the log, may have been inserted after it: a
-            trigger of TRUNCATE on one of several relations writes to the next before its
-            truncation is logged.
+        Unclear: Inserts that the log has before the truncation may have come after it: when several
+            tables are truncated by one statement, a TRUNCATE trigger of the first may write to the
+            next one before its truncation is logged.
     """
     at = max(place for place, (row, _, _) in enumerate(rows) if row.op == "T")
     if any(images.made > images.replaced for images in _by_key(rows[:at], tracked).values()):
@@ -262,7 +262,7 @@ def _cancelled(rows: list[_ReadRow], tracked: Tracked) -> list[_Net]:
 
 @dataclass(slots=True)
 class _Images:
-    """The images of one key, as they are written in the log."""
+    """The images of one key, as texts of the log."""
 
     key: Key
     old: list[str] = field(default_factory=list)
@@ -280,10 +280,10 @@ class _Images:
 
 def _by_key(rows: list[_ReadRow], tracked: Tracked) -> dict[str, _Images]:
     """
-    Return the images of each key; of a relation without one, all of them under one.
+    Return the images by key; of a relation without a key, all under one entry.
 
     Raises:
-        Unclear: An image lacks a column of the key: it was renamed since, or is another one.
+        Unclear: An image lacks a key column: it was renamed since, or the key was changed.
     """
     found: dict[str, _Images] = {}
     for row, old, new in rows:
@@ -305,8 +305,8 @@ def _of_key(images: _Images) -> _Net | None:
     Return the net change of a key.
 
     Raises:
-        Unclear: More than one image is left before or after: the relation itself was changed
-            in between.
+        Unclear: More than one old or new image remains: the table was altered within the
+            transaction.
     """
     old, new = images.old, images.new
     if len(old) == len(new) == 1:
@@ -314,8 +314,8 @@ def _of_key(images: _Images) -> _Net | None:
             return None
     elif old and new:
         old, new = _left(old, new)
-    # Two that differ may be the same, as of a row that has moved to a partition whose columns are
-    # in another order. (Equal values are not the same: 1.0 and 1.00.)
+    # Different texts may be the same row, if it has moved to a partition whose columns are in another
+    # order. So compare again with sorted columns; by repr, in which 1.0 and 1.00 stay different.
     if (
         len(old) > 1
         or len(new) > 1
@@ -337,10 +337,10 @@ def _of_key(images: _Images) -> _Net | None:
 
 def _keys_alone(images: _Images) -> _Net | None:
     """
-    Return the net change of a key whose rows are not in the log.
+    Return the net change of a key if only keys are logged.
 
-    One that was made as often as it was replaced is an update, though it may have been made and
-    deleted again: the order, which would tell, is not to be relied on.
+    A key that occurs as often in new as in old images counts as updated, though it may have been inserted
+    and deleted again: only the order would tell, and that is not reliable.
     """
     many = images.made - images.replaced
     if abs(many) > 1:
@@ -351,7 +351,7 @@ def _keys_alone(images: _Images) -> _Net | None:
 
 
 def _of_rows(rows: list[_ReadRow]) -> list[_Net]:
-    """Return the net changes of a relation without a key: rows, each as often as there are copies."""
+    """Return the net changes of a relation without a key, with equal rows counted."""
     pairs = [
         (None if old is None else _in_order(old), None if new is None else _in_order(new))
         for _, old, new in rows
@@ -369,7 +369,7 @@ def _of_rows(rows: list[_ReadRow]) -> list[_Net]:
         ),
     )
     found = []
-    # Which row became which does not matter to a copy; updates that are in the log are shown.
+    # Which of several equal rows was updated makes no difference; logged updates are kept as updates.
     for old, new in pairs:
         if old is not None and new is not None and before[old] and after[new]:
             before[old] -= 1
@@ -381,7 +381,7 @@ def _of_rows(rows: list[_ReadRow]) -> list[_Net]:
 
 
 def _left(old: list[str], new: list[str]) -> tuple[list[str], list[str]]:
-    """Return what is left of two lists when equal ones are taken away."""
+    """Return what remains of two lists when equal items cancel out."""
     counts: dict[str, int] = {}
     for text in old:
         counts[text] = counts.get(text, 0) - 1
@@ -398,20 +398,20 @@ def _operation(old: Image | None, new: Image | None) -> Operation:
 
 
 def _in_order(image: Image) -> str:
-    """Return a text that equal images share; as numbers, 1.0 and 1.00 would be equal."""
+    """Return a text that is the same for images with the same columns; 1.0 and 1.00 stay different."""
     return repr(sorted(image.items(), key=itemgetter(0)))
 
 
 def parse_image(text: str) -> dict[str, Any]:
     """
-    Parse an image of the log: its numbers are exact, as `int` and `Decimal`.
+    Parse an image of the log with exact numbers: `int` and `Decimal`.
 
-    A value that is nested too deep to be parsed stands as its text, and a number whose exponent has
-    more than 18 digits, which a column of type json can hold, as NaN.
+    A value that is nested too deep to be parsed is kept as its text. A number whose exponent has more than 18
+    digits, which a column of type json can hold, becomes NaN.
     """
     try:
         value: dict[str, Any] = _decode(text)[0]
-    except (ValueError, InvalidOperation):  # int() takes no more than 4,300 digits
+    except (ValueError, InvalidOperation):  # int() refuses more than 4,300 digits
         value = json.loads(text, parse_float=_decimal, parse_int=Decimal)
     except RecursionError:
         value = _shallow(text)
@@ -419,7 +419,7 @@ def parse_image(text: str) -> dict[str, Any]:
 
 
 def _shallow(text: str) -> dict[str, Any]:
-    """Parse an object whose values may be nested too deep: those stand as their texts."""
+    """Parse an object, of which values that are nested too deep are kept as their texts."""
     found: dict[str, Any] = {}
     depth, began, name = 0, 0, ""
     for token in _TOKEN.finditer(text):

@@ -1,5 +1,5 @@
 """
-Queries that are watched: from the arguments of a call to how a cycle runs it.
+From the arguments of a `watch` call to a `Run`: parse, plan, and find out what the query reads.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from service.request.watch_request import parse_watched
 from service.sql.statement import Statement
 
 RUN_LIMIT = 2.0
-"""Seconds that one run of a query may take: all others wait for it."""
+"""Timeout in seconds of one run of a query: the other queries of the cycle wait for it."""
 
 
 MAX_SHAPES = 1024
-"""Kept of one catalog."""
+"""Maximum number of plans in the cache of one catalog snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
 class WatchLimits:
     """
-    How much may be watched.
+    Limits of live queries.
 
     Args:
-        session: Watches of one session.
-        rows: Of one result.
-        max_bytes: That one result, or what waits for one session, may weigh.
-        timeout: Seconds that one run may take.
-        asides: How many groups of queries that take long are read at once, each by a connection.
+        session: Maximum number of watches of one session.
+        rows: Maximum number of rows of one result.
+        max_bytes: Maximum size in bytes of one result, and of the rows that wait for one session.
+        timeout: Timeout of one run, in seconds.
+        asides: Number of groups of slow queries that are read at the same time, each by a connection.
     """
 
     session: int = 100
@@ -60,17 +60,17 @@ class WatchLimits:
 @dataclass(slots=True)
 class PlannedWatch:
     """
-    What is planned of a request, whatever its values.
+    The cached plan of a request, for all parameter values.
 
     Attributes:
-        digest: Of the request.
-        plan: What it reads, and how the rows are told apart.
-        statement: Reads them.
-        reads: The tables that it reads; None until that was asked, and where other values may read
-            others.
-        tracked: All that is in the log; that changes with the catalog alone.
-        shapes: Of queries that are there, by what they read.
-        last: One of them, which is kept for the next.
+        digest: Digest of the request.
+        plan: The plan, with the form of the rows' keys.
+        statement: Statement that reads all rows.
+        reads: Tables that it reads; None until they were found out, and always None before PostgreSQL 16,
+            where they may depend on the values.
+        tracked: All tracked tables; they change only together with the catalog.
+        shapes: Shapes of the live queries with this plan, by what they read.
+        last: The newest shape, kept so that the next query need not build it again.
     """
 
     digest: bytes
@@ -86,11 +86,11 @@ class PlannedWatch:
 
 class Queries:
     """
-    Makes queries of calls.
+    Makes a `Run` of each call of `watch`.
 
     Args:
-        database: Asked what they read.
-        limits: Of what is watched.
+        database: Plans the queries, to find out what they read.
+        limits: Limits of live queries.
     """
 
     def __init__(self, database: Database, limits: WatchLimits) -> None:
@@ -105,13 +105,13 @@ class Queries:
         Parse and plan the query of a call, and find out what it reads.
 
         Args:
-            call: Less the options of `watch`; its role and claims are those of this context.
-            role: Of the caller, in the database.
-            tables: What the caller says that a function reads.
+            call: The call, without the options of `watch`. It runs under the identity of this context.
+            role: Database role of the caller.
+            tables: Tables that functions of the query read, as declared by the caller.
 
         Raises:
-            InvalidArgument: Among others, it calls a function that may write.
-            DatabaseRefused: Changes of something that it reads are not logged.
+            InvalidArgument: An argument is wrong, or the query calls a function that may write.
+            DatabaseRefused: The query reads a table whose changes are not logged.
         """
         limits, asked = self._limits, call.backend.limits
         parsed = parsed_rows(
@@ -131,17 +131,18 @@ class Queries:
         logged = _logged(call, reads, planned.tracked, tables) if tables else shape.reads
         seconds = min(limits.timeout, timeout or limits.timeout)
         caller = call.caller
-        # The session is another one when the caller comes back, and hardly a query asks for it.
+        # The session id is part of the digest only if the query can read it, because a caller that
+        # reconnects has another one, and could not resume.
         session = caller.session if reads.session else None
         claims = () if role == SERVICE else (caller.authid, caller.authrole, caller.realm, session)
         same = (shape.statement.text, values, role, claims, sorted(logged), call.snapshot.mark)
         mark = _digest(same, 8).hex()
-        # Asked in other words, it may have other rows by another catalog.
+        # Two requests with the same statement now may have different ones with another catalog.
         name = _digest((planned.digest, mark, identity, values, tables, seconds), 16)
         return run_of(shape, values, Actor(identity), seconds, logged, mark, name)
 
     def _plan(self, call: Call, request: Any) -> PlannedWatch:
-        """Plan a request, once for each in use."""
+        """Plan a request, or return its plan from the cache."""
         kept = self._planned.setdefault(call.snapshot, {})
         name = (call.relation, request)
         planned = kept.get(name)
@@ -157,7 +158,7 @@ class Queries:
     async def _reads_of(
         self, call: Call, planned: PlannedWatch, values: Sequence[Any], timeout: float | None
     ) -> Dependencies:
-        """Return what a query reads, and note what is tracked."""
+        """Return what a query reads, and store the tracked tables."""
         if planned.reads is not None:
             return planned.reads
         run = self._database.run
@@ -181,10 +182,10 @@ class Queries:
         timeout: float | None,
     ) -> WatchShape:
         """
-        Return what queries have in common that ask for the same and read the same.
+        Build the shape of the queries with one plan and the same dependencies.
 
         Raises:
-            DatabaseRefused: Changes of something that it reads are not logged.
+            DatabaseRefused: The query reads a table whose changes are not logged.
         """
         snapshot, plan, limits = call.snapshot, planned.plan, self._limits
         logged = _logged(call, reads, planned.tracked, ())
@@ -207,13 +208,13 @@ class Queries:
         )
 
     def _ask(self, timeout: float | None, function: Callable[..., Any], *args: Any) -> Any:
-        """Run a read as the service itself."""
+        """Run a read with the service's own role."""
         with self._database.identity(OWN_IDENTITY):
             return self._database.run(function, *args, retry=True, timeout=timeout)
 
 
 def _digest(value: object, size: int) -> bytes:
-    """Return a digest of a value, as Python writes it: equal numbers of other types are others."""
+    """Return a digest of the repr of a value, in which equal numbers of different types differ."""
     return blake2b(repr(value).encode("utf-8", "surrogatepass"), digest_size=size).digest()
 
 
@@ -236,17 +237,17 @@ def _logged(
     call: Call, reads: Dependencies, tracked: Collection[Tracked], tables: Sequence[str]
 ) -> frozenset[int]:
     """
-    Return what of the log may change the rows of a query.
+    Return the numbers of the tracked relations whose changes may change the rows of a query.
 
     Raises:
-        DatabaseRefused: Changes of something that it reads are not logged.
-        UnknownName: The caller has named a table that is none.
+        DatabaseRefused: The query reads a table whose changes are not logged.
+        UnknownName: The caller has declared a table that does not exist.
     """
     catalog = call.snapshot.catalog
     known = {name for schema, table in catalog.relations for name in (table, f"{schema}.{table}")}
     untracked = reads.untracked(tracked)
     if untracked:
-        # A policy, say, may ask a table that the caller does not know.
+        # Only tables that the caller can see are named: a policy may read a hidden one.
         shown = [name for name in untracked if name.replace('"', "") in known]
         raise DatabaseRefused(
             f"changes of {shown[0]} are not logged, so it cannot be watched"

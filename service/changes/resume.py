@@ -1,5 +1,8 @@
 """
-What callers have missed who come back to a query with a position.
+Resuming a watch from a position: which rows may have changed since.
+
+The log since the position names the keys that were touched, so any service can resume a watch without a
+state of its own. Windows, and queries whose caller may not see all rows, start over.
 """
 
 from __future__ import annotations
@@ -31,18 +34,18 @@ SELECT ARRAY(SELECT relation::oid::bigint FROM rowcast.tracked WHERE id = ANY ('
 OURSELVES = Actor()
 
 MOST_MISSED = 100_000
-"""Changes that are kept for all who come back at once; who has missed more gets all rows anew."""
+"""Maximum number of changes kept for all callers that resume in one cycle; the others get all rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Since:
     """
-    What the log has since a snapshot.
+    The changes in the log since a snapshot.
 
     Args:
-        snapshot: That one.
-        changes: All of them.
-        own: Keys of changed rows of the relation itself, of the queries that they may concern; None
+        snapshot: The snapshot.
+        changes: All changes since.
+        own: For each query, the keys of changed rows of its root relation that may concern it; None
             for all rows.
     """
 
@@ -53,13 +56,13 @@ class Since:
 
 class Missed:
     """
-    What the log has since positions, in one transaction.
+    The changes since the positions of callers that resume, within one transaction.
 
-    Many come back at once, from one state: that of the service that they were at. So each change is
-    read once for all of them, and looked at more closely only for those that it may concern.
+    After a service has stopped, its callers resume all at once, most of them from the same position. So each
+    change is read once for all of them, and examined only for the queries that it may concern.
 
     Args:
-        runs: Of the queries to which callers come back.
+        runs: The queries that callers resume.
     """
 
     def __init__(self, runs: Iterable[Run]) -> None:
@@ -67,11 +70,15 @@ class Missed:
         for run in runs:
             if run.keyed is not None and run.keyed.root is not None:
                 self._index.add(run, run.keyed.root, run.terms)
-        # None where it is not all there, or too much.
+        # None for a position whose changes are not all in the log, or are too many.
         self._read: dict[Position, Since | None] = {}
 
     def read_txn(self, connection: PgConnection, positions: Collection[Position]) -> None:
-        """Read what the log has since positions, the newest first: anybody can make up old ones."""
+        """
+        Read the changes since positions, the newest positions first.
+
+        Those are of callers that have just lost their connection, while old ones may be made up.
+        """
         if not positions:
             return
         connection.act(OURSELVES)
@@ -86,13 +93,14 @@ class Missed:
                 room -= len(found.changes)
 
     def keys_txn(self, connection: PgConnection, run: Run, since: Position) -> Sequence[Any] | None:
-        """Return the keys of all rows that may be others than at a position; None if that is unknown."""
+        """Return the keys of all rows that may have changed since a position; None if they are unknown."""
         known = self._read[_place(since)]
         if known is None:
             return None
         connection.act(OURSELVES)
         oids, tracked = connection.ask(TRACKED.format(ids=",".join(map(str, run.reads))))
-        # What came before a table was tracked is in no log, nor is what came after, under this number.
+        # A table that was not tracked yet at the position, or is not any more, has changes that are not
+        # in the log, or that are there under another number.
         if len(tracked) < len(run.reads) or not all(map(known.snapshot.sees, map(int, tracked))):
             return None
         changes = [change for change in known.changes if change.relation in run.reads]
@@ -101,7 +109,7 @@ class Missed:
         return _keys_txn(connection, run, known.own.get(run, set()), changes, oids)
 
     def _since_txn(self, connection: PgConnection, snapshot: PgSnapshot) -> Since | None:
-        """Return what the log has since a snapshot; None if it is too much."""
+        """Return the changes in the log since a snapshot; None if they are too many."""
         rows = read_txn(connection, snapshot)
         if rows is None:
             return None
@@ -122,7 +130,7 @@ class Missed:
 
 
 def _place(position: Position) -> Position:
-    """Return where a position is, whatever it is a position of."""
+    """Return a position without the digest of its query."""
     return replace(position, query="") if isinstance(position, SnapshotPosition) else position
 
 
@@ -137,7 +145,7 @@ def _keys_txn(
     if keyed is None or run.shown is not None:
         return None
     connection.act(run.actor)
-    # Not only of the relation itself: a change of rows that a policy hides would say that there are some.
+    # For all relations that are read, because the key of a row that a policy hides would reveal the row.
     if not may_read_all_txn(connection, oids):
         return None
     actor = OURSELVES if run.shape.shared else run.actor

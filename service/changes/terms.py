@@ -1,9 +1,9 @@
 """
-What a filter says of each row that it holds of: terms that a change's images can be held against.
+Terms of a filter: conditions on single columns that Python can check against the images of a change.
 
-A term asks for one of some values of a column, or for values between two. Values compare as
-PostgreSQL's do, for the types of `FORMS`. Terms over other operators and types are left out, and so is
-what stands beside an OR: a filter holds of no row of which its terms do not, but not the other way around.
+A term restricts a column to some values, or to a range. Values compare as in PostgreSQL, for the types of
+`FORMS`. Conditions with other operators and types are left out, and so are most with OR. So the terms are
+necessary, not sufficient: if a row violates one, the filter does not match it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from service.plan.conditions import (
 from service.plan.watch_plan import ROOT
 
 UNKNOWN: Any = object()
-"""The value of a row that this module cannot read, such as a date before Christ."""
+"""Stands for a value that this module cannot read, such as a date BC."""
 
 
 def _integer(text: str) -> Any:
@@ -67,7 +67,7 @@ def _date(text: str) -> Any:
 
 
 def _timestamp(text: str, zone: str = "") -> Any:
-    """Return the microseconds since the year 1."""
+    """Return the microseconds since the start of the year 1, or UNKNOWN."""
     if not re.fullmatch(
         rf"\d{{4}}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{{1,6}})?{zone}", text, re.ASCII
     ):
@@ -89,13 +89,12 @@ def _timestamptz(text: str) -> Any:
 @dataclass(frozen=True, slots=True)
 class ValueForm:
     """
-    How values of a type are compared.
+    The comparable form of the values of a type.
 
     Args:
-        name: Of the type.
-        read: Returns what stands for a value, given as text: equal if and only if the values are,
-            and in their order.
-        sorted: Whether they have the same order.
+        name: Name of the type.
+        read: Converts a value's text to the comparable form: equal if and only if PostgreSQL's are.
+        sorted: Whether the comparable forms also have PostgreSQL's order.
     """
 
     name: str
@@ -103,7 +102,7 @@ class ValueForm:
     sorted: bool = True
 
     def of(self, value: Any) -> Any:
-        """Return what stands for a value as the log has it."""
+        """Return the comparable form of a value from an image of the log."""
         kind = type(value)
         if value is None or kind is str:
             return None if value is None else self.read(value)
@@ -125,7 +124,7 @@ FORMS: Mapping[str, ValueForm] = {
         ValueForm("date", _date),
         ValueForm("timestamp", _timestamp),
         ValueForm("timestamptz", _timestamptz),
-        # their order is a matter of the collation
+        # Their order depends on the collation.
         *(ValueForm(name, str, sorted=False) for name in ("text", "varchar")),
     )
 }
@@ -134,27 +133,27 @@ ENUM = ValueForm("enum", str, sorted=False)
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """A column has one of some values, perhaps null; they are as the form reads them."""
+    """The column has one of some values, in the comparable form; None among them stands for null."""
 
     column: str
     form: ValueForm
     values: frozenset[Any]
 
     def holds(self, value: Any) -> bool:
-        """Return whether a value, read by the form, may be one of them."""
+        """Return whether a value in the comparable form may be one of them."""
         return value is UNKNOWN or value in self.values
 
 
 @dataclass(frozen=True, slots=True)
 class Between:
     """
-    A column has a value between two.
+    The column has a value in a range.
 
     Args:
-        column: Which one.
-        form: Of the values.
-        low, high: The ends; None where there is none.
-        low_in, high_in: Whether they are among the values.
+        column: Name of the column.
+        form: Comparable form of its values.
+        low, high: Bounds; None if there is none.
+        low_in, high_in: Whether the bounds are part of the range.
     """
 
     column: str
@@ -165,7 +164,7 @@ class Between:
     high_in: bool = True
 
     def holds(self, value: Any) -> bool:
-        """Return whether a value, read by the form, may be between them."""
+        """Return whether a value in the comparable form may be in the range."""
         if value is UNKNOWN:
             return True
         if value is None:
@@ -182,13 +181,13 @@ def terms_of(
     catalog: Catalog, codec: Codec, where: Condition | None, values: Sequence[Any]
 ) -> list[Term]:
     """
-    Return the terms that all have to hold of a row, for a filter to hold of it.
+    Return terms that all hold for each row that matches a filter.
 
     Args:
-        catalog: For types.
-        codec: Writes the values.
-        where: The filter, as planned.
-        values: Of the call.
+        catalog: Catalog with the types.
+        codec: Encodes parameter values as PostgreSQL's text.
+        where: The planned filter.
+        values: Parameter values of the call.
     """
     found: dict[tuple[str, type], Term] = {}
     for term in _terms(catalog, codec, where, values):
@@ -234,13 +233,13 @@ def _comparison(
     type = catalog.type(right.type.element) if many else right.type
     if catalog.plain(type) is not test.left.type:
         return None
-    if many and not isinstance(given, list | tuple):  # an array as PostgreSQL's text
+    if many and not isinstance(given, list | tuple):  # an array given as PostgreSQL's text
         return None
     read = [_operand(codec, form, type, each) for each in (given if many else [given])]
     if UNKNOWN in read:
         return None
     column = test.left.column.name
-    if name == "=" or None in read:  # nothing compares with null
+    if name == "=" or None in read:  # a comparison with null matches no row: a term without values
         return OneOf(column, form, frozenset(read) - {None})
     if not form.sorted:
         return None
@@ -259,7 +258,7 @@ def _operand(codec: Codec, form: ValueForm, type: Any, value: Any) -> Any:
 
 
 def _form(catalog: Catalog, value: Expression) -> ValueForm | None:
-    """Return how the values of a column of the row itself compare; None for anything else."""
+    """Return the comparable form of a plain column of the root relation; None for any other expression."""
     if value.source != ROOT or value.links or value.steps or value.applied or value.function:
         return None
     if value.row or value.column.loose or not value.column.logged:
@@ -271,7 +270,7 @@ def _form(catalog: Catalog, value: Expression) -> ValueForm | None:
 
 
 def _both(one: Term, other: Term) -> Term:
-    """Return the term that holds where two of one column do."""
+    """Return the conjunction of two terms of one column."""
     if isinstance(one, OneOf) and isinstance(other, OneOf):
         return replace(one, values=one.values & other.values)
     assert isinstance(one, Between)

@@ -1,14 +1,14 @@
 """
 Which rows of a live query the changes of a cycle can have touched.
 
-A changed row of the relation itself names its key, before and after. A row that is related to it
-names the values by which it is, before and after, and the rows that have them are looked up, one
-link at a time, in the snapshot that the changes were read in. That is enough: if a row between has
-changed too, its own images lead on to where it was. (If the rows were read in a later snapshot than
-the changes, or from the images after them alone, it would not be; the tests have both beside it.)
+A changed row of the root relation names its key, in its old and its new image. A changed row of a related
+relation names its foreign key, in both images; the rows that it refers to are looked up, one link at a time,
+in the snapshot in which the changes were read. That is complete: if a row in between has changed too, its own
+images lead to the rows that it referred to before. (With rows read from a later snapshot, or with the new
+images alone, it is not; the tests run both variants, and they must fail.)
 
-What a query reads in another way than by its links (in a policy, in a function, a second time) touches
-all of its rows.
+If a query reads a relation in any other way (in a policy, in a function, a second time), a change of that
+relation touches all of its rows.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from service.sql.statement import Statement
 
 Image = Mapping[str, Any]
 Key = tuple[Any, ...]
-"""The values of a key, as they go over the wire; on the way to it, as JSON has them."""
+"""The values of a key in their wire form; of related rows, as their JSON images have them."""
 
 MOST_KEYS = 10_000
-"""Of one query in one cycle; with more, all of its rows are read again."""
+"""Maximum number of keys of one query in one cycle; with more, all of its rows are read again."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowChange:
-    """A row of the log with its images read; numbers with a point are exact."""
+    """A row of the log with its images parsed; numbers with a decimal point are `Decimal`."""
 
     relation: int
     op: Op
@@ -52,12 +52,12 @@ class RowChange:
 
     @property
     def images(self) -> Sequence[Image]:
-        """The row before and after, as far as there is one."""
+        """The images that there are: old, new or both."""
         return [image for image in (self.old, self.new) if image is not None]
 
 
 def row_change(row: LogRow) -> RowChange:
-    """Return a row of the log with its images read."""
+    """Parse the images of a log row."""
     old, new = (None if text is None else parse_image(text) for text in (row.old, row.new))
     return RowChange(row.relation, row.op, old, new)
 
@@ -65,15 +65,16 @@ def row_change(row: LogRow) -> RowChange:
 @dataclass(frozen=True, slots=True)
 class KeyPlan:
     """
-    How the changes of a cycle lead to rows of a query.
+    How the changes of a cycle lead to keys of a query's rows.
 
     Args:
-        rows: Of the query.
-        root: The relation that has them, by its number in the log; None where it is in none.
-        keyed: Of each relation in the log that it reads by links, by number, the aliases.
-        whole: The other ones that it reads.
-        steps: Of each way, the query for the rows that it leads to; None where that row is known.
-        readers: What makes values of the key of those in JSON; none where all are the same.
+        rows: The query's root relation and its links to other relations.
+        root: Number of the root relation in the log; None if it is not logged in full.
+        keyed: For each logged relation that is read by links, by number, its aliases in the query.
+        whole: Numbers of relations of which a change touches all rows.
+        steps: Each link with the statement that looks up the rows it leads to; None in place of the
+            statement if the changed row itself names them.
+        readers: Functions that convert key values from JSON to their wire form; empty if none needs to.
     """
 
     rows: KeyedRows
@@ -85,18 +86,18 @@ class KeyPlan:
 
     @property
     def related(self) -> frozenset[int]:
-        """The relations whose rows lead to others."""
+        """Numbers of the relations whose changed rows lead to rows of the root relation."""
         return frozenset(each for each, sources in self.keyed.items() if {*sources} - {ROOT})
 
 
 @dataclass(frozen=True, slots=True)
 class Touched:
     """
-    Rows of a query that may be others than they were.
+    Keys of a query's rows that may have changed.
 
     Args:
-        rows: Those that may have come or gone.
-        related: Those in which something may have changed, if they are among the rows at all.
+        rows: Keys of rows that may have entered, left or changed.
+        related: Keys of rows that may have changed, but can neither have entered nor left.
     """
 
     rows: frozenset[Key]
@@ -106,7 +107,7 @@ class Touched:
 def key_plan(
     catalog: Catalog, rows: KeyedRows, dependencies: Dependencies, tracked: Iterable[Tracked]
 ) -> KeyPlan | None:
-    """Return how changes lead to the rows of a query; None where one cannot say what it reads."""
+    """Return how changes lead to keys of a query's rows; None if not everything it reads is known."""
     if dependencies.opaque:
         return None
     tracked = list(tracked)
@@ -131,7 +132,7 @@ def key_plan(
 
 
 def own_keys(plan: KeyPlan, changes: Iterable[RowChange]) -> set[Key] | None:
-    """Return the keys, before and after, of changed rows of the relation itself; None for all rows."""
+    """Return the keys of changed rows of the root relation, from both images; None for all rows."""
     found: set[Key] = set()
     for change in changes:
         if change.relation != plan.root:
@@ -153,22 +154,22 @@ def related_txn(
     most: int = MOST_KEYS,
 ) -> Touched | None:
     """
-    Return the rows to which changed rows are related, before or after; None for all rows.
+    Return the rows to which changed rows are or were related; None for all rows.
 
     Args:
         connection: In the snapshot in which the changes were read.
-        actor: Who looks them up: the caller, or somebody who sees all that he sees.
-        codec: For values.
-        plan: Of the query.
-        changes: All of the cycle.
-        most: How many keys are too many.
+        actor: Identity of the lookup: the caller's, or one that sees all rows that the caller sees.
+        codec: Codec of parameters.
+        plan: Key plan of the query.
+        changes: All changes of the cycle.
+        most: Maximum number of keys.
     """
     met = _met(plan, changes)
     if met is None:
         return None
     found: dict[bool, set[Key]] = {True: set(), False: set()}
     for way, step in plan.steps:
-        # nothing equals null
+        # A null foreign key refers to no row.
         values = {each for each in met.pop(way.source, ()) if None not in each}
         if not values:
             continue
@@ -192,14 +193,14 @@ def related_txn(
 
 
 def sees_all_txn(connection: PgConnection, plan: KeyPlan, tracked: Iterable[Tracked]) -> bool:
-    """Return whether whoever asks may read all rows on the ways, so that he can climb for anybody."""
+    """Return whether the session's role may read all rows on the links, and so look them up for anybody."""
     oids = {(each.schema, each.name): each.oid for each in tracked}
     climbed = {(w.outer.schema, w.outer.name) for w, step in plan.steps if step is not None}
     return may_read_all_txn(connection, [oids[name] for name in climbed])
 
 
 def may_read_all_txn(connection: PgConnection, oids: Collection[int]) -> bool:
-    """Return whether whoever asks may read all rows of some tables."""
+    """Return whether the session's role may read all rows of some tables."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT coalesce(pg_catalog.bool_and(coalesce("
@@ -215,11 +216,11 @@ def may_read_all_txn(connection: PgConnection, oids: Collection[int]) -> bool:
 
 def key_arrays(keys: Collection[Key], columns: Sequence[str]) -> tuple[list[str], frozenset[str]]:
     """
-    Return what the keys of a statement `with_keys` are bound to, and the columns that are null in one.
+    Return the array parameters of a statement `with_keys`, and the key columns that are null in any key.
 
     Args:
-        keys: At least one.
-        columns: Of the key.
+        keys: The keys, at least one.
+        columns: Columns of the key.
     """
     arrays, nulls = [], set[str]()
     for at, name in enumerate(columns):
@@ -244,7 +245,7 @@ def _steps(catalog: Catalog, rows: KeyedRows) -> list[tuple[Way, Statement | Non
 
 
 def _met(plan: KeyPlan, changes: Iterable[RowChange]) -> dict[str, set[Key]] | None:
-    """Return, of each alias, what the changed rows are related by; None if all rows are touched."""
+    """Return for each alias the link values of its changed rows; None if all rows are touched."""
     met: dict[str, set[Key]] = {}
     leads = {way.source: _columns(plan.rows, way.source) for way in plan.rows.ways}
     for change in changes:
@@ -262,18 +263,18 @@ def _met(plan: KeyPlan, changes: Iterable[RowChange]) -> dict[str, set[Key]] | N
 
 
 def _values(change: RowChange, columns: Sequence[str]) -> list[Key] | None:
-    """Return the values that a row had and has in some columns; None where they are not known."""
+    """Return the values of some columns in the images of a change; None if they are not known."""
     try:
         found = [tuple([image[name] for name in columns]) for image in change.images]
-    except KeyError:  # of before the column was added
+    except KeyError:  # the image was logged before the column was added
         return None
-    # not as a set: to Python, 1.0 and 1.00 are the same
+    # A list and not a set: Decimal("1.0") and Decimal("1.00") are equal, but different keys.
     known = not any(isinstance(each, list | dict) for key in found for each in key)
     return found if found and known else None
 
 
 def _keys(plan: KeyPlan, values: Collection[Key]) -> set[Key] | None:
-    """Return keys, given in JSON; None if one cannot be read."""
+    """Return keys converted from JSON to their wire form; None if one cannot be read."""
     if not plan.readers:
         return set(values)
     try:
@@ -289,7 +290,7 @@ def _keys(plan: KeyPlan, values: Collection[Key]) -> set[Key] | None:
 
 
 def _named(way: Way, columns: Sequence[str], values: Iterable[Key]) -> set[Key]:
-    """Return what rows that a way leads to are known by, which its own columns say."""
+    """Return the values of `columns` in the rows that a link leads to, from the link's own values."""
     known = [there for there, _, _ in way.pairs]
     places = [known.index(name) for name in columns]
     return {tuple([each[place] for place in places]) for each in values}
@@ -306,14 +307,14 @@ def _climbed_txn(
 
 
 def _columns(rows: KeyedRows, source: str) -> tuple[str, ...]:
-    """Return what has to be known of rows to go on from them, or at the end their key."""
+    """Return the columns of rows that are needed to follow their link; of the root, its key."""
     if source == ROOT:
         return rows.key
     return next(tuple(here for _, here, _ in w.pairs) for w in rows.ways if w.source == source)
 
 
 def _is_by_link(scan: Scan, aliases: Mapping[str, Tracked]) -> bool:
-    """Return whether a table is read as one of the links of a plan; partitions get a number behind."""
+    """Return whether a scan is one of the plan's links; aliases of partitions end in a number."""
     if scan.alias is None:
         return False
     names = (scan.alias, re.sub(r"_[0-9]+$", "", scan.alias))
