@@ -1,9 +1,9 @@
 """
-Catch-up: the changes after a position, to each caller what its role may see.
+Catch-up: the procedures `changes` and `position`, for subscribers that have missed events.
 
-The ticks of the log are read again, so that what a subscriber has missed comes with the content,
-order and positions that it had on the topics. Of a relation with row-level security an entry says only
-that it has changed: a policy judges rows that are there, and not what they were.
+`changes` reads the ticks of the log again, so that missed changes have the content, order and positions that
+they had on the topics. Each caller is shown what its role may see. For a relation with row-level security an
+entry says only that it has changed, because a policy can be evaluated on present rows, not on images.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ from service.payload import Encoded, wire_json
 from service.request.arguments import Arguments, Caller, items_with_paths
 
 TICKS = 100
-"""That are read at a time."""
+"""Number of ticks that are read at a time."""
 CONSIDERED = 20_000
-"""Changes that one call looks at, most of which may be of other relations than it asks for."""
+"""Maximum number of changes that one call examines, including those of relations it does not ask for."""
 ROWS = 1000
-"""Rows of the log that are read at a time, unless fewer changes are asked for."""
+"""Maximum number of log rows that are read at a time."""
 LEAST = 100
-"""Rows that are read at a time, however few are asked for."""
+"""Number of log rows that are read at a time even if fewer changes are asked for."""
 LARGE = 8
-"""Large ticks of which it is remembered how they are read."""
+"""Number of large ticks whose paging is cached."""
 FORMS = ("dicts", "json")
-"""Of an answer; changes of several relations have no columns to be lists of."""
+"""Forms of an answer; not "lists", because changes of several relations share no columns."""
 ROOM = 4096
-"""Bytes of an answer besides its changes."""
+"""Allowance in bytes for an answer besides its changes."""
 
 FIRST_AFTER = """
 SELECT coalesce(max(tick), 0) + 1 FROM rowcast.ticks
@@ -72,14 +72,14 @@ SELECT coalesce(max(tick), 0) + 1 FROM rowcast.ticks
 @dataclass(frozen=True, slots=True)
 class ReadChanges:
     """
-    What was read of the log for a caller.
+    Changes that were read from the log for a caller.
 
     Args:
-        changes: Those that it may be shown, if its rights allow.
-        rights: On their relations.
-        ended: Transactions all of whose changes were looked at.
-        position: Where the changes that follow begin.
-        more: Whether there are some by now.
+        changes: The changes, not filtered by the caller's rights yet.
+        rights: Rights on their relations.
+        ended: Transactions of which all changes were examined.
+        position: Position from which to read on.
+        more: Whether there are more changes now.
     """
 
     changes: Sequence[Change]
@@ -92,11 +92,13 @@ class ReadChanges:
 @dataclass(frozen=True, slots=True)
 class Paging:
     """
-    How a large tick is read; it stays as it is, so whoever finds out the same at once finds the same.
+    The pages of a large tick, found out so far.
+
+    A tick never changes, so threads that find out the same pages at once do no harm.
 
     Args:
-        pages: Those that are known, from the first on.
-        before: Rows of the tick that come before each page that was reached.
+        pages: The known pages, from the first on.
+        before: For each page that was reached, the number of the tick's rows before it.
     """
 
     pages: list[TickPage] = field(default_factory=list)
@@ -105,16 +107,16 @@ class Paging:
 
 class LargeTicks:
     """
-    How large ticks are read that were asked for last.
+    A cache of the paging of the large ticks that were read last.
 
-    Without it the thousandth answer of one would look at all that the others had before.
+    Without it, each answer would read the large tick from its start again.
     """
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, int], Paging] = {}
 
     def paging(self, tick: Tick) -> Paging:
-        """Return how a tick is read."""
+        """Return the paging of a tick."""
         name = tick.epoch, tick.number
         found = self._known.pop(name, None) or Paging()
         self._known[name] = found
@@ -123,22 +125,22 @@ class LargeTicks:
         return found
 
     def reached(self, position: TickPosition) -> bool:
-        """Return whether a page of a tick is known to end at a position."""
+        """Return whether a known page of a tick ends at a position."""
         found = self._known.get((position.epoch, position.tick))
         return found is not None and position.index in map(last_place, found.before)
 
 
 class CatchUp:
     """
-    Answers `changes` and `position`.
+    The procedures `changes` and `position`.
 
     Args:
-        database: Has the log.
-        dispatcher: Has the catalogs of all roles.
-        roles: Of callers and of the database.
-        max_rows: Changes in one answer.
-        max_bytes: What an answer may weigh.
-        most: Rows of the log above which a transaction is a reset, as for the feed.
+        database: The database with the log.
+        dispatcher: Knows the catalogs of all roles.
+        roles: Mapping of authroles to database roles.
+        max_rows: Maximum number of changes in one answer.
+        max_bytes: Maximum size of an answer in bytes.
+        most: Number of log rows above which a transaction is a reset; the same as the feed's.
     """
 
     def __init__(
@@ -165,9 +167,9 @@ class CatchUp:
     async def _position(
         self, caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> str:
-        """Return the newest position: what is committed from now on comes after it."""
+        """Return the newest position: changes committed from now on come after it."""
         timeout = Arguments(args, kwargs, [], []).timeout()
-        # As the service itself: callers have no right on the log.
+        # With the service's own role: callers have no right on the log.
         with self._database.identity(OWN_IDENTITY):
             found: str = await self._database.run(position_txn, retry=True, timeout=timeout)
         return found
@@ -179,8 +181,8 @@ class CatchUp:
         Return the changes after a position, as far as the caller may see them.
 
         Raises:
-            InvalidArgument: The position is none, or changes of a relation are not logged.
-            PositionGone: The changes are not kept any more.
+            InvalidArgument: The position is invalid, or changes of a relation are not logged.
+            PositionGone: The log does not have the changes after the position any more.
         """
         given = Arguments(args, kwargs, ["since"], ["relations", "limit", "form"])
         since = parse_position(given.required("since"))
@@ -232,8 +234,8 @@ def position_txn(connection: PgConnection) -> str:
     Return the newest position.
 
     Raises:
-        InvalidArgument: There is no log.
-        Unavailable: It is not read yet, or not here.
+        InvalidArgument: There is no change log.
+        Unavailable: No feed has read the log yet, or the server is a standby.
     """
     return str(end_txn(connection, _epoch_txn(connection)))
 
@@ -251,18 +253,18 @@ def changes_txn(
     Read the changes after a position.
 
     Args:
-        connection: In a REPEATABLE READ transaction, as the service itself.
+        connection: In a REPEATABLE READ transaction, with the service's own role.
         since: The position.
-        role: Of the database, whose rights are read too.
-        wanted: The relations; None for all.
-        limit: Changes at most.
-        most: Rows of the log above which a transaction is a reset.
-        large: What is known of large ticks.
+        role: Database role of the caller, whose rights are looked up too.
+        wanted: The relations to read; None for all.
+        limit: Maximum number of changes.
+        most: Number of log rows above which a transaction is a reset.
+        large: Cache of the paging of large ticks.
 
     Raises:
-        InvalidArgument: There is no log, or none of a relation.
-        PositionGone: The changes are not kept any more.
-        Unavailable: The log is not read yet, or not here.
+        InvalidArgument: There is no change log, or changes of a relation are not logged.
+        PositionGone: The log does not have the changes after the position any more.
+        Unavailable: No feed has read the log yet, or the server is a standby.
     """
     epoch = _epoch_txn(connection)
     if resume_txn(connection, since) is None:
@@ -298,7 +300,7 @@ def _ids(tracked: Mapping[int, Tracked], wanted: Sequence[QualifiedName]) -> set
     Return the numbers of relations in the log.
 
     Raises:
-        InvalidArgument: Changes of one are not logged.
+        InvalidArgument: Changes of a relation are not logged.
     """
     by_name = {(each.schema, each.name): each.id for each in tracked.values()}
     for schema, name in wanted:
@@ -312,7 +314,7 @@ def _ids(tracked: Mapping[int, Tracked], wanted: Sequence[QualifiedName]) -> set
 
 
 def _position(since: Position, last: Change | None, follows: Change | Tick) -> Position:
-    """Return where what follows the last change begins: before its tick, if that is another one."""
+    """Return the position between the last change and what follows; at the start of a following tick."""
     if last is None:
         return since
     tick = follows if isinstance(follows, Tick) else follows.tick
@@ -344,15 +346,17 @@ def _after_txn(
     large: LargeTicks,
 ) -> Iterator[Change | Tick]:
     """
-    Yield the changes after a position, in their order; and a tick before rows of it are read.
+    Yield the changes after a position, in order, and a tick each time before rows of it are read.
+
+    The tick lets the caller stop before that read, when it needs no more changes.
 
     Args:
         connection: In a REPEATABLE READ transaction.
         since: The position.
-        tracked: What is tracked.
-        left: Returns how many changes are asked for yet.
-        most: Rows of the log above which a transaction is a reset.
-        large: What is known of large ticks.
+        tracked: The tracked tables.
+        left: Returns how many more changes are needed.
+        most: Number of log rows above which a transaction is a reset.
+        large: Cache of the paging of large ticks.
 
     Raises:
         PositionGone: There is no change at the position.
@@ -392,10 +396,10 @@ def _behind(
     found: Iterator[Change | Tick], since: TickPosition, met: bool
 ) -> Iterator[Change | Tick]:
     """
-    Yield the changes behind a position in the first of some ticks.
+    Yield the changes after a position, which is in the first of some ticks.
 
     Raises:
-        PositionGone: There is no change at the position, and it is not known that a page ends there.
+        PositionGone: There is no change at the position, and `met` does not say that it is valid.
     """
     for each in found:
         if isinstance(each, Change) and each.tick.number == since.tick:
@@ -410,7 +414,7 @@ def _behind(
 
 
 def _together(ticks: Sequence[Tick], left: Callable[[], int]) -> Iterator[list[Tick]]:
-    """Yield ticks that are read by one statement: as many as have few rows, or one that has more."""
+    """Yield groups of ticks to be read by one statement: several small ticks, or one large tick."""
     found: list[Tick] = []
     rows = 0
     for tick in ticks:
@@ -432,7 +436,7 @@ def _of_ticks_txn(
     large: LargeTicks,
     after: int,
 ) -> Iterator[Change | Tick]:
-    """Yield the changes of ticks; of the first one perhaps only those after an index."""
+    """Yield the changes of ticks; of a large first one only pages that reach beyond the index `after`."""
     if 0 < sum(tick.rows for tick in ticks) <= ROWS:
         yield ticks[0]
         found = rows_txn(connection, ticks, most)
@@ -474,14 +478,14 @@ def answer_of(
     read: ReadChanges, catalog: Catalog, role: str, form: str, max_bytes: int
 ) -> dict[str, Any] | str:
     """
-    Return what `changes` answers, in a pool thread.
+    Build the answer of `changes`; runs in a pool thread.
 
     Args:
-        read: What was read.
-        catalog: What is served to the caller.
-        role: Of the caller, in the database.
-        form: "json" for one JSON text.
-        max_bytes: What the answer may weigh.
+        read: The changes that were read.
+        catalog: Catalog that is served to the caller.
+        role: Database role of the caller.
+        form: "dicts", or "json" for one JSON text.
+        max_bytes: Maximum size of the answer in bytes.
     """
     pieces: list[str] = []
     entries, latest = _entries_of(read, catalog, role, form, max_bytes - ROOM)
@@ -501,16 +505,17 @@ def answer_of(
 
 
 Write = Callable[[Change, bool], str]
-"""Return a change, and whether it is the last of its transaction, as JSON, or as CBOR of `pack.py`."""
+"""Encodes a change as JSON, or as CBOR as in `db/pack.py`; the second argument is the entry's `last`."""
 
 
 def _entries_of(
     read: ReadChanges, catalog: Catalog, role: str, form: str, max_bytes: int
 ) -> tuple[list[tuple[int, Change, Write]], dict[str, int]]:
     """
-    Return the changes that are answered, each with its place in what was read, and what writes it.
+    Return the entries of an answer, and for each transaction the index of its last entry.
 
-    And of each transaction the last of them: that of all may be one that the caller does not see.
+    An entry is a change with its index in what was read and its encoder. The last entry of a transaction is
+    marked `last`, because its last change may be one that the caller does not see.
     """
     shown = {
         id: shown_of(catalog, rights, rights.columns[role])
@@ -542,7 +547,7 @@ def _entries_of(
 
 
 def _writing(of: Shown, form: str, max_bytes: int) -> Write:
-    """Return what writes the changes of a relation."""
+    """Return the encoder of a relation's changes."""
     packer = of.packer(max_bytes) if form != "json" else None
 
     def write(change: Change, last: bool) -> str:
@@ -559,7 +564,7 @@ def _writing(of: Shown, form: str, max_bytes: int) -> Write:
 
 
 def touch(shown: Shown, change: Change) -> dict[str, Any]:
-    """Return the entry that says of a relation only that it has changed."""
+    """Return the entry that says only that a relation has changed."""
     return {
         "op": "touch",
         "schema": shown.schema,

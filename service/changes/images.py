@@ -1,14 +1,14 @@
 """
-Images of the log → rows as `find` answers them.
+Images of the log → rows in the form in which `find` answers them.
 
-The log has a row as PostgreSQL's `row_to_json` wrote it, under settings that the triggers pin
-(schema/changes.py). That is not the form of the wire: a numeric is a JSON number there, bytea is a
-string. What cannot be told from an image exactly is not guessed: such a row is to be read by its
-key.
+The log has rows as PostgreSQL's `row_to_json` wrote them, under settings that the triggers pin
+(schema/triggers.py: PINNED). That differs from the wire form: a numeric is a JSON number, bytea is a string.
+If an image does not determine a value exactly, the value is not guessed: the event says that the row has to
+be read by its key.
 
-Changes become CBOR by a function that is compiled once for each relation and what is shown of it: to
-make a dict of a change, with dicts of its rows, and to encode that takes more than all else that
-`changes` does with it. The bytes are those that `Shown.event` gives, as cbor2 encodes it.
+Changes are encoded as CBOR by a function that is compiled once per relation and set of columns: to build
+dicts of a change and its rows, and encode these, would take longer than everything else that `changes` does
+with it. The bytes are those that cbor2 makes of `Shown.event`.
 """
 
 from __future__ import annotations
@@ -30,48 +30,48 @@ from service.db.pack import MAP, head, text
 from service.plan.cached_lookups import cached_per_catalog
 
 ReadImage = Callable[[Any], Any]
-"""From the value of an image that is not null to that of the wire."""
+"""Converts a value of an image, which is not null, to its wire form."""
 
 LONGEST = 200_000
-"""Digits of a numeric on either side of its point: PostgreSQL has 131,072 before it at most."""
+"""Limit on the digits of a numeric on either side of its point; PostgreSQL has at most 131,072 before it."""
 
 DIMENSIONS = 6
-"""Of an array, at most."""
+"""Maximum number of dimensions of an array in PostgreSQL."""
 
 LONGEST_INTEGER = 21
-"""Characters of one of 64 bits, and one more."""
+"""One more than the characters of a 64-bit integer."""
 
 
 _LACKING = object()
 _SAME = frozenset([str, int, bool, type(None)])
-"""Types of which equal values are the same: 1.0 and 1.00 are not."""
+"""Types whose equality in Python is exact; Decimal("1.0") and Decimal("1.00") are equal, but differ."""
 
 
 def differs(one: Any, other: Any) -> bool:
-    """Return whether two values of a column are to be told apart: True and 1 are, and 1 and 1.0."""
+    """Return whether two values of a column differ on the wire: True and 1 do, and 1 and 1.0."""
     if one != other or type(one) is not type(other):
         return True
-    # In a document, too.
+    # Likewise for values nested in a document, which Python's equality does not tell apart.
     return isinstance(one, list | dict) and repr(one) != repr(other)
 
 
 class Unreadable(Exception):
     """
-    An image does not have a value in a form that its type is read from.
+    An image has a value in a form that cannot be converted exactly.
 
-    Its type is another one since, or has a cast to json of its own (hstore's is known), or its text
-    depends on the session's `search_path` (regclass), or it is a document of too many levels.
+    The column's type has changed since, or the type has its own cast to json (hstore's is known), or its text
+    depends on the session's `search_path` (regclass), or the value is a document nested too deep.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class ImageReader:
     """
-    Reads the rows of a relation.
+    Converts the images of a relation to rows.
 
     Args:
-        columns: What reads the value of each column that is shown.
-        levels: How deep lists and dicts may be in a value.
+        columns: Converter of each column that is shown.
+        levels: How deep lists and dicts can be nested in a value.
     """
 
     columns: Mapping[str, ReadImage]
@@ -79,12 +79,12 @@ class ImageReader:
 
     def row(self, image: Image) -> dict[str, Any]:
         """
-        Return the row of an image: of the columns that are shown, those that it has.
+        Return the row of an image, with those of the shown columns that the image has.
 
-        One that it lacks has come, or got its name, since.
+        A column that it lacks was added or renamed since.
 
         Raises:
-            Unreadable: A value is in a form that its type does not have.
+            Unreadable: A value cannot be converted exactly.
         """
         found = {}
         for name, read in self.columns.items():
@@ -95,15 +95,15 @@ class ImageReader:
 
     def before(self, image: Image, later: Image, row: Mapping[str, Any]) -> dict[str, Any]:
         """
-        Return what a row had in the columns in which it differs now.
+        Return the old values of the columns that have changed.
 
         Args:
-            image: That it had.
-            later: The one that it has.
-            row: What that one reads as.
+            image: Old image.
+            later: New image.
+            row: The row of the new image.
 
         Raises:
-            Unreadable: A value is in a form that its type does not have.
+            Unreadable: A value cannot be converted exactly.
         """
         found = {}
         for name, read in self.columns.items():
@@ -120,10 +120,10 @@ class ImageReader:
 
     def value(self, column: str, value: Any) -> Any:
         """
-        Return the value of one column.
+        Return the wire form of a value of one column.
 
         Raises:
-            Unreadable: It is in a form that its type does not have.
+            Unreadable: The value cannot be converted exactly.
         """
         return None if value is None else self.columns[column](value)
 
@@ -136,11 +136,11 @@ def image_reader(
     Return the reader of a relation's images.
 
     Args:
-        catalog: That has it.
-        relation: Whose rows they are.
-        columns: Names and types of those that are shown. Virtual generated columns are null in
-            images, and so are left out; a column that the catalog does not have, or not of that type,
-            cannot be read.
+        catalog: Catalog that has the relation.
+        relation: The relation.
+        columns: Names and types of the columns that are shown. Virtual generated columns are left out,
+            since images have null for them. A column that the catalog lacks, or has with another type,
+            raises `Unreadable`.
     """
     shown = dict(columns)
     known = {
@@ -155,13 +155,13 @@ def image_reader(
 
 
 def key_reader(catalog: Catalog, type: Type) -> ReadImage | None:
-    """Return what reads the value of a key; None where it is that of the wire as it stands."""
+    """Return the converter of a key value; None if images have it in its wire form."""
     form = catalog.plain(type).form
     return BY_FORM[form] if form in ("binary", "decimal", "interval", "timestamptz") else None
 
 
 def _levels(catalog: Catalog, type: Type) -> int:
-    """Return how many lists and dicts may be in each other in a value of a type."""
+    """Return how deep lists and dicts can be nested in a value of a type."""
     plain = catalog.plain(type)
     if plain.kind == "array":
         return DIMENSIONS + _levels(catalog, catalog.type(plain.element))
@@ -184,11 +184,11 @@ def _reader(catalog: Catalog, type: Type) -> ReadImage:
 
 
 def _list_reader(catalog: Catalog, type: Type) -> ReadImage:
-    """Build the reader of arrays: lists in lists are dimensions, or arrays as elements (domains)."""
+    """Build the converter of arrays; nested lists are dimensions, or elements that are arrays (domains)."""
     element = catalog.plain(catalog.type(type.element))
     while element.kind == "array":
         element = catalog.plain(catalog.type(element.element))
-    # Of JSON a list may be an element, and is read like one in each case.
+    # A list in an array of json may also be an element; its items are converted in the same way.
     of = _reader(catalog, element)
 
     def read(value: Any) -> list[Any]:
@@ -203,7 +203,7 @@ def _list_reader(catalog: Catalog, type: Type) -> ReadImage:
 
 
 def _record_reader(fields: Mapping[str, ReadImage]) -> ReadImage:
-    """Build the reader of composites, whose hidden fields have no name."""
+    """Build the converter of composites; hidden fields have an empty name."""
 
     def read(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict) or not all(name in value for name in fields if name):
@@ -222,7 +222,7 @@ def _nothing(value: Any) -> Any:
 
 
 def read_string(value: Any) -> str:
-    """Return a value that is a string, as of most types."""
+    """Return a value that is a string in images and on the wire, as those of most types are."""
     if not isinstance(value, str):
         raise Unreadable
     return value
@@ -237,7 +237,7 @@ def _boolean(value: Any) -> bool:
 def _integer(value: Any) -> int:
     if type(value) is int and LEAST <= value <= MOST:
         return value
-    # An oid is a string, and a number a Decimal if another one of its row is too long for int().
+    # An oid is a string in JSON. And all integers of an image are Decimal if one is too long for int().
     if isinstance(value, str | Decimal):
         text = str(value)
         value = (
@@ -282,14 +282,14 @@ def _float(value: Any) -> float | str:
 
 
 def _timestamptz(value: Any) -> str:
-    # Behind the offset of a year before 1 stands BC.
+    # Not a suffix: " BC" follows the offset in years before 1.
     return read_string(value).replace("+00:00", "Z")
 
 
 def _interval(value: Any) -> str:
     text = read_string(value)
     if not text.startswith("P") and text.lstrip("-") != "infinity":
-        raise Unreadable  # of triggers from before `intervalstyle` was ISO's
+        raise Unreadable  # logged by older triggers, which did not pin intervalstyle to iso_8601
     return text
 
 
@@ -327,15 +327,15 @@ BY_FORM: Mapping[FormName, ReadImage] = {
     "json": _json,
     "timestamptz": _timestamptz,
 }
-"""By form (service/datatypes), where it is not the string itself."""
+"""Converters by wire form (service/datatypes.py); other forms are strings (`read_string`)."""
 
 
 Packer = Callable[[Change, bool], str]
 """
-Return a change, and whether it is the last one of its transaction, as CBOR, a character for each byte.
+Encode a change as CBOR, one character per byte; the second argument is the event's `last`.
 
 Raises:
-    KeyError, Unreadable: The images do not have exactly the columns that are shown.
+    KeyError, Unreadable: An image lacks a shown column, or a value cannot be converted exactly.
 """
 
 OPS = ("insert", "update", "delete", "truncate", "touch", "reset")
@@ -358,15 +358,15 @@ WAYS: Mapping[ReadImage, str] = {
     BY_FORM["float"]: "number({read}({v}))",
     BY_FORM["boolean"]: "BOOLEANS[{read}({v})]",
 }
-"""What a value of an image is in CBOR, as an expression, by what reads it."""
+"""By converter, the Python expression that encodes a value of an image as CBOR."""
 _ANY = "encoded({read}({v}))"
 
 _EXACT = {BY_FORM["integer"], read_string}
-"""What reads values that are the same where they are equal: 1.0 and 1.00 are not."""
+"""Converters of values whose equality in Python is exact; 1.0 and 1.00 are equal, but differ."""
 
 
 def encoded(value: object) -> str:
-    """Return any value as CBOR."""
+    """Encode any value as CBOR."""
     return cbor2.dumps(value).decode("latin-1")
 
 
@@ -375,13 +375,13 @@ def event_packer(
     schema: str, relation: str, key: tuple[str, ...], columns: tuple[tuple[str, ReadImage], ...]
 ) -> Packer:
     """
-    Compile the function that makes the changes of a relation CBOR.
+    Compile the function that encodes the changes of a relation as CBOR.
 
     Args:
-        schema: Of the relation.
-        relation: Its name.
-        key: The columns of its primary key, if all are shown.
-        columns: That are shown, each with what reads it.
+        schema: Schema of the relation.
+        relation: Name of the relation.
+        key: Columns of its primary key; empty if one of them is not shown.
+        columns: Columns that are shown, each with its converter.
     """
     names = {name: at for at, (name, _) in enumerate(columns)}
     ways = [
@@ -390,10 +390,10 @@ def event_packer(
     ]
 
     def joined(start: str, parts: list[tuple[str, str]]) -> str:
-        """Return the expression of a dict: its names are constants, its values expressions."""
+        """Return the expression that encodes a dict: names are constants, values expressions."""
         return " + ".join([repr(start), *(f"{text(name)!r} + {value}" for name, value in parts)])
 
-    # The repr of a string is a literal whatever is in it.
+    # Names are inserted by repr, so no column name can inject code.
     lines = [
         "def packer(change, last):",
         "    _, op, key, old, new, tx, at, tick, place, _, _ = change",

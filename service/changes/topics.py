@@ -1,19 +1,18 @@
 """
-Changes as events on topics: what is published of which, and for whom.
+Changes as events on topics: what is published, and to whom.
 
-A topic is `<relation>.changed.<op>.<key>`, so that WAMP's own patterns choose the grain. All
-subscribers of one get the same event, so that only those may be among them who may read all of it:
-the router's configuration says who, and each event names the roles besides. Of a relation with
-row-level security, where that depends on the row, an event says only that something has changed.
+A topic is `<relation>.changed.<op>.<key>`, so that subscribers choose the granularity by WAMP's patterns. All
+subscribers of a topic receive the same event, so they all have to be allowed to read all of it: the router's
+configuration decides who may subscribe, and each event names the eligible roles as well. With row-level
+security, rights depend on the row; events of such a relation say only that something has changed, since even
+a key reveals that a row exists.
 
-The catalog that is served is a little behind the database. A caller's own statement is judged by
-PostgreSQL all the same, but what is read from the log is not: it belongs to the service. So rights
-are asked anew, after the changes were read and before they are shown, so that a row is never shown
-by rights that ended before it was written.
+The served catalog lags behind the database. PostgreSQL checks a caller's own statements, but not what the
+service reads from the log with its own role. So rights are looked up again after the changes were read and
+before they are published: a row is never shown by a right that was revoked before the row was written.
 
-Those are rights on columns as these are called now, and an image has the names that they had: a
-column that is called so by now may be another one. So images count only if no column has been
-changed since they were written.
+Rights are on columns by their present names, but an image has the names of its time, and another column may
+have taken a name since. So an image is used only if no column was changed since it was written.
 """
 
 from __future__ import annotations
@@ -75,16 +74,16 @@ SELECT t.id, n.nspname, c.relname, c.relrowsecurity, r.role, of.names, of.types,
 @dataclass(frozen=True, slots=True)
 class Rights:
     """
-    What of a tracked relation may be read.
+    The rights on a tracked relation.
 
     Args:
-        schema: Of the relation.
-        name: Of the relation.
-        row_security: Whether row-level security is on, for whomever.
-        shaped: The transactions that have changed its columns last, by the lower half of their numbers.
-        names: Of all of its columns, in order.
-        columns: Types of the columns that are not hidden, by database role and name; a role that may
-            read none is not in it.
+        schema: Schema of the relation.
+        name: Name of the relation.
+        row_security: Whether row-level security is enabled, even if some roles bypass it.
+        shaped: Transactions that changed its columns last, by the lower 32 bits of their ids (xmin).
+        names: Names of all of its columns, in order.
+        columns: For each database role, the types of the columns that it may read, by name, without
+            hidden columns. Roles that may read none are missing.
     """
 
     schema: str
@@ -95,18 +94,18 @@ class Rights:
     columns: dict[str, Mapping[str, int]]
 
     def hold_in(self, tick: Tick) -> bool:
-        """Return whether all images of a tick have the columns that there are now, by its snapshots."""
+        """Return whether the columns have not changed since before a tick, by the tick's snapshots."""
         return all(tick.since.sees(_whole(half, tick.snapshot.xmax)) for half in self.shaped)
 
     def hold_for(self, change: Change) -> bool:
         """
-        Return whether the images of a change have the columns that there are now.
+        Return whether the images of a change have the present columns.
 
-        Whoever wrote one kept others from changing columns until its end. So a change of a column
-        that had committed before the tick was before all of its images, and one that had not by its
-        end may be after. Within the tick the number of the transaction and the names tell: what is
-        left is a column that is dropped and made anew in its place, with the same name, by a
-        transaction that had begun before the one of the image.
+        A writer's lock keeps others from altering the table until the writer ends. So DDL that had committed
+        before the tick came before all images of the tick, and DDL that had not committed by its end may
+        have come after. For DDL within the tick, transaction ids and column names decide. Not detected: a
+        column that is dropped and added again at its place with the same name, by a transaction that began
+        before that of the image.
         """
         tick = change.tick
         if self.hold_in(tick):
@@ -120,11 +119,11 @@ class Rights:
 
 
 AllRights = Mapping[int, Rights]
-"""On relations, by their numbers in the log."""
+"""Rights on relations, by their numbers in the log."""
 
 
 def _whole(xid: int, near: int) -> int:
-    """Return the number of a transaction of which the lower half is known; frozen ones are old."""
+    """Return the 64-bit id of a transaction from its lower 32 bits, given an id near to it."""
     whole = (near >> 32 << 32) + xid
     return whole - 2**32 if whole > near + 2**31 else whole
 
@@ -135,12 +134,12 @@ def rights_txn(
     """
     Return the rights on tracked relations, by their numbers in the log.
 
-    One that is not in it is gone, hidden, or nobody's to read.
+    Relations that were dropped, are hidden, or that no role may read are missing.
 
     Args:
-        connection: To the database, as the service itself.
-        ids: The relations.
-        roles: Of the database; "" is the service's own.
+        connection: Connection with the service's own role.
+        ids: Numbers of the relations.
+        roles: Database roles; "" stands for the service's own.
     """
     found: dict[int, Rights] = {}
     with connection.cursor() as cursor:
@@ -155,63 +154,63 @@ def rights_txn(
 @dataclass(frozen=True, slots=True)
 class Heard:
     """
-    Of what, and by whom, changes are heard.
+    The relations that are likely to have subscribers, for which the feed looks up rights in advance.
 
     Args:
-        relations: By their numbers in the log.
-        roles: As `rights_txn` has them.
+        relations: Numbers of the relations in the log.
+        roles: Database roles, as `rights_txn` takes them.
     """
 
     relations: Collection[int]
     roles: Collection[str]
 
     def rights_txn(self, connection: PgConnection, rows: Collection[LogRow]) -> AllRights:
-        """Return the rights on those of the relations that rows of the log are of."""
+        """Return the rights on those of these relations that log rows belong to."""
         ids = {row.relation for row in rows}.intersection(self.relations)
         return rights_txn(connection, ids, self.roles) if ids else {}
 
 
 NOBODY = Heard((), ())
-"""Hears nothing."""
+"""Without subscribers."""
 
 
 log = Logger()
 
 CHANGED, TOUCHED = "changed", "touched"
 NO_KEY = "-"
-"""Stands for the key where there is none."""
+"""Stands for the key in a topic if a change has none."""
 ENVELOPE = 1024
-"""Bytes that a message has besides its topic and its event."""
+"""Allowance in bytes for a message besides its topic and event."""
 LONGER = 9
 """
-Bytes of an event for each character of its rows in the log, at most.
+Maximum number of bytes of an event per character of its rows in the log.
 
-A character takes up to 4 in UTF-8, and "1," of an array of floats 9; a key stands there twice.
+A character takes up to 4 bytes in UTF-8, "1," in an array of floats 9; the key is in the event twice.
 """
 CHUNK = 200
-"""Events that are made in one piece, between two turns of the reactor."""
+"""Number of events that are made without returning to the reactor."""
 PAUSE = 0.1
-"""Seconds until the database is asked again that had no time."""
+"""Seconds until rights are looked up again when no connection was free."""
 
 
 def topic_head(prefix: str, first: str, schema: str, name: str) -> str:
     """
-    Return what the topics of a relation begin with, as in "rowcast.actions".
+    Return the beginning of a relation's topics, such as "rowcast.actions".
 
     Args:
-        prefix: Of all URIs.
-        first: The first served schema, whose relations stand without it.
-        schema: Of the relation.
-        name: Of the relation.
+        prefix: Prefix of all URIs.
+        first: The first served schema, which is omitted in URIs.
+        schema: Schema of the relation.
+        name: Name of the relation.
     """
     bare = schema == first and name not in RESERVED
     return ".".join([prefix, *([] if bare else [encode(schema)]), encode(name)])
 
 
 def encode_key(values: Iterable[Any]) -> str:
-    """Return the values of a key as one component of a URI: never empty, and never "-"."""
+    """Return the values of a key as one component of a URI: never empty, and never "-" (`NO_KEY`)."""
     text = ",".join(encode(_text(value)).replace(",", "%2C") for value in values)
-    # No component may be empty, and NUL is in no text of PostgreSQL.
+    # WAMP allows no empty component. "%00" is unambiguous, as PostgreSQL's texts contain no NUL.
     return {"": "%00", NO_KEY: "%2D"}.get(text, text)
 
 
@@ -226,19 +225,19 @@ def _text(value: Any) -> str:
 
 
 _JSON = JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_text)
-"""Of arrays and composites."""
+"""Encodes arrays and composites in keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
     """
-    How the changes of a relation are shown to somebody.
+    How the changes of a relation are shown to certain roles.
 
     Args:
-        schema: Of the relation.
-        name: Of the relation.
-        key: The columns of its primary key, if all are shown.
-        reader: Of its rows; None if nothing may be told but that there was a change.
+        schema: Schema of the relation.
+        name: Name of the relation.
+        key: Columns of its primary key; empty if one of them may not be read.
+        reader: Reader of its images; None if only the fact of a change may be shown.
     """
 
     schema: str
@@ -247,21 +246,21 @@ class Shown:
     reader: ImageReader | None
 
     def only_touched(self, change: Change) -> bool:
-        """Return whether nothing may be told of a change but that there was one."""
+        """Return whether only the fact of a change may be shown."""
         return self.reader is None or change.op == "touch"
 
     def packer(self, max_bytes: int) -> Callable[[Change, bool], str | None] | None:
         """
-        Return what gives changes as `event` does, but as CBOR, a character for each byte.
+        Return a function that encodes changes as `event` does, but as CBOR (one character per byte).
 
-        It takes a change, and whether it is the last one of its transaction, and returns None for one
-        that is more than its rows as they are in the log.
+        The function takes a change, and whether it is the last one of its transaction. It returns None for
+        a change that has to be made by `event`: its images are not complete, or it is too large.
 
         Args:
-            max_bytes: What a change may weigh.
+            max_bytes: Maximum size of an event in bytes.
 
         Returns:
-            None if no rows may be shown, or they may have too many levels.
+            The function; None if no rows may be shown, or values may be nested too deep for a message.
         """
         reader = self.reader
         if reader is None or self._levels > LEVELS - 2:
@@ -280,12 +279,12 @@ class Shown:
 
     def event(self, change: Change, max_bytes: int) -> dict[str, Any]:
         """
-        Return a change as it is published and answered.
+        Return the event of a change, as it is published and as `changes` answers it.
 
         Args:
-            change: Of a relation whose rows may be shown.
-            max_bytes: What it may weigh; without its rows, and `large`, if it weighs more or if the
-                log does not have them exactly.
+            change: The change, of a relation whose rows may be shown.
+            max_bytes: Maximum size in bytes. If the event is larger, or the log does not have the exact
+                values, it has no rows and is marked `large`.
         """
         event = {
             "op": change.op,
@@ -313,9 +312,9 @@ class Shown:
         return 0 if self.reader is None else self.reader.levels
 
     def touched(self, change: Change) -> dict[str, Any]:
-        """Return that a relation has changed: neither how often nor what."""
+        """Return the event that a relation has changed, which reveals neither what nor how often."""
         place = change.tick
-        # The index would tell how many changes there were.
+        # Index 0, because the index of the change would reveal how many changes came before it.
         return {
             "relation": self.name,
             "position": str(TickPosition(place.epoch, place.number, 0)),
@@ -335,10 +334,10 @@ class Shown:
 
     def _rows(self, change: Change) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """
-        Return the row of a change, and what it was before.
+        Return the row of a change, and the values that it had before.
 
         Raises:
-            Unreadable: The log does not have them exactly.
+            Unreadable: The log does not have the exact values.
         """
         new = self._row(change.new)
         if new is None or change.old is None or change.new is None:
@@ -349,7 +348,7 @@ class Shown:
     def _row(self, image: Image | None) -> dict[str, Any] | None:
         reader = self.reader
         assert reader is not None
-        # At the level `keys` an image is the key alone, and is no row.
+        # At the level `keys` an image has the key columns only, and is not a row.
         if image is None or (
             len(image) == len(self.key) < len(reader.columns) and set(image) == set(self.key)
         ):
@@ -360,14 +359,13 @@ class Shown:
 @dataclass(frozen=True, slots=True)
 class Topic:
     """
-    Where the changes of a relation go.
+    The topics of a relation.
 
     Args:
-        head: What its topics begin with.
-        shown: What events tell.
-        rights: On the relation.
-        audience: Who may read all of its rows, or of one with row-level security any; None if
-            nobody may.
+        head: Beginning of the topics' URIs.
+        shown: How changes are shown in events.
+        rights: Rights on the relation.
+        audience: Roles that may read all that events show; None if there are none.
     """
 
     head: str
@@ -382,16 +380,16 @@ Wanted = Callable[[Collection[str]], Awaitable[Collection[str]]]
 
 class Topics:
     """
-    Publishes changes, in their order.
+    Publishes changes, in order.
 
     Args:
-        database: Says who may see what.
-        dispatcher: Has the catalog that is served.
-        roles: Of callers and of the database.
-        prefix: Of all URIs.
-        max_bytes: What an event may weigh.
-        send: Publishes events; they are published when it is done.
-        wanted: Returns those beginnings of topics to which somebody may be subscribed.
+        database: Looks up rights.
+        dispatcher: Knows the served catalog.
+        roles: Mapping of authroles to database roles.
+        prefix: Prefix of all URIs.
+        max_bytes: Maximum size of an event in bytes.
+        send: Publishes events; returns when they are acknowledged.
+        wanted: Returns those beginnings of topics that may have subscribers.
     """
 
     def __init__(
@@ -417,21 +415,22 @@ class Topics:
         self._heard: dict[int, None] = {}
 
     def heard(self) -> Heard:
-        """Return what was subscribed to when it changed last, and the roles whose rights on it count."""
+        """Return the relations that had subscribers when they changed last, and the roles to be checked."""
         return Heard(tuple(self._heard), self._roles.names) if self._heard else NOBODY
 
     async def publish(
         self, changes: Sequence[Change], durable: Awaitable[None], rights: AllRights
     ) -> None:
         """
-        Publish changes; done when the router has acknowledged each.
+        Publish changes; return when the router has acknowledged all events.
 
-        Changes of relations that nobody is subscribed to are not published.
+        Changes of relations without subscribers are not published.
 
         Args:
-            changes: Of whole transactions.
-            durable: What is awaited before any of them is sent.
-            rights: On relations of theirs, looked up after the changes were read; others are looked up.
+            changes: Changes of complete transactions.
+            durable: Awaited before any event is sent.
+            rights: Rights on some of the relations, looked up after the changes were read. If one is
+                missing, all are looked up.
         """
         topics = await self._topics({change.relation for change in changes}, rights)
         touched: set[tuple[int, int]] = set()
@@ -444,8 +443,8 @@ class Topics:
             await self._send([each for each in followed if each is not None])
 
     def _following(self, change: Change, made: Publication | None) -> Publication | None:
-        """Return what is published of a change, with the position of the one before it."""
-        # Those that are not published count too: a subscriber who should have had one notices.
+        """Return the event of a change, with the position of the relation's change before it (`prev`)."""
+        # Changes that are not published count too, so that a subscriber who missed one notices.
         prev, self._last[change.relation] = self._last.get(change.relation), str(change.position)
         if made is None or "prev" not in made.event:
             return made
@@ -457,7 +456,7 @@ class Topics:
         topic: Topic | None,
         touched: set[tuple[int, int]],
     ) -> Publication | None:
-        """Return what is published of a change, less the position of the one before it."""
+        """Return the event of a change, without `prev`; None if none is published."""
         if topic is None or topic.audience is None:
             return None
         tick = change.relation, change.tick.number
@@ -517,7 +516,7 @@ class Topics:
                 )
                 return found
             except Unavailable as error:
-                # All connections are taken: the changes wait, and so does the one who publishes.
+                # No connection is free. The changes wait, since they must not be published unchecked.
                 log.warn("events wait: {error}", error=error.message)
                 await deferLater(self._database.reactor, PAUSE)
 
@@ -537,24 +536,24 @@ class Topics:
             return Audience() if may(SERVICE) else None
         eligible = tuple(name for name, role in roles.mapped.items() if may(role))
         if roles.anonymous is not None and may(roles.anonymous):
-            # Whoever has no role of his own has this one.
+            # A caller whose authrole is not mapped has this role, so only the other roles are excluded.
             return Audience(excluded=tuple(name for name in roles.mapped if name not in eligible))
         return Audience(eligible) if eligible else None
 
 
 def reset(change: Change) -> Change:
-    """Return that a relation is to be read again, in the place of a change."""
+    """Return a reset in place of a change: the relation has to be read again."""
     return change._replace(op="reset", key=None, old=None, new=None)
 
 
 def shown_of(catalog: Catalog, rights: Rights, columns: Mapping[str, int]) -> Shown:
     """
-    Return how a relation of a catalog is shown to who may read these columns.
+    Return how the changes of a relation are shown to roles that may read certain columns.
 
     Args:
-        catalog: That has the relation.
-        rights: On the relation.
-        columns: Names and types.
+        catalog: Catalog that has the relation.
+        rights: Rights on the relation.
+        columns: Types of the columns that the roles may read, by name.
     """
     relation = catalog.relations[rights.schema, rights.name]
     key = relation.primary_key if columns.keys() >= set(relation.primary_key) else ()
@@ -563,7 +562,7 @@ def shown_of(catalog: Catalog, rights: Rights, columns: Mapping[str, int]) -> Sh
 
 
 def behind(catalog: Catalog, rights: Rights) -> bool:
-    """Return whether the database has more of a relation than the catalog knows, or other types."""
+    """Return whether the catalog lacks columns that the database has, or has other types for them."""
     if rights.schema not in catalog.schemas:
         return False
     relation = catalog.relations.get((rights.schema, rights.name))
