@@ -210,13 +210,15 @@ class Settings(BaseSettings):
     database_url: DatabaseUrl | None = Field(
         default=None,
         validation_alias="DATABASE_URL",
-        description="the database; unset: the embedded one",
+        description="URL of the database; unset: the embedded one",
     )
     database_url_file: FilePath | None = Field(
-        default=None, description="a file with the database's URL, read again at each connection"
+        default=None,
+        description="file with the URL of the database, read again at each new connection",
     )
     direct_url: DatabaseUrl | None = Field(
-        default=None, description="the database past a pooler, for LISTEN and migrations"
+        default=None,
+        description="URL of the database that bypasses a pooler, for LISTEN and migrations",
     )
     port: int = Field(
         default=8080,
@@ -226,109 +228,120 @@ class Settings(BaseSettings):
         description="port of the embedded router",
     )
     router_url: RouterUrls = Field(
-        default=(), description="routers of one's own, comma separated; unset: the embedded one"
+        default=(), description="URLs of your routers, comma separated; unset: the embedded router"
     )
     router_links: Names = Field(
         default=(),
-        description="authroles of router links, trusted to say who calls, comma separated",
+        description="authroles of router links that are trusted to name the caller, comma separated",
     )
     realm: str = Field(default="realm1", min_length=1, description="the WAMP realm")
-    authid: str | None = Field(default=None, description="who the service is to the router")
-    ticket: SecretStr | None = Field(
-        default=None, description="its secret, for ticket authentication"
+    authid: str | None = Field(
+        default=None, description="authid with which the service logs in at the router"
     )
-    key_file: FilePath | None = Field(default=None, description="its private key, for cryptosign")
+    ticket: SecretStr | None = Field(default=None, description="secret for ticket authentication")
+    key_file: FilePath | None = Field(
+        default=None, description="file with the private key for cryptosign authentication"
+    )
     roles: Pairs = Field(
         default=(),
         description="database roles of callers, as authrole=role, comma separated",
     )
     anonymous: str | None = Field(
-        default=None, description="the database role of callers whose authrole is not in ROLES"
+        default=None, description="database role of callers whose authrole is not in ROLES"
     )
-    prefix: Uri = Field(default="rowcast", description="what the URIs of procedures begin with")
+    prefix: Uri = Field(
+        default="rowcast", description="prefix of the URIs of procedures and topics"
+    )
     schemas: Names = Field(
-        default=("public",), min_length=1, description="schemas served, comma separated"
+        default=("public",), min_length=1, description="served schemas, comma separated"
     )
     app: Names = Field(
         default=(),
-        description="modules of one's own with models and procedures, comma separated",
+        description="your modules with models and procedures, comma separated",
     )
     pool_max: Count = Field(
-        default=5, description="connections for calls; four more, and half as many, are for changes"
+        default=5,
+        description="connections for calls; four more, and half as many again, are for changes",
     )
     pool_timeout: Seconds = Field(default=5, description="seconds a call waits for a connection")
     statement_timeout: Seconds = Field(default=15, description="seconds a statement may run")
     slow_statement: Seconds = Field(
-        default=1, description="seconds from which on a statement is logged as slow"
+        default=1, description="seconds after which a statement is logged as slow"
     )
     lock_timeout: Seconds = Field(default=5, description="seconds a statement may wait for a lock")
-    tx_idle_timeout: Seconds = Field(default=10, description="seconds a transaction may do nothing")
+    tx_idle_timeout: Seconds = Field(default=10, description="seconds a transaction may be idle")
     transaction_timeout: Seconds = Field(
-        default=60, description="seconds a transaction that a caller holds open may last"
+        default=60, description="seconds that a transaction held open by a caller may last"
     )
     max_transactions: Count | None = Field(
-        default=None, description="transactions that callers hold open; unset: POOL_MAX less two"
+        default=None, description="transactions held open by callers; unset: POOL_MAX less two"
     )
-    max_transactions_per_session: Count = Field(default=2, description="those of one session")
+    max_transactions_per_session: Count = Field(
+        default=2, description="transactions held open by one session"
+    )
     idempotency_keep: Seconds = Field(
         default=86_400, description="seconds an idempotency key is kept"
     )
     changes_keep: Seconds = Field(default=86_400, description="seconds the log of changes is kept")
     changes_keep_bytes: Weight = Field(
-        default=2 * 2**30, description="bytes of it that are kept, roughly"
+        default=2 * 2**30,
+        description="approximate size in bytes up to which the log of changes is kept",
     )
     changes_max: Count = Field(
-        default=10_000, description="rows of the log of a transaction that are published one by one"
+        default=10_000,
+        description="rows in the log above which a transaction is published as a reset",
     )
     changes_poll: Seconds | None = Field(
         default=None,
-        description="seconds between two looks for changes; unset: writers notify",
+        description="seconds between two polls for changes; unset: writers notify",
     )
-    max_rows: Count = Field(default=1000, description="rows in one answer")
+    max_rows: Count = Field(default=1000, description="rows in one result")
     max_watches_per_session: Count = Field(
         default=100, description="queries that one session may watch"
     )
     max_watch_rows: Count = Field(default=10_000, description="rows of a query that is watched")
     max_bytes: Annotated[int, Field(gt=0, le=15 * 1024 * 1024)] = Field(
-        default=8 * 1024 * 1024, description="bytes in one answer"
+        default=8 * 1024 * 1024, description="bytes in one result"
     )
     publish: Literal["subscribed", "always"] = Field(
         default="subscribed",
-        description="which changes are published: of relations that somebody is subscribed to, or all",
+        description="which changes are published: those of relations with a subscriber, or all",
     )
-    session_calls: Count = Field(default=10_000, description="calls of one session under way")
-    total_calls: Count = Field(default=50_000, description="calls of all sessions under way")
+    session_calls: Count = Field(default=10_000, description="calls of one session in flight")
+    total_calls: Count = Field(default=50_000, description="calls of all sessions in flight")
     session_bytes: Weight = Field(
         default=32 * 2**20,
-        description="bytes that one session may have under way: arguments, answers not taken",
+        description="bytes of arguments in flight of one session; and as many of results not taken",
     )
-    total_bytes: Weight = Field(default=256 * 2**20, description="bytes that all sessions may")
+    total_bytes: Weight = Field(
+        default=256 * 2**20, description="the same for all sessions together"
+    )
     max_embed_depth: Count = Field(
         default=8, description="levels of embedded relations in one call"
     )
     max_filter_depth: Count = Field(default=16, description="levels of and, or, not in one filter")
     shared: bool = Field(default=False, description="whether several services share the procedures")
     drain_timeout: Seconds = Field(
-        default=20, description="seconds running calls get when stopping"
+        default=20, description="seconds that running calls get to end when the service stops"
     )
     explain: bool = Field(
         default=False,
-        description="whether callers may ask for PostgreSQL's plans, which show more than rows do",
+        description="whether callers may call explain, whose plans show more than rows do",
     )
     log_level: Literal["debug", "info", "warn", "error", "critical"] = Field(
-        default="info", description="the least severe that is logged"
+        default="info", description="lowest level that is logged"
     )
     demo: bool | None = Field(
         default=None,
-        description="whether make run puts the demo tables into an empty database of one's own",
+        description="whether make run creates the demo tables in an empty database of yours",
     )
     state: Path = Field(
         default=PROJECT / ".rowcast",
-        description="where the embedded parts keep their data and logs",
+        description="directory of the data and logs of the embedded parts",
     )
     crossbar: Path = Field(
         default=PROJECT / ".venv-router" / "bin" / "crossbar",
-        description="the embedded router's program",
+        description="program of the embedded router",
     )
 
     @field_validator("log_level", mode="before")
