@@ -157,7 +157,7 @@ def why(table: str, role: str | None, tries: bool, **where: str | None) -> None:
                 home = relation.schema, relation.name
                 checks = table_checks_txn(connection, *home, role)
                 question = f"UPDATE a row of {table} to what it is? Its triggers run."
-                if tries and click.confirm(question, err=True):
+                if tries and checks[0].ok and click.confirm(question, err=True):
                     checks.append(try_txn(connection, *home, sleep))
             finally:
                 connection.close()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from importlib import metadata
 from signal import SIG_IGN, SIGINT, SIGTERM, signal
@@ -39,7 +39,7 @@ from service.changes.feed import Feed, FeedSettings
 from service.changes.queries import RUN_LIMIT, WatchLimits
 from service.changes.topics import Topics
 from service.changes.watch import Watches
-from service.changes.why import WhyProcedure, service_checks
+from service.changes.why import Check, WhyProcedure, service_checks
 from service.db.database import Database
 from service.db.listener import Listener
 from service.db.pool import PgPool
@@ -271,6 +271,7 @@ class Serving(Service):
             _feed(settings),
             lambda: publisher.able,
             topics.heard,
+            process,
         )
         self.catalogs.subscribe(self.feed.look)
         self.watches = Watches(
@@ -356,12 +357,16 @@ class Serving(Service):
         self.pruner = Pruner(self.database, settings.idempotency_keep)
         # The embedded router is that of development, where callers may have attempts fail.
         batches = Batches(self.dispatcher, settings.embedded_router)
-        why = WhyProcedure(
-            self.dispatcher,
-            self.database,
-            roles,
-            lambda: service_checks(self.feed.well, self.feed.polling, publisher.refused),
-        )
+
+        async def parts(leader: str | None) -> Iterator[Check]:
+            uri = f"{settings.prefix}.tx.{leader}"
+            reached = None if leader is None else await subscriptions.registered(uri)
+            feed = self.feed
+            return service_checks(
+                feed.well, feed.polling, publisher.refused, feed.leading, leader, reached
+            )
+
+        why = WhyProcedure(self.dispatcher, self.database, roles, parts)
         catchup = CatchUp(
             self.database,
             self.dispatcher,

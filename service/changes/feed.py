@@ -106,6 +106,7 @@ class Feed(Service):
         settings: Settings of the feed.
         able: Returns whether events could be published now. If not, this feed leaves the lead to another.
         heard: Returns the relations and roles for which events are likely to have subscribers.
+        process: Id of this process, by which `why` finds out whether the leader is at its router.
 
     Attributes:
         epoch: Epoch in which this feed leads; None in a follower.
@@ -124,6 +125,7 @@ class Feed(Service):
         settings: FeedSettings = FeedSettings(),
         able: Callable[[], bool] = lambda: True,
         heard: Callable[[], Heard] = lambda: NOBODY,
+        process: str = "",
     ) -> None:
         self._reactor = reactor
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
@@ -131,6 +133,7 @@ class Feed(Service):
         self._settings = settings
         self._able = able
         self._heard_by = heard
+        self._process = process
         self._callbacks: list[Callable[[], None]] = []
         self._running: Deferred[None] | None = None
         self._resting: Deferred[None] | None = None
@@ -262,7 +265,7 @@ class Feed(Service):
         """Open a session; runs in a thread, because libpq resolves host names there and blocks."""
         connection = open_session(self._dsn(), SessionSettings(STATEMENT_TIMEOUT))
         try:
-            prepare_txn(connection)
+            prepare_txn(connection, self._process)
             if not self.running:
                 raise CancelledError
         except BaseException:

@@ -53,6 +53,12 @@ HOLDER = f"""
      AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
 """
 
+NAME = """
+SELECT pg_catalog.set_config('application_name',
+    pg_catalog.left(pg_catalog.current_setting('application_name'), 38) || ' process {process}', false)
+"""
+WHO_LEADS = f"SELECT pg_catalog.substring(a.application_name, ' process (.+)$'), a.pid {HOLDER}"
+
 # An active session still works for the leader, unless it waits in ClientWrite: then its client does not
 # read. Sessions of roles that we may not terminate show no `state_change` either.
 BREAK = f"""
@@ -96,12 +102,28 @@ class Duty(Enum):
     FOLLOW = "following"
 
 
-def prepare_txn(connection: PgConnection) -> None:
-    """Set the session parameters that the feed's statements rely on."""
+def prepare_txn(connection: PgConnection, process: str = "") -> None:
+    """
+    Set the session parameters that the feed's statements rely on.
+
+    Args:
+        connection: In autocommit.
+        process: Id of this process, which the name of the session shows to `leader_txn`.
+    """
     if connection.pooled:
         connection.assume(EACH_TIME)
-    else:
-        connection.command(PREPARE)
+        return
+    connection.command(PREPARE)
+    if process:
+        connection.ask(NAME.format(process=process))
+
+
+def leader_txn(connection: PgConnection) -> tuple[str | None, int] | None:
+    """Return the leader's process, if its session names one, and its backend; None if nothing holds the lock."""
+    with connection.cursor() as cursor:
+        cursor.execute(WHO_LEADS)
+        found: tuple[str | None, int] | None = cursor.fetchone()
+        return found
 
 
 def duty_txn(connection: PgConnection, lease: float | None, made: int) -> Duty:

@@ -8,7 +8,7 @@ failed check names the remedy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from schema.triggers import OUTDATED
 from service.api.dispatcher import Dispatcher, Procedure
 from service.api.roles import SERVICE, Roles
 from service.catalog import Catalog, Relation
+from service.changes.leader import leader_txn
 from service.changes.log import barred_txn, installed_txn
 from service.db.connection import PgConnection
 from service.db.database import Database
@@ -31,6 +32,7 @@ RECENT = 100_000
 TABLE = """
 SELECT c.oid::bigint, c.relkind, c.relpersistence,
        CASE WHEN c.relispartition THEN pg_catalog.pg_partition_root(c.oid)::regclass::text END,
+       c.relkind = 'r' AND EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid),
        EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary),
        ARRAY(SELECT s.srsubid::text FROM pg_catalog.pg_subscription_rel s WHERE s.srrelid = c.oid),
        pg_catalog.has_any_column_privilege(r.oid, c.oid, 'SELECT'),
@@ -124,8 +126,15 @@ def table_checks_txn(
     found = _row(connection, TABLE, schema=schema, name=name, role=role)
     if found is None:
         return [Check(False, f"there is no {shown}, or no role {role}")]
-    oid, kind, persistence, root, has_key, subscriptions, readable, filtered, role = found
-    checks = [*_table(shown, kind, persistence, root), *_key(shown, has_key)]
+    oid, kind, persistence, root, parent, has_key, subscriptions, readable, filtered, role = found
+    if kind in UNTRACKABLE:
+        what, mend = UNTRACKABLE[kind]
+        table = Check(False, f"{shown} is {what}", mend)
+    else:
+        table = _table(shown, persistence, root, parent)
+    if not table.ok:
+        return [table, *_rights(shown, role, readable, filtered)]
+    checks = [table, *_key(shown, has_key)]
     if not installed_txn(connection):
         checks.append(_no_log(connection, shown))
     else:
@@ -136,6 +145,7 @@ def table_checks_txn(
             last = _row(connection, LAST, id=tracked[0], recent=RECENT)
             checks.append(_last(last))
             checks += _read(_row(connection, READ))
+            checks += _leader(leader_txn(connection))
     return [*checks, *_rights(shown, role, readable, filtered)]
 
 
@@ -164,19 +174,34 @@ def _row(connection: PgConnection, query: str, **values: Any) -> Sequence[Any] |
         return found
 
 
-def _table(shown: str, kind: str, persistence: str, root: str | None) -> Iterator[Check]:
-    if kind not in "rp":
-        yield Check(
-            False, f"{shown} is no table, and has no changes of its own", "track those under it"
-        )
-    elif root is not None:
-        yield Check(
+UNTRACKABLE = {
+    "v": ("a view, and has no changes of its own", "track the tables under it"),
+    "m": (
+        "a materialized view, and REFRESH fires no trigger",
+        "watch a view of the same query, and track the tables under that",
+    ),
+    "f": (
+        "a foreign table, and what its own server writes fires no trigger here",
+        "serve the database that has it, and track it there",
+    ),
+}
+"""What can be served but not tracked, by `relkind`: what it is, and what to do."""
+
+
+def _table(shown: str, persistence: str, root: str | None, parent: bool) -> Check:
+    if root is not None:
+        return Check(
             False, f"{shown} is a partition: its changes are those of {root}", f"rowcast why {root}"
         )
-    elif persistence != "p":
-        yield Check(False, f"{shown} is unlogged", f"ALTER TABLE {shown} SET LOGGED")
-    else:
-        yield Check(True, f"{shown} is a table, and served")
+    if parent:
+        return Check(
+            False,
+            f"{shown} has children by inheritance, whose rows fire no trigger of it",
+            "track the children",
+        )
+    if persistence != "p":
+        return Check(False, f"{shown} is unlogged", f"ALTER TABLE {shown} SET LOGGED")
+    return Check(True, f"{shown} is a table, and served")
 
 
 def _key(shown: str, has_key: bool) -> Iterator[Check]:
@@ -261,6 +286,13 @@ def _read(found: Sequence[Any] | None) -> Iterator[Check]:
         yield Check(True, f"the log is read up to its end (tick {tick}, {_ago(since)} ago)")
 
 
+def _leader(found: tuple[str | None, int] | None) -> Iterator[Check]:
+    if found is not None:
+        process, backend = found
+        leader = f"process {process or 'of an older version'}"
+        yield Check(None, f"{leader} publishes changes (backend {backend} of pg_stat_activity)")
+
+
 PATIENCE, STEP = 10.0, 0.01
 """Seconds to wait until the log was read up to the write, and between two polls."""
 
@@ -304,7 +336,14 @@ def _ago(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
-def service_checks(reads: bool, polls: bool, refused: int) -> Iterator[Check]:
+def service_checks(
+    reads: bool,
+    polls: bool,
+    refused: int,
+    leads: bool,
+    leader: str | None,
+    reached: bool | None,
+) -> Iterator[Check]:
     """
     Yield the checks of the service that answers the call.
 
@@ -312,6 +351,9 @@ def service_checks(reads: bool, polls: bool, refused: int) -> Iterator[Check]:
         reads: Whether this service reads the log, or follows one that does.
         polls: Whether it polls the log instead of being notified.
         refused: Number of events that the router refused.
+        leads: Whether it publishes, and no other service does.
+        leader: The process that publishes, if that is known.
+        reached: Whether the service's router serves the leader, too; None if that is not known.
     """
     if reads:
         yield Check(True, "the service reads the log, or waits to take over from another one")
@@ -331,6 +373,22 @@ def service_checks(reads: bool, polls: bool, refused: int) -> Iterator[Check]:
         )
     else:
         yield Check(True, "the router takes its events")
+    if leads:
+        yield Check(True, "this service leads: its router is the one at which events are published")
+    elif reached:
+        yield Check(True, f"process {leader} leads, at this router or one that is linked with it")
+    elif reached is None:
+        yield Check(
+            None,
+            "another service leads, or none: events are published at the router of the one that leads",
+            "let all services have one router; `changes.part` in `stats` says which leads",
+        )
+    else:
+        yield Check(
+            False,
+            f"process {leader} leads, at another router: no event is published at this one",
+            "let all services have one router, or link the routers; or watch, at any service",
+        )
 
 
 class NotTried(Exception):
@@ -380,7 +438,7 @@ class WhyProcedure:
         dispatcher: Knows which relations are served to a caller.
         database: The database to be checked.
         roles: Maps a caller to a database role.
-        parts: Returns the checks of the service itself.
+        parts: Returns the checks of the service itself; called with the process that leads, if known.
     """
 
     def __init__(
@@ -388,7 +446,7 @@ class WhyProcedure:
         dispatcher: Dispatcher,
         database: Database,
         roles: Roles,
-        parts: Callable[[], Iterable[Check]],
+        parts: Callable[[str | None], Awaitable[Iterable[Check]]],
     ) -> None:
         self._dispatcher = dispatcher
         self._database = database
@@ -413,19 +471,25 @@ class WhyProcedure:
         role = self._roles.of(caller)
         # With the service's own role: callers have no right on the log.
         with self._database.identity(OWN_IDENTITY):
-            checks = await self._database.run(
-                table_checks_txn,
+            checks, leader = await self._database.run(
+                _checks_txn,
                 relation.schema,
                 relation.name,
                 role if role != SERVICE else None,
                 retry=True,
                 timeout=given.timeout(),
             )
-        checks += self._parts()
+        checks += await self._parts(leader)
         return {
             "ok": all(check.ok is not False for check in checks),
             "checks": [check.wire() for check in checks],
         }
+
+
+def _checks_txn(connection: PgConnection, *args: Any) -> tuple[list[Check], str | None]:
+    """Return what `table_checks_txn` does, and the process that leads, if that is known."""
+    found = leader_txn(connection)
+    return table_checks_txn(connection, *args), None if found is None else found[0]
 
 
 def find_relation(catalog: Catalog, name: Any) -> Relation:

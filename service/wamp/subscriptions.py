@@ -101,6 +101,15 @@ class Subscriptions(SessionObserver):
             await kept(session.call(ANYTHING))
         return [head for head in heads if self.wanted(head)]
 
+    async def registered(self, uri: str) -> bool | None:
+        """Return whether the router has a registration of that URI; None if it does not say."""
+        if self._session is None:
+            return None
+        try:
+            return await kept(self._session.call("wamp.registration.lookup", uri)) is not None
+        except ApplicationError:
+            return None
+
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
         """Subscribe to what the router tells, and ask for what there is."""
         self._session = session

@@ -12,6 +12,7 @@ from psycopg2.extensions import make_dsn
 
 from schema.changes import remove, track_table
 from service.api.roles import Roles
+from service.changes.leader import Duty, duty_txn, prepare_txn
 from service.changes.why import (
     Check,
     NotTried,
@@ -31,6 +32,11 @@ SCHEMA = """
 CREATE TABLE things (id int PRIMARY KEY, note text);
 CREATE TABLE keyless (n int);
 CREATE VIEW seen AS SELECT * FROM things;
+CREATE MATERIALIZED VIEW stored AS SELECT * FROM things;
+CREATE TABLE parent (id int PRIMARY KEY);
+CREATE TABLE child () INHERITS (parent);
+CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER elsewhere FOREIGN DATA WRAPPER nothing;
+CREATE FOREIGN TABLE remote (id int) SERVER elsewhere;
 CREATE UNLOGGED TABLE fleeting (id int PRIMARY KEY);
 CREATE TABLE parts (id int PRIMARY KEY) PARTITION BY LIST (id);
 CREATE TABLE part PARTITION OF parts FOR VALUES IN (1);
@@ -126,18 +132,67 @@ def test_why_of_a_tracked_table_has_nothing_to_mend_but_that_nobody_reads(tracke
     [
         (
             "seen",
-            "[-] public.seen is no table, and has no changes of its own → track those under it",
+            "[-] public.seen is a view, and has no changes of its own → track the tables under it",
+        ),
+        (
+            "stored",
+            "[-] public.stored is a materialized view, and REFRESH fires no trigger"
+            " → watch a view of the same query, and track the tables under that",
+        ),
+        (
+            "remote",
+            "[-] public.remote is a foreign table, and what its own server writes fires no trigger here"
+            " → serve the database that has it, and track it there",
+        ),
+        (
+            "parent",
+            "[-] public.parent has children by inheritance, whose rows fire no trigger of it"
+            " → track the children",
         ),
         ("fleeting", "[-] public.fleeting is unlogged → ALTER TABLE public.fleeting SET LOGGED"),
         (
             "part",
             "[-] public.part is a partition: its changes are those of parts → rowcast why parts",
         ),
-        ("keyless", "[-] it is not tracked → rowcast track public.keyless"),
     ],
 )
-def test_why_of_what_is_not_tracked_says_what_is(tracked: str, name: str, line: str) -> None:
-    assert line in failing(tracked, name)
+def test_why_of_what_cannot_be_tracked_advises_nothing_that_is_of_no_use(
+    tracked: str, name: str, line: str
+) -> None:
+    """Neither a key nor to track it, also where there is no log; rights count all the same."""
+    grant = f'GRANT SELECT ON public.{name} TO "why_nobody"'
+    expected = [line, f"[-] the role why_nobody may not read it → {grant}"]
+    assert [check.line() for check in checks(tracked, name, "why_nobody")] == expected
+    execute(tracked, remove())
+    assert [check.line() for check in checks(tracked, name, "why_nobody")] == expected
+    track_table(tracked, "things", "full", True)
+
+
+@pytest.mark.parametrize(("name", "keyed"), [("keyless", False), ("parts", True), ("child", False)])
+def test_why_of_what_is_not_tracked_says_so(tracked: str, name: str, keyed: bool) -> None:
+    assert f"[-] it is not tracked → rowcast track public.{name}" in failing(tracked, name)
+    advice = [check.mend for check in checks(tracked, name) if "primary key" in check.text]
+    assert advice == [None if keyed else f"ALTER TABLE public.{name} ADD PRIMARY KEY (…)"]
+
+
+def test_why_says_which_process_leads(tracked: str) -> None:
+    """By the name of the session that holds the lock, whatever the operator calls sessions."""
+
+    def leads() -> list[str]:
+        return [
+            check.text for check in checks(tracked, "things") if "pg_stat_activity" in check.text
+        ]
+
+    assert leads() == []
+    leader = open_session(make_dsn(tracked, application_name="ours " * 12), SessionSettings())
+    try:
+        prepare_txn(leader, "0123456789abcdef")
+        assert duty_txn(leader, 3.0, 0) is Duty.LEAD
+        (pid,) = leader.ask("SELECT pg_backend_pid()")
+        said = f"process 0123456789abcdef publishes changes (backend {pid} of pg_stat_activity)"
+        assert leads() == [said]
+    finally:
+        leader.close()
 
 
 @pytest.mark.parametrize(
@@ -239,13 +294,19 @@ def test_try_is_timed_until_the_log_is_read(tracked: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("reads", "polls", "refused", "failing"),
-    [(True, False, 0, 0), (True, True, 0, 0), (False, False, 0, 1), (True, False, 3, 1)],
+    ("reads", "polls", "refused", "leads", "reached", "failing"),
+    [
+        (True, False, 0, True, None, 0),
+        (True, True, 0, False, True, 0),
+        (False, False, 0, False, None, 1),
+        (True, False, 3, True, None, 1),
+        (True, False, 0, False, False, 1),
+    ],
 )
 def test_service_says_what_of_itself_keeps_events_from_coming(
-    reads: bool, polls: bool, refused: int, failing: int
+    reads: bool, polls: bool, refused: int, leads: bool, reached: bool | None, failing: int
 ) -> None:
-    found = list(service_checks(reads, polls, refused))
+    found = list(service_checks(reads, polls, refused, leads, "0123456789abcdef", reached))
     assert sum(check.ok is False for check in found) == failing
     assert all(check.mend for check in found if check.ok is not True)
 
@@ -254,12 +315,19 @@ def test_service_says_what_of_itself_keeps_events_from_coming(
 async def test_why_answers_callers_of_what_they_may_use(tracked: str, db: DirectCaller) -> None:
     """Who may not read a table is not told that it is there, nor of the log."""
     said = Check(None, "of the service itself")
-    procedure = WhyProcedure(db.dispatcher, db.database, ROLES, lambda: [said])
+    leaders = []
+
+    async def parts(leader: str | None) -> list[Check]:
+        leaders.append(leader)
+        return [said]
+
+    procedure = WhyProcedure(db.dispatcher, db.database, ROLES, parts)
     db.dispatcher.add(procedure.procedures(), once=False)
     reader, nobody = (Caller(1, None, name, "realm1") for name in ("reader", "nobody"))
     found = await db.call_as(reader, "why", "things")
     assert found["ok"] is False
     assert found["checks"][-1] == said.wire()
+    assert leaders == [None]
     assert {"ok": True, "text": "the role why_reader may read it", "mend": None} in found["checks"]
     for caller, name in ((nobody, "things"), (reader, "keyless"), (reader, "thing")):
         error = await failure_of(db.call_as(caller, "why", name))

@@ -4,7 +4,7 @@ Two services side by side: what belongs to one of them is reached by way of both
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import psycopg2
@@ -13,9 +13,10 @@ import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import DeferredList
 
+from schema.changes import track_table
 from service.api.leases import new_process
 from service.app import Serving
-from tests.conftest import Router, execute
+from tests.conftest import Router, crossbar_running, execute
 from tests.deferreds import failure_of, until
 from tests.wamp.callers import Caller, join
 from tests.wamp.conftest import Join
@@ -222,6 +223,52 @@ async def test_process_that_is_not_there_is_a_conflict(two: list[Serving], call_
         assert (error.error, error.kwargs["reason"]) == ("rowcast.error.conflict", "stopped")
         error = await refusal_of(caller.call(f"rowcast.tx.{process}.abc.commit"))
         assert (error.error, error.kwargs["reason"]) == ("rowcast.error.conflict", "stopped")
+
+
+@pytest.fixture
+def other_router() -> Iterator[Router]:
+    """Run another router, with which none is linked."""
+    with crossbar_running() as found:
+        yield found
+
+
+@pytest_twisted.ensureDeferred
+async def test_why_says_whether_the_leader_is_at_this_router(
+    dsn: str, router: Router, other_router: Router
+) -> None:
+    """Its events are published there, and nowhere else."""
+    track_table(dsn, "copies", "full", True)
+
+    async def said(at: Router) -> tuple[bool | None, str]:
+        caller = await join(at, "websocket cbor")
+        found = await caller.call("rowcast.why", "copies")
+        await caller.leave()
+        last = found["checks"][-1]
+        return last["ok"], last["text"]
+
+    async with served(dsn, router, shared=True) as leader:
+        await until(lambda: leader.feed.leading)
+        process = leader.dispatcher._importing.uploads.process
+        assert (await said(router))[1].startswith("this service leads")
+        async with served(dsn, other_router, shared=True):
+            elsewhere = (
+                f"process {process} leads, at another router: no event is published at this one"
+            )
+            assert await said(other_router) == (False, elsewhere)
+    # What a session there, or at a router that is linked, has registered is served here.
+    async with (
+        served(dsn, router, shared=True) as leader,
+        served(dsn, router, shared=True) as follower,
+    ):
+        await until(lambda: leader.feed.leading or follower.feed.leading)
+        texts = set()
+        while len(texts) < 2:  # shared calls go to one after the other
+            ok, text = await said(router)
+            assert ok
+            texts.add(text.partition(":")[0])
+        led = (leader if leader.feed.leading else follower).dispatcher._importing.uploads.process
+        there = f"process {led} leads, at this router or one that is linked with it"
+        assert texts == {"this service leads", there}
 
 
 @pytest_twisted.ensureDeferred
