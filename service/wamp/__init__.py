@@ -2,4 +2,4 @@
 
 import txaio
 
-txaio.use_twisted()  # autobahn's modules take their framework from here when they are imported
+txaio.use_twisted()  # before any import of autobahn, whose modules choose their framework by this

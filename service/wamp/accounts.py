@@ -1,9 +1,9 @@
 """
-What each session has under way, and how much of that there may be; how calls ended, and how fast.
+Accounts of sessions, which limit calls in progress and unread answers; and a meter of outcomes and latencies.
 
-A caller who sends without end, or reads nothing of what it is sent, would otherwise have the
-service and the router hold all of it. What is beyond a bound is refused before any work; what
-is within it waits until the session has room: its own calls, in their order.
+Without limits, the service and the router would buffer everything for a caller that sends calls without end,
+or never reads its answers. A call above a limit is refused before any work is done. Other calls wait, in
+order, until their own session may run them.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from service.wamp.backpressure import FIRST_PAUSE, HELD
 log = Logger()
 
 SWEEP = 0.25
-"""Seconds between two looks for calls that have waited too long."""
+"""Seconds between two checks for calls that have waited too long."""
 
 SLICE = 0.005
-"""Seconds in which calls of a session begin one after another, until others have their turn."""
+"""Seconds for which waiting calls of one session are started before the reactor does other work."""
 
 LONGEST_PAUSE = 0.5
-"""Seconds between two questions to the router for a session that takes nothing."""
+"""Maximum seconds between two calls that ask the router for the backlog of a session that reads nothing."""
 
 IDLE = 10_000
-"""Sessions without a call that are remembered, if the router does not publish who leaves."""
+"""Number of accounts above which idle ones are dropped; matters if the router does not report who leaves."""
 
 
 @dataclass(frozen=True)
 class Bounds:
     """
-    How much may be under way.
+    Limits on calls in progress.
 
-    A session may have as much as is left for all, besides: one alone half of it, two a third
-    each, so that there is always something left for another one.
+    A session may also have no more than what is still free in total: a single busy session gets half of the
+    total, two get a third each, so that something is always left for another one.
 
     Args:
-        session_calls: Calls of one session.
-        total_calls: Calls of all.
-        session_bytes: Bytes of arguments, and as many of answers not taken yet, of one session.
-        total_bytes: The same of all; the second half is for those who take what they are sent.
-        running: Calls of one session that run at once; the others wait.
-        wait: Seconds that a call may.
-        expected: What the first answer to a session is taken to weigh, in bytes.
+        session_calls: Maximum number of calls in progress of one session.
+        total_calls: Maximum number of calls in progress of all sessions.
+        session_bytes: Maximum bytes of arguments, and of unread answers, of one session.
+        total_bytes: The same for all sessions; the second half is for sessions that read their answers.
+        running: Maximum number of calls of one session that run concurrently; others wait.
+        wait: Maximum time in seconds that a call waits.
+        expected: Assumed size of the first answer to a session, in bytes.
     """
 
     session_calls: int = 10_000
@@ -69,18 +69,18 @@ class Bounds:
 
 class Account:
     """
-    What one session has under way.
+    What one session has in progress.
 
     Attributes:
-        calls: Those that were not answered yet.
-        running: Those of them that have begun.
-        arguments: What their arguments weigh.
-        given: Jobs of its calls that workers have.
-        untaken: What answers weigh that it has not taken, for all that is known.
-        expected: What its next answer may weigh, going by the last ones.
-        weigh: Counts an answer that leaves, by its size.
-        unasked: What was sent to it since the router was asked how much of that it holds.
-        room: Done when another part of an answer may follow.
+        calls: Number of calls that were not answered yet.
+        running: Number of those that have begun.
+        arguments: Size of their arguments in bytes.
+        given: Number of its jobs that workers have.
+        untaken: Bytes of answers that it has not read, as far as known.
+        expected: Expected size of its next answer in bytes, from the last ones.
+        weigh: Counts an answer that is sent, by its size.
+        unasked: Bytes of parts sent to it since the router was last asked for its backlog.
+        room: Awaited before the next part of an answer is sent.
     """
 
     def __init__(self, accounts: Accounts, session: int | None) -> None:
@@ -96,30 +96,28 @@ class Account:
     @property
     def blocked(self) -> str:
         """
-        Why none of its calls may begin now: answers that lie, or are being made.
-
-        Empty if they may.
+        Why none of its calls may begin now, because of unread or expected answers; empty if they may.
         """
         accounts, bounds = self._accounts, self._accounts.bounds
-        # Of so little the router is not asked, so that it may have been taken long ago.
+        # Up to `HELD` the router is not asked, so these bytes may have been read long ago.
         untaken = self.untaken if self.untaken > HELD else 0
         room = min(bounds.session_bytes, bounds.total_bytes // 2 - accounts.untaken)
         if untaken + self.given * self.expected < room:
             return ""
         if untaken or room > 0:
             return f"this session has {self.untaken} bytes of answers to take before it gets more"
-        # The other half is for those who take what they are sent, one call at a time.
+        # The second half of the total is for sessions that read their answers: one call at a time.
         if not self.given and accounts.untaken < bounds.total_bytes:
             return ""
         return "answers that callers have not taken yet weigh as much as may be"
 
     @property
     def light(self) -> bool:
-        """Whether its answers weigh little, going by the last ones."""
+        """Whether its answers are small, judging by the last ones."""
         return self.expected <= HELD
 
     def given_up(self, turn: Deferred[None]) -> None:
-        """Remove a call that waits: it was cancelled."""
+        """Remove a waiting call that was cancelled."""
         self.waiting.pop(turn, None)
 
 
@@ -128,15 +126,14 @@ class Accounts:
     The accounts of all sessions.
 
     Args:
-        reactor: Measures the times.
-        bounds: How much may be under way.
-        ask: Asks the router how much it holds for a session, once it has dealt with what it
-            was sent before.
-        freed: Called when a session has taken something.
+        reactor: Runs timers, and measures time.
+        bounds: Limits on calls in progress.
+        ask: Asks the router how many bytes it buffers for a session, after all that was sent before.
+        freed: Called when a session has read something.
 
     Attributes:
-        calls: Those that were not answered yet.
-        untaken: What answers weigh that lie at the router, for all that is known.
+        calls: Number of calls that were not answered yet.
+        untaken: Bytes of answers that the router buffers for all sessions, as far as known.
     """
 
     def __init__(
@@ -159,26 +156,26 @@ class Accounts:
         """Return the account of a session."""
         account = self._of.get(session)
         if account is None:
-            # What its answers weigh is not lost: `_follow` has the account until they are taken.
+            # Accounts with unread answers stay alive: `_follow` keeps them until these were read.
             if len(self._of) >= IDLE:
                 self._of = {key: each for key, each in self._of.items() if each.calls}
             account = self._of[session] = Account(self, session)
         return account
 
     def forget(self, session: int) -> None:
-        """Forget a session that is gone."""
+        """Forget a session that has left."""
         account = self._of.pop(session, None)
         if account is not None:
             self._set(account, 0)
 
     def clear(self) -> None:
-        """Forget what the answers weigh: there is no router any more that holds them."""
+        """Forget all unread answers, because the router that buffered them is gone."""
         for account in self._of.values():
             self._set(account, 0)
         self._of = {}
 
     def full(self, session: int | None, size: int) -> Unavailable | None:
-        """Return a refusal if there is no room for one more call, with arguments of that size."""
+        """Return a refusal if a limit does not allow one more call with arguments of `size` bytes."""
         bounds, account = self.bounds, self._of.get(session) or self.of(session)
         if account.calls >= min(bounds.session_calls, bounds.total_calls - self.calls):
             return Unavailable(
@@ -186,7 +183,7 @@ class Accounts:
             )
         room = bounds.total_bytes - self._arguments
         more = account.arguments + size
-        # With nothing else under way any size comes in, or it would be refused for ever.
+        # With nothing else in progress any size is accepted, or a large call would be refused for ever.
         if self._arguments and (
             size > room or (account.arguments and more > min(bounds.session_bytes, room))
         ):
@@ -194,7 +191,7 @@ class Accounts:
         return None
 
     def enter(self, session: int | None, size: int) -> Account:
-        """Count a call that came, and its arguments; returns the account of its session."""
+        """Count a call and its arguments; return the account of its session."""
         account = self._of.get(session) or self.of(session)
         account.calls += 1
         account.arguments += size
@@ -204,9 +201,9 @@ class Accounts:
 
     def begin(self, account: Account) -> Deferred[None] | None:
         """
-        Let a call run: now, or once the Deferred fires that is returned.
+        Start a call: return None if it may run now, or a Deferred that fires when it may.
 
-        It fails with Unavailable where the call has waited too long.
+        The Deferred fails with `Unavailable` if the call has waited too long.
         """
         if account.waiting or account.running >= self.bounds.running or account.blocked:
             turn: Deferred[None] = Deferred(account.given_up)
@@ -217,21 +214,21 @@ class Accounts:
         return None
 
     def end(self, account: Account) -> None:
-        """Count a call that has run; the next one follows when this one's answer has left."""
+        """Count a call that has run; the next one starts after the answer of this one was sent."""
         account.running -= 1
         if account.waiting:
             self._go_later(account)
 
     def leave(self, account: Account, size: int) -> None:
-        """Count a call that ended, whether it had its turn or not."""
+        """Count a call that has ended, whether it has run or not."""
         account.calls -= 1
         account.arguments -= size
         self.calls -= 1
         self._arguments -= size
 
     def sent(self, account: Account, size: int) -> None:
-        """Count an answer that leaves."""
-        # Halved, not replaced: after one small answer among large ones not many may begin at once.
+        """Count an answer that is sent."""
+        # Halved, not replaced, so that one small answer among large ones does not start many calls.
         account.expected = max(size, account.expected // 2)
         account.unasked += size
         untaken = account.untaken + size
@@ -245,13 +242,13 @@ class Accounts:
             asking.addErrback(lambda why: log.failure("cannot ask the router", why))
 
     async def _follow(self, account: Account) -> None:
-        """Ask what a session has taken, as long as there is more than a little."""
+        """Ask the router what a session has read, until its unread answers are small."""
         pause = FIRST_PAUSE
         try:
             while account.untaken > HELD:
                 before = account.untaken
                 held = await self._ask(account.session)
-                # What was sent since then comes on top.
+                # Add what was sent while the router was being asked.
                 self._set(account, held + max(0, account.untaken - before))
                 if account.untaken < before:
                     pause = FIRST_PAUSE
@@ -264,7 +261,7 @@ class Accounts:
             account.asking = False
 
     def _set(self, account: Account, untaken: int) -> None:
-        # A little is not followed, and so is not known to lie anywhere.
+        # Small amounts are not followed, so they do not count in the total.
         if untaken > HELD:
             self.untaken += untaken
         if account.untaken > HELD:
@@ -277,7 +274,7 @@ class Accounts:
             deferLater(self._reactor, 0, self._go, account)
 
     def _go(self, account: Account) -> None:
-        """Start calls that wait, as many as may run, for `SLICE` at most."""
+        """Start waiting calls, as many as may run, for at most `SLICE` seconds."""
         account.going = False
         end = self._reactor.seconds() + SLICE
         bounds = self.bounds
@@ -285,7 +282,7 @@ class Accounts:
             if self._reactor.seconds() > end:
                 self._go_later(account)
                 return
-            # Taken out and counted first: what `callback` starts may end, or wait, at once.
+            # Removed and counted before `callback`, in which the call may end, or another one may wait.
             turn = next(iter(account.waiting))
             del account.waiting[turn]
             account.running += 1
@@ -297,19 +294,19 @@ class Accounts:
             deferLater(self._reactor, pause, self._sweep)
 
     def _sweep(self) -> None:
-        """Refuse the calls that have waited too long, for `SLICE` at most."""
+        """Refuse calls that have waited too long, for at most `SLICE` seconds."""
         self._sweeping = False
         now = self._reactor.seconds()
         for account in [each for each in self._of.values() if each.waiting]:
             self._go(account)
             why = account.blocked or f"{account.running} calls of this session are running"
             while account.waiting:
-                turn, end = next(iter(account.waiting.items()))  # they wait equally long
+                turn, end = next(iter(account.waiting.items()))  # the first one is the oldest
                 if end > now:
                     self._sweep_later()
                     break
-                # Thousands that came at once are late at once: refused in one go, they would keep
-                # the reactor for seconds.
+                # Thousands of calls that came together time out together; to refuse them all in one go
+                # blocked the reactor for seconds.
                 if self._reactor.seconds() > now + SLICE:
                     self._sweep_later(0)
                     return
@@ -318,18 +315,22 @@ class Accounts:
 
 
 _BOUNDS = [0.0001 * 2 ** (step / 4) for step in range(81)]
-"""Seconds, four buckets to a doubling, from 0.1 ms to 105 s: a quantile is within 19 %."""
+"""
+Upper bounds of the histogram's buckets in seconds, from 0.1 ms to 105 s.
+
+With four buckets to a doubling, a quantile is exact within 19 %.
+"""
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 
 UNKNOWN = "unknown"
-"""The verb of names that are none of ours: a caller may think of any, so they share one."""
+"""Verb under which unknown names are counted: callers can make up any number of them."""
 
 TX = "tx"
-"""The verb of calls in transactions, whose URIs are their own."""
+"""Verb of calls in transactions, each of which has a URI of its own."""
 
 FORWARDED = "forwarded"
-"""The verb of calls that another process has passed on, which has counted them for theirs."""
+"""Verb of calls that another process has passed on, and has counted under their own verb."""
 
 
 class Meter:
@@ -337,7 +338,7 @@ class Meter:
     Counts the calls of one service since its start.
 
     Attributes:
-        verbs: Of relations.
+        verbs: The verbs of relations.
         procedures: Names of the procedures of the service and of its application.
     """
 
@@ -354,10 +355,10 @@ class Meter:
         Count a call that has ended.
 
         Args:
-            name: Of the procedure, less the prefix.
-            outcome: How it ended: "answered", "refused" and so on.
-            seconds: What it took.
-            error: The URI of its error.
+            name: Name of the procedure, without the prefix.
+            outcome: How the call ended: "answered", "refused", "canceled" or "failed".
+            seconds: Its duration.
+            error: URI of its error.
         """
         self.outcomes[outcome] += 1
         verb = name.rpartition(".")[2]
@@ -371,7 +372,7 @@ class Meter:
             verb = UNKNOWN
         buckets = self._buckets.get(verb)
         if buckets is None:
-            # One more than bounds, for what took longer than the last.
+            # One bucket more than bounds, for longer calls.
             buckets = self._buckets[verb] = [0] * (len(_BOUNDS) + 1)
             self._errors[verb] = Counter()
         buckets[bisect_left(_BOUNDS, seconds)] += 1
@@ -404,9 +405,9 @@ def _latency(buckets: Sequence[int]) -> dict[str, float | None]:
 
 
 def quantile(buckets: Sequence[int], part: float) -> float | None:
-    """Return the seconds within which this part of the calls ended; None without any."""
+    """Return the seconds within which a fraction of the calls ended; None if there are no calls."""
     wanted = part * sum(buckets)
     if not wanted:
         return None
-    # The last bucket has no upper bound: what lies in it is told as the longest that there is.
+    # The last bucket has no upper bound; report the highest bound.
     return _BOUNDS[min(bisect_left(list(accumulate(buckets)), wanted), len(_BOUNDS) - 1)]

@@ -1,8 +1,8 @@
 """
-Errors as WAMP errors, in one place; URIs of procedures and of the router's own errors.
+The one place that makes WAMP errors of exceptions; and the URIs of the router's own errors.
 
-A `ServiceError` leaves under its URI with its details. Anything else is a bug of ours: the log
-gets it whole under an id, the caller gets the id.
+A `ServiceError` is sent with its URI and its details. Any other exception is a bug of the service: it is
+logged under an id, and the caller is sent the id only.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ log = Logger()
 
 PROCEDURE_EXISTS = "wamp.error.procedure_already_exists"
 PROCEDURE_EXISTS_OTHERWISE = "wamp.error.procedure_exists_with_different_invocation_policy"
-"""Registered already, and shared when ours is single or single when ours is shared."""
+"""Registered by another session with another invocation policy: shared, and ours is single, or vice versa."""
 CANNOT_AUTHENTICATE = "wamp.error.cannot_authenticate"
 INVALID_PAYLOAD = "wamp.error.invalid_payload"
 
 
 def name_of(uri: str, prefix: str) -> str:
     """
-    Return a procedure's name, still encoded: its URI without the prefix.
+    Return the name of a procedure, percent-encoded as in its URI, without the prefix.
 
     Raises:
-        ValueError: The URI is of another prefix.
+        ValueError: The URI does not begin with the prefix.
     """
     head = f"{prefix}."
     if not uri.startswith(head):
@@ -44,11 +44,11 @@ def name_of(uri: str, prefix: str) -> str:
 
 def application_error(error: BaseException, doing: str) -> ApplicationError:
     """
-    Return an exception as the WAMP error that may leave.
+    Return the WAMP error for an exception.
 
     Args:
-        error: What a call ended in.
-        doing: What was going on, for the log: a procedure's URI.
+        error: The exception.
+        doing: What failed, for the log: usually the URI of a procedure.
     """
     if isinstance(error, CancelledError):
         error = Canceled()
@@ -58,9 +58,9 @@ def application_error(error: BaseException, doing: str) -> ApplicationError:
 
 
 def internal(error: BaseException, doing: str) -> InternalError:
-    """Log a bug whole, without what the data says, and return the error that stands for it."""
+    """Log an exception with its frames, but without data of rows; return the error that stands for it."""
     origin = ORIGIN.get()
-    # The call's own id where there is one, so that one search finds all the lines about it.
+    # The id of the call, if there is one, so that one search finds all log lines about it.
     id = origin.call if origin is not None and origin.call else uuid4().hex
     log.error(
         "failed in {doing}, id {id}: {reason}\n{frames}",
@@ -74,13 +74,13 @@ def internal(error: BaseException, doing: str) -> InternalError:
 
 
 def _reason(error: BaseException) -> str:
-    # PostgreSQL puts a row's values on the lines below the first (DETAIL, CONTEXT).
+    # PostgreSQL's messages have values of rows below the first line (DETAIL, CONTEXT).
     first = str(error).partition("\n")[0]
     return f"{type(error).__qualname__}: {in_line(first, 200)}"
 
 
 def _frames(error: BaseException) -> Iterator[str]:
-    # Frames alone: `format_exception` adds the whole message, and with it the values of rows.
+    # Not `format_exception`, which adds the complete message, and with it values of rows.
     for each in reversed([*causes(error, contexts=True)]):
         yield from traceback.format_tb(each.__traceback__)
         if each is not error:
@@ -116,6 +116,6 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: str) -> str:
-    # A caller's own word may stand in a message. WAMP's JSON takes a string that begins with
-    # NUL for binary, and half a surrogate pair is no UTF-8.
+    # A message may quote a caller's string. In WAMP's JSON a string that begins with NUL is binary, and
+    # a lone surrogate cannot be encoded as UTF-8.
     return value.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

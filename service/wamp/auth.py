@@ -31,7 +31,7 @@ class Login(Protocol):
 
     @property
     def authid(self) -> str | None:
-        """The name to log in with."""
+        """Authid to log in with."""
 
     def extra(self) -> dict[str, Any] | None:
         """Return the `authextra` of the HELLO."""
@@ -42,7 +42,7 @@ class Login(Protocol):
 
 @dataclass(frozen=True)
 class Anonymous:
-    """Let the router's transport decide."""
+    """Anonymous login; the router assigns authid and authrole."""
 
     method: str = "anonymous"
     authid: str | None = None
@@ -53,10 +53,10 @@ class Anonymous:
 
     def answer(self, challenge: Challenge) -> str:
         """
-        Raise: an anonymous client has nothing to answer with.
+        Raise an error, because an anonymous client has no credentials.
 
         Raises:
-            ValueError: Always: there is nothing to prove.
+            ValueError: Always.
         """
         raise ValueError(f"the router asks for {challenge.method}; no credentials are set")
 
@@ -64,10 +64,10 @@ class Anonymous:
 @dataclass(frozen=True)
 class Ticket:
     """
-    A shared secret.
+    Login with a shared secret.
 
     Args:
-        authid: Who we are.
+        authid: Authid of the service.
         ticket: The secret.
     """
 
@@ -87,12 +87,12 @@ class Ticket:
 @dataclass(frozen=True)
 class Cryptosign:
     """
-    An Ed25519 key.
+    Login with an Ed25519 key.
 
     Args:
-        authid: Who we are; None lets the router tell by the key.
-        key_file: The private key: an OpenSSH or PEM file without a passphrase, 64 hexadecimal
-            digits, alone or in a `key.priv` of Crossbar's, or 32 raw bytes.
+        authid: Authid of the service; None lets the router find it by the public key.
+        key_file: File of the private key: OpenSSH or PEM without a passphrase; 64 hexadecimal digits,
+            alone or in Crossbar's `key.priv`; or 32 raw bytes.
     """
 
     authid: str | None
@@ -104,7 +104,7 @@ class Cryptosign:
         data = self.key_file.read_bytes()
         if len(data) == 32:
             return Ed25519PrivateKey.from_private_bytes(data)
-        # By name, since Crossbar's `key.priv` also has the public key, in as many digits.
+        # By label, because Crossbar's `key.priv` also has the public key, with as many digits.
         digits = re.search(
             rb"(?:\A|^private-key-ed25519:)\s*([0-9a-fA-F]{64})\s*(?:\Z|^)", data, re.M
         )
@@ -114,7 +114,7 @@ class Cryptosign:
             load = load_ssh_private_key if b"BEGIN OPENSSH" in data else load_pem_private_key
             key = load(data, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            # cryptography has no class for a locked key: its words tell.
+            # cryptography has no exception class for a key with a passphrase; only the message tells.
             locked = "password" in str(error).lower()
             raise ValueError(LOCKED if locked else NO_KEY) from error
         if not isinstance(key, Ed25519PrivateKey):
@@ -127,6 +127,6 @@ class Cryptosign:
 
     def answer(self, challenge: Challenge) -> str:
         """Return the signature and what was signed, in hexadecimal digits."""
-        # With cryptography, which autobahn needs anyway; its own signer wants five more packages.
+        # Not autobahn's signer, which needs five more packages; autobahn depends on cryptography anyway.
         asked = bytes.fromhex(challenge.extra["challenge"])
         return self._key.sign(asked).hex() + asked.hex()

@@ -1,15 +1,14 @@
 """
-How fast the parts of an answer leave.
+Back-pressure for progressive results.
 
-A router takes all that it is sent, and holds it for a caller that is slower than we are. So a
-part follows the one before it when three things are so: that one has left our socket; the
-router has dealt with it, and so with what others had sent meanwhile, which it tells by
-answering a call of ours; and it holds no more than a little for this caller, which is the
-answer, where `router/component` runs in it.
+WAMP has none: a router reads all that it is sent, and buffers it for a caller that reads slowly. So the next
+part of an answer is sent when three conditions hold:
 
-WAMP has no backpressure. The only sign of a router that is behind is our own socket: Twisted
-pauses a producer when its buffer is full, and resumes it when everything has been handed to
-the kernel.
+- The part before has left our socket. Twisted pauses a producer when its buffer is full, and resumes it when
+  everything was handed to the kernel.
+- The router has processed that part, and what other sessions had sent meanwhile: it has answered a call of
+  ours, and it takes the messages of a connection in order.
+- The router buffers little for this caller, which `router/component` returns as the answer of that call.
 """
 
 from __future__ import annotations
@@ -29,27 +28,27 @@ if TYPE_CHECKING:
     from service.wamp.session import SafeSession
 
 HELD = 128 * 1024
-"""Bytes that the router may hold for a caller when the next part leaves."""
+"""Maximum number of bytes that the router may buffer for a caller when the next part is sent."""
 
 YIELD = 0.5
-"""How much of the time that the router had to do with a part is left to others after it."""
+"""Pause after a part, as a fraction of the time that the router took for it: other callers' share."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
-"""Seconds between two questions to the router."""
+"""Seconds between two calls that ask the router for its backlog: at first, and at most."""
 
 ANYTHING = "wamp.session.count"
-"""Called at a router without the procedure: that it answers is all that is wanted."""
+"""Called at a router without our component, only to wait for its answer."""
 
 
 @implementer(IPushProducer)
 class Outflow:
     """
-    The producer of one connection, registered while a call sends parts: use it with `with`.
+    The producer of one connection, registered while calls send parts; a context manager.
 
-    A connection with a paused producer would not close, so it has none at other times.
+    It is not registered all the time, because a connection with a paused producer does not close.
 
     Args:
-        transport: Of the connection.
+        transport: Transport of the connection.
     """
 
     def __init__(self, transport: Any) -> None:
@@ -71,21 +70,21 @@ class Outflow:
         self.leave()
 
     def enter(self) -> None:
-        """Count one more call that sends parts."""
+        """Count another call that sends parts, and register the producer for the first."""
         self._users += 1
         if self._users == 1:
             self._transport.registerProducer(self, True)
 
     def leave(self) -> None:
-        """Count one less."""
+        """Count one call less, and unregister the producer after the last."""
         self._users -= 1
         if not self._users:
-            # Twisted resumes no producer that it no longer knows: what waits is let go by us.
+            # Twisted does not resume an unregistered producer, so resume what waits here.
             self._transport.unregisterProducer()
             self.resumeProducing()
 
     def drained(self) -> Deferred[None]:
-        """Return a Deferred that fires when more may be sent; it can be cancelled."""
+        """Return a Deferred, which can be cancelled, that fires when the socket takes more data."""
         done: Deferred[None] = Deferred(self._waiting_no_more)
         if self._paused:
             self._waiting.append(done)
@@ -94,18 +93,18 @@ class Outflow:
         return done
 
     def pauseProducing(self) -> None:
-        """Record that the buffer is full."""
+        """Record that the transport's buffer is full."""
         self._paused = True
 
     def resumeProducing(self) -> None:
-        """Fire what waits for the buffer."""
+        """Fire the Deferreds that wait for the buffer."""
         self._paused = False
         waiting, self._waiting = self._waiting, []
         for each in waiting:
             each.callback(None)
 
     def stopProducing(self) -> None:
-        """Fire what waits: it finds that the connection is lost."""
+        """Fire the Deferreds that wait; those who wait then find that the connection is lost."""
         self.resumeProducing()
 
     def _waiting_no_more(self, done: Deferred[None]) -> None:
@@ -115,12 +114,12 @@ class Outflow:
 
 class Pace:
     """
-    The pace of a session.
+    Waits until a caller's next part may be sent.
 
     Args:
-        reactor: For the pauses.
-        backlog: The procedure that returns how much the router holds for a caller.
-        patience: Seconds that a caller may take nothing at all.
+        reactor: Runs timers.
+        backlog: URI of the procedure that returns how many bytes the router buffers for a caller.
+        patience: Seconds for which a caller may read nothing at all.
     """
 
     def __init__(self, reactor: IReactorTime, backlog: str, patience: float) -> None:
@@ -130,15 +129,15 @@ class Pace:
         self._answers = True
 
     def begin(self) -> None:
-        """Reset: another router may have the procedure."""
+        """Reset for a new session: its router may have the procedure."""
         self._answers = True
 
     async def sent(self, session: SafeSession, caller: int | None) -> None:
         """
-        Wait until another part may follow.
+        Wait, after a part was sent, until the next may be sent.
 
         Raises:
-            StatementTimeout: The caller has taken nothing for too long.
+            StatementTimeout: The caller has read nothing for too long.
         """
         await session.outflow().drained()
         asked = self._reactor.seconds()
@@ -149,7 +148,7 @@ class Pace:
             await deferLater(self._reactor, pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             held = await self.held(session, caller)
-            # Patience begins anew with whatever is taken: slow callers are served.
+            # The timeout starts again whenever the caller has read something: slow callers are served.
             if held < least:
                 least, since = held, self._reactor.seconds()
             elif self._reactor.seconds() - since > self._patience:
@@ -157,9 +156,9 @@ class Pace:
 
     async def held(self, session: SafeSession, caller: int | None) -> int:
         """
-        Ask the router how much it holds for a caller; 0 if it does not know.
+        Return how many bytes the router buffers for a caller; 0 if it does not say.
 
-        Its answer comes after it has dealt with what we sent before.
+        The router answers after it has processed what was sent before this call.
         """
         if session.lost:
             return 0
@@ -169,13 +168,13 @@ class Pace:
             await kept(session.call(ANYTHING))
         except ApplicationError as error:
             if error.error == ApplicationError.NO_SUCH_PROCEDURE:
-                # Not asked again at this router: each question in vain is a round trip.
+                # Not called again in this session: each vain call costs a round trip.
                 self._answers = False
         return 0
 
 
 def kept(asked: Deferred[Any]) -> Deferred[Any]:
-    """Wait for an answer that comes at once, without cancelling its call."""
+    """Return a Deferred with the outcome of another; cancelling it does not cancel the other."""
     answer: Deferred[Any] = Deferred()
 
     def fire(result: Any) -> None:

@@ -1,12 +1,12 @@
 """
-From an invocation to the dispatcher and back.
+The callee: from an invocation to the dispatcher and back.
 
-One registration of the whole prefix takes every call; the dispatcher tells procedures apart by name.
-So a name that is not served is answered by us, with the nearest that we do, and a changed
-catalog needs no registering.
+One prefix registration takes all calls, and the dispatcher finds the procedure by its name. So the service
+answers a call of an unknown name, with the nearest known one, and a changed catalog needs no registration.
 
-Two more are this process's own: `<prefix>.tx.<process>.…` is for what stays in it between calls, and
-at `<prefix>.tx.<process>` another replica, to which a call of that kind came, passes it on.
+Each process has two more registrations of its own: `<prefix>.tx.<process>.…` for transactions and uploads,
+which stay in the process between calls; and `<prefix>.tx.<process>`, at which other processes pass on calls
+that came to the wrong one.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ from service.wamp.session import DETAILS, Details, SafeSession
 log = Logger()
 
 UNREGISTER_TIMEOUT = 2.0
-"""Seconds that a router gets to confirm."""
+"""Seconds to wait for the router's UNREGISTERED."""
 CANCEL_TIMEOUT = 2.0
-"""Seconds in which a cancelled call is expected to end."""
+"""Seconds to wait for cancelled calls to end."""
 INSIST = 0.1
-"""Seconds after which one that goes on, since what it waited for was done, is cancelled again."""
+"""Seconds until a call is cancelled again that still runs, because what it awaited had just finished."""
 
 UNASKED = 32 * 1024
-"""Bytes of parts that a caller is sent between two questions to the router, which cost more than a part."""
+"""Bytes of parts that are sent between two calls for the router's backlog, each dearer than a small part."""
 
 CALLEE_GONE = "callee disconnected from in-flight request"
-"""What Crossbar answers to a call whose callee is lost."""
+"""Crossbar's error message for a call whose callee was lost."""
 STOPPED = "the service that had the upload has stopped"
 
 LEFT_BEHIND = "the service has stopped before the call had ended: a change may be kept"
@@ -73,23 +73,23 @@ Answer = Callable[
     [str, Sequence[Any], Mapping[str, Any], Caller, CallState, Send | None], Awaitable[Any]
 ]
 """
-The dispatcher: name without prefix, arguments, keyword arguments, who calls, what changes meanwhile,
-and what sends parts of the answer if the caller takes any → a wire-safe result.
+The dispatcher. Its parameters: name without prefix, arguments, keyword arguments, caller, state of the call,
+and a function that sends parts of the answer, if the caller accepts any. It returns a wire-safe result.
 """
 
 
 Forwarded = Callable[[str, Sequence[Any], Mapping[str, Any], int | None], Awaitable[Any]]
-"""The dispatcher for a call that was passed on: name, arguments, the session that it came from."""
+"""The dispatcher of calls that were passed on: name, arguments, keyword arguments, caller's session id."""
 
 
 class _Room:
     """
-    Awaited, it is done when another part of an answer may follow, to one caller.
+    An awaitable that returns when the next part of an answer may be sent to a caller.
 
     Args:
-        session: On which it is sent.
-        pace: Asks the router what it holds.
-        account: Of the caller.
+        session: The service's session.
+        pace: Asks the router for its backlog.
+        account: Account of the caller.
     """
 
     def __init__(self, session: SafeSession, pace: Pace, account: Account) -> None:
@@ -113,10 +113,10 @@ class _Parts:
     Sends the parts of an answer.
 
     Args:
-        session: On which they are sent.
-        account: Of the caller.
-        room: Says when the next one may follow.
-        progress: Sends one.
+        session: The service's session.
+        account: Account of the caller.
+        room: Awaited before the next part is sent.
+        progress: Sends a progressive result.
     """
 
     __slots__ = ("_account", "_progress", "_room", "_session")
@@ -134,7 +134,7 @@ class _Parts:
         self._progress = progress
 
     def send(self, part: Any) -> Awaitable[None]:
-        """Send a part at once; what is returned is done when the next may follow."""
+        """Send a part at once; return an awaitable that returns when the next may be sent."""
         check(part)
         self._session.sizes.weigh = self._account.weigh
         self._progress(part)
@@ -143,14 +143,14 @@ class _Parts:
 
 class _LastingCall:
     """
-    What is known of a call until it ends; of one that goes on, all that stays of it.
+    What is kept of a call until it ends; of a lasting call, such as a watch, this is all that is kept.
 
     Attributes:
-        lasting: What it was answered with, if it goes on.
-        answer: Fires when it ends, if it goes on.
-        seconds: Until it was answered, or went on: what lasts for as long as its caller likes says
-            nothing about how fast we are.
-        failed: The URI of its error.
+        lasting: The dispatcher's result, if the call lasts.
+        answer: Deferred that fires when the call ends, if it lasts.
+        seconds: Time until the call was answered, or became a lasting one: how long its caller then lets
+            it last is no latency.
+        failed: URI of its error.
     """
 
     __slots__ = (
@@ -179,7 +179,7 @@ class _LastingCall:
         self.failed = ""
 
     def go_on(self, answer: CooperativeDeferred) -> None:
-        """Answer it when it ends."""
+        """Keep the call open, and answer it when it ends."""
         self.answer = answer
         answer.request = self._cancel
         self.lasting.follow(self._over)
@@ -193,23 +193,22 @@ class _LastingCall:
 
 class Callee(SessionObserver):
     """
-    Hands the calls of one prefix to the dispatcher.
+    Passes the calls of one prefix to the dispatcher.
 
     Args:
-        reactor: Measures the drain and the latencies.
+        reactor: Runs timers, and measures latencies.
         answer: The dispatcher.
-        prefix: Of every procedure.
-        shared: Register so that several services stand side by side, called in turn.
-            Otherwise a later service takes the prefix over: a predecessor that is half dead
-            must not keep it.
-        drain: Seconds that running calls get when the service stops.
-        patience: Seconds that a caller of parts may take none of them.
-        bounds: How much may be under way.
-        freed: Called when a caller has taken answers, so that more may be made.
+        prefix: Prefix of all procedures.
+        shared: Whether to register with round-robin invocation, so that several services share the calls.
+            If not, a later service takes the prefix over, so that a half-dead predecessor does not keep it.
+        drain: Seconds that running calls get to end when the service stops.
+        patience: Seconds for which a caller of progressive results may read none of them.
+        bounds: Limits on calls in progress.
+        freed: Called when a caller has read answers, so that more work may begin.
 
     Attributes:
-        wrote: Called with the session that was given the receipt of a transaction, and its id.
-        drained: Called when no further call comes: those that last have to end.
+        wrote: Called with a session id and the id of the transaction whose receipt it was sent.
+        drained: Called when no further calls will come, so that lasting calls have to end.
     """
 
     wrote: Callable[[int | None, str], None] = staticmethod(lambda session, tx: None)
@@ -245,26 +244,26 @@ class Callee(SessionObserver):
 
     def pin(self, process: str, forwarded: Forwarded) -> None:
         """
-        Register, from the next session on, for what stays in this process between calls.
+        Register this process's own URIs from the next session on.
 
         Args:
-            process: Its id.
-            forwarded: Answers what another process has passed on.
+            process: Id of the process.
+            forwarded: Dispatcher of calls that other processes pass on.
         """
         self._process, self._forwarded = process, forwarded
 
     @property
     def in_progress(self) -> int:
-        """Return how many calls are under way."""
+        """Return the number of calls in progress."""
         return self._accounts.calls
 
     def stats(self) -> dict[str, Any]:
-        """Return the figures of all calls as `stats` answers them, latencies in seconds."""
+        """Return the figures of calls for `stats`, latencies in seconds."""
         return {"in_progress": self.in_progress, **self.meter.snapshot()}
 
     @property
     def serving(self) -> bool:
-        """Return whether calls reach us."""
+        """Return whether the service receives calls."""
         return self._registration is not None and not self._draining
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
@@ -275,8 +274,8 @@ class Callee(SessionObserver):
         session.full, session.refused = self._accounts.full, partial(self._refused, session)
         take = partial(self._take, session, details.realm or "")
         if self._process:
-            # Before the shared prefix: the first call that comes by that may begin a transaction,
-            # whose next call needs this.
+            # Before the shared prefix, since the first call to that may begin a transaction, whose next
+            # call needs this registration.
             own = f"{self._head}tx.{self._process}"
             options = RegisterOptions(match="prefix", details_arg=DETAILS)
             await session.register(take, f"{own}.", options=options)
@@ -293,19 +292,19 @@ class Callee(SessionObserver):
             self._registration = await self._register(session, take, True)
 
     def displaced(self, registration: int) -> None:
-        """Forget the registration: another service took the prefix over. It is not taken back."""
+        """Forget the registration if another service took it over; it is not taken back."""
         if self._registration is not None and registration == self._registration.id:
             self._registration = None
             log.warn("another session took {prefix} over", prefix=self._head)
 
     async def leaving(self) -> None:
-        """Refuse further calls, and wait for those that run; cancel what outlasts the drain."""
+        """Refuse further calls, wait for running ones, and cancel those that outlast the drain."""
         if self._shared and self._registration is not None:
-            # The others take what comes from here on; what is under way to us is still answered.
+            # The other services get further calls; those already sent to this one are still answered.
             registration, self._registration = self._registration, None
             with suppress(Late, ApplicationError):
                 await registration.unregister().addTimeout(UNREGISTER_TIMEOUT, self._reactor)
-        # Only now: what the router sent before it confirmed is ours, and no other service gets it.
+        # Not before UNREGISTERED: no other service gets the calls that the router sent before it.
         self._draining = True
         self.drained()
         if not self.in_progress:
@@ -324,18 +323,18 @@ class Callee(SessionObserver):
                 late.cancel()
 
     def left(self) -> None:
-        """Cancel every call: no caller can be answered any more."""
+        """Cancel all calls, because no caller can be answered any more."""
         self._registration = self._session = None
         self._accounts.clear()
         self._cancel()
 
     def departed(self, session: int) -> None:
-        """Forget a caller that is gone."""
+        """Forget a caller that has left the router."""
         self._accounts.forget(session)
 
     async def _register(self, session: SafeSession, take: Any, force: bool) -> Any:
         options = RegisterOptions(
-            # One for all: a registration for each of 15,000 procedures took 2.5 s at every join.
+            # A registration for each of 15,000 procedures took 2.5 s at each join.
             match="prefix",
             invoke="roundrobin" if self._shared else None,
             force_reregister=True if force else None,
@@ -354,8 +353,8 @@ class Callee(SessionObserver):
         """
         Begin a call.
 
-        Cancelling what this returns cancels the dispatcher's coroutine, and again while it goes on; its
-        outcome is the answer, for a write may be kept by then.
+        Cancelling the returned Deferred cancels the dispatcher's coroutine, repeatedly until it ends. The
+        coroutine's outcome is the answer even then, because a write may have been committed.
         """
         caller = Caller(details.caller, details.caller_authid, details.caller_authrole, realm)
         name, state = (details.procedure or "").removeprefix(self._head), CallState(encodes=True)
@@ -370,11 +369,11 @@ class Callee(SessionObserver):
         kwargs: Mapping[str, Any],
         details: Details,
     ) -> Deferred[Any]:
-        """Begin a call that another process of the service has passed on, and nobody else."""
+        """Begin a call that another process of the service has passed on; refuse all other callers."""
 
         async def answer(progress: Send | None = None) -> Any:
-            # Clients have another role, or else may register as much as the service may: whoever
-            # has its role is the service, for the router and for us.
+            # A client with the service's authrole could register the service's procedures anyway, so
+            # the authrole is enough to recognise the service.
             role = details.caller_authrole
             if self._forwarded is None or role is None or role != own.authrole:
                 raise NotAuthorized("only the service itself calls this")
@@ -392,19 +391,19 @@ class Callee(SessionObserver):
         caller: Caller,
     ) -> Any:
         """
-        Pass a call on to another process, which has what it belongs to; return its answer.
+        Pass a call on to the process that has its transaction or upload; return its answer.
 
         Raises:
             Conflict: The process is gone.
-            OutcomeUnknown: It went while it had the call, which may have ended an upload.
-            Relayed: What it has refused.
+            OutcomeUnknown: The process was lost during the call, which may have completed an upload.
+            Relayed: The process has refused the call.
         """
         session = self._session
         if session is None:
             raise Unavailable("the router is gone")
         uri = f"{self._head}tx.{process}"
         try:
-            # A value each: autobahn would take a caller's keyword `options` for its own.
+            # As two arguments: autobahn would take a caller's keyword `options` as its own.
             result = await session.call_through(uri, name, list(args), dict(kwargs), caller.session)
             if isinstance(result, CallResult):
                 return Receipted(result.results[0], result.kwresults["tx"])
@@ -415,7 +414,7 @@ class Callee(SessionObserver):
             ) from None
         except ApplicationError as error:
             words = str(error.args[0]) if error.args else ""
-            # The URI is that of every cancelled call: only the words tell them apart.
+            # All cancelled calls have the same error URI; only the message tells this case.
             if words == CALLEE_GONE:
                 if kwargs.get("done"):
                     raise OutcomeUnknown(f"{STOPPED}; what it was to keep may be kept") from error
@@ -430,10 +429,10 @@ class Callee(SessionObserver):
         state: CallState,
         answer: Callable[[Send | None], Awaitable[Any]],
     ) -> Deferred[Any]:
-        """Begin a call, and let it be cancelled."""
+        """Begin a call, and return a Deferred that can be cancelled."""
         call = self._call if details.progress is None else self._in_parts
         running = Deferred.fromCoroutine(call(session, details, state, answer))
-        # What has ended by now needs nothing that could be cancelled.
+        # A call that has already ended needs no Deferred that can be cancelled.
         if running.called and not isinstance(running.result, _LastingCall):
             return running
         outcome = CooperativeDeferred()
@@ -449,7 +448,7 @@ class Callee(SessionObserver):
         ).weigh  # the refusal is sent right after this
 
     def _insist(self, running: Deferred[Any]) -> None:
-        # `called` is not "done": a Deferred that was returned by a callback is still waited for.
+        # `called` does not mean finished: a callback may have returned a Deferred, which is awaited.
         if not running.called or isinstance(running.result, Deferred):
             running.cancel()
             self._reactor.callLater(INSIST, self._insist, running)
@@ -459,10 +458,10 @@ class Callee(SessionObserver):
             result.go_on(answer)
             return
         self._running.discard(answer)
-        if not answer.called:  # else left behind
+        if not answer.called:  # `leaving` may have answered it already
             answer.errback(result) if isinstance(result, Failure) else answer.callback(result)
         if self._idle is not None and not self.in_progress:
-            # Later, since the answer is sent after this.
+            # In the next turn of the reactor, since the answer is sent after this returns.
             self._reactor.callLater(0, self._idle.callback, None)
             self._idle = None
 
@@ -473,7 +472,7 @@ class Callee(SessionObserver):
         state: CallState,
         answer: Callable[[Send | None], Awaitable[Any]],
     ) -> Any:
-        """Make a call whose caller takes parts of the answer, as fast as they are taken."""
+        """Run a call whose caller accepts parts of the answer, with back-pressure."""
         account, progress = self._accounts.of(details.caller), details.progress
         assert progress is not None
         if account.room is None:
@@ -493,17 +492,17 @@ class Callee(SessionObserver):
         answer: Callable[[Send | None], Awaitable[Any]],
         progress: Send | None = None,
     ) -> Any:
-        """Make a call when its session has room for it, and count it until it ends."""
+        """Run a call when its caller's session may, and count it until it ends."""
         began, uri = self._reactor.seconds(), details.procedure or ""
-        # Read at once: the connection has one such figure, and the next message replaces it.
+        # Read at once, because the next message of the connection replaces it.
         size = session.sizes.received
-        # Before its turn: a service that stops waits for the calls that wait, too.
+        # Counted before its turn, because a stopping service waits for waiting calls, too.
         account = self._accounts.enter(details.caller, size)
         call = _LastingCall(self, session, account, size, uri)
         ended, running = True, False
         error: Exception | None = None
         try:
-            # What a transaction that has ended says of itself is known to the dispatcher alone.
+            # Only the dispatcher knows how a transaction has ended, which its holder may ask for.
             if self._draining and not uri.startswith(f"{self._head}tx."):
                 raise Unavailable("the service is stopping")
             turn = self._accounts.begin(account)
@@ -520,7 +519,7 @@ class Callee(SessionObserver):
             if not state.plain:
                 check(result)
             return result
-        # Twisted's CancelledError is an Exception, other than asyncio's: it comes here as well.
+        # Twisted's CancelledError is an Exception (asyncio's is not), and is caught here as well.
         except Exception as failure:
             error = failure
             refused = self._refusal(call, failure)
@@ -529,20 +528,20 @@ class Callee(SessionObserver):
             raise refused from None
         finally:
             call.seconds = self._reactor.seconds() - began
-            # What goes on takes no turn from others.
+            # A lasting call keeps no other call of its session from running.
             if running:
                 self._accounts.end(account)
             if ended:
                 self._leave(call, error)
 
     def _refusal(self, call: _LastingCall, error: Exception) -> ApplicationError | None:
-        """Return what a call is refused with for an error; None where nobody is there to be told."""
+        """Return the WAMP error for an exception of a call; None if the session is lost."""
         if call.session.lost:
             return None
         if self._cutting and isinstance(error, CancelledError | Canceled):
-            # By us: the caller has not asked for it, nothing is kept, and another service may.
+            # Cancelled by the stop, not by the caller: nothing is kept, and another service may run it.
             error = Unavailable("the service is stopping")
-        # The URI of a transaction is its holder's secret.
+        # The URI of a transaction is its holder's secret, and must not be logged.
         held = call.uri.startswith(f"{self._head}tx.")
         refused = application_error(error, f"{self._head}tx" if held else call.uri)
         call.failed = refused.error
@@ -557,7 +556,7 @@ class Callee(SessionObserver):
         call.session.sizes.weigh = call.account.weigh  # the answer is sent right after this
 
     def _over(self, call: _LastingCall, error: Exception) -> None:
-        """Answer a call that went on, and has ended."""
+        """Answer a lasting call that has ended."""
         refused = self._refusal(call, error)
         self._leave(call, error)
         call.session.outflow().leave()
@@ -570,7 +569,7 @@ class Callee(SessionObserver):
         return call_result(result)
 
     async def _held(self, caller: int | None) -> int:
-        """Ask the router how much it holds for a caller."""
+        """Return how many bytes the router buffers for a caller."""
         session = self._session
         return 0 if session is None else await self._pace.held(session, caller)
 
@@ -579,13 +578,13 @@ class Callee(SessionObserver):
         self._cancel()
 
     def _cancel(self) -> None:
-        # A copy: a call that ends at its cancel takes itself out of the set.
+        # A copy, because a call that ends when it is cancelled removes itself from the set.
         for running in list(self._running):
             running.cancel()
 
 
 def call_result(result: Receipted) -> CallResult:
-    """Return what autobahn's `session.call` gives for an answer with a receipt."""
+    """Return an answer with a receipt as the result that autobahn sends."""
     return CallResult(result.answer, tx=result.tx)
 
 

@@ -1,5 +1,5 @@
 """
-The other side of a call: a session that joins, makes one call and leaves.
+A caller for one call: a session that joins, calls and leaves.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from service.wamp.client import CONNECT_TIMEOUT, RouterAddress
 from service.wamp.session import SafeSerializer, SafeSession
 
 LARGEST = 15 * 2**20
-"""Bytes of a message: RawSocket takes 16 MiB."""
+"""Maximum size of a message in bytes; RawSocket's limit is 16 MiB."""
 
 
 class NotJoined(Exception):
     """
-    No session can be opened.
+    No session could be opened.
 
     Args:
-        why: In a sentence.
-        refused: Whether the router does not let us in, so that trying again is of no use.
+        why: The reason, as a sentence.
+        refused: Whether the router refused the session, so that a retry is useless.
     """
 
     def __init__(self, why: str, refused: bool = False) -> None:
@@ -40,8 +40,8 @@ class CallRefused(Exception):
     The call was answered by an error.
 
     Args:
-        uri: Of the error.
-        message: Its words.
+        uri: URI of the error.
+        message: Its message.
         details: Its keyword arguments.
     """
 
@@ -53,12 +53,12 @@ class CallRefused(Exception):
 @dataclass(frozen=True)
 class CallTarget:
     """
-    Where calls are made.
+    The router at which a call is made.
 
     Args:
-        url: Of the router.
-        realm: Which to join.
-        login: How to say who we are.
+        url: URL of the router.
+        realm: Realm to join.
+        login: Authentication method and credentials.
     """
 
     url: str
@@ -75,23 +75,22 @@ async def call_once(
     progress: Callable[[Any], None] | None = None,
 ) -> Any:
     """
-    Join, call, leave.
+    Join, call and leave; if this is cancelled, the call is.
 
     Args:
-        reactor: Makes the connection.
-        place: Where.
-        uri: Of the procedure.
-        args: Of the call.
-        kwargs: Of the call.
-        progress: Takes the progressive results, if they are wanted.
+        reactor: Opens the connection.
+        place: The router.
+        uri: URI of the procedure.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        progress: Called with each progressive result; None asks for none.
 
     Returns:
-        The result, as a dict of `args` and `kwargs` where it is not one value; cancelling this
-        cancels the call.
+        The result; a dict of `args` and `kwargs` if it is not a single value.
 
     Raises:
-        NotJoined: No session can be opened.
-        CallRefused: It was answered by an error, or the session was lost under it.
+        NotJoined: No session could be opened.
+        CallRefused: The call was answered by an error, or the session was lost during the call.
     """
 
     async def call(session: SafeSession) -> Any:
@@ -106,12 +105,12 @@ async def call_once(
 
 async def subscribe_once(reactor: Any, place: CallTarget, topic: str) -> None:
     """
-    Join, subscribe to all topics that begin so, leave; raises as `call_once` does.
+    Join, subscribe to all topics with a prefix and leave; raises as `call_once` does.
 
     Args:
-        reactor: Makes the connection.
-        place: Where.
-        topic: What they begin with.
+        reactor: Opens the connection.
+        place: The router.
+        topic: Prefix of the topics.
     """
 
     async def subscribe(session: SafeSession) -> None:
@@ -124,7 +123,7 @@ async def subscribe_once(reactor: Any, place: CallTarget, topic: str) -> None:
 async def once(
     reactor: Any, place: CallTarget, act: Callable[[SafeSession], Awaitable[Any]]
 ) -> Any:
-    """Join, act, leave; raises as `call_once` does."""
+    """Join, run `act` and leave; raises as `call_once` does."""
     joined: Deferred[SafeSession] = Deferred()
 
     async def has_joined(session: SafeSession, _: SessionDetails) -> None:
@@ -160,8 +159,7 @@ async def once(
             if joined.called and session.is_attached():
                 session.leave()
             else:
-                # Without a session there is nobody to say goodbye to, and a peer that is silent
-                # would not close.
+                # Without a session no GOODBYE can be exchanged, and a silent peer would not close.
                 protocol.transport.abortConnection()
             await closed
 

@@ -1,5 +1,5 @@
 """
-The service's session at a router: connected, joined, and joined again whenever it was lost.
+The WAMP client: keeps the service joined to one of its routers, and reconnects when the session is lost.
 """
 
 from __future__ import annotations
@@ -40,44 +40,45 @@ from service.wamp.session import DETAILS, MessageSizes, SafeSerializer, SafeSess
 log = Logger()
 
 CONNECT_TIMEOUT = 10
-"""Seconds for each step of a connection: the address, the handshake, the login."""
+"""Timeout in seconds of each step of a connection: connecting, handshake, login."""
 
 TLS = "TLS handshake"
 
 PING_EVERY, PING_WITHIN = 20, 10
-"""Seconds; below the 55 after which Heroku's router cuts an idle connection."""
+"""Seconds between pings, and until a pong is due; below the 55 s after which Heroku cuts idle connections."""
 
 LEAVE_TIMEOUT = 2.0
-"""Seconds that a router gets to say goodbye."""
+"""Seconds to wait for the router's GOODBYE."""
 
 TOPIC = "wamp.session.on_leave"
 
 
 class SessionObserver:
-    """What is called as a session joins and leaves: it registers, subscribes, cleans up, or does nothing."""
+    """Base class for what is notified when a session joins and leaves; its methods do nothing."""
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
-        """Register, subscribe. An error ends the session, to be tried again."""
+        """Register and subscribe in a new session. An error ends the session, and the client reconnects."""
 
     def displaced(self, registration: int) -> None:
-        """Forget a registration that the router gave to another session."""
+        """Forget a registration that another session has taken over."""
 
     async def leaving(self) -> None:
-        """Finish while the session is still joined."""
+        """Finish work before the session leaves the realm."""
 
     def left(self) -> None:
-        """Cancel what cannot be answered any more; the session is gone."""
+        """Cancel what cannot be answered any more, because the session is gone."""
 
 
 class Departures(SessionObserver):
     """
-    Passes on the ids of sessions that are gone.
+    Reports the sessions that leave the router.
 
-    Where the router does not allow the subscription, what they have begun ends when it has been
-    idle for long enough.
+    If the router does not allow the subscription, what those sessions hold (such as transactions) ends by
+    its idle timeout.
 
     Args:
-        departed: Called with each id, and with None when the router is: all are gone then.
+        departed: Called with the id of each session that left, and with None when the connection to the
+            router is lost, which counts as the end of all sessions.
     """
 
     def __init__(self, departed: Callable[[int | None], None]) -> None:
@@ -93,7 +94,7 @@ class Departures(SessionObserver):
             log.info("the router does not tell who leaves: {error}", error=in_line(error.error))
 
     def left(self) -> None:
-        """Pass on that all are gone."""
+        """Report that all sessions are gone."""
         self._departed(None)
 
     def _heard(self, args: Sequence[Any], kwargs: Mapping[str, Any], details: Any) -> None:
@@ -104,17 +105,17 @@ class Departures(SessionObserver):
 @dataclass(frozen=True)
 class WampConfig:
     """
-    How to take our place.
+    Configuration of a client.
 
     Args:
-        urls: Routers in the order of preference.
-        realm: Which to join.
-        login: How to say who we are.
-        max_bytes: The largest answer that may leave.
-        first_delay: Seconds before another round of tries while no router is there, and before the
-            second one to a router that is.
-        max_delay: Seconds between rounds at most; a session that lasted as long starts afresh.
-        links: Authroles of router links, which say for whom they call.
+        urls: URLs of the routers, in order of preference.
+        realm: Realm to join.
+        login: Authentication method and credentials.
+        max_bytes: Maximum size of an answer in bytes.
+        first_delay: Seconds between two rounds of attempts while no router can be reached, and before
+            the second attempt at a router that refuses the session.
+        max_delay: Maximum seconds between two rounds; a session that lasted as long resets the delay.
+        links: Authroles of router links, which may call on behalf of other sessions.
     """
 
     urls: Sequence[str]
@@ -130,13 +131,13 @@ class WampClient(Service):
     """
     Keeps a session joined from `startService` to `stopService`.
 
-    autobahn's `Component` is not used: stopped while it connects it goes on trying for ever,
-    and it logs each try. `joined` is true while the session stands and every observer has joined.
+    autobahn's `Component` is not used: if it is stopped while it connects, it retries for ever, and it logs
+    each attempt. `joined` is true while a session is open and all observers have joined.
 
     Args:
-        reactor: Makes the connections and measures the delays.
-        config: Where and who.
-        observers: Called for each session, in order; for its end in the opposite order.
+        reactor: Opens connections, and runs timers.
+        config: Configuration of the client.
+        observers: Notified of each session in this order, and of its end in the opposite order.
     """
 
     def __init__(
@@ -157,17 +158,17 @@ class WampClient(Service):
         self._waiting: list[Deferred[None]] = []
 
     def startService(self) -> None:
-        """Begin to connect."""
+        """Start to connect."""
         super().startService()
         self._stopping = None
         self._following = Deferred.fromCoroutine(self._follow())
 
     def stopService(self) -> Deferred[None]:
-        """Leave the realm after the observers have, and close; fires when all of it is done."""
+        """Let the observers finish, leave the realm and close; return a Deferred that fires after that."""
         if self._stopping is None:
             super().stopService()
             self._stopping = Deferred.fromCoroutine(self._stop())
-        # One for each who asks: what is added to it, or cancelled, is nobody else's.
+        # A new Deferred for each caller, so that callbacks and cancellation of one do not affect another.
         done: Deferred[None] = Deferred()
 
         def fire(result: Any) -> Any:
@@ -192,27 +193,28 @@ class WampClient(Service):
         while self.running:
             router = self._routers[tries % len(self._routers)]
             began = self._reactor.seconds()
-            # Only a router that is there, and does not let us in, is spared: nothing is asked of
-            # one that is away, and callers wait for its return.
+            # The delay grows only while a router can be reached and refuses the session: an attempt at
+            # a router that is down costs next to nothing, and all callers wait for its return.
             refused |= await self._attempt(router)
             if not self.running:
                 return
             tries += 1
-            # One that lets us in and closes at once counts as refusal, or no pause would follow.
+            # A session that was accepted and closed at once counts as refused, else there were no pause.
             if self._reactor.seconds() - began >= self._config.max_delay:
                 tries, refusals, refused = 0, 0, False
-            # No pause within a round: the next address may be there while this one is not.
+            # No pause within a round: the next router may be up.
             elif tries % len(self._routers) == 0:
                 refusals, refused = refusals + 1 if refused else 0, False
                 await deferLater(self._reactor, self._delay(refusals), lambda: None)
 
     def _delay(self, refusals: int) -> float:
-        # bounded, since a float has an end; uneven, so that services do not come back all at once
+        # The exponent is bounded, or the float would overflow; jitter keeps services from reconnecting
+        # at the same time.
         delay = self._config.first_delay * 1.5 ** min(max(refusals - 1, 0), 20)
         return min(delay, self._config.max_delay) * random.uniform(0.7, 1.0)
 
     async def _attempt(self, router: RouterAddress) -> bool:
-        """Connect, stay until the connection is lost, and return whether the router was there."""
+        """Connect, wait until the connection is lost, and return whether the router could be reached."""
         self._reason = ""
         self._session = None
         try:
@@ -236,7 +238,7 @@ class WampClient(Service):
         finally:
             there = self._session is not None
             self._in_time()
-            # Also when the wait was cancelled, with the connection still open.
+            # The wait may also have been cancelled, and the connection still be open.
             self._abort(protocol.why)
             self._ended(router)
         return there
@@ -253,7 +255,8 @@ class WampClient(Service):
         try:
             for observer in self._observers:
                 await observer.joined(session, details)
-                # They have been told that it left, and would take it for one that stands.
+                # `left` was called already; an observer would keep a session that is gone. The publisher
+                # once retried such a session without ever returning to the reactor.
                 if session.lost:
                     return
         except Exception as error:
@@ -285,11 +288,11 @@ class WampClient(Service):
     def _ended(self, router: RouterAddress) -> None:
         session, self._session, self._transport = self._session, None, None
         self.joined = False
-        # Backwards: what was built on another is taken down before it.
+        # In the opposite order: an observer may rely on those before it.
         for observer in reversed(self._observers):
             try:
                 observer.left()
-            except Exception:  # or no session would be joined any more
+            except Exception:  # an observer's error must not end the loop that reconnects
                 log.failure("an observer did not take it that the session is gone")
         if self.running:
             why = session.closing if session is not None else None
@@ -302,7 +305,7 @@ class WampClient(Service):
             self._transport.abortConnection()
 
     def _log_once(self, router: RouterAddress, reason: str) -> None:
-        """Log a failure once until the next session; a router may be away for hours."""
+        """Log a failure once until the next session, since a router may be down for hours."""
         reason = in_line(reason, 1000)
         if (router.url, reason) not in self._logged:
             self._logged.add((router.url, reason))
@@ -333,7 +336,7 @@ class WampClient(Service):
 
 
 class RouterAddress(Address):
-    """One address of a router, and the way there."""
+    """The address of a router, with its endpoint and protocol."""
 
     __slots__ = ()
 
@@ -352,7 +355,7 @@ class RouterAddress(Address):
         session: Callable[[], SafeSession],
         serializer: SafeSerializer,
     ) -> IProtocolFactory:
-        """Return the protocol factory for one connection; it makes the session when open."""
+        """Return the protocol factory of one connection; `session` is called when it is open."""
         if self.scheme not in {"ws", "wss"}:
             plain = WampRawSocketClientFactory(session, serializer=serializer)
             plain.protocol = RawSocket
@@ -362,7 +365,7 @@ class RouterAddress(Address):
         )
         factory.protocol = WebSocket
         factory.setProtocolOptions(
-            openHandshakeTimeout=0,  # ours covers it, and knows what the connection waits for
+            openHandshakeTimeout=0,  # `CONNECT_TIMEOUT` covers it, and its message names the stage
             autoPingInterval=PING_EVERY,
             autoPingTimeout=PING_WITHIN,
             tcpNoDelay=True,
@@ -373,11 +376,11 @@ class RouterAddress(Address):
 @implementer(IHandshakeListener)
 class Ending:
     """
-    A protocol that knows how far its connection came.
+    A mixin for protocols that records how far the connection came, for messages about its end.
 
     Attributes:
-        stage: What the connection waits for until it is joined.
-        why: Why it was lost, if TLS was the reason.
+        stage: Step that the connection waits for until the session has joined.
+        why: Why the connection was lost, if because of TLS.
     """
 
     stage = "login"
@@ -385,17 +388,17 @@ class Ending:
     transport: Any
 
     def connectionMade(self) -> None:
-        """Begin with TLS, where there is any."""
+        """Record the TLS handshake as the first stage, if the transport uses TLS."""
         if ISSLTransport.providedBy(self.transport):
             self.stage = TLS
         super().connectionMade()  # type: ignore[misc]
 
     def handshakeCompleted(self) -> None:
-        """Record that TLS stands, and the login is next."""
+        """Record that the TLS handshake is complete, and the login is next."""
         self.stage = "login"
 
     def connectionLost(self, reason: Any) -> None:
-        """Record the reason, before whoever waits for the end runs."""
+        """Record the reason, before `is_closed` fires."""
         self.why = tls.reason(reason.value)
         if not self.why and self.stage == TLS:
             self.why = f"closed during the {TLS}: is that a port for TLS?"
@@ -403,25 +406,25 @@ class Ending:
 
 
 class RawSocket(Ending, WampRawSocketClientProtocol):  # type: ignore[misc]
-    """Autobahn's, which records how far its connection came."""
+    """autobahn's RawSocket protocol, which records how far the connection came."""
 
 
 class WebSocket(Ending, WampWebSocketClientProtocol):  # type: ignore[misc]
-    """Autobahn's, which records how far its connection came."""
+    """autobahn's WebSocket protocol, which records how far the connection came."""
 
 
 def keep_alive(transport: Any) -> None:
     """
-    Enable the kernel's keep-alive, which finds out that the other host is gone.
+    Enable TCP keepalive, which detects that the other host is gone, and disable Nagle's algorithm.
 
-    RawSocket has no ping of its own; without this a router whose machine vanished is noticed
-    when something is sent, and an idle service sends nothing.
+    autobahn's RawSocket sends no pings. Without keepalive, the loss of the router's machine would be noticed
+    only when something is sent, and an idle service sends nothing.
     """
     handle = transport.socket
     if handle.family == socket.AF_UNIX:
         return
-    # Nagle's algorithm would keep the second of two small answers until the first is acknowledged,
-    # which a peer without anything to send delays by some 40 ms.
+    # Nagle's algorithm would hold back the second of two small answers until the first is acknowledged,
+    # and a peer with nothing to send delays that acknowledgement by about 40 ms.
     transport.setTcpNoDelay(True)
     transport.setTcpKeepAlive(True)
     for option, value in (

@@ -1,7 +1,7 @@
 """
-Signs of life for a router with our component, which drops a service that gives none any more.
+Heartbeats to a router that runs `router/component`, which drops a service that sends none any more.
 
-A process that is stopped keeps its socket, and the calls that it is dealt.
+The socket of a stopped process stays open, so the router would keep giving it calls, which would hang.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from service.wamp.client import SessionObserver
 from service.wamp.session import SafeSession
 
 EVERY = 1.0
-"""Seconds between two signs; the router waits for several."""
+"""Seconds between two heartbeats; the router drops a service after several have failed to come."""
 
 
 class Heartbeat(SessionObserver):
     """
-    Calls the router, again and again, as long as a session stands.
+    Calls a procedure of the router periodically, as long as a session is open.
 
     Args:
-        reactor: For the pauses.
-        uri: The router's procedure. One that is refused once is not called again in that session: the
-            router has no such procedure, and misses nothing.
+        reactor: Runs timers.
+        uri: The router's procedure. If a call fails, it is not repeated in that session: the router does
+            not run the component.
     """
 
     def __init__(self, reactor: IReactorTime, uri: str) -> None:
@@ -34,12 +34,12 @@ class Heartbeat(SessionObserver):
         self._next: IDelayedCall | None = None
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
-        """Call for the first time."""
+        """Send the first heartbeat."""
         self._beat(session)
 
-    # Nothing stops it when the session begins to leave: calls that run are still answered.
+    # Not stopped in `leaving`: while the service drains, running calls still have to be answered.
     def left(self) -> None:
-        """Call no more."""
+        """Send no more heartbeats."""
         if self._next is not None:
             self._next.cancel()
             self._next = None

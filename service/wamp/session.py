@@ -1,10 +1,10 @@
 """
-A WAMP session, and its CBOR, that no single message can end: no caller's argument, no result of ours.
+A WAMP session, with its CBOR serializer, that no single message can end or hang.
 
-autobahn closes the connection over a message that it cannot decode, and leaves a call
-unanswered over a result that it cannot encode. Here the first becomes an answer to the one
-call it concerns, and so does the second. What stock autobahn does with each message, and what
-this session does, is tested one by one in `tests/wamp/test_session.py`.
+Stock autobahn closes the connection when it cannot decode a message, and never answers a call when it cannot
+encode the result: one anonymous client could take the service down. This session answers the one call with an
+error in both cases. `tests/wamp/test_session.py` shows for each kind of message what stock autobahn does, and
+what this session does.
 """
 
 from __future__ import annotations
@@ -44,28 +44,28 @@ from service.wamp.backpressure import Outflow
 log = Logger()
 
 Full = Callable[[int | None, int], ServiceError | None]
-"""Called with a caller's session and the bytes of its call."""
+"""Called with the caller's session id and the size of the call in bytes; returns a refusal, or None."""
 
 DETAILS = "details"
-"""The keyword under which an endpoint gets the call's details, after `args` and `kwargs`."""
+"""Keyword under which an endpoint gets the details of a call, after `args` and `kwargs`."""
 
 RAWSOCKET_MAX = 2**24
-"""The largest message of a RawSocket connection, in bytes."""
+"""Maximum size of a RawSocket message in bytes."""
 
 _UNTYPED_BINARY = 64
 """CBOR tag of a JavaScript Uint8Array (RFC 8746)."""
 
 Refuse = Callable[[Exception, str], Exception]
-"""Turns an exception into the WAMP error that may leave, with what it happened in."""
+"""Converts an exception to a WAMP error; the string says, for the log, during what it happened."""
 
 
 class Undecodable:
     """
-    An invocation whose arguments cannot be decoded.
+    An INVOCATION whose arguments cannot be decoded.
 
     Args:
-        request: Which invocation.
-        reason: What is wrong with it.
+        request: Request id of the invocation.
+        reason: What is wrong with the arguments.
     """
 
     def __init__(self, request: int, reason: str) -> None:
@@ -76,18 +76,18 @@ class Undecodable:
 @dataclass(slots=True)
 class Invocation:
     """
-    An INVOCATION without anything rare: no parts are asked for, and no router has forwarded it.
+    A plain INVOCATION: without progressive results, a timeout, or forwarding by another router.
 
-    It stands for autobahn's message and for its details of a call. With `Answer` in place of a YIELD it
-    takes 10 µs less of what a call costs (`bench/walk.py`).
+    It replaces both autobahn's message and its CallDetails. Together with `Answer` in place of autobahn's
+    Yield it saves 10 µs per call (`bench/walk.py`).
 
     Args:
-        request: Which one.
-        registration: Whose endpoint is called.
-        procedure: By its whole name.
-        args: As they came.
-        kwargs: As they came.
-        caller, caller_authid, caller_authrole: Who calls, as the router says.
+        request: Request id.
+        registration: Id of the registration that is called.
+        procedure: Full URI of the procedure.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        caller, caller_authid, caller_authrole: The caller, as disclosed by the router.
     """
 
     request: int
@@ -103,20 +103,20 @@ class Invocation:
 
 
 PLAIN = {"procedure", "caller", "caller_authid", "caller_authrole"}
-"""What the router says of an `Invocation`."""
+"""The keys of the details of a plain INVOCATION, no more and no less."""
 
 Details = CallDetails | Invocation
-"""What an endpoint gets of a call beside the arguments."""
+"""What an endpoint gets as the details of a call."""
 
 
 @dataclass(slots=True)
 class Answer:
     """
-    A YIELD: the whole answer to an `Invocation`.
+    A YIELD with the complete answer to an `Invocation`.
 
     Args:
-        request: Which one.
-        parts: What is sent.
+        request: Request id of the invocation.
+        parts: The WAMP message as a list.
     """
 
     request: int
@@ -125,11 +125,13 @@ class Answer:
 
 class MessageSizes:
     """
-    What the messages of one connection weigh; autobahn copies serializers, copies share it.
+    Sizes of the messages of one connection, in bytes.
+
+    autobahn copies the serializer for each connection; the copies share this object.
 
     Attributes:
-        received: What the last message weighed that came.
-        weigh: Called with what each answer weighs, and each part of one.
+        received: Size of the last message received.
+        weigh: Called with the size of each answer, and of each part of an answer, when it is sent.
     """
 
     def __init__(self) -> None:
@@ -152,8 +154,8 @@ _decoded = partial(cbor2.loads, max_depth=MAX_DEPTH, tag_hook=_untag)
 
 
 def _plain(payload: bytes) -> Invocation | None:
-    """Return a message as an invocation if it is one without anything rare."""
-    if payload[1:3] != b"\x18\x44":  # 68, behind the length of the list
+    """Decode a message if it is a plain INVOCATION; return None if not."""
+    if payload[1:3] != b"\x18\x44":  # the message type 68 in CBOR, after the head of the list
         return None
     _, request, registration, said, *given = _decoded(payload)
     if type(said) is not dict or said.keys() != PLAIN:
@@ -170,12 +172,12 @@ class SafeSerializer(CBORSerializer):
     The serializer of one connection.
 
     Args:
-        refuse: Turns what could not be sent into a WAMP error.
-        max_bytes: A larger answer is refused.
+        refuse: Makes a WAMP error of the exception why an answer could not be sent.
+        max_bytes: Maximum size of an answer in bytes.
     """
 
     def __init__(self, refuse: Refuse, max_bytes: int) -> None:
-        # Past CBORSerializer's, which makes an object serializer without a limit to the depth.
+        # Skips CBORSerializer.__init__, whose object serializer has no limit on nesting.
         Serializer.__init__(self, _Objects())
         self._refuse = refuse
         self._max_bytes = min(max_bytes, RAWSOCKET_MAX)
@@ -183,11 +185,11 @@ class SafeSerializer(CBORSerializer):
 
     def serialize(self, msg: Any) -> tuple[bytes, bool]:
         """
-        Encode a message; a last answer that cannot be sent becomes one that says so.
+        Encode a message; replace a final answer that cannot be sent by an error.
 
         Raises:
-            TooLarge: A part of an answer is too large; the procedure should stop.
-            Exception: Another message, or a part of an answer, cannot be encoded.
+            TooLarge: A progressive result is too large; the procedure should stop.
+            Exception: A progressive result, or a message that is not an answer, cannot be encoded.
         """
         try:
             if isinstance(msg, Answer):
@@ -199,8 +201,8 @@ class SafeSerializer(CBORSerializer):
         except Exception as error:
             if not _is_last_answer(msg):
                 raise
-            # autobahn's own error would quote the whole result, be too large in turn, and so never
-            # be sent: the caller would wait for ever.
+            # autobahn's own error message would quote the entire result, be too large itself, and never
+            # be sent: the call would hang.
             refusal = self._refuse(error, "encoding an answer")
             payload, binary = super().serialize(error_of(msg.request, refusal))
         if isinstance(msg, ANSWERS):
@@ -212,7 +214,7 @@ class SafeSerializer(CBORSerializer):
         Decode a message.
 
         Raises:
-            Exception: One that the session cannot go on without.
+            Exception: A message cannot be decoded that the session cannot do without.
         """
         self.sizes.received = len(payload)
         try:
@@ -226,7 +228,7 @@ ANSWERS = (Answer, message.Yield, message.Error)
 
 
 def error_of(request: int, refusal: Any) -> Any:
-    """Return the message that answers an invocation with a WAMP error."""
+    """Return the ERROR message that answers an invocation."""
     return message.Error(
         message.Invocation.MESSAGE_TYPE,
         request,
@@ -241,9 +243,9 @@ def _is_last_answer(msg: Any) -> bool:
 
 
 def _salvage(payload: bytes, error: Exception) -> list[Any]:
-    """Keep of an undecodable message what the session needs; re-raise if that is all of it."""
-    decoder = cbor2.CBORDecoder(io.BytesIO(payload[1:]))  # the head of the message is one byte
-    # WAMP puts ids before arguments, so the ids can be read even if what follows cannot.
+    """Return a substitute for a message with undecodable arguments; re-raise for other messages."""
+    decoder = cbor2.CBORDecoder(io.BytesIO(payload[1:]))  # the head of the list is one byte
+    # In WAMP messages ids come before arguments, so the ids can be read.
     kind = decoder.decode()
     if kind == message.Invocation.MESSAGE_TYPE:
         return [Undecodable(decoder.decode(), _reason(error))]
@@ -260,7 +262,7 @@ def _salvage(payload: bytes, error: Exception) -> list[Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Return what is wrong with a message, in our own words where its sender can mend it."""
+    """Return what is wrong with a message, in plain words if its sender can mend it."""
     text = str(error)
     if "nesting depth" in text:
         return f"nested deeper than {MAX_DEPTH} levels"
@@ -269,23 +271,23 @@ def _reason(error: Exception) -> str:
 
 class SafeSession(ApplicationSession):
     """
-    Our side of one session.
+    The service's side of one session.
 
-    Endpoints and handlers are called as `f(args, kwargs, details)`: spread into keyword
-    arguments, a caller's `{"self": 1}`, `{"fun": 1}` or `{1: 2}` would break autobahn's own
-    calls and with them the connection.
+    Endpoints and event handlers are called as `f(args, kwargs, details)`. If they were called with a
+    caller's keyword arguments, `{"self": 1}`, `{"fun": 1}` or `{1: 2}` would break autobahn's calls, and with
+    them the connection.
 
     Args:
-        realm: Which to join.
-        login: How to say who we are.
-        joined: Called when the session stands; what it returns is not waited for.
-        displaced: Called with the id of a registration that the router gave to another.
-        links: Authroles of the sessions that may say for whom they call.
-        sizes: What the messages of its connection weigh.
+        realm: Realm to join.
+        login: Authentication method and credentials.
+        joined: Called when the session has joined; its result is not awaited.
+        displaced: Called with the id of a registration that another session has taken over.
+        links: Authroles of sessions that may call on behalf of others.
+        sizes: Sizes of the connection's messages.
 
     Attributes:
-        full: Asked whether a call may come in; what it returns is the refusal.
-        refused: Called with the session whose call was refused so.
+        full: Called for each call before it begins; may return a refusal.
+        refused: Called with the session id of each caller that was refused by `full`.
     """
 
     def __init__(
@@ -298,7 +300,7 @@ class SafeSession(ApplicationSession):
         sizes: MessageSizes | None = None,
     ) -> None:
         super().__init__(ComponentConfig(realm))
-        self.log.set_log_level("error")  # what a session goes through is logged by its client
+        self.log.set_log_level("error")  # WampClient logs the life of a session
         self._login = login
         self._joined = joined
         self._displaced = displaced
@@ -313,30 +315,30 @@ class SafeSession(ApplicationSession):
 
     @property
     def lost(self) -> bool:
-        """Return whether the connection is gone, or about to be closed, and answers with it."""
+        """Return whether the connection is closed, or will be after a GOODBYE: no answer will arrive."""
         return self._open is None or self.closing is not None
 
     @property
     def can_restrict(self) -> bool:
-        """Return whether the router can be told who of the subscribers gets an event."""
+        """Return whether the router can restrict an event to some of its subscribers."""
         broker = self._router.get("broker")
         return bool(getattr(broker, "subscriber_blackwhite_listing", False))
 
     def outflow(self) -> Outflow:
-        """Return the producer of the connection, for calls that send much."""
+        """Return the connection's producer, for back-pressure on large answers."""
         if self._outflow is None:
             self._outflow = Outflow(self._open.transport)
         return self._outflow
 
     def call_through(self, uri: str, *args: Any) -> Deferred[Any]:
         """
-        Call, and be answered as the call ended even if it is cancelled: CANCEL in mode "kill".
+        Call a procedure, and wait for its answer even if the call is cancelled: CANCEL with mode "kill".
 
-        autobahn sends none of a mode, and takes the call for cancelled at once.
+        autobahn sends CANCEL without a mode, and its Deferred fails at once.
         """
-        self.sizes.weigh = lambda size: None  # no answer of ours to anybody
+        self.sizes.weigh = lambda size: None  # a call is not an answer, and counts for no caller
         asked = self.call(uri, *args)
-        # autobahn does not return the id that it gave the request: it is the last in its table.
+        # autobahn does not return the id of the request; it is the last one in its table.
         requests = [next(reversed(self._call_reqs))]
 
         def cancel() -> None:
@@ -349,12 +351,12 @@ class SafeSession(ApplicationSession):
         return answer
 
     def onOpen(self, transport: Any) -> None:
-        """Keep the transport, to answer by it what autobahn would not."""
+        """Keep the transport, to send messages without autobahn."""
         self._open = transport
         super().onOpen(transport)
 
     def onConnect(self) -> None:
-        """Send HELLO, or close if there are no usable credentials."""
+        """Send HELLO; disconnect if the credentials cannot be used."""
         login = self._login
         try:
             extra = login.extra()
@@ -371,7 +373,7 @@ class SafeSession(ApplicationSession):
         return self._login.answer(challenge)
 
     def onWelcome(self, welcome: Any) -> Any:
-        """Keep what the router can do."""
+        """Keep the features that the router announces."""
         self._router = welcome.roles
         return super().onWelcome(welcome)
 
@@ -380,7 +382,7 @@ class SafeSession(ApplicationSession):
         return Deferred.fromCoroutine(self._joined(self, details))  # type: ignore[arg-type]
 
     def onMessage(self, msg: Any) -> None:
-        """Handle a message, or answer it in autobahn's place."""
+        """Handle a message; invocations that are plain or refused do not reach autobahn."""
         if isinstance(msg, Invocation):
             self._invoke(msg)
             return
@@ -406,7 +408,7 @@ class SafeSession(ApplicationSession):
             msg.args = None  # autobahn keeps the message until the call has ended
 
     def _invoke(self, msg: Invocation) -> None:
-        """Call an endpoint in autobahn's place, where there is room."""
+        """Call an endpoint in place of autobahn, unless `full` refuses the call."""
         problem = self.full(msg.caller, self.sizes.received)
         if problem is not None:
             self.refused(msg.caller)
@@ -416,12 +418,12 @@ class SafeSession(ApplicationSession):
         if registration is None or msg.request in self._invocations:
             raise ProtocolError(f"INVOCATION {msg.request} of {msg.registration} is not ours")
         running = maybeDeferred(registration.endpoint.fn, msg.args, msg.kwargs, msg)
-        # An INTERRUPT finds it there, and cancels it.
+        # autobahn handles INTERRUPT by cancelling the Deferred that it finds in this table.
         self._invocations[msg.request] = InvocationRequest(msg.request, running)
         running.addBoth(self._reply, msg.request)
 
     def _reply(self, result: Any, request: int) -> None:
-        """Answer an invocation with what its endpoint has returned or raised."""
+        """Send the result of an endpoint, or its exception, as the answer to an invocation."""
         del self._invocations[request]
         if self._open is None or self.closing is not None:
             return
@@ -437,30 +439,30 @@ class SafeSession(ApplicationSession):
             msg = Answer(request, [message.Yield.MESSAGE_TYPE, request, {}, [result]])
         try:
             self._open.send(msg)
-        except PayloadExceededError as error:  # more than the router takes
+        except PayloadExceededError as error:  # larger than the router accepts
             excess = ApplicationError(ApplicationError.PAYLOAD_SIZE_EXCEEDED, str(error))
             self._open.send(error_of(request, excess))
         except TransportLost:
             pass
 
     def onLeave(self, details: CloseDetails) -> Any:
-        """Keep the reason; pending requests fail and the transport closes."""
+        """Keep the reason of the GOODBYE or ABORT; autobahn fails pending requests, and disconnects."""
         self.closing = details
         return super().onLeave(details)
 
     def onClose(self, wasClean: bool) -> None:
-        """Forget the transport first, so that nothing answers by it any more."""
+        """Forget the transport first, so that nothing is sent by it any more."""
         self._open = None
         super().onClose(wasClean)
 
     def onUserError(self, fail: Any, msg: str) -> None:
-        """Log what is not a refusal; those are logged, or need no log, where they are made."""
+        """Log exceptions that are not WAMP errors; those were logged, if need be, where they were made."""
         if not isinstance(fail.value, ApplicationError):
             log.failure("in a session: {text}", fail, text=msg)
 
     def _problem(self, msg: Any) -> ServiceError | None:
-        # A CALL's `forward_for` is its sender's own word; the router takes the first entry for the
-        # caller, and adds the true session at the end. So all that follow the first must be links.
+        # Any client can send a CALL with `forward_for`. The router takes its first entry as the caller,
+        # and appends the real session. So all entries after the first have to be router links.
         hops = msg.forward_for
         if hops and any(hop.get("authrole") not in self._links for hop in hops[1:] or [{}]):
             return NotAuthorized(

@@ -1,10 +1,10 @@
 """
-What clients are subscribed to, as far as the router tells.
+The subscriptions of clients, as far as the router reports them.
 
-It is a hint: what it leaves out is not published. So it errs towards more, and nothing that the
-router says is taken for the end of a subscription. Of a session that was lost Crossbar tells the
-wrong subscription, or none (its issues 1669 and 2084), and its list lacks the wildcards: what is
-left is asked for, one by one where need be.
+Events without subscribers are not published, so a wrong answer must err towards "subscribed", and no event of
+the router alone is taken as the end of a subscription: when a session is lost, Crossbar reports the wrong
+subscription, or none (its issues 1669 and 2084). And Crossbar's list of subscriptions lacks those with
+wildcards. So the remaining subscriptions are queried again, one by one if need be.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ BEGINS = ("on_create", "on_subscribe")
 ENDS = ("on_unsubscribe", "on_delete")
 
 SETTLE = 1.0
-"""Seconds from the end of a subscription until the router is asked which are left."""
+"""Seconds from the end of a subscription until the remaining ones are queried."""
 EVERY = 30.0
-"""Seconds between two such questions at most."""
+"""Maximum seconds between two such queries."""
 AT_ONCE = 100
-"""Subscriptions that the router is asked about at a time."""
+"""Number of subscriptions that are queried concurrently."""
 
 
 def concerns(uri: str, match: str, head: str) -> bool:
     """
-    Return whether a subscription may get an event of a topic that begins so.
+    Return whether a subscription may match a topic that begins with `head`.
 
     Args:
-        uri: What is subscribed to.
-        match: How: "exact", "prefix" or "wildcard".
-        head: Whole components, without the dot behind them.
+        uri: URI of the subscription.
+        match: Match policy: "exact", "prefix" or "wildcard".
+        head: Beginning of topics: complete components, without the dot after the last.
     """
     if match == "wildcard":
         wanted = head.split(".")
@@ -60,10 +60,10 @@ def concerns(uri: str, match: str, head: str) -> bool:
 
 class Subscriptions(SessionObserver):
     """
-    Follows what the router tells of subscriptions.
+    Tracks the subscriptions at the router.
 
     Args:
-        reactor: For the pauses.
+        reactor: Runs timers.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -77,7 +77,7 @@ class Subscriptions(SessionObserver):
         self._later: IDelayedCall | None = None
 
     def wanted(self, head: str) -> bool:
-        """Return whether somebody may be subscribed to topics that begin so; if unsure, true."""
+        """Return whether topics that begin with `head` may have subscribers; if unsure, True."""
         if not self._complete:
             return True
         found = self._wanted.get(head)
@@ -88,15 +88,16 @@ class Subscriptions(SessionObserver):
 
     async def wanted_of(self, heads: Collection[str]) -> Collection[str]:
         """
-        Return those heads to whose topics somebody may be subscribed.
+        Return those heads whose topics may have subscribers.
 
-        None is left out of which a client knew, before this was called, that it is subscribed.
+        No subscription is missed that the router had confirmed to a client before this was called.
         """
         found = [head for head in heads if self.wanted(head)]
         session = self._session
         if len(found) == len(heads) or session is None:
             return heads if session is None else found
-        # The router tells us of a subscription right after the client, and before it answers this.
+        # The router reports a subscription right after it has confirmed it, and in order with its other
+        # messages: when this call is answered, all reports of earlier subscriptions have arrived.
         with suppress(ApplicationError):
             await kept(session.call(ANYTHING))
         return [head for head in heads if self.wanted(head)]
@@ -111,7 +112,7 @@ class Subscriptions(SessionObserver):
             return None
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
-        """Subscribe to what the router tells, and ask for what there is."""
+        """Subscribe to the router's reports, and query the present subscriptions."""
         self._session = session
         options = SubscribeOptions(details_arg=DETAILS)
         try:
@@ -130,7 +131,7 @@ class Subscriptions(SessionObserver):
             self._ask()
 
     def left(self) -> None:
-        """Forget all: another router has others."""
+        """Forget all subscriptions: the next router has others."""
         self._session = None
         self._complete = False
         self._known.clear()
@@ -143,7 +144,7 @@ class Subscriptions(SessionObserver):
         if isinstance(found, Mapping):
             self._add(found)
         elif found not in self._known:
-            # Its creation was not told, or not heard.
+            # The report of its creation was missed.
             self._complete, self._doubt = False, True
             self._ask()
 
@@ -169,7 +170,7 @@ class Subscriptions(SessionObserver):
         self._later = self._reactor.callLater(seconds, self._ask)
 
     def _ask(self) -> None:
-        """Ask for all subscriptions there are; once more, if that is being done."""
+        """Query all subscriptions; if a query is running, again after it."""
         session = self._session
         if session is None:
             return
@@ -189,13 +190,13 @@ class Subscriptions(SessionObserver):
         self._asking.addBoth(asked)
 
     async def _resync(self, session: SafeSession) -> None:
-        # One that is created from here on may be told before the answers, which may lack it.
+        # A subscription that is created from here on may be reported before the answers, which lack it.
         self._recent.clear()
         self._doubt = False
         wildcards = {id for id, (_, match) in self._known.items() if match == "wildcard"}
         ids = await self._listed(session)
         gone = self._known.keys() - ids - wildcards
-        # Those that are listed and not known, and the known ones that no list has.
+        # Listed ones that are not known, and known wildcards, which the list lacks.
         asked = sorted((ids - self._known.keys()) | (wildcards - ids))
         found = await self._each(asked, lambda id: self._get(session, id))
         if session is not self._session:
@@ -207,13 +208,13 @@ class Subscriptions(SessionObserver):
         self._complete = not self._doubt
 
     async def _listed(self, session: SafeSession) -> set[int]:
-        """Return the ids that the router lists; with all it has, where none are known yet."""
+        """Return the ids of subscriptions that the router lists; with wildcards only for the first query."""
         listed = await kept(session.call(f"{META}.list"))
         ids = {id for each in listed.values() for id in each}
         if self._complete:
             return ids
 
-        # Crossbar's list of all has no wildcards; those of single sessions have.
+        # Crossbar's list of all subscriptions lacks wildcards, but its lists of single sessions have them.
         async def of(one: int) -> Any:
             return await self._unless_gone(session, f"{META}.list", one)
 
@@ -232,7 +233,7 @@ class Subscriptions(SessionObserver):
         return found
 
     async def _get(self, session: SafeSession, id: int) -> bool:
-        """Ask what a subscription is to; return whether it is there."""
+        """Query the URI of a subscription; return whether it exists."""
         found = await self._unless_gone(session, f"{META}.get", id)
         if found is not None and session is self._session and id not in self._known:
             self._add(found)

@@ -1,9 +1,9 @@
 """
-TLS to a router: who it is, and why a handshake failed.
+TLS to a router: verification of its certificate, and reasons of failed handshakes.
 
-Twisted's own check lets a certificate pass that it cannot read (one without subjectAltName, one
-with a malformed name): its callback catches the error, logs it, and goes on. This one refuses
-whatever it cannot vouch for, and says why.
+Twisted's own check accepts a certificate that it cannot read (without subjectAltName, or with a malformed
+name): its callback catches the exception, logs it, and continues. This check refuses any certificate that it
+cannot verify, and says why.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from zope.interface import implementer
 from service.errors import clip
 
 NAMES = 5
-"""How many of a certificate's names a log line has."""
+"""Maximum number of a certificate's names in a log line."""
 
 NOT_YET, EXPIRED, SELF_SIGNED, WRONG_PURPOSE = 9, 10, 18, 26
 UNKNOWN = {2, 19, 20, 21, 27}
-"""OpenSSL's numbers for what may be wrong with a chain, X509_V_ERR_…"""
+"""OpenSSL's error codes of certificate chains, X509_V_ERR_…"""
 
 PLAIN = ("wrong version number", "http request", "unknown protocol", "packet length too long")
-"""What OpenSSL says to an answer that is not TLS."""
+"""OpenSSL's messages for an answer that is not TLS."""
 
 
 class Untrusted(Exception):
-    """A certificate that is refused; the message says why."""
+    """A certificate was refused; the message says why."""
 
 
 @implementer(IOpenSSLClientConnectionCreator)
 class Verified:
     """
-    Makes TLS connections to one host, and to no other.
+    Makes TLS connections to one host.
 
     Args:
-        host: A name or an IP address, which the certificate must have in its subjectAltName.
+        host: Host name or IP address, which the certificate must have in its subjectAltName.
     """
 
     def __init__(self, host: str) -> None:
@@ -53,14 +53,14 @@ class Verified:
         self._host = host
 
     def clientConnectionForTLS(self, tls: Any) -> Any:
-        """Build the connection for a protocol."""
+        """Build the TLS connection for a protocol."""
         connection = self._options.clientConnectionForTLS(tls)
         mode = VERIFY_PEER | VERIFY_FAIL_IF_NO_PEER_CERT
         connection.set_verify(mode, partial(self._verify, tls))
         return connection
 
     def _verify(self, tls: Any, _: Any, certificate: Any, code: int, depth: int, ok: int) -> bool:
-        """Return whether a certificate of the chain is good; OpenSSL asks for each."""
+        """Return whether a certificate is valid; OpenSSL calls this for each one of the chain."""
         try:
             if not ok:
                 raise Untrusted(_flaw(certificate.to_cryptography(), code, depth))
@@ -69,7 +69,7 @@ class Verified:
         except Untrusted as error:
             tls.failVerification(Failure(error))
             return False
-        except Exception as error:  # nothing may leave a callback of OpenSSL's
+        except Exception as error:  # an exception would be lost in OpenSSL's callback
             tls.failVerification(Failure(Untrusted(f"certificate cannot be read: {error}")))
             return False
         return True
@@ -93,7 +93,7 @@ class Verified:
 
 
 def reason(error: BaseException) -> str:
-    """Return why a connection was lost, if TLS was the reason; else nothing."""
+    """Return why a connection was lost, if because of TLS; else an empty string."""
     if isinstance(error, Untrusted):
         return str(error)
     if not isinstance(error, Error):
@@ -105,7 +105,7 @@ def reason(error: BaseException) -> str:
 
 
 def _flaw(certificate: Certificate, code: int, depth: int) -> str:
-    """Return OpenSSL's verdict as a sentence."""
+    """Return OpenSSL's error code as a sentence."""
     whose = "certificate" if depth == 0 else f"certificate of authority {_subject(certificate)}"
     if code == EXPIRED:
         return f"{whose} expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
