@@ -1,8 +1,8 @@
 """
-Idempotency keys: a second call with a key is answered what the first was, and writes nothing.
+Idempotency keys: a second call with a key gets the result of the first one, and writes nothing.
 
-The key, the result and the write are kept in one transaction (`db/keys.py`), so no crash comes
-between them. Failures keep nothing.
+The key, the result and the write are committed in one transaction (`db/keys.py`), so a crash cannot separate
+them. A call that fails stores nothing.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ from service.errors import InvalidArgument, ServiceError
 from service.request.arguments import IDEMPOTENCY_KEY, Caller, seconds_of
 
 BATCH = 1000
-"""Keys that one statement drops: it holds a connection that calls may want."""
+"""Keys that one statement deletes, so that it does not hold a connection for long."""
 EVERY = 600.0
-"""Seconds between two looks for keys that are old enough, at most."""
+"""Maximum interval between two prunings, in seconds."""
 FIRST = 20.0
-"""Seconds until the first: of services that are started often one looks all the same."""
+"""Seconds until the first pruning, so that a service that is restarted often prunes as well."""
 
 
 def key_id(caller: Caller, key: str) -> bytes:
-    """Return what tells a key from all others: as JSON, so that no part is taken for another."""
+    """Return the id of a caller's key; its parts are hashed as JSON, which keeps them apart."""
     return sha256(json.dumps([caller.realm, caller.authid, key]).encode()).digest()
 
 
 def once_only(
     database: Database, call: Call, keyed: Keyed, step: Step | Awaitable[Any]
 ) -> Step | Awaitable[Any]:
-    """Return what a call does, by its step or in several, if that was not done under its key before."""
+    """Return the step, or the awaitable, of a call that runs only if its key is new."""
     if isinstance(step, Step):
-        # In one transaction and one job.
+        # The key, the step and the result run in one transaction and one job.
         step = step.large or step
         args = (keyed, step.function, step.args, step.shape)
         return replace(
             step, function=keyed_txn, args=args, shape=lambda result: result, access="transaction"
         )
-    # Made already for the first attempt; each further one makes its own.
+    # The first attempt uses the awaitable that was made already; a retry makes another one.
     made = [step]
 
     async def work() -> Any:
@@ -85,23 +85,24 @@ async def once(
     **how: Any,
 ) -> Any:
     """
-    Do work in a transaction under a key, if that is new.
+    Run work in a transaction under a key, if the key is new.
 
-    The claim of the key travels with the first statement of the work, and its result with COMMIT.
+    The statement that claims the key is sent in front of the first statement of the work, and the one that
+    stores the result in front of COMMIT, so they cost no round trips.
 
     Args:
-        database: Where the key is kept.
+        database: Where the key is stored.
         keyed: The call.
-        work: May be done again. Returns its result, or the step that is the last of it.
-        isolation: As that of `Database.transact`.
-        how: More of that one's.
+        work: Runs the call, again in each attempt; returns the result, or the last step to run.
+        isolation: As in `Database.transact`.
+        how: Further arguments of `Database.transact`.
 
     Returns:
-        The result of the work, or what was kept of the first.
+        The result of the work, or the stored result of the first call.
 
     Raises:
         InvalidArgument: The key was used for another call.
-        Conflict: The first call has not ended; PostgreSQL asks to run all again.
+        Conflict: The first call has not ended, or all attempts ended in a serialization failure.
     """
 
     async def attempt() -> Any:
@@ -138,17 +139,17 @@ async def once(
 
 
 def no_key(why: str, hint: str | None = None) -> InvalidArgument:
-    """Return the refusal of a key where there can be none."""
+    """Return the refusal of an idempotency key that a call may not have."""
     return InvalidArgument(why, path=IDEMPOTENCY_KEY, hint=hint)
 
 
 class Pruner(Service):
     """
-    Drops keys that were kept for long enough.
+    Deletes the keys whose retention time has passed.
 
     Args:
-        database: Where they are.
-        seconds: How long they are kept, at least.
+        database: Where the keys are stored.
+        seconds: Minimum retention time.
     """
 
     log = Logger()
@@ -161,13 +162,13 @@ class Pruner(Service):
         self._first: IDelayedCall | None = None
 
     def startService(self) -> None:
-        """Begin to look now and then."""
+        """Start to prune at intervals."""
         super().startService()
         every = min(EVERY, self._seconds / 24)
         self._first = self._loop.clock.callLater(min(FIRST, every), self._loop.start, every)
 
     def stopService(self) -> None:
-        """Look no more."""
+        """Stop pruning."""
         super().stopService()
         if self._first is not None and self._first.active():
             self._first.cancel()
@@ -178,12 +179,12 @@ class Pruner(Service):
         return Deferred.fromCoroutine(self.prune())
 
     async def prune(self) -> None:
-        """Drop all that are old enough; other replicas may be at it, too."""
+        """Delete all old keys, in batches; other replicas may do so at the same time."""
         try:
-            # Fewer than asked for were the last.
+            # A batch that is not full was the last one.
             while await self._database.run(prune_txn, self._seconds, BATCH) == BATCH:
                 pass
-        except Exception as error:  # of a database that is away, say: there is a next time
+        except Exception as error:  # the database may be away; the next interval tries again
             found = refusal(error)
             self.log.info(
                 "idempotency keys were not pruned: {why}", why=found.message if found else error

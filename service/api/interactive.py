@@ -1,11 +1,11 @@
 """
-Interactive transactions: a caller's session holds one open between calls, under a URI of its own.
+Interactive transactions: a session holds a transaction open between calls, under a URI of its own.
 
-`transaction.begin` answers the URI, which names this process. A call of it runs an operation inside,
-and what stands below it ends the transaction or sets savepoints. Statements run one after another, in the
-order in which their calls came, so a caller need not wait for the answers; nor does a call for that to the
-one before it, if all that this one asks of the database is on its way: a worker takes statements in their
-order. The first that fails, fails those behind it.
+`transaction.begin` answers the URI, which contains the id of this process. A call of the URI runs an operation
+in the transaction; the commands below the URI end it or set savepoints. Statements run in the order of their
+calls, so a caller can send calls ahead without waiting for answers. A call waits for the one before it only
+until that one's statements have been sent, because a worker keeps their order. Once a call fails, those
+behind it fail.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ from service.sql.statement import quoted
 
 class Turn:
     """
-    One call's.
+    The place of one call in the order of a transaction's calls.
 
     Attributes:
-        sent: Whether all that the call asks of the database is on its way.
-        work: What answers it, once that has begun.
-        waiting: Fired when it comes.
-        alone: Whether it comes once the calls before it are over, not when they are sent.
+        sent: Whether the call has sent all of its statements.
+        work: Answers the call, once it has begun.
+        waiting: Fires when the call may begin.
+        alone: Whether the call begins once those before it have ended, not once they are sent.
         over: Whether the call has ended.
-        then: Called once all those before it have ended, too.
+        then: Called once the call and all those before it have ended.
     """
 
     __slots__ = ("alone", "over", "sent", "then", "waiting", "work")
@@ -73,7 +73,7 @@ class Turn:
 
 
 class Turns:
-    """Those of the calls that are not over."""
+    """The order of the calls of a transaction that have not ended."""
 
     def __init__(self) -> None:
         self._turns: deque[Turn] = deque()
@@ -81,38 +81,38 @@ class Turns:
         self._moving = False
 
     def take(self) -> Turn:
-        """Return the turn of a call that has come."""
+        """Return the turn of a call that has arrived, behind all others."""
         turn = Turn()
         self._turns.append(turn)
         return turn
 
     async def comes(self, turn: Turn, alone: bool = False) -> None:
-        """Wait until the calls before one have sent what they ask for; with `alone`, are over."""
+        """Wait until the calls before a turn have sent their statements or, with `alone`, have ended."""
         turn.alone = alone
         if not self._has_come(turn):
             turn.waiting = Deferred()
             await turn.waiting
 
     def sent(self, turn: Turn) -> None:
-        """Record that a call has sent all that it asks of the database."""
+        """Record that a call has sent all of its statements."""
         turn.sent = True
         self._move()
 
     def end(self, turn: Turn, then: Callable[[], None] | None) -> None:
-        """End a call, perhaps with a function to call once those before it are over."""
+        """End a call; call `then`, if given, once those before it have ended."""
         turn.over, turn.then = True, then
         self._move()
 
     def stop(self) -> None:
-        """Cancel what runs."""
-        # A copy: a call that ends at its cancel takes itself out.
+        """Cancel the calls that run."""
+        # A copy, because a call that ends when it is cancelled removes itself.
         for turn in list(self._turns):
             if turn.work is not None:
                 turn.work.cancel()
 
     def _move(self) -> None:
-        # One after another, however many have waited: each within the one before it would meet the
-        # limit of recursion.
+        # A loop, because each call that begins or ends moves the next one: nested calls would exceed the
+        # recursion limit when a refused call has some hundred behind it.
         if self._moving:
             return
         self._moving = True
@@ -123,7 +123,7 @@ class Turns:
             self._moving = False
 
     def _step(self) -> bool:
-        """End the first call, or begin one that waits; return whether there was one."""
+        """Remove the first call if it has ended, or begin one that waits; return whether either was done."""
         turns = self._turns
         if turns and turns[0].over:
             ended = turns.popleft()
@@ -145,7 +145,7 @@ class Turns:
         return self._turns[0] if self._turns else None
 
     def _unsent(self) -> Turn | None:
-        """Return the first that has not sent all that it asks for."""
+        """Return the first turn whose call has not sent all of its statements."""
         turns = self._turns
         while self._sent < len(turns) and turns[self._sent].sent:
             self._sent += 1
@@ -153,15 +153,15 @@ class Turns:
 
 
 BEGIN = "transaction.begin"
-"""The name of the procedure that begins one."""
+"""The procedure that begins a transaction."""
 TX = "tx."
-"""What the names of calls in a transaction begin with."""
+"""The beginning of the names of calls in a transaction."""
 
 NAMED = frozenset({"savepoint", "release", "rollback_to"})
 """Commands that name a savepoint."""
 
 MAX_NAME = 63
-"""Bytes of a savepoint's name: PostgreSQL would cut a longer one, and take two for the same."""
+"""Maximum bytes of a savepoint's name: PostgreSQL truncates longer ones, which can make two equal."""
 
 ENDED: Mapping[Reason, str] = {
     "idle_timeout": "the transaction lay idle for too long and was rolled back",
@@ -175,22 +175,22 @@ ENDED: Mapping[Reason, str] = {
 
 FAILED = "the transaction has failed: a call before this one was refused"
 WHOLE = "roll it back, begin another one, and make all of its calls again"
-"""What helps after an error with `retry`, which is of one call elsewhere."""
+"""The hint of an error with `retry`. Outside a transaction such an error asks to repeat the one call."""
 
 Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Caller, CallState], Awaitable[Any]]
-"""The dispatcher: the name of an operation without the prefix, its arguments, who calls, its state."""
+"""`Dispatcher.answer`, with the name, args, kwargs, caller and state of an operation."""
 
 
 @dataclass(frozen=True)
 class TransactionLimits:
     """
-    How many transactions callers may hold, and for how long.
+    How many transactions callers may hold open, and for how long.
 
     Args:
-        total: Of all sessions: each has a connection.
-        session: Of one.
-        idle: Seconds between two calls.
-        whole: Seconds from the beginning to the end.
+        total: Maximum number of all sessions; each transaction holds a connection.
+        session: Maximum number of one session.
+        idle: Maximum time between two calls, in seconds.
+        whole: Maximum time from begin to end, in seconds.
     """
 
     total: int = 3
@@ -201,16 +201,16 @@ class TransactionLimits:
 
 class HeldTransaction:
     """
-    A transaction between its calls.
+    A transaction that a session holds open.
 
     Args:
-        level: In the database; it takes a connection with its first statement.
+        level: The transaction in the database; it takes a connection with its first statement.
 
     Attributes:
-        savepoints: Names of those that are set, in their order; one may be there twice.
-        failure: Details of what its calls get since one has failed.
-        reason: Why it has ended, once it has.
-        turns: Of its calls.
+        savepoints: Names of the savepoints, oldest first; a name may occur twice.
+        failure: Details of the refusal that all calls get since one has failed; None before.
+        reason: Why it has ended; None before.
+        turns: The order of its calls.
     """
 
     def __init__(self, level: Transaction) -> None:
@@ -224,10 +224,10 @@ class HeldTransaction:
 
     def fail(self, cause: ServiceError | None) -> None:
         """
-        Record why a call has failed: those behind it fail with that.
+        Record why a call has failed; the calls behind it fail for that reason.
 
-        Without a savepoint nothing but a rollback can follow, so it is rolled back at once: whoever
-        waits for its locks, as the other one of a deadlock does, need not wait for its caller, too.
+        Without a savepoint only a rollback can follow, so the transaction is rolled back at once. Otherwise
+        the other side of a deadlock would wait for its locks until this caller rolls back.
         """
         if self.reason is None and self.failure is None:
             self.failure = {
@@ -236,21 +236,21 @@ class HeldTransaction:
                 "sqlstate": cause.details.get("sqlstate") if cause else None,
                 "hint": "roll it back, or back to a savepoint" if self.savepoints else WHOLE,
             }
-            # What they have sent already is not to be waited for.
+            # The calls behind it that have been sent are refused without waiting for their statements.
             self.turns.stop()
             if not self.savepoints:
                 self._undone = Deferred.fromCoroutine(self.level.rollback())
 
     async def rollback(self) -> None:
-        """Roll back, or wait until that is done."""
+        """Roll back, or wait for the rollback that a failure has started."""
         await (self._undone or self.level.rollback())
 
     def since(self, savepoint: str) -> int:
         """
-        Return where the last savepoint of a name stands among those that are set.
+        Return the index of the last savepoint of a name.
 
         Raises:
-            UnknownName: There is none.
+            UnknownName: No savepoint has that name.
         """
         for at in reversed(range(len(self.savepoints))):
             if self.savepoints[at] == savepoint:
@@ -262,22 +262,22 @@ class HeldTransaction:
 
     def check(self) -> None:
         """
-        Return if calls may go on.
+        Check that calls may continue.
 
         Raises:
-            Conflict: One has failed before.
+            Conflict: An earlier call has failed.
         """
         if self.failure is not None:
             raise Conflict(FAILED, **self.failure)
 
     def over(self, reason: Reason) -> None:
-        """Record why it has ended, and stop its clock."""
+        """Record why the transaction has ended, and stop its clock."""
         self.reason = reason
         if self.clock is not None and self.clock.active():
             self.clock.cancel()
 
     def drop(self, reason: Reason) -> None:
-        """Stop what runs in it, and roll back."""
+        """Cancel the calls that run, and roll back."""
         self.over(reason)
         self.turns.stop()
         self.level.abandon()
@@ -285,13 +285,15 @@ class HeldTransaction:
 
 class Interactive:
     """
+    The transactions that callers hold open in this process.
+
     Args:
-        database: Where the transactions are.
-        limits: How many, and for how long.
-        process: Which has those that begin here.
-        prefix: Of the procedures' URIs.
+        database: Where the transactions run.
+        limits: Maximum number and times of the transactions.
+        process: The id of this process.
+        prefix: The prefix of the procedures' URIs.
         answer: Answers an operation.
-        keyed: Returns what a call is kept as.
+        keyed: `Dispatcher.keyed`.
     """
 
     def __init__(
@@ -322,8 +324,8 @@ class Interactive:
         Answer `transaction.begin`: the URI of a new transaction.
 
         Raises:
-            InvalidArgument: An argument is not what it may be.
-            Unavailable: There are as many as may be.
+            InvalidArgument: An argument is invalid.
+            Unavailable: The maximum number of transactions is open.
         """
         if self._database.level is not None:
             raise not_in_transaction(BEGIN)
@@ -331,14 +333,16 @@ class Interactive:
         isolation = given.choice("isolation", ISOLATION)
         idle = seconds_of(given.value("idle_timeout"), "idle_timeout") or self._limits.idle
         level = self._database.hold(self._limits.idle, isolation, given.flag("read_only"))
-        level.all_or_nothing = True  # or back to a savepoint of the caller's
+        level.all_or_nothing = (
+            True  # a failure rolls back all of it, or to a savepoint that the caller set
+        )
         held = HeldTransaction(level)
         lease = self.open.open(caller, held, min(idle, self._limits.idle))
         held.clock = self._database.reactor.callLater(
             self._limits.whole, self.open.drop, lease, "timeout"
         )
         with self.open.use(lease):
-            # The end of this `use` starts the idle time, before any call has come.
+            # The end of this `use` starts the idle time, before the first call.
             return {"tx": f"{self._prefix}.{TX}{lease.id}"}
 
     async def answer(
@@ -355,20 +359,20 @@ class Interactive:
 
         Args:
             name: As in "tx.<process>.<secret>.commit".
-            args: Of the command; without one, the name of an operation, its args and kwargs.
+            args: The arguments of the command; without a command, the name, args and kwargs of an operation.
             kwargs: The same by name: `call`, `args`, `kwargs`.
-            caller: Who calls.
-            state: Shows what changes meanwhile, as that of the operation.
-            catalog: What the caller is served, in terms of which COMMIT is refused; None if unknown.
+            caller: The session that calls.
+            state: The state of the call, used for the operation as well.
+            catalog: The caller's catalog, to name constraints that COMMIT finds violated; None if unknown.
 
         Raises:
-            NotAuthorized: The transaction is another session's.
-            Conflict: It has ended, or failed before.
-            ServiceError: What the operation was refused with.
+            NotAuthorized: The transaction belongs to another session.
+            Conflict: It has ended, or an earlier call has failed.
+            ServiceError: The operation is refused.
         """
         process, _, rest = name.removeprefix(TX).partition(".")
         secret, _, command = rest.partition(".")
-        if process != self.open.process:  # whoever has a transaction answers for it
+        if process != self.open.process:  # calls are routed to the process, so that one has stopped
             raise ended("stopped")
         id = f"{process}.{secret}"
         lease = self.open.find(id, caller.session)
@@ -379,7 +383,7 @@ class Interactive:
             turns, turn = held.turns, held.turns.take()
             then: Callable[[], None] | None = partial(held.fail, None)
             try:
-                # A command is about all that was called before it.
+                # A command concerns all calls before it, so they have to end first.
                 await turns.comes(turn, alone=bool(command))
                 work = self._work(lease, turn, command, args, kwargs, caller, state)
                 turn.work = Deferred.fromCoroutine(work)
@@ -389,15 +393,17 @@ class Interactive:
                 return answer
             except Exception as error:
                 if not isinstance(error, CancelledError):
-                    # Those before it may have failed, too, and come first.
+                    # An earlier call may have failed as well, and its failure counts.
                     with suppress(CancelledError):
                         await turns.comes(turn, alone=True)
                 cause = refusal(error, catalog)
                 then = partial(held.fail, cause)
-                # What ended the transaction cancelled this call: its caller is told that.
+                # The end of the transaction has cancelled this call; the refusal says why it ended.
                 if held.reason is not None and (cause is None or isinstance(cause, Canceled)):
                     raise ended(held.reason) from error
-                if held.failure is not None and not command:  # which says by itself if that matters
+                if (
+                    held.failure is not None and not command
+                ):  # a command checks the failure by itself
                     raise Conflict(FAILED, **held.failure) from error
                 if cause is not None and cause.details.get("retry"):
                     locks = "; until then it keeps its locks" if held.savepoints else ""
@@ -422,8 +428,7 @@ class Interactive:
         if held.reason is not None:
             raise ended(held.reason)
         if command:
-            # In its turn, so that it fails what was sent behind it: a mistyped rollback_to ends in
-            # no commit.
+            # Checked in its turn, so that a mistyped rollback_to fails the commit that was sent behind it.
             if command not in self._commands:
                 hint = nearest(command, COMMANDS)
                 raise NoSuchProcedure(f'a transaction has no "{command}"', hint=hint)
@@ -450,7 +455,7 @@ class Interactive:
             raise InvalidArgument('"kwargs" is a dict', path="kwargs")
         seconds = given.timeout()
         if seconds is not None or (named and "timeout" in named):
-            await held.turns.comes(turn, alone=True)  # its clock does not run while others do
+            await held.turns.comes(turn, alone=True)  # its timeout must not include earlier calls
             held.check()
         ORIGIN.set(replace(ORIGIN.get() or Origin(), procedure=call))
         with self._database.inside(held.level):
@@ -461,7 +466,7 @@ class Interactive:
         return answer
 
     async def _commit(self, lease: Lease[HeldTransaction], given: Arguments) -> Receipted | None:
-        """Commit; a transaction that has failed is rolled back, as PostgreSQL would."""
+        """Commit; roll back a transaction that has failed, as PostgreSQL does."""
         held, receipt = lease.held, None
         if held.failure is not None:
             self._end(lease, "failed")
@@ -482,7 +487,7 @@ class Interactive:
     async def _commit_once(
         self, lease: Lease[HeldTransaction], given: Arguments, key: Keyed
     ) -> Any:
-        """Commit under a key; where a transaction has committed under it before, roll back."""
+        """Commit under an idempotency key; roll back if a transaction has committed under it before."""
         held = lease.held
         if held.level.read_only:
             raise no_key("a transaction that is read_only keeps no idempotency key")
@@ -496,7 +501,7 @@ class Interactive:
         return kept.result
 
     async def _rollback(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
-        # Before the wait: a call that comes meanwhile is told that the transaction has ended.
+        # Before the wait, so that a call that arrives meanwhile is refused: the transaction has ended.
         self._end(lease, "rolled_back")
         await lease.held.rollback()
 
@@ -511,7 +516,7 @@ class Interactive:
         held.savepoints.append(name)
 
     async def _release(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
-        """Forget a savepoint, and those set since."""
+        """Release a savepoint, and those set after it."""
         name, held = _name_of(given), lease.held
         held.check()
         at = held.since(name)
@@ -519,7 +524,7 @@ class Interactive:
         del held.savepoints[at:]
 
     async def _rollback_to(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
-        """Roll back to a savepoint, after which the transaction goes on, failed or not."""
+        """Roll back to a savepoint; the transaction continues, even if it had failed."""
         name, held = _name_of(given), lease.held
         at = held.since(name)
         await held.level.send(rollback_to_txn, quoted(name))
@@ -528,7 +533,7 @@ class Interactive:
 
 
 def ended(reason: Reason | None) -> Conflict:
-    """Return what a call of a transaction gets that has ended."""
+    """Return the refusal of a call in a transaction that has ended."""
     if reason is None:
         return Conflict("there is no such transaction, or it has ended a while ago")
     clock = {"idle_timeout": "idle", "timeout": "transaction"}.get(reason)

@@ -1,5 +1,5 @@
 """
-The schema cache: keeps what is served up to date with the database.
+The schema cache: keeps the served catalog up to date with the database.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ from service.sql.statement import quoted
 log = Logger()
 
 EVERY = 1.0
-"""Seconds between two looks at whether the catalog has changed."""
+"""Seconds between two checks whether the catalog has changed."""
 REST = 4
-"""A look, with the reading that may follow, is followed by a rest of so many times its length."""
-LEAST = 0.01
-"""Seconds of that rest at least: callers can bring on looks, of which each may be for many."""
+"""A check, with the reading that may follow, is followed by a rest of this many times its duration."""
+MIN_REST = 0.01
+"""Minimum rest in seconds. Callers trigger checks, and one check after the rest answers many of them."""
 NO_ROLE = frozenset({"22023", "42501", "42704"})
-"""SQLSTATEs of SET ROLE: there is no such role, or we are not a member of it."""
+"""SQLSTATEs of SET ROLE if the role does not exist, or the service's role is not a member of it."""
 NO_MEMBER = "42501"
-"""The one of them for a role that is there, and not ours."""
+"""The SQLSTATE for a role that exists, but of which the service's role is not a member."""
 PAUSE = 1.0
-"""Seconds between two tries to read the catalog of a database that cannot be reached."""
+"""Seconds between two attempts to read the catalog of a database that cannot be reached."""
 LONG_PAUSE = 10.0
-"""Seconds until a catalog of which we could not make anything is read again."""
+"""Seconds until a catalog is read again that could be read but not served."""
 PATIENCE = 5.0
-"""Seconds that a caller waits for a look, and the look for the database, at most."""
+"""Maximum time in seconds that a caller waits for a check, and a check for the database."""
 
 
 class Catalogs(Service):
     """
     Reads the catalog at start, and again when it has changed.
 
-    It looks whether it has every second, and when a caller is refused what the database might
-    take by now. Calls that run while it is replaced keep the one that they began with.
+    It checks for changes every second, and when a call is refused for which an outdated catalog may be the
+    reason. Calls that run while the catalog is replaced keep the one that they began with.
 
     Args:
-        reactor: For pauses.
-        database: To read it from.
-        schemas: Those that are served.
-        dispatcher: Serves each catalog.
-        roles: Of the database; each has a catalog of its own.
-        models: Are loaded for each catalog.
-        every: Seconds between two looks; None if it looks for callers alone.
+        reactor: Measures the pauses.
+        database: The database to read the catalog from.
+        schemas: The schemas that are served.
+        dispatcher: Serves the catalogs.
+        models: Loads the models of each catalog.
+        roles: The database roles, each of which has a catalog of its own.
+        every: Seconds between two checks; None to check only when callers ask.
     """
 
     def __init__(
@@ -93,17 +93,17 @@ class Catalogs(Service):
         self._subscribers: list[Callable[[], None]] = []
 
     def subscribe(self, callback: Callable[[], None]) -> None:
-        """Call a function each time that another catalog is served."""
+        """Call a function each time that the catalog has been replaced."""
         self._subscribers.append(callback)
 
     def startService(self) -> None:
-        """Begin to read."""
+        """Start to read and check the catalog."""
         super().startService()
-        # whoever starts us may be in a transaction, or act as a caller: the loop is in none
+        # An empty context: the loop must not inherit the transaction or the identity of its starter.
         self._keeping = Context().run(Deferred.fromCoroutine, self._keep())
 
     def stopService(self) -> Deferred[None] | None:
-        """Read no more."""
+        """Stop to check the catalog."""
         super().stopService()
         keeping, self._keeping = self._keeping, None
         if keeping is not None:
@@ -111,7 +111,7 @@ class Catalogs(Service):
         return keeping
 
     def loaded(self) -> Deferred[None]:
-        """Fire once the database has been read for the first time."""
+        """Return a Deferred that fires once the catalog has been read for the first time."""
         waiting: Deferred[None] = Deferred()
         if self._version:
             waiting.callback(None)
@@ -120,58 +120,60 @@ class Catalogs(Service):
         return waiting
 
     def reload(self) -> None:
-        """Read the catalog, whatever a look would say; while it is being read, once more."""
+        """Read the catalog even if the fingerprint has not changed; if it is being read, once more."""
         self._ordered = True
-        self._rouse()
+        self._wake()
 
     def refresh(self) -> Deferred[bool]:
         """
-        Look whether the catalog has changed, and read it if it has.
+        Check whether the catalog has changed, and read it if it has.
 
         Returns:
-            Fires when what is served is not older than this call; with False if that cannot be
-            said, for the database does not answer, or not in time.
+            A Deferred that fires with True once the served catalog is at least as new as this call, and
+            with False if the database does not answer in time.
         """
         if self._keeping is None:
             return succeed(False)
         asking: Deferred[bool] = Deferred()
         self._asking.append(asking)
-        self._rouse()
+        self._wake()
         return asking.addTimeout(PATIENCE, self._reactor, lambda *_: False)
 
     async def _keep(self) -> None:
-        """Keep what is served up to date, until the service stops."""
+        """Keep the served catalog up to date until the service stops."""
         asking: list[Deferred[bool]] = []
         try:
             while self.running:
-                # Who asks from here on waits for the next look, which cannot miss what they met.
+                # Callers that ask from here on wait for the next check: this one may miss the change that
+                # refused them.
                 asking, self._asking = self._asking, []
                 began = self._reactor.seconds()
-                known, pause = await self._look()
+                known, pause = await self._check()
                 _answer(asking, known)
                 took = self._reactor.seconds() - began
-                rest = max(LEAST, min(REST * took, PATIENCE)) if known else PAUSE
-                # Who asks just after a look has begun waits for it, the rest, and a whole one more.
-                least = min(rest, max(LEAST, PATIENCE - 2 * took))
+                rest = max(MIN_REST, min(REST * took, PATIENCE)) if known else PAUSE
+                # A caller that asks just after a check has begun waits for that check, the rest and one more
+                # check, within its PATIENCE.
+                least = min(rest, max(MIN_REST, PATIENCE - 2 * took))
                 await self._rest(least, None if pause is None else max(rest, pause))
         except CancelledError:
             pass
         finally:
             _answer([*asking, *self._asking], False)
 
-    async def _look(self) -> tuple[bool, float | None]:
+    async def _check(self) -> tuple[bool, float | None]:
         """
         Read the catalog if it has changed.
 
         Returns:
-            Whether what is served is up to date, and the seconds to rest if no caller asks.
+            Whether the served catalog is up to date, and the seconds to rest if no caller asks.
         """
-        # An order to read outlives a look that fails.
+        # A `reload` stays ordered if this check fails.
         self._behind, self._ordered = self._behind or self._ordered, False
         read = False
         try:
             last = self._fingerprint
-            # Before the reading: what changes between the two is found by the next look.
+            # Before the catalog is read, so that the next check finds a change between the two.
             found = await self._database.run(fingerprint_txn, last, retry=True, timeout=PATIENCE)
             self._behind = self._behind or last is None or last.value != found.value
             if self._behind:
@@ -179,7 +181,7 @@ class Catalogs(Service):
                 read = True
                 self._serve(catalogs, found.value)
                 self._announce()
-        # Twisted's is an Exception: below, a stop would be taken for a failure.
+        # Twisted's CancelledError is an Exception; below, a stop would look like a failure.
         except CancelledError:
             raise
         except Exception as error:
@@ -193,19 +195,19 @@ class Catalogs(Service):
         return True, self._every
 
     async def _rest(self, least: float, most: float | None) -> None:
-        """Wait for a caller, between `least` and `most` seconds; not at all after `reload`."""
+        """Wait `least` seconds, then until a caller asks or `most` seconds have passed; not after `reload`."""
         now = self._reactor.seconds()
         soon, late = now + least, None if most is None else now + max(least, most)
         while self.running and not self._ordered:
             until = soon if self._asking else late
             if until is not None and until <= self._reactor.seconds():
                 return
-            await self._roused(None if until is None else until - self._reactor.seconds())
+            await self._woken(None if until is None else until - self._reactor.seconds())
 
-    async def _roused(self, seconds: float | None) -> None:
-        """Wait for so long, or until a caller asks."""
+    async def _woken(self, seconds: float | None) -> None:
+        """Wait for a time in seconds, or until a caller asks."""
         resting = self._resting = Deferred()
-        timer = None if seconds is None else self._reactor.callLater(seconds, self._rouse)
+        timer = None if seconds is None else self._reactor.callLater(seconds, self._wake)
         try:
             await resting
         finally:
@@ -213,7 +215,7 @@ class Catalogs(Service):
             if timer is not None and timer.active():
                 timer.cancel()
 
-    def _rouse(self) -> None:
+    def _wake(self) -> None:
         resting, self._resting = self._resting, None
         if resting is not None:
             resting.callback(None)
@@ -226,15 +228,15 @@ class Catalogs(Service):
             schemas=", ".join(self._schemas),
             version=self._version,
         )
-        self._tell_wrong_keys()
+        self._log_wrong_keys()
         waiting, self._waiting = self._waiting, []
         for each in waiting:
             each.callback(None)
         for callback in self._subscribers:
             callback()
 
-    def _tell_wrong_keys(self) -> None:
-        """Log, once, the comments that claim a key of columns which are not there."""
+    def _log_wrong_keys(self) -> None:
+        """Log, once, the comments that declare a key of columns which do not exist."""
         relations = self._dispatcher.served.catalog.relations.values()
         wrong = {
             (f"{each.schema}.{each.name}", ", ".join(each.claimed_key))
@@ -252,10 +254,10 @@ class Catalogs(Service):
 
     async def _catalogs(self) -> dict[str, Catalog]:
         """
-        Return what each role may use, without those that we may not be, or that are gone.
+        Return the catalog of each role, without roles that do not exist or that the service may not set.
 
-        Their callers are refused: one role that was dropped must not keep the others from what
-        has changed, nor have what it could use until it is noticed.
+        The callers of those roles are refused. One dropped role must not keep the others from a new
+        catalog, nor keep its own rights until an operator notices.
         """
         catalogs: dict[str, Catalog] = {}
         gone: dict[str, str] = {}
@@ -284,20 +286,20 @@ class Catalogs(Service):
         return catalogs
 
     async def _catalog(self, role: str) -> Catalog:
-        """Read what a role may use."""
+        """Read the catalog of what a role may use."""
         with self._database.identity(identity_of(role, {})):
             catalog: Catalog = await self._database.atomic(
                 catalog_txn,
                 self._schemas,
                 self._version + 1,
-                # One snapshot: of a migration that commits meanwhile, a half would be read.
+                # One snapshot for all queries: a migration that commits meanwhile would be read by half.
                 isolation="repeatable read",
                 read_only=True,
             )
         return catalog
 
     def _serve(self, catalogs: Mapping[str, Catalog], mark: str) -> None:
-        """Serve what was read, to each role what it may use."""
+        """Serve new catalogs: to each role its own, and the union of all."""
         nothing = Catalog(self._version + 1, self._schemas, {}, {})
         union = union_of(list(catalogs.values()) or [nothing])
         codec = Codec(union)
@@ -310,13 +312,13 @@ class Catalogs(Service):
         outdated, self._codecs = self._codecs, [codec, *(each.codec for each in served.values())]
         for each in outdated:
             each.current = False
-        # What was sure to leave nothing behind in a session was so by the old catalog.
+        # By the old catalog some statements certainly changed nothing in the session; that may no longer hold.
         self._database.pool.clean()
 
 
 def _answer(asking: Iterable[Deferred[bool]], known: bool) -> None:
-    """Answer callers who wait for a look: whether what is served is up to date."""
+    """Answer callers that wait for a check: whether the served catalog is up to date."""
     for each in asking:
-        # Its caller may have lost patience before.
+        # It has been called if its caller's timeout came first.
         if not each.called:
             each.callback(known)

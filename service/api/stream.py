@@ -1,10 +1,9 @@
 """
-The verbs stream and export: rows of any number, as progressive results.
+The verbs stream and export: any number of rows, as progressive results.
 
-A chunk is read while the one before it is on its way, so two are in memory. The next one is
-read when that one has left for the router: a caller that is behind holds up the cursor.
-PostgreSQL itself writes CSV (COPY), block by block as the caller's side takes them. JSON
-lines are rows in their wire form, read as `stream` reads them.
+One chunk is read while the previous one is sent, so two are in memory. The next chunk is read once the previous
+one may be followed by another (`wamp/backpressure.py`), so a slow caller holds up the cursor. PostgreSQL itself
+writes CSV (COPY), which is sent block by block. JSON lines are rows in their wire form, read as `stream` does.
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ class Flow:
     Rows that a call reads without a limit.
 
     Args:
-        call: Of the verb.
-        parsed: What it was parsed to.
-        statement: Reads them.
-        chunk: Rows of one part.
-        function: Of the database, whose rows they are, if it is one.
+        call: The call.
+        parsed: The parsed call.
+        statement: Reads the rows.
+        chunk: Number of rows of one part.
+        function: The database function that returns the rows; None if they are of a relation.
     """
 
     call: Call
@@ -58,18 +57,18 @@ class Flow:
     function: Function | None
 
     def reader(self, form: Form) -> Reader:
-        """Return what reads them in chunks."""
+        """Return the reader of the rows in chunks."""
         shape = Shape(form, self.call.backend.max_bytes)
         codec, values = self.call.snapshot.codec, self.parsed.values
         return Reader(codec, self.statement, values, shape, self.chunk)
 
     def transaction(self) -> AbstractAsyncContextManager[Any]:
-        """Return the transaction to read in: what is changed is kept if all rows could be sent."""
+        """Return the transaction to read in; what a function writes commits once all rows are sent."""
         reads = self.function is None or self.function.reads
         return self.call.backend.database.transaction(read_only=reads)
 
     def run(self, step: Callable[..., Any], *args: Any) -> Deferred[Any]:
-        """Run a step of reading in a worker."""
+        """Run a function that reads, in a worker thread."""
         reads = self.function is not None and self.function.reads
         steps = (read_only_txn, step) if reads else (step,)
         return self.call.backend.database.run(*steps, *args, timeout=self.parsed.timeout)
@@ -77,12 +76,12 @@ class Flow:
 
 def flow(call: Call, kwargs: Mapping[str, Any], format: Format | None = None) -> Flow:
     """
-    Parse a call for rows without pages, and return the flow of them.
+    Parse a call that reads rows without pages, and return their flow.
 
     Args:
-        call: Of a verb.
-        kwargs: Less those that the verb itself has taken.
-        format: What the rows are written as, if they are to be text.
+        call: The call.
+        kwargs: The keyword arguments that the verb has not taken before.
+        format: The format of an export; None for `stream`.
     """
     chunk, rest = parse_chunk(kwargs)
     parsed = parsed_rows(call, rest, parse_unpaged)
@@ -97,20 +96,20 @@ def _unpaged(catalog: Catalog, subject: Any, request: Found) -> Statement:
 
 
 def _as_csv(catalog: Catalog, subject: Any, request: Found) -> Statement:
-    """Build the statement of rows that PostgreSQL writes by itself, past the codec."""
+    """Build the statement of rows that COPY writes as text, without the codec."""
     plan = _plan(catalog, subject, request)
     refuse_hidden_fields(catalog, plan.outputs, plan.embeds)
     return with_writes(select(plan), request)
 
 
 def _plan(catalog: Catalog, subject: Any, request: Found) -> ReadPlan:
-    """Plan a find whose rows carry no token of where their page ends."""
+    """Plan a find without the keyset columns that the token of a page needs."""
     return replace(planned(plan_find, catalog, subject, request), keyset=False)
 
 
 async def stream(call: Call) -> Any:
     """
-    Answer `stream`: how many rows there were, when the last of them is on its way.
+    Answer `stream`: the number of rows, once the last one has been sent.
 
     Raises:
         InvalidArgument: The caller does not take progressive results.
@@ -128,11 +127,11 @@ async def stream(call: Call) -> Any:
 
 async def relay(read: Callable[[], Deferred[Any]], send: Send) -> None:
     """
-    Send what is read, until an empty chunk is; the next is read while one is sent.
+    Read and send chunks until an empty one is read; each is read while the previous one is sent.
 
     Args:
-        read: Reads a chunk; what it returns is cancelled when it is no longer wanted.
-        send: Sends a chunk; done when there may be more.
+        read: Reads a chunk; its Deferred is cancelled if sending fails.
+        send: Sends a chunk; its awaitable completes when the next one may be sent.
     """
     ahead = read()
     try:
@@ -140,14 +139,14 @@ async def relay(read: Callable[[], Deferred[Any]], send: Send) -> None:
             ahead = read()
             await send(chunk)
     finally:
-        # Nobody waits for it after an error; Twisted would log its failure as an unhandled one.
+        # After an error it is not awaited, and Twisted would log an unhandled error.
         ahead.addErrback(lambda _: None)
         ahead.cancel()
 
 
 async def export(call: Call) -> Any:
     """
-    Answer `export`: how many rows and bytes there were, when the last are on their way.
+    Answer `export`: the number of rows and of bytes, once the last ones have been sent.
 
     Raises:
         InvalidArgument: The caller does not take progressive results.
@@ -161,13 +160,13 @@ async def export(call: Call) -> Any:
 async def _lines(rows: Flow, send: Send) -> Any:
     reader, sent = rows.reader("dicts"), 0
 
-    async def weighed(text: str) -> None:
+    async def send_counted(text: str) -> None:
         nonlocal sent
         sent += len(text.encode())
         await send(text)
 
     async with rows.transaction():
-        await relay(partial(rows.run, reader.lines_txn), weighed)
+        await relay(partial(rows.run, reader.lines_txn), send_counted)
     return {"rows": reader.count, "bytes": sent}
 
 
@@ -182,7 +181,7 @@ async def _csv(rows: Flow, send: Send) -> Any:
             await relay(blocks.next, send)
             count = await copying
         finally:
-            # Else the worker would wait for ever, with its connection, for blocks to be taken.
+            # Otherwise the worker would wait forever, with its connection, for a block to be taken.
             blocks.stop()
             copying.addErrback(lambda _: None)
             copying.cancel()

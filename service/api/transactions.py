@@ -1,9 +1,9 @@
 """
-The procedure `transaction`: operations of any verbs and functions in one transaction, all or nothing.
+The procedure `transaction`: a batch of calls of verbs and functions in one transaction, all or nothing.
 
-Each operation is a call as it would be by itself, with its hooks and validations, its role and the
-schema of its name; what it runs goes to the transaction that the batch is in. What PostgreSQL asks
-to be run again is run again as a whole, since nothing of it has reached the caller.
+Each operation is answered like a call by itself, with its hooks, validations, role and search_path, but its
+statements run in the transaction of the batch. After a serialization failure or a deadlock the entire batch
+is run again, because the caller has received nothing of it yet.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from service.request.batch_request import BatchRequest, Operation, parse_batch, 
 
 
 class InjectedFailure(Conflict):
-    """What a caller has asked for, to try its own loop: as a conflict of two transactions."""
+    """The failure that a caller asks for to test its retries; it looks like a serialization failure."""
 
     pgcode = "40001"
 
 
 class DryRun(Exception):
     """
-    The end of a batch that is to be rolled back.
+    Raised at the end of a dry run, to roll the transaction back.
 
     Args:
-        results: What it answers all the same.
+        results: The answer of the batch.
     """
 
     def __init__(self, results: list[Any]) -> None:
@@ -47,14 +47,14 @@ class DryRun(Exception):
 @dataclass(frozen=True, slots=True)
 class Ready:
     """
-    An operation that is ready to run, in one step.
+    An operation whose only step is ready to run.
 
     Args:
-        at: Its number.
-        operation: It.
-        step: What it runs.
-        actor: As whom.
-        reads: Whether it leaves nothing to undo.
+        at: Its index in the batch.
+        operation: The operation.
+        step: Its step.
+        actor: Who its statements are sent for.
+        reads: Whether it certainly changes nothing.
     """
 
     at: int
@@ -66,6 +66,8 @@ class Ready:
 
 class Batches:
     """
+    Answers `transaction`.
+
     Args:
         dispatcher: Answers each operation.
         inject: Whether callers may make attempts fail.
@@ -87,15 +89,15 @@ class Batches:
         Answer `transaction`: the results of the operations, in their order.
 
         Raises:
-            Conflict: PostgreSQL asked to run it again more often than is done.
-            ServiceError: What an operation is refused for; nothing of the batch is kept.
+            Conflict: All attempts ended in a serialization failure or a deadlock.
+            ServiceError: An operation is refused; nothing of the batch is kept.
         """
         if self._database.level is not None:
             raise not_in_transaction("transaction")
         request = parse_batch(args, kwargs)
         key = kwargs.get(IDEMPOTENCY_KEY)
         whole = self._dispatcher.keyed(("transaction",), args, kwargs, key, caller)
-        # An answer that can be had again needs no keeping, and one that was rolled back is not kept.
+        # The answer of a read can be computed again, and the key of a dry run is rolled back with it.
         if whole is not None and (request.read_only or request.dry_run):
             raise no_key("a batch that writes nothing has no idempotency key")
         if request.failures and not self._inject:
@@ -136,43 +138,43 @@ class Batches:
             fit(results, self._dispatcher.backend.max_bytes)
         if fails:
             raise InjectedFailure("this attempt was to fail", retry=True)
-        if request.dry_run:  # what would be checked at COMMIT is checked now
+        if request.dry_run:  # deferred constraints, which COMMIT would check, are checked now
             await self._database.statement("SET CONSTRAINTS ALL IMMEDIATE", fetch=False)
-            # Raised, so that the transaction is rolled back like any that fails.
+            # An exception rolls the transaction back.
             raise DryRun(results)
         if not request.receipt:
             return results
-        # With a key, what keeps that is the last statement.
+        # With an idempotency key, the statement that stores the result is the last one.
         return Receipted(results, await self._database.run(transaction_txn, last=whole is None))
 
     async def _operate(
         self, caller: Caller, request: BatchRequest, results: list[Any], commits: bool
     ) -> None:
         """
-        Make the operations, and append their results.
+        Run the operations, and append their results.
 
-        Those that take one step, and refer to none of these, run in one go in the transaction's worker:
-        to hand each over and back would cost as much as its statement.
+        Consecutive operations of one step that refer to no result of each other run as one job of the
+        worker: to hand each one to the thread and back would cost as much as its statement.
 
         Args:
-            caller: Of the batch.
-            request: It.
-            results: Of the operations so far.
-            commits: Whether operations that only read may be committed with the last of them.
+            caller: The caller of the batch.
+            request: The batch.
+            results: Receives the results.
+            commits: Whether the last job may commit, if all operations only read.
         """
         group: list[Ready] = []
         for at, operation in enumerate(request.operations):
             if operation.refers:
-                await self._together(caller, group, results)
+                await self._run_group(caller, group, results)
                 operation = _resolved(operation, at, results)
             name, args, kwargs = operation.name, operation.args, operation.kwargs
             prepared = self._dispatcher.prepare(name, args, kwargs, caller)
             step = None if prepared is None else prepared.step
-            if prepared is not None and isinstance(step, Step) and _is_alone(step):
+            if prepared is not None and isinstance(step, Step) and _can_share_job(step):
                 group.append(Ready(at, operation, step, prepared.actor, prepared.reads))
                 continue
             try:
-                await self._together(caller, group, results)
+                await self._run_group(caller, group, results)
             except BaseException:
                 if isinstance(step, Coroutine):
                     step.close()
@@ -180,16 +182,20 @@ class Batches:
             handler = None if prepared is None else prepared.handler
             results.append(await self._operation(caller, operation, at, handler))
         only_read = len(group) == len(request.operations) and all(each.reads for each in group)
-        await self._together(caller, group, results, commits and only_read)
+        await self._run_group(caller, group, results, commits and only_read)
 
-    async def _together(
+    async def _run_group(
         self,
         caller: Caller,
         group: list[Ready],
         results: list[Any],
         last: bool = False,
     ) -> None:
-        """Run operations in one go, append their results, and empty the group."""
+        """
+        Run a group of operations as one job, append their results, and empty the group.
+
+        The one that fails is answered by the dispatcher with its error, which makes it a refusal.
+        """
         if not group:
             return
         done: list[Any] = []
@@ -230,8 +236,8 @@ class Batches:
             raise
 
 
-def _is_alone(step: Step) -> bool:
-    """Return whether a step has no time limit and no savepoint of its own."""
+def _can_share_job(step: Step) -> bool:
+    """Return whether a step needs no timeout and no savepoint, so that it can share a job with others."""
     if step.timeout is not None:
         return False
     return step.access in ("read", "write") or (
@@ -240,7 +246,7 @@ def _is_alone(step: Step) -> bool:
 
 
 async def _fail(step: Step, error: Exception, _: Call) -> None:
-    """Refuse an operation whose step has failed."""
+    """Raise the refusal of an operation whose step has failed."""
     if isinstance(error, NoRowWritten) and step.missing is not None:
         raise (await step.missing() if callable(step.missing) else step.missing) from None
     raise error
@@ -248,15 +254,15 @@ async def _fail(step: Step, error: Exception, _: Call) -> None:
 
 def _resolved(operation: Operation, at: int, results: Sequence[Any]) -> Operation:
     """
-    Return an operation with what it refers to in place of the references.
+    Return an operation with earlier results in place of its references to them.
 
     Raises:
-        InvalidArgument: One is to nothing.
+        InvalidArgument: A reference leads to nothing.
     """
     path = f"operations.{at}"
     try:
         args = [resolve(each, results, f"{path}.args.{i}") for i, each in enumerate(operation.args)]
-        # one by one: what is brought has no names of arguments
+        # Each value by itself: `resolve` marks a dict as data, which the dict of arguments is not.
         kwargs = {
             name: resolve(each, results, f"{path}.kwargs.{name}")
             for name, each in operation.kwargs.items()
