@@ -1,8 +1,8 @@
 """
-The verb create, with related rows among the values: new ones, or links to some that are there.
+The verb create with related rows among the values: new rows, or links to existing ones.
 
-All of it is one transaction. Where no model of it has rules, it is one job of a pool thread; else
-each message is, before which models see their rows of it, with the keys of those that are made by then.
+Everything runs in one transaction. It is one job of a pool thread if none of the models has rules. Otherwise
+each message is a job, before which the models validate its rows, which have the keys of the rows created so far.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ from service.sql.statement import Statement
 from service.sql.step_sql import Counted, answer_statement, joined, step_statement
 
 MAX_TREES = 256
-"""Shapes of new rows that are kept per catalog."""
-MAX_KEPT = 300
+"""Shapes of nested rows that are cached per catalog."""
+MAX_SHAPE = 300
 """
-Keys and items of a shape that is kept, and values of what is planned for it: it weighs some 300 bytes
-for each of these.
+Maximum number of keys and items of a shape that is cached, and of values of its plan. Each takes some 300
+bytes.
 """
 
 
@@ -81,12 +81,12 @@ class Nested:
     A call with its rows as a tree.
 
     Args:
-        relation: Of the rows of the call.
-        tree: The steps.
-        request: Of the rows of the call; its own rows are those of a step.
-        values: By slot.
-        slot: Where the keys of the rows of the call go.
-        timeout: The caller's, if any.
+        relation: The relation of the call.
+        tree: The steps that write the rows.
+        request: The request; its rows are written by a step of the tree.
+        values: The values by slot.
+        slot: The slot of the keys of the call's own rows, once they are written.
+        timeout: Seconds, if the caller limits the time.
     """
 
     relation: Relation
@@ -99,7 +99,7 @@ class Nested:
 
 def create(call: Call) -> Step | Awaitable[Any]:
     """
-    Prepare `create`: the new row, or the list of them, with what is nested in them.
+    Prepare `create`: the new row, or the list of new rows, with the rows nested in them.
 
     Raises:
         InvalidRow: A model or the catalog refuses a row.
@@ -129,13 +129,13 @@ def create(call: Call) -> Step | Awaitable[Any]:
 @dataclass(frozen=True, slots=True)
 class KeptTree:
     """
-    What calls with rows of one shape have in common.
+    The plan that calls with rows of one shape share.
 
     Args:
-        nested: A call with `Placeholder` for its values.
-        places: Slots of those, each with the number of its value.
-        documents: Slots of values that have some inside, each with those.
-        work: What is run; None where models have rules.
+        nested: A call with `Placeholder` objects for its values.
+        places: The slots of those, each with the number of its value.
+        documents: The slots of dicts and lists that contain placeholders, each with its document.
+        work: The messages to send; None if models have rules.
     """
 
     nested: Nested
@@ -144,7 +144,7 @@ class KeptTree:
     work: Work | None
 
     def filled(self, options: Parsed[CreateRequest], values: Sequence[Any]) -> Nested:
-        """Return the call with other values, of options and of rows."""
+        """Return the call with the values of other options and rows."""
         found = [*options.values, *self.nested.values[len(options.values) :]]
         for slot, number in self.places:
             found[slot] = values[number]
@@ -154,15 +154,15 @@ class KeptTree:
 
 
 def _kept(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> KeptTree | None:
-    """Return what calls of this shape have in common; None where that cannot be kept."""
-    if shaped.size > MAX_KEPT:
+    """Return the plan of a shape, from the cache if it is there; None if the shape is too large or refused."""
+    if shaped.size > MAX_SHAPE:
         return None
     relation, trees = write.relation_of(call), call.snapshot.trees
     key = relation, _ends(call), options.request, shaped.shape
     found = trees.get(key)
     if found is None:
         found = _planned(call, options, shaped)
-        if found is not None and len(found.nested.values) <= MAX_KEPT:
+        if found is not None and len(found.nested.values) <= MAX_SHAPE:
             if len(trees) >= MAX_TREES:
                 trees.pop(next(iter(trees)))
             trees[key] = found
@@ -170,7 +170,7 @@ def _kept(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> Kept
 
 
 def _planned(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> KeptTree | None:
-    """Plan rows of the shape of a call's; None if they are refused, which is for the call itself."""
+    """Plan rows of the shape of a call; None if they are refused, which the call itself will report."""
     snapshot = call.snapshot
     rows = with_placeholders(shaped.shape, count())
     try:
@@ -224,7 +224,7 @@ def _refuse_related(call: Call, given: RowsArgument, what: str, hint: str = "") 
 
 
 def _related(call: Call, given: RowsArgument) -> Iterator[Beside]:
-    """Yield what names related rows in the rows of a call; most have none."""
+    """Yield the keys of a call's rows that name related rows; most calls have none."""
     relation = write.relation_of(call)
     known: dict[tuple[str, bool], bool] = {}
     by_itself = {key.columns[0] for key in relation.foreign_keys if len(key.columns) == 1}
@@ -237,13 +237,13 @@ def _related(call: Call, given: RowsArgument) -> Iterator[Beside]:
 
 
 def _nested(call: Call, parsed: Parsed[CreateRequest]) -> Nested:
-    """Look through what is nested in the rows of a call."""
+    """Build the tree of the rows of a call and the rows nested in them."""
     snapshot, relation, limits = call.snapshot, write.relation_of(call), call.backend.limits
     request, values = parsed.request, Values(parsed.values)
     rows = [(path or "values", row) for path, row in zip(request.paths, request.rows, strict=True)]
     returning = request.returning
     key = key_to_reread(relation) if returning.rows or returning.receipt else ()
-    # One row is read by its key as `get` reads it: PostgreSQL plans that in half the time.
+    # A single row is read by its key, as by `get`: PostgreSQL plans that query in half the time.
     more = request.many or returning.receipt or returning.order
     by_key = bool(relation.primary_key) and not more
     slot = values.add(None)
@@ -261,7 +261,7 @@ def _nested(call: Call, parsed: Parsed[CreateRequest]) -> Nested:
 
 
 def _seen(snapshot: Snapshot, step: TreeStep, values: Values) -> TreeStep:
-    """Return a step as one whose model sees its rows, if that has rules."""
+    """Return a step, marked as one that a model validates if its model has rules."""
     if isinstance(step, LinkedKey):
         return step
     relation, creating = step.relation, isinstance(step, NewRows)
@@ -277,7 +277,7 @@ def _seen(snapshot: Snapshot, step: TreeStep, values: Values) -> TreeStep:
 
 def _refuse_faults(snapshot: Snapshot, nested: Nested) -> None:
     """
-    Check what the catalog knows of the rows.
+    Check the rows against the catalog.
 
     Raises:
         InvalidRow: With every failing column of the first failing row.
@@ -290,16 +290,16 @@ def _refuse_faults(snapshot: Snapshot, nested: Nested) -> None:
 
 
 async def _many(call: Call) -> Any:
-    """Look through many rows in a pool thread, then write them."""
+    """Parse and check many rows in a pool thread, then write them."""
     database = call.backend.database
-    nested, sent = await database.run(compute_txn, _looked_through, call, retry=True)
+    nested, sent = await database.run(compute_txn, _parsed, call, retry=True)
     if sent is not None:
         return await _by_models(call, nested, sent)
     return _step(call, nested, None)
 
 
-def _looked_through(call: Call) -> tuple[Nested, Messages | None]:
-    """Parse and check a call; return its messages, too, if models see what they write."""
+def _parsed(call: Call) -> tuple[Nested, Messages | None]:
+    """Parse and check a call; return its messages as well if models validate its rows."""
     nested = _nested(call, parse_create(call.args, call.kwargs, call.backend.limits))
     _refuse_faults(call.snapshot, nested)
     ruled = any(map(is_seen, nested.tree.steps))
@@ -307,7 +307,7 @@ def _looked_through(call: Call) -> tuple[Nested, Messages | None]:
 
 
 def _step(call: Call, nested: Nested, work: Work | None) -> Step:
-    """Return the step that writes all of it; without its work, that is made in the pool thread."""
+    """Return the step that writes all rows; if `work` is None, it is built in the pool thread."""
     request = nested.request
     make = partial(_work, call.snapshot.catalog, nested, _ends(call))
     args = (
@@ -327,7 +327,7 @@ def _shape(call: Call, returning: Returning) -> Shape | None:
 
 
 def _work(catalog: Catalog, nested: Nested, settle: bool) -> Work:
-    """Return the messages of all steps, and the answer; `settle` where the transaction ends with it."""
+    """Return the messages of all steps and of the answer; `settle` if the transaction ends with them."""
     tree, root = nested.tree, nested.tree.made
     answer = _answer(catalog, nested, root, settle)
     found = _built(catalog, _sent(catalog, tree), answer)
@@ -337,7 +337,7 @@ def _work(catalog: Catalog, nested: Nested, settle: bool) -> Work:
 
 
 def _sent(catalog: Catalog, tree: Tree) -> Messages:
-    """Return the steps by messages, behind the last of which stands what answers the call."""
+    """Return the steps grouped into messages; the statement that answers the call goes with the last."""
     before = tree.steps[:-1] if tree.root_answers else tree.steps
     steps = [part for step in before for part in _parts(catalog, step)]
     if tree.root_answers:
@@ -353,14 +353,14 @@ def _answered(
     tree: Sequence[TreeStep],
     before: Sequence[TreeStep] = (),
 ) -> Work:
-    """Return the work of some messages, the last of which answers the rows of the call."""
+    """Return the work of messages, of which `answer` is the last and returns the rows of the call."""
     if nested.tree.root_answers:
         return Work(messages, answer, root, tree=tree, before=before)
     return Work(messages, answer, None, _texts(root), nested.slot, tree, before)
 
 
 def _answer(catalog: Catalog, nested: Nested, root: NewRows, settle: bool) -> Statement | None:
-    """Return the statement that answers the rows of the call; None if nothing does."""
+    """Return the statement that returns the rows of the call; None if the answer has no rows."""
     relation = nested.relation
     returning, words = nested.request.returning, SETTLE if settle else ""
     if nested.tree.root_answers:
@@ -380,12 +380,12 @@ def _answer(catalog: Catalog, nested: Nested, root: NewRows, settle: bool) -> St
 
 
 def _texts(root: NewRows) -> list[Sequence[int]]:
-    """Return for each row of the call the slots of its key as text, if it is read again by that."""
+    """Return the slots of the key of each row as text, if the rows are read again by those texts."""
     return [slots[len(root.columns) :] for slots in root.slots] if root.texts else []
 
 
 def _parts(catalog: Catalog, step: TreeStep) -> list[TreeStep]:
-    """Return a step; or one for each of its rows, where they cannot be told apart."""
+    """Return a step, or one for each row if RETURNING could not tell which result is of which row."""
     if isinstance(step, NewRows) and step.slots[0] and len(step.rows) > 1:
         relation = step.relation
         if not catalog.merge_returns or relation.has_rules or relation.kind != "table":
@@ -394,7 +394,7 @@ def _parts(catalog: Catalog, step: TreeStep) -> list[TreeStep]:
 
 
 def _built(catalog: Catalog, sent: Messages, answer: Statement | None = None) -> list[Message]:
-    """Return the messages of steps; behind those of the last stands what answers the call, if any."""
+    """Return the messages of steps; `answer`, if given, is the last statement of the last one."""
     found, before = list[Message](), 0
     for number, steps in enumerate(sent.steps, 1):
         last = answer if number == len(sent.steps) else None
@@ -411,7 +411,16 @@ def _message(
     sent: Messages,
     answer: Statement | None,
 ) -> Message:
-    """Return the message of some steps, behind those `before`, and of what answers the call."""
+    """
+    Return the message of some steps.
+
+    Args:
+        catalog: The catalog to plan against.
+        steps: The steps.
+        before: Number of the steps in earlier messages.
+        sent: All messages of the call.
+        answer: The statement that answers the call, if it belongs to this message.
+    """
     parts: list[Counted] = []
     kept: list[tuple[int, tuple[Type | None, ...]]] = []
     for step in steps:
@@ -421,7 +430,7 @@ def _message(
         if back and not isinstance(step, LinkedRow):
             columns = step.relation.columns
             types = [catalog.type(columns[name].type) for name in step.columns]
-            # behind them, those that are wanted as text
+            # The slots behind the columns are read as text.
             kept.append((len(parts), (*types, *[None] * (len(slots) - len(types)))))
         number = before + len(parts)
         relation, numbered = step.relation, rows > 1 and bool(slots)
@@ -435,7 +444,7 @@ def _message(
 
 
 async def _by_models(call: Call, nested: Nested, sent: Messages) -> Any:
-    """Write nested rows message by message: before each, models see those of its rows that are theirs."""
+    """Write nested rows message by message; before each message the models validate its rows."""
     catalog, codec, database = call.snapshot.catalog, call.snapshot.codec, call.backend.database
     request, tree, last = nested.request, nested.tree, _ends(call)
     validated = partial(validated_steps, call.snapshot, pause=database.yield_to_reactor)
@@ -474,7 +483,7 @@ def _last_work(
     steps: tuple[TreeStep, ...],
     settle: bool,
 ) -> Work:
-    """Return the last message, of steps as their models left them, behind those `before`."""
+    """Return the last message, of `steps` as their models left them; `before` have been written."""
     root, tree = nested.tree.made, (*before, *steps)
     if nested.tree.root_answers:
         assert isinstance(steps[-1], NewRows)

@@ -1,9 +1,9 @@
 """
-The verb update, where it is more than one statement of a target: with other changes for each row,
-`update(rows=[…], by=[…])`, and with `returning` "old" or "both", the rows as they were.
+The verb update, if it takes more than one statement: different changes for each row
+(`update(rows=[…], by=[…])`), or `returning` "old" or "both".
 
-These are locked and read as they are answered, embeds and all, and then changed by their primary key: so
-the two are of one row each, whatever the version of PostgreSQL.
+Old rows are locked and read in the form of the answer, with embeds, and then updated by their primary key. This
+pairs each old row with its new one in every version of PostgreSQL; RETURNING OLD came with 18.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ Rows = Parsed[UpdateRowsRequest]
 
 
 async def parse_rows(call: Call) -> Rows:
-    """Parse and check `update` of rows that are changed each in its own way."""
+    """Parse and check an `update` with different changes for each row."""
     given = call.kwargs["rows"]
     if isinstance(given, list | tuple | Referenced) and len(given) > MANY:
         parsed: Rows = await call.backend.database.run(compute_txn, _prepare, call, retry=True)
@@ -75,11 +75,11 @@ async def parse_rows(call: Call) -> Rows:
 
 async def update_rows(call: Call, parsed: Rows) -> Any:
     """
-    Answer `update` of rows that are changed each in its own way: the rows, in the order of the call.
+    Answer an `update` with different changes for each row: the rows, in the order of the call.
 
     Raises:
-        NotFound: With the number of the first row that is not there; nothing is written.
-        InvalidRow: The model or the catalog refuses one.
+        NotFound: With the number of the first row that does not exist; nothing is written.
+        InvalidRow: The model or the catalog refuses a row.
     """
     try:
         if not _reads_first(call, parsed):
@@ -94,11 +94,11 @@ async def update_rows(call: Call, parsed: Rows) -> Any:
 
 async def write_rows(call: Call, parsed: Rows) -> Written:
     """
-    Write rows; in a transaction, if the model has a say, or a comment alone claims their key.
+    Write rows. It needs a transaction around it if `_reads_first`.
 
     Raises:
-        NoRowWritten: Not all of them.
-        TooManyRows: A key is that of several.
+        NoRowWritten: A row was not written.
+        TooManyRows: A key is that of several rows.
     """
     if call.snapshot.model(relation_of(call)).has_rules(creating=False):
         parsed = await _validated(call, parsed)
@@ -133,7 +133,11 @@ def _changing(call: Call, parsed: Rows) -> Step:
 
 
 def _reads_first(call: Call, parsed: Rows) -> bool:
-    """Return whether rows are locked and looked at before they are written."""
+    """
+    Return whether rows are locked and read before they are written.
+
+    They are if a model validates them, or if only a comment declares their key, which may be of several rows.
+    """
     relation = relation_of(call)
     key = key_of_rows(call.snapshot.catalog, relation, parsed.request.by)
     ruled = call.snapshot.model(relation).has_rules(creating=False)
@@ -144,9 +148,9 @@ async def _locked(
     call: Call, parsed: Rows
 ) -> tuple[Sequence[Mapping[str, Any]], Sequence[Sequence[Any]]]:
     """
-    Lock the rows, one for each key; return them, each with its number and what is computed for it.
+    Lock the rows, one for each key; return them, each with its number and its computed values.
 
-    From then on the number of rows that are written says whether another row has one of the keys.
+    With the rows locked, an update that writes more of them shows that another row has one of the keys.
     """
     plan = plan_update_rows(call.snapshot.catalog, relation_of(call), parsed.request)
     args = (call.snapshot.codec, lock_rows(plan), parsed.values, None, Shape("dicts", UNBOUNDED))
@@ -159,7 +163,7 @@ async def _locked(
 
 
 async def _validated(call: Call, parsed: Rows) -> Rows:
-    """Lock the rows, and have the model validate each with what PostgreSQL computes for it."""
+    """Lock the rows, and validate each by the model, with the values that PostgreSQL computes for it."""
     database, snapshot, relation = call.backend.database, call.snapshot, relation_of(call)
     plan = plan_update_rows(snapshot.catalog, relation, parsed.request)
     rows, behind = await _locked(call, parsed)
@@ -176,7 +180,11 @@ async def _validate(
     new: Sequence[Mapping[str, Any]],
     pause: Pause,
 ) -> Rows:
-    """Return the call as the model left it; its rows are found by a key that PostgreSQL knows, if they have one."""
+    """
+    Return the call with the rows as the model left them.
+
+    The rows are found by a key that PostgreSQL enforces, if they have one.
+    """
     key = key_of_rows(snapshot.catalog, relation, parsed.request.by)
     keyed = relation.known_key or key
     model, values, found = snapshot.model(relation), Values(parsed.values), []
@@ -188,22 +196,22 @@ async def _validate(
         given |= {name: value for name, value in computed.items() if name in computes}
         validated = await model.validate_update(row, given, snapshot.codec, path)
         made = made_of(snapshot, relation, given, validated)
-        whole = merged(changes, made, path, values)
-        if not {each.column for each in whole}.isdisjoint(keyed):
+        all_changes = merged(changes, made, path, values)
+        if not {each.column for each in all_changes}.isdisjoint(keyed):
             raise InvalidArgument(
                 "a key by which rows are found cannot change with them",
                 path=path,
                 hint="change it by an update of one row",
             )
         of_key = literals({name: row[name] for name in keyed}, path, values)
-        found.append((*of_key, *whole))
+        found.append((*of_key, *all_changes))
         await pause(at)
     request = replace(parsed.request, rows=tuple(found), by=keyed)
     return replace(parsed, request=request, values=values.freeze())
 
 
 def match_of(call: Call, parsed: Rows) -> tuple[KeyMatch, tuple[Any, ...]]:
-    """Return what the rows are found by, as lists of values, and the values of such a call."""
+    """Return the match of all keys of a call, one list of values for each column, and the call's values."""
     key = key_of_rows(call.snapshot.catalog, relation_of(call), parsed.request.by)
     values = Values(parsed.values)
     rows = [given_of(row, parsed.values) for row in parsed.request.rows]
@@ -213,7 +221,7 @@ def match_of(call: Call, parsed: Rows) -> tuple[KeyMatch, tuple[Any, ...]]:
 
 
 async def missing_row(call: Call, parsed: Rows) -> ServiceError:
-    """Return why fewer rows were written than the call has."""
+    """Return why fewer rows were written than the call has: one is missing, occurs twice, or is kept."""
     snapshot, relation, request = call.snapshot, relation_of(call), parsed.request
     key = key_of_rows(snapshot.catalog, relation, request.by)
     match, values = match_of(call, parsed)
@@ -242,7 +250,7 @@ def _update(catalog: Catalog, relation: Relation, request: UpdateRowsRequest) ->
 
 
 def update(call: Call) -> Step | Awaitable[Any]:
-    """Prepare `update`: of a row by its key, of those of a filter, or of rows each in its own way."""
+    """Prepare `update`: of a row by its key, of a filter, or of rows with different changes."""
     if "rows" in call.kwargs:
         return _update_rows(call)
     parsed = parse_update(call.args, call.kwargs, call.backend.limits)
@@ -261,14 +269,14 @@ async def _update_rows(call: Call) -> Any:
 
 async def update_old(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
     """
-    Answer `update` of the row of a key, or of those of a filter, with them as they were.
+    Answer an `update` of a key or of a filter with the old rows.
 
     Raises:
-        TooManyRows: More than `max_affected`.
+        TooManyRows: More rows than `max_affected`.
     """
     request, relation = parsed.request, relation_of(call)
     one = request.target.key is not None
-    # by a key that a comment claims, rows are counted
+    # If only a comment declares the key, the rows found by it are counted below.
     key = relation.known_key or (relation.primary_key if one else ())
     if not key:
         raise no_known_key(relation, "rows as they were", "returning")
@@ -305,7 +313,7 @@ async def update_old(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
 
 
 async def update_rows_old(call: Call, parsed: Parsed[UpdateRowsRequest]) -> Any:
-    """Answer `update` of rows that are changed each in its own way, with them as they were."""
+    """Answer an `update` with different changes for each row with the old rows."""
     request, snapshot, relation = parsed.request, call.snapshot, relation_of(call)
     if request.returning.order:
         raise InvalidArgument("these rows come in the order of the call", path="order")
@@ -329,7 +337,7 @@ async def update_rows_old(call: Call, parsed: Parsed[UpdateRowsRequest]) -> Any:
 
 
 async def _change_none(call: Call, parsed: Parsed[UpdateRequest]) -> None:
-    """Run changes of no row, which PostgreSQL refuses as those of one: by rights, say."""
+    """Run the update for no row, so that PostgreSQL refuses it as it would for a row: missing rights, say."""
     request = replace(parsed.request, returning=Returning(rows=False))
     step = prepare_update(call, of_no_row(replace(parsed, request=request)))
     await (call.run(step) if isinstance(step, Step) else step)
@@ -346,7 +354,7 @@ def _changes_key() -> InvalidArgument:
 async def _locked_old(
     call: Call, parsed: Parsed[UpdateRequest], key: tuple[str, ...]
 ) -> tuple[list[Any], list[Sequence[Any]], tuple[str, ...]]:
-    """Lock the rows of a target; return them as they are answered, their keys, and their columns."""
+    """Lock the rows of a target; return them in the form of the answer, their keys, and their columns."""
     request = parsed.request
     statement = call.snapshot.statement(_lock, relation_of(call), (request, key))
     shape = Shape(request.returning.form, call.backend.max_bytes)
@@ -356,7 +364,7 @@ async def _locked_old(
 
 
 def _returning(returning: Returning) -> Returning:
-    """Return what the update answers, of which the rows are put beside the old ones."""
+    """Return what the update itself returns: the new rows, if the answer has them beside the old ones."""
     return replace(returning, rows=returning.old == "both", order=(), old="")
 
 
@@ -368,7 +376,7 @@ def _paired(old: Sequence[Any], written: Written, returning: Returning) -> Writt
 def _lock(
     catalog: Catalog, relation: Relation, wanted: tuple[UpdateRequest, tuple[str, ...]]
 ) -> Statement:
-    """Build the query of the rows of an update, which are locked, and of their keys."""
+    """Build the query that locks the rows of an update, and returns them and their keys."""
     request, key = wanted
     pick = request.pick
     lock = Lock(skip_locked=pick is not None and pick.skip_locked)

@@ -1,8 +1,8 @@
 """
-What the catalog and the models say of rows, before they are written.
+Checks rows before they are written: against the catalog, and by the validations and hooks of their model.
 
-A model without validations and hooks builds no objects; one with them sees rows as objects and may
-change them; what it made of a row is written.
+A model without validations and hooks builds no objects. Otherwise each row becomes an object, which a hook may
+change, and the changed row is written.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from service.request.requests import (
 )
 
 FEW = 20
-"""Rows that a model is asked about in one go: some 20 µs for each, in the reactor's thread."""
+"""Rows that a model validates without a pause: each takes some 20 µs of the reactor thread."""
 
 Pause = Callable[[int], Awaitable[None]]
-"""Called after each row, with its number: lets the reactor run now and then."""
+"""Called with the number of each row that was validated; yields to the reactor at intervals."""
 
 
 def refuse_faults(
     snapshot: Snapshot, relation: Relation, call: Parsed[CreateRequest] | Parsed[UpdateRequest]
 ) -> None:
     """
-    Check names, NOT NULL, lengths and enums, which the catalog knows.
+    Check names, NOT NULL, lengths and enums against the catalog.
 
     Raises:
-        InvalidArgument: A column is unknown, or the database alone sets it.
+        InvalidArgument: A column is unknown, or only the database sets it.
         InvalidRow: With every failing column of the first failing row.
     """
     request = call.request
-    # Names first: a misspelled one is reported, not the column that it was meant for.
+    # Names first, so that a misspelled column is reported, not the NOT NULL column that it was meant for.
     if isinstance(request, CreateRequest):
         refuse_names(relation, request.rows)
         refuse_new_rows(snapshot, relation, request.rows, request.paths, call.values)
@@ -68,7 +68,7 @@ def refuse_new_rows(
     paths: Sequence[str | None],
     values: Sequence[Any],
 ) -> None:
-    """Check new rows as `refuse_faults` does, but for names, each with where it stands."""
+    """Check new rows as `refuse_faults` does, except for names; `paths` are their places in the call."""
     for path, row in zip(paths, rows, strict=True):
         refuse_row(snapshot, relation, row, values, path, creating=True)
 
@@ -114,14 +114,14 @@ async def validated_rows(
     pause: Pause,
 ) -> tuple[tuple[tuple[Assignment, ...], ...], tuple[Any, ...]]:
     """
-    Validate new rows, each with where it stands, by the model.
+    Validate new rows, with their paths in the call, by the model.
 
     Returns:
-        The rows as the model left them, and the values with those that it has set.
+        The rows as the model left them, and the values of the call, extended by those that it has set.
 
     Raises:
         InvalidRow: With every failing column of the first failing row.
-        NotAuthorized: The model sets a column that is not there for the caller's role.
+        NotAuthorized: The model sets a column that the caller's role may not use.
     """
     model = snapshot.model(relation)
     known = Values(values)
@@ -139,15 +139,15 @@ async def validated_steps(
     snapshot: Snapshot, steps: Sequence[TreeStep], values: Sequence[Any], pause: Pause
 ) -> tuple[tuple[TreeStep, ...], tuple[Any, ...]]:
     """
-    Validate the rows of steps of nested ones by the models that are to see them, in their order.
+    Validate the rows of the steps of nested rows by their models, in order.
 
     Returns:
-        The steps as the models left them, and the values with those that they have set.
+        The steps as the models left them, and the values, extended by those that the models have set.
 
     Raises:
         InvalidRow: With every failing column of the first failing row.
-        InvalidArgument: A row would not be related as it stands in the call.
-        NotAuthorized: A model sets a column that is not there for the caller's role.
+        InvalidArgument: A row would not be related to the row that it is nested in.
+        NotAuthorized: A model sets a column that the caller's role may not use.
     """
     found: list[TreeStep] = []
     linked: dict[tuple[Relation, str], dict[str, Any]] = {}
@@ -164,7 +164,7 @@ async def validated_steps(
             row = {
                 n: values[slot] for n, slot in zip(step.row.columns, step.row.slots, strict=True)
             }
-            # It may be linked by two foreign keys at once: the second change is of what the first made.
+            # A row may be linked by two foreign keys; the second change applies to the result of the first.
             key = step.relation, str([row[name] for name in step.relation.primary_key])
             step, values, changed = await _validated_link(
                 snapshot, step, row | linked.get(key, {}), values
@@ -177,7 +177,7 @@ async def validated_steps(
 async def _validated_link(
     snapshot: Snapshot, step: LinkedRow, row: Mapping[str, Any], values: Sequence[Any]
 ) -> tuple[LinkedRow, tuple[Any, ...], dict[str, Any]]:
-    """Validate what a link changes in a row by its model; return that by column, too."""
+    """Validate by its model how a link changes a row; return the changes by column as well."""
     given, known = given_of(step.changes, values), Values(values)
     validated = await snapshot.model(step.relation).validate_update(
         row, given, snapshot.codec, step.path
@@ -188,7 +188,7 @@ async def _validated_link(
 
 
 def accept_new_rows(snapshot: Snapshot, relation: Relation, call: Parsed[CreateRequest]) -> bool:
-    """Return whether the model takes new rows as they are, without waiting for anything."""
+    """Return whether the model accepts new rows unchanged, without a Deferred to wait for."""
     model = snapshot.model(relation)
     rows = call.request.rows
     return len(rows) <= FEW and all(
@@ -197,9 +197,9 @@ def accept_new_rows(snapshot: Snapshot, relation: Relation, call: Parsed[CreateR
 
 
 def accept_unseen(snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]) -> bool:
-    """Return whether the model takes changes of one row without having seen it."""
+    """Return whether the model accepts changes of one row without reading the row."""
     request, given = call.request, given_of(call.request.changes, call.values)
-    # What the database computes, or has as a default, is known to it alone.
+    # Only the database knows values that it computes, and defaults.
     if request.target.key is None or len(given) < len(request.changes):
         return False
     return snapshot.model(relation).accepts_unseen(given, snapshot.codec)
@@ -216,21 +216,20 @@ async def validate_changes(
     Validate the changes of rows by the model.
 
     Args:
-        snapshot: For the model and the codec.
-        relation: Whose rows.
+        snapshot: Has the model and the codec.
+        relation: The relation of the rows.
         call: The update.
-        current: The rows as they are, whole, each with the values that are computed for it; both as
-            dicts of wire values.
-        pause: Lets the reactor run.
+        current: Each row, complete, with its computed new values; both are dicts of wire values.
+        pause: Yields to the reactor.
 
     Returns:
-        The calls to make instead: one, unless the model made something else of each row, or not all
-        rows of the filter are taken; then one for each row.
+        The updates to run instead: one for the target if the model made the same changes of all its rows,
+        else one for each row.
 
     Raises:
         InvalidRow: With every failing column of the first failing row.
-        InvalidArgument: It takes a call for each row, and PostgreSQL knows no key of them.
-        NotAuthorized: The model sets a column that is not there for the caller's role.
+        InvalidArgument: Each row needs its own update, and PostgreSQL knows no key of the rows.
+        NotAuthorized: The model sets a column that the caller's role may not use.
     """
     model, changes = snapshot.model(relation), call.request.changes
     plain = given_of(changes, call.values)
@@ -251,7 +250,7 @@ async def validate_changes(
         return [call]
     if call.request.pick is None and all(each == results[0] for each in results):
         request = replace(found[0].request, target=call.request.target)
-        # Made the same of all: one statement for the whole target, instead of one for each row.
+        # The same changes for all rows: one statement for the target instead of one for each row.
         return [replace(found[0], request=request)]
     if not relation.known_key:
         raise no_known_key(relation, "rows that a model changes one by one", "changes")
@@ -259,7 +258,7 @@ async def validate_changes(
 
 
 def given_of(row: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]:
-    """Return a row's values by column, without those left to the defaults or computed."""
+    """Return the values of a row by column, without defaults and computed values."""
     return {
         each.column: values[each.operand.slot]
         for each in row
@@ -271,15 +270,15 @@ def made_of(
     snapshot: Snapshot, relation: Relation, given: Mapping[str, Any], validated: Mapping[str, Any]
 ) -> dict[str, Any]:
     """
-    Return, as wire values, the columns of a row that its model has set or changed.
+    Return the columns of a row that its model has set or changed, as wire values.
 
     Raises:
-        NotAuthorized: A column of it is not there for the caller's role.
+        NotAuthorized: The caller's role may not use one of the columns.
     """
     made = {
         name: snapshot.codec.wire(value)
         for name, value in validated.items()
-        # By identity, since 1 == True == 1.0: what the model left alone goes on as it came.
+        # By identity, since 1 == True == 1.0: a value that the model left alone keeps its wire form.
         if name not in given or value is not given[name]
     }
     if not made.keys() <= relation.columns.keys():
@@ -290,7 +289,7 @@ def made_of(
 def merged(
     row: Sequence[Assignment], made: Mapping[str, Any], path: str, values: Values
 ) -> tuple[Assignment, ...]:
-    """Return the assignments of a row, with the model's values where it made others."""
+    """Return the assignments of a row, with those of the model in place of the ones that it changed."""
     kept = tuple(each for each in row if each.column not in made)
     return kept + literals(made, path, values)
 

@@ -1,11 +1,12 @@
 """
-The verb upsert where the rows that are there are looked at first: with `returning` "old" or "both", and
-where a model has a say in what changes in them.
+The verb upsert, if existing rows have to be read first: for `returning` "old" or "both", and if their model
+validates changes.
 
-They are locked and read by the key. Then the statement of any upsert changes them, or an update of rows
-where the model has rules; the others are created by one that changes no row. A row that this meets all
-the same has come meanwhile, and all of it is made again; or the caller may not see it, or not change it.
-What an index on expressions, or on a part of the rows, finds is learned from an upsert that is undone.
+The existing rows are locked and read by the key. Then the usual upsert statement changes them, or an update
+if the model has rules; the other rows are created by an upsert that changes no row. If that meets an existing
+row all the same, the row was inserted meanwhile, and the entire upsert is repeated, or the caller may not see
+or not change the row. What an index on expressions or a partial index finds is learned from an upsert that is
+rolled back.
 """
 
 from __future__ import annotations
@@ -60,16 +61,16 @@ New = Parsed[CreateRequest]
 
 
 @dataclass(frozen=True, slots=True)
-class Met:
+class Existing:
     """
-    What is there already of the rows of a call.
+    The rows of a call that exist already, by the numbers of the call's rows.
 
     Args:
-        key: The columns by which they are found.
-        by_index: Whether that is not what an upsert goes by, which is an index.
-        keys: Their values, by the numbers of the call's rows.
-        old: Those that are locked, in the form of the answer, likewise.
-        stays: The numbers of those that are left alone, locked or not.
+        key: The columns by which they are read.
+        by_index: Whether the conflict target of the upsert is an index, and not that key.
+        keys: The values of the key.
+        old: The rows that are locked, in the form of the answer.
+        stays: The numbers of the rows that the upsert leaves unchanged, locked or not.
     """
 
     key: tuple[str, ...]
@@ -80,15 +81,15 @@ class Met:
 
 
 class _Undone(Exception):
-    """A savepoint is rolled back by it."""
+    """Raised to roll a savepoint back."""
 
 
 def upsert(call: Call) -> Step | Awaitable[Any]:
     """
-    Prepare `upsert`: the rows, new or changed; None for a single one that is left alone.
+    Prepare `upsert`: the rows, new or changed; None for a single row that is left unchanged.
 
     Raises:
-        InvalidRow: The model or the catalog refuses it.
+        InvalidRow: The model or the catalog refuses a row.
     """
     return write.with_new_rows(call, parse_upsert, _upsert)
 
@@ -96,18 +97,18 @@ def upsert(call: Call) -> Step | Awaitable[Any]:
 def _upsert(call: Call, parsed: New) -> Step | Awaitable[Any]:
     conflict, old = _conflict(parsed.request), parsed.request.returning.old
     ruled = conflict.changes and call.snapshot.model(relation_of(call)).has_rules(creating=False)
-    # Where rows that are there are left alone, all that are answered are new.
+    # If existing rows are left unchanged, the answer has new rows only.
     if conflict.update == () or not (ruled or old):
         return write.write_new_rows(call, parsed)
-    return _looked_first(call, parsed)
+    return _read_first(call, parsed)
 
 
-async def _looked_first(call: Call, parsed: New) -> Any:
+async def _read_first(call: Call, parsed: New) -> Any:
     key, by_index = _key(call, parsed)
 
     async def attempt() -> Any:
-        met = await _met(call, parsed, key, by_index)
-        return await _write(call, parsed, met)
+        existing = await _existing(call, parsed, key, by_index)
+        return await _write(call, parsed, existing)
 
     database = call.backend.database
     return await database.transact(attempt, timeout=parsed.timeout, kind=relation_of(call).name)
@@ -115,10 +116,10 @@ async def _looked_first(call: Call, parsed: New) -> Any:
 
 def _key(call: Call, parsed: New) -> tuple[tuple[str, ...], bool]:
     """
-    Return the columns by which rows that are there are found, and whether the upsert goes by an index.
+    Return the columns by which existing rows are read, and whether the conflict target is an index.
 
     Raises:
-        InvalidArgument: There are none, or the answer would not have a row for each that is written.
+        InvalidArgument: There are no such columns, or old and new rows cannot be paired by them.
     """
     relation, request = relation_of(call), parsed.request
     conflict = _conflict(request)
@@ -145,7 +146,7 @@ def _key(call: Call, parsed: New) -> tuple[tuple[str, ...], bool]:
 
 
 def _refuse_of_index(call: Call, conflict: OnConflict) -> None:
-    """Refuse what takes the values of a key, which an index has none of."""
+    """Refuse model rules and conditions, which need the values of a key, with an index as the target."""
     ruled = call.snapshot.model(relation_of(call)).has_rules(creating=False)
     if (conflict.changes and ruled) or conflict.where != EVERYTHING:
         raise InvalidArgument(
@@ -156,7 +157,7 @@ def _refuse_of_index(call: Call, conflict: OnConflict) -> None:
 
 
 def _refuse_null_keys(relation: Relation, key: tuple[str, ...], parsed: New) -> None:
-    """Refuse rows whose key has a null, where one that is there may have the same."""
+    """Refuse rows with a null in the key, if NULLS NOT DISTINCT lets an existing row have the same key."""
     columns = [relation.columns[name] for name in key]
     for path, row in zip(parsed.request.paths, parsed.request.rows, strict=True):
         given = given_of(row, parsed.values)
@@ -165,24 +166,24 @@ def _refuse_null_keys(relation: Relation, key: tuple[str, ...], parsed: New) -> 
                 raise null_in_key(f"{path or 'values'}.{each.name}", each.name)
 
 
-async def _met(call: Call, parsed: New, key: tuple[str, ...], by_index: bool) -> Met:
-    """Lock and read the rows that are there."""
+async def _existing(call: Call, parsed: New, key: tuple[str, ...], by_index: bool) -> Existing:
+    """Lock and read the existing rows."""
     request, where = parsed.request, _conflict(parsed.request).where
     if by_index:
-        keys = await _met_by_index(call, parsed, key)
+        keys = await _keys_by_index(call, parsed, key)
     else:
         keys = _given_keys(parsed, key)
-    old = await _look(call, parsed, key, keys, Lock(), answer=bool(request.returning.old))
+    old = await _read(call, parsed, key, keys, Lock(), answer=bool(request.returning.old))
     if where == EVERYTHING:
-        return Met(key, by_index, keys, old)
-    # without a lock: a row that the caller may not change stays as well
-    seen = await _look(call, parsed, key, keys)
-    holds = await _look(call, parsed, key, keys, where=where)
-    return Met(key, by_index, keys, old, frozenset(seen.keys() - holds.keys()))
+        return Existing(key, by_index, keys, old)
+    # Without a lock, which a policy refuses for rows that the caller may not change: they stay as well.
+    seen = await _read(call, parsed, key, keys)
+    holds = await _read(call, parsed, key, keys, where=where)
+    return Existing(key, by_index, keys, old, frozenset(seen.keys() - holds.keys()))
 
 
 def _given_keys(parsed: New, key: Sequence[str]) -> dict[int, Sequence[Any]]:
-    """Return the keys of the rows that give one, by their numbers."""
+    """Return the keys of the rows that give a complete one, by the numbers of the rows."""
     given: dict[int, Sequence[Any]] = {}
     for at, row in enumerate(parsed.request.rows):
         slots = {each.column: each.operand for each in row}
@@ -193,13 +194,14 @@ def _given_keys(parsed: New, key: Sequence[str]) -> dict[int, Sequence[Any]]:
     return given
 
 
-async def _met_by_index(call: Call, parsed: New, key: tuple[str, ...]) -> dict[int, Sequence[Any]]:
+async def _keys_by_index(call: Call, parsed: New, key: tuple[str, ...]) -> dict[int, Sequence[Any]]:
     """
-    Return the keys of the rows that an upsert writes, which is undone: only PostgreSQL knows what an
-    index makes of a row.
+    Return the keys of the rows that an upsert writes, which is then rolled back.
+
+    Only PostgreSQL can compute the value of an index for a row.
 
     Raises:
-        NotChanged: The database leaves one out.
+        NotChanged: The database leaves a row out.
     """
     numbers = range(len(parsed.request.rows))
     try:
@@ -212,7 +214,7 @@ async def _met_by_index(call: Call, parsed: New, key: tuple[str, ...]) -> dict[i
         return dict(zip(numbers, written.rows, strict=True))
 
 
-async def _look(
+async def _read(
     call: Call,
     parsed: New,
     key: tuple[str, ...],
@@ -222,16 +224,16 @@ async def _look(
     answer: bool = False,
 ) -> dict[int, Any]:
     """
-    Read the rows that are there, by the numbers of the call's rows.
+    Read existing rows, by the numbers of the call's rows.
 
     Args:
-        call: Of the upsert.
+        call: The upsert.
         parsed: Its rows.
-        key: The columns by which they are found.
-        given: The values of those, by the numbers of the rows that are looked for.
-        lock: How those that are there are kept as they are, if they are.
-        where: What holds of those that are found.
-        answer: Whether they are read as they are answered, and not by their keys alone.
+        key: The columns by which the rows are read.
+        given: The values of the key, by the numbers of the rows to read.
+        lock: How to lock the rows; None for no lock.
+        where: A further condition on the rows.
+        answer: Whether to read the rows in the form of the answer, not their keys alone.
     """
     relation, catalog, returning = (
         relation_of(call),
@@ -255,25 +257,25 @@ async def _look(
     return {at: row for at, row in zip(given, rows, strict=True) if row is not None}
 
 
-async def _write(call: Call, parsed: New, met: Met) -> Any:
+async def _write(call: Call, parsed: New, existing: Existing) -> Any:
     """
-    Change the rows that are there, and create the others.
+    Change the existing rows, and create the others.
 
     Raises:
-        TooManyRows: More than `max_affected`.
-        RowUnseen: A row has come meanwhile.
+        TooManyRows: More rows than `max_affected`.
+        RowUnseen: A row was inserted meanwhile.
     """
     request, returning, backend = parsed.request, parsed.request.returning, call.backend
-    answers = [at for at in range(len(request.rows)) if at not in met.stays]
+    answers = [at for at in range(len(request.rows)) if at not in existing.stays]
     if request.max_affected is not None and len(answers) > request.max_affected:
         raise too_many_rows(len(answers), request.max_affected)
     wanted = replace(returning, rows=returning.rows and returning.old != "old", old="")
     parsed = replace(parsed, request=replace(request, returning=wanted, max_affected=None))
-    written = await _change(call, parsed, met, [at for at in answers if at in met.old])
-    absent = [at for at in answers if at not in met.old]
-    written.append((absent, await _create(call, parsed, met, absent)))
+    written = await _change(call, parsed, existing, [at for at in answers if at in existing.old])
+    absent = [at for at in answers if at not in existing.old]
+    written.append((absent, await _create(call, parsed, existing, absent)))
     nothing = "null" if returning.form == "json" else None
-    rows = old = [met.old.get(at, nothing) for at in answers]
+    rows = old = [existing.old.get(at, nothing) for at in answers]
     if wanted.rows:
         pairs = (zip(numbers, each.rows, strict=True) for numbers, each in written)
         new = {at: row for each in pairs for at, row in each}
@@ -288,35 +290,35 @@ async def _write(call: Call, parsed: New, met: Met) -> Any:
 
 
 async def _change(
-    call: Call, parsed: New, met: Met, there: Sequence[int]
+    call: Call, parsed: New, existing: Existing, to_change: Sequence[int]
 ) -> list[tuple[Sequence[int], Written]]:
     """
-    Change the rows that are there; as an update of rows does, where the model has rules.
+    Change the existing rows, by an update if the model has rules.
 
     Returns:
-        What was written, with the numbers of the rows.
+        What each statement wrote, with the numbers of its rows.
 
     Raises:
-        NotChanged: The database leaves one as it is.
+        NotChanged: The database leaves a row unchanged.
     """
     relation, conflict = relation_of(call), _conflict(parsed.request)
     ruled = call.snapshot.model(relation).has_rules(creating=False)
     groups: dict[frozenset[str] | None, list[int]] = {}
     changes: dict[int, tuple[Assignment, ...]] = {}
-    for at in there:
+    for at in to_change:
         given = {each.column: each for each in parsed.request.rows[at]}
-        changes[at] = _changes(relation, conflict, given, met.key) if ruled else ()
-        # one statement sets a column to its default in all of its rows
+        changes[at] = _changes(relation, conflict, given, existing.key) if ruled else ()
+        # A statement sets a column to its default in all of its rows or in none.
         defaults = frozenset(each.column for each in changes[at] if each.operand is None)
         groups.setdefault(defaults if changes[at] else None, []).append(at)
     written: list[tuple[Sequence[int], Written]] = []
     for group, numbers in groups.items():
-        if met.by_index:
-            found = await _upserted_by_index(call, parsed, numbers, met)
+        if existing.by_index:
+            found = await _upserted_by_index(call, parsed, numbers, existing)
         elif group is None:
             found = await _upserted(call, parsed, numbers, EVERYTHING)
         else:
-            found = await _updated(call, parsed, met, {at: changes[at] for at in numbers})
+            found = await _updated(call, parsed, existing, {at: changes[at] for at in numbers})
         if found.affected < len(numbers):
             raise NotChanged(relation.name)
         written.append((numbers, found))
@@ -324,16 +326,16 @@ async def _change(
 
 
 async def _updated(
-    call: Call, parsed: New, met: Met, changes: Mapping[int, tuple[Assignment, ...]]
+    call: Call, parsed: New, existing: Existing, changes: Mapping[int, tuple[Assignment, ...]]
 ) -> Written:
-    """Change rows as an update of rows does."""
+    """Change rows by an `update` with different changes for each row, which the model validates."""
     request, values, rows = parsed.request, Values(parsed.values), []
     paths = tuple(request.paths[at] or "values" for at in changes)
     for path, (at, changed) in zip(paths, changes.items(), strict=True):
         given = {each.column: each for each in request.rows[at]}
-        key = given_of([given[name] for name in met.key], parsed.values)
+        key = given_of([given[name] for name in existing.key], parsed.values)
         rows.append((*literals(key, path, values), *changed))
-    update = UpdateRowsRequest(tuple(rows), met.key, request.returning, given_paths=paths)
+    update = UpdateRowsRequest(tuple(rows), existing.key, request.returning, given_paths=paths)
     of_rows = Parsed(update, values.freeze(), parsed.timeout)
     try:
         return await write_rows(call, of_rows)
@@ -347,7 +349,7 @@ def _changes(
     given: Mapping[str, Assignment],
     key: Sequence[str],
 ) -> tuple[Assignment, ...]:
-    """Return what changes in a row that is there."""
+    """Return the changes of an existing row."""
     if conflict.changes:
         return conflict.changes
     if conflict.update is None:
@@ -361,16 +363,18 @@ def _changes(
     )
 
 
-async def _create(call: Call, parsed: New, met: Met, absent: Sequence[int]) -> Written:
+async def _create(call: Call, parsed: New, existing: Existing, absent: Sequence[int]) -> Written:
     """
-    Create the rows that are not there; PostgreSQL is asked of those that are left alone as well.
+    Create the rows that do not exist.
+
+    The statement has the rows that stay as well, so that PostgreSQL checks the caller's rights on them.
 
     Raises:
-        RowUnseen: One of them is there, by now.
-        ServiceError: The caller may not change one, or not see it; or the database leaves one out.
+        RowUnseen: One of them exists by now.
+        ServiceError: The caller may not change or not see one, or the database leaves one out.
     """
     request, snapshot, relation = parsed.request, call.snapshot, relation_of(call)
-    numbers = sorted({*absent, *met.stays})
+    numbers = sorted({*absent, *existing.stays})
     if not numbers:
         return Written([], 0, ())
     if snapshot.model(relation).has_rules(creating=True):
@@ -383,35 +387,41 @@ async def _create(call: Call, parsed: New, met: Met, absent: Sequence[int]) -> W
         parsed = replace(parsed, request=replace(request, rows=tuple(rows)), values=values)
     written = await _upserted(call, parsed, numbers, NEVER)
     if written.affected != len(absent):
-        raise await _refusal(call, parsed, met, absent)
+        raise await _refusal(call, parsed, existing, absent)
     return written
 
 
-async def _refusal(call: Call, parsed: New, met: Met, absent: Sequence[int]) -> ServiceError:
+async def _refusal(
+    call: Call, parsed: New, existing: Existing, absent: Sequence[int]
+) -> ServiceError:
     """
-    Return why fewer rows were created than were not there.
+    Return why fewer rows were created than did not exist.
 
     Raises:
-        NotAuthorized: The caller may not change one of them, as PostgreSQL says of any upsert.
-        InvalidArgument: Two have the same key; or a default or a trigger makes a part of one.
+        NotAuthorized: The caller may not change one of them, by PostgreSQL's check of an upsert.
+        InvalidArgument: Two rows have the same key, or a default or a trigger sets a part of a key.
     """
     relation, where = relation_of(call), _conflict(parsed.request).where
     hidden = Conflict("a row with one of these keys is not shown", relation=relation.name)
     late = RowUnseen("a row with one of these keys has come meanwhile", retry=True)
-    if met.by_index:  # else there was nothing to say against the upsert that is undone
+    if existing.by_index:  # any other reason would have refused the upsert that was rolled back
         return late
-    keys = {at: met.keys[at] for at in absent if at in met.keys}
-    seen = await _look(call, parsed, met.key, keys)  # before a change has a view show a row
+    keys = {at: existing.keys[at] for at in absent if at in existing.keys}
+    seen = await _read(
+        call, parsed, existing.key, keys
+    )  # first: the upsert may make a view show the row
     try:
         written = await _upserted(call, parsed, absent, where)
-    except RowUnseen:  # by a statement that began after it came
+    except (
+        RowUnseen
+    ):  # this statement began after the row was inserted, so the caller may not see it
         return hidden
     if len(seen) == len(absent):
         return late
     if written.affected < len(absent) and where == EVERYTHING:
         return NotChanged(relation.name)
     for at in absent:
-        left = set(met.key) - given_of(parsed.request.rows[at], parsed.values).keys()
+        left = set(existing.key) - given_of(parsed.request.rows[at], parsed.values).keys()
         if left and at not in seen:
             made = min(left)
             return InvalidArgument(
@@ -432,7 +442,7 @@ async def _refusal(call: Call, parsed: New, met: Met, absent: Sequence[int]) -> 
 
 
 async def _upserted(call: Call, parsed: New, numbers: Sequence[int], where: Filter) -> Written:
-    """Upsert some of the rows by one statement, under a condition."""
+    """Upsert some of the rows by one statement, with a condition on the existing ones."""
     request = parsed.request
     rows, paths = zip(*((request.rows[at], request.paths[at]) for at in numbers), strict=True)
     conflict = replace(_conflict(request), where=where)
@@ -444,7 +454,7 @@ async def _upserted(call: Call, parsed: New, numbers: Sequence[int], where: Filt
 async def _upserted_for(
     call: Call, parsed: New, numbers: Sequence[int], key: Sequence[str]
 ) -> Written:
-    """Upsert some of the rows for their keys."""
+    """Upsert some of the rows, and return their keys."""
     items = tuple(Item(Reference(name, "values")) for name in key)
     returning = replace(
         parsed.request.returning, rows=True, select=items, embeds=(), form="lists", old=""
@@ -453,20 +463,22 @@ async def _upserted_for(
     return await _upserted(call, replace(parsed, request=asked), numbers, EVERYTHING)
 
 
-async def _upserted_by_index(call: Call, parsed: New, numbers: Sequence[int], met: Met) -> Written:
+async def _upserted_by_index(
+    call: Call, parsed: New, numbers: Sequence[int], existing: Existing
+) -> Written:
     """
-    Change rows that an index has found.
+    Change existing rows by an upsert whose conflict target is an index.
 
     Raises:
-        RowUnseen: It finds others by now.
+        RowUnseen: The index finds other rows by now.
     """
-    keys = {at: met.keys[at] for at in numbers}
-    written = await _upserted_for(call, parsed, numbers, met.key)
+    keys = {at: existing.keys[at] for at in numbers}
+    written = await _upserted_for(call, parsed, numbers, existing.key)
     if written.rows != [*keys.values()]:
         raise RowUnseen("a row with one of these keys has come meanwhile", retry=True)
     if not parsed.request.returning.rows:
         return replace(written, rows=[])
-    new = await _look(call, parsed, met.key, keys, answer=True)
+    new = await _read(call, parsed, existing.key, keys, answer=True)
     if len(new) < len(numbers):
         raise NotChanged(relation_of(call).name)
     return replace(written, rows=[new[at] for at in numbers])
