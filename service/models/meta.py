@@ -1,8 +1,8 @@
 """
-What a model knows of its relation, with the SQL that every object of it shares.
+What a model knows of its relation, with the SQL text that all objects of the model share.
 
-This room writes SQL twistar's way: a `?` for each parameter, a percent sign for itself. `placeholders`
-turns a statement into what psycopg2 takes, last of all.
+SQL in `models/` follows twistar: `?` stands for a parameter, and a percent sign for itself. `placeholders`
+turns a statement into psycopg2's form just before it is run.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _ORDER = re.compile(
 )
 
 
-# psycopg2 formats whenever it is given parameters, be they none: LIKE '5%' would fail.
+# psycopg2 formats the text if it is given any list of parameters, even an empty one: LIKE '5%' would fail.
 @lru_cache(4096)
 def placeholders(condition: str) -> str:
     """
     Replace each `?` by `%s`, outside of literals and comments.
 
-    `??` is PostgreSQL's operator `?`, and `??|`, `??&` the others of its family. A percent
-    sign means itself.
+    `??` stands for PostgreSQL's operator `?`, and `??|` and `??&` for `?|` and `?&`. A percent sign
+    stands for itself.
     """
 
     def convert(found: re.Match[str]) -> str:
@@ -50,19 +50,19 @@ def placeholders(condition: str) -> str:
             return "%s"
         if token.startswith("??"):
             return token[1:]
-        # In literals and comments, too: psycopg2 formats the text without reading it as SQL.
+        # In literals and comments as well: psycopg2 formats the text without parsing it as SQL.
         return token.replace("%", "%%")
 
     return _TOKENS.sub(convert, condition)
 
 
 def identifiers(names: Iterable[str]) -> str:
-    """Quote names, with commas between them."""
+    """Quote names, and join them with commas."""
     return ", ".join(quoted(name) for name in names)
 
 
 def table(name: str) -> str:
-    """Quote a table name, each part of a dotted one by itself; a quoted one stands as it is."""
+    """Quote each part of a dotted table name; return a name that is quoted already unchanged."""
     if '"' in name:
         return name
     return ".".join(quoted(part) for part in name.split("."))
@@ -70,14 +70,16 @@ def table(name: str) -> str:
 
 def order_clause(orderby: str | Iterable[str], columns: Iterable[str] | None = None) -> str:
     """
-    Read "name DESC, other" and write it anew: twistar takes any text, a second statement too.
+    Parse "name DESC, other", and return the ORDER BY clause.
+
+    twistar puts the text into the statement unread, and so runs a second statement in it as well.
 
     Args:
-        orderby: Columns, each with ASC, DESC, NULLS FIRST or NULLS LAST after it.
-        columns: What may be named; None if that is not known.
+        orderby: Columns, each optionally followed by ASC or DESC, and NULLS FIRST or NULLS LAST.
+        columns: The columns that may be named; None if they are not known.
 
     Raises:
-        ValueError: It is anything else.
+        ValueError: The text is not such a list, or names another column.
     """
     known = None if columns is None else frozenset(columns)
     terms = []
@@ -112,7 +114,7 @@ def where_of(where: Where | None) -> tuple[str, list[Any]]:
 
 
 def enclosed(where: Where) -> str:
-    """Return a condition in parentheses, which a comment at its end does not swallow."""
+    """Return a condition in parentheses; a comment at its end cannot hide the closing one."""
     return f"({where[0]}\n)"
 
 
@@ -133,18 +135,18 @@ def rows_txn(
 
 
 def affected_txn(connection: PgConnection, codec: Installable, sql: str, params: list[Any]) -> int:
-    """Run a statement and return the number of rows it has touched."""
+    """Run a statement and return the number of rows that it has affected."""
     cursor = connection.wire(codec)
     cursor.execute(placeholders(sql), params)
     return cursor.rowcount
 
 
-AS_THEY_ARE = frozenset(["boolean", "binary", "integer", "number", "string", "text"])
-"""Forms in which Python's values are those of the wire."""
+SAME_IN_PYTHON = frozenset(["boolean", "binary", "integer", "number", "string", "text"])
+"""Forms whose Python values are the same as the wire values."""
 
 
 def keys_of(names: Sequence[str]) -> str:
-    """Return names for the columns of a source of keys: key_0, key_1, …"""
+    """Return the column aliases of a source of keys: key_0, key_1, …"""
     return ", ".join(f"key_{at}" for at in range(len(names)))
 
 
@@ -153,11 +155,11 @@ class Meta:
     A relation as its model sees it.
 
     Args:
-        relation: From the catalog.
-        catalog: For its types.
-        codec: For its values.
-        reserved: Names that the class itself uses: a column called so is reached by its
-            name with an underscore after it.
+        relation: The relation.
+        catalog: Has the types of its columns.
+        codec: Reads and writes their values.
+        reserved: Names of the attributes of the class. A column of such a name becomes an attribute with
+            an underscore appended.
     """
 
     def __init__(
@@ -185,16 +187,16 @@ class Meta:
         self.list = identifiers(self.columns)
         self.select = f"SELECT {self.list} FROM {self.table}"
         self.by_key = self.equal(self.key)
-        # By columns, of which an application writes few sets: so each text is put together once.
+        # Cached by the columns written: an application writes few different sets of columns.
         self._inserts: dict[tuple[tuple[str, ...], str], str] = {}
         self._updates: dict[tuple[str, ...], str] = {}
 
     def _maker(self, catalog: Catalog, name: str) -> Callable[[Any], Any] | None:
         type = self.types[name]
         plain = catalog.plain(type)
-        if plain.kind not in ("array", "composite") and plain.form in AS_THEY_ARE:
+        if plain.kind not in ("array", "composite") and plain.form in SAME_IN_PYTHON:
             return None
-        if plain.form == "json":  # so that a change in place can be seen
+        if plain.form == "json":  # a copy, so that a change in place differs from the row
             return deepcopy
         return lambda value: self.codec.python(type, value, name)
 
@@ -205,38 +207,38 @@ class Meta:
 
     def encode(self, name: str, value: Any, path: str | None = None) -> str | None:
         """
-        Write a value for a column; `path` is where it stands in the call, if not under its name.
+        Encode a value for a column; `path` is its place in the call, if that is not the column's name.
 
         Raises:
-            InvalidArgument: It is not of the column's type.
+            InvalidArgument: The value is not of the column's type.
             ValueError: A timestamp without a time zone, for a column that has one.
         """
         type = self.types[name]
         value = getattr(value, "adapted", value)  # psycopg2's Date, Json and the like
-        # PostgreSQL would take it in the zone of the session.
+        # PostgreSQL would interpret it in the time zone of the session.
         if isinstance(value, datetime) and value.tzinfo is None and type.form == "timestamptz":
             raise ValueError(f"{name}: a timestamp needs a time zone")
         return self.codec.encode(type, value, path or name)
 
     def cast(self, name: str) -> str:
-        """Return a parameter of a column's type."""
+        """Return a parameter that is cast to a column's type."""
         return f"CAST(? AS {self.types[name].sql})"
 
     def compare(self, names: Sequence[str], left: Iterable[str], right: Iterable[str]) -> str:
         """
-        Return the condition that expressions are equal, as values of columns are.
+        Return the condition that pairs of expressions are equal.
 
         Args:
-            names: Columns, each of which says what is equal for a pair of expressions.
-            left: SQL.
-            right: SQL.
+            names: Columns; the type of each one determines the operator of a pair.
+            left: The left expressions, as SQL.
+            right: The right expressions, as SQL.
         """
         pairs = zip(names, left, right, strict=True)
         return " AND ".join(f"{one} {self._equals(name)} {two}" for name, one, two in pairs)
 
     def _equals(self, name: str) -> str:
-        # A type of an extension has its operator where the extension is, which the search_path
-        # may not name; and an unqualified = may be one that a user of the database has made.
+        # The operator of an extension's type is in the extension's schema, which may not be in the
+        # search_path, and an unqualified = may be an operator that a database user has created.
         oid = self._catalog.plain(self.types[name]).oid
         schema = self._catalog.operators.get(("=", oid, oid), PG_CATALOG)
         return f"OPERATOR({quoted(schema)}.=)"
@@ -246,11 +248,11 @@ class Meta:
         return self.compare(names, map(quoted, names), map(self.cast, names))
 
     def any_of(self, name: str) -> str:
-        """Return the condition that a column has a value of a list; see `encode_all`."""
+        """Return the condition that a column has a value of a list, encoded by `encode_all`."""
         return self.compare([name], [quoted(name)], [f"ANY({self.list_of(name)})"])
 
     def among(self, names: Sequence[str]) -> str:
-        """Return the condition that columns have the values of one of many rows; see `encode_rows`."""
+        """Return the condition that columns have the values of one of several rows, from `encode_rows`."""
         if len(names) == 1:
             return self.any_of(names[0])
         source = f"{self.rows_of(names)} AS asked ({keys_of(names)})"
@@ -268,25 +270,25 @@ class Meta:
 
     def list_of(self, name: str) -> str:
         """Return a parameter that is a list of a column's values."""
-        # psycopg2 writes a list of texts as ARRAY['…'], which is text[] whatever its items mean.
+        # psycopg2 writes a list of texts as ARRAY['…'], which is text[] whatever the column's type is.
         return f"CAST(? AS {self.types[name].sql}[])"
 
     def encode_all(self, name: str, values: Iterable[Any]) -> list[str | None]:
-        """Write values for `any_of`."""
+        """Encode values for `any_of`."""
         return [self.encode(name, value) for value in values]
 
     def encode_rows(
         self, names: Sequence[str], rows: Sequence[Sequence[Any]]
     ) -> list[list[str | None]]:
-        """Write rows of values for `among`: a list for each column."""
+        """Encode rows of values for `among`: a list for each column."""
         return [self.encode_all(name, [row[at] for row in rows]) for at, name in enumerate(names)]
 
     def key_values(self, key: Any) -> list[str | None]:
         """
-        Write a key: a bare value, or a sequence or mapping of all its columns.
+        Encode a primary key: a single value, or a sequence or mapping of all its columns.
 
         Raises:
-            InvalidArgument: It has other parts than the primary key, or one does not fit.
+            InvalidArgument: It has other parts than the primary key, or a part is not of its type.
         """
         relation = self.relation
         if not self.key:
@@ -316,7 +318,7 @@ class Meta:
         ]
 
     def insert(self, columns: tuple[str, ...], conflict: str = "") -> str:
-        """Return the INSERT of these columns, with the row returned."""
+        """Return the INSERT of these columns that returns the row."""
         found = self._inserts.get((columns, conflict))
         if found is None:
             names = identifiers(columns)
@@ -327,7 +329,7 @@ class Meta:
         return found
 
     def update(self, columns: tuple[str, ...]) -> str:
-        """Return the UPDATE of these columns of one row, with the row returned."""
+        """Return the UPDATE of these columns of one row that returns the row."""
         found = self._updates.get(columns)
         if found is None:
             values = ", ".join(f"{quoted(name)} = {self.cast(name)}" for name in columns)

@@ -1,6 +1,5 @@
 """
-Model: twistar's DBObject, writing what changed, in one round trip, and nothing behind
-anyone's back.
+Model: twistar's DBObject, whose `save` writes only the changed columns, in one round trip.
 """
 
 from __future__ import annotations
@@ -18,32 +17,32 @@ from service.models.record import Record
 from service.models.relationships import HABTM, TYPES, Association
 
 HOOKS = {True: ("beforeCreate", "beforeSave"), False: ("beforeUpdate", "beforeSave")}
-"""What runs before a row is saved, by whether it is a new one."""
+"""The hooks that run before a row is saved, by whether it is new."""
 
 
 class StaleObject(Conflict):
-    """The row of an object is gone."""
+    """The row of an object no longer exists."""
 
 
 class Model(Record):
     """
-    A relation's rows as objects; subclasses name their TABLENAME and add rules.
+    The rows of a relation as objects; a subclass names its TABLENAME and adds rules.
 
-    Everything that speaks to the database returns a Deferred, runs in the caller's transaction
-    if there is one, and shows errors as they are.
+    Each method that uses the database returns a Deferred, runs in the caller's transaction if there is
+    one, and raises psycopg2's errors unchanged.
     """
 
     RELATIONSHIP_CACHE: ClassVar[dict[str, tuple[type, Mapping[str, Any]]]] = {}
     _waits: ClassVar[bool] = False
 
-    # twistar fills the cache with the first object, and a subclass inherits that of its base.
+    # twistar fills the cache when the first object is made, and a subclass would inherit that of its base.
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.initRelationshipCache()
 
     @classmethod
     def initRelationshipCache(cls) -> None:
-        """Register what HASMANY, HASONE, BELONGSTO and HABTM declare."""
+        """Register the relationships that HASMANY, HASONE, BELONGSTO and HABTM declare."""
         cls.RELATIONSHIP_CACHE = {}
         for kind in TYPES:
             for declared in getattr(cls, kind):
@@ -55,13 +54,13 @@ class Model(Record):
         Add a relationship; see `Association.declared`.
 
         Raises:
-            twistar.exceptions.InvalidRelationshipError: It lacks something.
+            twistar.exceptions.InvalidRelationshipError: The declaration is incomplete.
         """
         cls.relate(Association.declared(cls, rtype, relation))
 
     @classmethod
     def relate(cls, association: Association) -> None:
-        """Add a relationship that is worked out already."""
+        """Add the relationship of an association."""
         cls.RELATIONSHIP_CACHE[association.name] = (association.relationship, association.options)
         setattr(cls, association.name, association)
 
@@ -86,7 +85,7 @@ class Model(Record):
 
     @classmethod
     def validatesUniquenessOf(cls, *names: str, **options: Any) -> None:
-        """Add a validation: no other row has this value; an error of the database is one."""
+        """Add a validation that no other row has the value; an error of the database is raised."""
         message = options.get("message", "is not unique")
 
         async def unique(subject: Model) -> None:
@@ -108,13 +107,13 @@ class Model(Record):
 
     async def _validated(self) -> Self:
         self.errors.clear()
-        # What one of them raises is raised: twistar ignores it, and saves the object.
+        # An exception in a validation is raised. twistar ignores it, and saves the object.
         for validation in type(self).VALIDATIONS:
             await maybeDeferred(validation, self)
         return self
 
     def is_valid_at_once(self, creating: bool) -> bool:
-        """Return whether all validations pass without waiting, and no hook runs before it is saved."""
+        """Return whether all validations pass without a Deferred, and no hook runs before the save."""
         if self._waits or self._overrides(*HOOKS[creating]):
             return False
         for validation in type(self).VALIDATIONS:
@@ -125,16 +124,16 @@ class Model(Record):
                 waiting.addErrback(lambda _: None).cancel()
             else:
                 continue
-            # Not tried again: it may have asked the database already, in vain.
+            # Remembered for the class, since a validation that waits may have sent a query in vain.
             type(self)._waits = True
             return False
         return self.errors.isEmpty()
 
     async def refusal(self, creating: bool) -> InvalidRow | None:
         """
-        Run validations and hooks in twistar's order, and return their refusal, if any.
+        Run validations and hooks in twistar's order, and return their refusal, if there is one.
 
-        A hook refuses by returning False, or by adding to `errors`.
+        A hook refuses by returning False or by adding to `errors`.
         """
         await self._validated()
         for hook in HOOKS[creating] if self.errors.isEmpty() else ():
@@ -145,21 +144,21 @@ class Model(Record):
         return None if self.errors.isEmpty() else self.invalid()
 
     def invalid(self, otherwise: str = "") -> InvalidRow:
-        """Return the refusal with the reasons in `errors`, or else with this one."""
+        """Return the refusal with the reasons in `errors`, or with `otherwise` if there are none."""
         meta = self.row_meta
         fields = {meta.named.get(name, name): found for name, found in self.errors.items()}
         return InvalidRow(meta.relation.name, fields or {"*": [otherwise]})
 
     def save(self) -> Deferred[Self]:
         """
-        Insert the object, or write its changed columns; the row comes back as it now is.
+        Insert the object, or update its changed columns, and load the row that the statement returns.
 
-        twistar writes all columns, and so undoes what others have changed since it was read.
+        twistar writes all columns, and so overwrites what other transactions have changed since the read.
 
         Raises:
-            InvalidRow: A validation or hook refuses it. Without STRICT it is returned
-                unsaved instead.
-            StaleObject: Its row is gone.
+            InvalidRow: A validation or hook refuses the object. Without STRICT the unsaved object is
+                returned instead.
+            StaleObject: The row no longer exists.
         """
         if self._is_deleted:
             raise DBObjectSaveError("cannot save an object that was deleted")
@@ -181,43 +180,43 @@ class Model(Record):
     def _write_row(self) -> Deferred[Any]:
         return self.update_row() if self.persisted else self.insert_row()
 
-    # twistar asks for lastval() afterwards, which is another table's if a trigger inserts there,
-    # and reads no defaults, which the next save then overwrites with NULL.
+    # twistar calls lastval() afterwards, which returns another table's id if a trigger inserts there. It
+    # reads no defaults either, and the next save overwrites them with NULL.
     def insert_row(self, conflict: str = "") -> Deferred[Any]:
-        """Insert the object, whatever its rules say; without a row for it, return None."""
+        """Insert the object without its rules; return None if no row was inserted."""
         meta, own = self.meta(), self.__dict__
         names = tuple(name for name, attribute in meta.attributes.items() if attribute in own)
         params = [meta.encode(name, own[meta.attributes[name]]) for name in names]
         return self._stored(meta.insert(names, conflict), params)
 
     def update_row(self) -> Deferred[Self]:
-        """Write the changed columns, whatever the rules say."""
+        """Update the changed columns without the rules."""
         meta = self.meta()
         names = self.dirty()
         if not names:
             return succeed(self)
         params = [meta.encode(name, getattr(self, meta.attributes[name])) for name in names]
         params += meta.key_values(self._stored_key())
-        return self._stored(meta.update(names), params).addCallback(self._still_there)
+        return self._stored(meta.update(names), params).addCallback(self._require_row)
 
     def refresh(self) -> Deferred[Self]:
         """
-        Read the row again; forget what was set, and what was preloaded.
+        Read the row again, and discard the values that were set and the preloaded relationships.
 
         Raises:
-            StaleObject: It is gone.
+            StaleObject: The row no longer exists.
         """
         self.__dict__.pop("_preloaded", None)
         meta = self.meta()
         sql = f"{meta.select} WHERE {meta.by_key}"
-        return self._stored(sql, meta.key_values(self._stored_key())).addCallback(self._still_there)
+        return self._stored(sql, meta.key_values(self._stored_key())).addCallback(self._require_row)
 
     def delete(self) -> Deferred[int]:
         """
-        Delete the row, and its rows in join tables; return how many were deleted: 1 or 0.
+        Delete the row, and its rows in join tables; return the number of rows deleted, 1 or 0.
 
-        The object counts as deleted only once that is done: twistar takes its id away before it
-        asks the server, which may refuse.
+        The object is marked as deleted only after the DELETE. twistar removes its id before, although the
+        server may refuse.
         """
         return ensureDeferred(self._delete())
 
@@ -240,7 +239,7 @@ class Model(Record):
 
     @classmethod
     def deleteAll(cls, where: Where | None = None) -> Deferred[int]:
-        """Delete rows without making objects of them; return how many."""
+        """Delete rows without loading objects, so without hooks; return their number."""
         meta = cls.meta()
         text, params = where_of(where)
         return cls.database().run(
@@ -252,11 +251,11 @@ class Model(Record):
         """
         Find the object that has these values, or create it.
 
-        With a unique index over them, only one of many callers at once creates it.
+        With a unique index over the values, only one of several concurrent callers creates it.
 
         Raises:
-            InvalidRow: It is not there, and may not be created.
-            StaleObject: It came and went three times.
+            InvalidRow: It does not exist, and the rules refuse to create it.
+            StaleObject: Three times it was created and deleted by others between two statements.
         """
         return ensureDeferred(cls._found_or_created(values))
 
@@ -276,13 +275,17 @@ class Model(Record):
         raise StaleObject("the row comes and goes", relation=cls.meta().relation.name)
 
     def _stored(self, sql: str, params: list[Any]) -> Deferred[Any]:
-        """Run a statement that returns the row, and load it; return None if none came."""
+        """Run a statement that returns the row, and load it; return None if there is no row."""
         meta = self.meta()
         found = self._of_key(rows_txn, sql, params)
         return found.addCallback(lambda rows: self.load(rows[0], meta) if rows else None)
 
     def _of_key(self, function: Callable[..., Any], sql: str, params: list[Any]) -> Deferred[Any]:
-        """Run a statement for the row; one for several, whose key a comment claims, is undone."""
+        """
+        Run a statement for the row of the key.
+
+        A key that only a comment declares may be of several rows; then the statement is rolled back.
+        """
         meta = self.meta()
         if meta.relation.is_unique(meta.key):
             return self.database().run(function, meta.codec, sql, params)
@@ -296,14 +299,14 @@ class Model(Record):
                 raise several_rows(rows)
         return found
 
-    def _still_there(self, loaded: Self | None) -> Self:
+    def _require_row(self, loaded: Self | None) -> Self:
         if loaded is None:
             name = self.meta().relation.name
             raise StaleObject(f'the row of "{name}" is gone', relation=name)
         return loaded
 
     def _stored_key(self) -> list[Any]:
-        """Return the key under which the row is stored, whatever was set since."""
+        """Return the key of the stored row, even if the object's key was changed since."""
         meta, row = self.row_meta, self._row
         if row is None:
             return list(self.key)

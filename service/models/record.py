@@ -1,7 +1,7 @@
 """
-An object with a row: its attributes, its changes, and how it is found.
+Record: an object with its row; its attributes, its changes, and the finders.
 
-A row is kept as it came, and a column becomes an attribute when it is first asked for.
+The row is kept as it was read, and a column becomes an attribute when it is first accessed.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from service.models.relationships import preload
 from service.sql.statement import quoted
 
 NO_KEY: Final = object()
-"""In place of a key that is not given; None is a key that no row has."""
+"""Default of a key argument; None is a key that no row has."""
 
 
 class RowNotRead(Exception):
-    """A rule has asked for a value of a row that was not read."""
+    """A rule has accessed a value of a row that was not read."""
 
 
 class UnreadRow(tuple[Any, ...]):
     """
-    In place of a row that is there, and that nobody has read yet.
+    Stands for a row that exists but was not read.
 
     Attributes:
-        asked: Whether somebody has asked for a value.
+        asked: Whether a value was accessed.
     """
 
     asked = False
 
     def __getitem__(self, at: Any) -> Any:
-        """Refuse, and remember it: a rule may swallow the error."""
+        """Raise, and record the access, because a rule may catch the exception."""
         self.asked = True
         raise RowNotRead
 
@@ -51,10 +51,10 @@ class RecordErrors(Errors):
     """Reasons against the values of an object, by attribute."""
 
     def __init__(self) -> None:
-        """Start empty; twistar would make an Inflector for each object."""
+        """Start empty, without the Inflector that twistar makes for each object."""
 
     def add(self, prop: str, error: object) -> None:
-        """Add a reason, worded so that it can follow the column's name."""
+        """Add a reason, worded to follow the column's name."""
         reasons = self.setdefault(prop, [])
         reason = str(error).rstrip(".")
         if reason not in reasons:
@@ -63,14 +63,13 @@ class RecordErrors(Errors):
 
 class Record(DBObject):
     """
-    An object of twistar's that keeps its row, to know what was changed.
+    A twistar object that keeps its row, to know which columns were changed.
 
     Attributes:
-        META: What is known of the relation, from the newest catalog; None until one has it.
-        NEEDS: Columns that the model's rules use: a relation that lacks one is
-            another one of the same name.
-        STRICT: Whether an unknown name and an invalid `save` raise; twistar's own way is
-            to say nothing.
+        META: The relation in the newest catalog; None if it has none.
+        NEEDS: Columns that the model's rules use. A relation without one of them is taken for a
+            different relation of the same name.
+        STRICT: Whether an unknown name and an invalid `save` raise; twistar ignores both.
     """
 
     META: ClassVar[Meta | None] = None
@@ -82,14 +81,14 @@ class Record(DBObject):
     _is_deleted = False
     _preloaded: Mapping[str, Any] = MappingProxyType({})
 
-    # twistar looks for relationships at every access to anything, in Python: 200 ns instead of 40.
-    # Ours are descriptors.
+    # twistar searches the relationships at each attribute access, in Python: 200 ns instead of 40.
+    # Here they are descriptors.
     __getattribute__ = object.__getattribute__
 
     def __init__(self, **values: Any) -> None:
         meta = self.META
         if meta is not None and self.STRICT:
-            # twistar drops them in silence, and stores a row without what was misspelled.
+            # twistar drops unknown names silently, and so stores a row without a misspelled column.
             unknown = [name for name in values if name not in meta.named]
             if unknown:
                 raise AttributeError(
@@ -100,8 +99,9 @@ class Record(DBObject):
     @classmethod
     def tablename(cls) -> str:
         """
-        Return the table's name, which every model has: twistar's guess needs an Inflector
-        that does not run on Python 3.11.
+        Return the table's name, which each model has to declare.
+
+        twistar guesses it with an Inflector that does not run on Python 3.11.
         """
         name: str | None = getattr(cls, "TABLENAME", None)
         if name is None:
@@ -111,10 +111,10 @@ class Record(DBObject):
     @classmethod
     def meta(cls) -> Meta:
         """
-        Return what is known of the relation.
+        Return the relation as the newest catalog has it.
 
         Raises:
-            twistar.exceptions.ImaginaryTableError: Nothing: no catalog has it.
+            twistar.exceptions.ImaginaryTableError: The catalog has no such relation.
         """
         if cls.META is None:
             raise ImaginaryTableError(f"the table of {cls.__name__} is not served")
@@ -123,10 +123,10 @@ class Record(DBObject):
     @classmethod
     def hydrate(cls, rows: Sequence[tuple[Any, ...]], meta: Meta) -> list[Self]:
         """
-        Build objects of rows, whose attributes are made when they are asked for.
+        Build objects from rows; the attributes are made when they are accessed.
 
-        It takes 80 ns an object. twistar's own way takes 2 µs, in the reactor: 100,000 rows
-        stopped it for seconds.
+        It takes 80 ns an object, in a pool thread. twistar takes 2 µs in the reactor thread, which 100,000
+        rows blocked for seconds.
         """
         made = []
         for row in rows:
@@ -138,15 +138,15 @@ class Record(DBObject):
 
     @property
     def row_meta(self) -> Meta:
-        """What was known of the relation when the row was read, or else what is known now."""
+        """The relation in the catalog by which the row was read, or else in the newest one."""
         return self._meta or self.meta()
 
     def __getattr__(self, name: str) -> Any:
-        """Build the attribute of a column; called only if there is none yet."""
+        """Build the attribute of a column; called only if it does not exist yet."""
         meta = self._meta or self.META
         at = None if meta is None else meta.position.get(name)
         if meta is None or at is None:
-            # A column that our role may not read: it can be set, and so must be an attribute.
+            # A column that the role may not read can still be set, so it has to be an attribute.
             if meta is not None and name in meta.named:
                 return None
             raise AttributeError(f"{type(self).__name__} has no attribute {name}")
@@ -156,10 +156,10 @@ class Record(DBObject):
         return value
 
     def load(self, row: tuple[Any, ...], meta: Meta) -> Self:
-        """Load the row as the server has it, in place of all that was set."""
+        """Load a row that was read, in place of all values that were set."""
         own = self.__dict__
         for attribute in meta.position:
-            # Else the old one would stay: `__getattr__` is asked only for what is not there.
+            # An old value would stay, since `__getattr__` is called only for missing attributes.
             own.pop(attribute, None)
         self._row = row
         self._meta = meta
@@ -175,21 +175,21 @@ class Record(DBObject):
 
     @property
     def persisted(self) -> bool:
-        """Whether there is a row for it, as far as it knows."""
+        """Whether the object has a row, which others may have deleted since."""
         return self._row is not None and not self._is_deleted
 
     def left_alone(self, attribute: str) -> bool:
-        """Return whether a column was neither set nor asked for: the row has it as it was."""
+        """Return whether a column of a stored row was neither set nor accessed."""
         column = attribute in self.row_meta.position
         return column and self.persisted and attribute not in self.__dict__
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """The values of its primary key."""
+        """The values of the primary key."""
         return self._values_of(self.row_meta.key)
 
     def _values_of(self, names: Iterable[str]) -> tuple[Any, ...]:
-        """Return the values of columns, as they are set now."""
+        """Return the current values of columns."""
         attributes = self.row_meta.attributes
         return tuple(getattr(self, attributes[name]) for name in names)
 
@@ -201,7 +201,7 @@ class Record(DBObject):
 
     def dirty(self) -> tuple[str, ...]:
         """Return the columns whose values are not those of the row, changes in place included."""
-        # Compared when it is saved, since no setter hears of `row.document["key"] = 1`.
+        # Compared at the save, since no setter is called for `row.document["key"] = 1`.
         meta, row, own = self._meta, self._row, self.__dict__
         if meta is None or row is None:
             return ()
@@ -233,10 +233,10 @@ class Record(DBObject):
         exclude: Sequence[str] | None = None,
         base: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Return columns as a dict, as twistar does, but never in a shared default."""
+        """Return columns as a dict, like twistar, but not in its default argument, which all calls share."""
         return super().toHash(cols, includeBlank, exclude, dict(base or {}))
 
-    # To twistar all unsaved objects are one, and an id that is no integer has no hash.
+    # In twistar all unsaved objects are equal, and an object with a non-integer id cannot be hashed.
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
@@ -255,7 +255,7 @@ class Record(DBObject):
 
     @classmethod
     def _overrides(cls, *hooks: str) -> bool:
-        """Return whether the class has one of these hooks; those of twistar do nothing."""
+        """Return whether the class overrides one of these hooks; twistar's own do nothing."""
         return any(getattr(cls, hook) is not getattr(DBObject, hook) for hook in hooks)
 
     @classmethod
@@ -278,15 +278,14 @@ class Record(DBObject):
         Find objects.
 
         Args:
-            id: A primary key: its value, or a tuple or dict for a composite one. The result
-                is then an object or None.
-            where: A condition with a `?` for each parameter, then the parameters.
-            group: None: rows cannot be grouped as objects.
-            limit: How many at most; 1 gives an object or None. A pair adds an offset.
-            orderby: Like "name DESC, id".
+            id: A primary key: its value, or a tuple or dict for a composite one. The result is then an
+                object or None.
+            where: A condition with a `?` for each parameter, followed by the parameters.
+            group: Must be None: grouped rows are not objects.
+            limit: Maximum number; with 1 the result is an object or None. A pair is limit and offset.
+            orderby: As in "name DESC, id".
             for_update: Whether to lock the rows until the transaction ends.
-            preload: Relationships to load for all objects, as `preload` takes them; one name, or
-                a list of them.
+            preload: Relationships to load for all objects, as `preload` takes them; a name or a list.
         """
         if group is not None:
             raise ValueError("objects are whole rows, which cannot be grouped")
@@ -294,7 +293,7 @@ class Record(DBObject):
         conditions: list[str] = []
         params: list[Any] = []
         if id is not NO_KEY:
-            if id is None:  # twistar finds every row
+            if id is None:  # twistar would return all rows
                 return succeed(None)
             conditions.append(meta.by_key)
             params += meta.key_values(id)
@@ -308,7 +307,7 @@ class Record(DBObject):
         if orderby is not None:
             sql += order_clause(orderby, meta.columns)
         sql += text + (" FOR UPDATE" if for_update else "")
-        # A lock is gone with its connection: what takes one is not run again on another.
+        # A lock is lost with its connection, so a query that locks is not retried on another one.
         found = cls.database().run(
             objects_txn, cls, meta, sql, params + numbers, retry=not for_update
         )
@@ -322,16 +321,16 @@ class Record(DBObject):
     @classmethod
     def findBy(cls, **values: Any) -> Deferred[list[Self]]:
         """
-        Find the objects that have these values; None means NULL, a list any of its values.
+        Find the objects that have these values; None matches NULL, a list any of its items.
 
         Raises:
-            ValueError: There is no such column.
+            ValueError: The relation has no such column.
         """
         return cls.find(where=cls._having(values))
 
     @classmethod
     def all(cls) -> Deferred[list[Self]]:
-        """Find every object."""
+        """Find all objects."""
         return cls.find()
 
     @classmethod
@@ -342,7 +341,7 @@ class Record(DBObject):
 
     @classmethod
     def exists(cls, where: Where | None = None) -> Deferred[bool]:
-        """Return whether there is such a row, without reading one."""
+        """Return whether a row matches, without reading it."""
         text, params = where_of(where)
         return cls._value(f"SELECT EXISTS (SELECT 1 FROM {cls.meta().table}{text})", params)
 
@@ -357,7 +356,7 @@ class Record(DBObject):
                 raise ValueError(f"{cls.__name__} has no column {attribute}")
             if value is None:
                 terms.append(f"{quoted(name)} IS NULL")
-            # To an array column a list is one value.
+            # For an array column a list is one value.
             elif isinstance(value, (list, tuple, set)) and meta.types[name].kind != "array":
                 terms.append(meta.any_of(name))
                 params.append(meta.encode_all(name, value))
@@ -368,7 +367,7 @@ class Record(DBObject):
 
     @classmethod
     async def initialized(cls, objects: list[Self], preloaded: Sequence[str] = ()) -> list[Self]:
-        """Run `afterInit` of objects that were found, and preload relationships."""
+        """Run `afterInit` of objects that were read, and preload relationships."""
         if cls._overrides("afterInit"):
             for each in objects:
                 await maybeDeferred(each.afterInit)

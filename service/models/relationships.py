@@ -1,8 +1,8 @@
 """
 Relationships of models: twistar's BELONGSTO, HASONE, HASMANY and HABTM.
 
-They are worked out once, when the class is made. Keys are parameters of the columns' own types,
-and a `set` is one transaction. `preload` loads a relationship of many objects in one statement.
+They are resolved once, when the class is created. Keys are parameters of the columns' types, and a `set` is one
+transaction. `preload` loads a relationship of many objects with one statement.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from service.sql.statement import quoted
 @dataclass(frozen=True)
 class Association:
     """
-    How two models are related: the attribute of a model that is a relationship of each object.
+    How two models are related; a descriptor that gives each object its relationship.
 
     Args:
-        relationship: What sort of one it is.
-        name: Of the attribute.
-        other: The other model's registered name, or a function that returns the class;
-            None if it is polymorphic, so that each row names it.
+        relationship: The class of the relationship.
+        name: The name of the attribute.
+        other: The registered name of the other model, or a function that returns the class; None if the
+            relationship is polymorphic, so that each row names the class.
         here: The columns that hold this model's key.
         there: The columns that hold the other model's key.
-        key: The columns that are referred to, where they are not the primary key.
-        kind: The column that names a class beside a key, if it is polymorphic.
-        options: As the class declared them.
+        key: The referenced columns; None for the primary key.
+        kind: The column that names the class beside the key, if the relationship is polymorphic.
+        options: The options that the class declares.
     """
 
     relationship: type[Relationship]
@@ -63,11 +63,11 @@ class Association:
     @classmethod
     def declared(cls, owner: Any, rtype: str, relation: str | Mapping[str, Any]) -> Self:
         """
-        Build an association from what a class declares in `rtype`, HASMANY and such.
+        Build an association from a declaration in `rtype`, as in HASMANY.
 
         Raises:
-            twistar.exceptions.InvalidRelationshipError: It has no name; or no join table,
-                whose name twistar could only guess.
+            twistar.exceptions.InvalidRelationshipError: It has no name, or a HABTM has no join table;
+                twistar would guess its name.
         """
         options = dict(relation) if isinstance(relation, Mapping) else {"name": relation}
         name = options.pop("name", None)
@@ -75,10 +75,10 @@ class Association:
             raise InvalidRelationshipError(f"a relationship of {owner.__name__} has no name")
         if rtype == "HABTM" and "join_table" not in options:
             raise InvalidRelationshipError(f"{owner.__name__}.{name} has no join_table")
-        # Not at each access, as twistar does: the Inflector takes 45 to 70 µs.
+        # Once, not at each access as in twistar: the Inflector takes 45 to 70 µs.
         words = Inflector()
         given = options.get("class_name", name)
-        # The Inflector would make Statu of Status: a class's own name stays as it is.
+        # A capitalized name is a class's own: the Inflector would turn Status into Statu.
         other = given if given[:1].isupper() else words.classify(given)
         here = options.get("foreign_key") or words.foreignKey(owner.__name__)
         there = options.get("association_foreign_key") or words.foreignKey(words.singularize(name))
@@ -100,10 +100,10 @@ class Association:
 
 class Relationship:
     """
-    A relationship of one object.
+    A relationship of one object to other objects.
 
     Attributes:
-        one: Whether there is one other at most.
+        one: Whether it has one other object at most.
     """
 
     one: ClassVar[bool] = True
@@ -120,21 +120,21 @@ class Relationship:
 
     @property
     def mine(self) -> tuple[str, ...]:
-        """The columns of this row by which others are related to it."""
+        """The columns of this row that determine the other rows."""
         return self.association.key or self.inst.row_meta.key
 
     @property
     def theirs(self) -> tuple[str, ...]:
-        """The columns of the others that have the values of `mine`."""
+        """The columns of the other rows that have the values of `mine`."""
         return self.association.here
 
     def values(self) -> tuple[Any, ...]:
-        """Return the values of `mine`, as they are set now."""
+        """Return the current values of `mine`."""
         values: tuple[Any, ...] = self.inst._values_of(self.mine)
         return values
 
     def keys(self) -> tuple[Meta, tuple[str, ...]]:
-        """Return the columns whose types the values have in statements, and their relation."""
+        """Return the relation and the columns whose types the values have as parameters."""
         return self.otherklass.meta(), self.theirs
 
     def encode(self, values: Sequence[Any]) -> tuple[str | None, ...]:
@@ -142,10 +142,9 @@ class Relationship:
         Encode values of `mine` as parameters.
 
         Raises:
-            InvalidArgument: One cannot be a key of the others.
+            InvalidArgument: A value cannot be a key of the other rows.
         """
-        # twistar writes ids of the join table into its SQL as text, where a key that somebody has
-        # stored can be SQL.
+        # twistar writes the ids of a join table into the text of its SQL, where a stored key can be SQL.
         meta, names = self.keys()
         if len(names) != len(values):
             raise InvalidArgument(
@@ -155,21 +154,21 @@ class Relationship:
         return tuple(meta.encode(name, value) for name, value in zip(names, values, strict=True))
 
     def where(self, join_where: Where | None = None) -> Where:
-        """Return the condition of the others; `join_where` is of the join table, if there is one."""
+        """Return the condition of the other rows; `join_where` is a condition of the join table."""
         if join_where is not None:
             raise TypeError(f"{self.association.name} has no join table")
         return [self.otherklass.meta().equal(self.theirs), *self.encode(self.values())]
 
     def join(self, other: Meta) -> Where:
-        """Return what joins the others to their keys, a source called `asked`."""
+        """Return the join of the other rows to a source of keys called `asked`."""
         return [f"JOIN {other.table} ON {other.same(self.theirs)}"]
 
     def get(self, **options: Any) -> Deferred[Any]:
         """
-        Return the object or None, or the list of objects; what was preloaded, if it was.
+        Return the object or None, or the list of objects; without a statement if they were preloaded.
 
-        With arguments of `find`, return what it finds among them; `join_where` is a condition
-        of the join table. They are never answered by what was preloaded.
+        With arguments of `find`, return those that it finds, always by a statement; `join_where` is a
+        condition of the join table.
         """
         if not options and self.association.name in self.inst._preloaded:
             state, found = self.inst._preloaded[self.association.name]
@@ -183,11 +182,11 @@ class Relationship:
         return self.otherklass.find(where=where, **options)
 
     def state(self) -> tuple[Any, tuple[Any, ...]]:
-        """Return what decides which others there are: their class, and the values of `mine`."""
+        """Return what determines the other objects: their class, and the values of `mine`."""
         return self.otherklass, self.values()
 
     def keep(self, state: tuple[Any, tuple[Any, ...]], found: Sequence[Any]) -> None:
-        """Keep what was preloaded, which holds for a state."""
+        """Keep preloaded objects; `get` returns them as long as the state is the same."""
         self.inst.__dict__.setdefault("_preloaded", {})[self.association.name] = state, found
 
     def _forget(self) -> None:
@@ -199,10 +198,10 @@ class Relationship:
 
 def key_of(subject: Any) -> tuple[Any, ...]:
     """
-    Return the key of an object that is to be related to another.
+    Return the key of an object that is to be related to another one.
 
     Raises:
-        ReferenceNotSavedError: It has none yet.
+        ReferenceNotSavedError: The object is not saved yet.
     """
     if not subject.persisted:
         raise ReferenceNotSavedError("save an object before it is related to others")
@@ -211,27 +210,27 @@ def key_of(subject: Any) -> tuple[Any, ...]:
 
 
 class ToMany(Relationship, ABC):
-    """A relationship with any number of others."""
+    """A relationship with any number of other objects."""
 
     one = False
 
     def count(self, **options: Any) -> Deferred[int]:
-        """Count the objects that fulfil `where` and, of the join table, `join_where`."""
+        """Count the objects that match `where`, and `join_where` in the join table."""
         where = conjunction(self.where(options.get("join_where")), options.get("where"))
         return self.otherklass.count(where=where)
 
     def set(self, others: Sequence[Any]) -> Deferred[None]:
         """
-        Relate these objects, and no others, in one transaction.
+        Relate exactly these objects, in one transaction.
 
         Raises:
-            ReferenceNotSavedError: One has no row.
+            ReferenceNotSavedError: One of them is not saved yet.
         """
         self._forget()
         return ensureDeferred(self._set(others))
 
     def clear(self) -> Deferred[None]:
-        """Relate no objects any more."""
+        """Remove all objects from the relationship."""
         return self.set([])
 
     @abstractmethod
@@ -239,7 +238,7 @@ class ToMany(Relationship, ABC):
 
 
 class HasMany(ToMany):
-    """Other rows have this one's key; if it is polymorphic, beside the name of this class."""
+    """Other rows have this row's key; if polymorphic, together with the name of this class."""
 
     def _kind(self, meta: Meta) -> Where:
         if self.association.kind is None:
@@ -248,7 +247,7 @@ class HasMany(ToMany):
         return [f"{column} OPERATOR(pg_catalog.=) ?", type(self.inst).__name__]
 
     def where(self, join_where: Where | None = None) -> Where:
-        """Return the condition of the rows with this one's key."""
+        """Return the condition of the rows with this row's key."""
         return conjunction(super().where(join_where), self._kind(self.otherklass.meta()))
 
     def join(self, other: Meta) -> Where:
@@ -266,11 +265,11 @@ class HasMany(ToMany):
         if self.association.kind is not None:
             related.append(f"{quoted(self.association.kind)} = ?")
         async with self.inst.database().transaction():
-            # Those that stay are not freed first: their column may be NOT NULL.
+            # Rows that stay related are left out, since their column may be NOT NULL.
             await self._run(
                 f"UPDATE {meta.table} SET {freed} WHERE {where} AND NOT {chosen}", *params, *keys
             )
-            # a key that a comment claims may be that of several rows: each is counted
+            # A key that only a comment declares may be of several rows, so each update is counted.
             alone = [[other] for other in others]
             for some in [others] if meta.relation.is_unique(meta.key) and others else alone:
                 keys = meta.encode_rows(meta.key, [key_of(other) for other in some])
@@ -281,7 +280,7 @@ class HasMany(ToMany):
                 if written > len(some):
                     raise several_rows(written, len(some))
         for other in others:
-            # It holds its row as it was before, to which the next `save` would compare it.
+            # The object still has its old row, and the next `save` would compare its values to that.
             await other.refresh()
 
 
@@ -289,28 +288,28 @@ class HABTM(ToMany):
     """Rows of a join table have both keys."""
 
     def keys(self) -> tuple[Meta, tuple[str, ...]]:
-        """Return this row's key: of the join table, no types are known."""
+        """Return this row's key; the types of the join table's columns are not known."""
         return self.inst.row_meta, self.mine
 
     @property
     def _junction(self) -> str:
         return table(self.association.options["join_table"])
 
-    # twistar writes ids into the text: the key `t1) or (1=1` was read as SQL.
+    # A parameter, since twistar writes ids into the text, where the key `t1) or (1=1` is SQL.
     def _here(self, keys: Iterable[str]) -> str:
-        """Return the condition that a row of the join table has keys of this one's."""
+        """Return the condition that a row of the join table has the key of this row."""
         columns = (f"{self._junction}.{quoted(name)}" for name in self.association.here)
         return self.inst.row_meta.compare(self.mine, columns, keys)
 
     def _there(self, other: Meta) -> str:
-        """Return the condition that a row of the join table has the key of one of the others."""
+        """Return the condition that a row of the join table has the key of the other row."""
         columns = (f"{self._junction}.{quoted(name)}" for name in self.association.there)
         return other.compare(
             other.key, (f"{other.table}.{quoted(key)}" for key in other.key), columns
         )
 
     def where(self, join_where: Where | None = None) -> Where:
-        """Return the condition that the join table has the others' keys beside this one's."""
+        """Return the condition that the join table has the other row's key beside this row's."""
         mine, there = self._here("?" for _ in self.mine), self._there(self.otherklass.meta())
         inner, *params = conjunction(
             [f"{mine} AND {there}", *self.encode(self.values())], join_where
@@ -318,7 +317,7 @@ class HABTM(ToMany):
         return [f"EXISTS (SELECT FROM {self._junction} WHERE {inner})", *params]
 
     def join(self, other: Meta) -> Where:
-        """Return what joins the others to the keys, through the join table."""
+        """Return the join of the other rows to the keys, through the join table."""
         here = self._here(f"asked.key_{at}" for at in range(len(self.mine)))
         there = f"JOIN {other.table} ON {self._there(other)}"
         return [f"JOIN {self._junction} ON {here} {there}"]
@@ -336,25 +335,25 @@ class HABTM(ToMany):
 
 
 class BelongsTo(Relationship):
-    """This row has the other's key."""
+    """This row has the key of the other row."""
 
     @property
     def otherklass(self) -> Any:
-        """The other model; if it is polymorphic, the one that the row names, or None."""
+        """The other model; if polymorphic, the one that the row names, or None."""
         if self.association.kind is None:
             return super().otherklass
-        # The class by its name, as twistar stores it beside the id.
+        # twistar stores the name of the class beside the id.
         name = getattr(self.inst, self.association.kind)
         return Registry.getClass(name) if name else None
 
     @property
     def mine(self) -> tuple[str, ...]:
-        """The columns that hold the other's key."""
+        """The columns that hold the key of the other row."""
         return self.association.there
 
     @property
     def theirs(self) -> tuple[str, ...]:
-        """The other's key."""
+        """The key of the other row."""
         return self.association.key or self.otherklass.meta().key
 
     def set(self, other: Any) -> Deferred[Any]:
@@ -362,7 +361,7 @@ class BelongsTo(Relationship):
         Set the object that this row belongs to, and save the row.
 
         Raises:
-            ReferenceNotSavedError: The other has no row.
+            ReferenceNotSavedError: The other object is not saved yet.
         """
         key = key_of(other)
         if self.association.key is not None:
@@ -372,7 +371,7 @@ class BelongsTo(Relationship):
         return self._belong(key)
 
     def clear(self) -> Deferred[Any]:
-        """Make this row belong to nothing, and save it."""
+        """Set the key columns to NULL, and save the row."""
         return self._belong([None] * len(self.mine))
 
     def _belong(self, key: Sequence[Any]) -> Deferred[Any]:
@@ -382,14 +381,14 @@ class BelongsTo(Relationship):
 
 
 class HasOne(Relationship):
-    """One other row has this one's key."""
+    """One other row has this row's key."""
 
     def set(self, other: Any) -> Deferred[Any]:
         """
-        Set this row's key in an object, and save that.
+        Set this row's key in another object, and save that object.
 
         Raises:
-            ReferenceNotSavedError: It has no row.
+            ReferenceNotSavedError: The other object is not saved yet.
         """
         key_of(other)
         self._forget()
@@ -403,25 +402,25 @@ TYPES: dict[str, type[Relationship]] = {
     "BELONGSTO": BelongsTo,
     "HABTM": HABTM,
 }
-"""What a model may declare."""
+"""The relationships that a model may declare."""
 
 
 def preload(objects: Iterable[Any], *paths: str) -> Deferred[None]:
     """
-    Load relationships of objects, in one statement for each relationship and level.
+    Load relationships of objects, with one statement for each relationship and level.
 
-    Afterwards `get()` returns what was loaded, without a statement, until the object is
-    refreshed, the relationship is `set` or cleared, or the object's key in it is another.
-    Where the others are of several classes, it is a statement for each class.
+    Afterwards `get()` returns the loaded objects without a statement, until the object is refreshed, the
+    relationship is `set` or cleared, or the object's key in it changes. If the other objects are of several
+    classes, each class takes a statement.
 
     Args:
-        objects: Of models that have the relationships, found anywhere.
-        paths: Names of relationships; after a dot comes one of the related objects:
+        objects: Objects of models that have the relationships.
+        paths: Names of relationships; a dot leads to a relationship of the related objects, as in
             `preload(drivers, "vehicles.garage")`.
 
     Raises:
         ValueError: A class has no relationship of that name.
-        InvalidArgument: The key of an object cannot be one of the others.
+        InvalidArgument: The key of an object cannot be a key of the other rows.
     """
     return ensureDeferred(_preload(list(objects), paths))
 
@@ -445,7 +444,7 @@ async def _preload_one(objects: Sequence[Any], name: str) -> list[Any]:
             raise ValueError(f"{type(each).__name__} has no relationship {name}")
         relationship: Relationship = getattr(each, name)
         state = other, values = relationship.state()
-        if other is None or None in values:  # NULL is equal to nothing
+        if other is None or None in values:  # NULL equals no key
             relationship.keep(state, [])
         else:
             keys = asking.setdefault((type(each), other), {})
@@ -459,7 +458,7 @@ async def _preload_one(objects: Sequence[Any], name: str) -> list[Any]:
         found = await other.database().run(*work, retry=True)
         waiting = ((place, each) for place, askers in enumerate(keys.values()) for each in askers)
         for at, (place, (relationship, state)) in enumerate(waiting):
-            # The object may have another key by now: it is kept for the one that it had.
+            # The object's key may have changed meanwhile: the objects are kept for the key it had.
             relationship.keep(state, found[place])
             await other.database().yield_to_reactor(at)
         objects = [each for place in range(len(keys)) for each in found[place]]
@@ -469,14 +468,14 @@ async def _preload_one(objects: Sequence[Any], name: str) -> list[Any]:
 
 def _statement(relationship: Relationship, other: Meta) -> str:
     """
-    Return the statement for what is related to keys: the key's number, then the columns.
+    Return the query of the rows related to keys: the number of the key, then the columns.
 
-    Its parameters are a list for each column of the keys, and those of the join.
+    Its parameters are a list for each column of the keys, then those of the join.
     """
     meta, names = relationship.keys()
     columns = ", ".join(f"{other.table}.{quoted(name)}" for name in other.columns)
     order = ", ".join(["asked.at", *(f"{other.table}.{quoted(name)}" for name in other.key)])
-    # A join table may have a pair of keys more than once.
+    # A join table may contain a pair of keys more than once.
     once = f"DISTINCT ON ({order}) " if isinstance(relationship, HABTM) else ""
     return (
         f"SELECT {once}asked.at, {columns}"
@@ -492,8 +491,8 @@ def related_txn(
     keys: Sequence[Sequence[str | None]],
     params: Sequence[Any],
 ) -> Mapping[int, list[Any]]:
-    """Return objects by the place of the key that they are related to; [] for one of none."""
-    # In the worker: building 100,000 objects stops the reactor for a second and more.
+    """Return objects by the index of the key that they are related to; [] for a key without objects."""
+    # In the worker thread: to build 100,000 objects blocks the reactor for more than a second.
     lists = [list(each) for each in zip(*keys, strict=True)]
     meta: Meta = model.meta()
     found: dict[int, list[Any]] = defaultdict(list)

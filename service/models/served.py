@@ -1,8 +1,8 @@
 """
-A model for every served relation, as each catalog has it.
+The models of the served relations, bound to a catalog.
 
-A generated model has the relationships of its foreign keys. A bound model validates rows by the
-catalog that it is bound to, whatever catalog is loaded meanwhile.
+A relation without a model written by hand has a generated one, with the relationships of its foreign keys. A
+bound model validates rows by its own catalog, even after another catalog is loaded.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def associations(
     catalog: Catalog, relation: Relation, of: Callable[[Relation], Any], taken: Collection[str]
 ) -> Iterator[Association]:
     """
-    Return the relationships of a generated model: those of its foreign keys.
+    Yield the relationships of a generated model: those of its foreign keys.
 
-    A row that is referred to is called like the column, less `_id`, or else like its relation;
-    rows that refer to this one, like theirs. Where several would be called the same, each is
-    called like its constraint. A junction is a relation like others, on the way to what is
-    behind it: as twistar's HABTM, its rows would go with each row that is deleted.
+    The relationship to a referenced row is named after the column without `_id`, or else after the relation;
+    the one to referencing rows after their relation. If names collide, each is that of its constraint. A
+    junction is an ordinary relation on the way to the other side; as twistar's HABTM it would lose its rows
+    with each row that is deleted.
 
     Args:
-        catalog: For the foreign keys.
-        relation: Of the model.
+        catalog: Has the foreign keys.
+        relation: The relation of the model.
         of: Returns the model of a relation.
-        taken: Names that the class needs; those of columns are taken, too.
+        taken: Names of the class's own attributes, which are not used; neither are those of columns.
     """
     found = [*_referred(catalog, relation), *_referring(catalog, relation)]
     names = Counter(name for name, *_ in found)
@@ -81,15 +81,14 @@ def _readable(relation: Relation, names: Collection[str]) -> bool:
 
 class LoadedModels:
     """
-    Models of the relations of one catalog; those of another catalog change nothing here.
+    The models of the relations of one catalog, independent of those of other catalogs.
 
-    A generated model is made when it is first asked for, so that a thousand relations do not
-    keep the reactor.
+    A generated model is built at its first use, because a thousand at once would block the reactor.
 
     Args:
-        catalog: Whose relations.
-        codec: For their values.
-        written: Those that are written by hand, by schema and name of the relation.
+        catalog: The catalog.
+        codec: Reads and writes its values.
+        written: The models written by hand, by schema and name of the relation.
     """
 
     def __init__(
@@ -104,16 +103,16 @@ class LoadedModels:
         Return the model of a relation.
 
         Raises:
-            NoSuchProcedure: The catalog does not have it.
+            NoSuchProcedure: The catalog does not have the relation.
         """
         return self.bound(relation).model
 
     def bound(self, relation: Relation) -> BoundModel:
         """
-        Return the model of a relation with its rules, for writes over the wire.
+        Return the model of a relation with its rules, for writes by callers.
 
         Raises:
-            NoSuchProcedure: The catalog does not have it.
+            NoSuchProcedure: The catalog does not have the relation.
         """
         place = relation.schema, relation.name
         found = self._bound.get(place)
@@ -132,11 +131,11 @@ class LoadedModels:
 
 class Models:
     """
-    Models by relation: those written by hand, and one made for each other relation.
+    Loads the models of each catalog: those written by hand, and a generated one for each other relation.
 
     Args:
-        database: Where their statements go.
-        written: Models written by hand; they win over generated ones of the same relation.
+        database: Runs their statements.
+        written: Models written by hand; they take precedence over generated ones of the same relation.
     """
 
     def __init__(self, database: Database, written: Iterable[type[Model]] = ()) -> None:
@@ -145,22 +144,22 @@ class Models:
         self._lacking: dict[type[Model], list[str]] = {}
 
     def install(self) -> None:
-        """Register this database with twistar, which has one per process."""
+        """Register this database with twistar, which has one for each process."""
         Registry.DBPOOL = CallerPool(self._database)
         Registry.IMPL = PgConfig(self._database)
 
     def load(self, catalog: Catalog, codec: Codec) -> LoadedModels:
         """
-        Bind the models to this catalog; objects that were read keep what was known then.
+        Bind the models to a catalog; objects that were read before keep the catalog of their read.
 
-        A class written by hand is bound to the newest catalog; what is returned, to this one.
+        A class written by hand is always bound to the newest catalog; the result stays bound to this one.
         """
-        # twistar has one registry for the process: whoever served last is who its classes speak to.
+        # twistar has one registry for the process, so its classes use the database that was loaded last.
         self.install()
         written = {}
         for model in self._written:
             Registry.register(model)
-            # A relation may be gone from this catalog that the last one had.
+            # This catalog may lack a relation that the last one had.
             model.META = None
             place = _place(model, catalog)
             relation = catalog.relations.get(place)
@@ -169,7 +168,7 @@ class Models:
         return LoadedModels(catalog, codec, written)
 
     def _fits(self, model: type[Model], relation: Relation) -> bool:
-        """Return whether the relation has the columns of the rules; if not, log it once."""
+        """Return whether the relation has the columns that the rules use; if not, log it once."""
         lacking = _lacking(model, relation)
         if lacking and self._lacking.get(model) != lacking:
             log.warn(
@@ -183,7 +182,7 @@ class Models:
 
 
 def fits(model: type[Model], catalog: Catalog) -> bool:
-    """Return whether a catalog has the relation of a model, with all columns of its rules."""
+    """Return whether a catalog has the relation of a model, with all columns that its rules use."""
     relation = catalog.relations.get(_place(model, catalog))
     return relation is not None and not _lacking(model, relation)
 
@@ -193,7 +192,7 @@ def _lacking(model: type[Model], relation: Relation) -> list[str]:
 
 
 def _bound(model: type[Model], relation: Relation, catalog: Catalog, codec: Codec) -> BoundModel:
-    # A column that is called like a method would hide it: such names are reserved.
+    # A column named like a method would hide the method, so the names of the class are reserved.
     model.META = Meta(relation, catalog, codec, frozenset(dir(model)))
     return BoundModel(model, model.META)
 

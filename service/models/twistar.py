@@ -1,8 +1,8 @@
 """
-What twistar asks of its registry: a database configuration and a pool.
+What twistar expects in its registry: a database configuration and a pool.
 
-Every way that they know leads to `Database`. Models of ours do not pass here; this is for code
-that speaks to `Registry.getConfig()` or `Registry.DBPOOL` itself.
+All of their methods use `Database`. `Model` does not use them; they are for code that calls
+`Registry.getConfig()` or `Registry.DBPOOL` itself.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from service.sql.statement import quoted
 
 class CallerPool:
     """
-    Speaks to the database as a pool would, but in the caller's transaction, and as the caller.
+    The interface of adbapi's pool, in the caller's transaction and with the caller's role.
 
     Args:
-        database: Where it goes.
+        database: Runs the statements.
     """
 
     def __init__(self, database: Database) -> None:
-        # Not the pool itself: who asked it went past the caller's transaction, with the service's
-        # own rights, whatever role the caller had.
+        # Not the pool itself, which would run statements outside the caller's transaction and with the
+        # service's own role.
         self.database = database
         self.dbapi = database.pool.dbapi
 
@@ -57,11 +57,11 @@ class CallerPool:
     def runInteraction(
         self, interaction: Callable[..., Any], *args: Any, **kw: Any
     ) -> Deferred[Any]:
-        """Run a function with a cursor as one transaction, or inside the caller's."""
+        """Run a function with a cursor in a transaction, or in a savepoint of the caller's."""
         return self.database.atomic(cursor_txn, interaction, args, kw)
 
     def runWithConnection(self, func: Callable[..., Any], *args: Any, **kw: Any) -> Deferred[Any]:
-        """Run a function with a connection: in autocommit, or in the caller's transaction."""
+        """Run a function with a connection, in autocommit or in the caller's transaction."""
         return self.database.run(partial(func, **kw), *args)
 
 
@@ -70,10 +70,10 @@ extensions.register_adapter(UUID, UUID_adapter)  # without it psycopg2 cannot ad
 
 class PgConfig(PostgreSQLDBConfig):
     """
-    What twistar's Registry has as its implementation.
+    The configuration of twistar's Registry.
 
     Args:
-        database: Where statements go, into the caller's transaction if there is one.
+        database: Runs the statements, in the caller's transaction if there is one.
     """
 
     log_source = Logger()
@@ -84,21 +84,21 @@ class PgConfig(PostgreSQLDBConfig):
     @property
     def txn(self) -> None:
         """
-        Return None: there is no transaction shared by all.
+        Return None: there is no global transaction.
 
-        `twistar.utils.transaction` sets this, and so fails at once instead of drawing
-        unrelated work into one transaction.
+        `twistar.utils.transaction` sets this attribute. Without a setter it fails at once, and does not run
+        the statements of unrelated calls in one transaction.
         """
         return None
 
     def log(self, query: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Log the text of a statement, if twistar's LOG is on; never its values."""
-        # twistar's own joins lists, which raises: with LOG on, each of its statements fails.
+        # twistar's method fails to join lists of parameters, so with LOG on each statement would fail.
         if self.LOG:
             self.log_source.debug("twistar: {query}", query=query[:500])
 
     def runInteraction(self, interaction: Callable[..., Any], *args: Any, **kw: Any) -> Any:
-        """Run a function with a cursor as one transaction, or inside the caller's."""
+        """Run a function with a cursor in a transaction, or in a savepoint of the caller's."""
         return self.database.atomic(cursor_txn, interaction, args, kw)
 
     def execute(self, query: str, args: Sequence[Any] | None = None) -> Deferred[Any]:
@@ -107,27 +107,27 @@ class PgConfig(PostgreSQLDBConfig):
         return self.database.statement(query, args)
 
     def executeOperation(self, query: str, args: Sequence[Any] | None = None) -> Deferred[int]:
-        """Run a statement and return how many rows it has touched."""
+        """Run a statement and return the number of rows that it has affected."""
         self.log(query, (), {})
         return self.database.statement(query, args, fetch=False)
 
     def executeTxn(self, txn: Any, query: str, args: Sequence[Any] | None = None) -> Any:
         """Run a statement with a cursor, in a worker."""
         self.log(query, (), {})
-        # psycopg2 formats for an empty list, too, not for None: LIKE '5%' would fail.
+        # None, because psycopg2 formats the text for an empty list as well: LIKE '5%' would fail.
         return txn.execute(query, args or None)
 
     def whereToString(self, where: Where) -> tuple[str, list[Any]]:
-        """Write a condition as psycopg2 takes it."""
+        """Return a condition in psycopg2's form."""
         return placeholders(where[0]), list(where[1:])
 
     def escapeColNames(self, colnames: Sequence[str]) -> list[str]:
-        """Quote names, for a condition in twistar's writing."""
+        """Quote names for a condition in twistar's form."""
         return [quoted(name) for name in colnames]
 
     def getSchema(self, tablename: str, txn: Any = None) -> list[str]:
-        """Return []: models know their columns from the catalog, and no query probes."""
-        # twistar's takes any failure of its probe, a right that is missing too, for a missing table.
+        """Return []: models know their columns from the catalog."""
+        # twistar sends a query, and takes any error, such as a missing right, for a missing table.
         return []
 
     def select(
@@ -157,8 +157,8 @@ class PgConfig(PostgreSQLDBConfig):
 
     def insert(self, tablename: str, vals: Mapping[str, Any], txn: Any = None) -> Any:
         """Insert a row and return the value of its first column."""
-        # RETURNING, where twistar asks lastval(): a trigger that inserts elsewhere changes that, and
-        # keys that are no numbers of a sequence leave it as another table's row had it.
+        # RETURNING instead of twistar's lastval(), which a trigger that inserts elsewhere changes, and which
+        # is another table's value if the key is not from a sequence.
         names = ", ".join(quoted(name) for name in vals)
         marks = ", ".join("?" for _ in vals)
         what = f"({names}) VALUES ({marks})" if vals else "DEFAULT VALUES"
@@ -174,13 +174,13 @@ class PgConfig(PostgreSQLDBConfig):
         Insert rows in one transaction.
 
         Raises:
-            ValueError: They do not all have the same columns.
+            ValueError: The rows have different columns.
         """
-        # twistar takes the names of the first row, and each row's values in its own order
+        # twistar combines the names of the first row with the values of each row in that row's own order.
         names = list(vals[0]) if vals else []
         if any(set(each) != set(names) for each in vals):
             raise ValueError("the rows have different columns")
-        # execute_values formats the statement, names and all: a percent sign in one is doubled.
+        # execute_values formats the statement, so `placeholders` doubles a percent sign in a name.
         columns = placeholders(", ".join(quoted(name) for name in names))
         sql = f"INSERT INTO {placeholders(table(tablename))} ({columns}) VALUES %s"
         rows = [[each[name] for name in names] for each in vals]
@@ -194,7 +194,7 @@ class PgConfig(PostgreSQLDBConfig):
         txn: Any = None,
         limit: None = None,
     ) -> Any:
-        """Update rows and return how many."""
+        """Update rows and return their number."""
         if limit is not None:
             raise ValueError("PostgreSQL has no LIMIT for an UPDATE")
         sets = ", ".join(f"{quoted(name)} = ?" for name in args)
@@ -204,7 +204,7 @@ class PgConfig(PostgreSQLDBConfig):
         return self.executeOperation(sql, values) if txn is None else txn.execute(sql, values)
 
     def delete(self, tablename: str, where: Where | None = None) -> Deferred[int]:
-        """Delete rows and return how many."""
+        """Delete rows and return their number."""
         text, params = where_of(where)
         return self.executeOperation(placeholders(f"DELETE FROM {table(tablename)}{text}"), params)
 
@@ -217,15 +217,15 @@ class PgConfig(PostgreSQLDBConfig):
         return counted.addCallback(lambda rows: rows[0][0])
 
     def insertObj(self, obj: Any) -> Deferred[Any]:
-        """Insert an object, whatever its validations say."""
+        """Insert an object without its validations."""
         return obj.insert_row()
 
     def updateObj(self, obj: Any) -> Deferred[Any]:
-        """Write what changed of an object, whatever its validations say."""
+        """Update the changed columns of an object without its validations."""
         return obj.update_row()
 
     def refreshObj(self, obj: Any) -> Deferred[Any]:
-        """Read an object's row again."""
+        """Read the row of an object again."""
         return obj.refresh()
 
 

@@ -1,5 +1,5 @@
 """
-What the catalog and the model say against a row, before the database is asked.
+Validation of a row by the catalog and by its model, before a statement is sent.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def catalog_faults(
     defaulted: Collection[str] = (),
 ) -> dict[str, list[str]]:
     """
-    Find the columns whose values cannot stay: NULL, too long, no label of the enum.
+    Find the columns whose values PostgreSQL would refuse: NULL, too long, or no label of the enum.
 
     Args:
-        relation: Whose row it is.
-        catalog: For its types.
-        values: Wire values, or Python's, by column.
-        creating: Whether it is a new row, so that a column that is not given must have a
-            default. Where a trigger may fill it in, only the database can tell.
-        defaulted: Columns that are to take their default, and so have no value.
+        relation: The relation of the row.
+        catalog: Has the types of its columns.
+        values: Wire values, or Python values, by column.
+        creating: Whether the row is new, so that a column without a value needs a default. If a BEFORE
+            trigger may set columns, that is left to the database.
+        defaulted: Columns that are set to their default.
 
     Returns:
         Reasons by column, worded to follow the column's name.
@@ -44,7 +44,7 @@ def catalog_faults(
     for name, column in relation.columns.items():
         if name in values:
             value = values[name]
-            # Looked at before, since most are neither: each value of each new row comes by.
+            # First the cheap test, since this runs for each value of each new row.
             if value is not None and not isinstance(value, str):
                 continue
             reasons = list(_reasons(catalog, column, value, fillable))
@@ -67,7 +67,7 @@ def _reasons(catalog: Catalog, column: Column, value: Any, fillable: bool) -> It
             yield "may not be null"
         return
     limit = column.max_length
-    # PostgreSQL cuts spaces off the end to make a value fit.
+    # PostgreSQL truncates trailing spaces to make a value fit.
     if limit is not None and value[limit:].strip(" "):
         yield f"is longer than {limit} characters"
     type = catalog.plain(catalog.type(column.type))
@@ -78,23 +78,23 @@ def _reasons(catalog: Catalog, column: Column, value: Any, fillable: bool) -> It
 @dataclass(frozen=True)
 class BoundModel:
     """
-    A model with what one catalog knows of its relation: the rules for writes over the wire.
+    A model bound to the relation in one catalog, for writes by callers.
 
     Args:
-        model: With validations and hooks.
-        meta: Of the catalog; the model's own may be of a newer one by now.
+        model: Has the validations and hooks.
+        meta: The relation in the catalog; `model.META` may be of a newer one by now.
     """
 
     model: type[Model]
     meta: Meta
 
     def has_rules(self, creating: bool) -> bool:
-        """Return whether there are validations, or hooks before such a row is saved."""
+        """Return whether the model has validations, or hooks before a new or changed row is saved."""
         return self.model.has_rules(creating)
 
     @property
     def has_delete_hook(self) -> bool:
-        """Whether there is a hook before a row is deleted."""
+        """Whether the model has a hook before a row is deleted."""
         return self.model.has_delete_hook()
 
     async def validate_insert(
@@ -105,12 +105,12 @@ class BoundModel:
 
         Args:
             values: Wire values by column.
-            codec: To make the Python values that validations and hooks see.
-            path: Where the row stood in the call.
+            codec: Makes the Python values that validations and hooks see.
+            path: The place of the row in the call.
 
         Returns:
-            What is to be written, by column: a value that no hook touched as it was given,
-            the very object, and what hooks have set as Python values.
+            The values to write, by column: the given object itself if no hook has changed it, and Python
+            values that hooks have set.
 
         Raises:
             InvalidRow: With every failing column.
@@ -127,13 +127,13 @@ class BoundModel:
         Validate changes of a row.
 
         Args:
-            current: The row's wire values by column, as it is now.
+            current: The current wire values of the row by column.
             changes: Wire values by column.
             codec: As in `validate_insert`.
             path: As in `validate_insert`.
 
         Returns:
-            As `validate_insert`: the changes, and what hooks have changed beside them.
+            As `validate_insert`: the changes, and the columns that hooks have changed as well.
 
         Raises:
             InvalidRow: With every failing column.
@@ -143,17 +143,17 @@ class BoundModel:
 
     def accepts_unseen(self, changes: Mapping[str, Any], codec: Codec) -> bool:
         """
-        Return whether all rules take changes of a row, and none has asked for the row itself.
+        Return whether all rules accept changes of a row without a look at the row itself.
 
         Args:
             changes: Wire values by column.
             codec: As in `validate_insert`.
         """
-        # Most rules look at what is changed alone. Then one UPDATE does, where rules that look at
-        # the row need it locked and read first: three messages in place of one.
+        # Most rules need the changed values alone. Then one UPDATE is enough, while rules that need the row
+        # have it locked and read first: three messages instead of one.
         row = UnreadRow()
         try:
-            accepted = self._takes(self.model.hydrate([row], self.meta)[0], changes, codec)
+            accepted = self._accepts(self.model.hydrate([row], self.meta)[0], changes, codec)
         except Exception:
             if row.asked:
                 return False
@@ -162,7 +162,7 @@ class BoundModel:
 
     def accepts_new(self, values: Mapping[str, Any], codec: Codec) -> bool:
         """
-        Return whether all rules take a new row as it is, without waiting.
+        Return whether all rules accept a new row unchanged, without a Deferred to wait for.
 
         Args:
             values: Wire values by column.
@@ -170,10 +170,10 @@ class BoundModel:
         """
         subject = self.model()
         subject._meta = self.meta
-        return self._takes(subject, values, codec)
+        return self._accepts(subject, values, codec)
 
-    def _takes(self, subject: Model, values: Mapping[str, Any], codec: Codec) -> bool:
-        """Return whether the rules of an object take values at once, and set none themselves."""
+    def _accepts(self, subject: Model, values: Mapping[str, Any], codec: Codec) -> bool:
+        """Return whether the rules of an object accept values without waiting, and set no values."""
         meta, own = self.meta, subject.__dict__
         try:
             given = {
@@ -195,7 +195,7 @@ class BoundModel:
         Validate the deletion of a row.
 
         Args:
-            current: The row's wire values by column, as it is now.
+            current: The current wire values of the row by column.
 
         Raises:
             InvalidRow: The hook refuses it.
@@ -216,7 +216,7 @@ class BoundModel:
             name: codec.python(meta.types[name], value, f"{path}.{name}")
             for name, value in values.items()
         }
-        # Past `__getattr__`: what is in the object's own dict was set, all else is of the row.
+        # Into the object's dict, which holds the values that were set; all others are read from the row.
         own.update({meta.attributes[name]: value for name, value in given.items()})
         creating = not subject.persisted
         refusal = await subject.refusal(creating)

@@ -1,5 +1,5 @@
 """
-Validations that several models share, beside twistar's own.
+Validations for several models, in addition to twistar's own.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from service.models.record import Record
 
 def not_blank(*names: str) -> Callable[[Any], None]:
     """
-    Build a validation that text is there, and not white space alone.
+    Build a validation that a text is present and is not white space only.
 
-    What a row has by now, and nobody changes, is left alone: such a row need not be read.
+    A value that the row has already and that does not change is not checked, so the row need not be read.
     """
 
     def validate(subject: Record) -> None:
