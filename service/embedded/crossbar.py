@@ -1,13 +1,12 @@
 """
-The embedded router: Crossbar, in an environment of its own, as a supervised child.
+The embedded router: Crossbar, in a virtual environment of its own, as a supervised child process.
 
-Two doors: a private Unix socket, where whoever can open it is the service, and one TCP port
-on 127.0.0.1, where everyone is `anonymous` and may call and subscribe below the prefix. No
-client is given the empty prefix: it would include `wamp.session.kill` and `register`.
+It has two transports. Whoever can open its private Unix socket has the role of the service. On one TCP port of
+127.0.0.1 every session is `anonymous`, and may call and subscribe below the prefix. Clients get no permission
+for the empty prefix, which would include `wamp.session.kill` and `register`.
 
-Crossbar's HTTP bridge answers pages of every origin, with credentials, and has no setting for it.
-So any page could use the database of whoever reads it if it knew where to send its calls: the
-path is a secret.
+Crossbar's HTTP bridge answers pages of every origin, with credentials, and has no setting to prevent that. So a
+page from anywhere could use the database of the user who opens it, if it knew the URL: the path is a secret.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ FILE = "bridge"
 
 SERIALIZERS = ["cbor", "msgpack", "json"]
 
-# RawSocket allows 16 MiB; a WebSocket takes as much, so that every client can read every answer.
-LARGEST_MESSAGE = 16 * 1024 * 1024
+MAX_MESSAGE = 16 * 1024 * 1024
+"""Maximum bytes of a message: the limit of RawSocket, set for WebSocket too, so both can read every answer."""
 
 
 SOCKET = "service.sock"
 CODE = PROJECT / "router"
-"""What runs in the router's own process."""
+"""The code of this project that runs in the router's process."""
 
 
 class Crossbar(Supervised):
@@ -55,8 +54,8 @@ class Crossbar(Supervised):
     Writes the node's configuration and runs the node.
 
     Args:
-        reactor: For the process, pauses and connections.
-        settings: The realm, the prefix, the port, and where Crossbar is.
+        reactor: Spawns the process.
+        settings: Has the realm, the prefix, the port, and the path of Crossbar.
     """
 
     def __init__(self, reactor: Any, settings: Settings) -> None:
@@ -69,26 +68,26 @@ class Crossbar(Supervised):
 
     @property
     def socket(self) -> Path:
-        """Where the service connects."""
+        """The path of the socket that the service connects to."""
         return socket_directory(self._home, SOCKET) / SOCKET
 
     @property
     def version(self) -> str:
-        """Crossbar's version, as its environment names it."""
-        # It is in an environment of its own, which our `importlib.metadata` does not see.
+        """The version of Crossbar in its virtual environment."""
+        # `importlib.metadata` sees only the environment of the service.
         packages = self._settings.crossbar.parent.parent.glob(
             "lib/*/site-packages/crossbar-*.*-info"
         )
         return next((path.name.split("-")[1].removesuffix(".dist") for path in packages), "")
 
     async def prepare(self) -> list[str]:
-        """Write the configuration, and clear away what a killed node left."""
-        # In a thread: what it asks of the file system may block.
+        """Write the configuration, and remove the files that a killed node has left."""
+        # In a thread, since the file system may block.
         threads = self.reactor.getThreadPool()
         problem = await deferToThreadPool(self.reactor, threads, obstacle, self._settings)
         if problem:
             raise NotReady(problem)
-        # Crossbar makes its socket with mode 0666: the directory keeps others out.
+        # Crossbar creates its socket with mode 0666, so the directory has to keep other users out.
         self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings, self._bridge = self._settings, bridge(self._settings.state)
         config = node(
@@ -101,17 +100,17 @@ class Crossbar(Supervised):
             settings.pool_max,
         )
         (self._home / "config.json").write_text(json.dumps(config, indent=1))
-        # A process id that is in use again would keep the node from starting.
+        # If its process id is in use by another process, the node refuses to start.
         (self._home / "node.pid").unlink(missing_ok=True)
-        # Nor can a socket be bound where a killed node has left its file.
+        # A socket cannot be bound to a path where a killed node has left its file.
         self.socket.unlink(missing_ok=True)
         return node_command(self._settings.crossbar, self._home)
 
     async def ready(self, pid: int) -> bool:
-        """Return whether every transport is open; the HTTP bridge is the last."""
+        """Return whether all transports are open; the HTTP bridge is the last one to open."""
         endpoint = TCP4ClientEndpoint(self.reactor, "127.0.0.1", self._settings.port, timeout=5)
         probes = Factory.forProtocol(partial(Probe, self._bridge))
-        probes.noisy = False  # it would log a line for each look
+        probes.noisy = False  # else it logs a line for each check
         try:
             probe = cast(Probe, await endpoint.connect(probes))
             return b" 405 " in await probe.answer.addTimeout(5, self.reactor)
@@ -119,37 +118,37 @@ class Crossbar(Supervised):
             return False
 
     def sweep(self, pid: int) -> None:
-        """Kill the worker of a controller that was killed: it keeps the port for seconds."""
+        """Kill the worker of a controller that was killed; it would keep the port for seconds."""
         with suppress(ProcessLookupError):
             os.killpg(pid, SIGKILL)
 
     def ask_to_end(self) -> str:
-        """Return the signal upon which Crossbar ends its worker first."""
+        """Return the signal at which Crossbar ends its worker before itself."""
         return "TERM"
 
 
 def node_command(crossbar: str | Path, home: Path) -> list[str]:
     """
-    Return the command of a node, which ends with this process.
+    Return the command that runs a node, which ends together with this process.
 
     Args:
-        crossbar: The program.
-        home: Where its `config.json` is.
+        crossbar: The path of the program.
+        home: The directory of its `config.json`.
     """
-    # By this path Crossbar's own process, too, leaves out what it does not need at its start.
+    # With this path the controller process, too, skips the imports that it does not need at its start.
     start = ["/usr/bin/env", f"PYTHONPATH={CODE}", str(crossbar), "start", "--cbdir", str(home)]
     # At `info` Crossbar logs 128 lines at its start and several for each session.
     options = ["--loglevel", "warn", "--color", "false", "--logformat", "none"]
-    # A process that was killed could not end its router, which would keep the port.
+    # A killed service cannot end its router, which would then keep the port.
     return bound_to_parent([*start, *options], SIGTERM)
 
 
 class Probe(Protocol):
     """
-    Asks the HTTP bridge for what it refuses (405), which only a bridge that is there does.
+    Sends the HTTP bridge a GET, which it refuses with 405 once it is open.
 
     Args:
-        path: The bridge's.
+        path: The path of the bridge.
     """
 
     def __init__(self, path: str) -> None:
@@ -163,7 +162,7 @@ class Probe(Protocol):
         self.transport.write(f"GET /{self._path} HTTP/1.0\r\n\r\n".encode())
 
     def dataReceived(self, data: bytes) -> None:
-        """Keep the response."""
+        """Collect the response."""
         self._response += data
 
     def connectionLost(self, reason: Failure | None = None) -> None:
@@ -173,14 +172,14 @@ class Probe(Protocol):
 
 
 def obstacle(settings: Settings) -> str | None:
-    """Return what keeps the router from starting, if anything does."""
+    """Return the message why the router cannot start; None if it can."""
     if not settings.crossbar.is_file():
         return (
             f"the router is not installed ({settings.crossbar}) → make .venv-router,"
             " or ROWCAST_ROUTER_URL=ws://host/ws for one of your own"
         )
     with socket.socket() as probe:
-        # Connections of a router that has just ended stay in TIME_WAIT: its port would seem taken.
+        # Connections of a router that has just ended are in TIME_WAIT, and would make the port seem taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", settings.port))
@@ -200,7 +199,7 @@ def bridge(state: Path) -> str:
     """Return the path of the HTTP bridge, without its first slash; the same at each start."""
     file = state / FILE
     with suppress(FileNotFoundError):
-        # One that others could have read, or that was not written to its end, is drawn anew.
+        # A path that other users could have read, or that is empty, is replaced by a new one.
         known = file.read_text().strip()
         if known and not file.stat().st_mode & 0o077:
             return known
@@ -210,7 +209,7 @@ def bridge(state: Path) -> str:
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as written:
         written.write(path)
-    # Renamed into place, so that no other start reads half a path.
+    # Renamed into place, so that a concurrent start never reads a part of the path.
     new.rename(file)
     return path
 
@@ -228,13 +227,13 @@ def node(
     Return the configuration of a node.
 
     Args:
-        realm: The one realm.
-        prefix: What the URIs of procedures begin with, without the dot.
+        realm: The name of the only realm.
+        prefix: The prefix of procedure URIs, without the dot.
         port: TCP port on 127.0.0.1 for WebSocket (`/ws`), RawSocket and HTTP.
-        socket: Where the service connects, with RawSocket and CBOR.
-        bridge: Path of the HTTP bridge, a secret: it answers every origin. Without one, no HTTP.
-        code: Directory of `component`, which guards the router; unset: it is in PYTHONPATH.
-        connections: That the service has to the database.
+        socket: Path of the Unix socket for the service, with RawSocket and CBOR.
+        bridge: Path of the HTTP bridge, a secret because it answers every origin; "" for no bridge.
+        code: Directory of the router's `component` package; "" if it is in PYTHONPATH.
+        connections: Maximum number of database connections of the service.
     """
     everyone = {"anonymous": {"type": "static", "role": "anonymous"}}
     service = {"anonymous": {"type": "static", "role": "service"}}
@@ -243,32 +242,32 @@ def node(
         "serializers": SERIALIZERS,
         "auth": everyone,
         "options": {
-            # A page from elsewhere must not reach the database through its reader's browser.
+            # A page of another origin must not use the database through the browser of a local user.
             "allowed_origins": ["http://127.0.0.1:*", "http://localhost:*"],
             "allow_null_origin": False,
-            # Crossbar keeps whatever a client does not take; a ping finds one that stands still.
+            # Crossbar buffers what a client does not read; the pings find a client that has stopped.
             "auto_ping_interval": 20_000,
             "auto_ping_timeout": 10_000,
-            "max_frame_size": LARGEST_MESSAGE,
-            "max_message_size": LARGEST_MESSAGE,
+            "max_frame_size": MAX_MESSAGE,
+            "max_message_size": MAX_MESSAGE,
         },
     }
     public: dict[str, Any] = {
         "type": "universal",
-        # For this machine alone, since nobody has to log in here.
+        # For this machine only, since sessions need not log in here.
         "endpoint": {"type": "tcp", "port": port, "interface": "127.0.0.1"},
         "rawsocket": {"serializers": SERIALIZERS, "auth": everyone},
         "websocket": {"ws": websocket},
     }
     if bridge:
-        # No page at "/": Crossbar's `nodeinfo` there would answer for every path below it too.
+        # Nothing at "/": Crossbar's `nodeinfo` there would also answer for every path below it.
         caller = {"type": "caller", "realm": realm, "role": "anonymous"}
         public["web"] = {"paths": {bridge: caller}}
     private = {
         "type": "rawsocket",
         "endpoint": {"type": "unix", "path": str(socket)},
-        # CBOR alone: integer keys of a client's end a connection in MessagePack, and a string that
-        # begins with NUL one in JSON.
+        # CBOR only: a client's dict with integer keys ends the connection in MessagePack, and its string
+        # that begins with NUL ends it in JSON.
         "serializers": ["cbor"],
         "auth": service,
     }
@@ -298,9 +297,9 @@ def _role(name: str, prefix: str, *allowed: str) -> dict[str, Any]:
         "uri": prefix,
         "match": "prefix",
         "allow": dict.fromkeys(allowed, True),
-        # Crossbar tells who calls by this alone; a CALL that asks for it is not enough.
+        # Crossbar discloses callers only by this setting; a CALL that asks for it is not enough.
         "disclose": {"caller": True, "publisher": True},
-        # Kept by role, URI and action, without an expiry: right for roles that are static.
+        # The cache, by role, URI and action, never expires, which is right for static roles.
         "cache": True,
     }
     return {"name": name, "permissions": [permission]}

@@ -1,8 +1,8 @@
 """
-A child process that runs for as long as its service does; the embedded PostgreSQL is one.
+A supervised child process, which runs as long as its service; the embedded PostgreSQL is one.
 
-The state of the database's migrations is asked of a child too, which has Alembic and SQLAlchemy
-in its memory: the service does not.
+The database's revision is read and upgraded by a child process as well, so that Alembic and SQLAlchemy are not
+loaded into the memory of the service.
 """
 
 from __future__ import annotations
@@ -28,40 +28,39 @@ from twisted.python.failure import Failure
 
 from schema.database_url import PROJECT, Cluster, EmbeddedFailed, Place
 
-# A router that is killed now and then is back at once; one that cannot live is tried ever more rarely.
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
+FIRST_PAUSE, MAX_PAUSE = 0.1, 10.0
+"""Seconds before a child is started again: exponential back-off, from the first to the maximum."""
 STEADY = 10.0
-"""Seconds that a child has lived when its end says nothing about the next one's."""
+"""Seconds that a child has to run for the back-off to start again from the first pause."""
 PATIENCE = 60.0
-"""Seconds that a child gets to be ready."""
+"""Seconds within which a child has to be ready."""
 GRACE = 4.0
-"""Seconds that it gets to end, before it is killed."""
-GLANCE = 0.05
-"""Seconds between two looks at whether it is ready."""
+"""Seconds within which a child has to end before it is killed."""
+POLL_INTERVAL = 0.05
+"""Seconds between two checks whether a child is ready."""
 TAIL = 4096
-"""Bytes at the end of a log in which we look for what was said last."""
-LARGEST_LOG = 1024 * 1024
-"""Bytes; a larger one is put aside when it is opened."""
+"""Bytes at the end of a log that are searched for the last line."""
+MAX_LOG = 1024 * 1024
+"""Maximum size of a log in bytes; a larger one is renamed when it is opened."""
 
 COMMAND = [sys.executable, "-m", "schema.revision"]
-"""Takes a question as JSON on its input, and prints a `DatabaseReport` as JSON."""
+"""Reads a request as JSON from its standard input, and prints a `DatabaseReport` as JSON."""
 
 
 class NotReady(Exception):
-    """The service cannot start; the message is one sentence: why, and what to do."""
+    """The service cannot start; the message says in one sentence why, and what to do."""
 
 
 class Supervised(Service, ABC):
     """
-    Starts a child, waits until it is ready, starts it again when it ends, stops it.
+    Starts a child, waits until it is ready, restarts it when it ends, and stops it.
 
-    A child that ends before it was ready for the first time is not started again: its
-    service says why instead.
+    A child that ends before it was ready for the first time is not restarted; `started` fails instead.
 
     Args:
-        reactor: For processes and pauses; its thread is the main one.
-        title: What the child is called.
-        log: The file its output goes to.
+        reactor: Spawns the process; its thread has to be the main thread.
+        title: The name of the child in messages.
+        log: The file that receives its output.
     """
 
     logger = Logger()
@@ -73,44 +72,44 @@ class Supervised(Service, ABC):
         self.child: Ended | None = None
         self._transport: Any = None
         self._pause: Deferred[None] | None = None
-        self._life: Deferred[None] | None = None
+        self._supervision: Deferred[None] | None = None
         self._ready: Deferred[None] = Deferred()
 
     @abstractmethod
     async def prepare(self) -> list[str]:
-        """Prepare for a child; return its command."""
+        """Prepare to start the child; return its command."""
 
     @abstractmethod
     async def ready(self, pid: int) -> bool:
-        """Return whether the child does its work."""
+        """Return whether the child is ready to serve."""
 
     @abstractmethod
     def ask_to_end(self) -> str:
-        """Return the name of the signal that ends the child in order."""
+        """Return the name of the signal that shuts the child down cleanly."""
 
     def sweep(self, pid: int) -> None:
-        """End what a child that has ended left running."""
+        """End the processes that a child has left running at its end."""
 
     def release(self) -> None:
-        """Release what was held for the child; it has ended for good."""
+        """Release the resources held for the child, which is not started again."""
 
     def started(self) -> Deferred[None]:
-        """Return a Deferred that fires when the child is ready for the first time, or fails."""
+        """Return a Deferred that fires when the child is ready for the first time, or has failed."""
         return self._ready
 
     def startService(self) -> None:
         """Start the child."""
         super().startService()
         self._ready = Deferred()
-        self._life = Deferred.fromCoroutine(self._live())
+        self._supervision = Deferred.fromCoroutine(self._supervise())
 
     def stopService(self) -> Deferred[None] | None:
-        """Stop the child; done when it has ended, which takes no longer than `GRACE`."""
+        """Stop the child; the Deferred fires when it has ended, after `GRACE` at the latest."""
         super().stopService()
         if self._pause is not None:
             self._pause.cancel()
         self._signal(self.ask_to_end())
-        # A child that holds out would keep the service from stopping, and whoever runs that from ending.
+        # A child that ignores the signal would keep the service, and the process that runs it, from ending.
         killer = self.reactor.callLater(GRACE, self._signal, "KILL")
 
         def ended(result: object) -> None:
@@ -118,11 +117,11 @@ class Supervised(Service, ABC):
                 killer.cancel()
             self.release()
 
-        life, self._life = self._life, None
-        return life.addBoth(ended) if life is not None else None
+        supervision, self._supervision = self._supervision, None
+        return supervision.addBoth(ended) if supervision is not None else None
 
     async def sleep(self, seconds: float) -> None:
-        """Wait; stopping the service ends the wait."""
+        """Wait for a time in seconds, or until the service is stopped."""
         self._pause = deferLater(self.reactor, seconds)
         try:
             await self._pause
@@ -132,16 +131,16 @@ class Supervised(Service, ABC):
             self._pause = None
 
     def last_words(self) -> str:
-        """Quote what the child said last."""
+        """Return the last line of the child's output."""
         lines = tail(self.log).decode(errors="replace").splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
-    async def _live(self) -> None:
+    async def _supervise(self) -> None:
         pause = FIRST_PAUSE
         while self.running:
             began = self.reactor.seconds()
             try:
-                await self._once()
+                await self._run_child()
             except NotReady as refusal:
                 if not self._ready.called:
                     self._ready.errback(Failure(refusal))
@@ -157,9 +156,9 @@ class Supervised(Service, ABC):
             if self.running:
                 self.logger.warn("{title} again in {pause} s", title=self.title, pause=pause)
                 await self.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                pause = min(2 * pause, MAX_PAUSE)
 
-    async def _once(self) -> None:
+    async def _run_child(self) -> None:
         command = await self.prepare()
         if not self.running:
             return
@@ -172,7 +171,7 @@ class Supervised(Service, ABC):
                 self._signal("KILL")
                 await child.ended
                 raise NotReady(f"{self.title} is not ready after {PATIENCE:.0f} s: see {self.log}")
-            await self.sleep(GLANCE)
+            await self.sleep(POLL_INTERVAL)
         if child.running and not self._ready.called:
             self._ready.callback(None)
         how = await child.ended
@@ -189,7 +188,7 @@ class Supervised(Service, ABC):
         rotate(self.log)
         with self.log.open("ab") as log, open(os.devnull, "rb") as nothing:
             files = {0: nothing.fileno(), 1: log.fileno(), 2: log.fileno()}
-            # env: None hands our environment on; what is left out would be an empty one
+            # env=None passes on the environment; the default of spawnProcess is an empty one.
             self._transport = self.reactor.spawnProcess(
                 self.child, command[0], command, env=None, childFDs=files
             )
@@ -204,7 +203,7 @@ class Supervised(Service, ABC):
 
 
 class Ended(ProcessProtocol):
-    """Fires `ended` with how a child has ended."""
+    """Fires `ended` with a description of how the child has ended."""
 
     def __init__(self) -> None:
         self.ended: Deferred[str] = Deferred()
@@ -228,23 +227,23 @@ def tail(log: Path) -> bytes:
 
 
 def rotate(log: Path) -> None:
-    """Rename a log that has become large; the one renamed before is overwritten."""
-    if log.exists() and log.stat().st_size > LARGEST_LOG:
+    """Rename a log that is larger than `MAX_LOG`, over the one that was renamed before."""
+    if log.exists() and log.stat().st_size > MAX_LOG:
         log.replace(log.with_name(f"{log.name}.1"))
 
 
 @dataclass(frozen=True)
 class DatabaseReport:
     """
-    What the child found.
+    The state of a database before it is served.
 
     Args:
         problem: Why the database cannot be served, in a sentence; else None.
         server: The version of PostgreSQL.
-        limit: Connections that our role may open.
-        revision: Where the database is; None if its revisions are not this project's.
-        title: What that revision does.
-        relations: How many it holds.
+        limit: Number of connections that the role may open.
+        revision: The database's Alembic revision; None if its revisions are not this project's.
+        title: The title of that revision.
+        relations: The number of relations.
     """
 
     problem: str | None
@@ -257,43 +256,43 @@ class DatabaseReport:
 
 def inspect_database(place: Place, connections: int) -> DatabaseReport:
     """
-    Return the database's revision and capacity; blocks, for the time before the reactor runs.
+    Return the state of a database; blocks, so it is for the time before the reactor runs.
 
     Raises:
         NotReady: The database cannot be served.
     """
-    question = _question(place, connections, upgrade=False)
-    # `-m` finds the module by the working directory, and the service may be started in any.
-    child = subprocess.run(COMMAND, input=question, capture_output=True, cwd=PROJECT, check=False)
-    return _answer(child.stdout, child.stderr, child.returncode)
+    request = _request(place, connections, upgrade=False)
+    # `-m` finds the module through the working directory, and the service may be started in any.
+    child = subprocess.run(COMMAND, input=request, capture_output=True, cwd=PROJECT, check=False)
+    return _report(child.stdout, child.stderr, child.returncode)
 
 
 async def upgrade_database(
     reactor: Any, place: Place, connections: int, demo: bool | None = None
 ) -> DatabaseReport:
     """
-    Upgrade a database of ours to the code's revision; return its revision and capacity.
+    Upgrade a database of this project's schema to the code's revision; return its state.
 
     Args:
-        reactor: Runs the child.
-        place: Where the database is.
-        connections: How many the service wants.
-        demo: Whether an empty one that is not the embedded one gets the demo tables; None refuses
-            it.
+        reactor: Runs the child process.
+        place: The address of the database.
+        connections: Number of connections that the service needs.
+        demo: Whether an empty database that is not the embedded one gets the demo tables; None refuses
+            such a database.
 
     Raises:
         NotReady: The database cannot be served.
     """
-    question = _question(place, connections, upgrade=True, demo=demo)
-    # env: what is left out would be an empty environment, with neither PATH nor HOME.
+    request = _request(place, connections, upgrade=True, demo=demo)
+    # env=None passes on the environment; the default is an empty one, without PATH and HOME.
     output, errors, code = await getProcessOutputAndValue(
-        COMMAND[0], COMMAND[1:], env=None, path=str(PROJECT), reactor=reactor, stdinBytes=question
+        COMMAND[0], COMMAND[1:], env=None, path=str(PROJECT), reactor=reactor, stdinBytes=request
     )
-    return _answer(output, errors, code)
+    return _report(output, errors, code)
 
 
-def _question(place: Place, connections: int, upgrade: bool, demo: bool | None = None) -> bytes:
-    question = {
+def _request(place: Place, connections: int, upgrade: bool, demo: bool | None = None) -> bytes:
+    request = {
         "url": place.url,
         "file": place.file and str(place.file),
         "direct": place.direct,
@@ -302,12 +301,12 @@ def _question(place: Place, connections: int, upgrade: bool, demo: bool | None =
         "upgrade": upgrade,
         "demo": demo,
     }
-    return json.dumps(question).encode()
+    return json.dumps(request).encode()
 
 
-def _answer(output: bytes, errors: bytes, code: int) -> DatabaseReport:
+def _report(output: bytes, errors: bytes, code: int) -> DatabaseReport:
     if code:
-        # The last line of a traceback is what was raised.
+        # The last line of a traceback has the exception.
         last = errors.decode(errors="replace").strip().splitlines()[-1:]
         raise NotReady(f"the database's revision cannot be found: {' '.join(last)}")
     report = DatabaseReport(**json.loads(output))
@@ -321,11 +320,11 @@ HOLDER = "the service"
 
 class Postgres(Supervised):
     """
-    Claims the cluster, makes its data if there are none, and runs its server.
+    Claims the data directory, initializes it if it is empty, and runs the server.
 
     Args:
-        reactor: For processes, threads and pauses.
-        cluster: The data directory and the server over it.
+        reactor: Spawns the process.
+        cluster: The data directory and its server.
     """
 
     def __init__(self, reactor: Any, cluster: Cluster) -> None:
@@ -333,16 +332,16 @@ class Postgres(Supervised):
         self._cluster = cluster
 
     async def prepare(self) -> list[str]:
-        """Claim the cluster and make its data."""
+        """Claim and initialize the data directory."""
         end = self.reactor.seconds() + PATIENCE
         while self.running and not self._cluster.claim.take(HOLDER):
             holder = self._cluster.claim.holder()
-            # Any other holder, a command for one, is done soon; a service is not.
+            # Another holder, such as a command, ends soon; a service does not.
             if holder.startswith(HOLDER):
                 raise NotReady(already_runs(holder))
             if self.reactor.seconds() > end:
                 raise NotReady(f"the embedded PostgreSQL is held by {holder} → wait for it to end")
-            await self.sleep(GLANCE)
+            await self.sleep(POLL_INTERVAL)
         threads = self.reactor.getThreadPool()
         try:
             await deferToThreadPool(self.reactor, threads, self._cluster.prepare)
@@ -351,11 +350,11 @@ class Postgres(Supervised):
         return self._cluster.command()
 
     async def ready(self, pid: int) -> bool:
-        """Return whether the server takes connections."""
+        """Return whether the server accepts connections."""
         return self._cluster.ready(pid)
 
     def ask_to_end(self) -> str:
-        """Return the signal of a fast shutdown: open transactions are rolled back."""
+        """Return the signal of PostgreSQL's fast shutdown, which rolls open transactions back."""
         return "INT"
 
     def release(self) -> None:
@@ -364,6 +363,6 @@ class Postgres(Supervised):
 
 
 def already_runs(holder: str) -> str:
-    """Return the sentence that another service has the embedded database."""
+    """Return the message that another service holds the embedded database."""
     pid = holder.partition("(pid ")[2].rstrip(")")
     return f"Rowcast runs here already, as pid {pid} → Ctrl-C where it runs, or kill {pid}"

@@ -1,11 +1,9 @@
 """
-How a procedure written by hand is made known, what it takes, and what it is given.
+Procedures and models written by hand: how they are declared and loaded, and how procedures are called.
 
-Arguments are named, checked and refused as those of the generated procedures are.
-
-They are in the modules that `ROWCAST_APP` names. Nothing is registered anywhere: a model or a procedure
-is the application's because a module of the application has it. So two services of one process, or two
-tests, may have two applications.
+`ROWCAST_APP` names the modules of an application. There is no global registry: a model or a procedure belongs
+to the application because one of its modules contains it, so two services or tests in one process can have two
+applications. Arguments are named, checked and refused like those of generated procedures.
 """
 
 from __future__ import annotations
@@ -40,13 +38,13 @@ from service.request.arguments import Arguments, Caller
 @dataclass(frozen=True)
 class ProcedureCall:
     """
-    One call of a procedure.
+    One call of a procedure, which is its first argument.
 
     Args:
-        caller: Who calls.
-        database: For transactions, and for statements that no model has.
-        models: For the models of relations that have none of their own.
-        codec: For values.
+        caller: The session that calls.
+        database: Runs transactions, and statements without a model.
+        models: Has the generated models of relations.
+        codec: Reads and writes values.
     """
 
     caller: Caller
@@ -56,12 +54,12 @@ class ProcedureCall:
 
     @property
     def id(self) -> str:
-        """The id of the call, as the log and an internal error have it."""
+        """The id of the call, which the log and an internal error name."""
         origin = ORIGIN.get()
         return "" if origin is None else origin.call
 
     def wire(self, model: Model) -> dict[str, Any]:
-        """Return the columns of an object as an answer has them."""
+        """Return the columns of an object as wire values."""
         return model.wire(self.codec)
 
 
@@ -76,8 +74,8 @@ class Declared:
     A procedure as its module declares it.
 
     Args:
-        function: It.
-        needs: Models that it cannot do without.
+        function: The procedure.
+        needs: Models that it requires.
     """
 
     function: Function
@@ -85,22 +83,22 @@ class Declared:
 
     @property
     def available(self) -> bool:
-        """Whether the database now served has all that it needs."""
+        """Whether the served catalog has the relations of all required models."""
         return all(model.META is not None for model in self.needs)
 
 
 def procedure(name: str, *needs: type[Model]) -> Callable[[F], F]:
     """
-    Declare a procedure; the function itself stays as it is.
+    Declare a procedure; returns the function unchanged.
 
     Args:
-        name: Its URI less the prefix; it wins over a generated procedure of that name.
-        needs: Models that it cannot do without: where the database has no fitting relation
-            for one, there is no such procedure.
+        name: Its URI without the prefix; it takes precedence over a generated procedure of that name.
+        needs: Models that it requires. If the database lacks the relation of one, the procedure does not
+            exist.
     """
 
     def declare(function: F) -> F:
-        # On the function itself: two services, or two tests, would share what the process keeps.
+        # On the function, because two services or tests in one process would share a registry.
         vars(function).setdefault(_MARK, {})[name] = Declared(function, needs)
         return function
 
@@ -108,7 +106,7 @@ def procedure(name: str, *needs: type[Model]) -> Callable[[F], F]:
 
 
 def declarations(function: Callable[..., Any]) -> Mapping[str, Declared]:
-    """Return the procedures that a function was declared to be, by name."""
+    """Return the procedures that a function is declared as, by name."""
     found: Mapping[str, Declared] = vars(function).get(_MARK, {})
     return found
 
@@ -123,13 +121,13 @@ def procedures(
     declared: Mapping[str, Declared],
 ) -> dict[str, Procedure]:
     """
-    Return what the dispatcher serves: procedures that check their arguments and call a function.
+    Return the procedures for the dispatcher, which check their arguments and call the functions.
 
     Args:
-        database: As procedures get it.
-        models: As procedures get them.
-        codec: Asked at each call, since another catalog has another one.
-        declared: By name.
+        database: Passed to the procedures.
+        models: Passed to the procedures.
+        codec: Returns the current codec; called for each call, since each catalog has its own.
+        declared: The declarations by name.
     """
 
     def serve(name: str, found: Declared) -> Procedure:
@@ -159,11 +157,11 @@ _INTEGER = integer_text(-(2**63), 2**63 - 1)
 
 class Signature:
     """
-    The parameters of a procedure, less the first, which is the call.
+    The parameters of a procedure without the first one, which is the call.
 
     Args:
-        name: Of the procedure.
-        function: The procedure itself.
+        name: The name of the procedure.
+        function: The procedure.
     """
 
     def __init__(self, name: str, function: Function) -> None:
@@ -175,14 +173,14 @@ class Signature:
         self, call: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[inspect.BoundArguments, float | None]:
         """
-        Return the arguments of a call in their places, and the call's time limit, if any.
+        Return the arguments bound to the parameters, and the timeout in seconds, if the call has one.
 
         Raises:
-            InvalidArgument: One is missing, unknown, given twice or of another type than its
-                annotation; `path` names it.
+            InvalidArgument: An argument is missing, unknown, given twice or not of the annotated type;
+                `path` names it.
         """
         takes = self._parameters
-        # What is beyond the named ones is for `*args`, whose items have no names to be refused by.
+        # Further positional arguments are for `*args`; they have no names, so `Arguments` cannot check them.
         most = len(takes.positional) if takes.rest else len(args)
         known = [*takes.names, *(kwargs if takes.others else ())]
         given = Arguments(args[:most], kwargs, takes.positional, known, self._usage)
@@ -197,7 +195,7 @@ class Signature:
         if takes.others:
             names = kwargs.keys() - {*takes.names, "timeout"}
             values[takes.others] = {name: kwargs[name] for name in names}
-        # A procedure may have a parameter of this name, which is its own then.
+        # A parameter of the procedure called "timeout" is not the call's time limit.
         seconds = None if "timeout" in takes.names else given.timeout()
         bound = inspect.BoundArguments(takes.signature, OrderedDict(values))
         bound.apply_defaults()
@@ -206,10 +204,10 @@ class Signature:
 
 def fitting(hint: Any, value: Any, path: str) -> Any:
     """
-    Return a value as its annotation has it: integral floats and digits are integers, too.
+    Return a value of the annotated type: integral floats and strings of digits become integers.
 
     Raises:
-        InvalidArgument: It is of another type.
+        InvalidArgument: The value is not of that type.
     """
     origin = get_origin(hint) or hint
     if origin in (Union, UnionType):
@@ -218,13 +216,13 @@ def fitting(hint: Any, value: Any, path: str) -> Any:
             return None
         parts = tuple(each for each in parts if each is not NoneType)
         return fitting(parts[0], value, path) if len(parts) == 1 else value
-    wanted = KINDS.get(origin)  # what has another annotation is the procedure's own to check
+    wanted = KINDS.get(origin)  # values of other annotations are checked by the procedure itself
     try:
         if wanted is None:
             return value
         if origin is int:
             return int(_INTEGER(value))
-        # Not isinstance, since True is an int.
+        # Not isinstance, because True is an int.
         if origin is float and type(value) is int:
             return float(value)
         if not isinstance(value, origin):
@@ -235,7 +233,7 @@ def fitting(hint: Any, value: Any, path: str) -> Any:
 
 
 NOT_LOADED = re.compile(r"tests?$|tests?_|conftest$|__main__$")
-"""Modules of a package that are not for the service, by the beginning of their names."""
+"""Modules of a package that are not loaded, by the beginning of their names."""
 
 
 class InvalidApplication(ValueError):
@@ -245,11 +243,11 @@ class InvalidApplication(ValueError):
 @dataclass(frozen=True)
 class Application:
     """
-    What the service takes over from modules of one's own.
+    The models and procedures of an application.
 
     Args:
-        models: Those with a TABLENAME; they win over generated ones of the same relation.
-        procedures: By their URI less the prefix.
+        models: Models with a TABLENAME; they take precedence over generated ones of the same relation.
+        procedures: The procedures by their URI without the prefix.
     """
 
     models: tuple[type[Model], ...] = ()
@@ -258,16 +256,16 @@ class Application:
 
 def load_application(names: Iterable[str]) -> Application:
     """
-    Import modules, and return the models and procedures that they declare or import by name.
+    Import modules, and return the models and procedures that they define or import by name.
 
-    The working directory is on Python's path then, in front. A package is imported with all
-    modules in it, but for tests. Blocks.
+    The working directory is put at the front of Python's path. A package is imported with all of its modules
+    except tests. Blocks.
 
     Args:
         names: Dotted names of modules.
 
     Raises:
-        InvalidApplication: One is missing or raises; or two models have the same table, two
+        InvalidApplication: A module is missing or raises, or two models have the same table, or two
             procedures the same name.
     """
     models: dict[str, type[Model]] = {}
@@ -276,7 +274,7 @@ def load_application(names: Iterable[str]) -> Application:
         for value in list(vars(module).values()):
             if isinstance(value, type) and issubclass(value, Model):
                 table = getattr(value, "TABLENAME", None)
-                # The same class comes up again where another module imports it by name.
+                # The same class is found again in each module that imports it by name.
                 if table and models.setdefault(table, value) is not value:
                     raise _twice("models are of the table", table, models[table], value)
             elif isinstance(value, FunctionType):
@@ -289,17 +287,17 @@ def load_application(names: Iterable[str]) -> Application:
 
 def _modules(names: Iterable[str]) -> Iterator[ModuleType]:
     for name in names:
-        # As `python -m`, Flask and uvicorn do; a console script has its own directory there.
+        # As `python -m`, Flask and uvicorn do. A console script has only its own directory on the path.
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
-        yield from _with_those_in_it(_imported(name))
+        yield from _with_submodules(_imported(name))
 
 
-def _with_those_in_it(module: ModuleType) -> Iterator[ModuleType]:
+def _with_submodules(module: ModuleType) -> Iterator[ModuleType]:
     yield module
     for each in pkgutil.iter_modules(getattr(module, "__path__", ())):
         if not NOT_LOADED.match(each.name):
-            yield from _with_those_in_it(_imported(f"{module.__name__}.{each.name}"))
+            yield from _with_submodules(_imported(f"{module.__name__}.{each.name}"))
 
 
 def _imported(name: str) -> ModuleType:

@@ -18,7 +18,7 @@ from twisted.python.threadpool import ThreadPool
 
 from service.embedded import crossbar as router
 from service.embedded.crossbar import Crossbar
-from service.embedded.supervisor import FIRST_PAUSE, LARGEST_LOG, STEADY, Supervised
+from service.embedded.supervisor import FIRST_PAUSE, MAX_LOG, STEADY, Supervised
 from service.settings import Settings
 
 
@@ -85,14 +85,14 @@ def test_pauses_between_starts_grow_and_begin_anew(reactor: Processes, child: Ch
 
 def test_log_of_a_large_size_is_put_aside(reactor: Processes, child: Child) -> None:
     """A log does not grow for ever; the one before is kept."""
-    child.log.write_bytes(b"x" * LARGEST_LOG)
+    child.log.write_bytes(b"x" * MAX_LOG)
     child.startService()
-    assert child.log.stat().st_size == LARGEST_LOG
-    child.log.write_bytes(b"x" * LARGEST_LOG + b"!")
+    assert child.log.stat().st_size == MAX_LOG
+    child.log.write_bytes(b"x" * MAX_LOG + b"!")
     reactor.end()
     reactor.advance(FIRST_PAUSE)
     assert child.log.stat().st_size == 0
-    assert child.log.with_name("child.log.1").stat().st_size == LARGEST_LOG + 1
+    assert child.log.with_name("child.log.1").stat().st_size == MAX_LOG + 1
 
 
 def test_last_line_of_a_long_log_is_read_without_the_rest(child: Child) -> None:
