@@ -118,12 +118,24 @@ def actions(service: Serving, migrated: str) -> Iterator[None]:
     execute(migrated, "TRUNCATE actions")
 
 
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.M | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links(page: Path) -> None:
-    """Links within the project lead somewhere."""
+    """Links within the project lead to a file, and to a heading if they name one."""
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
-        if not urlsplit(target).scheme:
-            assert (page.parent / target.partition("#")[0]).exists(), target
+        if urlsplit(target).scheme:
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
