@@ -64,7 +64,7 @@ from service.request.write_request import parse_create, parse_create_options, wi
 from service.sql.modify import modify
 from service.sql.select import select
 from service.sql.statement import Statement
-from service.sql.step_sql import Counted, answer_statement, joined, step_statement
+from service.sql.step_sql import MessagePart, answer_statement, message_statement, step_statement
 
 MAX_TREES = 256
 """Shapes of nested rows that are cached per catalog."""
@@ -421,7 +421,7 @@ def _message(
         sent: All messages of the call.
         answer: The statement that answers the call, if it belongs to this message.
     """
-    parts: list[Counted] = []
+    parts: list[MessagePart] = []
     kept: list[tuple[int, tuple[Type | None, ...]]] = []
     for step in steps:
         plan, places = plan_step(catalog, step), slots_of(step)
@@ -435,12 +435,12 @@ def _message(
         number = before + len(parts)
         relation, numbered = step.relation, rows > 1 and bool(slots)
         whole = (relation.schema, relation.name) not in catalog.partitions.values()
-        parts.append(Counted(plan, number, rows, slots, numbered, back, whole))
+        parts.append(MessagePart(plan, number, rows, slots, numbered, back, whole))
     if answer is None and len(parts) == 1:
         (part,), (step,) = parts, steps
         if needs_own_message(step) or sent.passed.isdisjoint({*part.slots, *used_by(step)}):
             return Message(steps, step_statement(part.plan))
-    return Message(steps, joined(parts, sent.passed, answer), tuple(kept))
+    return Message(steps, message_statement(parts, sent.passed, answer), tuple(kept))
 
 
 async def _by_models(call: Call, nested: Nested, sent: Messages) -> Any:

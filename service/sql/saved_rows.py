@@ -1,9 +1,8 @@
 """
-What a FROM clause reads: a relation, a function that is called, or rows that the statement before
-has handed on, in the same message.
+FROM items: a relation, a function call, or rows that the previous statement of the same message saved.
 
-A setting of the transaction carries them over, as JSON of PostgreSQL's own text for each value. It
-is the one thing that needs no table and no round trip, and nobody but the transaction sees it.
+Saved rows are in a setting that is local to the transaction, as JSON of PostgreSQL's text of each value.
+A setting needs no temporary table and no round trip, and no other transaction can see it.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from service.sql.statement import AND, COMMA, EMPTY, MISSED, Statement, build_st
 
 def call(plan: CallPlan, limit: int) -> Statement:
     """
-    Build a plain call.
+    Build the call of a function or procedure.
 
     Args:
-        plan: Of the call.
-        limit: How many rows are fetched at most.
+        plan: The call's plan.
+        limit: Maximum number of rows to return.
     """
     return build_statement(
         plan.name,
@@ -45,14 +44,14 @@ def call(plan: CallPlan, limit: int) -> Statement:
 
 
 def function_source(found: FunctionCall) -> Composable:
-    """Build a function as what a FROM clause reads, under the alias of its rows."""
+    """Build a function call as a FROM item, with the alias "t"."""
     names = SQL(" ({})").format(COMMA.join(map(Identifier, found.names))) if found.names else EMPTY
     return SQL('{function} AS "t"{names}').format(function=_invocation(found), names=names)
 
 
 def _call(plan: CallPlan, limit: int) -> Composable:
     function = _invocation(plan.call)
-    # CALL is no expression: nothing stands around it, no LIMIT and no to_json.
+    # CALL is no expression: neither LIMIT nor to_json can be applied to it.
     if plan.call.function.procedure:
         return SQL("CALL {function}").format(function=function)
     stop = SQL(f" LIMIT {limit:d}" if plan.rows else "")
@@ -60,7 +59,7 @@ def _call(plan: CallPlan, limit: int) -> Composable:
         if plan.json:
             value = json_text(function, plan.types[0])
         else:
-            if plan.untyped:  # a dict would lose one of two columns with one name
+            if plan.untyped:  # as JSON text, because a record may have two columns of one name
                 function = SQL("CAST(pg_catalog.to_json({}) AS text)").format(function)
             value = aliased([(function, plan.columns[0])])
         return SQL("SELECT {value}{limit}").format(value=value, limit=stop)
@@ -73,7 +72,7 @@ def _call(plan: CallPlan, limit: int) -> Composable:
 
 
 def _invocation(found: FunctionCall) -> Composable:
-    """Build a function with its arguments; those by name keep their defaults apart."""
+    """Build a function call with its arguments."""
     return SQL("{function}({arguments})").format(
         function=Identifier(found.function.schema, found.function.name),
         arguments=COMMA.join(map(argument, found.arguments)),
@@ -81,30 +80,30 @@ def _invocation(found: FunctionCall) -> Composable:
 
 
 ORDER = Identifier("w", "n")
-"""The sort key that keeps equal rows in the order in which they were handed on."""
+"""Last sort key, which keeps rows in the order in which they were saved."""
 
 WRITTEN = SQL("CAST(pg_catalog.current_setting('rowcast.written') AS json)")
-"""What the statement before has handed on."""
+"""The rows that the previous statement saved."""
 
 
 def save_rows(rows: Composable, must_write: bool = False, numbered: bool = False) -> Composable:
     """
-    Build a statement that hands on the rows of another one.
+    Build a statement that saves the rows which another statement returns.
 
     Args:
-        rows: A statement that returns `saved_values` of each.
-        must_write: Whether the statement behind is to fail if there are none.
-        numbered: Whether it returns behind that the number of each, for their order.
+        rows: A statement that returns `saved_values` of each row.
+        must_write: Whether the statement that reads the saved rows has to fail if there are none.
+        numbered: Whether `rows` has a second column, the number of each row, by which they are sorted.
     """
-    handed = SQL('coalesce(CAST(pg_catalog.json_agg("w"."v"{order}) AS text), {none})').format(
+    saved = SQL('coalesce(CAST(pg_catalog.json_agg("w"."v"{order}) AS text), {none})').format(
         order=SQL(' ORDER BY "w"."n"' if numbered else ""),
-        none=Literal(MISSED if must_write else "[]"),  # the former is no JSON
+        none=Literal(MISSED if must_write else "[]"),  # MISSED is no JSON, so that reading it fails
     )
-    return aggregated(rows, ["v", "n"] if numbered else ["v"], [hand_on("written", handed)])
+    return aggregated(rows, ["v", "n"] if numbered else ["v"], [save_value("written", saved)])
 
 
-def hand_on(name: str, value: Composable) -> Composable:
-    """Build the call that gives a setting a value, text, until the transaction ends; it is not null."""
+def save_value(name: str, value: Composable) -> Composable:
+    """Build the call that sets a setting to a text for the transaction; it never returns null."""
     return SQL("pg_catalog.set_config({name}, {value}, true)").format(
         name=Literal(f"rowcast.{name}"), value=value
     )
@@ -112,12 +111,12 @@ def hand_on(name: str, value: Composable) -> Composable:
 
 def aggregated(rows: Composable, names: Iterable[str], effects: Iterable[Composable]) -> Composable:
     """
-    Build a statement that evaluates expressions over the rows of another one, and sends none.
+    Build a statement that evaluates aggregates of the rows of another one, and returns no row.
 
     Args:
         rows: A statement that returns rows.
-        names: Of its columns, as those of "w".
-        effects: Aggregates that are not null; they are evaluated in this order, all of them.
+        names: Names for its columns in "w".
+        effects: Aggregates that are never null, so that OR evaluates all of them, in this order.
     """
     return SQL('WITH "w" ({columns}) AS ({rows}) SELECT FROM "w" HAVING {effects}; ').format(
         columns=COMMA.join(map(Identifier, names)),
@@ -127,7 +126,7 @@ def aggregated(rows: Composable, names: Iterable[str], effects: Iterable[Composa
 
 
 def saved_values(reread: Reread, relation: Relation) -> Composable:
-    """Build what is handed on of a row "t", as one value."""
+    """Build the array of the values that are saved of the row "t"."""
     found: list[Composable] = [Identifier(NAME, each.name) for each in reread.saved]
     if reread.row:
         found.append(_row_value(NAME, relation))
@@ -138,12 +137,12 @@ def saved_values(reread: Reread, relation: Relation) -> Composable:
 
 def saved_rows(reread: Reread, relation: Relation, written: Composable = WRITTEN) -> Composable:
     """
-    Build what the FROM clause of the second statement reads, where "t" are the rows.
+    Build the FROM item of saved rows, which are read again as "t".
 
     Args:
-        reread: How they are read.
-        relation: Whose rows.
-        written: What was handed on of them, as JSON.
+        reread: Which values were saved, and how rows are found by them.
+        relation: The relation of the rows.
+        written: The saved rows, as JSON.
     """
     saved = _saved_source(written)
     if not reread.fallback:
@@ -152,7 +151,7 @@ def saved_rows(reread: Reread, relation: Relation, written: Composable = WRITTEN
         )
     row = [(reread.row, row_type(relation))] if reread.row else []
     values = [(each.name, each.type) for each in reread.saved] + row
-    # Behind UNION ALL: taken only where the row is not there as it is by now.
+    # Second in a UNION ALL under LIMIT 1: used only if the row cannot be read from the relation.
     as_written = SQL("SELECT {values} LIMIT 1").format(
         values=aliased((_saved(at, type), name) for at, (name, type) in enumerate(values))
     )
@@ -172,7 +171,7 @@ def saved_rows(reread: Reread, relation: Relation, written: Composable = WRITTEN
 
 
 def save_function_rows(call: FunctionCall, relation: Relation) -> Composable:
-    """Build a statement that hands on the rows of a function, each as one value."""
+    """Build a statement that saves the rows of a function, each as one composite value."""
     return save_rows(
         SQL("SELECT CAST(ARRAY[{row}] AS text[]) FROM {function}").format(
             row=cast(_row_value(NAME, relation), "text"), function=function_source(call)
@@ -184,8 +183,8 @@ def row_source(
     relation: Relation, call: FunctionCall | None = None, afterwards: bool = False
 ) -> Composable:
     """
-    Build what a FROM clause reads: a relation, or the function that returns, or (`afterwards`)
-    returned, its rows.
+    Build the FROM item of a relation's rows: the relation, a function, or (`afterwards`) rows that a
+    function returned and the previous statement saved.
     """
     if afterwards:
         return SQL('{saved} CROSS JOIN LATERAL pg_catalog.unnest(ARRAY[{row}]) AS "t"').format(
@@ -197,7 +196,7 @@ def row_source(
 
 
 def row_type(relation: Relation) -> str:
-    """Return the type of a relation's rows, as a cast spells it."""
+    """Return the name of the composite type of a relation's rows."""
     return f"{quoted(relation.schema)}.{quoted(relation.name)}"
 
 
@@ -212,7 +211,7 @@ def _has_key(reread: Reread, source: str) -> Composable:
         SQL("{column} {equal} {value}").format(
             column=Identifier(source, each.name), equal=operator(equal), value=_saved(at, each.type)
         )
-        # Not strict: behind the key, more may have been saved.
+        # Not strict: further values may be saved behind the key.
         for at, (equal, each) in enumerate(zip(reread.equal, reread.saved, strict=False))
     )
 

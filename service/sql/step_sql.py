@@ -1,10 +1,10 @@
 """
-The steps of nested new rows as statements, several of them in one message, and the one that reads
-the rows of the call after them.
+The statements of nested new rows, several of which share a message, and the one that reads the answer.
 
-In a message with others a statement counts its rows itself, and fails where they are others than it
-was to write; of those that leave out none, by the catalog, it is looked at behind them how many rows the
-transaction has inserted. What statements behind one use goes by settings of the transaction.
+Within a message, a statement counts its rows in a WITH, and fails if it has not written as many as it
+should. Inserts that by the catalog leave out no row are not counted: that would take an eighth of the time
+of an order with its lines. Instead, the last statement compares PostgreSQL's statistics of the transaction
+with the number of rows. Values that later statements use are passed in settings of the transaction.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from service.plan.conditions import Bound, Expression
 from service.plan.plans import InsertPlan, PlannedReturning, ReadPlan, UpdatePlan
 from service.sql.expressions import cast, expression
 from service.sql.modify import modify, reread_rows
-from service.sql.saved_rows import aggregated, hand_on, row_type
+from service.sql.saved_rows import aggregated, row_type, save_value
 from service.sql.select import answer_of, select
 from service.sql.statement import (
     COMMA,
@@ -32,25 +32,26 @@ from service.sql.statement import (
 )
 
 LEFT_OUT = f"rowcast_left_out_{SECRET}"
-"""What an error speaks of, with the number of a statement, where its rows are not as many as wanted."""
+"""In the error of a statement, before its number, that has not written as many rows as it should."""
 
-_TELLING = ("smallint", "integer", "bigint", "uuid")
-"""Types of most keys, whose input functions refuse `LEFT_OUT`."""
+_REFUSES_LEFT_OUT = ("smallint", "integer", "bigint", "uuid")
+"""Types, those of most keys, whose input functions refuse the text `LEFT_OUT`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class MessagePart:
     """
-    A statement among others of a message.
+    One of the statements of a message.
 
     Args:
-        plan: Of it alone.
-        number: Its own, among all of the call.
-        rows: How many it has to give.
-        slots: Where the values of its columns go; of the one row, if there is one.
-        numbered: Whether the number of each row stands before them.
-        kept: Whether the values come back.
-        in_statistics: Whether PostgreSQL counts its rows as those of the table, and of no partition.
+        plan: The statement's plan.
+        number: Number of the statement among all of the call.
+        rows: Number of rows that it has to write or read.
+        slots: Slots of the values of its columns, if it has one row.
+        numbered: Whether it returns the number of each row in front of its columns.
+        kept: Whether the message returns the values.
+        in_statistics: Whether PostgreSQL's statistics count its rows for the table itself, as they do
+            not for a partitioned table.
     """
 
     plan: InsertPlan | UpdatePlan | ReadPlan
@@ -69,12 +70,12 @@ def step_statement(plan: InsertPlan | UpdatePlan | ReadPlan) -> Statement:
 
 def answer_statement(relation: Relation, returning: PlannedReturning, written: Bound) -> Statement:
     """
-    Build what reads the rows of the call.
+    Build the query that reads the rows of the call for its answer.
 
     Args:
-        relation: Whose rows.
-        returning: What is answered of them.
-        written: Their keys, as a list of lists of PostgreSQL's text.
+        relation: The relation of the rows.
+        returning: The columns and embeds of the answer.
+        written: The rows' keys, as a list of lists of PostgreSQL's text.
     """
     names, embeds = answer_of(returning)
     return build_statement(
@@ -88,28 +89,29 @@ def answer_statement(relation: Relation, returning: PlannedReturning, written: B
     )
 
 
-def joined(
-    parts: Sequence[Counted], passed: Collection[int], answer: Statement | None = None
+def message_statement(
+    parts: Sequence[MessagePart], passed: Collection[int], answer: Statement | None = None
 ) -> Statement:
     """
     Build the message of several statements.
 
     Args:
-        parts: In their order.
-        passed: Slots of values that are handed on.
-        answer: What stands behind them; without it, what comes back is one row, with the values of
-            each part that are kept, as JSON.
+        parts: The statements, in their order.
+        passed: Slots of values that later statements use.
+        answer: The last statement of the message. Without one, the message returns one row, with a
+            JSON of the values of each part that are kept.
     """
-    first = next((at for at, part in enumerate(parts) if _hands_on(part, passed)), -1)
-    # Those behind it that are certain, and that no other goes by, are counted all together.
-    silent = [part for part in parts[first + 1 :] if _is_silent(part, passed)]
-    watched = {part.plan.relation: part for part in reversed(silent)}
-    noted = _noted([*watched.values()]) if first < 0 else ""
+    first = next((at for at, part in enumerate(parts) if _passes_checked_values(part, passed)), -1)
+    # Of inserts behind `first`, whose values no other statement uses, the statistics are compared once
+    # at the end. The first statement saves what the statistics were before.
+    in_statistics = [part for part in parts[first + 1 :] if _is_in_statistics(part, passed)]
+    watched = {part.plan.relation: part for part in reversed(in_statistics)}
+    saved = _save_inserted([*watched.values()]) if first < 0 else ""
     ahead = list[Statement]()
     for at, part in enumerate(parts):
-        if _hands_on(part, passed):
+        if _passes_checked_values(part, passed):
             ahead.append(_uncounted(part, passed, [*watched.values()] if at == first else []))
-        elif at > first and _is_silent(part, passed):
+        elif at > first and _is_in_statistics(part, passed):
             ahead.append(_uncounted(part, passed))
         else:
             ahead.append(_counted(part, passed))
@@ -127,8 +129,8 @@ def joined(
         answer = Statement(f"SELECT {back}{check}", (), parts[0].plan.name, pure=True)
         check = ""
     else:
-        answer = _handed(answer, passed)
-    head = noted + "".join(each.text for each in ahead) + (check and f"SELECT{check}; ")
+        answer = _with_passed_values(answer, passed)
+    head = saved + "".join(each.text for each in ahead) + (check and f"SELECT{check}; ")
     return replace(
         answer,
         text=head + answer.text,
@@ -139,40 +141,49 @@ def joined(
     )
 
 
-def _is_certain(part: Counted) -> bool:
+def _writes_all(part: MessagePart) -> bool:
     """
-    Return whether a statement writes all of its rows, or fails, by the catalog, which can be older than
-    a trigger: one that may leave some out counts them in a WITH.
+    Return whether, by the catalog, a statement writes all of its rows or fails.
+
+    The catalog may be older than a trigger that leaves rows out, so this has to be checked as well.
     """
     relation = part.plan.relation
     insert = isinstance(part.plan, InsertPlan) and relation.kind == "table"
     return insert and not (part.kept or relation.side_effects)
 
 
-def _hands_on(part: Counted, passed: Collection[int]) -> bool:
-    """Return whether a statement is certain and hands on values that tell whether its row is there."""
-    values = _passed_values(part, passed) if _is_certain(part) else []
-    return bool(values) and all(value.type.sql in _TELLING for value, _ in values)
+def _passes_checked_values(part: MessagePart, passed: Collection[int]) -> bool:
+    """
+    Return whether a statement writes all of its rows and passes on values that prove it.
+
+    Without its row, the value that it passes on is `LEFT_OUT`, which the cast to its type refuses.
+    """
+    values = _passed_values(part, passed) if _writes_all(part) else []
+    return bool(values) and all(value.type.sql in _REFUSES_LEFT_OUT for value, _ in values)
 
 
-def _is_silent(part: Counted, passed: Collection[int]) -> bool:
-    """Return whether a statement is certain, and PostgreSQL's statistics alone tell of its rows."""
-    return _is_certain(part) and part.in_statistics and not _passed_values(part, passed)
+def _is_in_statistics(part: MessagePart, passed: Collection[int]) -> bool:
+    """Return whether the rows of a statement are checked by PostgreSQL's statistics alone."""
+    return _writes_all(part) and part.in_statistics and not _passed_values(part, passed)
 
 
-def _note(part: Counted) -> Composable:
-    """Build the call that hands on how many rows the table of a statement has got."""
-    return hand_on(f"rows_{part.number:d}", SQL(f"CAST({_inserted(part)} AS text)"))
+def _save_count(part: MessagePart) -> Composable:
+    """Build the call that saves how many rows the transaction has inserted into a part's table."""
+    return save_value(f"rows_{part.number:d}", SQL(f"CAST({_inserted(part)} AS text)"))
 
 
-def _noted(parts: Sequence[Counted]) -> str:
-    """Build a statement that does so for several, and sends no row; none for none."""
-    calls = SQL(" OR ").join(SQL("{} IS NULL").format(_note(each)) for each in parts)
+def _save_inserted(parts: Sequence[MessagePart]) -> str:
+    """Build the statement that saves these numbers for several parts, and returns no row."""
+    calls = SQL(" OR ").join(SQL("{} IS NULL").format(_save_count(each)) for each in parts)
     return f"SELECT WHERE {render([calls])[0]}; " if parts else ""
 
 
-def _all_inserted(watched: Sequence[tuple[Counted, int]]) -> str:
-    """Build the WHERE clause that fails where a table has fewer new rows than so many, if any."""
+def _all_inserted(watched: Sequence[tuple[MessagePart, int]]) -> str:
+    """
+    Build the WHERE clause that fails if a table has got fewer new rows than it should; "" for no table.
+
+    With `track_counts` off there are no statistics, and nothing is checked.
+    """
     short = "".join(
         f" WHEN (CAST(pg_catalog.current_setting('rowcast.rows_{part.number:d}') AS bigint)"
         f" OPERATOR(pg_catalog.+) {rows:d}) OPERATOR(pg_catalog.>) {_inserted(part)}"
@@ -186,15 +197,15 @@ def _all_inserted(watched: Sequence[tuple[Counted, int]]) -> str:
     )
 
 
-def _inserted(part: Counted) -> str:
-    """Build the number of rows that the transaction has inserted into the table of a statement."""
+def _inserted(part: MessagePart) -> str:
+    """Build the number of rows that the transaction has inserted into a part's table."""
     name = Literal(row_type(part.plan.relation))
     table = SQL("CAST({} AS pg_catalog.regclass)").format(name)
     return render([SQL("pg_catalog.pg_stat_get_xact_tuples_inserted({})").format(table)])[0]
 
 
-def _passed_values(part: Counted, passed: Collection[int]) -> list[tuple[Expression, int]]:
-    """Return what an INSERT hands on, each with its slot: of one row, as there may be several."""
+def _passed_values(part: MessagePart, passed: Collection[int]) -> list[tuple[Expression, int]]:
+    """Return the values that an INSERT of one row passes on, with their slots; none for several rows."""
     if not isinstance(part.plan, InsertPlan) or part.rows > 1:
         return []
     outputs = zip(part.plan.returning.outputs, part.slots, strict=True)
@@ -202,27 +213,28 @@ def _passed_values(part: Counted, passed: Collection[int]) -> list[tuple[Express
 
 
 def _uncounted(
-    part: Counted, passed: Collection[int], watched: Sequence[Counted] = ()
+    part: MessagePart, passed: Collection[int], watched: Sequence[MessagePart] = ()
 ) -> Statement:
-    """Build an INSERT that hands on the values of its row, and how many rows some tables have got."""
+    """Build an INSERT that saves the passed values of its row, and the row counts of `watched`."""
     assert isinstance(part.plan, InsertPlan)
     plan = replace(part.plan, returning=PlannedReturning(), numbered=False)
-    statement, values = _handed(modify(plan), passed), _passed_values(part, passed)
-    # The row may be left out, all the same: what a call before handed on must not stand here then.
+    statement, values = _with_passed_values(modify(plan), passed), _passed_values(part, passed)
+    # A trigger that is newer than the catalog may leave the row out. The setting must not have the value
+    # of an earlier call of the transaction then, or children would get the wrong parent.
     cleared = "".join(
         f"SET LOCAL rowcast.value_{slot:d} TO '{LEFT_OUT} {part.number:d}'; " for _, slot in values
     )
     effects = [
-        hand_on(f"value_{slot:d}", cast(expression(value), "text")) for value, slot in values
+        save_value(f"value_{slot:d}", cast(expression(value), "text")) for value, slot in values
     ]
-    effects += map(_note, watched)
+    effects += map(_save_count, watched)
     returning = f" RETURNING {render([COMMA.join(effects)])[0]}" if effects else ""
     return replace(statement, text=f"{cleared}{statement.text}{returning}; ")
 
 
-def _counted(part: Counted, passed: Collection[int]) -> Statement:
-    """Build a statement that fails if its rows are too few, or too many, and hands on their values."""
-    statement = _handed(step_statement(part.plan), passed)
+def _counted(part: MessagePart, passed: Collection[int]) -> Statement:
+    """Build a statement that fails unless it has exactly its number of rows, and saves their values."""
+    statement = _with_passed_values(step_statement(part.plan), passed)
     columns = [f"c{at}" for at in range(len(statement.columns))]
     returning = "" if columns else " RETURNING true"
     names = [*(["n"] if part.numbered else []), *(columns or ["c0"])]
@@ -233,7 +245,7 @@ def _counted(part: Counted, passed: Collection[int]) -> Statement:
         )
     ]
     effects += [
-        hand_on(f"value_{slot:d}", SQL(f'pg_catalog.max(CAST("w"."{column}" AS text))'))
+        save_value(f"value_{slot:d}", SQL(f'pg_catalog.max(CAST("w"."{column}" AS text))'))
         for column, slot in zip(columns, part.slots, strict=True)
         if slot in passed
     ] if part.rows == 1 else []  # fmt: skip
@@ -242,13 +254,13 @@ def _counted(part: Counted, passed: Collection[int]) -> Statement:
             '"w"."n"' if name == "n" else f'CAST("w"."{name}" AS text)' for name in names
         )
         rows = f"CAST(pg_catalog.json_agg(pg_catalog.json_build_array({values})) AS text)"
-        effects.append(hand_on(f"rows_{part.number:d}", SQL(rows)))
+        effects.append(save_value(f"rows_{part.number:d}", SQL(rows)))
     text, _, _ = render([aggregated(SQL(statement.text + returning), names, effects)])
     return replace(statement, text=text)
 
 
-def _handed(statement: Statement, passed: Collection[int]) -> Statement:
-    """Build a statement in which values that are handed on stand for their parameters."""
+def _with_passed_values(statement: Statement, passed: Collection[int]) -> Statement:
+    """Build a statement that reads passed values from their settings, in place of parameters."""
     if not any(bound.slot in passed for bound in statement.bounds):
         return statement
     return statement.substituted(
