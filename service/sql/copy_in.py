@@ -1,5 +1,5 @@
 """
-Import plans to the statements around a COPY.
+The statements of an import: a COPY, and those around it if rows go through a temporary table.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from service.sql.statement import COMMA, EMPTY, catalog_sql, render
 
 STAGE = Identifier("pg_temp", "rowcast_import")
 DEFAULT = r"\D"
-"""What stands for a column's default in COPY's text, where a value's backslash is doubled."""
+"""Marker of a column's default in COPY's text; no value is equal to it, as backslashes are doubled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,11 @@ class CopyIn:
     The statements of an import, none with parameters.
 
     Args:
-        before: Makes the temporary table, if one is needed.
+        before: Creates the temporary table, if the import needs one.
         copy: The COPY.
-        copy_with_defaults: The same, with a word for a column's default (PostgreSQL 16).
-        after: Takes the rows over from the temporary table.
-        dropped: Drops that, where other imports of one transaction follow.
+        copy_with_defaults: The same with a marker for a column's default (PostgreSQL 16 and later).
+        after: Inserts the rows of the temporary table into the relation.
+        dropped: Drops the temporary table, for further imports in the same transaction.
     """
 
     before: str | None
@@ -44,7 +44,7 @@ def copy_in(plan: ImportPlan) -> CopyIn:
     if not plan.staged:
         defaults = None if plan.csv else _copy(plan, home, DEFAULT)
         return CopyIn(None, _copy(plan, home), defaults)
-    # without constraints, which are the relation's to check
+    # The temporary table has no constraints: those of the relation are checked by the INSERT.
     stage = SQL("CREATE TEMPORARY TABLE rowcast_import ({columns}) ON COMMIT DROP").format(
         columns=COMMA.join(
             SQL("{name} {type}").format(name=name, type=catalog_sql(column.declared))
@@ -77,4 +77,4 @@ def _copy(plan: ImportPlan, target: Identifier, default: str | None = None) -> s
 
 def _text(statement: Composable) -> str:
     text, _, _ = render([statement])
-    return text % ()  # percent signs of names are doubled for the sake of parameters
+    return text % ()  # undoes the doubling of percent signs, because COPY takes no parameters

@@ -1,5 +1,5 @@
 """
-Values and conditions of a plan as SQL, and the clauses that are made of them.
+Values and conditions of a plan as SQL, and the clauses that consist of them.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from service.sql.statement import (
     quoted,
 )
 
-AS = SQL(" AS ")  # the same for each column of each row, so it is no template
+AS = SQL(" AS ")  # composed, not formatted as a template, because each column of a list has it
 NAME = "t"
-"""The alias of the relation that a statement is about."""
+"""Alias of the relation that a statement reads or writes."""
 
 
 def expression(value: Expression) -> Composable:
-    """Build a value of the row, or of the one row that links lead to."""
+    """Build a value of the row, or, by a subselect, of the one related row that its links lead to."""
     if value.links:
         first, *others = value.links
         there = replace(value, source=first.source, links=tuple(others))
-        # Without the limit, a second row would be an error (21000).
+        # Without the limit, a second related row would be an error (21000).
         return SQL("(SELECT {value} FROM {related} LIMIT 1)").format(
             value=expression(there), related=related_rows(first, first.where)
         )
@@ -116,11 +116,11 @@ _FOR = {
     **dict.fromkeys(("sum", "avg", "stddev", "variance", "percentile_cont"), "numeric"),
     **dict.fromkeys(("bool_and", "bool_or"), "boolean"),
 }
-"""What a function is for."""
+"""Types that aggregate functions take, for the hint of an error; text is that of all others."""
 
 
 def measure_value(measure: PlannedMeasure) -> Composable:
-    """Build a measure, as `CAST(f(DISTINCT x, ',') FILTER (WHERE …) AS type)`."""
+    """Build an aggregate, as `CAST(f(DISTINCT x, ',') FILTER (WHERE …) AS type)`."""
     column = measure.operand.column.name if measure.operand else ""
     hint = f'a cast may help, as in "column::{_FOR.get(measure.function, "text")}"'
     separator = EMPTY
@@ -153,12 +153,12 @@ def measure_value(measure: PlannedMeasure) -> Composable:
 
 
 def parameter(value: Bound | Expression) -> Composable:
-    """Build what a value is compared with: a parameter, or another value of the row."""
+    """Build the right side of a comparison: a parameter, or another value of the row."""
     return Parameter(value) if isinstance(value, Bound) else expression(value)
 
 
 def condition(where: Condition) -> Composable:
-    """Build a condition, in parentheses where it could be read otherwise."""
+    """Build a condition, in parentheses where precedence requires them."""
     if isinstance(where, Compare):
         return _compare(where)
     if isinstance(where, IsTest):
@@ -184,7 +184,7 @@ def where_clause(where: Condition | None) -> Composable:
 
 
 def order_by(keys: Sequence[SortKey], last: Composable | None = None) -> Composable:
-    """Build an ORDER BY clause, or nothing; `last` goes behind the keys."""
+    """Build an ORDER BY clause, or nothing; `last` is a further key behind the others."""
     found = [*map(_sort_key, keys), *([last] if last else [])]
     return SQL(" ORDER BY {keys}").format(keys=COMMA.join(found)) if found else EMPTY
 
@@ -199,7 +199,7 @@ def limit_offset(limit: Bound | None, offset: Bound | None) -> Composable:
 
 
 def aliased(values: Iterable[tuple[Composable, str]]) -> Composable:
-    """Build a select list of values and their names."""
+    """Build a select list of values with their aliases."""
     return COMMA.join(Composed([value, AS, Identifier(name)]) for value, name in values)
 
 
@@ -209,24 +209,24 @@ def output_list(outputs: Iterable[Output]) -> Composable:
 
 
 def relation_name(relation: Relation) -> Identifier:
-    """Build the name of a relation, in its schema."""
+    """Build the qualified name of a relation."""
     return Identifier(relation.schema, relation.name)
 
 
 def cast(value: Composable, type: str) -> Composable:
-    """Build a value cast to a type, as the catalog spells it."""
+    """Build a value cast to a type, whose name is formatted by PostgreSQL."""
     return SQL("CAST({value} AS {type})").format(value=value, type=catalog_sql(type))
 
 
 def operator(found: Operator) -> Composable:
-    """Build an operator, in its schema."""
-    # Unqualified, PostgreSQL prefers the one with the exact types wherever the search_path leads:
-    # whoever may create in a served schema would have his own run with every caller's rights.
+    """Build a qualified operator."""
+    # For an unqualified one PostgreSQL prefers exact types over the order of the search_path: a role that
+    # may create operators in a served schema could run code with the rights of every caller.
     return SQL(f"OPERATOR({schema_sql(found.schema)}.{found.name})")
 
 
 def schema_sql(schema: str) -> str:
-    """Return a schema as it stands before what is in it."""
+    """Return a schema as the qualifier of a name."""
     return schema if schema == PG_CATALOG else doubled(quoted(schema))
 
 
@@ -234,9 +234,9 @@ def not_distinct(
     left: Composable, equal: Operator, right: Composable, mark: Composable = EMPTY
 ) -> Composable:
     """
-    Build the condition that two values are equal, null being one like others.
+    Build the condition that two values are equal or both null.
 
-    IS NOT DISTINCT FROM takes whatever operator it finds, and there is no way to name one.
+    IS NOT DISTINCT FROM looks its operator up in the search_path, and cannot be given a qualified one.
     """
     return SQL(
         "coalesce({left} {mark}{equal} {right},"
@@ -248,12 +248,12 @@ def related_rows(
     link: Link, where: Condition | None = None, joins: Composable = EMPTY
 ) -> Composable:
     """
-    Build what the FROM clause of related rows reads, with its WHERE clause.
+    Build the FROM item of related rows, with its WHERE clause.
 
     Args:
-        link: To the rows.
-        where: Which of them.
-        joins: What is joined to each.
+        link: Link from a row to its related rows.
+        where: Further condition on the related rows.
+        joins: Joins behind the related rows.
     """
     pairs, other, junction = link.pairs, link.source, EMPTY
     if link.junction is not None:
@@ -281,10 +281,10 @@ def related_rows(
 
 
 def json_value(value: Composable, type: Type) -> Composable:
-    """Build a value whose JSON, as PostgreSQL writes it, is what is answered."""
+    """Build a value such that PostgreSQL's JSON of it is that of the answer."""
     template = "{value}"
     if type.form == "binary":
-        # encode() breaks its lines after 76 characters.
+        # encode() inserts a newline after each 76 characters.
         template = "pg_catalog.translate(pg_catalog.encode({value}, 'base64'), E'\\n', '')"
     elif type.schema == PG_CATALOG and type.name in ("timestamptz", "_timestamptz"):
         template = (
@@ -292,21 +292,21 @@ def json_value(value: Composable, type: Type) -> Composable:
             " AS json)"
         )
     elif type.schema == PG_CATALOG and type.name in ("oid", "_oid"):
-        # to_json writes an oid as a string
+        # to_json writes an oid as a string.
         template = "CAST({value} AS int8[])" if type.name == "_oid" else "CAST({value} AS int8)"
     return SQL(template).format(value=value)
 
 
 def json_text(value: Composable, type: Type) -> Composable:
-    """Build a value's JSON as text; never NULL, which is a value of JSON too."""
+    """Build the JSON text of a value; of NULL it is 'null'."""
     return SQL("coalesce(CAST(pg_catalog.to_json({value}) AS text), 'null')").format(
         value=json_value(value, type)
     )
 
 
 def _is_present(source: str) -> Composable:
-    """Build the condition that a row is there: a function of one row gives nulls for none."""
-    # Not IS NOT NULL, which asks that no column of the row be null.
+    """Build the condition that a function of one row has returned a row, rather than nulls."""
+    # NOT (… IS NULL), because IS NOT NULL is true only if no column of the row is null.
     return SQL("NOT ({row}.* IS NULL)").format(row=Identifier(source))
 
 
@@ -322,8 +322,8 @@ def _all_equal(left: str, right: str, pairs: Equals) -> Composable:
 def _row_function(
     function: Function, source: str, row: str, arguments: Sequence[PlannedArgument] = ()
 ) -> Composable:
-    """Build a call of a function of a row, or of the column `row` that holds one."""
-    # "t".* and not "t", which would mean a column of that name.
+    """Build a call of a function whose argument is a row, or the column `row` of a composite type."""
+    # "t".* because "t" would be taken for a column of that name if there is one.
     return SQL("{function}({row}{rest})" if row else "{function}({row}.*{rest})").format(
         function=Identifier(function.schema, function.name),
         row=Identifier(source, row) if row else Identifier(source),
@@ -354,7 +354,7 @@ def _compare(test: Compare) -> Composable:
 
 
 def _mark_between(test: Compare) -> Composable:
-    """Build a mark before an operator that the types of two columns may lack."""
+    """Build the mark in front of an operator that may not exist for the types of two columns."""
     if isinstance(test.right, Bound):
         return EMPTY
     name = test.right.column.name
@@ -362,14 +362,14 @@ def _mark_between(test: Compare) -> Composable:
 
 
 def _candidates(test: Compare, array: Composable) -> Composable:
-    # A null among them would have a negation match nothing; it is a test of its own beside this.
+    # With a null in the array, <> ALL would never be true; null is tested in a condition of its own.
     present = SQL(" WHERE c IS NOT NULL" if test.nulls else "")
-    # PostgreSQL has no array of arrays: candidates that are arrays come as texts.
+    # PostgreSQL has no arrays of arrays, so candidates that are arrays are sent as text.
     if test.candidate is not None:
         return SQL("SELECT {value} FROM pg_catalog.unnest({array}) AS c{present}").format(
             value=cast(SQL("c"), test.candidate.sql), array=array, present=present
         )
-    if test.nulls:  # one array, made once, which an index can be asked for
+    if test.nulls:  # an array that is built once, so that an index can be used
         return SQL("ARRAY(SELECT c FROM pg_catalog.unnest({array}) AS c{present})").format(
             array=array, present=present
         )
@@ -387,9 +387,9 @@ def _search(test: Search) -> Composable:
 
 
 def _sort_key(key: SortKey) -> Composable:
-    # DISTINCT has rows ordered by what it selects alone, and a parameter that is spelled twice is
-    # two different ones to PostgreSQL.
+    # With DISTINCT, sort keys must be in the select list; a key with a parameter is given by position,
+    # because PostgreSQL takes a parameter that occurs twice for two different values.
     value = SQL(f"{key.position}") if key.position else expression(key.expression)
-    # Ascending, PostgreSQL has nulls last by itself; descending, first.
+    # PostgreSQL's default is NULLS LAST for ASC, and NULLS FIRST for DESC.
     nulls = f" NULLS {key.nulls.upper()}" if (key.nulls == "first") != key.descending else ""
     return SQL(f"{{value}}{' DESC' if key.descending else ''}{nulls}").format(value=value)

@@ -1,9 +1,9 @@
 """
-Rows sorted by measures of their related rows, as a join with the groups of those.
+Rows sorted by a measure of their related rows, joined with the groups of the related rows.
 
-A subselect for each row is what a measure is elsewhere. All rows have to be measured before the first
-one is known where they are sorted by it, and then one pass over the related rows costs three
-fifths (`bench/sorting.py`).
+Elsewhere a measure is a subselect for each row. To sort by a measure, all rows must be measured before
+the first one is known, and then one pass over the related rows takes three fifths of the time
+(`bench/sorting.py`).
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from service.sql.expressions import (
 from service.sql.statement import AND, EMPTY
 
 VALUE = "v"
-"""What a measure is called in its join."""
+"""Name of the measure's column in its join."""
 
 
 def join_measures(plan: ReadPlan) -> tuple[ReadPlan, Composable]:
     """
-    Return a read that takes the measures which it is sorted by from joins, and these joins.
+    Return a plan whose measures are columns of joins, if its first sort key is one; and the joins.
 
-    Where rows are sorted by something else first, or are distinct or a function's, nothing changes:
-    it may be that few of them are measured.
+    The plan stays as it is if rows are sorted by something else first, are distinct, or come from a
+    function: then only few rows may have to be measured.
     """
     first = plan.order[0].expression if plan.order else None
     if plan.call or plan.distinct or first is None or not _is_joined(first):
@@ -60,7 +60,7 @@ def join_measures(plan: ReadPlan) -> tuple[ReadPlan, Composable]:
 
 
 def _is_joined(value: Expression) -> bool:
-    """Return whether a value is a measure of what is related to the row itself by columns."""
+    """Return whether a value is a measure of rows that are related to the row itself by columns."""
     if value.measure is None or len(value.links) != 1:
         return False
     (link,) = value.links
@@ -69,11 +69,13 @@ def _is_joined(value: Expression) -> bool:
 
 class _Joins:
     """
+    Builder of the joins of a plan.
+
     Args:
-        plan: Of the rows.
+        plan: The plan of the rows.
 
     Attributes:
-        built: The joins so far.
+        built: The joins built so far.
     """
 
     def __init__(self, plan: ReadPlan) -> None:
@@ -82,7 +84,7 @@ class _Joins:
         self._known: list[tuple[Expression, Expression]] = []
 
     def value(self, value: Expression) -> Expression:
-        """Return the column of a join in place of a measure."""
+        """Return a value with its measure, if it is one, replaced by the column of a join."""
         if not _is_joined(value):
             return value
         bare = replace(value, steps=(), applied=())
@@ -100,7 +102,7 @@ class _Joins:
         )
 
     def condition(self, where: Condition) -> Condition:
-        """Return a condition of the row that takes measures from joins."""
+        """Return a condition with its measures replaced by columns of joins."""
         if isinstance(where, BoolExpr):
             return replace(where, conditions=tuple(map(self.condition, where.conditions)))
         if isinstance(where, Not):
@@ -135,7 +137,7 @@ class _Joins:
                 equal=_equal(found.strings[0], pairs),
             )
         )
-        if counted:  # none is 0, and of what is not there the join has NULL
+        if counted:  # the count of no rows is 0, for which the outer join gives NULL
             self.built.append(
                 SQL(
                     " CROSS JOIN LATERAL (SELECT coalesce({found}, {none}) AS {value}) AS {alias}"
@@ -145,19 +147,19 @@ class _Joins:
         return Expression(column, measure.type, path=value.path, source=alias)
 
     def _of_rows(self, source: str, pairs: Equals) -> Condition | None:
-        """Return the condition that a related row is one of the rows: of few, no others are read."""
+        """Return the condition that a related row belongs to one of the rows that are read, if useful."""
         relation = self._plan.relation
         where = both(*_terms_apart(self._plan.where))
         if where is None and relation.kind == "table" and relation.estimable:
             return None
-        # The filter once more, seen from the related rows: else a filter that leaves ten rows would have all
-        # of the related ones grouped.
+        # The filter of the rows, seen from the related rows: without it, all related rows would be grouped
+        # even if the filter leaves ten rows.
         back = tuple((there, here, equal) for here, there, equal in pairs)
         return Exists(Link(relation, NAME, source, back), where)
 
 
 def _apart(link: Link) -> tuple[Link, str, Equals]:
-    """Return a link to all related rows, and where and how they are those of one row."""
+    """Return a link without the condition that relates it to one row, the alias, and that condition."""
     if link.junction is None:
         return replace(link, pairs=()), link.source, link.pairs
     junction = replace(link.junction, here=())
@@ -174,7 +176,7 @@ def _equal(alias: str, pairs: Equals) -> Composable:
 
 
 def _terms_apart(where: Condition | None) -> Iterator[Condition]:
-    """Yield the terms of a condition, all of which hold, that can stand apart from the rows' own."""
+    """Yield the terms of a conjunction that may be evaluated a second time, in another subselect."""
     if isinstance(where, BoolExpr) and not where.any:
         for each in where.conditions:
             yield from _terms_apart(each)

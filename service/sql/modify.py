@@ -1,9 +1,9 @@
 """
-INSERT, UPDATE and DELETE, with ON CONFLICT and what comes back of the rows.
+INSERT, UPDATE and DELETE, with ON CONFLICT and RETURNING.
 
-Where each of several new rows is to be told by its number, MERGE makes them, which gives back what it has
-read beside what it has written (from PostgreSQL 17 on). INSERT gives back what it has written alone, and in
-an order that PostgreSQL does not promise.
+If each of several new rows has to be identified by its number, they are inserted by MERGE, whose RETURNING
+(PostgreSQL 17 and later) can name columns of its source beside those of the target. RETURNING of an INSERT has
+only columns of the target, and PostgreSQL does not guarantee the order of the rows.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ from service.sql.statement import (
 
 WritePlan = InsertPlan | UpdatePlan | DeletePlan
 MANY_BYTES, MANY_COLUMNS = 2**16, 100
-"""Of the texts of a row from which on it is large; and columns up to which it may be small."""
+"""Size from which the texts of a row make it large; and maximum columns of a row that is not."""
 NEW = "excluded"
-"""What PostgreSQL calls a new row whose key is there already."""
+"""PostgreSQL's name for the proposed row in ON CONFLICT DO UPDATE."""
 
 
 def modify(plan: WritePlan) -> Statement:
-    """Build a write with what comes back of it: by itself, or by a second statement behind it."""
+    """Build a write whose rows are returned by RETURNING, or read again by a second statement."""
     returning, ahead, guard = plan.returning, EMPTY, ""
     numbered = _is_numbered(plan)
     if returning.reread is not None:
@@ -80,9 +80,9 @@ def modify(plan: WritePlan) -> Statement:
         )
         ahead = save_rows(written, returning.must_write, numbered)
         rows = reread_rows(plan.relation, returning)
-        numbered = False  # they come in their order
+        numbered = False  # the second statement sorts them
     elif returning.must_write:
-        rows = _certain(plan)
+        rows = _failing_without_row(plan)
     else:
         rows = _write(plan)
         numbers = [NUMBER] if isinstance(plan, InsertPlan) and plan.numbered else []
@@ -116,9 +116,9 @@ def modify(plan: WritePlan) -> Statement:
 
 
 def _guard(outputs: Sequence[Output]) -> str:
-    """Build what refuses, behind the last column of RETURNING, a row of many bytes; "" of no row."""
+    """Build the column behind RETURNING's last that fails for a large row; "" if there can be none."""
     types = [each.expression.type for each in outputs]
-    # Of a record the answer has the names of its fields, too, once for each of an array.
+    # The size of a record is more than its text: the answer has the names of its fields as well.
     if len(outputs) > MANY_COLUMNS or any(type.kind not in ("base", "enum") for type in types):
         return ""
     sizes = [
@@ -131,7 +131,7 @@ def _guard(outputs: Sequence[Output]) -> str:
     if not sizes:
         return ""
     sum = SQL(" OPERATOR(pg_catalog.+) ").join(sizes)
-    # A text, of which CAST makes a boolean when it is run, not when it is parsed.
+    # A CASE, not a constant, so that the cast of `LARGE` fails when it is run, not when it is parsed.
     guard = SQL(", CAST(CASE WHEN {sum} OPERATOR(pg_catalog.>) {most} THEN {large} END AS boolean)")
     parts = guard.format(sum=sum, most=SQL(f"{MANY_BYTES:d}"), large=Literal(LARGE))
     text, bounds, _ = render([parts])
@@ -139,13 +139,13 @@ def _guard(outputs: Sequence[Output]) -> str:
 
 
 def _is_numbered(plan: WritePlan) -> bool:
-    """Return whether what comes back is in the order of the rows of the call."""
+    """Return whether the rows that come back have numbers, by which they are those of the call."""
     joined = plan.joined if isinstance(plan, UpdatePlan) else None
     return joined is not None and isinstance(joined.source, CallRows)
 
 
 def _unseen(plan: WritePlan) -> Unseen:
-    """Return why the row that an upsert meets may not be seen."""
+    """Return why an upsert may meet a row that the caller does not see."""
     conflict = plan.conflict if isinstance(plan, InsertPlan) else None
     if conflict is None or conflict.guard is None:
         return ""
@@ -153,12 +153,12 @@ def _unseen(plan: WritePlan) -> Unseen:
 
 
 def on_conflict(conflict: PlannedConflict, relation: Relation) -> Composable:
-    """Build what becomes of new rows whose key is there already."""
+    """Build the ON CONFLICT clause."""
     target = SQL("({columns})").format(columns=COMMA.join(map(Identifier, conflict.key)))
     action: Composable = SQL("NOTHING")
     if conflict.updates:
         new_values = [
-            new_value(each.value) if isinstance(each, Setting) else _taken_over(conflict, each)
+            new_value(each.value) if isinstance(each, Setting) else _conflict_value(conflict, each)
             for each in conflict.updates
         ]
         where = where_clause(conflict.where)
@@ -177,7 +177,7 @@ def on_conflict(conflict: PlannedConflict, relation: Relation) -> Composable:
 def _write(plan: WritePlan) -> Composable:
     relation = relation_name(plan.relation)
     if isinstance(plan, InsertPlan) and plan.numbered:
-        return numbered_rows(plan)
+        return _merge(plan)
     if isinstance(plan, DeletePlan):
         return SQL('DELETE FROM {relation} AS "t"{where}').format(
             relation=relation, where=where_clause(plan.where)
@@ -185,9 +185,9 @@ def _write(plan: WritePlan) -> Composable:
     if isinstance(plan, UpdatePlan):
         ahead, source, where = EMPTY, EMPTY, where_clause(plan.where)
         if plan.joined is not None:
-            ahead = ahead_of(plan.joined)
-            source = SQL(" FROM {source}").format(source=source_of(plan.joined))
-            where = SQL(" WHERE {key}").format(key=is_joined(plan.joined))
+            ahead = _with_clause(plan.joined)
+            source = SQL(" FROM {source}").format(source=_source(plan.joined))
+            where = SQL(" WHERE {key}").format(key=_has_joined_key(plan.joined))
         return SQL('{ahead}UPDATE {relation} AS "t" SET {settings}{source}{where}').format(
             ahead=ahead,
             relation=relation,
@@ -203,7 +203,7 @@ def _write(plan: WritePlan) -> Composable:
     template = 'INSERT INTO {relation} AS "t" ({columns}) VALUES {rows}{conflict}'
     if not plan.columns and len(plan.rows) == 1:
         template = 'INSERT INTO {relation} AS "t" DEFAULT VALUES{conflict}'
-    elif not plan.columns:  # DEFAULT VALUES is one row
+    elif not plan.columns:  # DEFAULT VALUES inserts one row only
         template = (
             'INSERT INTO {relation} AS "t"'
             " SELECT FROM pg_catalog.generate_series(1, {number}){conflict}"
@@ -219,11 +219,11 @@ def _write(plan: WritePlan) -> Composable:
     )
 
 
-def _certain(plan: WritePlan) -> Composable:
+def _failing_without_row(plan: WritePlan) -> Composable:
     """
-    Build a write that fails if it writes no row: then a text that is no boolean is read as one.
+    Build a write that fails if it writes no row, by casting `MISSED` to boolean.
 
-    So an INSTEAD OF trigger that writes none is told from one that does, and what it did is undone.
+    So the effects of an INSTEAD OF trigger that returns no row are rolled back.
     """
     outputs = plan.returning.outputs
     names = [f"c{at}" for at in range(len(outputs))]
@@ -236,12 +236,12 @@ def _certain(plan: WritePlan) -> Composable:
     ]
     receipt = [TRANSACTION] if plan.returning.receipt else []
     return SQL(
-        # The join gives a row for no row, so that there is something for the cast to fail on.
+        # The outer join returns a row even for no row, so that the cast is evaluated and fails.
         'WITH "w" AS ({write} RETURNING {values}) SELECT {columns} FROM (SELECT) AS "o"'
         ' LEFT JOIN "w" ON true WHERE CAST(coalesce("w"."v", {missed}) AS boolean)'
     ).format(
         write=_write(plan),
-        # A text: beside a boolean, the other word would be refused as one when it is parsed.
+        # A text: beside a boolean, `MISSED` would be a boolean constant too, and fail when it is parsed.
         values=aliased([*values, (SQL("CAST('true' AS text)"), "v")]),
         columns=COMMA.join([*([aliased(found)] if found else []), *receipt]),
         missed=Literal(MISSED),
@@ -251,7 +251,7 @@ def _certain(plan: WritePlan) -> Composable:
 def reread_rows(
     relation: Relation, returning: PlannedReturning, written: Composable = WRITTEN
 ) -> Composable:
-    """Build what reads written rows again, from what was handed on of them."""
+    """Build the query that reads written rows again, by the values that were saved of them."""
     if returning.reread is None:
         raise TypeError("nothing is read again")
     columns = []
@@ -259,7 +259,7 @@ def reread_rows(
         columns.append(column_list(returning.outputs, returning.embeds, returning.json))
     if returning.receipt:
         columns.append(TRANSACTION)
-    # not a WHERE: what was written is to be counted, whatever is answered of it
+    # Not in a WHERE, because all written rows are counted, those that are not part of the answer too.
     if returning.inner:
         columns.append(condition(BoolExpr(False, returning.inner)))
     return SQL("SELECT {columns} FROM {rows}{embeds}{order}").format(
@@ -278,13 +278,14 @@ def _guarded(
     conflict: PlannedConflict, relation: Relation, value: Composable
 ) -> tuple[Composable, Composable]:
     """
-    Build a new value that is not computed of hidden rows, and the WHERE clause of a condition that is
-    not asked of them.
+    Build a new value and a WHERE clause that evaluate nothing of rows the caller may not see.
 
-    PostgreSQL asks a condition before the policies, so that whether these refuse the row would tell
-    what is in it. A row that is not seen meets it unasked: the policies then refuse it. If they do
-    not, it came after the statement began, or a view leaves it out: the new value, computed behind
-    the policies, fails to be read as a boolean, so that nothing is written unasked.
+    PostgreSQL evaluates the WHERE of DO UPDATE before the row-level security policies, so whether the
+    policies then refuse the row would reveal whether its values match. Therefore the condition is
+    evaluated only for visible rows; a hidden row passes it, and the policies refuse it. A row that they
+    do not refuse was inserted after the statement began, or is left out by a view. For such a row the
+    new value, which is computed after the policies, fails as a cast of `UNSEEN`, so that nothing is
+    written without the condition.
     """
     if conflict.guard is None:
         raise TypeError("there is nothing to guard by")
@@ -306,15 +307,19 @@ def _guarded(
     ).format(rows=rows, unseen=Literal(UNSEEN), value=value)
     if conflict.where is None:
         return seen, EMPTY
-    # CASE, since the terms of an OR are computed in any order
+    # CASE, because PostgreSQL may evaluate the terms of an OR in any order.
     where = SQL(" WHERE CASE WHEN EXISTS (SELECT {rows}) THEN {condition} ELSE true END").format(
         rows=rows, condition=condition(conflict.where)
     )
     return seen, where
 
 
-def _taken_over(conflict: PlannedConflict, update: ConflictUpdate) -> Composable:
-    """Build what a row takes over, unless the new row has one of the keys that do not give it."""
+def _conflict_value(conflict: PlannedConflict, update: ConflictUpdate) -> Composable:
+    """
+    Build the value that an existing row gets from the new row.
+
+    The existing value stays if the new row has one of the keys `kept`, those of rows without the column.
+    """
     name = update.column.name
     template = "CASE WHEN {kept} THEN {old} ELSE {new} END"
     return SQL(template if update.kept else "{new}").format(
@@ -329,7 +334,7 @@ def _has_key(conflict: PlannedConflict, key: Sequence[Bound]) -> Composable:
         (Identifier(NEW, name), equal, Parameter(value))
         for name, equal, value in zip(conflict.key, conflict.equal, key, strict=True)
     ]
-    # With NULLS NOT DISTINCT a key may be null, and equality would be neither true nor false.
+    # With NULLS NOT DISTINCT a key may be null, for which an equality operator returns null.
     if conflict.nulls:
         return AND.join(not_distinct(*part) for part in parts)
     return AND.join(
@@ -342,18 +347,19 @@ NUMBER: Composable = Identifier("s", "n")
 """The number of a row among those of the statement, from 0."""
 
 
-def numbered_rows(plan: InsertPlan) -> Composable:
+def _merge(plan: InsertPlan) -> Composable:
     """
-    Build the MERGE of new rows; rows that give the same columns share a clause of it.
+    Build the MERGE that inserts new rows.
 
-    A column that a row does not give takes its default, and a clause can say so of all its rows alone.
+    Rows with the same columns share a WHEN clause, which leaves the other columns to their defaults.
     """
-    # A clause for each would make the text grow with the rows, and an application gives few sets of columns.
+    # The text does not grow with a clause for each row: an application uses few sets of columns.
     shapes: dict[tuple[bool, ...], int] = {}
     rows = []
     for number, row in enumerate(plan.rows):
         shape = shapes.setdefault(tuple(value is not None for value in row), len(shapes))
-        # No column gives these values their types: each is cast, without modifiers, which would cut.
+        # Unlike in an INSERT, no column determines the types of VALUES here, so each value is cast. The
+        # types have no modifiers, because a cast to varchar(n) would truncate instead of failing.
         values = [Parameter(replace(value, cast=True)) if value else SQL("NULL") for value in row]
         rows.append(
             SQL("({values})").format(
@@ -394,11 +400,11 @@ ORDINAL = Identifier(GIVEN, "n")
 """The number of a row of the call, from 0."""
 
 
-def ahead_of(joined: Joined) -> Composable:
-    """Build what stands before an update: the query of the rows that are picked."""
+def _with_clause(joined: Joined) -> Composable:
+    """Build the WITH clause of an update: the query that picks the rows, if there is one."""
     if not isinstance(joined.source, Picked):
         return EMPTY
-    # not a subselect of the WHERE: PostgreSQL could run that again, and take other rows
+    # Not a subselect of the WHERE, which PostgreSQL could run again and get other rows from.
     return SQL("WITH {name} ({key}) AS ({rows}) ").format(
         name=Identifier(GIVEN),
         key=COMMA.join(Identifier(f"k{at}") for at in range(len(joined.key))),
@@ -406,8 +412,8 @@ def ahead_of(joined: Joined) -> Composable:
     )
 
 
-def source_of(joined: Joined) -> Composable:
-    """Build what the FROM clause of an update reads."""
+def _source(joined: Joined) -> Composable:
+    """Build the FROM item that an update is joined to."""
     if isinstance(joined.source, Picked):
         return Identifier(GIVEN)
     return SQL("(VALUES {rows}) AS {name} ({columns})").format(
@@ -417,8 +423,8 @@ def source_of(joined: Joined) -> Composable:
     )
 
 
-def is_joined(joined: Joined) -> Composable:
-    """Build the condition that a row has the key of what it is joined to."""
+def _has_joined_key(joined: Joined) -> Composable:
+    """Build the condition that a row has the key of the row it is joined to."""
     return AND.join(
         SQL("{column} {equal} {value}").format(
             column=Identifier(NAME, name),
@@ -431,10 +437,10 @@ def is_joined(joined: Joined) -> Composable:
 
 def lock_rows(plan: UpdatePlan) -> Statement:
     """
-    Build the query of the rows that an update is for, in the order of the call; they are locked,
-    where PostgreSQL can.
+    Build the query that reads the rows of an update in the order of the call, and locks them if
+    PostgreSQL can lock rows of the relation.
 
-    Behind the columns stand the number of each, and its new values of the columns that are computed.
+    Behind the columns it returns the number of each row, and the new values of computed columns.
     """
     if plan.joined is None:
         raise TypeError("the rows are not those of a call")
@@ -446,9 +452,9 @@ def lock_rows(plan: UpdatePlan) -> Statement:
         'SELECT {columns} FROM {source} JOIN {relation} AS "t" ON {key} ORDER BY {number}{lock}'
     ).format(
         columns=COMMA.join([*(Identifier(NAME, name) for name in columns), ORDINAL, *new]),
-        source=source_of(plan.joined),
+        source=_source(plan.joined),
         relation=relation_name(plan.relation),
-        key=is_joined(plan.joined),
+        key=_has_joined_key(plan.joined),
         number=ORDINAL,
         lock=row_lock(plan.relation, Lock()),
     )
@@ -456,7 +462,7 @@ def lock_rows(plan: UpdatePlan) -> Statement:
 
 
 def _values(given: CallRows) -> Composable:
-    """Build the rows of VALUES: the types of the first one are those of all."""
+    """Build the rows of VALUES; casts in the first row determine the types of all rows."""
     found = []
     for at, row in enumerate(given.rows):
         cells: list[Composable] = []

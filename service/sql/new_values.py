@@ -1,5 +1,5 @@
 """
-Values that are computed out of those of the row that is there.
+New values of columns, some of which are computed from the values of the existing row.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from service.sql.expressions import NAME, cast, operator
 from service.sql.statement import COMMA, EMPTY, Mark, Parameter
 
 GIVEN = "p"
-"""The alias of what an update is joined to: the rows that are picked, or given."""
+"""Alias of the source that an update is joined to: the rows picked by a query, or given in the call."""
 
 JSON_KIND = "coalesce(pg_catalog.jsonb_typeof({value}), 'null')"
 IS_NULL = f"{JSON_KIND} OPERATOR(pg_catalog.=) 'null'"
@@ -22,9 +22,13 @@ REFUSALS = {
     "object": "pg_catalog.to_jsonb(ARRAY(SELECT pg_catalog.jsonb_object_keys({value})))",
     "array": "pg_catalog.to_jsonb(pg_catalog.jsonb_array_length({value}))",
 }
-"""What fails for JSON of another kind, and says so: `||` would make lists of what does not fit."""
-CHANGE_NOTHING = frozenset(["add", "multiply", "remove"])
-"""What makes nothing of nothing: null plus one is null."""
+"""
+By kind, an expression that fails for JSON of another kind, with an error that says so.
+
+`||` would not fail: it makes arrays of operands that do not match.
+"""
+NULL_STAYS = frozenset(["add", "multiply", "remove"])
+"""Operations whose result is null if the value is null."""
 
 
 def new_value(value: Bound | Computed | GivenValue | SomeWay | None) -> Composable:
@@ -34,8 +38,8 @@ def new_value(value: Bound | Computed | GivenValue | SomeWay | None) -> Composab
     if isinstance(value, Computed):
         return computed_value(value)
     if isinstance(value, SomeWay):
-        # An UPDATE has one SET for a column, whatever is to happen to it in each of the rows: which way
-        # a row goes is a value of the row, so that the text has a place for each way and not for each row.
+        # An UPDATE has one SET for a column, although each row may change it in its own way. A value of the
+        # row selects the way, so that the text grows with the number of ways, not of rows.
         ways = [
             SQL("WHEN {selector} OPERATOR(pg_catalog.=) {number} THEN {value}").format(
                 selector=_operand(value.selector), number=SQL(f"{at:d}"), value=new_value(each)
@@ -53,7 +57,7 @@ def _operand(value: Bound | GivenValue) -> Composable:
 
 
 def computed_value(value: Computed) -> Composable:
-    """Build a value that is computed out of the one of the row "t"."""
+    """Build a value that is computed from the column of the row "t"."""
     found: Composable = Identifier(NAME, value.column.name)
     if value.document and (value.type.name == "json" or value.column.type != value.type.oid):
         found = cast(found, "jsonb")
@@ -64,7 +68,7 @@ def computed_value(value: Computed) -> Composable:
 
 
 def _plain(value: Composable, part: Part) -> Composable:
-    """Build a number, a time or an array."""
+    """Build a computed number, time or array."""
     others = list(map(_operand, part.operands))
     if part.computing == "remove":
         for each in others:
@@ -82,30 +86,31 @@ def _document(
     document: Composable, part: Part, steps: Sequence[PathStep], depth: int = 1
 ) -> Composable:
     """
-    Build a jsonb with a part of it set.
+    Build a jsonb document with a part of it changed.
 
-    Each step is a subselect, so that what it looks into is spelled once: paths of a column nest.
-    Without OFFSET the planner would flatten them, and repeat it: exponentially many times.
+    Each step of the path is a subselect, which names the document that it changes once, because changes of
+    one column nest. OFFSET 0 keeps the planner from pulling the subselects up: it would repeat the
+    document wherever its name stands, and eight paths would take more than four seconds.
     """
     if not steps and not part.computing:
-        # jsonb_set makes NULL of the document for a NULL
+        # For a NULL value, jsonb_set would return NULL in place of the document.
         return SQL("coalesce({value}, 'null')").format(value=_operand(part.operands[0]))
     value = Identifier(f"d{depth}", "v")
     if steps:
         first, *others = steps
         path = SQL("ARRAY[{key}]").format(key=Parameter(first.key))
-        # By path, and not by key: "0" is a position in a list, and a key of an object.
+        # #> takes a path: its "0" is a position in an array and a key of an object, as the data has it.
         there = SQL("{value} OPERATOR(pg_catalog.#>) {path}").format(value=value, path=path)
-        changes_nothing = part.computing in CHANGE_NOTHING
+        null_stays = part.computing in NULL_STAYS
         body: Composable = SQL(
             "pg_catalog.jsonb_set({document}, {path}, coalesce({new}, 'null'){only})"
         ).format(
-            document=value if changes_nothing else _filled(value, "[]" if first.index else "{}"),
+            document=value if null_stays else _filled(value, "[]" if first.index else "{}"),
             path=path,
             new=_document(there, part, others, depth + 1),
-            only=SQL(", false") if changes_nothing else EMPTY,
+            only=SQL(", false") if null_stays else EMPTY,
         )
-        if changes_nothing:
+        if null_stays:
             body = SQL(f"CASE WHEN {IS_NULL} THEN {{value}} ELSE {{body}} END").format(
                 value=value, body=body
             )
@@ -117,9 +122,9 @@ def _document(
 
 
 def _changed(value: Composable, part: Part) -> Composable:
-    """Build what is computed out of a JSON value."""
+    """Build the result of an operation on a JSON value."""
     other = _operand(part.operands[0])
-    if part.computing in CHANGE_NOTHING:
+    if part.computing in NULL_STAYS:
         there: Composable = SQL(
             f"CASE WHEN {JSON_KIND} OPERATOR(pg_catalog.<>) 'null' THEN {{value}} END"
         ).format(value=value)
@@ -138,7 +143,7 @@ def _changed(value: Composable, part: Part) -> Composable:
 
 
 def _filled(value: Composable, empty: str, kind: str = "") -> Composable:
-    """Build a JSON value, with an empty one in place of null; of another kind than asked it fails."""
+    """Build a JSON value, or an empty one if it is null; the SQL fails if it is not of a given kind."""
     otherwise = (
         f"WHEN {JSON_KIND} OPERATOR(pg_catalog.=) '{kind}' THEN {{value}} ELSE {REFUSALS[kind]}"
         if kind

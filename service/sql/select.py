@@ -1,9 +1,9 @@
 """
-SELECT: rows with keyset paging, groups and the measures over them, and what is related to rows.
+SELECT: rows with keyset pagination and embeds, and aggregates.
 
-An embed is one lateral subselect, giving one JSON value. A JSON document keeps what belongs together in
-one column whatever its depth, so that a call stays one statement. Values that JSON cannot hold in their
-wire form are text in it.
+An embed is a lateral subselect that returns one JSON document. Related rows of any depth are in one column
+that way, and a call stays one statement. Values that JSON cannot represent in their wire form are text in
+the document.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ from service.sql.statement import AND, COMMA, EMPTY, Parameter, Statement, build
 
 def select(plan: ReadPlan) -> Statement:
     """
-    Build a read.
+    Build the query of a read.
 
-    Where the plan pages by keyset, the sort keys of each row follow its outputs as text,
-    for the `next` token; `columns` names the outputs alone.
+    With keyset pagination, it returns the sort keys of each row as text behind its outputs, for the
+    `next` token; the statement's `columns` are the outputs only.
     """
     rows = rows_of(plan, plan.json)
-    if plan.json and plan.distinct is True:  # values of type json have no equality, and no order
+    if plan.json and plan.distinct is True:  # DISTINCT needs equality, which json does not have
         names = [Identifier("j", truncated(output.name)) for output in plan.outputs]
         types = [output.expression.type for output in plan.outputs]
         rows = SQL("SELECT {columns} FROM ({rows}) AS j").format(
@@ -81,50 +81,51 @@ def select(plan: ReadPlan) -> Statement:
 
 
 def _has_parts(output: Output) -> bool:
-    """Return whether values may have others inside."""
+    """Return whether values of an output may be lists or objects."""
     type = output.expression.type
     return type.kind not in ("base", "enum") or type.form in UNPLAIN
 
 
 def count(plan: ReadPlan, limit: int | None = None) -> Statement:
     """
-    Build the query how many rows a read returns.
+    Build the query that counts the rows of a read.
 
     Args:
-        plan: What to count.
-        limit: Stop counting there.
+        plan: The read.
+        limit: Number of rows at which counting stops.
     """
     stop = SQL("" if limit is None else f" LIMIT {limit:d}")
-    return _about(plan, "SELECT pg_catalog.count(*) FROM ({rows}{limit}) AS counted", stop)
+    return _wrapped(plan, "SELECT pg_catalog.count(*) FROM ({rows}{limit}) AS counted", stop)
 
 
 def exists(plan: ReadPlan) -> Statement:
-    """Build the query whether a read returns any row."""
-    return _about(plan, "SELECT EXISTS ({rows})")
+    """Build the query that returns whether a read has any row."""
+    return _wrapped(plan, "SELECT EXISTS ({rows})")
 
 
 def estimate(plan: ReadPlan) -> Statement:
-    """Build the query how many rows the planner expects; it answers one JSON document."""
-    return _about(plan, "EXPLAIN (FORMAT JSON) {rows}")
+    """Build the query for the planner's row estimate; it returns EXPLAIN's JSON document."""
+    return _wrapped(plan, "EXPLAIN (FORMAT JSON) {rows}")
 
 
 def answer_of(
     plan: ReadPlan | PlannedReturning,
 ) -> tuple[tuple[str, ...], tuple[PlannedEmbed, ...]]:
-    """Return the names of an answer's columns, and the embeds among them that are to be read."""
+    """Return the names of the answer's columns, and the embeds among them that are to be decoded."""
     if plan.json:
         return names_of(plan.outputs, plan.embeds), ()
     names = (*(each.name for each in plan.outputs), *(each.key for each in plan.embeds))
     return names, plan.embeds
 
 
-def _about(plan: ReadPlan, template: str, limit: Composable = EMPTY) -> Statement:
+def _wrapped(plan: ReadPlan, template: str, limit: Composable = EMPTY) -> Statement:
+    """Build a statement of one column around the query of a read."""
     statement = SQL(template).format(rows=rows_of(plan), limit=limit)
     return build_statement(plan.name, statement, columns=("answer",), pure=is_pure(plan))
 
 
 def rows_of(plan: ReadPlan, json: bool = False) -> Composable:
-    """Build the query of a read."""
+    """Build the SQL of a read; with `json`, each column is the JSON text of its value."""
     plan, measures = join_measures(plan)
     distinct: Composable = SQL("DISTINCT " if plan.distinct else "")
     if isinstance(plan.distinct, tuple) and plan.distinct:
@@ -137,7 +138,7 @@ def rows_of(plan: ReadPlan, json: bool = False) -> Composable:
         columns += [cast(expression(key.expression), "text") for key in plan.order]
     columns += map(expression, plan.keys)
     columns += [cast(computed_value(each), each.column.declared) for each in plan.computed]
-    # DISTINCT has rows sorted by nothing but what is selected.
+    # With DISTINCT, PostgreSQL refuses sort keys that are not in the select list.
     last = ORDER if plan.afterwards and not plan.distinct else None
     return SQL(
         "SELECT {distinct}{columns} FROM {source}{measures}{embeds}{where}{order}{page}{lock}"
@@ -155,17 +156,17 @@ def rows_of(plan: ReadPlan, json: bool = False) -> Composable:
 
 
 def row_lock(relation: Relation, lock: Lock) -> Composable:
-    """Build the lock on the rows "t" that are read, where PostgreSQL has one."""
+    """Build the clause that locks the rows "t", if PostgreSQL can lock rows of the relation."""
     if not relation.auto_updatable:
-        # What triggers write may be an outer join or groups: refused, wherever the view is locked.
+        # A view with INSTEAD OF triggers may contain groups or outer joins, where locks are refused.
         return EMPTY
     strength = "UPDATE" if lock.key else "NO KEY UPDATE"
-    # OF: the embeds are outer joins, whose nullable side PostgreSQL refuses to lock.
+    # OF "t", because PostgreSQL refuses to lock the nullable side of an outer join, as embeds are.
     return SQL(f' FOR {strength} OF "t"{" SKIP LOCKED" if lock.skip_locked else ""}')
 
 
 def _by_keys(plan: ReadPlan) -> Composable:
-    """Build what the FROM clause reads of rows by keys: the keys, numbered as "w", and the rows."""
+    """Build the FROM item of a read by keys: the keys with their numbers as "w", joined to the rows."""
     lists, equal = [], []
     for at, test in enumerate(plan.by_keys):
         name = Identifier("w", f"k{at}")
@@ -177,7 +178,7 @@ def _by_keys(plan: ReadPlan) -> Composable:
             )
         )
     names = [Identifier(f"k{at}") for at in range(len(lists))]
-    # Numbered, since a filter by the keys would lose their order, and which of them have no row.
+    # A join, because a WHERE with the keys would lose their order, and which key has no row.
     return SQL(
         'ROWS FROM ({lists}) WITH ORDINALITY AS "w" ({names}) JOIN {rows} ON {equal}'
     ).format(
@@ -201,8 +202,8 @@ def _after(page: PlannedAfter, keys: Sequence[SortKey]) -> Composable:
     """
     Build the condition that a row comes after the end of a page.
 
-    Where all keys run the same way and none can be null, one row comparison says it, and
-    an index over the keys answers it. Else it is spelled key by key.
+    If all keys have one direction and none is nullable, it is one row comparison, for which PostgreSQL
+    can use an index. Otherwise it is an OR of comparisons key by key.
     """
     values = [expression(key.expression) for key in keys]
     ways = {key.descending for key in keys}
@@ -239,8 +240,8 @@ def _is_beyond(key: SortKey, value: Composable, page: PlannedAfter, at: int) -> 
 
 
 def _null(key: SortKey, value: Composable, negated: bool = False) -> Composable:
-    """Return whether a sort key is null, as ORDER BY takes it."""
-    # A row whose columns are all null IS NULL, and is sorted as the value that it is.
+    """Build the condition that a sort key is null in the sense of ORDER BY."""
+    # A composite value of nulls only IS NULL, but ORDER BY does not sort it as a null.
     if key.expression.type.kind in ("composite", "domain"):
         test = "{} IS DISTINCT FROM NULL" if negated else "{} IS NOT DISTINCT FROM NULL"
         return SQL(test).format(value)
@@ -254,22 +255,22 @@ def column_list(
     Build the select list of an answer, embeds last.
 
     Args:
-        outputs: Of each row.
-        embeds: Of each row.
-        json: Whether each column is to be the text of its JSON; without names, then.
+        outputs: Outputs of the rows.
+        embeds: Embeds of the rows.
+        json: Whether each column is to be the JSON text of its value; such columns have no aliases.
     """
     if json:
         values = [json_text(expression(each.expression), each.expression.type) for each in outputs]
         return COMMA.join([*values, *(cast(each, "text") for each in _json_of(embeds))])
     found = [output_list(outputs)] if outputs else []
-    if embeds:  # as text, so that they are measured before they are read
+    if embeds:  # as text, so that their size is checked before they are decoded
         found.append(aliased((cast(_value(each), "text"), each.key) for each in embeds))
     return COMMA.join(found)
 
 
 def embed_joins(embeds: Sequence[PlannedEmbed], json: bool = False) -> Composable:
-    """Build the joins that make the embeds; `json` where nobody reads them on the way."""
-    # Each aggregates its own rows: joined as they are, those of two embeds would multiply each other.
+    """Build the joins of embeds; with `json`, in their final form, because they are not decoded."""
+    # Each subselect aggregates its rows: joined directly, the rows of two embeds would multiply.
     return Composed(_join(embed, json) for embed in embeds)
 
 
@@ -284,7 +285,7 @@ def _join(embed: PlannedEmbed, json: bool) -> Composable:
         rows = SQL("({groups}) AS {alias}").format(
             groups=grouped(embed.grouped, rows), alias=Identifier(embed.grouped.source)
         )
-    # "r".* and not "r", which would mean a column of that name
+    # "r".* because "r" would be taken for a column of that name if there is one.
     return SQL(
         ' LEFT JOIN LATERAL (SELECT pg_catalog.{function}("r".*) AS "v"'
         ' FROM (SELECT {columns} FROM {rows}{order}{one}{page}) AS "r") AS {alias} ON true'
@@ -293,7 +294,7 @@ def _join(embed: PlannedEmbed, json: bool) -> Composable:
         columns=aliased(inner),
         rows=rows,
         order=order_by(embed.order),
-        # A second match, where no constraint forbids one, would double the row around it.
+        # Without a unique constraint there may be a second match, which would duplicate the outer row.
         one=SQL("" if embed.many or embed.limit else " LIMIT 1"),
         page=limit_offset(embed.limit, embed.offset),
         alias=Identifier(_alias(embed)),
@@ -301,14 +302,14 @@ def _join(embed: PlannedEmbed, json: bool) -> Composable:
 
 
 def _value(embed: PlannedEmbed) -> Composable:
-    """Build the JSON document of an embed: NULL for no row."""
+    """Build the JSON document of an embed; for no related row it is NULL, of a to-many embed []."""
     value = Identifier(_alias(embed), "v")
-    # json_agg over no rows gives NULL.
+    # json_agg of no rows is NULL.
     return SQL("coalesce({value}, '[]')").format(value=value) if embed.many else value
 
 
 def _json_of(embeds: Sequence[PlannedEmbed]) -> Iterator[Composable]:
-    """Build the JSON of embeds, of those that are spread a value for each of their columns."""
+    """Build the final JSON of embeds; a spread embed gives a value for each of its columns."""
     for embed in embeds:
         value = Identifier(_alias(embed), "v")
         if not embed.spread:
@@ -322,7 +323,7 @@ def _json_of(embeds: Sequence[PlannedEmbed]) -> Iterator[Composable]:
             else "coalesce(pg_catalog.json_extract_path({value}, {key}), 'null')"
         )
         for name in embed.columns:
-            # The JSON has names as PostgreSQL keeps them, cut after 63 bytes.
+            # The document has names as PostgreSQL truncates them, to 63 bytes.
             yield SQL(template).format(value=value, key=Literal(truncated(name)))
 
 
@@ -338,7 +339,7 @@ def _alias(embed: PlannedEmbed) -> str:
 
 
 def aggregate(plan: AggregatePlan) -> Statement:
-    """Build an aggregate: the groups, and a selection of them."""
+    """Build an aggregate: a query of groups, with HAVING, sorting and pagination around it."""
     outputs = plan.grouped.outputs
     values = [(expression(each.expression), each.expression.type) for each in outputs]
     statement = SQL(
@@ -365,13 +366,14 @@ def aggregate(plan: AggregatePlan) -> Statement:
 
 def grouped(groups: Groups, rows: Composable) -> Composable:
     """
-    Build groups of rows: what they have in common, then the measures.
+    Build the SQL of groups: the grouping keys, then the measures.
 
-    Groups stand by position: a parameter spelled twice would be two different ones for PostgreSQL.
+    GROUP BY has the keys by position, because PostgreSQL takes a parameter that occurs twice for two
+    different values.
 
     Args:
-        groups: Of them.
-        rows: What the FROM clause reads, with the WHERE clause.
+        groups: Grouping keys and measures.
+        rows: FROM item of the rows, with their WHERE clause.
     """
     items = [output_list([each]) for each in groups.groups]
     by = SQL(" GROUP BY " + ", ".join(f"{at}" for at in range(1, len(items) + 1)))
@@ -385,13 +387,15 @@ def grouped(groups: Groups, rows: Composable) -> Composable:
 
 def climb(catalog: Catalog, way: Way, columns: Sequence[str]) -> Statement | None:
     """
-    Build the query for the rows that a way leads to; None where values cannot be given.
+    Build the query for the rows to which a way leads from changed rows.
 
-    It returns one column: the JSON array of some columns of each, as text. Its parameters are arrays,
-    as PostgreSQL's text, of the values that the columns of the way have: in several columns, each of
-    their combinations.
+    It returns one column, the JSON text of an array of `columns` of each row. Its parameters are arrays, as
+    PostgreSQL's text, so that one statement serves any number of changed rows: the values of each column of
+    the way. With several columns, all combinations of their values match.
+
+    Returns:
+        None if values of a column cannot be sent as an array.
     """
-    # One statement for any number of rows that have changed: values are arrays.
     tests = []
     for slot, (there, here, equal) in enumerate(way.pairs):
         values = array_bound(catalog, catalog.type(way.relation.columns[here].type), slot)

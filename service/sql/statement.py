@@ -1,9 +1,9 @@
 """
-A statement: SQL text with placeholders, and what is to be bound to them.
+A statement: SQL text with placeholders, and the parameters to bind to them.
 
-The text depends on the shape of a call alone, never on its values: names stand in it as
-identifiers, and each value is a `Parameter` that says which of the call's values goes there.
-Statements are templates with named holes; docs/statements.md shows what they come to.
+The text depends only on the shape of a call, never on its values: names are quoted identifiers, and each
+value is a `Parameter` that says which value of the call is bound there. Statements are built from
+templates with named placeholders; docs/statements.md shows the SQL that results.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ from service.plan.plans import PlannedEmbed
 
 SECRET = secrets.token_hex(16)
 """
-Of this process, in each text by which an error is known for one that a statement raises itself.
+Random part, chosen once per process, of the texts by which a statement fails on purpose.
 
-Errors quote values, in the words of any language: no caller can send one that reads like such a text.
+Such a statement casts the text to boolean, and PostgreSQL quotes it in the error, whatever the language of
+the message. Because of the random part, no value that a caller sends can cause the same error.
 """
 MISSED = f"rowcast_missed_{SECRET}"
-"""What an error speaks of where a statement had to write a row and wrote none."""
+"""In the error of a statement that had to write a row and wrote none."""
 Unseen = typing.Literal["", "late", "left out"]
 UNSEEN = f"rowcast_unseen_{SECRET}"
-"""What an error speaks of where an upsert met a row that it does not see."""
+"""In the error of an upsert that met a row that the caller may not see."""
 LARGE = f"rowcast_large_{SECRET}"
-"""What an error speaks of where a row that was written is large."""
+"""In the error of a guarded statement that would return a large row."""
 
 TRANSACTION = SQL("pg_catalog.pg_current_xact_id_if_assigned()")
-"""The id of the transaction, that of a savepoint's too; null while it has written nothing."""
+"""The id of the top-level transaction; null while it has written nothing."""
 
 EMPTY: Composable = SQL("")
 COMMA, AND = SQL(", "), SQL(" AND ")
-_PLACE = re.compile("%s|%%")  # the latter is a percent sign, whatever follows it
+_PLACE = re.compile("%s|%%")  # "%%s" is a percent sign and an s, no placeholder
 
 
 class Parameter(Composable):
-    """A parameter, cast to its type where the place does not give that."""
+    """A parameter, cast to its type unless its context determines that."""
 
     def __init__(self, bound: Bound) -> None:
         self.bound = bound
@@ -54,16 +55,16 @@ class Parameter(Composable):
 @dataclass(frozen=True)
 class Mark(Composable):
     """
-    A place in the SQL where something that the caller wrote stands, for errors that point at it.
+    A position in the SQL that comes from an argument of the call, for errors that point at it.
 
     It adds nothing to the text.
 
     Args:
-        path: Of that in the call.
-        column: Of what it speaks.
-        hint: What may help where it does not fit.
-        behind: How many characters of the text follow the place.
-        cast: Whether it is a cast.
+        path: Path of the argument in the call.
+        column: Column that the argument names.
+        hint: Hint for the caller if PostgreSQL reports an error there.
+        behind: Number of characters of the text behind the position.
+        cast: Whether a cast is at the position.
     """
 
     path: str
@@ -79,29 +80,29 @@ class Statement:
     SQL text, ready for a cursor, with its parameters in order.
 
     Args:
-        text: With a `%s` for each of `bounds`; a literal percent sign is doubled.
-        bounds: What is bound, in the order of the text.
-        name: What it is for, as the log and the metrics call it: "actions.get".
-        columns: The names of the columns that it returns, embeds last.
-        embeds: What the embedded rows are made of.
-        writes: False if running it twice does no harm.
-        marks: Places in the text.
-        receipt: Whether the column behind those is the transaction's id.
-        flagged: Whether a last column says of each row whether it is answered.
-        untyped: Whether its values are JSON, as text, of rows of no known type.
-        numbered: Whether a last column has the number of each row, by which they are in order.
-        must_write: Whether it fails, by `MISSED`, where it would write no row.
-        unseen: Why it may fail, by `UNSEEN`, if it may: the row that it met has come since it began, or
-            is perhaps one that a view leaves out.
-        head: How many characters of the text are of another statement, which goes ahead.
-        pure: Whether it is certain to leave nothing behind in the session, by the catalog.
-        scalar: Whether its one column, as JSON, is what is answered for each row.
-        backwards: Whether its rows come from the last to the first.
-        plain: Whether all that it answers are values without others inside, of which the codec makes
-            nothing that a client could not be sent.
-        settled: Whether PostgreSQL would run it in the same way whatever its values are.
-        guarded: The same, but it fails, by `LARGE`, where a row that it returns is large; None where that
-            is not known of each of its values.
+        text: SQL with a `%s` for each of `bounds`; a literal percent sign is doubled.
+        bounds: The parameters, in the order of the text.
+        name: Name in the log and the metrics, such as "actions.get".
+        columns: Names of the columns that are part of the answer, embeds last.
+        embeds: The embeds among these columns.
+        writes: Whether running it a second time might change something.
+        marks: Positions in the text that come from arguments of the call.
+        receipt: Whether the column behind `columns` is the transaction's id.
+        flagged: Whether the last column says of each row whether it is part of the answer.
+        untyped: Whether its values are JSON texts, because the type of its rows is not known.
+        numbered: Whether the last column is the number of each row, by which they are to be sorted.
+        must_write: Whether it fails with `MISSED` if it writes no row.
+        unseen: Why it may fail with `UNSEEN`, if it may. "late": the row that the upsert met was
+            inserted after the statement began. "left out": so, or a view does not show the row.
+        head: Number of characters of the statement that goes ahead in the same message.
+        pure: Whether, by the catalog, it can leave no state in the session.
+        scalar: Whether its one column, as JSON, is the answer for each row.
+        backwards: Whether it returns its rows from the last to the first.
+        plain: Whether no column of its answer is a list or an object, so that the codec returns
+            nothing that could not be sent as it is.
+        settled: Whether the best plan is the same whatever the parameters are.
+        guarded: The same statement, but failing with `LARGE` if a row that it returns is large; None if
+            the size of its values cannot be checked.
     """
 
     text: str
@@ -125,22 +126,23 @@ class Statement:
     settled: bool = False
     guarded: Statement | None = None
 
-    def prefixed(self, words: str) -> Statement:
-        """Return the statement with SQL before the one, or the second one, that returns rows."""
+    def prefixed(self, sql: str) -> Statement:
+        """Return the statement with SQL in front of the one that returns rows, behind `head`."""
         behind = len(self.text) - self.head
         marks = tuple(
-            replace(mark, behind=mark.behind + len(words)) if mark.behind > behind else mark
+            replace(mark, behind=mark.behind + len(sql)) if mark.behind > behind else mark
             for mark in self.marks
         )
-        text = self.text[: self.head] + words + self.text[self.head :]
+        text = self.text[: self.head] + sql + self.text[self.head :]
         return replace(self, text=text, marks=marks, settled=False)
 
     def substituted(self, sql: Callable[[int, Bound], str | None]) -> Statement:
         """
-        Return the statement with SQL in place of parameters.
+        Return the statement with SQL in place of some parameters.
 
         Args:
-            sql: Returns it for a parameter, which it is given with its place among all; None leaves it.
+            sql: Called with the position of each parameter among all, and the parameter; returns the
+                SQL, or None to keep the parameter.
         """
         bounds, kept = iter(enumerate(self.bounds)), list[Bound]()
         longer: list[tuple[int, int]] = []
@@ -153,7 +155,7 @@ class Statement:
             if text is None:
                 kept.append(bound)
                 return place[0]
-            # where the statement itself has no cast, the place gave the type
+            # A parameter without a cast takes its type from its context; an expression does not.
             if not bound.cast:
                 text = f"CAST({text} AS {doubled(bound.type.sql)})"
             longer.append((len(self.text) - place.start(), len(text) - len(place[0])))
@@ -169,13 +171,13 @@ class Statement:
         bare = replace(self, settled=False, guarded=None)
         return replace(bare, text=text, bounds=tuple(kept), marks=marks)
 
-    def followed(self, words: str) -> Statement:
+    def followed(self, sql: str) -> Statement:
         """Return the statement with SQL behind it."""
-        marks = tuple(replace(mark, behind=mark.behind + len(words)) for mark in self.marks)
-        return replace(self, text=self.text + words, marks=marks)
+        marks = tuple(replace(mark, behind=mark.behind + len(sql)) for mark in self.marks)
+        return replace(self, text=self.text + sql, marks=marks)
 
     def parts(self) -> list[Statement]:
-        """Return the statements that it is made of, for where they cannot share a message."""
+        """Return the one or two statements that it consists of, to send them in separate messages."""
         if not self.head:
             return [self]
         ahead, behind = self.text[: self.head], self.text[self.head :]
@@ -200,10 +202,10 @@ def build_statement(
     Build a statement from its SQL.
 
     Args:
-        name: What it is for.
-        statement: Its SQL.
-        ahead: Of another statement, which goes ahead in the same message, if there is one.
-        rest: As of a `Statement`.
+        name: Name in the log and the metrics.
+        statement: SQL of the statement that returns rows.
+        ahead: SQL of a statement that goes ahead in the same message, if any.
+        rest: Further fields of `Statement`.
     """
     head = len(render([ahead])[0])
     text, bounds, marks = render([ahead, statement])
@@ -212,13 +214,12 @@ def build_statement(
 
 def render(statement: Iterable[Composable]) -> tuple[str, tuple[Bound, ...], tuple[Mark, ...]]:
     """
-    Return the text of the parts of a statement, its parameters and its marks.
+    Return the text of a statement, its parameters and its marks.
 
-    Needs no connection, unlike `Composed.as_string`, so that a plan is rendered once, in
-    the reactor thread: in UTF-8 an identifier is quoted by doubling its double quotes
-    (libpq's PQescapeIdentifier does no more), and a string constant by doubling its quotes, as
-    `standard_conforming_strings` is on in every session. Percent signs in names are doubled
-    too, which psycopg2 forgets.
+    Unlike `Composed.as_string` this needs no connection, so a plan is rendered once, in the reactor
+    thread. In UTF-8 an identifier is quoted by doubling its double quotes (libpq's PQescapeIdentifier
+    does no more), and a string constant by doubling its quotes, because `standard_conforming_strings`
+    is on in every session. Percent signs in names are doubled too, which psycopg2 does not do.
     """
     text: list[str] = []
     bounds: list[Bound] = []
@@ -250,12 +251,12 @@ def render(statement: Iterable[Composable]) -> tuple[str, tuple[Bound, ...], tup
 
 
 def catalog_sql(text: str) -> SQL:
-    """Build SQL that PostgreSQL has spelled out of its own catalog, as the name of a type."""
+    """Build SQL from text that PostgreSQL itself has formatted, such as the name of a type."""
     return SQL(doubled(text))
 
 
 def doubled(text: str) -> str:
-    """Return SQL text with its percent signs doubled, as psycopg2 reads it beside parameters."""
+    """Return SQL text with its percent signs doubled, as psycopg2 needs it if there are parameters."""
     return text.replace("%", "%%")
 
 
@@ -266,14 +267,14 @@ def quoted(name: str) -> str:
 
 def batched(statement: Statement, texts: Type) -> Statement:
     """
-    Build the statement that runs another one for each of a list of values.
+    Build the statement that runs a query once for each of several sets of parameters.
 
-    After the columns of the other one, which has parameters, comes the number of the values, from 1.
+    Behind the query's columns it returns the number of the set, counted from 1. Each of its parameters is
+    an array: the values of one parameter of the query, as PostgreSQL's text.
 
     Args:
-        statement: That reads.
-        texts: The type of arrays of text: each parameter is one, of the values of one parameter of the
-            other statement, as PostgreSQL's text.
+        statement: A query that has parameters.
+        texts: The type text[].
     """
     inner = statement.substituted(lambda at, _: f'given."p{at}"').text
     places = range(len(statement.bounds))
