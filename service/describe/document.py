@@ -1,7 +1,7 @@
 """
-The whole document: what is served to a role, or a part of it.
+Build the document of `describe`: all that is served to a role, or a part of it.
 
-Procedures that no catalog has stand here, a row for each of the service's own, and those written by hand.
+The service's own procedures are described in a table here, and hand-written ones by their signatures.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _CHANGE: Mapping[str, Any] = {
     "large": bool,
 }
 CHANGE = record(_CHANGE, [name for name in _CHANGE if name != "large"])
-"""What `changes` answers of one."""
+"""A change in the result of `changes`."""
 _CALL = {"call": str, "args": list | None, "kwargs": dict | None}
 _TRANSACTION = {"isolation": words(*ISOLATION), "read_only": bool | None}
 
@@ -70,14 +70,14 @@ _TRANSACTION = {"isolation": words(*ISOLATION), "read_only": bool | None}
 @dataclass(frozen=True, slots=True)
 class OwnProcedure:
     """
-    A procedure of the service.
+    One of the service's own procedures.
 
     Args:
-        comment: What it answers, in a sentence.
-        result: The schema of that.
-        errors: What it may end with.
-        arguments: What it takes.
-        positional: The one argument that it needs, which goes by position, too.
+        comment: Its description, a sentence.
+        result: Schema of its result.
+        errors: Errors that it may raise.
+        arguments: Schemas of its arguments.
+        positional: Its required arguments, which may be positional.
     """
 
     comment: str
@@ -87,7 +87,7 @@ class OwnProcedure:
     positional: tuple[str, ...] = ()
 
     def described(self, name: str) -> dict[str, Any]:
-        """Describe it, by its name."""
+        """Describe the procedure of a name."""
         return {
             "comment": self.comment,
             **({"positional": list(self.positional)} if self.positional else {}),
@@ -99,34 +99,34 @@ class OwnProcedure:
 
 OWN: Mapping[str, OwnProcedure] = {
     "describe": OwnProcedure(
-        "What is served: all of it, or some relations and functions",
+        "All that is served, or certain relations and functions",
         dict,
         (*ANY, TooLarge),
         arguments={"relations": reference("columns"), "functions": reference("columns"), **TIMEOUT},
     ),
     "health": OwnProcedure(
-        "That the service lives, and whether calls can be answered",
+        "Whether the service is alive and ready to answer calls",
         full(live=bool, ready=bool, checks=dict[str, bool]),
     ),
     "stats": OwnProcedure(
-        "The figures of the calls so far, latencies in seconds, of the pool and the changes",
+        "Statistics of calls (latencies in seconds), of the pool and of the change feed",
         full(calls=dict, pool=dict, changes=dict),
     ),
     "why": OwnProcedure(
-        "What has to hold for changes of a relation to be heard of, and whether it does",
+        "Each condition for changes of a relation to be published, and whether it is met",
         full(ok=bool, checks=array(full(ok=bool | None, text=str, mend=str | None))),
         arguments={"relation": str, **TIMEOUT},
         positional=("relation",),
     ),
     "explain": OwnProcedure(
-        "PostgreSQL's plan for each statement of a call that reads, as EXPLAIN gives it",
+        "PostgreSQL's plan of each statement of a call that reads, in EXPLAIN's JSON format",
         array(dict),
         ROWS,
         arguments={OPERATION_NAME: record({**_CALL, ANALYZE: bool | None}, ["call"]), **TIMEOUT},
         positional=(OPERATION_NAME,),
     ),
     "changes": OwnProcedure(
-        "The changes after a position, oldest first, as far as the caller may see them",
+        "The changes after a position, oldest first, that the caller may see",
         any_of(full(changes=array(CHANGE), position=str, more=bool), reference("text")),
         CHANGES,
         arguments={
@@ -139,11 +139,11 @@ OWN: Mapping[str, OwnProcedure] = {
         positional=("since",),
     ),
     "position": OwnProcedure(
-        "Where the changes are now: what is committed after this call comes after it",
+        "The current position of the change log: later commits come after it",
         str,
     ),
     "transaction": OwnProcedure(
-        "Operations in one transaction, all or nothing; the results of all of them",
+        "Run operations in one transaction, all or nothing; returns their results",
         list,
         ALL,
         arguments={
@@ -161,7 +161,7 @@ OWN: Mapping[str, OwnProcedure] = {
         positional=("operations",),
     ),
     "transaction.begin": OwnProcedure(
-        "A transaction that stays open between calls; the URI by which it is called",
+        "Begin an interactive transaction; returns the URI prefix of its procedures",
         full(tx=str),
         arguments={
             **_TRANSACTION,
@@ -175,18 +175,18 @@ OWN: Mapping[str, OwnProcedure] = {
 
 class Parameters:
     """
-    What a procedure written by hand takes: its parameters less the first one, which is the call.
+    The parameters of a hand-written procedure, except the first one, which is the call.
 
     Args:
         function: The procedure.
 
     Attributes:
-        signature: Of all of it.
-        call: The name of the first parameter.
-        names: Of those that are arguments of their own, in their order.
-        positional: Those of them that go by position, too.
+        signature: The signature, with all parameters.
+        call: Name of the first parameter.
+        names: Names of the parameters other than `*args` and `**kwargs`, in order.
+        positional: Those of them that may be positional.
         required: Those of them without a default.
-        rest, others: The names of `*args` and `**kwargs`; None where there is no such parameter.
+        rest, others: Names of `*args` and `**kwargs`; None if there is no such parameter.
         hints: Annotations by name, as far as they can be resolved.
     """
 
@@ -202,16 +202,16 @@ class Parameters:
         self.positional = [each.name for each in named if each.kind is not each.KEYWORD_ONLY]
         self.required = [each.name for each in named if each.default is each.empty]
         self.hints: Mapping[str, Any] = {}
-        # a name that is there for type checkers alone cannot be resolved
+        # Names imported under TYPE_CHECKING cannot be resolved.
         with suppress(NameError, TypeError):
             self.hints = get_type_hints(function)
 
 
 def described_procedure(function: Callable[..., Any]) -> dict[str, Any]:
-    """Describe a procedure written by hand; an annotation that is no simple type is anything."""
+    """Describe a hand-written procedure; an annotation that is not a simple type allows anything."""
     takes = Parameters(function)
     schemas = {name: takes.hints.get(name, Any) for name in takes.names}
-    # A parameter of the procedure's own that is called timeout is what its annotation says.
+    # The procedure's own parameter named timeout replaces the general one.
     arguments = record({**TIMEOUT, **schemas}, takes.required, closed=not takes.others)
     return {
         "comment": inspect.getdoc(function),
@@ -238,21 +238,20 @@ def describe(
     Describe what is served.
 
     Args:
-        catalog: What the database holds.
-        prefix: Of the procedures' URIs.
-        version: Of the service.
-        verbs: That relations may have.
-        procedures: Written by hand, by name.
-        part: Which relations and functions.
-        explains: Whether there is `explain`.
+        catalog: The catalog of the role.
+        prefix: Prefix of the procedures' URIs.
+        version: Version of the service.
+        verbs: All verbs, by name.
+        procedures: Hand-written procedures, by name.
+        part: The relations and functions to describe.
+        explains: Whether `explain` is served.
 
     Returns:
-        version, prefix, schemas and the names of all that there is; relations by the name that
-        stands before the verb, functions by the name that calls them, procedures by name. The
-        JSON Schemas in it refer to its `$defs`.
+        Version, prefix, schemas and the names of everything served; relations, functions and
+        procedures by their names in URIs. The JSON Schemas refer to its `$defs`.
 
     Raises:
-        UnknownName: Something is wanted that is not there.
+        UnknownName: `part` names something that is not served.
     """
     relations = {served_name(catalog, each): each for each in catalog.relations.values()}
     wanted = list(_wanted("relation", part.relations, relations))
@@ -271,9 +270,9 @@ def describe(
         "version": version,
         "prefix": prefix,
         "schemas": list(catalog.schemas),
-        # In a part, too: whose document is too large for one answer asks for its parts by these.
+        # In every part, because a client whose document is too large requests its parts by these names.
         "names": {"relations": list(relations), "functions": list(functions)},
-        # Once for all: 1,000 relations of 13 verbs each would repeat it 13,000 times.
+        # Once for all relations: 1,000 relations with 13 verbs each would repeat it 13,000 times.
         "verbs": {
             name: {"positional": list(verb.positional), "progressive": verb.progress is not None}
             for name, verb in verbs.items()
@@ -291,8 +290,8 @@ def describe(
 
 
 def size_of(document: Mapping[str, Any]) -> int:
-    """Return how many bytes a document is, as JSON."""
-    # Part by part, so that the text of all of it is not in memory at once.
+    """Return the size of a document as JSON, in bytes."""
+    # Part by part, so that the entire text is not in memory at once.
     return sum(
         len(wire_json(each).encode())
         for part in document.values()
@@ -310,7 +309,7 @@ def _wanted(kind: str, names: tuple[str, ...] | None, known: Mapping[str, Any]) 
 
 
 def shared(verbs: Mapping[str, Verb]) -> dict[str, Schema]:
-    """Return the shared parts of every document."""
+    """Return the shared parts that every document has."""
     args = {"args": {"type": ["object", "array", "null"]}}
     lists = {"columns": NAMES, "rows": array(list)}
     page = {
@@ -354,7 +353,7 @@ def shared(verbs: Mapping[str, Verb]) -> dict[str, Schema]:
 
 
 def errors_by_procedure(verbs: Iterable[Verb]) -> dict[str, Kinds]:
-    """Return the errors of verbs, of verbs on the rows of functions, and of the rest."""
+    """Return the errors of verbs, of verbs on functions' rows, and of all other procedures, by name."""
     found: dict[str, Kinds] = {}
     of_functions: dict[str, Kinds] = {}
     for verb in verbs:

@@ -1,9 +1,8 @@
 """
-Which errors a procedure can end with, and what each of them carries, as JSON Schema.
+The errors that procedures may raise, and their details, as JSON Schema.
 
-What a function or a trigger of the database raises under a SQLSTATE of PostgreSQL's own keeps
-the URI of that SQLSTATE, so reads do not end with violations of constraints only as long as no
-function in them says so.
+A function or trigger of the database may raise any SQLSTATE of PostgreSQL, which is mapped to its URI: a
+read can end with a constraint violation only if a function in it raises one.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ ANY: Kinds = (
     errors.Unavailable,
     errors.InternalError,
 )
-"""Of every procedure."""
+"""Errors of every procedure."""
 DATABASE: Kinds = (
     *ANY,
     errors.Conflict,
@@ -34,7 +33,7 @@ DATABASE: Kinds = (
     errors.Raised,
     errors.DatabaseRefused,
 )
-"""Of all that asks the database: casts to domains check their constraints, a lock may not come in time."""
+"""Errors of every procedure that runs a statement: casts to domains check constraints, locks time out."""
 ROWS: Kinds = (*DATABASE, errors.TooLarge)
 VIOLATIONS: Kinds = (
     errors.UniqueViolation,
@@ -45,17 +44,17 @@ VIOLATIONS: Kinds = (
 WRITES: Kinds = (*ROWS, *VIOLATIONS, errors.InvalidRow, errors.TooManyRows)
 ALL: Kinds = (*WRITES, errors.NotFound, errors.NotChanged)
 CHANGES: Kinds = (*DATABASE, errors.PositionGone)
-"""Of what reads the log of changes."""
+"""Errors of procedures that read the change log."""
 WRITTEN: Kinds = (*ALL, errors.PositionGone)
-"""Of a procedure written by hand, which may do anything."""
+"""Errors of hand-written procedures, which may do anything."""
 FUNCTION: Kinds = (*ROWS, *VIOLATIONS, errors.TooManyRows)
-"""Of a call of a function."""
+"""Errors of a call of a function."""
 
 
 def definitions(by_procedure: Mapping[str, Kinds]) -> dict[str, Schema]:
-    """Return the shared parts: each error, what they carry, and the errors of each procedure."""
+    """Return the shared parts: each error, the details of errors, and the errors of each procedure."""
     found = {"carried": record({name: dict(schema) for name, schema in errors.DETAILS.items()})}
-    for kind in WRITTEN:  # as the HTTP bridge spells a WAMP error
+    for kind in WRITTEN:  # in the HTTP bridge's form of a WAMP error
         error = {
             "error": {"const": kind.uri},
             "args": array(str, maxItems=1),

@@ -1,7 +1,7 @@
 """
-What all calls share: filters, select lists, sort keys, embeds and measures, as JSON Schema.
+JSON Schemas of what calls have in common: filters, select lists, sort keys, embeds and measures.
 
-What a schema refuses here, `request/` refuses; the names of columns are for the catalog.
+`request/` refuses all that these schemas refuse. Names of columns are not checked here.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MEASURES: Schema = any_of(reference("measures"), NULL)
 
 
 def _list_of(item: Schema, most: int, **limits: int) -> Schema:
-    """Return the schema of a list of items, of one item that stands for a list of it, or null."""
+    """Return the schema of a list of items, a single item that means a list of one, or null."""
     return any_of(array(item, maxItems=most, **limits), item, NULL)
 
 
@@ -66,7 +66,7 @@ def _operators() -> Schema:
         "is": {"type": ["null", "boolean", "string"]},
         "not": reference("condition"),
     }
-    # In place of a value, these take another column of the row.
+    # These also take another column of the row as operand.
     for name in filters.BESIDE:
         found[name] = {**found[name], "examples": [{filters.COLUMN: "name"}]}
     return any_of(
@@ -115,47 +115,49 @@ def _embed() -> Schema:
 
 
 TRUNC: Mapping[str, Schema] = {"trunc": words(*UNITS), "zone": NAME_OR_NULL}
-"""What a time is cut to, and where."""
+"""Options of a select item or sort key for `date_trunc`."""
 
 RANK: Mapping[str, Any] = {"rank": str | None, "config": str | None, "near": {}}
-"""What a sort key is measured by: a query of text search, or another value."""
+"""Options of a sort key: a text search query to rank by, or a value to measure the distance from."""
 
 GIVEN: Mapping[str, Schema] = {
     ARGS: {"type": ["object", "null"], "propertyNames": NAME, "maxProperties": MAX_ARGS}
 }
-"""What the function of a computed column is given."""
+"""Arguments of a computed column's function."""
 HAS_ARGS: Schema = {
     "propertyNames": {"enum": [*sorted(filters.OPERATORS), ARGS]},
     "properties": {ARGS: schema(dict)},
     "required": [ARGS],
     "minProperties": 2,
 }
-"""Of a condition: operators on what a function gives for arguments."""
+"""A condition of operators on a computed column with arguments."""
 
 LANGUAGE: Mapping[str, Schema] = {
     "default": DEFAULT,
-    "in_json": {"description": "what is set at a path in JSON: any value, or what computes it"},
+    "in_json": {
+        "description": "the value to set at a path in JSON, or an operator that computes it"
+    },
     "link": {
-        "description": "in place of a related row: the key of one that is there",
+        "description": "the key of an existing row, in place of a related row",
         **only(LINK, NOT_NULL),
     },
     "whole": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_INTEGER},
     "seconds": {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 1e9},
     IDEMPOTENCY_KEY: {
-        "description": "a second call with it, and the same arguments, is answered as the first",
+        "description": "a second call with the same key and arguments returns the result of the first",
         **schema(str | None),
         "minLength": 1,
         "maxLength": MAX_KEY,
     },
     RECEIPT: {
-        "description": "the result has a keyword tx, too: the transaction's id, or null if"
-        " nothing was written",
+        "description": "the result also has the keyword tx: the transaction id, or null if nothing was"
+        " written",
         **schema(bool | None),
     },
     "token": {**schema(str | None), "maxLength": MAX_TOKEN},
     "where": {
-        "description": "a filter: all its terms hold; the keys are columns, perhaps with a path and"
-        " a cast, and, or, not",
+        "description": "a filter, true if all its terms are; keys are columns, optionally with a path"
+        " and a cast, or and, or, not",
         "type": "object",
         "properties": {
             "and": array(reference("where")),
@@ -167,19 +169,19 @@ LANGUAGE: Mapping[str, Schema] = {
         "maxProperties": filters.MAX_TERMS,
     },
     "condition": {
-        "description": "a value: equal; a list: one of; a dict of operators: all hold;"
-        " a filter of related rows: one matches all of it",
+        "description": "a value: equal to it; a list: equal to one of them; a dict of operators: all are"
+        " true; a filter of related rows: one of these matches it",
         "anyOf": [
             {"type": ["null", "boolean", "number", "string", "array"]},
             reference("operators"),
             reference("related"),
         ],
     },
-    # Operators win: of a dict whose keys are all operators, `not` alone may be of related rows as
-    # well. What any other key means is for the catalog, so a misspelled operator is refused as one.
+    # A dict of operators alone is a condition; only {"not": …} may also filter related rows. The meaning of
+    # any other key depends on the catalog, which refuses a misspelled operator as such.
     "related": {
         "allOf": [reference("where"), {"not": HAS_ARGS}],
-        "anyOf": [  # what is no dict of operators
+        "anyOf": [  # all but dicts of operators alone
             {"maxProperties": 0},
             {"not": {"propertyNames": {"enum": sorted(filters.OPERATORS)}}},
             {"properties": {"not": reference("related")}, "required": ["not"]},
@@ -187,7 +189,7 @@ LANGUAGE: Mapping[str, Schema] = {
     },
     "operators": _operators(),
     "item": {
-        "description": '[alias:]column[->key][->>key][::type], "*", or "-column" beside it',
+        "description": '[alias:]column[->key][->>key][::type], "*", or "-column" to exclude one from it',
         **any_of(
             NAME,
             record(
@@ -213,7 +215,7 @@ LANGUAGE: Mapping[str, Schema] = {
     "some_columns": _list_of(NAME, MAX_LISTED, minItems=1),
     "measure": _measure(),
     "measures": {
-        "description": "functions over rows, by name",
+        "description": "aggregate functions, by name",
         "type": "object",
         "propertyNames": NAME,
         "additionalProperties": reference("measure"),
@@ -221,4 +223,4 @@ LANGUAGE: Mapping[str, Schema] = {
     },
     "embed": _embed(),
 }
-"""Parts of arguments, by name."""
+"""Shared parts of arguments, by name."""

@@ -1,11 +1,11 @@
 """
-JSON Schema (2020-12): what schemas are put together from, and the shared parts of a document, its `$defs`.
+Build JSON Schemas (2020-12), and the shared parts of a document, its `$defs`.
 
-A schema is written as a Python annotation where that says all, as those of procedures are.
+Simple schemas are written as Python annotations, like those of procedures.
 
-A type of the database has a schema of its values as read, as given, as new and as changed, each a shared
-part of the document, named after what it is for and the type. A domain is described as what it is made
-of: its checks are PostgreSQL's to judge.
+A type of the database has four schemas, for values that are read, sent, sent for a new row, and sent as a
+change. Each is a shared part of the document, named after its use and the type. A domain has the schemas
+of its base type: PostgreSQL checks its constraints.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ TYPES: Mapping[Any, Schema] = {
     Mapping: {"type": "object"},
     NoneType: {"type": "null"},
 }
-"""The schemas of Python's types."""
+"""Schemas of Python's types."""
 NULL = TYPES[NoneType]
 NOT_NULL: Schema = {"not": NULL}
 
 
 def schema(hint: Any) -> Schema:
     """
-    Return the schema of an annotation, as of `list[str] | None`; a schema stays as it is.
+    Return the schema of an annotation such as `list[str] | None`; a schema is returned unchanged.
 
-    What is no simple type is anything.
+    An annotation that is not a simple type allows anything.
     """
     if isinstance(hint, dict):
         return hint
@@ -70,7 +70,7 @@ def schema(hint: Any) -> Schema:
 def record(
     properties: Mapping[str, Any], required: Iterable[str] = (), closed: bool = True
 ) -> Schema:
-    """Return the schema of a dict that has these keys, and no others if it is closed."""
+    """Return the schema of a dict with these keys; if it is closed, with no others."""
     found: Schema = {
         "type": "object",
         "properties": {name: schema(each) for name, each in properties.items()},
@@ -81,7 +81,7 @@ def record(
 
 
 def full(**properties: Any) -> Schema:
-    """Return the schema of a dict that has all of these keys and no others."""
+    """Return the schema of a dict with exactly these keys."""
     return record(properties, properties)
 
 
@@ -96,17 +96,17 @@ def array(items: Any, **limits: int) -> Schema:
 
 
 def any_of(*each: Any) -> Schema:
-    """Return the schema of what one of several schemas takes."""
+    """Return the schema that allows what any of several schemas allows."""
     return {"anyOf": list(map(schema, each))}
 
 
 def words(*each: str) -> Schema:
-    """Return the schema of one of some strings, or null."""
+    """Return the schema of an enumeration of strings, or null."""
     return {"enum": [*each, None]}
 
 
 def kinds_of(known: Mapping[str, Any]) -> list[str]:
-    """Return the types of a schema; of one without, "any"."""
+    """Return the types of a schema; ["any"] if it has none."""
     kinds = known.get("type", "any")
     return [kinds] if isinstance(kinds, str) else list(kinds)
 
@@ -124,19 +124,19 @@ def or_null(known: Schema) -> Schema:
 
 @lru_cache(4096)
 def reference(name: str) -> Schema:
-    """Return a reference to a part by its name; one object for all who do, since many will."""
+    """Return a reference to a shared part; cached, because a document has many equal ones."""
     pointer = name.replace("~", "~0").replace("/", "~1")
     return {"$ref": "#/$defs/" + quote(pointer, safe="~!$&'()*+,;=:@")}
 
 
 class Definitions:
     """
-    The shared parts of a document: each is made once something has referred to it.
+    The shared parts of a document, each built once something refers to it.
 
     Args:
-        catalog: For types.
-        schemas: Those that are there from the beginning.
-        relations: The names of those that are described.
+        catalog: Source of types.
+        schemas: Parts that exist from the beginning.
+        relations: Names of the relations in the document.
     """
 
     def __init__(
@@ -148,16 +148,16 @@ class Definitions:
         self._unmade: deque[tuple[str, Callable[[], Schema]]] = deque()
 
     def refer(self, name: str, make: Callable[[], Schema]) -> Schema:
-        """Return a reference to a part, which is made, if there is none of that name, by `finish`."""
+        """Return a reference to a part; `finish` calls `make` if there is no part of that name yet."""
         if name not in self._schemas:
-            self._schemas[name] = {}  # it may refer to itself
+            self._schemas[name] = {}  # a part may refer to itself
             self._unmade.append((name, make))
         return reference(name)
 
     def finish(self) -> dict[str, Schema]:
-        """Make the parts that are referred to, and return all by name."""
-        # Not where they are referred to: relations refer to others in chains, through hundreds of
-        # which one part within the other would be deeper than Python's stack.
+        """Build all parts that are referred to, and return all parts by name."""
+        # In a loop rather than recursively in refer(): chains of hundreds of relations that refer to each
+        # other would exceed Python's recursion limit.
         while self._unmade:
             name, make = self._unmade.popleft()
             self._schemas[name] = make()
@@ -168,25 +168,25 @@ DEFAULT: Schema = {"description": "the column's default", **only("$default", {"c
 
 
 def literal(schema: Schema) -> Schema:
-    """Return the schema of a value that is taken as it is, whatever it looks like."""
+    """Return the schema of `$value`, whose operand is never parsed as an operator."""
     return only("$value", schema)
 
 
 def schema_of(catalog: Catalog, type: Type, nullable: bool = False) -> Schema:
-    """Return the JSON Schema of a type's values as they are read, not as a reference."""
+    """Return the schema of a type's values as they are read, inline."""
     schema = _read(catalog, catalog.plain(type))
     return or_null(schema) if nullable else schema
 
 
 def value(defs: Definitions, type: Type, nullable: bool) -> Schema:
-    """Return a reference to the values of a type as they are read."""
+    """Return a reference to the schema of a type's values as they are read."""
     return _part(
         defs, "value", type, nullable, lambda plain: schema_of(defs.catalog, plain, nullable)
     )
 
 
 def given(defs: Definitions, type: Type, nullable: bool) -> Schema:
-    """Return a reference to what may be sent for a type; the first of several is as it is read."""
+    """Return a reference to the schema of values sent for a type; of alternatives the first is as read."""
 
     def make(plain: Type) -> Schema:
         schema = _given(defs, plain)
@@ -196,7 +196,7 @@ def given(defs: Definitions, type: Type, nullable: bool) -> Schema:
 
 
 def new(defs: Definitions, type: Type, nullable: bool) -> Schema:
-    """Return a reference to what may be sent for a column: a value, or the default's marker."""
+    """Return a reference to the schema of what a new row may give a column: a value or `$default`."""
 
     def make(plain: Type) -> Schema:
         known = given(defs, plain, nullable)
@@ -206,7 +206,7 @@ def new(defs: Definitions, type: Type, nullable: bool) -> Schema:
 
 
 def changed(defs: Definitions, type: Type, nullable: bool) -> Schema:
-    """Return a reference to what may be sent for a column that is changed: what computes it, too."""
+    """Return a reference to the schema of a column's change: as for a new row, or a computing operator."""
     plain = defs.catalog.plain(type)
     operators = computing(defs.catalog, plain)
     if not operators:
@@ -220,7 +220,7 @@ def changed(defs: Definitions, type: Type, nullable: bool) -> Schema:
 
 
 def _operand(defs: Definitions, type: Type, word: str) -> Schema:
-    """Return the schema of what an operator takes that computes a value of a type."""
+    """Return the schema of a computing operator's operand."""
     catalog, known, is_json = defs.catalog, type.data_type, type.form == "json"
     if word in ("$add", "$multiply"):
         other = known.added if word == "$add" else known.factor
@@ -235,9 +235,9 @@ def _operand(defs: Definitions, type: Type, word: str) -> Schema:
 def _part(
     defs: Definitions, kind: str, type: Type, nullable: bool, make: Callable[[Type], Schema]
 ) -> Schema:
-    """Return a reference to the part for a use of a type, made of the type under a domain."""
+    """Return a reference to the shared part for one use of a type, or of a domain's base type."""
     plain = defs.catalog.plain(type)
-    # Kinds that rows of relations do not have: a table called date would take the type's place.
+    # `kind` must not be one that parts of relations have, or a table named date would clash with the type.
     name = f"{kind}_or_null" if nullable else kind
     if plain.schema != "pg_catalog":
         name += f".{encode(plain.schema)}"
@@ -267,10 +267,10 @@ def _given(defs: Definitions, type: Type) -> Schema:
         case "enum":
             return {**schema(str), "enum": list(type.labels)}
         case "array":
-            # Dimensions are lists in lists; and PostgreSQL's own text is taken, "{1,2}".
+            # Further dimensions are nested lists; PostgreSQL's text format is allowed, too: "{1,2}".
             return any_of(array(any_of(of(type.element), list)), str)
         case "composite":
-            # An unreadable field is not named here; whoever knows its name may write it all the same.
+            # An unreadable field is not listed, but may be written.
             fields = {name: of(oid) for name, oid in _fields(type).items()}
             row = record(fields, closed=not type.unreadable_fields)
             count = sum(1 for name, _ in type.fields if name)
@@ -281,12 +281,12 @@ def _given(defs: Definitions, type: Type) -> Schema:
 
 
 def _fields(type: Type) -> dict[str, int]:
-    """Return the types of the fields of a composite that our role may name."""
+    """Return the types of a composite's fields that the role may read."""
     return {name: oid for name, oid in type.fields if name and name not in type.unreadable_fields}
 
 
 def _or_array(schema: Schema) -> Schema:
-    """Return a schema that allows arrays as well: an array type does not fix its dimensions."""
+    """Return a schema that allows arrays as well: an array type does not fix the number of dimensions."""
     if "enum" not in schema and isinstance(schema.get("type"), list):
         return {**schema, "type": [*schema["type"], "array"]}
     return any_of(schema, list) if schema else {}

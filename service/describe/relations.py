@@ -1,6 +1,5 @@
 """
-What `describe` says of relations and of functions: columns, keys, parameters, and what each verb takes
-and answers.
+Describe relations and functions: columns, keys, parameters, and the arguments and results of each verb.
 """
 
 from __future__ import annotations
@@ -49,16 +48,16 @@ def function_name(catalog: Catalog, home: tuple[str, str]) -> str:
 
 
 def may_be_described(catalog: Catalog, function: Function) -> bool:
-    """Return whether our role may know of the rows that a function takes and returns."""
-    # Everybody may execute a function unless told otherwise, and would learn from it the columns of a
-    # table that is not theirs to read. What runs with its owner's rights shows its rows anyway.
+    """Return whether the role may see the row types that a function takes and returns."""
+    # EXECUTE is granted to PUBLIC by default, and a described function would reveal the columns of tables
+    # that the role may not read. A SECURITY DEFINER function returns such rows to it anyway.
     return function.definer or all(
         _is_known(catalog, oid) for oid in (function.result, *(a.type for a in function.arguments))
     )
 
 
 def _is_known(catalog: Catalog, oid: int) -> bool:
-    """Return whether our role may use anything of a type, if it is made of a relation's row."""
+    """Return whether the role may read some field of a composite type; True for all other types."""
     type = catalog.type(oid)
     while type.element or type.base:
         type = catalog.type(type.element or type.base)
@@ -72,10 +71,9 @@ def described_functions(
     overloads: Sequence[Function],
     verbs: Mapping[str, Verb],
 ) -> list[dict[str, Any]]:
-    """Describe the functions of one name."""
+    """Describe the overloads of a function."""
     name = function_name(defs.catalog, home)
-    # Which of them is meant shows by the arguments, so what one of them has as a parameter is no
-    # option of the others by that name.
+    # Arguments choose the overload, so the name of any overload's parameter is not an option in others.
     names = frozenset(each for function in overloads for each in function.names)
     return [
         _FunctionRows(defs, function, f"{name}.{at}", names).function(verbs)
@@ -85,13 +83,13 @@ def described_functions(
 
 class _FunctionRows(DescribedRows):
     """
-    One function, and the rows that it returns.
+    A function, and the rows that it returns.
 
     Args:
-        defs: Take the schemas.
-        function: Which one.
-        name: In URIs, with its place among those of its name.
-        names: Of the parameters of all functions of its name.
+        defs: Shared parts of the document.
+        function: The function.
+        name: Its name in URIs, with its index among the overloads.
+        names: Names of the parameters of all overloads.
     """
 
     prefix = "fn."
@@ -144,10 +142,10 @@ class _FunctionRows(DescribedRows):
         return given(self.defs, self.defs.catalog.type(argument.type), nullable=True)
 
     def _arguments(self) -> Schema:
-        """Return what a call takes by name; what has no name is in a list, as `args`."""
+        """Return the schema of a call's keywords; parameters without a name are in the list `args`."""
         function = self._function
         nothing = function.procedure or answer_kind(self.defs.catalog, function) == "nothing"
-        # Without an answer there is nothing to count.
+        # Without a result there are no rows to count.
         options = {**OPTIONS, "max_affected": NULL} if nothing else OPTIONS
         others = {name: each for name, each in options.items() if name not in self._names}
         plain = {**others, **self._by_name}
@@ -159,12 +157,12 @@ class _FunctionRows(DescribedRows):
             by_name += [ARGS] if listed else []
         if function.unnamed:
             return record(plain, by_name)
-        # With the arguments apart, options are such even where a parameter has the name of one.
+        # With all arguments in `args`, a keyword is an option even if a parameter has the same name.
         apart = record({**options, ARGS: self.part("args")}, [ARGS])
         return any_of(record(plain, by_name), apart)
 
     def _result(self) -> Schema:
-        """Return what a call answers."""
+        """Return the schema of a call's result."""
         catalog, function = self.defs.catalog, self._function
         answer = answer_kind(catalog, function)
         if answer == "nothing":
@@ -186,12 +184,12 @@ class _FunctionRows(DescribedRows):
             for name, column in (self._columns or {}).items()
             if name not in withheld
         }
-        # What is withheld may be there all the same, nameless here.
+        # Fields that the role may not read may still be in the row, but are not named here.
         return record(columns, columns, closed=not withheld)
 
 
 def described_parameter(catalog: Catalog, argument: Argument) -> dict[str, Any]:
-    """Describe what a function takes."""
+    """Describe a parameter of a function."""
     type = catalog.type(argument.type)
     schema = schema_of(catalog, type, nullable=argument.mode != "variadic")
     if catalog.plain(type).form == "decimal":  # exact as a string, and taken as a number too
@@ -206,10 +204,10 @@ def described_parameter(catalog: Catalog, argument: Argument) -> dict[str, Any]:
 
 
 Make = Callable[[Definitions, Type, bool], Schema]
-"""Makes the schema of what may be sent for a column, which may be null or not."""
+"""Builds the schema of what may be sent for a column, given whether it is nullable."""
 
 LONGEST = 1000
-"""Characters: a longer limit is not written as a pattern."""
+"""Characters: a larger length limit is not described by a pattern."""
 
 
 def served_name(catalog: Catalog, relation: Relation) -> str:
@@ -221,7 +219,7 @@ def served_name(catalog: Catalog, relation: Relation) -> str:
 
 
 def verbs_of(relation: Relation, verbs: Mapping[str, Verb]) -> list[str]:
-    """Return the verbs that a relation has and that our role may use."""
+    """Return the verbs that a relation has and that the role may use."""
     allowed: dict[Right, bool] = {
         "select": relation.selectable,
         "insert": relation.insertable,
@@ -259,7 +257,7 @@ def _column(catalog: Catalog, column: Column) -> dict[str, Any]:
 
 
 def _generated(column: Column) -> str | None:
-    """Return how the database makes the value itself."""
+    """Return how the database generates the column's value; None if it does not."""
     if column.generated:
         return "virtual" if column.generated == "v" else "stored"
     return {"a": "identity always", "d": "identity by default"}.get(column.identity)
@@ -276,13 +274,13 @@ def _computed(catalog: Catalog, computed: ComputedColumn) -> dict[str, Any]:
 
 
 def _quoted(name: str) -> str:
-    """Return a column as changes name it: with an arrow in it, it would be a path."""
+    """Return a column's name as a key of changes: quoted if it contains "->", or it would be a path."""
     return quoted_item(name) if "->" in name else name
 
 
 def _paths_of(name: str) -> str:
     """Return the regular expression of paths into a column."""
-    # Not re.escape: it escapes spaces and the like, which ECMA-262 refuses under its u flag.
+    # Not re.escape, which also escapes spaces: an error in ECMA-262 with the u flag.
     bare, quoted = (
         re.sub(r"([\^$\\.*+?()\[\]{}|/])", r"\\\1", each) for each in (name, quoted_item(name))
     )
@@ -291,11 +289,11 @@ def _paths_of(name: str) -> str:
 
 class RelationRows(DescribedRows):
     """
-    Rows of a relation: as read, as created, as changed, and what names one.
+    Rows of a relation: schemas of a row that is read, created, changed, and of its keys.
 
     Args:
-        defs: Take the schemas.
-        relation: Whose rows.
+        defs: Shared parts of the document.
+        relation: The relation.
     """
 
     def __init__(self, defs: Definitions, relation: Relation) -> None:
@@ -317,7 +315,7 @@ class RelationRows(DescribedRows):
 
     @cached_property
     def _ways(self) -> list[tuple[Join, list[str]]]:
-        """Return the relationships, each with the names that mean it alone."""
+        """The relationships, each with its unambiguous names."""
         ways = relationships(self.defs.catalog, self._relation)
         names = Counter(name for way in ways for name in way.embed_names)
         return [(way, sorted(at for at in way.embed_names if names[at] == 1)) for way in ways]
@@ -327,8 +325,8 @@ class RelationRows(DescribedRows):
         Describe the relation.
 
         Args:
-            verbs: That there are.
-            written: What is said of procedures written by hand, which win over generated ones.
+            verbs: All verbs, by name.
+            written: Descriptions of hand-written procedures, which replace generated ones.
         """
         relation, catalog = self._relation, self.defs.catalog
         return {
@@ -363,7 +361,7 @@ class RelationRows(DescribedRows):
                     "target_columns": list(key.target_columns),
                 }
                 for key in relation.foreign_keys
-                # Of a relation that is hidden, or not ours to read, not even the name is told.
+                # Not even the name of a relation is shown that is hidden or that the role may not read.
                 if key.target in catalog.relations
             ],
             "relationships": [
@@ -386,11 +384,11 @@ class RelationRows(DescribedRows):
         return self.described(verb, {name: self.part(kind) for name, kind in verb.takes.items()})
 
     def part(self, kind: str) -> Any:
-        """Return a part; no key is right where there is none."""
-        # False takes nothing, so that a verb by key and by filter is described by its filter alone.
+        """Return a part; the schema False for the key of a relation without a primary key."""
+        # False allows nothing, so that a verb by key or filter is described with its filter alone.
         if kind in ("key", "keys") and not self._relation.primary_key:
             return False
-        if kind == "imported":  # a model may still add to its rows
+        if kind == "imported":  # columns are not required, because a model may add them
             return {"items": any_of(self.part("new"), list)}
         return super().part(kind)
 
@@ -405,7 +403,7 @@ class RelationRows(DescribedRows):
         return schema if limit is None else {**schema, "maxLength": limit}
 
     def _new(self) -> Schema:
-        nullable = "insert" in self._relation.before_triggers  # which may fill it in
+        nullable = "insert" in self._relation.before_triggers  # a trigger may set it
         columns = (each for each in self._columns if each.insertable)
         return record({each.name: self._written(each, new, nullable) for each in columns})
 
@@ -424,24 +422,24 @@ class RelationRows(DescribedRows):
         return any_of(self.part(kind), array(self.part(kind)))
 
     def _tree(self) -> Schema:
-        """Build the schema of a new row with related rows in place of foreign keys, and beside it."""
+        """Build the schema of a new row with nested rows."""
         insert, relation = self._insert(), self._relation
         found = self._new()["properties"]
         for name, nested in self._nested().items():
             found[name] = any_of(*([found[name]] if name in found else []), *nested)
-        # A row that stands inside gives the columns of the foreign key that leads to it.
+        # Not required: columns of foreign keys, which a nested row may provide.
         by_others = {name for key in relation.foreign_keys for name in key.columns}
         schema = record(found, [at for at in insert.get("required", ()) if at not in by_others])
         ways = relationships(self.defs.catalog, relation)
         nests = any(takes_nested(relation, way) for way in ways)
         if nests and not any("!" in name for name in found):
-            # "relation!via", of which there are many spellings; where several lead to one relation,
-            # there may be no other
+            # Names of the form "relation!via", of which there are many; if several relationships lead to one
+            # relation, there may be no other name.
             schema["patternProperties"] = {"!": {"type": ["object", "array", "null"]}}
         return schema
 
     def _nested(self) -> dict[str, list[Schema]]:
-        """Return what may be nested, by name: the names that mean one relationship alone."""
+        """Return the schemas of nested rows, by the unambiguous names of relationships."""
         relation = self._relation
         targets = Counter((way.target.schema, way.target.name) for way, _ in self._ways)
         found: dict[str, list[Schema]] = {}
@@ -469,10 +467,10 @@ class RelationRows(DescribedRows):
         return found
 
     def _updates(self) -> Schema:
-        """Build the schema of rows that are each changed in their own way, their keys among them."""
+        """Build the schema of the `rows` of an update: keys and changes."""
         update = self._update()
         keys = {name for key in self._relation.unique_keys for name in key.columns}
-        # What a row is found by is given beside its changes, whether it can be changed or not.
+        # Columns of keys identify the row, so they are allowed even if they cannot be updated.
         for name in (*self._relation.primary_key, *sorted(keys)):
             key, column = self._part_of_key(name), self._relation.columns[name]
             change = [self._written(column, changed)] if column.updatable else []
@@ -487,7 +485,7 @@ class RelationRows(DescribedRows):
         limit = column.max_length
         if limit is None or limit > LONGEST:
             return schema
-        # PostgreSQL cuts spaces off the end to make a value fit
+        # PostgreSQL truncates excess trailing spaces.
         return {**schema, "pattern": rf"^[\s\S]{{0,{limit}}} *$"}
 
     def _key(self) -> Schema:

@@ -1,8 +1,8 @@
 """
-Typed clients for TypeScript and Python, made of what `describe` says and of `templates/`.
+Generate typed clients for TypeScript and Python from the document of `describe` and from `templates/`.
 
-A template is code that compilers take as it is. What it has for one relation, "Relation", and for
-one function that returns rows, "Function", is written out for each; all else is copied.
+A template is valid code. Its parts for one relation, "Relation", and for one function that returns rows,
+"Function", are repeated for each relation and function; the rest is copied.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from service.request.names import decode
 Schema = Mapping[str, Any]
 
 TEMPLATES = Path(__file__).with_name("templates")
-WRITTEN_OUT = re.compile(r"^(?:#|//) What follows is written out", re.M)
-"""Begins what a template has for one of many."""
+REPEATED = re.compile(r"^(?:#|//) What follows is repeated", re.M)
+"""The comment before the parts of a template that are repeated."""
 
 FORMS = ("#/$defs/lists", "#/$defs/text")
-"""Answers that only a call with `form` gets, which clients are not typed for."""
+"""Results of calls with `form`, for which the clients have no types."""
 
 RELATED = ("#/$defs/tree.", "#/$defs/link")
-"""What stands in a new row for related rows."""
+"""References to schemas of related rows in a new row."""
 
 CLASSES = {"row": "Row", "tree": "Create"}
-"""How the class of a shared part is called, after its relation or function."""
+"""Suffix of the class of a shared part, after the relation's or function's name."""
 
 BUILTINS = ("bool", "bytes", "dict", "float", "int", "list", "str")
 
@@ -55,12 +55,12 @@ def python(document: Mapping[str, Any]) -> str:
 @dataclass(frozen=True, slots=True)
 class Field:
     """
-    A key of a dict or an argument.
+    A key of a dict, or an argument.
 
     Args:
-        name: Of the key.
-        type: As the language writes it.
-        required: Whether it must be there.
+        name: The name.
+        type: The type, in the target language.
+        required: Whether it is required.
     """
 
     name: str
@@ -71,15 +71,15 @@ class Field:
 @dataclass(frozen=True, slots=True)
 class TypedCall:
     """
-    One way to call a procedure.
+    A procedure, for the typed client.
 
     Args:
-        group: What stands before the verb or the function: "actions", "fn", "".
-        name: The rest: "get", "total", "total.find".
-        positional: Arguments by position.
-        named: Arguments by name; of a verb on a function's rows those of the function.
-        result: The type of the answer; of a verb on a function's rows, of a row.
-        template: The class of the template that has it: "RelationCalls", "FunctionCalls"; else empty.
+        group: The URI's part before the verb or function: "actions", "fn", "".
+        name: The rest of the URI: "get", "total", "total.find".
+        positional: Positional arguments.
+        named: Keyword arguments; for a verb on a function's rows, those of the function.
+        result: Type of the result; for a verb on a function's rows, of a row.
+        template: The class of the template that has the call: "RelationCalls", "FunctionCalls"; empty if none.
     """
 
     group: str
@@ -91,24 +91,24 @@ class TypedCall:
 
     @property
     def verb(self) -> str:
-        """Return the last part of its URI."""
+        """The last component of its URI."""
         return self.name.rpartition(".")[2]
 
     @property
     def needs_named(self) -> bool:
-        """Return whether an argument must be given by name."""
+        """Whether a keyword argument is required."""
         return any(each.required for each in self.named)
 
 
 class _Client(ABC):
-    """The names, fields and calls of a document, and how a language writes types."""
+    """The names, fields and calls of a document, and the syntax of types in a language."""
 
     template: ClassVar[str]
     names: ClassVar[Mapping[str, str]]
-    """Of JSON's kinds of values, of "binary" and of "any"."""
+    """Type names in the language, by JSON Schema type, "binary" and "any"."""
     array: ClassVar[str]
     given: ClassVar[str]
-    """Of what stands for a value that a write gives a column."""
+    """Format of the type of a value that a write gives a column."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._document = document
@@ -119,19 +119,19 @@ class _Client(ABC):
         self._of_functions = [name for name in names if f"row.{name}" in self._defs]
         self._classes = class_names([*self._relations, *self._of_functions])
         text = (TEMPLATES / self.template).read_text("utf-8")
-        (at,) = WRITTEN_OUT.finditer(text)
-        self._head, self._written_out = text[: at.start()], text[at.start() :]
+        (at,) = REPEATED.finditer(text)
+        self._head, self._repeated = text[: at.start()], text[at.start() :]
         self._patterns: dict[tuple[str, str], list[str]] = defaultdict(list)
         for template, verb, pattern in self.patterns():
             self._patterns[template, verb].append(pattern)
 
     @abstractmethod
     def patterns(self) -> Iterator[tuple[str, str, str]]:
-        """Yield what the template has for a verb: its class, the verb, a way to call it."""
+        """Yield the template's signatures: its class, the verb, a signature."""
 
     @abstractmethod
     def words(self, call: TypedCall) -> dict[str, str]:
-        """Return what is put in for the words of the template."""
+        """Return the replacements for names in the template."""
 
     @abstractmethod
     def signature(self, call: TypedCall) -> str:
@@ -139,10 +139,10 @@ class _Client(ABC):
 
     @abstractmethod
     def literal(self, value: Any) -> str:
-        """Return the type that holds a value alone."""
+        """Return the literal type of a value."""
 
     def type(self, schema: Schema) -> str:
-        """Return a schema as a union of types; a row that it refers to by its class."""
+        """Return a schema as a union of types; a reference to a row is the name of its class."""
         kind, _, of = unquote(schema.get("$ref", "")).removeprefix("#/$defs/").partition(".")
         if kind == "link":
             return "Link"
@@ -158,14 +158,14 @@ class _Client(ABC):
         return " | ".join(dict.fromkeys(found))
 
     def forward(self, type: str) -> str:
-        """Return a type that names classes which may stand further below."""
+        """Return a type that may name classes defined further below."""
         return type
 
     def _field(self, name: str, schema: Schema, required: bool = True) -> Field:
         return Field(name, self.type(schema), required)
 
     def _sent(self, column: Mapping[str, Any]) -> str:
-        """Return the type of what a write gives a column: a value, or what stands for one."""
+        """Return the type of what a write may give a column."""
         return self.given.format(self.type(_sent(column)))
 
     def _kind(self, kind: str, schema: Schema) -> str:
@@ -175,7 +175,7 @@ class _Client(ABC):
         return self.names["binary" if binary else kind]
 
     def records(self) -> Iterator[tuple[str, list[Field], list[str]]]:
-        """Yield the classes of rows, with their columns, and those which keys may be paths into."""
+        """Yield the classes of rows: name, fields, and the columns into whose JSON keys may be paths."""
         for name, relation in self._relations.items():
             columns, title = relation["columns"], self._classes[name]
             row, new = (self._properties(f"{kind}.{name}") for kind in ("row", "new"))
@@ -199,7 +199,7 @@ class _Client(ABC):
         return found
 
     def _created(self, name: str, columns: Mapping[str, Any]) -> Iterator[Field]:
-        """Yield what a new row holds: its columns, and related rows."""
+        """Yield the fields of a new row: its columns and related rows."""
         needed = self._defs[f"tree.{name}"].get("required", ())
         for at, schema in self._properties(f"tree.{name}").items():
             related = [each for each in schema.get("anyOf", ()) if _is_related(each)]
@@ -209,8 +209,8 @@ class _Client(ABC):
             yield Field(at, self.forward(found) if related else found, at in needed)
 
     def _changed(self, columns: Mapping[str, Any], name: str) -> Field:
-        """Return what is sent for a column that is changed: a value, or what computes one."""
-        # With an arrow in it, a column's name stands in quotes.
+        """Return the field of a column in an update: a value, or an operator that computes one."""
+        # A column's name that contains "->" is quoted in updates.
         column = columns.get(name) or columns[name[1:-1].replace('""', '"')]
         computing = (word.removeprefix("$").title() for word in column.get("computing", ()))
         return Field(name, " | ".join([self._sent(column), *computing]), False)
@@ -219,7 +219,7 @@ class _Client(ABC):
         """Yield the classes of keys, each with the columns of the keys, the primary key first."""
         for name, relation in self._relations.items():
             columns, primary = relation["columns"], relation["primary_key"]
-            # The primary key first: it alone goes by its bare values.
+            # The primary key first: only its values may be given without column names.
             keys = [primary, *(each["columns"] for each in relation["unique_keys"])]
             yield (
                 f"{self._classes[name]}Key",
@@ -230,7 +230,7 @@ class _Client(ABC):
             )
 
     def calls(self) -> Iterator[TypedCall]:
-        """Yield all that can be called."""
+        """Yield all procedures."""
         procedures = self._document["procedures"]
         for name, relation in self._relations.items():
             for verb, described in relation["verbs"].items():
@@ -257,7 +257,7 @@ class _Client(ABC):
         own, shared = described["arguments"], self._resolved(described["arguments"])
         required = {*own.get("required", ()), *shared.get("required", ())}
         properties = {**shared["properties"], **own.get("properties", {})}
-        # With a receipt the answer is autobahn's, which these are not typed for.
+        # A call with `receipt` returns autobahn's CallResult, for which there are no types.
         fields = {
             each: self._field(each, found, each in required)
             for each, found in properties.items()
@@ -273,7 +273,7 @@ class _Client(ABC):
             self._field(each["name"] or "", each["json_schema"], each["required"])
             for each in function["parameters"]
         ]
-        # A parameter without a name goes by position, and so does all that is before the last one.
+        # Parameters without a name are positional, and so are all before the last of them.
         unnamed = max((at for at, each in enumerate(fields, 1) if not each.name), default=0)
         arguments = function["arguments"]
         known = arguments.get("anyOf", [arguments])[0]["properties"]
@@ -295,11 +295,11 @@ class _Client(ABC):
                 yield self._call(group, f"{name}.{verb}", described, ())
 
     def ways(self, call: TypedCall) -> list[str]:
-        """Return the signatures of a call: those of the template, or the one that it is said to have."""
+        """Return the signatures of a call: those of the template, or one made from its schemas."""
         if not call.template:
             return [self.signature(call)]
         patterns, words = self._patterns[call.template, call.verb], self.words(call)
-        # All words at once: what is put in may have such words in it.
+        # In one pass, because a replacement may contain another name of the template.
         sought = re.compile("|".join(map(re.escape, words)))
         return [sought.sub(lambda found: words[found[0]], each) for each in patterns]
 
@@ -335,9 +335,9 @@ class _TypeScript(_Client):
         return "\n".join([*lines, "}", ""])
 
     def patterns(self) -> Iterator[tuple[str, str, str]]:
-        # They become overloads of one method. Interfaces that inherit from generic ones would read
-        # better, but tsc compares each with all: 14 s of CPU in place of 5 s for 300 relations.
-        text = self._written_out
+        # The signatures become overloads of one method. Interfaces that inherit from generic ones would be
+        # easier to read, but tsc compares each with all others: 14 s of CPU rather than 5 s for 300 relations.
+        text = self._repeated
         of_class = r"^export interface (\w+Calls) \{\n(.*?)^\}"
         of_verb = r"^  (\w+): \{\n(.*?)\n  \};$"
         for template, body in re.findall(of_class, text, re.M | re.DOTALL):
@@ -399,7 +399,7 @@ class _Python(_Client):
 
     def module(self) -> str:
         lines = [self._head]
-        for title, fields, _ in self.records():  # a TypedDict names all of its keys
+        for title, fields, _ in self.records():  # a TypedDict cannot have keys that are paths
             columns = [f"    {_text(at.name)}: {_key_type(at)}," for at in fields]
             lines += [f'{title} = TypedDict("{title}", {{', *columns, "})", ""]
         lines += [f"{title}: TypeAlias = {self._key(keys)}" for title, keys in self.keys()]
@@ -418,18 +418,18 @@ class _Python(_Client):
                 lines += [f"\n{mark}    async def {name}{way}" for way in ways]
             uris = json.dumps({name: uri for name, (uri, _) in methods.items()})
             attributes.append(f"        self.{attribute} = cast({title}, Calls(session, {uris}))")
-        service = self._written_out[self._written_out.index("class Service") :]
+        service = self._repeated[self._repeated.index("class Service") :]
         return "\n".join([*lines, "", "", *service.splitlines()[:-1], *attributes, ""])
 
     def _groups(self) -> Iterator[tuple[str, str, dict[str, tuple[str, list[str]]]]]:
-        """Yield the attributes of the service, their classes, and their methods: URI and ways."""
+        """Yield the attributes of the service, their classes, and their methods: URI and signatures."""
         groups: dict[str, dict[str, tuple[str, list[str]]]] = {}
         for call in self.calls():
             methods = groups.setdefault(call.group or "service", {})
             _, ways = methods.setdefault(call.name, (self._uri(call), []))
             ways += self.ways(call)
         attributes, titles = unique_identifiers(groups), class_names(groups)
-        # In its class the name of a method would stand for the method, no longer for the type.
+        # Inside its class a method's name would hide a type of the same name.
         types = {*re.findall(r"\b[A-Z]\w+", self._head), *BUILTINS}
         for group, verbs in groups.items():
             names = unique_identifiers(verbs, types)
@@ -437,8 +437,8 @@ class _Python(_Client):
             yield attributes[group], f"{titles[group]}Calls", methods
 
     def patterns(self) -> Iterator[tuple[str, str, str]]:
-        lines = self._written_out.splitlines()
-        for each in ast.parse(self._written_out).body:
+        lines = self._repeated.splitlines()
+        for each in ast.parse(self._repeated).body:
             for method in each.body if isinstance(each, ast.ClassDef) else ():
                 if isinstance(method, ast.AsyncFunctionDef) and isinstance(each, ast.ClassDef):
                     text = "\n".join(lines[method.lineno - 1 : method.end_lineno])
@@ -478,7 +478,7 @@ def _argument(field: Field) -> str:
 
 
 def class_names(names: Iterable[str]) -> dict[str, str]:
-    """Make names of classes of the names of relations, each another one."""
+    """Return a unique class name for each name of a relation or function."""
     found: dict[str, str] = {}
     for name in names:
         words = re.findall(r"[0-9A-Za-z]+", ".".join(map(decode, name.split("."))))
@@ -490,7 +490,7 @@ def class_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def unique_identifiers(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
-    """Make identifiers of names, each another one, and none of those that are taken."""
+    """Return a unique identifier for each name, none of which is in `taken`."""
     found: dict[str, str] = {}
     for name in names:
         made = re.sub(r"\W", "_", ".".join(map(decode, name.split("."))))
@@ -509,7 +509,7 @@ def _unused(name: str, used: Container[str]) -> str:
 
 
 def _may_be_argument(name: str) -> bool:
-    """Return whether a method can have an argument of this name, beside those by position."""
+    """Return whether a method can have a keyword argument of this name."""
     return name.isidentifier() and not (
         name == "self" or keyword.iskeyword(name) or re.fullmatch(r"_\d+|__.*", name)
     )
@@ -532,7 +532,7 @@ def _without_null(schema: Schema) -> Schema:
 
 
 def _sent(column: Mapping[str, Any]) -> Schema:
-    """Return what is sent for a column: as it is read, and for a numeric a number as well."""
+    """Return the schema of a value sent for a column: as it is read; for numeric a number as well."""
     schema: Schema = column["json_schema"]
     if column["type"].startswith("numeric"):
         return {"type": [*kinds_of(schema), "number"]}
@@ -546,7 +546,7 @@ def _is_related(schema: Schema) -> bool:
 
 
 def _usual(result: Schema) -> Schema:
-    """Return an answer without the forms that a call has to ask for."""
+    """Return the schema of a result without the forms that a call has to request."""
     if "anyOf" not in result:
         return result
     kept = [each for each in result["anyOf"] if each.get("$ref") not in FORMS]

@@ -1,5 +1,6 @@
 """
-What a verb is, what others beside verbs take and answer, too, and how one is described for some rows.
+The class of the verb table's rows, schemas shared by verbs and other procedures, and the description of a
+verb for certain rows.
 """
 
 from __future__ import annotations
@@ -34,27 +35,27 @@ def _has_all(relation: Relation) -> bool:
 @dataclass(frozen=True, slots=True)
 class Verb:
     """
-    A verb: all that is particular to it, in one place.
+    A verb: one row of the verb table, with all that is particular to it.
 
     Args:
-        name: The last part of its URIs.
-        handler: Takes a `Call` of it, and returns the one step that answers it, or an awaitable
-            of the answer, or of the last step, where that takes several. None in the table where the handler keeps a state, as
-            of uploads: it is served once that is registered with the dispatcher.
-        arguments: JSON Schema of what it takes, by name, whatever the relation.
-        result: Of what it answers; a mere reference to that of another verb is one.
-        errors: What it may end with.
-        positional: What may be given by position, in its order.
-        takes: Arguments that are of the relation: its "key" or "keys", new "values", or "trees" of them
-            with related rows, an "update", or what is "imported".
-        answers: What it answers first: a "row", "rows", those "got" by keys, "null", or rows in a
-            "page" or as "written".
-        sends: What each progressive result is first.
-        progress: Of each progressive result; None if it sends none.
-        rights: What the caller's role must be allowed; the first one also says what kind of
-            write it is to a view.
-        fits: Whether a relation has what it needs besides.
-        on_functions: Whether it is there for the rows of functions, too.
+        name: The last component of its URIs.
+        handler: Takes a `Call`; returns its only `Step`, or an awaitable of the result or of the last
+            step if there are several. None in the table if the handler has state, as for uploads: the
+            verb is served once its handler is registered with the dispatcher.
+        arguments: JSON Schema of its arguments, the same for all relations.
+        result: JSON Schema of its result; may be just a reference to that of another verb.
+        errors: Errors that it may raise.
+        positional: Names of the arguments that may be positional, in order.
+        takes: Arguments whose schema depends on the relation: its "key" or "keys", new "values", or
+            "trees" of them with related rows, an "update", or rows that are "imported".
+        answers: The default form of its result: a "row", "rows", rows "got" by keys, "null", a "page"
+            of rows, or rows "written".
+        sends: The default form of each progressive result.
+        progress: JSON Schema of each progressive result; None if it sends none.
+        rights: Privileges that the caller's role needs; the first one also determines which views
+            have the verb.
+        fits: Whether a relation has what else the verb needs.
+        on_functions: Whether the rows of functions have it, too.
     """
 
     name: str
@@ -82,26 +83,26 @@ ROWS: Schema = array(dict)
 NAMES: Schema = array(str)
 TIMEOUT = {"timeout": reference("seconds")}
 WRITES = {each: reference(each) for each in (IDEMPOTENCY_KEY, RECEIPT)}
-"""What everything that writes takes."""
+"""Arguments of everything that writes."""
 FORM = {"form": words(*FORMS)}
 
 
 def forms(*usual: Schema, more: Iterable[Schema] = ()) -> Schema:
-    """Return the schema of an answer in its usual forms, as lists or as JSON text, or in others."""
+    """Return the schema of a result in its default forms, as lists, as JSON text, or in `more` forms."""
     return any_of(*usual, reference("lists"), reference("text"), *more)
 
 
 class DescribedRows(ABC):
     """
-    Rows of one kind, with their parts of the document: `row.<name>`, `rows.<name>`.
+    Rows of one kind, with their shared parts of the document: `row.<name>`, `rows.<name>`.
 
     Args:
-        defs: Take the parts, each when something first refers to it.
-        name: Of the relation in URIs, or of the function with its place among those of its name.
+        defs: Shared parts of the document.
+        name: Name of the relation in URIs, or of the function with its index among the overloads.
     """
 
     prefix: ClassVar[str] = ""
-    """Stands before a verb in the names of what is the same for all such rows."""
+    """Prefix of a verb's name in the names of parts that all such rows share."""
 
     def __init__(self, defs: Definitions, name: str) -> None:
         self.defs = defs
@@ -117,7 +118,7 @@ class DescribedRows(ABC):
         """Build the schema of a row as it is read."""
 
     def part(self, kind: str) -> Schema:
-        """Return a reference to a part, by the name that the table of verbs has for it."""
+        """Return a reference to a part, by its name in the verb table."""
         if kind == "null":
             return NULL
         if kind in ("page", "written"):
@@ -128,15 +129,15 @@ class DescribedRows(ABC):
         self, verb: Verb, takes: Mapping[str, Any], required: Iterable[str] = ()
     ) -> dict[str, Any]:
         """
-        Describe a verb on these rows: what it takes and answers, and how it fails.
+        Describe a verb on these rows: its arguments, result and errors.
 
         Args:
-            verb: The row of the table.
-            takes: The schemas of those arguments that are not the same for all rows.
-            required: Arguments that these rows need besides.
+            verb: The verb.
+            takes: Schemas of the arguments that depend on the rows.
+            required: Further required arguments.
         """
-        # Beside the $ref stands what is of these rows alone, as 2020-12 has it: all else of a verb
-        # is in the document once, since a large database's has to fit into one answer.
+        # Keywords beside a $ref (allowed since 2019-09) describe what is particular to these rows. The rest
+        # of a verb is in the document once, so that the document of a large database fits into one result.
         arguments: dict[str, Any] = dict(reference(f"arguments.{self.prefix}{verb.name}"))
         if takes:
             arguments["properties"] = dict(takes)
@@ -153,6 +154,6 @@ class DescribedRows(ABC):
         return found
 
     def _answer(self, parts: Iterable[str], shared: Schema) -> Schema:
-        """Return an answer: first what a call gets that asks for no form and no columns."""
+        """Return the schema of a result, with the default form first."""
         usual = [self.part(each) for each in parts]
         return any_of(*usual, shared) if usual else shared
