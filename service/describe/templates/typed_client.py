@@ -274,7 +274,7 @@ class Calls:
         return partial(self._session.call, self._uris[name])
 
 
-# What follows is repeated for each relation and for each function that returns rows; the class Service is
+# What follows is repeated for each relation and for each function that returns rows; the last class is
 # generated once.
 
 

@@ -326,7 +326,7 @@ export interface InParts {
 
 export type None = [] | null;
 
-// What follows is repeated for each relation and for each function that returns rows; the interface Session is
+// What follows is repeated for each relation and for each function that returns rows; the last interface is
 // generated once.
 
 export interface RelationRow {}
