@@ -1,9 +1,9 @@
 """
-How Alembic finds the database and the declared relations.
+Alembic's environment: the database and the declared tables.
 
-One migration at a time holds a lock, for a release and a second start may race; each runs
-in a transaction of its own. The lock is one of a transaction, since a pooler in between
-breaks those of a session, and so is held on a second connection.
+A lock lets only one process migrate at a time, because a release and a second start may race. Each migration
+runs in a transaction of its own. The lock is a transaction-level advisory lock, because session-level locks
+do not work through a pooler; so a second connection holds it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PLUGINS = ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"]
 
 
 def configure(**target: Any) -> None:
-    """Configure Alembic with what all its runs have in common."""
+    """Configure Alembic with the options that online and offline runs share."""
     for module in pkgutil.iter_modules(schema.__path__, "schema."):
         import_module(module.name)
     context.configure(
@@ -59,15 +59,15 @@ def configure(**target: Any) -> None:
 
 
 def mark(ctx: Any, **_: Any) -> None:
-    """Mark the version table as ours, and tell running services that the catalog has changed."""
+    """Mark the version table as this project's, and notify running services of the changed catalog."""
     quoted = MARK.replace("'", "''")
     ctx.execute(text(f"COMMENT ON TABLE {ctx.version_table} IS '{quoted}'"))
     ctx.execute(text(f"NOTIFY {CATALOG}"))
 
 
 def offline() -> None:
-    """Write the migrations as SQL; needs no database."""
-    # psycopg's own parameter style would write every "%" twice, also where nothing is bound
+    """Print the migrations as SQL, without a database."""
+    # psycopg2's parameter style would double every "%", also in statements without parameters.
     style = {"paramstyle": "named"}
     configure(dialect_name="postgresql", dialect_opts=style, literal_binds=True)
     with context.begin_transaction():
@@ -76,11 +76,11 @@ def offline() -> None:
 
 def compare_single_percents() -> None:
     """
-    Make autogenerate compare and write "%" once.
+    Make autogenerate compare and write "%" undoubled.
 
-    psycopg2 binds by "%s", so SQLAlchemy doubles each "%" for it, in what Alembic compares and
-    writes too (`sa.text("'50%%'")`), which the migration then doubles again. What is executed
-    is compiled for the connection's own dialect.
+    For psycopg2's parameters ("%s") SQLAlchemy doubles each "%", also in what Alembic compares and writes to
+    migrations (`sa.text("'50%%'")`), where it would be doubled again. Executed statements are not affected:
+    they are compiled for the connection's own dialect.
     """
     running = context.get_context()
     single = copy(running.dialect)
@@ -93,8 +93,8 @@ def spell_defaults(_context: Any, _revision: Any, directives: list[MigrationScri
     """
     Write the default of a column whose enum loses a label as SQL.
 
-    alembic-postgresql-enum 1.11 writes `DefaultClause('…')`, which no migration imports, where
-    the default changes in the same revision.
+    alembic-postgresql-enum 1.11 writes `DefaultClause('…')`, which migrations do not import, if the default
+    changes in the same revision.
     """
     for script in directives:
         for ops in (script.upgrade_ops, script.downgrade_ops):
@@ -109,7 +109,7 @@ def spell_defaults(_context: Any, _revision: Any, directives: list[MigrationScri
 def _spelled(op: SyncEnumValuesOp, column: TableReference) -> str | None:
     default: Any = column.existing_server_default
     if not isinstance(default, DefaultClause):
-        return default  # as the database spells it
+        return default  # already SQL, from the database
     if isinstance(default.arg, str):
         sql = "'" + default.arg.replace("'", "''") + "'"
     else:
@@ -144,7 +144,7 @@ def online() -> None:
 
 
 def refusal(error: psycopg2.ProgrammingError, role: str) -> str:
-    """Return what the server refused the role in a migration, and what to do if it is known."""
+    """Return why the server refused a migration, with the remedy if it is known."""
     said = str(error).strip().splitlines()[0]
     if isinstance(error, EXISTS):
         return (
@@ -161,7 +161,7 @@ def refusal(error: psycopg2.ProgrammingError, role: str) -> str:
 
 
 def refuse_standby(connection: Connection) -> None:
-    """Refuse a server that takes no writes."""
+    """Raise an error if the server is a standby, which accepts no writes."""
     if connection.scalar(text("SELECT pg_is_in_recovery()")):
         raise CommandError("the database is a standby: migrate its primary")
 

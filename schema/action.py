@@ -17,7 +17,7 @@ class Action(Identified, Timed, Base):
     __table_args__ = (
         CheckConstraint("btrim(action) <> ''", name="action_not_blank"),
         CheckConstraint("path LIKE '/%'", name="path_absolute"),
-        # What is still to be done is asked for most, and is the smaller part.
+        # Open actions are queried most, and are the smaller part.
         Index("ix_actions_open", "created_at", postgresql_where=text("NOT status")),
         {"comment": "What is to be done, and where"},
     )

@@ -1,5 +1,5 @@
 """
-What all declared relations share: names for constraints, an identity, and times.
+What all declared tables share: names of constraints, an identity column, and times.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from datetime import datetime
 from sqlalchemy import BigInteger, DateTime, Identity, MetaData, func
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# Every constraint has a name that says what it guards: autogenerate stays stable, and a
-# refusal by the database can be worded in terms of columns.
+# Every constraint has a predictable name: Alembic's autogenerate stays stable, and an error of the
+# database can be reported in terms of columns.
 NAMES = {
     "pk": "pk_%(table_name)s",
     "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
@@ -21,13 +21,13 @@ NAMES = {
 
 
 class Base(DeclarativeBase):
-    """The root of every declared relation."""
+    """Base class of all declared tables."""
 
     metadata = MetaData(naming_convention=NAMES)
 
 
 class Identified:
-    """Adds an id that the database generates."""
+    """Adds an `id` that the database generates."""
 
     id: Mapped[int] = mapped_column(
         BigInteger,
@@ -39,7 +39,7 @@ class Identified:
 
 
 class Timed:
-    """Adds the times of a row's making and last change; a trigger keeps the second."""
+    """Adds the times of a row's creation and last change; a trigger maintains the latter."""
 
     created_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True),

@@ -1,14 +1,13 @@
 """
-Capture: every change of a tracked table is a row of a log, written in the same transaction.
+Change capture: each change of a tracked table is a row of the change log, written in the same transaction.
 
-Triggers write the log, so it holds what anybody does to a table, and nothing that was rolled back.
-Whoever reads it asks which rows are visible in this snapshot and were not in the last one (a
-stored `pg_snapshot`): a sequence would not do, since transactions do not end in the order in which
-they took their numbers.
+Triggers write the log, so it has the changes of all writers, and nothing that was rolled back. A reader
+queries the rows that are visible now and were not in its last snapshot (a stored `pg_snapshot`). A sequence
+number as the position would lose changes, because transactions do not commit in the order in which they take
+numbers.
 
-All of it is SQL in a schema of its own, made by a migration or by `track` of the command line.
-It needs the right to create a schema and to put triggers on the tables: no superuser, no
-extension, no replication.
+Everything is SQL in the schema `rowcast`, created by a migration or by the command `rowcast track`. It needs
+the right to create a schema, and triggers on the tables; no superuser, extension or replication.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ from schema.database_url import reason
 from schema.triggers import OUTDATED, PINNED, keys_function, notify, trigger_functions
 
 LEVELS = ("full", "keys", "touch")
-"""What the log holds of a change: whole rows, the primary key alone, or that there was one."""
+"""What is logged of a change: entire rows, the primary key only, or only the fact of a change."""
 
 LEADER = 0x726F776361737403
-"""The advisory lock of the reader that makes ticks and publishes."""
+"""Advisory lock of the leader, which makes ticks and publishes."""
 
 TICKS = "rowcast_ticks"
-"""Where it notifies of each tick: it alone, so no commit waits for another."""
+"""Channel on which the leader notifies of each tick; only the leader does, so no commits wait for others."""
 
 CATALOG = "rowcast_schema"
-"""Where services are notified that there is something else to serve, or to read."""
+"""Channel on which services are notified of a changed catalog or a newly tracked table."""
 
 INSTALLING = 0x726F776361737402
-"""The advisory lock of the one who makes or replaces what is here."""
+"""Advisory lock of the session that creates or replaces the objects of this module."""
 
 LOCK_TIMEOUT = "5s"
-"""How long `track` may keep writers waiting behind itself where a table is busy."""
+"""Lock timeout of `track`: while it waits for a busy table, writers queue behind it."""
 
 TABLES = r"""
 DO $$ BEGIN
@@ -438,7 +437,7 @@ END $$;
 
 
 def install() -> str:
-    """Return the SQL that makes the log and its functions, or brings them up to date."""
+    """Return the SQL that creates the log and its functions, or updates them."""
     written = "".join(
         f"CREATE OR REPLACE FUNCTION rowcast.{name}() RETURNS trigger LANGUAGE plpgsql {PINNED}"
         f" AS $$\n#variable_conflict use_variable\nBEGIN\n    {body}\n    RETURN NULL;\nEND $$;\n"
@@ -476,36 +475,36 @@ BEGIN
 END $$;
 """
 """
-Gives tables that are tracked, and are ours, the triggers of today, where theirs are of an older version.
+Replaces the triggers of tracked tables that are of an older version, if the role owns the table.
 
-Those that could not be tracked today (of level `keys`, and the key is gone), or are busy, keep theirs.
+Tables that cannot be tracked any more (level `keys`, and the key was dropped), or are busy, keep theirs.
 """
 
 
 def remove() -> str:
-    """Return the SQL that ends all tracking and drops the log; the schema too, if left empty."""
+    """Return the SQL that untracks all tables and drops the log, and the schema if it is then empty."""
     names = re.findall(r"FUNCTION rowcast\.(\w+)\(", FUNCTIONS)
     return REMOVE.replace("{functions}", ", ".join(f"'{name}'" for name in dict.fromkeys(names)))
 
 
 def track(table: str, level: str = "full", *, schema: str | None = None, wake: bool = True) -> None:
     """
-    Log the changes of a table from here on, in a migration.
+    Track a table, in a migration: log its changes from now on.
 
     Args:
-        table: Its name.
-        level: One of LEVELS.
-        schema: Where it is, if not where the migration creates tables.
-        wake: Whether writers notify a reader that sleeps. PostgreSQL refuses to prepare a
-            transaction (`PREPARE TRANSACTION`) that has notified: without it, the reader polls.
+        table: Name of the table.
+        level: One of `LEVELS`.
+        schema: Schema of the table; by default the one in which the migration creates tables.
+        wake: Whether writers notify a sleeping leader. Use False if transactions are prepared, because
+            PostgreSQL refuses `PREPARE TRANSACTION` after NOTIFY; the leader then polls.
     """
-    from alembic import op  # not of what serves, which shares this module's constants
+    from alembic import op  # here, because the service imports this module without Alembic
 
     op.execute(f"SELECT rowcast.track({_literal(table, schema)}, '{level}', {str(wake).lower()})")
 
 
 def untrack(table: str, *, schema: str | None = None) -> None:
-    """Log the changes of a table no longer, in a migration."""
+    """Untrack a table, in a migration: stop to log its changes."""
     from alembic import op
 
     op.execute(f"SELECT rowcast.untrack({_literal(table, schema)})")
@@ -518,31 +517,31 @@ def _literal(table: str, schema: str | None) -> str:
 
 
 class TrackingRefused(Exception):
-    """A table cannot be tracked, or not by this role; says why, and what to do."""
+    """A table cannot be tracked, or not by this role; the message says why, with the remedy."""
 
 
 def track_table(dsn: str, table: str, level: str, wake: bool, schemas: tuple[str, ...] = ()) -> str:
     """
-    Log the changes of a table from here on; make the log if there is none.
+    Track a table: log its changes from now on; create the log if there is none.
 
     Args:
-        dsn: Of the database.
-        table: Its name, as psql would read it.
-        level: One of LEVELS.
-        wake: As `track` has it.
-        schemas: Where names without a schema are looked for first.
+        dsn: Connection string of the database.
+        table: Name of the table, quoted as in SQL if need be.
+        level: One of `LEVELS`.
+        wake: As in `track`.
+        schemas: Search path for names without a schema.
 
     Returns:
         A sentence about what was done.
 
     Raises:
-        TrackingRefused: It was not.
+        TrackingRefused: The table could not be tracked.
     """
     return _run(dsn, schemas, "SELECT rowcast.track(%s::regclass, %s, %s)", [table, level, wake])
 
 
 def untrack_table(dsn: str, table: str, schemas: tuple[str, ...] = ()) -> str:
-    """Log the changes of a table no longer, whether or not it still is there; as `track_table`."""
+    """Untrack a table, even if it was dropped; arguments and errors as in `track_table`."""
     statement = (
         "SELECT coalesce(rowcast.untrack(found), %s || ' is not tracked') FROM (SELECT coalesce("
         "to_regclass(%s), (SELECT relation FROM rowcast.tracked WHERE name = %s)) AS found) f"

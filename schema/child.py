@@ -1,5 +1,5 @@
 """
-Children of ours: how to start one so that it ends with us, and where its sockets fit.
+Child processes that end with their parent, and directories in which their sockets fit.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from signal import Signals
 
 import schema.with_parent
 
-# `sun_path` holds 104 bytes on the BSDs and 108 on Linux, with its closing zero.
+# `sun_path` has 104 bytes on the BSDs and 108 on Linux, including the terminating NUL.
 LONGEST_SOCKET_PATH = 103
 
 
 def bound_to_parent(command: list[str], signal: Signals, user: str = "") -> list[str]:
     """
-    Return a command that runs another, which gets a signal when this process ends, however it ends.
+    Return a command that runs another one, which gets a signal when this process ends, however it ends.
 
-    The signal is sent when the calling *thread* ends: start the command from the main thread, for
-    a thread of a pool that ends would end the command with it.
+    The kernel sends the signal when the *thread* ends that started the command. So start it from the main
+    thread: with a pool thread, the command would end as soon as the pool stops that thread.
     """
     program = [sys.executable, "-I", "-S", schema.with_parent.__file__]
     return [*program, str(os.getpid()), str(int(signal)), user, *command]
@@ -30,10 +30,9 @@ def bound_to_parent(command: list[str], signal: Signals, user: str = "") -> list
 
 def socket_directory(wanted: Path, name: str) -> Path:
     """
-    Find a directory in which a socket of this name fits: the wanted one, or a short one.
+    Return a directory in which a socket with this name fits: the wanted one, or one with a short path.
 
-    The short one lies below the system's temporary directory, is the same each time, and is
-    closed to other users.
+    The latter is below the system's temporary directory, is the same each time, and closed to other users.
     """
     if len(os.fsencode(wanted / name)) <= LONGEST_SOCKET_PATH:
         return wanted

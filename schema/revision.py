@@ -1,9 +1,9 @@
 """
-At which revision a database is, beside the code's; and bringing it there.
+The revision of a database compared with the code's, and the upgrade to it.
 
-A program, too: `python -m schema.revision` reads a question as JSON from its input and
-writes what it found to its output. The service asks it in a child process, so that none of
-Alembic and SQLAlchemy stays in the memory of what serves.
+This module is also a program: `python -m schema.revision` reads a request as JSON from its input, and writes
+a report to its output. The service runs it as a child process, so that Alembic and SQLAlchemy take no memory
+of the service.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from alembic.util import CommandError
 from schema.database_url import PROJECT, EmbeddedFailed, InvalidUrl, Place, reason
 from schema.seed import SeedRefused, sow
 
-# The comment on Alembic's version table that makes it ours, and keeps it from being served.
+# Comment on Alembic's version table that marks it as this project's, and hides it from callers.
 MARK = "Revision of rowcast's migrations\n@hidden"
 
 FACTS = """
@@ -52,16 +52,16 @@ SELECT current_setting('server_version'), current_user::text,
 @dataclass(frozen=True)
 class Facts:
     """
-    What a look at the database found.
+    Facts about a database.
 
     Args:
-        server: The version of PostgreSQL.
-        role: Who we are in there.
-        closed: Where the role would have to create things and may not, as GRANT names it.
-        limit: Connections that the role may open.
-        relations: How many there are, Alembic's own table aside.
-        versions: The revisions it is at.
-        ours: Whether its revisions are this project's.
+        server: Version of PostgreSQL.
+        role: Role of the connection.
+        closed: Schema and database in which migrations create objects and the role may not, as in GRANT.
+        limit: Maximum number of connections of the role.
+        relations: Number of relations, without Alembic's version table.
+        versions: Revisions that the database is at.
+        ours: Whether they are revisions of this project.
     """
 
     server: str
@@ -74,22 +74,22 @@ class Facts:
 
     @property
     def empty(self) -> bool:
-        """Return whether it holds neither relations nor revisions."""
+        """Return whether the database has neither relations nor revisions."""
         return not self.relations and not self.versions
 
 
 @dataclass(frozen=True)
 class Report:
     """
-    What is to be known of a database before it is served.
+    What the service needs to know of a database before it serves it.
 
     Args:
-        problem: Why it cannot be served, in a sentence that says what to do; else None.
-        server: The version of PostgreSQL.
-        limit: Connections that the role may open.
-        revision: Where it is now; None for a database that is not this project's.
-        title: What that revision does.
-        relations: How many it holds.
+        problem: Why the database cannot be served, with the remedy; None if it can be.
+        server: Version of PostgreSQL.
+        limit: Maximum number of connections of the role.
+        revision: Present revision; None for a database without this project's migrations.
+        title: Title of that revision.
+        relations: Number of relations.
     """
 
     problem: str | None
@@ -104,14 +104,14 @@ def inspect(
     place: Place, upgrade: bool = False, connections: int = 1, demo: bool | None = None
 ) -> Report:
     """
-    Return what is to be known of a database; bring it to the code's revision if asked.
+    Report on a database; upgrade it to the code's revision if asked.
 
     Args:
-        place: Where it is; the embedded server is started for the time of the look.
-        upgrade: Whether to bring a database of ours to the code's revision.
-        connections: How many the service wants.
-        demo: Whether an empty database is brought there, and gets demo rows; the embedded one
-            is in any case. None refuses, for the one who starts it to say.
+        place: Address of the database; the embedded server is started meanwhile if need be.
+        upgrade: Whether to upgrade a database of this project to the code's revision.
+        connections: Number of connections that the service needs.
+        demo: Whether to migrate an empty database, and add demo rows; always so for the embedded one.
+            None reports an empty database as a problem, so that the operator decides.
     """
     demo = True if place.embedded else demo
     config = Config(PROJECT / "alembic.ini", attributes={"configure_logging": False})
@@ -139,7 +139,7 @@ def inspect(
 
 
 def look(dsn: str, known: Iterable[str]) -> Facts:
-    """Read what there is to know; `known` are this project's revisions."""
+    """Read the facts about a database; `known` are this project's revisions."""
     connection = psycopg2.connect(dsn)
     try:
         with connection.cursor() as cursor:
@@ -180,7 +180,7 @@ def _objection(
             " with some rows, ROWCAST_DEMO=false to serve it as it is"
         )
     if not found.ours and not (upgrade and found.empty and demo):
-        return None  # not this project's: served as it is
+        return None  # without this project's migrations, it is served as it is
     if set(found.versions) - {script.revision for script in scripts.walk_revisions()}:
         return f"the database is at revision {at}, which this code does not know → update the code"
     if found.versions == tuple(heads):
@@ -194,7 +194,7 @@ def _objection(
 
 
 def answer(question: dict[str, Any]) -> Report:
-    """Answer a question as the service asks it: the fields of a Place, and how to look."""
+    """Answer a request of the service: the fields of a Place, and the arguments of `inspect`."""
     file = question["file"]
     place = Place(
         url=question["url"],

@@ -1,5 +1,5 @@
 """
-Demo rows, so that the first call shows some.
+Demo rows, so that a first call returns some.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ VEHICLES = [
 
 
 class SeedRefused(Exception):
-    """The demo tables are not there, or not ours to fill; says why."""
+    """The demo tables do not exist, or the role may not fill them; the message says why."""
 
 
 def sow(dsn: str) -> str:
@@ -52,7 +52,7 @@ def sow(dsn: str) -> str:
     Fill the demo tables that are empty; return a sentence about what was done.
 
     Raises:
-        SeedRefused: The database did not take the rows.
+        SeedRefused: The database refused the rows.
     """
     try:
         connection = psycopg2.connect(dsn)
@@ -98,7 +98,7 @@ def _vehicles(rows: cursor) -> int:
 def _actions(rows: cursor) -> int:
     if not _empty(rows, "actions"):
         return 0
-    # Older rounds are done; the times differ, so that ordering by them shows something.
+    # Most actions of older rounds are done; the times differ, so that ordering by them shows something.
     execute_values(
         rows,
         "INSERT INTO actions (action, path, status, created_at)"

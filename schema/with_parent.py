@@ -1,12 +1,11 @@
 """
 Run a command that ends when its parent ends: `python with_parent.py PARENT SIGNAL USER COMMAND…`.
 
-A service that is killed cannot stop its children. On Linux the kernel does it: the command
-gets SIGNAL when PARENT dies, however it dies. It runs in a session of its own, so that
-Ctrl-C in a terminal reaches the service alone, which then stops its parts in order.
-Elsewhere the command runs on.
+A service that is killed cannot stop its children. On Linux the kernel does: it sends SIGNAL to the command
+when PARENT dies, however it dies. The command runs in a session of its own, so that Ctrl-C in a terminal
+reaches only the service, which then stops its parts in order. On other systems the command keeps running.
 
-This file is a program, started by path with `python -I -S`: it imports nothing of ours.
+This file is a program, started by its path with `python -I -S`, so it imports nothing of this project.
 """
 
 import ctypes
@@ -20,13 +19,13 @@ PARENT_IS_GONE = 3
 
 def main(parent: int, signal: int, user: str, command: list[str]) -> None:
     """
-    Run the command in place of this program; does not return.
+    Replace this program by the command; does not return.
 
     Args:
-        parent: The process to end with.
-        signal: What the command gets when the parent dies.
-        user: Whose rights the command has, or "" for those of the parent.
-        command: A path and its arguments.
+        parent: Process id of the parent.
+        signal: Signal that the command gets when the parent dies.
+        user: User that the command runs as; "" for the parent's.
+        command: Path of the command and its arguments.
     """
     os.setsid()
     if user:
@@ -35,7 +34,7 @@ def main(parent: int, signal: int, user: str, command: list[str]) -> None:
         os.setgid(entry.pw_gid)
         os.setuid(entry.pw_uid)
     if sys.platform == "linux":
-        # After the change of user, which would clear the setting.
+        # After setuid, which clears this setting. The parent may have died before the call.
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal)
         if os.getppid() != parent:
             sys.exit(PARENT_IS_GONE)

@@ -18,7 +18,7 @@ depends_on = None
 
 TABLES = ("actions", "drivers", "vehicles")
 
-# A BEFORE trigger has the last word, so no client can forget or forge the time.
+# A BEFORE trigger overrides the client's value, so no client can forget or forge the time.
 TOUCH = """
 CREATE FUNCTION touch_updated_at() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

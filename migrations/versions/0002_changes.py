@@ -1,5 +1,5 @@
 """
-The log of changes. No table is tracked by it: `track` in a later revision does that.
+The change log. It tracks no table yet: `track` in later revisions does.
 
 Revision: 0002
 Follows: 0001

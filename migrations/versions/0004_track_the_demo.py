@@ -21,7 +21,7 @@ TABLES = ("actions", "drivers", "vehicles")
 
 
 def upgrade() -> None:
-    op.execute(install())  # those of 0002 may be of an earlier version
+    op.execute(install())  # 0002 may have been run by an earlier version of the functions
     for table in TABLES:
         track(table)
 

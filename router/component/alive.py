@@ -1,9 +1,9 @@
 """
-A service that stands still is dropped, so that calls go to another one, or are refused at once.
+Drops services that hang, so that calls go to another one, or are refused at once.
 
-Its socket stays open while its process is stopped, or its machine hangs; RawSocket has no ping, and
-the router goes on dealing calls out to it. So services say that they live, and the connection of one
-that has done so, and does no longer, is closed.
+The socket of a service stays open while its process is stopped, or its machine hangs. There are no pings over
+RawSocket, and the router would keep giving it calls. So services send heartbeats, and the router closes the
+connection of a service that has sent some and then stops to.
 """
 
 from time import monotonic
@@ -12,20 +12,19 @@ from twisted.internet.task import LoopingCall
 
 SILENCE = 10.0
 """
-Seconds without a sign of life after which a service is dropped; it gives one each second. A process that
-runs gets its turn in less, even with twenty others on two cores.
+Seconds without a heartbeat after which a service is dropped; services send one each second. Even with twenty
+busy processes on two cores, a process that is not stopped gets the CPU sooner.
 """
 EVERY = 1.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 
 class Alive:
     """
-    When each service has given its last sign of life.
+    The times of the last heartbeats of services.
 
     Args:
-        drop: Called with the session of a service that has been silent for too long; it is asked about
-            no more.
+        drop: Called once with the session ID of a service that has been silent for too long.
     """
 
     def __init__(self, drop):
@@ -35,23 +34,23 @@ class Alive:
         self._looking = LoopingCall(self._look)
 
     def start(self):
-        """Start looking for services that give no sign of life any more."""
+        """Start to check the services."""
         self._looking.start(EVERY, now=False)
 
     def stop(self):
-        """Stop looking, and forget all services."""
+        """Stop to check, and forget all services."""
         if self._looking.running:
             self._looking.stop()
         self._heard.clear()
 
     def heard(self, session):
-        """Record a sign of life."""
+        """Record a heartbeat."""
         self._heard[session] = monotonic()
 
     def _look(self):
         now, before = monotonic(), self._looked
         self._looked = now
-        # The router stood still itself: what was sent meanwhile has yet to be read.
+        # The router itself was stopped: heartbeats that were sent meanwhile have yet to be read.
         if now - before > 2 * EVERY:
             self._heard = dict.fromkeys(self._heard, now)
         for session in [each for each, at in self._heard.items() if now - at > SILENCE]:

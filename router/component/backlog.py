@@ -1,15 +1,15 @@
 """
-How much the router still holds for a session, for whoever sends it much.
+The number of bytes that the router buffers for a session.
 
-Crossbar takes what a callee sends, and keeps in memory what a slow caller does not take.
+Crossbar reads all that a callee sends, and keeps in memory what a slow caller has not read.
 """
 
 
 def held(session):
-    """Return the bytes that wait for a session's client; 0 where its transport has no buffer."""
+    """Return how many bytes are buffered for a session's client; 0 if its transport has no buffer."""
     transport = getattr(session._transport, "transport", None)
     count = 0
-    # TLS is a transport around that of TCP, each with buffers of its own.
+    # A TLS transport wraps that of TCP; both have buffers.
     while transport is not None:
         count += len(getattr(transport, "dataBuffer", b"")) - getattr(transport, "offset", 0)
         count += getattr(transport, "_tempDataLen", 0)

@@ -1,8 +1,7 @@
 """
-Checks of clients' messages that Crossbar lacks, made before Crossbar handles them; and answers
-without delay.
+Checks of clients' messages that Crossbar lacks, made before it handles them; and answers without delay.
 
-All realms and transports of a worker share the classes, so methods are replaced in those.
+Methods are replaced in Crossbar's classes, which all realms and transports of a worker share.
 """
 
 from contextlib import suppress
@@ -18,13 +17,13 @@ TESTED = {"crossbar": "26.10.1", "autobahn": "26.10.2"}
 
 def install(allowed):
     """
-    Replace methods of Crossbar's, for every realm of this process.
+    Replace methods of Crossbar, for all realms of this process.
 
     Args:
-        allowed: Versions by distribution, in place of those in `TESTED`.
+        allowed: Versions by distribution, which replace those in `TESTED`.
 
     Raises:
-        RuntimeError: The versions are others.
+        RuntimeError: A distribution has another version.
     """
     for name, tested in (TESTED | allowed).items():
         if version(name) != tested:
@@ -40,17 +39,17 @@ def install(allowed):
     RouterSession.onOpen = open_without_delay
 
 
-# Kept at the import, before `install` puts ours, which call them, in their places.
+# The original methods, saved before `install` replaces them; the replacements call them.
 take_error, call = Dealer.processInvocationError, Dealer._call
 greet, open_session = RouterSession.onHello, RouterSession.onOpen
 
 
 def error_of_callee(self, session, error):
     """
-    Handle an ERROR that answers an invocation, with the check that `processYield` makes of a YIELD.
+    Handle an ERROR that answers an invocation, after the check that `processYield` makes for a YIELD.
 
     Raises:
-        ProtocolError: The invocation is another session's; this session ends.
+        ProtocolError: The invocation was sent to another session; the sender's session is closed.
     """
     invocation = self._invocations.get(error.request)
     if invocation is not None and invocation.callee is not session:
@@ -60,10 +59,10 @@ def error_of_callee(self, session, error):
 
 def call_of_new_request(self, session, msg, *rest, **options):
     """
-    Call, unless a call of this session that still runs has the same request ID.
+    Start a call, unless another call of this session in progress has the same request ID.
 
-    Two of them have one entry in the dealer's tables, so that the second end of the two fails:
-    a callee that leaves then keeps its registration, and calls to it are never answered.
+    Two such calls share an entry in the dealer's tables, so the end of the second one fails: if the callee
+    leaves then, its registration stays, and calls to it are never answered.
     """
     if (session._session_id, msg.request) not in self._invocations_by_call:
         return call(self, session, msg, *rest, **options)
@@ -72,7 +71,7 @@ def call_of_new_request(self, session, msg, *rest, **options):
 
 
 def in_use(request):
-    """Return the URI and the words of the error that a second call with a request ID gets."""
+    """Return the URI and message of the error for a second call with a request ID in use."""
     return ApplicationError.INVALID_ARGUMENT, f"request ID {request} is in use"
 
 
@@ -86,8 +85,8 @@ def remove_invoke_request(self, invocation):
     """
     Forget an invocation.
 
-    The dealer's own method fails half way when the caller has cancelled the call and left, and
-    keeps the call, with its arguments, for ever.
+    The dealer's own method fails half-way if the caller has cancelled the call and left, and then keeps the
+    call, with its arguments, for ever.
     """
     if invocation.timeout_call:
         invocation.timeout_call.cancel()
@@ -108,10 +107,10 @@ def remove_invoke_request(self, invocation):
 
 def hello_without_transport(self, realm, details):
     """
-    Handle a HELLO without what its client says of its own connection.
+    Handle a HELLO without the client's `authextra.transport`.
 
-    Crossbar believes it, and where it cannot parse it, publishes neither that the session joins nor
-    that it leaves.
+    Crossbar takes it for the details of the connection; and if it cannot parse them, it publishes neither
+    that the session joins nor that it leaves.
     """
     if details.authextra:
         details.authextra.pop("transport", None)
@@ -120,11 +119,11 @@ def hello_without_transport(self, realm, details):
 
 def open_without_delay(self, transport):
     """
-    Begin a session, on a socket that sends each message at once.
+    Open a session on a socket without Nagle's algorithm.
 
-    Crossbar leaves Nagle's algorithm on: the second of two answers waits until the client has
-    acknowledged the first, for which its kernel takes 40 ms if the client has nothing to send.
+    Crossbar leaves it on: the second of two answers waits until the client has acknowledged the first, which
+    its kernel delays by 40 ms if the client has nothing to send.
     """
     open_session(self, transport)
-    with suppress(AttributeError, OSError):  # no TCP, as between the service and its own router
+    with suppress(AttributeError, OSError):  # not TCP, such as the Unix socket of the service
         transport.transport.setTcpNoDelay(True)

@@ -1,11 +1,9 @@
 """
-The answer to a caller that cancels a call.
+Answers to cancelled calls.
 
-In mode "kill" it is what its callee answered.
-
-WAMP has the caller wait for that answer, and Crossbar puts its own "canceled" in its place, though
-the callee may have kept what it did. In mode "skip" it is "canceled", at once: Crossbar answers
-nothing at all, then or later.
+With mode "kill" the caller receives the callee's answer, as WAMP specifies. Crossbar replaces that answer by
+its own "canceled", although the callee may have committed its work. With mode "skip" the caller receives
+"canceled" at once; Crossbar never answers such a call.
 """
 
 from autobahn.wamp import message
@@ -18,15 +16,15 @@ take_yield, take_cancel = Dealer.processYield, Dealer.processCancel
 
 
 def install():
-    """Replace methods of Crossbar's, in every realm of this process; call it after the guard's."""
+    """Replace methods of Crossbar, for all realms of this process; call this after `guard.install`."""
     Dealer.processYield = answered(take_yield)
-    # In place of the guard's own, which this one calls.
+    # Replaces the guard's method, and calls it.
     Dealer.processInvocationError = answered(guard.error_of_callee)
     Dealer.processCancel = cancel_of_call
 
 
 def cancel_of_call(self, session, cancel):
-    """Handle a CANCEL, and answer the call where its callee is not interrupted."""
+    """Handle a CANCEL, and answer the call if its callee is not interrupted."""
     invocation = self._invocations_by_call.get((session._session_id, cancel.request))
     first = invocation is not None and not invocation.canceled
     take_cancel(self, session, cancel)
@@ -36,12 +34,13 @@ def cancel_of_call(self, session, cancel):
 
 
 def answered(process):
-    """Return how the dealer takes the answer to an invocation, as if it had not been cancelled."""
+    """Return a method that handles the answer to an invocation as if the call had not been cancelled."""
 
     def take(self, session, answer):
         invocation = self._invocations.get(answer.request)
         waited = invocation is not None and invocation.callee is session
-        # only mode "kill" has the error wait; in the others the caller has it by now
+        # Only in mode "kill" does Crossbar keep the error until the callee answers; in other modes the
+        # caller has received it already.
         if waited and invocation.canceled and invocation.error_msg is not None:
             invocation.canceled, invocation.error_msg = False, None
         process(self, session, answer)

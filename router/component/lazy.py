@@ -1,8 +1,9 @@
 """
-Debug lines that cost nothing while nobody reads them.
+Debug messages that cost nothing while they are not logged.
 
-Crossbar makes the texts in them, in color, before its log looks at the level: with a `pformat` of the
-permission that was a quarter of what a call costs the router. Here they are made when they are read.
+Crossbar formats the arguments of its debug messages, with colours and a `pformat` of the permission, before
+it checks the log level. That was a quarter of the router's CPU time per call. Here they are formatted when
+the message is.
 """
 
 from crossbar.router import broker, dealer, router, session
@@ -11,7 +12,7 @@ TEXTS = ("hlflag", "hlid", "hltype", "hlval", "pformat")
 
 
 def install():
-    """Replace, in the modules that every message passes, the functions that make texts."""
+    """Replace the formatting functions in the modules that handle every message."""
     for module in (router, dealer, broker, session):
         for name in TEXTS:
             if hasattr(module, name):
@@ -19,18 +20,18 @@ def install():
 
 
 def later(function):
-    """Return the function as one that returns a `Text`."""
+    """Return a function that returns a `Text` in place of the formatted string."""
     return lambda *args, **kwargs: Text(function, args, kwargs)
 
 
 class Text:
     """
-    What a function returns, called when it is read.
+    A string that is made when it is used.
 
     Args:
-        function: Returns a string.
-        args: For it.
-        kwargs: For it.
+        function: Returns the string.
+        args: Positional arguments of the function.
+        kwargs: Keyword arguments of the function.
     """
 
     __slots__ = ("args", "function", "kwargs")
@@ -43,7 +44,7 @@ class Text:
     def __str__(self):
         try:
             return self.function(*self.args, **self.kwargs)
-        except RecursionError:  # of a pformat; it would end the login whose details the line tells
+        except RecursionError:  # of pformat; it would abort the login whose details are logged
             return "(nested too deep to be printed)"
 
     def __format__(self, spec):

@@ -1,15 +1,15 @@
 """
-A client with very many calls under way delays others by a few of them.
+Fairness among clients: a client with very many calls delays others by only a few of them.
 
-Crossbar hands on what it has read, in the order in which it came: 10,000 calls of one client would
-stand before everybody's on the one connection to the service. Here a session has so many calls
-under way, and the next ones wait for their answers in a queue of its own. What else it sends is
-handled meanwhile, a CANCEL above all. A session with too much in its queue is not read; TCP tells
-its client so.
+Crossbar passes on messages in the order in which it has read them: 10,000 calls of one client would be ahead
+of all others' on the one connection to the service. Here, the number of calls of a session in progress is
+limited, and further ones wait in a queue of the session until earlier ones are answered. Its other messages,
+CANCEL above all, are handled meanwhile. If the queue is too long, the session's socket is not read, and TCP
+slows the client down.
 
-Calls that take progressive results do not count, for they last until the client cancels them; nor
-those of a session that is itself called, which calls on behalf of others, as a service does that
-passes an upload on.
+Calls with progressive results do not count, because they may last until the client cancels them. Nor do calls
+of a session that has registrations, because it calls on behalf of others, such as a service that passes on an
+upload.
 """
 
 from collections import OrderedDict, deque
@@ -25,17 +25,17 @@ from twisted.internet import reactor
 from component import guard, kill
 
 UNDER_WAY = 32
-"""Calls of a session under way; twice as many as the service has connections, if that is more."""
+"""Calls of a session in progress; or twice the number of database connections, if that is more."""
 TURN = 16
-"""Calls that begin one after another, some 60 µs each, until messages have their turn."""
+"""Number of waiting calls, about 60 µs each, that are started before the reactor handles messages again."""
 MOST_WAITING, MOST_BYTES = 2_000, 1024 * 1024
-"""Calls that wait, and what their messages weigh, from which on a session is not read."""
+"""Number of waiting calls, and size of their messages, at which a session's socket is not read any more."""
 PIECE = 4 * 1024
-"""Bytes that are read from a connection until others have their turn: some 60 small calls or answers."""
+"""Bytes that are read from a socket before others are read: about 60 small calls or answers."""
 LARGE_PIECE = 64 * 1024
-"""The same within a larger message, which is handled once it is there to its end."""
+"""The same within a larger message, which is handled when it is complete."""
 PREFIX = 4
-"""Bytes before each message of a RawSocket, which say how long it is."""
+"""Size of the header with the length of a RawSocket message, in bytes."""
 
 take_call, add_request, detach = Dealer.processCall, Dealer._add_invoke_request, Dealer.detach
 receive, decode = WampRawSocketServerProtocol.dataReceived, Serializer.unserialize
@@ -46,11 +46,11 @@ class Queue:
     The calls of one session.
 
     Attributes:
-        under_way: Those that were handed on and are not answered, progressive ones aside.
-        waiting: Those that come after them, by request ID, each with the bytes of its message.
-        bytes: What those weigh.
-        ready: Whether it is in line for the next turn.
-        paused: Whether its client is not read.
+        under_way: Number of calls in progress, without those with progressive results.
+        waiting: Waiting calls by request ID, each with the size of its message.
+        bytes: Size of the messages of waiting calls.
+        ready: Whether the session is in the line for the next turn.
+        paused: Whether the session's socket is not read.
     """
 
     __slots__ = ("bytes", "paused", "ready", "under_way", "waiting")
@@ -63,10 +63,10 @@ class Queue:
 
 class Line:
     """
-    The sessions whose next call may begin, which do so in turn.
+    The sessions whose next call may start, in round-robin order.
 
     Attributes:
-        most: Calls of a session under way.
+        most: Maximum number of calls of a session in progress.
     """
 
     def __init__(self):
@@ -75,18 +75,18 @@ class Line:
         self._scheduled = False
 
     def may_begin(self, dealer, session):
-        """Return whether one more call of a session may be under way."""
+        """Return whether a session may start another call."""
         return session.queue.under_way < self.most or bool(
             dealer._session_to_registrations.get(session)
         )
 
     def join(self, dealer, session):
-        """Put a session in line for its next call, if one waits and may begin."""
+        """Append a session to the line, if one of its calls waits and may start."""
         queue = session.queue
         if queue.waiting and not queue.ready and self.may_begin(dealer, session):
             queue.ready = True
             self._ready.append((dealer, session))
-            # Not at once: whoever has just been answered is in the midst of a method of the dealer's.
+            # Not at once, because this may be called from within a method of the dealer.
             self._go_on()
 
     def _go_on(self):
@@ -113,10 +113,10 @@ line = Line()
 
 def install(connections):
     """
-    Replace methods of Crossbar's, in every realm of this process; call it after the others'.
+    Replace methods of Crossbar, for all realms of this process; call this after the other modules'.
 
     Args:
-        connections: Of the services to the database.
+        connections: Number of database connections of the services.
     """
     line.most = max(UNDER_WAY, 2 * connections)
     Dealer.processCall = take_call_in_turn
@@ -131,16 +131,16 @@ def install(connections):
 
 
 def open_with_queue(self, transport):
-    """Begin a session, whose client is read in small pieces."""
+    """Open a session with a queue, whose socket is read in small pieces."""
     self.queue = Queue()
     guard.open_without_delay(self, transport)
     read_at_once(transport.transport, PIECE)
 
 
 def take_call_in_turn(self, session, call):
-    """Take a call, now or once calls before it are answered."""
+    """Start a call, now or when earlier ones are answered."""
     queue = getattr(session, "queue", None)
-    # The router's own sessions have no client that could send too much.
+    # The router's internal sessions have no queue: they have no client that could send too much.
     if queue is None or not (queue.waiting or not line.may_begin(self, session)):
         take_call(self, session, call)
         return
@@ -157,7 +157,7 @@ def take_call_in_turn(self, session, call):
 
 
 def cancel_waiting_too(self, session, cancel):
-    """Handle a CANCEL: a call that waits ends at once, in whatever mode."""
+    """Handle a CANCEL; a waiting call ends at once, whatever the mode."""
     queue = getattr(session, "queue", None)
     waiting = queue.waiting.pop(cancel.request, None) if queue is not None else None
     if waiting is None:
@@ -168,13 +168,13 @@ def cancel_waiting_too(self, session, cancel):
 
 
 def add_and_count(self, id, registration, session, call, *rest, **options):
-    """Keep an invocation, and count it."""
+    """Store an invocation, and count it."""
     count(session, call, 1)
     return add_request(self, id, registration, session, call, *rest, **options)
 
 
 def remove_and_count(self, invocation):
-    """Forget an invocation; the next call of its caller may begin."""
+    """Forget an invocation, so that the next call of its caller may start."""
     known = invocation.id in self._invocations
     guard.remove_invoke_request(self, invocation)
     if known and count(invocation.caller, invocation.call, -1):
@@ -182,7 +182,7 @@ def remove_and_count(self, invocation):
 
 
 def detach_and_count(self, session):
-    """Forget a session: its calls that wait, and those that it was to answer."""
+    """Forget a session: its waiting calls, and the calls that it has not answered."""
     queue = getattr(session, "queue", None)
     if queue is not None:
         queue.waiting.clear()
@@ -195,7 +195,7 @@ def detach_and_count(self, session):
 
 
 def count(caller, call, by):
-    """Count a call of a session that begins or ends; return whether it is one that counts."""
+    """Count a call of a session that starts or ends; return False if it does not count."""
     queue = getattr(caller, "queue", None)
     if queue is None or call.receive_progress:
         return False
@@ -204,7 +204,7 @@ def count(caller, call, by):
 
 
 def forget(session, size):
-    """Count a call that waits no longer; its client is read on when half of them are gone."""
+    """Count a call that waits no more; read the session's socket again when half of the queue is gone."""
     queue = session.queue
     queue.bytes -= size
     few = len(queue.waiting) <= MOST_WAITING // 2 and queue.bytes <= MOST_BYTES // 2
@@ -215,16 +215,16 @@ def forget(session, size):
 
 
 def decode_and_weigh(self, payload, *rest):
-    """Decode a message, and keep how many bytes it has."""
+    """Decode a message, and store its size."""
     self.received = len(payload)
     return decode(self, payload, *rest)
 
 
 def receive_whole(self, data):
     """
-    Handle what has come of a RawSocket's messages, as soon as the last of them is whole.
+    Pass received data of a RawSocket on when the current message is complete.
 
-    Twisted copies all that it has of a message with each piece: one of 8 MiB took seconds.
+    Twisted would copy the incomplete message with each piece: a message of 8 MiB took seconds.
     """
     self.missing -= len(data)
     if self.missing > 0:
@@ -239,8 +239,8 @@ def receive_whole(self, data):
 
 
 def read_at_once(wire, size):
-    """Read so many bytes from a connection until others have their turn."""
-    # TLS is a transport around that of TCP.
+    """Set how many bytes are read from a socket before others are read."""
+    # A TLS transport wraps that of TCP.
     while wire is not None:
         if hasattr(wire, "bufferSize"):
             wire.bufferSize = size
