@@ -4,6 +4,7 @@ What README and docs/ say is so, as far as a test can tell: names, tables, links
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -196,6 +197,22 @@ def test_modules_that_pages_name_exist() -> None:
         for name in re.findall(r"`((?:\w+/)+\w+\.py)`", text):
             there = any((folder / name).exists() for folder in (ROOT, ROOT / "service"))
             assert there or name == "schema/depot.py", name
+
+
+def test_methods_that_the_architecture_names_exist() -> None:
+    methods: set[tuple[str, str]] = set()
+    functions: set[str] = set()
+    for path in (ROOT / "service").rglob("*.py"):
+        for step in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(step, ast.ClassDef):
+                methods |= {(step.name, getattr(each, "name", "")) for each in step.body}
+            elif isinstance(step, ast.FunctionDef | ast.AsyncFunctionDef):
+                functions.add(step.name)
+    page = (DOCS / "architecture.md").read_text("utf-8")
+    named = set(re.findall(r"\b([A-Z][a-z]\w+)\.(_?[a-z]\w+)", page))
+    assert len(named) > 10
+    assert named <= methods
+    assert set(re.findall(r"\b\w+_txn\b", page)) <= functions
 
 
 def test_changelog_begins_with_the_version_of_the_package() -> None:
