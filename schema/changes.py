@@ -504,7 +504,7 @@ def track(table: str, level: str = "full", *, schema: str | None = None, wake: b
 
 
 def untrack(table: str, *, schema: str | None = None) -> None:
-    """Untrack a table, in a migration: stop to log its changes."""
+    """Untrack a table, in a migration: stop logging its changes."""
     from alembic import op
 
     op.execute(f"SELECT rowcast.untrack({_literal(table, schema)})")

@@ -1,12 +1,12 @@
 /**
- * Live copies of what Rowcast serves, for browsers and Node: npm autobahn makes the connection.
+ * Live queries and calls of Rowcast for browsers and Node, over a connection of npm autobahn.
  *
  *     const db = new Rowcast(autobahn, {url: 'ws://127.0.0.1:8080/ws', realm: 'realm1'});
  *     const open = db.live('actions', {where: {status: false}, order: ['id']});
  *     open.subscribe((rows) => draw(rows));
  */
 
-/** Seconds that a call may take, and that an effect outlasts its write without being covered. */
+/** Timeout of a call in seconds; also how long an effect is shown after its write at most. */
 const PATIENCE = 30;
 const LOST = 'rowcast.client.lost';
 
@@ -22,7 +22,7 @@ export function crc32(text) {
   return ~crc >>> 0;
 }
 
-/** Return the text of a value of which checksums are made. */
+/** Return the canonical text of a value, for checksums. */
 export function canonical(value) {
   if (value === null || value === undefined) return 'null';
   if (typeof value === 'number' || typeof value === 'bigint') {
@@ -37,12 +37,12 @@ export function canonical(value) {
     return JSON.stringify(`\0${btoa(Array.from(value, (byte) => String.fromCharCode(byte)).join(''))}`);
   }
   if (Array.isArray(value)) return `[${value.map(canonical)}]`;
-  // By hand, since objects put keys that are numbers first.
+  // Not JSON.stringify: objects put keys that are numbers first.
   const names = Object.keys(value).sort();
   return `{${names.map((name) => `${JSON.stringify(name)}:${canonical(value[name])}`)}}`;
 }
 
-/** The rows of a query, as the messages of `watch` make them. */
+/** The rows of a query, built from the messages of `watch`. */
 export class Copy {
   constructor(query = {}) {
     const {order} = query;
@@ -53,7 +53,7 @@ export class Copy {
     this.staged = null;
   }
 
-  /** Take a message; return what it has changed, null while it is not whole. */
+  /** Apply a message; return the change, or null if there is none yet. */
   take(message) {
     const {type} = message;
     const change = type === 'snapshot' ? this.#snapshot(message) : type === 'delta' ? this.#delta(message) : null;
@@ -79,9 +79,9 @@ export class Copy {
     return this.columns.length === 1 ? row[this.columns[0]] : this.columns.map((name) => row[name]);
   }
 
-  /** Put a row among entries, in place of that with its key; return what it is there by. */
+  /** Add a row to entries, or replace the row with its key; return its name. */
   #put(entries, row, beside) {
-    const own = !beside && !this.columns;  // without a key a row is its own, as often as it comes
+    const own = !beside && !this.columns;  // without a key, equal rows are kept as often as received
     const key = own ? row : beside ? beside.key : this.#key(row);
     const text = canonical(key);
     const check = crc32(own ? `[null,${text}]` : `[${text},${canonical(row)}]`);
@@ -93,7 +93,7 @@ export class Copy {
   #snapshot({rows, key, keys, complete}) {
     if (!this.staged) {
       this.staged = new Map();
-      this.columns = key;  // another one by now, or gone
+      this.columns = key;  // undefined if the query has none now
     }
     rows.forEach((row, at) => this.#put(this.staged, row, keys && {key: keys[at]}));
     if (!complete) return null;
@@ -113,14 +113,14 @@ export class Copy {
     const placed = new Map();
     for (const key of leave) {
       const [, name] = copies(this.entries, canonical(key));
-      if (!this.entries.has(name)) continue;  // after `since` it may not be held
+      if (!this.entries.has(name)) continue;  // after `since`, keys may leave that were never here
       change.leave.push(this.entries.get(name).row);
       this.entries.delete(name);
     }
     for (const [kind, rows] of [['update', update], ['enter', enter]]) {
       rows.forEach((row, at) => {
         const own = !keys && !this.columns;
-        // One that is its own key and is updated has only moved.
+        // A row without a key that is "updated" has only moved.
         const name = own && kind === 'update' ? canonical(row)
           : this.#put(this.entries, row, keys && {key: keys[kind][at]});
         change[kind].push(row);
@@ -132,7 +132,7 @@ export class Copy {
     return change;
   }
 
-  /** Put rows right behind those that stand before them now. */
+  /** Move rows behind the rows that precede them now. */
   #place(placed) {
     const moved = new Set(placed.values()), entries = new Map();
     const add = (name) => entries.set(name, this.entries.get(name));
@@ -150,14 +150,14 @@ export class Copy {
   }
 }
 
-/** Return the names of a copy of a row that is not there yet, and of the last one that is. */
+/** Return the names for one more of some equal rows, and of the last of them. */
 function copies(entries, text) {
   let name = text, last = text;
   for (let copy = 2; entries.has(name); copy++) [last, name] = [name, `${text} ${copy}`];
   return [name, last];
 }
 
-/** A query that is watched: `rows` are those of the newest step, with what is being written. */
+/** A live query: `rows` are those after the last step, with the effects of writes in progress. */
 export class Live {
   #db;
   #copy;
@@ -174,7 +174,7 @@ export class Live {
     Object.assign(this, {name, query, error: null, closed: false, mismatches: 0, heard: Infinity});
     this.#db = db;
     this.#copy = new Copy(query);
-    /** Resolves with the first rows; rejects if there can be none. */
+    /** Resolves with the first rows; rejects if the query has ended. */
     this.ready = this.#told.promise;
     this.ready.catch(() => {});
   }
@@ -187,7 +187,7 @@ export class Live {
     return this.#copy.position;
   }
 
-  /** Call with the rows now, if they are there, and after each change; return what ends that. */
+  /** Call a function with the rows, now and after each change; return a function that ends that. */
   subscribe(changed, failed = () => {}) {
     const listener = {changed, failed};
     this.#listeners.add(listener);
@@ -204,8 +204,8 @@ export class Live {
   }
 
   /**
-   * Write with an effect that shows at once, until the rows have what was written or the write has
-   * failed: it changes a Map of the rows by the JSON of their keys.
+   * Call a verb that writes, and show its effect until the rows include the write, or it has failed.
+   * The effect modifies a Map of the rows by the JSON of their keys.
    */
   async write(verb, args, kwargs, effect) {
     const drop = () => {
@@ -241,7 +241,7 @@ export class Live {
     return this.write('delete', [key], kwargs, (rows) => rows.delete(canonical(key)));
   }
 
-  /** Watch, if there is a session. */
+  /** Start to watch, if there is a session. */
   start() {
     if (!this.#db.session || this.#call || this.closed || this.error) return;
     const since = this.#copy.position ? {since: this.#copy.position} : {};
@@ -259,20 +259,20 @@ export class Live {
     });
   }
 
-  /** Note that the session is gone. */
+  /** Forget the call: the session is gone. */
   cut() {
     this.#call = null;
     this.heard = Infinity;
-    this.#copy.staged = null;  // its rest will not come
+    this.#copy.staged = null;
   }
 
-  /** Take a message of the step that is whole now; return what tells the listeners. */
+  /** Apply a message of a step that is complete; return a function that notifies the listeners. */
   apply(message) {
     let change;
     try {
       change = this.#copy.take(message);
     } catch (error) {
-      // The rows are not to be trusted.
+      // The rows may be wrong: request all again.
       this.mismatches++;
       this.#end();
       this.#copy.position = null;
@@ -310,7 +310,7 @@ export class Live {
     const {error: uri = LOST, args = [], kwargs = {}} = error ?? {};
     this.cut();
     this.#db.flush();
-    // So says the router without a service.
+    // The router's message when no service is joined.
     const absent = /^no callee registered/.test(args[0]);
     const again = /\.(canceled|timeout|unavailable|position_gone|lost|internal|outcome_unknown)$/;
     if (uri.endsWith('position_gone')) this.#copy.position = null;
@@ -332,12 +332,12 @@ export class Live {
     clearTimeout(this.#retry);
     const call = this.#call;
     this.cut();
-    // In any other mode autobahn ends the whole connection.
+    // In any other mode autobahn closes the connection.
     if (call) guarded(() => call.cancel({mode: 'kill'}));
   }
 }
 
-/** A connection that comes back, and the live queries on it. */
+/** A connection that is opened again when it is lost, with its live queries and calls. */
 export class Rowcast {
   session = null;
   #live = new Set();
@@ -352,7 +352,7 @@ export class Rowcast {
   /**
    * `autobahn` is the module; the options are those of its Connection, and `prefix`, of the
    * service's URIs. `onstate` is called with "open", or with why there is no session. A connection
-   * is given up after `silence`, in seconds.
+   * without messages is closed after `silence` seconds.
    */
   constructor(autobahn, {prefix = 'rowcast', onstate = () => {}, silence = 40, ...options}) {
     Object.assign(this, {autobahn, prefix, onstate, options});
@@ -364,7 +364,7 @@ export class Rowcast {
     return name.startsWith(`${this.prefix}.`) ? name : `${this.prefix}.${name}`;
   }
 
-  /** Watch a relation, or the rows of a function as in "fn.name", by the arguments of `find`. */
+  /** Watch a relation, or the rows of a function ("fn.name"), with the arguments of `find`. */
   live(name, query = {}) {
     const live = new Live(this, name, query);
     this.#live.add(live);
@@ -372,7 +372,7 @@ export class Rowcast {
     return live;
   }
 
-  /** Call a procedure; it ends within `seconds`, and with the connection. */
+  /** Call a procedure; fail after `seconds`, and when the connection is lost. */
   call(name, args = [], kwargs = {}, seconds = PATIENCE) {
     const call = deferred();
     call.fail = (error) => call.reject(failure(error, name));
@@ -397,7 +397,7 @@ export class Rowcast {
   send(name, args, kwargs, options) {
     const {session} = this;
     try {
-      // What autobahn cannot send, it tells nobody.
+      // A call that autobahn cannot send would never end.
       const {protocol} = this.#connection.transport.info;
       check([args, kwargs], /cbor/.test(protocol) ? /fun|sym/ : /fun|sym|big/);
       return session.call(this.uri(name), args, kwargs, options);
@@ -422,9 +422,9 @@ export class Rowcast {
     this.flush();
   }
 
-  /** Keep a message until the step that it is of is whole, for all live queries change together. */
+  /** Keep a message until its step is complete, so that all live queries change together. */
   take(live, message) {
-    // One for which there is another message already is in the next step.
+    // A second message of a live query belongs to the next step.
     const whole = ([other, {type, complete}]) => other === live && (type !== 'snapshot' || complete);
     if (this.#step.some(whole)) this.flush();
     this.#step.push([live, message]);
@@ -454,7 +454,7 @@ export class Rowcast {
     };
     connection.onclose = (reason, details) => {
       if (connection === this.#connection) this.#lost(details?.reason ?? reason);
-      // autobahn gives up for good when a router says goodbye.
+      // The kit reconnects, not autobahn, which gives up after a GOODBYE.
       return true;
     };
     connection.open();
@@ -477,13 +477,13 @@ export class Rowcast {
     if (connection?.isConnected) connection.close();
   }
 
-  /** Give up a silent connection. */
+  /** Close a silent connection. */
   #watch(late) {
     if ([this, ...this.#live].some(({heard}) => heard < late)) this.#lost('silent');
   }
 }
 
-/** Return what autobahn answers a call by: its own takes no progress without when.js. */
+/** Return a deferred for autobahn: its own has no progress without when.js. */
 function deferred() {
   const made = {notify() {}};
   made.promise = new Promise((resolve, reject) => Object.assign(made, {resolve, reject}));
@@ -491,17 +491,17 @@ function deferred() {
   return made;
 }
 
-/** Act after a pause, longer with each failure, and not all at once. */
+/** Act after a pause that grows with each failure, with jitter. */
 function later(act, failures, least = 0) {
   return setTimeout(act, Math.max(least, Math.min(5, 0.1 * 2 ** failures)) * (500 + 1000 * Math.random()));
 }
 
-/** Return an error as those of calls. */
+/** Return an error in the form of those of calls. */
 function failure(error, why) {
   return {error, args: [String(why)], kwargs: {}};
 }
 
-/** Throw at what cannot be sent; a circle ends the stack. */
+/** Throw if a value cannot be sent; a cycle overflows the stack. */
 function check(value, never) {
   if (never.test(typeof value)) throw `a ${typeof value} cannot be sent`;
   if (typeof value === 'object' && !ArrayBuffer.isView(value)) {
@@ -509,7 +509,7 @@ function check(value, never) {
   }
 }
 
-/** Run what is not ours, whose errors must not stop us. */
+/** Run a function of the application or of autobahn; log its errors. */
 function guarded(act, ...args) {
   try {
     act(...args);

@@ -1,5 +1,5 @@
 """
-Live copies of what Rowcast serves, on sessions of autobahn, with Twisted as with asyncio.
+Live queries and calls of Rowcast over autobahn sessions, with Twisted or asyncio.
 
     component = Component(transports="ws://127.0.0.1:8080/ws", realm="realm1")
     db = Rowcast(component)
@@ -31,19 +31,19 @@ from autobahn.wamp.types import CallOptions
 log = logging.getLogger("rowcast")
 
 txaio: Any = _txaio
-"""Twisted or asyncio, whichever the sessions are of; its functions are there from then on."""
+"""Abstraction of Twisted and asyncio; its functions exist only after autobahn has chosen one of them."""
 
 PAUSES = (0.1, 5.0)
-"""Seconds between two tries: at first, and at most."""
+"""Seconds until a live query is started again: the first time, and at most."""
 
 SILENCE = 40.0
-"""Seconds of silence after which a connection is given up: the service says each 15 that it lives."""
+"""Seconds without a message after which a connection is aborted; the service sends `alive` every 15 s."""
 
 PATIENCE = 30.0
-"""Seconds that a call may take, and that an effect is shown after its write without being covered."""
+"""Timeout of a call in seconds; also how long an effect is shown at most after its write was answered."""
 
 LOST, LATE = "rowcast.client.lost", "rowcast.client.timeout"
-"""Errors of our own: the session is gone, or there was no answer in time."""
+"""Error URIs of the kit: the session was lost; there was no answer in time."""
 
 AGAIN = (
     "canceled",
@@ -54,25 +54,25 @@ AGAIN = (
     "internal",
     "outcome_unknown",
 )
-"""Last words of errors after which a live query begins again."""
+"""Last components of error URIs after which a live query is started again."""
 
 ABSENT = "no callee registered"
-"""How the router's message begins where no service is there."""
+"""Beginning of the router's error message when no service is joined."""
 
 CLOSING = Disconnected, TransportLost
-"""What a session that is closing says to a call, of which it has sent nothing."""
+"""Errors of a session that is closing; the call was not sent."""
 
 Row = Any
 Rows = dict[Any, Row]
-"""By the canonical text of their keys; of a row that is its own key, by its text and the copy."""
+"""Rows by name: the canonical text of the key; without a key, of the row, with a number for equal rows."""
 
 Step = list[tuple["Live", Mapping[str, Any]]]
 
 STEPS: WeakKeyDictionary[Any, dict[str, Step]] = WeakKeyDictionary()
 """
-Of each session, by prefix, what came of a step that is not whole yet.
+For each session and prefix, the messages of the step that is not complete yet.
 
-Kits that share a session share it: one message, of whatever is watched there, says that a step is whole.
+Kits on the same session share it, because a single message, of any watch of the session, completes a step.
 """
 
 Effect = Callable[[Rows], Any]
@@ -81,17 +81,19 @@ Later = Callable[[float, Callable[[], Any]], Any]
 
 
 class Mismatch(Exception):
-    """A copy is not what the service has."""
+    """The rows of a live query differ from the service's."""
 
 
 @dataclass(frozen=True)
 class Change:
     """
-    What is different in the rows of a query.
+    A change of a query's rows.
 
     Args:
-        enter, update, leave: Rows; those that leave as they were.
-        reset: Whether all were sent anew.
+        enter: New rows.
+        update: Changed rows.
+        leave: Rows that are gone, as they were last.
+        reset: Whether all rows were sent again.
     """
 
     enter: list[Row] = field(default_factory=list)
@@ -102,10 +104,10 @@ class Change:
 
 class Entry(NamedTuple):
     """
-    A row of a copy.
+    A row of a live query.
 
     Args:
-        row: As it came.
+        row: The row as received.
         check: Its part of the checksum.
     """
 
@@ -114,7 +116,7 @@ class Entry(NamedTuple):
 
 
 def canonical(value: Any) -> str:
-    """Return the one text of a value, of which the service makes its checksums, too."""
+    """Return the canonical text of a value, from which the service computes its checksums, too."""
     return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
 
 
@@ -135,14 +137,15 @@ def _plain(value: Any) -> Any:
 
 class Copy:
     """
-    The rows of a query, as the messages of `watch` make them.
+    The rows of a query, built from the messages of `watch`.
 
     Args:
         query: The arguments of `watch`.
 
     Attributes:
-        entries: In their order, by their names.
-        position: What they are a state of; None before there are any.
+        entries: The rows in order, by name.
+        position: Position of the rows; None before the first.
+        staged: Rows of a snapshot that is not complete yet; None if there is none.
     """
 
     def __init__(self, query: Mapping[str, Any]) -> None:
@@ -155,10 +158,10 @@ class Copy:
 
     def take(self, message: Mapping[str, Any]) -> Change | None:
         """
-        Take a message; return what it has changed, None while it is not whole.
+        Apply a message; return the change, or None if there is none yet.
 
         Raises:
-            Mismatch: The rows are not those of the service.
+            Mismatch: The rows differ from the service's.
         """
         change = None
         if message["type"] == "snapshot":
@@ -166,25 +169,25 @@ class Copy:
         elif message["type"] == "delta":
             change = self._delta(message)
         if self.staged is None:
-            # Who waits for rows hears without one that he is not forgotten.
+            # `alive` has no position while the service still has to read the first rows.
             self.position = message.get("position", self.position)
             if message.get("checksum", self.checksum) != self.checksum:
                 raise Mismatch(f"not the rows of {self.position}")
         return change
 
     def cut(self) -> None:
-        """Forget the beginning of a snapshot whose rest will not come."""
+        """Drop an incomplete snapshot, whose remaining messages will not arrive."""
         self.staged = None
 
     @property
     def checksum(self) -> int:
-        """What the service says of the same rows."""
+        """The checksum of the rows, which has to equal the service's."""
         checks = (each.check for each in self.entries.values())
         return sum(at * each if self.ordered else each for at, each in enumerate(checks, 1)) % 2**32
 
     @property
     def rows(self) -> Rows:
-        """The rows by their names, in a dict of the caller's own."""
+        """The rows by name, in a new dict."""
         return {name: entry.row for name, entry in self.entries.items()}
 
     def _key(self, row: Row) -> Any:
@@ -195,9 +198,9 @@ class Copy:
         return values[0] if len(values) == 1 else values
 
     def _put(self, entries: dict[Any, Entry], row: Row, keys: Sequence[Any] | None, at: int) -> Any:
-        """Put a row among entries, in place of that with its key; return its name."""
+        """Add a row to entries, or replace the row with its key; return its name."""
         if keys is None and self._columns is None:
-            # Without a key a row is its own, as often as it comes.
+            # Without a key, equal rows are kept as often as they are received.
             text = canonical(row)
             name = next(each for each in _names(text) if each not in entries)
             entries[name] = Entry(row, crc32(f"[null,{text}]".encode()))
@@ -209,7 +212,7 @@ class Copy:
 
     def _snapshot(self, message: Mapping[str, Any]) -> Change | None:
         if self.staged is None:
-            # The key may be another one by now, or gone: the first part says so, by silence as well.
+            # Set from the first message, even if that has no key: the query may have lost its key.
             self.staged, self._columns = {}, message.get("key")
         staged = self.staged
         for at, row in enumerate(message["rows"]):
@@ -233,13 +236,13 @@ class Copy:
         keys, after = message.get("keys"), message.get("after")
         for key in message["leave"]:
             name = _last(self.entries, canonical(key))
-            if name in self.entries:  # after `since` it may not be held
+            if name in self.entries:  # after `since`, keys may leave that were never here
                 change.leave.append(self.entries.pop(name).row)
         for kind, changed in (("update", change.update), ("enter", change.enter)):
             beside = None if keys is None else keys[kind]
             own = beside is None and self._columns is None
             for at, row in enumerate(message[kind]):
-                # One that is its own key and is updated has only moved.
+                # A row without a key that is "updated" has only moved.
                 moved = own and kind == "update"
                 name = canonical(row) if moved else self._put(self.entries, row, beside, at)
                 changed.append(row)
@@ -251,7 +254,7 @@ class Copy:
         return change
 
     def _place(self, placed: Mapping[Any, Any]) -> None:
-        """Put rows right behind those that stand before them now."""
+        """Move rows behind the rows that precede them now."""
         moved, entries = set(placed.values()), {}
 
         def follow(name: Any) -> None:
@@ -268,7 +271,7 @@ class Copy:
 
 
 def _names(text: str) -> Iterable[Any]:
-    """Yield the names of the first copy of a row, the second and so on."""
+    """Yield the names of equal rows: of the first, the second and so on."""
     yield text
     copy = 2
     while True:
@@ -277,12 +280,12 @@ def _names(text: str) -> Iterable[Any]:
 
 
 def _whole(message: Mapping[str, Any]) -> bool:
-    """Return whether a message is the last of a live query in its step."""
+    """Return whether a message is the last of its live query in a step."""
     return message["type"] != "snapshot" or bool(message.get("complete"))
 
 
 def _last(entries: Mapping[Any, Entry], text: str) -> Any:
-    """Return the name of the last copy of a row."""
+    """Return the name of the last of several equal rows."""
     found: Any = text
     for name in _names(text):
         if name not in entries:
@@ -291,7 +294,7 @@ def _last(entries: Mapping[Any, Entry], text: str) -> Any:
 
 
 class _Writing:
-    """An effect that is shown while its write is under way, and until the rows have it."""
+    """An optimistic effect, shown until the rows include its write, or the write has failed."""
 
     def __init__(self, effect: Effect) -> None:
         self.effect = effect
@@ -301,16 +304,18 @@ class _Writing:
 
 class Live:
     """
-    A query that is watched.
+    A live query.
 
     Args:
-        db: Whose it is.
-        name: Of a relation, or of a function: "fn.name".
+        db: The kit that it belongs to.
+        name: Name of a relation, or of a function: "fn.name".
         query: The arguments of `watch`.
 
     Attributes:
-        error: Why it has ended, if it has.
-        mismatches: How often its rows were not the service's, and were asked for anew.
+        error: Why it has ended; None if it has not.
+        closed: Whether it was closed.
+        mismatches: How often its rows differed from the service's, and were requested again.
+        heard: Time of its last message.
     """
 
     def __init__(self, db: Rowcast, name: str, query: Mapping[str, Any]) -> None:
@@ -332,7 +337,7 @@ class Live:
 
     @property
     def rows(self) -> list[Row]:
-        """The rows as of the newest step, with what is being written."""
+        """The rows after the last step, with the effects of writes in progress."""
         rows = self._copy.rows
         for each in self._writing:
             _guarded(each.effect, rows)
@@ -340,11 +345,11 @@ class Live:
 
     @property
     def position(self) -> str | None:
-        """What the rows are a state of; None before there are any."""
+        """The position of the rows; None before the first."""
         return self._copy.position
 
     def ready(self) -> Awaitable[list[Row]]:
-        """Wait for the first rows, and return them; fails if there can be none."""
+        """Wait for the first rows, and return them; fails if the query has ended."""
         future = txaio.create_future()
         if self.error is not None:
             txaio.reject(future, self.error)
@@ -357,7 +362,7 @@ class Live:
         return future
 
     def subscribe(self, changed: Listener) -> Callable[[], None]:
-        """Call with the rows now, if they are there, and after each change; return what ends that."""
+        """Call a function with the rows, now and after each change; return a function that ends that."""
         token = object()
         self._listeners[token] = changed
         if self.position is not None:
@@ -365,7 +370,7 @@ class Live:
         return lambda: self._listeners.pop(token, None) and None
 
     def close(self) -> None:
-        """Watch no more."""
+        """End the live query."""
         self.closed = True
         self._end()
         self._settle(_closed())
@@ -373,15 +378,15 @@ class Live:
 
     def write(self, verb: str, *args: Any, effect: Effect, **kwargs: Any) -> Awaitable[Any]:
         """
-        Write with an effect that is shown at once.
+        Call a verb that writes, and show its effect at once.
 
-        It goes when the rows have what was written, or the write has failed.
+        The effect is removed when the rows include the write, or the write has failed.
 
         Args:
-            verb: What to call of the relation.
-            args: For the call.
-            effect: Changes a dict of the rows by the canonical text of their keys.
-            kwargs: For the call.
+            verb: Verb of the relation.
+            args: Positional arguments of the call.
+            effect: Modifies a dict of the rows by the canonical text of their keys.
+            kwargs: Keyword arguments of the call.
         """
         mine = _Writing(effect)
         self._writing.append(mine)
@@ -389,14 +394,14 @@ class Live:
         return _started(self._write(verb, args, kwargs, mine))
 
     def create(self, values: Mapping[str, Any], **kwargs: Any) -> Awaitable[Any]:
-        """Create a row, which is shown at once."""
+        """Create a row, and show it at once."""
         token = object()
         return self.write(
             "create", values, effect=lambda rows: rows.update({token: values}), **kwargs
         )
 
     def update(self, key: Any, changes: Mapping[str, Any], **kwargs: Any) -> Awaitable[Any]:
-        """Update the row of a key, which shows the changes at once."""
+        """Update the row with a key, and show the changes at once."""
         name = canonical(key)
 
         def effect(rows: Rows) -> None:
@@ -406,7 +411,7 @@ class Live:
         return self.write("update", key, changes, effect=effect, **kwargs)
 
     def delete(self, key: Any, **kwargs: Any) -> Awaitable[Any]:
-        """Delete the row of a key, which is shown no more."""
+        """Delete the row with a key, and hide it at once."""
         name = canonical(key)
         return self.write("delete", key, effect=lambda rows: rows.pop(name, None), **kwargs)
 
@@ -432,7 +437,7 @@ class Live:
             self._tell(None)
 
     def start(self) -> None:
-        """Watch from here on, if there is a session and it is not done already."""
+        """Start to watch, if there is a session and the query is not watched yet."""
         session = self._db.session
         if session is None or self._call is not None or self.closed or self.error is not None:
             return
@@ -470,20 +475,20 @@ class Live:
 
     @property
     def watching(self) -> bool:
-        """Whether its call is under way."""
+        """Whether its call of `watch` is in progress."""
         return self._call is not None
 
     def cut(self) -> None:
-        """Note that the session is gone: its calls may never be answered."""
+        """Forget the call: the session is gone, and may never answer it."""
         self._call = None
         self._copy.cut()
 
     def apply(self, message: Mapping[str, Any]) -> Callable[[], None]:
-        """Take a message of a step that is whole now; return what tells the listeners."""
+        """Apply a message of a step that is complete; return a function that notifies the listeners."""
         try:
             change = self._copy.take(message)
         except Exception as error:
-            # Whatever it is, the rows are not to be trusted: ask for all of them.
+            # Whatever the error is, the rows may be wrong: request all of them again.
             log.warning("%s is asked for anew: %r", self.name, error)
             self.mismatches += 1
             self._end()
@@ -514,7 +519,7 @@ class Live:
     def _settle(self, error: Exception | None) -> None:
         waiting, self._waiting = self._waiting, []
         for each in waiting:
-            if txaio.is_called(each):  # its waiter has gone
+            if txaio.is_called(each):  # it was cancelled
                 continue
             txaio.resolve(each, self.rows) if error is None else txaio.reject(each, error)
 
@@ -536,22 +541,22 @@ class Live:
         self._again(float(kwargs.get("retry_after") or 0))
 
     def _unsent(self, error: Exception) -> None:
-        """Start again if the session is closing; what cannot be sent is refused."""
+        """Handle a call that could not be sent: retry if the session is closing, end with other errors."""
         self._failed(None) if isinstance(error, CLOSING) else self._refused(error)
 
     def _refused(self, error: Exception) -> None:
-        """End for good."""
+        """End the live query with an error."""
         self.cut()
         self.error = error
         self._settle(error)
         log.error("%s is not watched any more: %s", self.name, error)
 
     def _again(self, least: float = 0) -> None:
-        """Start after a pause, which is longer each time until a message was good."""
+        """Start again after a pause, which grows until a message could be applied."""
         seconds = max(least, min(PAUSES[1], PAUSES[0] * 2**self._failures))
         self._failures += 1
         _cancelled(self._retry)
-        # Not all at once, when a service has gone that had many.
+        # Jitter, so that the watches of a service that was lost do not all start at the same time.
         self._retry = self._db.later(seconds * random.uniform(0.5, 1.5), self.start)
 
     def _end(self) -> None:
@@ -563,22 +568,22 @@ class Live:
 
 
 class _Call:
-    """A call that may not be there yet."""
+    """A call of `watch`, which also identifies its messages; `answer` is None until it was sent."""
 
     answer: Any = None
 
 
 class Rowcast:
     """
-    Live queries and calls on the sessions that come and go.
+    Live queries and calls that survive the loss of a session.
 
     Args:
-        component: autobahn's, which makes them; without one, `joined` and `left` are told.
-        prefix: Of the service's URIs.
-        later: Calls a function after some seconds; by default by the framework that runs.
+        component: autobahn Component that opens the sessions. Without one, call `joined` and `left`.
+        prefix: Prefix of the service's URIs.
+        later: Calls a function after some seconds; by default a timer of Twisted or asyncio.
         now: Returns a time in seconds.
-        silence: Seconds after which a connection is given up that does not join, or on which a live
-            query hears nothing.
+        silence: Seconds after which a connection is aborted that has not joined, or on which a live query
+            has received nothing.
     """
 
     def __init__(
@@ -611,7 +616,7 @@ class Rowcast:
         return name if name.startswith(f"{self._prefix}.") else f"{self._prefix}.{name}"
 
     def live(self, name: str, **query: Any) -> Live:
-        """Watch a relation, or the rows of a function as in "fn.name", by the arguments of `find`."""
+        """Watch a relation, or the rows of a function ("fn.name"), with the arguments of `find`."""
         live = Live(self, name, query)
         self._live[live] = None
         live.close() if self.closed else live.start()
@@ -621,26 +626,26 @@ class Rowcast:
         self, name: str, *args: Any, patience: float = PATIENCE, **kwargs: Any
     ) -> Awaitable[Any]:
         """
-        Call a procedure: as the session does, but it ends in time, and with the session.
+        Call a procedure, with a timeout; fail if the session is lost.
 
-        Without a session it waits for one.
+        Without a session the call waits for the next one.
 
         Args:
-            name: Of the procedure.
-            args: Of the call.
-            patience: Seconds for all of it.
-            kwargs: Of the call.
+            name: Name of the procedure.
+            args: Positional arguments.
+            patience: Timeout in seconds, including the wait for a session.
+            kwargs: Keyword arguments.
 
         Raises:
-            ApplicationError: `rowcast.client.lost` and `rowcast.client.timeout`, too; whether it
-                was done is not known then.
+            ApplicationError: The error of the call; or `rowcast.client.lost` or `rowcast.client.timeout`,
+                after which it is not known whether the call had an effect.
         """
         pending = _Pending(self.uri(name), args, kwargs)
         self._calls[pending] = None
 
         def late() -> None:
             pending.fail(LATE, f"no answer within {patience:g} s")
-            # Only then: the answer of one that is cancelled comes at once.
+            # After `fail`, because cancelling ends the call at once with another error.
             if pending.answer is not None:
                 _guarded(txaio.cancel, pending.answer)
 
@@ -658,7 +663,7 @@ class Rowcast:
         return pending.future
 
     def joined(self, session: Any, details: Any = None) -> None:
-        """Go on with a new session."""
+        """Continue with a new session."""
         self._joining.pop(session, None)
         if self.closed:
             return
@@ -672,7 +677,7 @@ class Rowcast:
         self._look()
 
     def left(self, session: Any = None, details: Any = None, was_clean: bool = False) -> None:
-        """End what is under way: with autobahn, a call need not end when its session does."""
+        """End the calls of a session that is gone; autobahn may never end them."""
         self._joining.pop(session, None)
         if self.session is None or (session is not None and session is not self.session):
             return
@@ -685,7 +690,7 @@ class Rowcast:
             live.cut()
 
     def close(self) -> None:
-        """End all live queries and calls, for good; the session is not ours to close."""
+        """End all live queries and calls; the session stays open."""
         self.closed = True
         self._watchdog = _cancelled(self._watchdog)
         for live in list(self._live):
@@ -700,8 +705,8 @@ class Rowcast:
         self.settle()
 
     def take(self, live: Live, message: Mapping[str, Any]) -> None:
-        """Keep a message until its step is whole, for all live queries change together."""
-        # One for which there is another message already is in the next step.
+        """Keep a message until its step is complete, so that all live queries change together."""
+        # A second message of a live query belongs to the next step.
         if any(other is live and _whole(before) for other, before in self._step):
             self.flush()
         self._step.append((live, message))
@@ -709,12 +714,12 @@ class Rowcast:
             self.flush()
 
     def settle(self) -> None:
-        """Apply what was kept, since its end may have been lost with a call, unless others wait for it."""
+        """Apply the kept messages, whose last may be lost with a call; not if another kit waits for it."""
         if all(live in self._live or live.closed for live, _ in self._step):
             self.flush()
 
     def flush(self) -> None:
-        """Apply what was kept, then tell the listeners."""
+        """Apply the kept messages, then notify the listeners."""
         step = self._step[:]
         self._step.clear()
         told = [live.apply(message) for live, message in step if not live.closed]
@@ -722,17 +727,17 @@ class Rowcast:
             tell()
 
     def _connected(self, session: Any, transport: Any) -> None:
-        """Have a connection given up that does not join: autobahn would wait for ever."""
+        """Watch a connection until it has joined: autobahn would wait for ever."""
         self._joining[session] = self.now()
         self._look()
 
     def _look(self) -> None:
-        """Watch the connections, if nobody does."""
+        """Start the watchdog's timer, unless it runs."""
         if self._watchdog is None and not self.closed:
             self._watchdog = self.later(self._silence / 8, self._watch)
 
     def _watch(self) -> None:
-        """Give up connections that are silent."""
+        """Abort connections that are silent."""
         self._watchdog = None
         self._look()
         late = self.now() - self._silence
@@ -744,7 +749,7 @@ class Rowcast:
         for session in silent:
             self.left(session)
             if session.transport is not None:
-                # Not closed: that waits for who is silent, and is taken for an end that was wanted.
+                # Not `close`, which waits for the silent peer, and after which autobahn does not reconnect.
                 _guarded(session.transport.abort)
 
 
@@ -753,12 +758,12 @@ class _Pending:
     A call that waits for a session or for its answer.
 
     Args:
-        uri: Of the procedure.
-        args: Of the call.
-        kwargs: Of the call.
+        uri: URI of the procedure.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
 
     Attributes:
-        ended: Called when it is over.
+        ended: Called when the call has ended.
     """
 
     def __init__(self, uri: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -769,13 +774,13 @@ class _Pending:
         self._over = False
 
     def start(self, session: Any) -> None:
-        """Make the call."""
+        """Send the call."""
         uri, args, kwargs = self._call
         try:
             self.answer = session.call(uri, *args, **kwargs)
-        except CLOSING:  # the next one has it
+        except CLOSING:  # wait for the next session
             return
-        except Exception as error:  # what cannot be sent
+        except Exception as error:  # the arguments cannot be sent
             self._end(txaio.reject, error)
             return
         txaio.add_callbacks(
@@ -785,14 +790,14 @@ class _Pending:
         )
 
     def fail(self, uri: str, message: str) -> None:
-        """End it with an error of our own."""
+        """End the call with an error of the kit."""
         self._end(txaio.reject, ApplicationError(uri, message))
 
     def _end(self, settle: Callable[[Any, Any], Any], outcome: Any) -> None:
         if not self._over:
             self._over = True
             self.ended()
-            if not txaio.is_called(self.future):  # its waiter has gone
+            if not txaio.is_called(self.future):  # else it was cancelled
                 settle(self.future, outcome)
 
 
@@ -801,7 +806,7 @@ def _closed() -> ApplicationError:
 
 
 def _ours(error: BaseException) -> BaseException:
-    """Return the error of a call; autobahn's own for a lost session is ours for it."""
+    """Return the error of a call; autobahn's errors of lost sessions become `LOST`."""
     known = isinstance(error, ApplicationError) or not isinstance(error, Error)
     return error if known else ApplicationError(LOST, str(error))
 
@@ -815,7 +820,7 @@ def _later(seconds: float, act: Callable[[], Any]) -> Any:
 
 
 def _started(work: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
-    """Start work that nobody need wait for."""
+    """Start a coroutine, which need not be awaited."""
     if txaio.using_twisted:
         from twisted.internet.defer import ensureDeferred
 
@@ -824,14 +829,14 @@ def _started(work: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
 
 
 def _cancelled(timer: Any) -> Any:
-    """Cancel a timer, if there is one that has not fired; return what stands for none."""
+    """Cancel a timer, if there is one that has not fired; return None."""
     if timer is not None and (not hasattr(timer, "active") or timer.active()):
         timer.cancel()
     return None
 
 
 def _guarded(act: Callable[..., Any], *args: Any) -> None:
-    """Run what is not ours, whose errors must not stop us."""
+    """Run a function of the application or of autobahn; log its errors."""
     try:
         act(*args)
     except Exception:

@@ -3,7 +3,7 @@ Drops services that hang, so that calls go to another one, or are refused at onc
 
 The socket of a service stays open while its process is stopped, or its machine hangs. There are no pings over
 RawSocket, and the router would keep giving it calls. So services send heartbeats, and the router closes the
-connection of a service that has sent some and then stops to.
+connection of a service that has stopped sending them.
 """
 
 from time import monotonic
@@ -34,11 +34,11 @@ class Alive:
         self._looking = LoopingCall(self._look)
 
     def start(self):
-        """Start to check the services."""
+        """Start checking the services."""
         self._looking.start(EVERY, now=False)
 
     def stop(self):
-        """Stop to check, and forget all services."""
+        """Stop checking, and forget all services."""
         if self._looking.running:
             self._looking.stop()
         self._heard.clear()

@@ -90,7 +90,7 @@ SELECT pg_catalog.array_agg(virtualtransaction) FROM pg_catalog.pg_locks
 
 
 AWAKEN = f"SELECT pg_catalog.pg_advisory_unlock({ASLEEP})"
-"""Makes writers stop to notify."""
+"""Makes writers stop notifying."""
 
 
 class Duty(Enum):
