@@ -143,7 +143,7 @@ def imported_rows(
     names: Sequence[str],
     conflict: OnConflict | None,
 ) -> Iterator[GivenRow]:
-    """Yield the rows of an import, unparsed: dicts, or lists in the order of `names`; any may be malformed."""
+    """Yield the unparsed rows of an import: dicts, or lists in the order of `names`; any may be malformed."""
     kinds = INSERT if conflict is None else INSERT | UPDATE
     known: set[str] | None = None
     for at, row in enumerate(rows):

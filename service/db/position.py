@@ -1,8 +1,8 @@
 """
-At which parameter of a statement an error points.
+Find the parameter of a statement that an error points at.
 
-Where PostgreSQL tells a place, it is one in the text that it got. psycopg2 writes parameters into the text
-before it sends it. Walking the sent text along the statement's own text gives the parameter back.
+A position in an error is one in the text that PostgreSQL received, into which psycopg2 has written the
+parameters. Comparing that text with the statement's own finds the parameter at the position.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ _PLACE = re.compile(r"%([%s])")
 _LITERAL = re.compile(
     r" ?(?:NULL|'[^']*+(?:''[^']*+)*+'|E'[^'\\]*+(?:(?:''|\\.)[^'\\]*+)*+')", re.DOTALL
 )
-"""By runs: a text of megabytes is matched in one go, in which no other thread has its turn."""
+"""Matches runs, possessively: while it matches a text of megabytes, no other Python thread can run."""
 _OPERAND = r"\s*(?:(?:ANY|ALL)\s*)?\(?\s*(?:CAST\()?"
 _OPERATOR = re.compile(rf"OPERATOR\((?:\w+|\"(?:[^\"]|\"\")*\")\.[^()]{{1,8}}\){_OPERAND}")
-"""An operator, and what may stand between it and its operand."""
-_MATCHES = re.compile(rf"\.~\*?\){_OPERAND}$")
-"""What stands before a regular expression."""
-_LIKENS = re.compile(rf"\.!?~~\*?\){_OPERAND}$")
-"""What stands before a pattern of LIKE."""
+"""An operator, and the SQL that may stand between it and its right operand."""
+_BEFORE_REGEX = re.compile(rf"\.~\*?\){_OPERAND}$")
+"""SQL in front of a regular expression."""
+_BEFORE_LIKE = re.compile(rf"\.!?~~\*?\){_OPERAND}$")
+"""SQL in front of a LIKE pattern."""
 _ESCAPES = re.compile(r"(\\+)(?:\"?[^\"\\]*\})?'$")
-"""The backslashes that a pattern ends in, or one of an array of them."""
+"""The trailing backslashes of a pattern, or of the last pattern in an array."""
 _OF_CASTS = frozenset(["22P02", "2202E", "22003", "22007", "22008", "22018", "22023"])
-"""What a cast, or what computes a value, says of the value of a row that does not fit."""
+"""SQLSTATEs of a cast or computation that fails for the value of a row."""
 _QUOTED = re.compile(r'"(.*)"', re.DOTALL)
 _CHECKED = frozenset(["limit", "offset"])
-"""Paths of parameters that are right when they are sent, and so are never to blame."""
+"""Paths of parameters that were validated before, and so never cause an error."""
 
 
 def point_out(error: psycopg2.Error, statement: Statement) -> None:
     """
-    Note on an error which parameter or mark it points at, for `bound_of` and `mark_of`, and where
-    all parameters stand in the call, for `paths_of`.
+    Note on an error the parameter or mark that it points at, for `bound_of` and `mark_of`, and the
+    paths of all parameters, for `paths_of`.
 
-    To be called in the thread that ran the statement, while its cursor is still at it.
+    Call this in the thread that ran the statement, before the cursor runs another one.
     """
     if error.cursor is None or error.cursor.query is None:
         return
-    # PostgreSQL counts the place in characters, not in bytes.
+    # PostgreSQL counts the position in characters, not in bytes.
     sent = error.cursor.query.decode("utf-8", "replace")
     pieces = _pieces(statement.text)
     spans = _spans(sent, pieces)
-    if len(spans) < len(statement.bounds):  # of another statement
+    if len(spans) < len(statement.bounds):  # the cursor has run another statement
         return
     error.paths = {bound.path for bound in statement.bounds}  # type: ignore[attr-defined]
     error.bound = _find(error, statement, sent, spans, pieces)  # type: ignore[attr-defined]
@@ -57,17 +57,17 @@ def point_out(error: psycopg2.Error, statement: Statement) -> None:
 
 
 def bound_of(error: psycopg2.Error) -> Bound | None:
-    """Return the parameter that an error points at, if that was noted."""
+    """Return the parameter that an error points at, if `point_out` has noted one."""
     return getattr(error, "bound", None)
 
 
 def paths_of(error: psycopg2.Error) -> Collection[str]:
-    """Return where the parameters of the statement stand in the call, if that was noted."""
+    """Return the paths of the statement's parameters in the call, if `point_out` has noted them."""
     return getattr(error, "paths", ())
 
 
 def mark_of(error: psycopg2.Error) -> Mark | None:
-    """Return the mark that an error points at, if that was noted."""
+    """Return the mark that an error points at, if `point_out` has noted one."""
     return getattr(error, "mark", None)
 
 
@@ -78,7 +78,7 @@ def _marked(
     spans: Sequence[tuple[int, int]],
     pieces: Sequence[str],
 ) -> Mark | None:
-    """Find the mark at the very place, or the one cast that a value of a row may not fit."""
+    """Find the mark at the error's position; without one, the only cast that may have failed."""
     if error.diag.statement_position is None:
         casts = {mark.path: mark for mark in statement.marks if mark.cast}
         only = len(casts) == 1 and error.pgcode in _OF_CASTS and error.diag.context is None
@@ -112,7 +112,7 @@ def _find(
 
 
 def _pointed_at(sent: str, spans: Sequence[tuple[int, int]], at: int) -> int | None:
-    """Find the parameter at a place, or the operand of the operator there."""
+    """Find the parameter at a position, or the right operand of the operator there."""
     for index, (start, end) in enumerate(spans):
         if start <= at < end or (at < start and _OPERATOR.fullmatch(sent, at, start)):
             return index
@@ -126,8 +126,8 @@ def _suspected(
     spans: Sequence[tuple[int, int]],
     pieces: Sequence[str],
 ) -> int | None:
-    """Find the parameter that an error speaks of when it does not tell a place."""
-    before = {"2201B": _MATCHES, "22025": _LIKENS}.get(error.pgcode or "")
+    """Find the parameter that caused an error without a position: a pattern, or a quoted value."""
+    before = {"2201B": _BEFORE_REGEX, "22025": _BEFORE_LIKE}.get(error.pgcode or "")
     if before is not None:
         found = [index for index in range(len(spans)) if before.search(pieces[index])]
     else:
@@ -136,7 +136,7 @@ def _suspected(
         found = [i for i, (start, end) in enumerate(spans) if sent[start:end].strip() == literal]
     if len(found) > 1 and error.pgcode == "22025":
         found = [i for i in found if _ends_in_escape(sent[slice(*spans[i])].strip())]
-    # What stands twice in a statement, as a sort key does, is one thing of the call.
+    # A parameter may occur twice in a statement, as that of a sort key does: its path is the same.
     return found[0] if len({statement.bounds[index].path for index in found}) == 1 else None
 
 
@@ -148,8 +148,8 @@ def _ends_in_escape(literal: str) -> bool:
 
 
 def _spans(sent: str, pieces: Sequence[str]) -> list[tuple[int, int]]:
-    """Return where the parameters stand in what was sent; [] if it is another statement."""
-    place = sent.find(pieces[0])  # a BEGIN may stand before it
+    """Return the spans of the parameters in the sent text; [] if that is another statement."""
+    place = sent.find(pieces[0])  # BEGIN or an identity may stand before it
     found: list[tuple[int, int]] = []
     if place < 0:
         return found

@@ -1,5 +1,5 @@
 """
-What runs in a pool thread to write nested new rows: steps, each of which uses what came of others.
+Functions of the pool threads that write nested new rows in steps, each of which uses values of others.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _LEFT_OUT = re.compile(rf"{LEFT_OUT} (\d+)")
 @dataclass(frozen=True, slots=True)
 class Message:
     """
-    Statements that travel together.
+    Statements of steps that are sent in one message.
 
     Args:
-        steps: Whose they are.
-        statement: All of them; the one of a single step gives its rows themselves.
-        kept: The numbers of the steps whose values come back as JSON, with the types of those; a
-            value without one is wanted as text.
+        steps: The steps.
+        statement: All their statements; that of a single step returns its rows directly.
+        kept: Numbers of the steps whose values are returned as JSON, with the types of the values; a
+            value whose type is None stays text. None for a single step.
     """
 
     steps: tuple[TreeStep, ...]
@@ -48,16 +48,17 @@ class Message:
 @dataclass(frozen=True, slots=True)
 class Work:
     """
-    Messages, and what answers the rows of the call.
+    The messages of a call, and the statement that reads its answer.
 
     Args:
-        messages: In their order.
-        answer: The last one, which answers the rows of the call behind its steps; None if nothing does.
-        root: The step that it is the statement of, if it does not read the rows again.
-        written: Slots of their keys as text, for each, if they are read again by those.
-        slot: Where all of those go.
+        messages: The messages, in their order.
+        answer: The last message, whose last statement returns the rows of the call; None if the call
+            returns no rows.
+        root: The step whose statement that is, if the rows are not read again.
+        written: If they are read again, the slots of each row's key as text.
+        slot: Slot of the list of these keys.
         tree: All steps of the call.
-        before: Those that were sent before.
+        before: Steps that were sent before.
     """
 
     messages: Sequence[Message]
@@ -77,10 +78,10 @@ def steps_txn(
     before: Sequence[TreeStep],
 ) -> list[Any]:
     """
-    Write the rows of a message behind the steps `before`; return the values with what came back.
+    Write the rows of one message, behind the steps `before`; return the values with the returned ones.
 
     Raises:
-        As `nested_txn`, but for what is about the answer.
+        As `nested_txn`, but for the errors of the answer.
     """
     return _written(connection, codec, [make()], values, before)
 
@@ -94,22 +95,22 @@ def nested_txn(
     shape: Shape | None,
 ) -> Written:
     """
-    Write nested new rows, in a transaction that does not survive an error.
+    Write nested new rows, in a transaction that is rolled back after an error.
 
     Args:
-        connection: To write them through.
-        codec: For the values, both ways.
-        make: Returns the statements.
-        values: Of the call.
-        written: How many rows all of it writes.
-        shape: Of the answer; None to read nothing back.
+        connection: The connection to write through.
+        codec: Encodes the parameters, and decodes the rows.
+        make: Returns the messages.
+        values: The values of the call.
+        written: Number of rows that the call writes.
+        shape: The form of the rows, and their maximum size; None to return no rows.
 
     Raises:
-        NotFound: A row that is linked is not there.
-        NotChanged: The database left out a row.
-        InvalidArgument: A row would not be related as it stands in the call.
-        psycopg2.Error: With a note of the rows that it may speak of.
-        NoRowWritten, TooLarge: As `write_txn`. In any case the transaction must not commit.
+        NotFound: A row that is linked does not exist.
+        NotChanged: The database has left out a row.
+        InvalidArgument: A row would not be related as the call has it.
+        psycopg2.Error: With a note of the rows that may have caused it.
+        NoRowWritten, TooLarge: As `write_txn`.
     """
     work = make()
     known = _written(connection, codec, work.messages, values, work.before)
@@ -119,7 +120,7 @@ def nested_txn(
     _refuse_unrelated(answer.steps, known)
     if work.root is not None:
         _refuse_unrelated([work.root], known)
-        # of several, a rule may count others
+        # With a rule, the row count of several rows may be that of other rows.
         several = len(work.root.rows) > 1 and work.root.relation.has_rules
         exactly = 0 if several else len(work.root.rows)
     if work.written:
@@ -140,7 +141,7 @@ def _written(
     values: Sequence[Any],
     before: Sequence[TreeStep],
 ) -> list[Any]:
-    """Write the rows of messages; return the values with what came back of them."""
+    """Write the rows of messages; return the values with those that the messages returned."""
     known, sent = list(values), [*before]
     for message in messages:
         sent += message.steps
@@ -167,13 +168,13 @@ def _explained(
     tree: Sequence[TreeStep] = (),
 ) -> Iterator[None]:
     """
-    Say of an error of a message in the body which rows it may speak of.
+    Note on an error of a message, sent in the body, which rows may have caused it.
 
     Args:
-        sent: Steps of the call up to here, by the numbers of their statements.
-        steps: All of the message.
-        values: As they are known.
-        tree: Steps before it, of which a constraint that is deferred may speak.
+        sent: Steps of the call so far; the number of a statement is an index.
+        steps: Steps of the message.
+        values: The values of the call that are known.
+        tree: Steps before the message, which may violate a deferred constraint.
     """
     try:
         yield
@@ -186,7 +187,7 @@ def _explained(
 
 
 def _rows_of(steps: Iterable[TreeStep], values: Sequence[Any]) -> Iterator[GivenRow]:
-    """Yield what steps are to write."""
+    """Yield the rows that steps write."""
     for step in steps:
         if isinstance(step, NewRows):
             for path, row in zip(step.paths, step.rows, strict=True):
@@ -196,7 +197,7 @@ def _rows_of(steps: Iterable[TreeStep], values: Sequence[Any]) -> Iterator[Given
 
 
 def _read(codec: Codec, types: Sequence[Type | None], text: str) -> list[Row]:
-    """Read the rows that came back as JSON of texts, behind their numbers if they have any."""
+    """Decode rows that were returned as JSON of texts; their numbers, if any, stand first."""
     return [
         [
             *row[: len(row) - len(types)],
@@ -210,7 +211,7 @@ def _read(codec: Codec, types: Sequence[Type | None], text: str) -> list[Row]:
 
 
 def _keep(step: TreeStep, rows: Sequence[Row], values: list[Any]) -> None:
-    """Put what came back of rows into its slots; several rows begin with their numbers."""
+    """Store the returned values of rows in their slots; each of several rows begins with its number."""
     slots: Sequence[Sequence[int]]
     if isinstance(step, LinkedRow):
         return
@@ -235,11 +236,11 @@ def _refuse_unrelated(steps: Sequence[TreeStep], values: Sequence[Any]) -> None:
 
 def refuse_unrelated(step: NewRows | LinkedRow, values: Sequence[Any]) -> None:
     """
-    Refuse rows that would not be related as they stand in the call.
+    Refuse rows that would not be related as the call has them.
 
     Raises:
-        InvalidArgument: What a relationship goes by is null; two relationships of a row set one
-            column to different values, or one of them the primary key of a row that is linked.
+        InvalidArgument: A referenced value is null; or two relationships of a row set one column to
+            different values; or a link would change the primary key of the linked row.
     """
     for each in step.related:
         assert each.operand is not None
@@ -251,7 +252,7 @@ def refuse_unrelated(step: NewRows | LinkedRow, values: Sequence[Any]) -> None:
                 column=each.column,
             )
     for one, other, path in step.alike:
-        # one may be a caller's, who can write a number as a string
+        # As text, because a caller may send a number as a string.
         if str(values[one]) != str(values[other]):
             raise InvalidArgument(
                 "this row and another one that stands beside it, or around it, set the same column"
@@ -263,12 +264,12 @@ def refuse_unrelated(step: NewRows | LinkedRow, values: Sequence[Any]) -> None:
 
 
 def _refuse_second_parent(step: LinkedKey, key: Row, values: list[Any]) -> None:
-    """Refuse to link a row to a parent that shall refer to another one, too."""
+    """Refuse to link a row to a second parent."""
     if not step.parent:
         return
     if values[step.parents] is PENDING:
         values[step.parents] = {}
-    # as text: keys may be lists
+    # As text, because a key may contain lists, which are not hashable.
     if values[step.parents].setdefault(str(key), step.parent) != step.parent:
         raise InvalidArgument(
             "the same row is linked to another new row, too, and refers to one alone",

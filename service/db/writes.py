@@ -1,7 +1,7 @@
 """
-What runs in a pool thread and may write: writes, and calls of functions that may.
+Functions of the pool threads that write, or call database functions that may write.
 
-Each function takes a connection first, touches the database and nothing else, and may run again.
+Each takes a connection first, touches nothing but the database, and may run again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from service.payload import fit
 from service.sql.statement import LARGE, MISSED, TRANSACTION, UNSEEN, Statement
 
 SETTLE = "SET CONSTRAINTS ALL IMMEDIATE; "
-"""Has deferred triggers do now what they would do at COMMIT, so that it can be read."""
+"""Runs deferred triggers now rather than at COMMIT, so that their effects can be read."""
 
 
 class NoRowWritten(Exception):
@@ -39,11 +39,11 @@ class NoRowWritten(Exception):
 
 
 class LargeRow(Exception):
-    """A row is large that a guarded statement was to return; it has failed, and wrote nothing."""
+    """A guarded statement would have returned a large row; it has failed, and written nothing."""
 
 
 class RowUnseen(Conflict):
-    """An upsert met a row that came after it began; or one that a view never shows."""
+    """An upsert met a row inserted after it began, or one that a view does not show."""
 
     pgcode = "40001"
 
@@ -51,13 +51,13 @@ class RowUnseen(Conflict):
 @dataclass(frozen=True, slots=True)
 class Written:
     """
-    What a write gave.
+    The result of a write.
 
     Args:
-        rows: What it read back, in the form of the answer.
-        affected: How many rows were written.
-        columns: The names of what was read back.
-        tx: The transaction's id, if the statement gives it and has written anything.
+        rows: The rows that it returned, in the form of the answer.
+        affected: Number of rows written.
+        columns: Names of the columns of `rows`.
+        tx: Id of the transaction, if the statement returns it and something was written.
     """
 
     rows: list[Any]
@@ -80,21 +80,22 @@ def write_txn(
     Write rows.
 
     Args:
-        connection: To write them through.
-        codec: For the values, both ways.
-        make: Returns the statement: to write one for thousands of rows takes its time.
-        values: Of the call.
-        max_affected: How many rows may be written.
-        shape: Of the answer; None to read nothing back.
-        exactly: How many rows have to be written, if that is known.
-        last: Whether the transaction ends with it.
+        connection: The connection to write through.
+        codec: Encodes the parameters, and decodes the rows.
+        make: Returns the statement; called in the pool thread, as building one for thousands of rows
+            takes time.
+        values: The values of the call.
+        max_affected: Maximum number of rows that may be written.
+        shape: The form of the rows, and their maximum size; None to return no rows.
+        exactly: Number of rows that have to be written; 0 if it is not known.
+        last: Whether the transaction ends with this statement.
 
     Raises:
-        NoRowWritten: One that has to be was not written; the caller's transaction must not commit.
-        TooManyRows: More than `max_affected`; the caller's transaction must not commit.
-        TooLarge: What is read back weighs too much; likewise.
-        RowUnseen: What a condition asks of a row that is there cannot be asked.
-        LargeRow: The statement is guarded, and what it was to read back is large.
+        NoRowWritten: Too few rows were written; the transaction must not commit.
+        TooManyRows: More than `max_affected`, or than `exactly`; the transaction must not commit.
+        TooLarge: The rows exceed `shape.max_bytes`; the transaction must not commit.
+        RowUnseen: An upsert has met a row for which its condition cannot be evaluated.
+        LargeRow: The statement is guarded, and a row that it would return is large.
     """
     statement = make()
     if last and statement.head:
@@ -102,7 +103,7 @@ def write_txn(
     try:
         cursor = execute(connection, codec, statement, values)
     except psycopg2.Error as error:
-        # The words are in the server's language; the text that it could not read is quoted in all.
+        # Recognized by the text that failed to be cast: it is quoted in every language of the message.
         if statement.must_write and error.pgcode == "22P02" and MISSED in str(error):
             raise NoRowWritten from error
         if error.pgcode == "22P02" and LARGE in str(error):
@@ -111,15 +112,15 @@ def write_txn(
             late = statement.unseen == "late"
             said = "a row with this key has come meanwhile"
             said += "" if late else ", or is none of those that are shown"
-            # Alone it is tried again here: what no new statement sees is not to be waited for.
+            # A retry helps only for a row inserted meanwhile, which a new statement does see.
             raise RowUnseen(said, path="where", retry=(late and not last) or None) from error
         raise
-    # Of several statements in one message, psycopg2 has the result of the last.
-    affected = max(cursor.rowcount, 0)  # a CALL counts none: -1
+    # Of several statements in one message, psycopg2 returns the result of the last.
+    affected = max(cursor.rowcount, 0)  # -1 for CALL
     _check(affected, exactly, max_affected)
     if shape is None and not statement.receipt:
         return Written([], affected, ())
-    # rows of which nothing is wanted are rows all the same
+    # A RETURNING without columns is left out, but the answer still has a row for each.
     read = statement.columns or statement.flagged or statement.receipt
     rows: list[Row] = cursor.fetchall() if read else [()] * affected
     tx = rows[0][len(statement.columns)] if statement.receipt and rows else None
@@ -143,10 +144,10 @@ def write_rows_txn(
     *more: Any,
 ) -> Written:
     """
-    Write the rows of a call, which `given` returns by its values, as `write_txn` does.
+    Write rows as `write_txn` does, and note on an error the rows that `given` returns for the values.
 
     Raises:
-        psycopg2.Error: With a note of the rows that it may speak of.
+        psycopg2.Error: With a note of the rows that may have caused it.
     """
     try:
         return write_txn(connection, codec, make, values, *more)
@@ -165,7 +166,7 @@ def _check(affected: int, exactly: int, max_affected: int | None) -> None:
 
 
 def transaction_txn(connection: PgConnection) -> str | None:
-    """Return the id of the open transaction; None while it has written nothing."""
+    """Return the id of the open transaction; None if it has written nothing yet."""
     found: str | None = connection.ask(f"SELECT {TRANSACTION.string}")[0]
     return found
 
@@ -181,10 +182,10 @@ def fitting_txn(
     connection: PgConnection, max_bytes: int, function: Callable[..., Any], *args: Any
 ) -> Any:
     """
-    Run what may write, in a transaction that does not survive an error.
+    Run a function that may write, in a transaction that is rolled back after an error.
 
     Raises:
-        TooLarge: The rows that it returns cannot be sent.
+        TooLarge: The rows that it returns exceed `max_bytes`.
     """
     result = function(connection, *args)
     page = result[0] if isinstance(result, tuple) else result
@@ -193,7 +194,7 @@ def fitting_txn(
 
 
 def too_many_rows(rows: int, most: int) -> TooManyRows:
-    """Return the error of a write of more rows than it may."""
+    """Return the error of a write of more rows than `max_affected`."""
     return TooManyRows(
         f"this would write {rows} rows, and max_affected is {most}", hint="nothing was written"
     )
@@ -202,7 +203,7 @@ def too_many_rows(rows: int, most: int) -> TooManyRows:
 COUNTED = "rowcast_counted"
 DECLARE = f"DECLARE {COUNTED} NO SCROLL CURSOR FOR "
 MOST = 2**31 - 1
-"""How far one MOVE goes."""
+"""Maximum number of rows of one MOVE."""
 
 
 def call_txn(
@@ -216,22 +217,22 @@ def call_txn(
     verbs: bool,
 ) -> list[Any]:
     """
-    Call a function and return its rows in the form of the answer.
+    Call a database function and return its rows in the form of the answer.
 
     Args:
-        connection: To call it through, in a transaction that does not survive an error.
-        codec: For the values, both ways.
-        statement: Of the call.
-        values: Of the call.
-        limit: How many rows an answer holds.
-        max_affected: How many rows the caller expects at most.
-        shape: Of the answer.
-        verbs: Whether there are verbs for what the function returns.
+        connection: The connection, in a transaction that is rolled back after an error.
+        codec: Encodes the parameters, and decodes the rows.
+        statement: The call's statement.
+        values: The values of the call.
+        limit: Maximum number of rows of an answer.
+        max_affected: Maximum number of rows that the caller expects.
+        shape: The form of the rows, and their maximum size.
+        verbs: Whether the function's rows can be read with `find` and other verbs, for the hint.
 
     Raises:
-        TooManyRows: More than `max_affected`.
-        TooManyToSend: More than `limit`.
-        TooLarge: They weigh more than an answer may.
+        TooManyRows: There are more rows than `max_affected`.
+        TooManyToSend: There are more rows than `limit`.
+        TooLarge: The rows exceed `shape.max_bytes`.
     """
     page = page_txn(connection, codec, statement, values, limit, shape)
     if max_affected is not None and len(page.rows) > max_affected:
@@ -253,36 +254,36 @@ def counted_txn(
     shape: Shape,
 ) -> tuple[Page, int]:
     """
-    Read a page of what may not be read twice; return the number of all rows, too.
+    Read a page of a query that must run only once; return it with the number of all rows.
 
-    The rows pass by in the server, and the page alone is fetched.
+    A cursor moves over the other rows on the server, and only the page is fetched.
 
     Args:
-        connection: To read it through, in a transaction that does not survive an error.
-        codec: For the values, both ways.
-        statement: Reads all rows, from the first to the last.
-        values: Of the call.
-        offset: How many rows stand before the page.
-        limit: How many rows a page holds.
-        shape: Of the answer.
+        connection: The connection, in a transaction that is rolled back after an error.
+        codec: Encodes the parameters, and decodes the rows.
+        statement: Returns all rows, without a limit.
+        values: The values of the call.
+        offset: Number of rows before the page.
+        limit: Maximum number of rows of the page.
+        shape: The form of the rows, and their maximum size.
 
     Raises:
-        TooLarge: The rows weigh more than an answer may.
+        TooLarge: The rows exceed `shape.max_bytes`.
     """
     cursor = execute(connection, codec, statement.prefixed(DECLARE), values)
-    before = _pass(cursor, f"FORWARD {min(offset, MOST):d}") if offset else 0
+    before = _move(cursor, f"FORWARD {min(offset, MOST):d}") if offset else 0
     rows: list[Any] = []
-    if before == offset and limit:  # to fetch no row is to fetch the last one again
+    if before == offset and limit:  # FETCH FORWARD 0 would fetch the current row again
         cursor.execute(f"FETCH FORWARD {limit:d} FROM {COUNTED}")
         rows = cursor.fetchall()
     page = Page(shaped(rows, statement, codec, shape))
-    behind = _pass(cursor, "FORWARD ALL")
+    behind = _move(cursor, "FORWARD ALL")
     cursor.execute(f"CLOSE {COUNTED}")
     return replace(page, more=behind > 0), before + len(rows) + behind
 
 
-def _pass(cursor: Any, rows: str) -> int:
-    """Move over rows, and return how many there were."""
+def _move(cursor: Any, rows: str) -> int:
+    """Move the cursor over rows, and return how many there were."""
     cursor.execute(f"MOVE {rows} FROM {COUNTED}")
     passed: int = cursor.rowcount
     return passed

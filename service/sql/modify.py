@@ -2,8 +2,8 @@
 INSERT, UPDATE and DELETE, with ON CONFLICT and RETURNING.
 
 If each of several new rows has to be identified by its number, they are inserted by MERGE, whose RETURNING
-(PostgreSQL 17 and later) can name columns of its source beside those of the target. RETURNING of an INSERT has
-only columns of the target, and PostgreSQL does not guarantee the order of the rows.
+(PostgreSQL 17 and later) can name columns of its source beside those of the target. RETURNING of an INSERT
+has only columns of the target, and PostgreSQL does not guarantee the order of the rows.
 """
 
 from __future__ import annotations
