@@ -1,8 +1,8 @@
 """
-COPY from and to: what a worker thread and the reactor hand each other while it runs.
+COPY FROM and COPY TO, with back-pressure between the worker thread and the reactor.
 
-psycopg2 keeps the thread in one call for the whole of a COPY and asks a file-like object for
-its end of it. Here that object waits until the other side has room.
+For the duration of a COPY, psycopg2 keeps the thread in one call, and reads from or writes to a
+file-like object. Here that object blocks until the reactor has more data, or wants more.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ NULL = r"\N"
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A value that is PostgreSQL's own text already."""
+    """A value that is PostgreSQL's text already, and is not encoded."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A value that is taken as it is, whatever it looks like."""
+    """A value that is encoded as it is, even if it looks like an operator such as `$default`."""
 
     value: Any
 
 
 class RowText:
     """
-    Writes rows, each value as the codec writes it for any statement.
+    Encoder of rows as COPY's text format.
 
     Args:
-        codec: Writes the values.
-        columns: Of the rows, in order.
-        types: By their oids.
+        codec: Encodes the values, as for any statement.
+        columns: Columns of the rows, in order.
+        types: Returns the type of an oid.
         complete: Whether each row must have a value for every column.
     """
 
@@ -71,14 +71,14 @@ class RowText:
 
     def encode(self, rows: Sequence[Any], defaults: bool) -> Iterator[bytes]:
         """
-        Return a line for each row.
+        Yield a line for each row.
 
         Args:
             rows: Dicts, or lists with an item for each column.
-            defaults: Whether there is a word for the default of a column that a dict lacks.
+            defaults: Whether the COPY has a marker for the default of a column that a dict lacks.
 
         Raises:
-            InvalidArgument: A row does not fit; `path` and `line` tell which.
+            InvalidArgument: A row is invalid; `path` and `line` say which.
         """
         for at, row in enumerate(rows):
             self.line += 1
@@ -129,14 +129,14 @@ class RowText:
 
 
 class CsvText:
-    """Passes CSV on as it is."""
+    """Encoder of CSV, which is passed on unchanged."""
 
     def encode(self, text: str, defaults: bool) -> Iterator[bytes]:
         """
-        Return the text's bytes.
+        Yield the bytes of the text.
 
         Raises:
-            InvalidArgument: PostgreSQL cannot hold it.
+            InvalidArgument: PostgreSQL cannot store a character of it.
         """
         try:
             yield check_text(text).encode()
@@ -154,7 +154,7 @@ def _lacking(name: str) -> InvalidArgument:
 
 
 def _escaped(text: str) -> str:
-    # Backslashes first, or those of the other escapes would be doubled.
+    # Backslashes first, or those of the other escapes would be doubled too.
     if "\\" in text:
         text = text.replace("\\", "\\\\")
     if "\n" in text:
@@ -165,18 +165,21 @@ def _escaped(text: str) -> str:
 
 
 POLL_INTERVAL = 0.2
-"""Seconds after which a worker that waits for the other side looks whether it is to stop."""
+"""Seconds between two checks of a waiting worker whether it was stopped."""
 
 BLOCK = 64 * 1024
-"""Bytes gathered before a block is handed over: COPY gives a row at a time."""
+"""Bytes collected in a block before it is handed over: COPY writes a row at a time."""
 
 
 class Blocks:
     """
-    Text on its way from a COPY in a worker to the reactor, a block for each time it is asked for.
+    The text of a COPY TO, passed from a worker to the reactor in blocks as these are requested.
 
     Args:
-        reactor: To come back from the worker.
+        reactor: Receives calls from the worker's thread.
+
+    Attributes:
+        bytes: Number of bytes taken so far.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -194,11 +197,11 @@ class Blocks:
     # In the worker
 
     def attach(self, connection: PgConnection) -> None:
-        """Begin to be written, by a COPY on this connection."""
+        """Set the connection whose COPY is about to write here."""
         self._connection = connection
 
     def write(self, data: bytes) -> int:
-        """Add a row; wait while there is a block that was not asked for."""
+        """Add a row; once a block is full, wait until it is requested."""
         self._held.append(data)
         self._weight += len(data)
         if self._weight >= BLOCK:
@@ -206,21 +209,21 @@ class Blocks:
         return len(data)
 
     def flush(self) -> None:
-        """Send what was gathered to the reactor, long rows in pieces."""
-        # Of whole rows, so that no character is cut in two.
+        """Send the collected rows to the reactor, long rows in several blocks."""
+        # Decoded as complete rows, and split as text, so that no character is cut.
         text = b"".join(self._held).decode()
         self._held.clear()
         self._weight = 0
         for start in range(0, len(text), 2 * BLOCK):
             with self._connection.paused() if self._connection else nullcontext():
                 asked = self._asked()
-            if not asked:  # COPY is being stopped on the server; until then it talks on
+            if not asked:  # the COPY is being canceled; what it still sends until then is dropped
                 return
             self._ready.append(text[start : start + 2 * BLOCK])
             self._reactor.callFromThread(self._pump)
 
     def _asked(self) -> bool:
-        """Wait until a block is asked for, and return whether one is still wanted."""
+        """Wait until a block is requested; return whether one is still wanted."""
         while not (self._stopped or (self._connection and self._connection.stopped)):
             if self._credit.acquire(timeout=POLL_INTERVAL):
                 return not self._stopped
@@ -229,8 +232,8 @@ class Blocks:
     # In the reactor
 
     def next(self) -> Deferred[str]:
-        """Ask for a block; it fires with an empty string at the end."""
-        # Cancelled, it leaves the line, so that no block goes to where nobody takes it.
+        """Request a block; the Deferred fires with an empty string at the end."""
+        # A cancelled Deferred is removed from the queue, so that no block is delivered to it.
         block: Deferred[str] = Deferred(self._waiting.remove)
         self._waiting.append(block)
         self._credit.release()
@@ -238,14 +241,14 @@ class Blocks:
         return block
 
     def ended(self, outcome: Any) -> Any:
-        """Record that the COPY has ended, or how it failed."""
+        """Record the end of the COPY, or its failure."""
         self._outcome = outcome
         self._pump()
         return outcome
 
     def stop(self) -> None:
-        """Stop reading: the thread must not wait for us."""
-        # Before the credit, which wakes the worker: it has to find this set.
+        """Stop reading, and wake the worker, which must not wait for further requests."""
+        # Set before the credit wakes the worker, which reads it then.
         self._stopped = True
         self._credit.release()
 
@@ -272,13 +275,13 @@ def copy_out_txn(
     blocks: Blocks,
 ) -> int:
     """
-    Write the rows of a read as CSV with a header, and return their number.
+    Copy the rows of a query out as CSV with a header, and return their number.
 
-    How long it takes is up to whoever takes the blocks, so it is each block that has a time limit.
+    The duration depends on the caller who reads the blocks, so the time limit is one for each block.
     """
     blocks.attach(connection)
     *ahead, statement = statement.parts()
-    for each in ahead:  # COPY shares no message
+    for each in ahead:  # COPY needs a message of its own
         execute(connection, codec, each, values)
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = 0")
@@ -297,27 +300,26 @@ def copy_out_txn(
 
 
 CHUNK = 16 * 1024
-"""Bytes handed to COPY at a time: some 70 rows of 200 bytes, a quarter of a millisecond's work."""
+"""Bytes given to COPY at a time: some 70 rows of 200 bytes, which take 0.25 ms to encode."""
 
 REST = 1.0
-"""How much of the time that writing them took the worker then leaves to other threads."""
+"""Seconds that the worker rests for each second of CPU time it has taken to encode rows."""
 
 LAST = 10.0
-"""How often the time that the rows took may be taken again by what is done with all of them."""
+"""Maximum time of the last step, such as checking constraints, as a multiple of that of all rows."""
 
 Encode = Callable[[Any, bool], Iterator[bytes]]
-"""Makes COPY's text of the rows of one call; the flag is whether there is a word for defaults."""
+"""Yields COPY's text of the rows of one call; the flag says whether there is a marker for defaults."""
 
 
 class CopySource:
     """
-    What a COPY reads: the rows of one call after the other, each written as text when its turn
-    comes.
+    The file that a COPY FROM reads: the rows of one call after another, encoded as they are read.
 
     Args:
-        reactor: To come back from the worker.
-        encode: Makes the text, in the worker.
-        rest: Waits, in the worker, for so many seconds.
+        reactor: Receives calls from the worker's thread.
+        encode: Encodes rows, in the worker.
+        rest: Sleeps for a number of seconds, in the worker.
     """
 
     def __init__(
@@ -341,7 +343,7 @@ class CopySource:
     # In the reactor
 
     def put(self, rows: Any) -> Deferred[None]:
-        """Send rows; fires when COPY has read them, fails when it has failed."""
+        """Send rows; the Deferred fires when COPY has read them, and fails if COPY fails."""
         taken: Deferred[None] = Deferred()
         if self._failure is not None:
             taken.errback(self._failure)
@@ -359,7 +361,7 @@ class CopySource:
         self._queue.put(reason)
 
     def over(self, outcome: Any) -> Any:
-        """Record how the import ended; rows that were not read fail with it."""
+        """Record the outcome of the import; if it has failed, rows that were not read fail with it."""
         if isinstance(outcome, Failure):
             self._failure = outcome
             waiting, self._waiting = self._waiting, []
@@ -375,29 +377,29 @@ class CopySource:
     # In the worker
 
     def attach(self, connection: PgConnection, defaults: bool) -> None:
-        """Begin to be read, by a COPY that has a word for defaults or none."""
+        """Set the connection whose COPY is about to read, and whether it has a marker for defaults."""
         self._connection = connection
         self._defaults = defaults
         self._began = time.monotonic()
 
     def read(self, size: int) -> bytes:
         """
-        Return the next bytes, b"" at the end. An error of ours is kept: psycopg2 hides it.
+        Return the next bytes, b"" at the end. An error is kept in `error`, because psycopg2 hides it.
 
-        A thread that writes text keeps the interpreter until another one has asked for it for 5
-        ms, and the reactor asks for it several times in each call; so there are rests.
+        A busy thread keeps the interpreter lock for 5 ms after another has asked for it, and the reactor
+        asks for it several times in each call. So the worker rests between chunks.
         """
         assert self._connection is not None
         with self._connection.paused():
             self._fill(size)
-        if not self._buffer:  # all constraints are checked, or all rows moved, in one step
+        if not self._buffer:  # the server's last step checks all constraints, or inserts all rows
             self._connection.extra_time = LAST * (time.monotonic() - self._began)
         block = bytes(self._buffer[:size])
         del self._buffer[:size]
         return block
 
     def _fill(self, size: int) -> None:
-        # Its own CPU time: what was spent waiting for rows, or for the interpreter, earns no rest.
+        # CPU time of the thread: waiting for rows or for the interpreter lock is no reason to rest.
         began = time.thread_time()
         try:
             while len(self._buffer) < size and not self._ended:
@@ -438,14 +440,14 @@ class CopySource:
 
 def import_txn(connection: PgConnection, statements: CopyIn, feed: CopySource, alone: bool) -> int:
     """
-    Write the rows of a feed, and return the number of rows written.
+    Copy the rows of a feed in, and return the number of rows written.
 
-    Alone in its transaction, how long it takes is up to whoever sends the rows, so it is each step that
-    has a time limit.
+    If `alone` in its transaction, the duration depends on the caller who sends the rows, so each step
+    has a time limit of its own.
 
     Raises:
-        ServiceError: What the feed found wrong with its rows.
-        psycopg2.Error: What PostgreSQL did.
+        ServiceError: The feed has found an invalid row.
+        psycopg2.Error: PostgreSQL has refused a row.
     """
     copy = statements.copy
     defaults = statements.copy_with_defaults is not None and connection.server_version >= 160000
@@ -459,7 +461,7 @@ def import_txn(connection: PgConnection, statements: CopyIn, feed: CopySource, a
         try:
             cursor.copy_expert(copy, feed, CHUNK)
         except psycopg2.Error:
-            # PostgreSQL and psycopg2 know no more than an "error in .read() call".
+            # The error of PostgreSQL and psycopg2 says no more than "error in .read() call".
             if feed.error is not None:
                 raise feed.error from None
             raise

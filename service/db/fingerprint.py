@@ -1,9 +1,9 @@
 """
-Whether PostgreSQL's own catalog has changed, asked at a small part of what reading it costs.
+Fingerprints of PostgreSQL's catalog: whether it has changed, at a fraction of the cost of reading it.
 
-Each change leaves a row with a new `xmin`, or one row less, so the number of rows and a sum of
-hashes of every `xmin` tell. The highest `xmin` would not: transactions do not end in the order in
-which they began. And while a snapshot is the same as the last one, nothing has changed at all.
+Each change leaves a row with a new `xmin`, or one row less, so the number of rows and the sum of the
+hashes of every `xmin` show it. The highest `xmin` would not: transactions do not end in the order in
+which they began. While the snapshot is equal to the last one, nothing has changed at all.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ WATCHED: Mapping[str, str] = {
     "pg_trigger": f"tgrelid NOT IN {_TEMPORARY}",
     "pg_type": f"oid >= {_FIRST} AND typnamespace NOT IN {_THEIR_SCHEMAS}",
 }
-"""The parts of the catalog that say what is served, less what belongs to sessions alone."""
+"""The catalogs that describe what is served, and which of their rows; temporary objects are left out."""
 
 _READ: Mapping[str, str] = {
-    # TRUNCATE, REFRESH and REINDEX write to pg_class as well, and change nothing of this
+    # TRUNCATE, REFRESH and REINDEX also write to pg_class, but do not change these columns.
     "pg_class": "SELECT oid, relname, relnamespace, reltype, relkind, relowner, relrowsecurity,"
     " relispartition, relacl, reloptions FROM pg_catalog.pg_class"
     f" WHERE oid >= {_FIRST} AND relpersistence <> 't' AND relkind NOT IN ('t', 'S')",
     "pg_roles": "SELECT oid, rolname, rolsuper, rolinherit, rolbypassrls FROM pg_catalog.pg_roles",
 }
-"""The parts that are compared by their columns, since their rows change without it."""
+"""The catalogs that are compared by columns, because their rows also get a new `xmin` for other reasons."""
 
 
 def _sum(of: str, source: str) -> str:
@@ -76,33 +76,33 @@ _PARTS = ", ".join(
     ]
 )
 
-# pg_temp is named, and last: unnamed, PostgreSQL would look for relations and types there first.
+# pg_temp is last: if it is not in the search_path, PostgreSQL looks relations and types up there first.
 FINGERPRINT = f"""
 SET LOCAL search_path TO pg_catalog, pg_temp;
-SELECT m.moment, CASE WHEN m.moment = %s AND NOT pg_is_in_recovery() THEN NULL
-                      ELSE concat_ws(' ', {_PARTS}) END
-  FROM (SELECT pg_current_snapshot()::text AS moment) m
+SELECT s.snapshot, CASE WHEN s.snapshot = %s AND NOT pg_is_in_recovery() THEN NULL
+                        ELSE concat_ws(' ', {_PARTS}) END
+  FROM (SELECT pg_current_snapshot()::text AS snapshot) s
 """
-"""A standby's snapshot does not list what runs, so there it is no proof that nothing ended."""
+"""A standby's snapshot does not list running transactions, so an equal one does not prove anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """
-    Of the catalog at a moment.
+    The fingerprint of the catalog in a snapshot.
 
     Args:
-        moment: The snapshot: which transactions were over.
-        value: Equal to another one if nothing has changed between the two.
+        snapshot: The snapshot, as `pg_current_snapshot` gives it.
+        value: Equal to that of another fingerprint if the catalog is the same.
     """
 
-    moment: str
+    snapshot: str
     value: str
 
 
 def fingerprint_txn(connection: PgConnection, last: Fingerprint | None) -> Fingerprint:
-    """Return the fingerprint of the catalog as it is, given the last one."""
+    """Return the current fingerprint of the catalog: the last one if the snapshot is the same."""
     with connection.cursor() as cursor:
-        cursor.execute(FINGERPRINT, [last.moment if last else ""], clean=True)
-        ((moment, value),) = cursor.fetchall()
-    return last if last and value is None else Fingerprint(moment, value)
+        cursor.execute(FINGERPRINT, [last.snapshot if last else ""], clean=True)
+        ((snapshot, value),) = cursor.fetchall()
+    return last if last and value is None else Fingerprint(snapshot, value)

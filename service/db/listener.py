@@ -1,8 +1,9 @@
 """
-Hearing NOTIFY: one session that only listens, watched by the reactor, for any number of channels.
+LISTEN: one session, watched by the reactor, for any number of channels.
 
-What is notified while it is down is lost, by PostgreSQL's design. So a subscriber is told whenever
-its channel begins to be heard, for the first time or again, and then looks for itself.
+PostgreSQL does not deliver notifications that are sent while the session is down. So a subscriber's
+`missed` is called whenever listening to its channel begins, the first time or again, and the subscriber
+then has to check for changes itself.
 """
 
 from __future__ import annotations
@@ -27,27 +28,26 @@ from service.db.thread import in_thread
 from service.sql.statement import quoted
 
 PAUSES = (0.05, 1.0)
-"""Seconds between two attempts to connect: first, and at most; the feed waits for it, too."""
-# Keepalives of TCP do not tell: the kernel answers them for a server that is stopped.
+"""Seconds between two attempts to connect: first, and maximum. They delay the feed as well."""
+# TCP keepalives are not enough: the kernel answers them even if the server process is stopped.
 PULSE = 10.0
-"""Seconds between two looks whether a server that says nothing is still there."""
+"""Seconds of silence after which the server is checked by a query."""
 PULSE_TIMEOUT = 2.0
-"""Seconds that it has for an answer to that."""
+"""Seconds that the server has to answer this query."""
 
 
 @implementer(IReadDescriptor)
 class WatchedConnection:
     """
-    A connection as the reactor watches it.
+    A connection as a reader of the reactor.
 
-    libpq closes its socket by itself when the server is gone, and the reactor would be left
-    with a number that means nothing, or soon another file. It gets a duplicate, which is
-    closed here.
+    The reactor watches a duplicate of the socket's descriptor, which is closed here. libpq closes its own
+    when the server is gone, and the reactor would watch an invalid number, or soon another file.
 
     Args:
-        connection: In autocommit.
+        connection: The connection, in autocommit.
         heard: Called with the channel and the payload of each notification.
-        lost: Called once, when the connection is gone.
+        lost: Called with the reason when the connection is lost.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class WatchedConnection:
         return "listener"
 
     def doRead(self) -> None:
-        """Read what has come."""
+        """Read and deliver notifications."""
         try:
             self.connection.poll()
         except psycopg2.Error as error:
@@ -83,7 +83,7 @@ class WatchedConnection:
             self._lost("closed by the server")
 
     def connectionLost(self, reason: Failure) -> None:
-        """Handle the loss of what the reactor watched."""
+        """Handle an error of the descriptor."""
         self._lost(reason)
 
     def close(self) -> None:
@@ -97,13 +97,13 @@ class WatchedConnection:
 
 class Subscription:
     """
-    A subscriber of one channel, until it is cancelled.
+    A subscription of one channel.
 
     Args:
-        channel: Its name.
-        heard: Called with each payload.
-        missed: Called whenever the channel begins to be heard: what was notified before is not
-            known.
+        listener: The listener that it belongs to.
+        channel: Name of the channel.
+        heard: Called with the payload of each notification.
+        missed: Called whenever listening begins: notifications before that may have been missed.
     """
 
     def __init__(
@@ -119,18 +119,18 @@ class Subscription:
         self._listener = listener
 
     def cancel(self) -> None:
-        """Stop the subscription: nothing more is heard."""
+        """End the subscription; its callbacks are not called any more."""
         self._listener.unsubscribe(self)
 
 
 class Listener(Service):
     """
-    Listens to the channels that have subscribers for as long as it runs.
+    Service that listens to all channels that have subscriptions.
 
     Args:
-        reactor: To watch the connection, for pauses and to come back from threads.
-        dsn: Where the database is, past any pooler; asked at every connect.
-        session: What is set in the session.
+        reactor: Watches the connection, runs timers, and receives calls from threads.
+        dsn: The DSN, not that of a pooler, or a function that is called at every connect.
+        session: Settings of the session.
 
     Attributes:
         pooled: Whether the last connection went through a pooler, where LISTEN is
@@ -157,7 +157,7 @@ class Listener(Service):
 
     @property
     def listening(self) -> bool:
-        """Whether notifications of every channel would be heard now."""
+        """Whether the session listens to every channel that has a subscription."""
         return self._watched is not None and self._wanted <= self._live
 
     @property
@@ -165,7 +165,7 @@ class Listener(Service):
         return {each.channel for each in self._subscriptions}
 
     def startService(self) -> None:
-        """Begin to listen, as soon as the database is there."""
+        """Start to listen, as soon as the database can be reached."""
         super().startService()
         self._connect()
 
@@ -183,17 +183,17 @@ class Listener(Service):
         heard: Callable[[str], None],
         missed: Callable[[], None] = lambda: None,
     ) -> Subscription:
-        """Return a new subscription; an error of a callback is logged, and ends nothing."""
+        """Return a new subscription; an error of a callback is only logged."""
         subscription = Subscription(self, channel, heard, missed)
         self._subscriptions.append(subscription)
         if channel in self._live:
-            # Not at once: the subscriber does not have its subscription yet.
+            # Later, because the subscriber does not have its subscription before this returns.
             self._reactor.callLater(0, self._begin, {channel}, subscription)
         self._sync()
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        """End a subscription; nothing happens if it has ended."""
+        """End a subscription; do nothing if it has ended already."""
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
             self._sync()
@@ -203,7 +203,7 @@ class Listener(Service):
         in_thread(self._reactor, "pg-listen", self._open).addCallbacks(self._up, self._down)
 
     def _open(self) -> PgConnection:
-        """Open a session, in a thread: names are resolved there too."""
+        """Open a session in a thread, because resolving the host's name blocks as well."""
         connection = open_session(self._dsn(), self._session)
         connection.time_limit = PULSE_TIMEOUT
         return connection
@@ -217,47 +217,47 @@ class Listener(Service):
             return
         try:
             self._watched = WatchedConnection(connection, self._notified, self._down)
-        except OSError as error:  # as where no descriptor is left: there may be one later
+        except OSError as error:  # no descriptor is free, perhaps; there may be one later
             connection.close()
             self._down(error)
             return
         self._sync()
 
     def _sync(self) -> None:
-        """Send LISTEN and UNLISTEN for what has changed, then watch."""
+        """Send LISTEN and UNLISTEN for channels that have changed, then watch the connection."""
         if self._watched is None or self._asking:
             return
         wanted = self._wanted
         begun, ended = wanted - self._live, self._live - wanted
-        words = [f"LISTEN {quoted(each)}" for each in sorted(begun)]
-        words += [f"UNLISTEN {quoted(each)}" for each in sorted(ended)]
-        if not words:
+        statements = [f"LISTEN {quoted(each)}" for each in sorted(begun)]
+        statements += [f"UNLISTEN {quoted(each)}" for each in sorted(ended)]
+        if not statements:
             self._watch(self._watched)
             return
 
         def done() -> None:
-            # Only an answer counts: else no pause grew for a server that accepts and hangs up.
+            # Reset by an answer, not by connecting, so that pauses grow if a server accepts and hangs up.
             self._attempts = 0
             self._live = wanted
             self._sync()
             self._begin(begun)
 
-        self._ask(self._watched, ";".join(words), done)
+        self._ask(self._watched, ";".join(statements), done)
 
     def _watch(self, watched: WatchedConnection) -> None:
         self._reactor.addReader(watched)
         if self._pulse is None:
             self._pulse = self._reactor.callLater(PULSE, self._ping, watched)
-        # What came with the answer to a statement does not make the socket readable again.
+        # Notifications that arrived with the answer to a statement do not make the socket readable.
         watched.doRead()
 
     def _ping(self, watched: WatchedConnection) -> None:
-        """Ask the server for a sign of life."""
+        """Check by a query that the server answers."""
         self._pulse = None
         self._ask(watched, "SELECT 1", self._sync)
 
-    def _ask(self, watched: WatchedConnection, words: str, done: Callable[[], None]) -> None:
-        """Run a command in a thread; nobody else reads meanwhile."""
+    def _ask(self, watched: WatchedConnection, sql: str, done: Callable[[], None]) -> None:
+        """Run statements in a thread; meanwhile the reactor does not read the connection."""
         self._asking = True
         self._reactor.removeReader(watched)
         if self._pulse is not None:
@@ -265,17 +265,17 @@ class Listener(Service):
             self._pulse = None
 
         def answered(outcome: Any) -> None:
-            # Else it was given up meanwhile, and another one may be under way by now.
+            # If not, the connection was given up, and another one may be in use by now.
             if watched is self._watched:
                 self._asking = False
                 self._down(outcome) if isinstance(outcome, Failure) else done()
 
         command = watched.connection.command
-        in_thread(self._reactor, "pg-listen", command, words).addBoth(answered)
+        in_thread(self._reactor, "pg-listen", command, sql).addBoth(answered)
 
     def _begin(self, channels: set[str], only: Subscription | None = None) -> None:
-        """Call subscribers whose channels begin to be heard."""
-        # Of a copy, and asked again: what is called may subscribe and cancel.
+        """Call `missed` of the subscriptions of channels to which listening has begun."""
+        # A copy, and checked again for each, because a callback may subscribe and cancel.
         for each in [only] if only else list(self._subscriptions):
             if each.channel in channels & self._live and each in self._subscriptions:
                 self._call(each.missed)
@@ -311,11 +311,11 @@ class Listener(Service):
         if watched is None:
             return
         asking, self._asking, self._live = self._asking, False, set()
-        if asking:  # a thread is at it, and would wait for a server that is silent
+        if asking:  # a thread waits for an answer, and a silent server would keep it waiting
             GUARD.give_up(watched.connection)
         if self._pulse is not None:
             self._pulse.cancel()
             self._pulse = None
         self._reactor.removeReader(watched)
-        # Only now: the reactor goes by the number, which is no more afterwards.
+        # After removeReader, which needs the descriptor's number.
         watched.close()

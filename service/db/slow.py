@@ -1,5 +1,5 @@
 """
-Slow statements: their shape in the log, with the call that they are of, and never a value.
+Slow statements in the log: their shape and the call that they belong to, never a value.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ MAX_LENGTH = 2000
 @dataclass(frozen=True, slots=True)
 class Origin:
     """
-    What work is for, as the log calls it.
+    The call that work belongs to, for the log.
 
     Args:
         call: Id of the call; "" outside of calls.
-        procedure: Its name, less the prefix.
-        role: The database role of its caller; "" for the service's own.
-        transaction: The name of the innermost transaction that has one.
+        procedure: Name of the called procedure, without the prefix.
+        role: Database role of the caller; "" for the service's own.
+        transaction: Name of the innermost transaction that has one.
     """
 
     call: str = ""
@@ -39,9 +39,9 @@ class Origin:
 
 
 ORIGIN: ContextVar[Origin | None] = ContextVar("rowcast_origin", default=None)
-"""Of whatever runs now, in the reactor thread; None for the service's own."""
+"""Origin of the work in this context; None for work of the service itself."""
 
-# Comments and strings before all else: a quote in the one, or dashes in the other, open nothing.
+# Comments and strings are tried first: a quote inside a comment, or "--" inside a string, means nothing.
 _TOKENS = re.compile(
     r"""
     (?P<comment> --[^\n]* | /\*.*?\*/ )
@@ -55,7 +55,7 @@ _TOKENS = re.compile(
 
 
 def shape_of(sql: str) -> str:
-    """Return SQL with `?` in place of each literal, in one line; comments are left out."""
+    """Return SQL in one line, with `?` in place of each literal, and without comments."""
 
     def replaced(found: re.Match[str]) -> str:
         kept: str | None = found["kept"]
@@ -68,13 +68,13 @@ def report(
     query: str | bytes | Composable, seconds: float, origin: Origin | None, cursor: Any
 ) -> None:
     """
-    Log a statement.
+    Log a slow statement.
 
     Args:
-        query: As it was sent, less its parameters.
-        seconds: What it took, its way there and back included.
-        origin: What it was for.
-        cursor: Quotes the names of a composed query.
+        query: The statement without the values of its parameters.
+        seconds: Duration, the round trip included.
+        origin: Call that the statement belongs to.
+        cursor: Cursor or connection that quotes the identifiers of a composed query.
     """
     text = query.as_string(cursor) if isinstance(query, Composable) else query
     text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text

@@ -1,5 +1,5 @@
 """
-One function in a thread of its own, which does not hold up a shutdown.
+Functions that may block, in daemon threads that do not delay a shutdown.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from twisted.python.failure import Failure
 Result = TypeVar("Result")
 
 LINGER = 5.0
-"""Seconds that a thread waits for another function: to start one takes longer than to wake one."""
+"""Seconds that an idle thread waits for another function: waking it is faster than starting one."""
 
 
 class _Thread(threading.Thread):
     """A thread that runs one function after another."""
 
     def __init__(self) -> None:
-        # Not of the reactor's pool: a reactor that stops waits for the threads of that.
+        # Not a thread of the reactor's pool, for which the reactor waits when it stops.
         super().__init__(daemon=True)
         self.functions: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
@@ -35,10 +35,10 @@ class _Thread(threading.Thread):
                 try:
                     _idle.remove(self)
                     return
-                except ValueError:  # it was taken in this very moment
+                except ValueError:  # `in_thread` has just taken it, and will put a function
                     function = self.functions.get()
             function()
-            del function  # or it would be kept, and all that it has, until the next
+            del function  # or it would stay in memory, with its result, until the next one
             _idle.append(self)
 
 
@@ -48,11 +48,11 @@ _idle: deque[_Thread] = deque()
 def in_thread(
     reactor: Any, name: str, function: Callable[..., Result], *args: Any
 ) -> Deferred[Result]:
-    """Run a function that may block; its result comes in the reactor thread."""
+    """Run a function that may block in a thread; the Deferred fires in the reactor thread."""
     done: Deferred[Result] = Deferred()
 
     def finish(outcome: Any) -> None:
-        # Whoever waited may have cancelled it, and that has fired it.
+        # Cancelling the Deferred has fired it already.
         if not done.called:
             done.callback(outcome)
 

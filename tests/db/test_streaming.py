@@ -66,7 +66,7 @@ def transactions(dsn: str) -> list[tuple[object, ...]]:
         dsn,
         "SELECT state, query FROM pg_stat_activity WHERE datname = current_database()"
         " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
-        " AND (xact_start IS NOT NULL OR state = 'active') AND query NOT LIKE '%SELECT m.moment%'",
+        " AND (xact_start IS NOT NULL OR state = 'active') AND query NOT LIKE '%SELECT s.snapshot%'",
     )
 
 

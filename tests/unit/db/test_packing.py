@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.datatypes import UNPLAIN, FormName
-from service.db.pack import PART, WAYS, row_packer
+from service.db.pack import ENCODERS, PART, row_packer
 from service.errors import TooLarge
 
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
@@ -21,7 +21,7 @@ VALUES: dict[FormName, st.SearchStrategy[Any]] = {
     | st.sampled_from([sign * 2**at + 1 for at in range(63) for sign in (1, -1)]),
 }
 TEXTS = st.text(max_size=9) | st.sampled_from(["é" * 127, "x" * 255, "x" * 256, "x" * 65536])
-COLUMN = st.sampled_from(sorted(WAYS)).flatmap(
+COLUMN = st.sampled_from(sorted(ENCODERS)).flatmap(
     lambda form: st.tuples(
         st.just(form), st.lists(VALUES.get(form, TEXTS) | st.none(), min_size=2, max_size=2)
     )
