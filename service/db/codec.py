@@ -1,13 +1,12 @@
 """
-The one codec: PostgreSQL's text ↔ wire values ↔ Python values.
+The codec: PostgreSQL's text ↔ wire values ↔ Python values.
 
-Answers and arguments all pass here, so a value has one form
-wherever it appears (docs/values.md). PostgreSQL's text is the middle: what comes in is
-written as text for PostgreSQL to check, what goes out is read from its text, and nothing on
-the way to the wire becomes a date or a Decimal.
+All answers and arguments pass through it, so a value has one form wherever it appears
+(docs/values.md). Arguments are written as text, which PostgreSQL checks; answers are decoded from
+PostgreSQL's text, without dates or Decimals in between.
 
-Rows in a `record` come as JSON with all fields in their order: those that are of a relation with
-hidden columns are known by their names, and answered without the hidden fields.
+Rows in a `record` come as JSON with all their fields. A row of a relation with hidden columns is
+recognized by the names of its fields, and its hidden fields are left out.
 """
 
 from __future__ import annotations
@@ -57,12 +56,12 @@ def fields_hash(names: Iterable[str]) -> int:
 @dataclass(frozen=True, slots=True)
 class TypeCodec:
     """
-    The ways of the values of one type, none of which is null.
+    The conversions of one type; none of them is called with null.
 
     Args:
-        read: PostgreSQL's text to the wire.
-        write: The wire's value, or Python's, to PostgreSQL's text.
-        python: The wire's value to Python's.
+        read: PostgreSQL's text to the wire value.
+        write: A wire or Python value to PostgreSQL's text.
+        python: A wire value to the Python value.
     """
 
     read: Read
@@ -72,15 +71,15 @@ class TypeCodec:
 
 class Codec:
     """
-    The forms of values of one catalog; another load of the catalog takes another codec.
+    Conversions of the types of one catalog; a newer catalog has a codec of its own.
 
-    Sessions must run with the settings of `db/session_settings`, which the texts depend on.
+    Sessions need the settings of `db/session_settings`, on which PostgreSQL's texts depend.
 
     Args:
-        catalog: Whose types are met.
+        catalog: The catalog.
 
     Attributes:
-        current: Whether nothing newer is known of the database than that catalog.
+        current: False once a newer catalog is known.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -94,7 +93,7 @@ class Codec:
         install(self._casters, cursor)
 
     def forms(self, cursor: cursor) -> tuple[FormName, ...]:
-        """Return the forms of the values of a result, by which its typecasters have read them."""
+        """Return the forms of a result's columns, as its typecasters have decoded them."""
         types = [self._catalog.types.get(column.type_code) for column in cursor.description or ()]
         return tuple(
             each.form if each and each.kind in ("base", "enum") else "record" for each in types
@@ -106,10 +105,10 @@ class Codec:
 
     def record(self, text: str | None) -> Any:
         """
-        Return a row of no known type, given as JSON, without hidden fields.
+        Return a row whose type is not known, given as JSON, without hidden fields.
 
         Raises:
-            DatabaseRefused: Two of its columns share a name, so that a dict would lose one.
+            DatabaseRefused: Two of its columns have one name, and a dict would lose one of them.
         """
         if text is None:
             return None
@@ -125,20 +124,20 @@ class Codec:
 
     def encode(self, type: Type, value: Any, path: str) -> str | None:
         """
-        Write a wire argument, or a Python value, as text that PostgreSQL reads as the type.
+        Encode a wire argument, or a Python value, as PostgreSQL's input text of a type.
 
         Args:
-            type: What PostgreSQL is to take it for.
-            value: As a serializer left it.
-            path: Where it stood in the call.
+            type: PostgreSQL type of the value.
+            value: The value, as a serializer has decoded it.
+            path: Path of the value in the call.
 
         Raises:
-            InvalidArgument: It cannot be of this type; `path` points into it.
+            InvalidArgument: The value is not of the type; `path` points into it.
         """
         if value is None:
             return None
         try:
-            # called for each value of each call: one frame less is some 5 % of a number's way
+            # Inlined, because it runs for each value of each call: a frame is 5 % of encoding a number.
             made = self._types.get(type.oid) or self._of(type)
             return made.write(value)
         except InvalidArgument as refusal:
@@ -146,10 +145,10 @@ class Codec:
 
     def parameters(self, bounds: Sequence[Bound], values: Sequence[Any]) -> list[str | None]:
         """
-        Write the values of a call in the order in which a statement binds them.
+        Encode the values of a call, in the order of a statement's parameters.
 
         Raises:
-            InvalidArgument: One of them does not fit.
+            InvalidArgument: A value is not of its parameter's type.
         """
         return [
             _raw(values[bound.slot], bound.path)
@@ -160,10 +159,10 @@ class Codec:
 
     def python(self, type: Type, value: Any, path: str) -> Any:
         """
-        Return the Python value that a model sees for a wire argument.
+        Return the Python value of a wire argument, for a model.
 
         Raises:
-            InvalidArgument: It cannot be of this type.
+            InvalidArgument: The value is not of the type.
         """
         if value is None:
             return None
@@ -177,7 +176,7 @@ class Codec:
         Return the wire form of a Python value.
 
         Raises:
-            TypeError: There is none.
+            TypeError: The value has no wire form.
         """
         return wire(value)
 
@@ -218,7 +217,7 @@ class Codec:
     def _array(self, type: Type) -> TypeCodec:
         element = self._catalog.type(type.element)
         of, under = self._of(element), self._catalog.plain(element)
-        # The elements may be a domain over an array, or JSON: a list in the list is a value then.
+        # Of a domain over an array, or of JSON, a list inside the list is an element, no dimension.
         lists_are_elements = under.kind == "array" or under.form == "json"
         dimensions = 1 if lists_are_elements else MAX_DIMENSIONS
         write = array_text(of.write, under.delimiter, dimensions)
@@ -249,7 +248,7 @@ class Codec:
 
 
 def _base(type: Type, write: Write | None) -> TypeCodec:
-    """Return the ways of values without parts, given what writes those that are looked up."""
+    """Return the conversions of a scalar type; `write` is given for names that PostgreSQL looks up."""
     form, limits = type.form, type.data_type.limits
     if write is None:
         write = integer_text(*limits) if limits else WRITERS.get(form, word_text)
@@ -263,12 +262,12 @@ def _hstore(value: Any) -> dict[str, str | None]:
 
 
 def _json(value: Any) -> Any:
-    write_json(value)  # refuses what PostgreSQL would
+    write_json(value)  # raises for a value that PostgreSQL would refuse
     return value
 
 
 PYTHON_OF: Mapping[FormName, Convert] = {"binary": bytes_of, "hstore": _hstore, "json": _json}
-"""What gives models what the wire gives, checked, where that is no string."""
+"""By form, the check of wire values that are not strings, which models get as they are."""
 
 
 def _from_text(read: Read, write: Write, value: Any) -> Any:
@@ -279,7 +278,7 @@ def _from_text(read: Read, write: Write, value: Any) -> Any:
 
 
 def _raw(value: Any, path: str) -> str | None:
-    """Return PostgreSQL's own text, which a caller may have tampered with."""
+    """Return PostgreSQL's own text, out of a token that a caller may have tampered with."""
     if value is None:
         return None
     try:

@@ -1,9 +1,9 @@
 """
 PostgreSQL's text → wire values, by type.
 
-Where a caster written in C gives the wire form, psycopg2 calls it without a step through
-Python: for integers, booleans and all that goes out as PostgreSQL's text. The rest are
-functions here. A composite or array is read by its parts' own rules.
+For integers, booleans and all types whose wire form is PostgreSQL's text, psycopg2 uses typecasters
+in C. Those of other types are Python functions. Composites and arrays are decoded by the typecasters of
+their parts.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from service.errors import Unavailable
 
 Read = Callable[[str], Any]
 Caster = Any
-"""What psycopg2 calls with the server's text and a cursor; its own type has no name."""
+"""A typecaster, which psycopg2 calls with the server's text and a cursor; its class has no public name."""
 
 
 def read_float(text: str) -> float | str:
-    """Read a float; the words NaN and Infinity stay words, since JSON has no form for them."""
-    # NaN and Infinity end in letters, which stand behind all digits.
+    """Read a float; NaN and Infinity stay strings, because JSON cannot represent them."""
+    # NaN and Infinity end in a letter, which is greater than any digit.
     return text if text[-1] > "9" else float(text)
 
 
@@ -45,15 +45,15 @@ def read_timestamp(text: str) -> str:
 
 
 def read_timestamptz(text: str) -> str:
-    """Return a moment with T and Z, which sessions in UTC write with a space and "+00"."""
+    """Return a timestamptz with T and Z, which a session in UTC writes with a space and "+00"."""
     if text.endswith("+00"):
         return text[:-3].replace(" ", "T", 1) + "Z"
-    # Behind the offset of a year before 1 stands BC.
+    # Of years before 1, BC follows the offset.
     return text.replace(" ", "T", 1).replace("+00 BC", "Z BC")
 
 
 def read_bytes(text: str) -> bytes:
-    """Read bytea in either of its forms."""
+    """Read bytea in hex or escape format."""
     if text.startswith("\\x"):
         return bytes.fromhex(text[2:])
     return bytes(BINARY(text, None))
@@ -68,8 +68,8 @@ def read_nothing(_text: str) -> None:
     """Read void."""
 
 
-# No casters of psycopg2's for dates: they make infinity the year 9999, which would be written
-# back as such, and raise for years before 1 or beyond 9999, so that the row cannot be read.
+# Not psycopg2's typecasters for dates: they return the year 9999 for infinity, which would be stored when
+# it is written back, and raise for years before 1 or after 9999, so that the row could not be read.
 READERS: Mapping[FormName, Read] = {
     "binary": read_bytes,
     "boolean": read_boolean,
@@ -82,17 +82,17 @@ READERS: Mapping[FormName, Read] = {
     "timestamptz": read_timestamptz,
     "void": read_nothing,
 }
-"""By form (service/datatypes), where it is not the text itself."""
+"""By form (service/datatypes); forms whose wire value is PostgreSQL's text are not listed."""
 
 IN_C: Mapping[FormName, Caster] = {"integer": LONGINTEGER, "boolean": BOOLEAN}
 
 
 def row_reader(names: Sequence[str], reads: Sequence[Read]) -> Read:
-    """Build the reader of rows, given what reads each field; one without a name is hidden."""
+    """Build the reader of rows from the readers of their fields; a field without a name is hidden."""
     fields = list(zip(names, reads, strict=True))
 
     def read(text: str) -> dict[str, Any]:
-        # "()" is a row without fields as well as a row with one that is null.
+        # "()" is a row without fields, but also a row with one null.
         texts = read_composite(text) if fields else []
         if len(texts) != len(fields):
             raise Unavailable("the database's schema has just changed")
@@ -110,15 +110,15 @@ def casters(catalog: Catalog, reader: Callable[[Type], Read]) -> dict[int, Caste
     Return the typecasters of the types of a catalog, by oid.
 
     Args:
-        catalog: That has the types.
-        reader: Returns what reads a type.
+        catalog: The catalog of the types.
+        reader: Returns the reader of a type.
     """
 
     def caster(type: Type) -> Caster:
         name = f"{type.schema}.{type.name}"
         if type.kind == "array":
             element = catalog.plain(catalog.type(type.element))
-            # psycopg2's parser of arrays, in C, knows no other delimiter (that of box is ";")
+            # psycopg2's array parser, in C, knows only this delimiter (box has ";").
             if element.delimiter == "," and element.kind != "array":
                 parse = new_array_type((type.oid,), name, caster(element))
                 return new_type((type.oid,), name, _array_cast(parse))
@@ -127,17 +127,17 @@ def casters(catalog: Catalog, reader: Callable[[Type], Read]) -> dict[int, Caste
         return new_type((type.oid,), name, called(type))
 
     def called(type: Type) -> Callable[[Any, Any], Any]:
-        # others late: a catalog has many types, a session meets few
+        # The reader is looked up when it is used: a catalog has many types, a session uses few.
         read: Read = READERS.get(type.form) or (lambda text: reader(type)(text))
         return lambda text, _cursor: None if text is None else read(text)
 
-    # the server names a domain's base type with its rows
+    # In results, the server gives the oid of a domain's base type.
     return {each.oid: caster(each) for each in catalog.types.values() if each.kind != "domain"}
 
 
 def install(found: Mapping[int, Caster], cursor: cursor) -> None:
     """Register typecasters on a cursor."""
-    register_type(UNICODE, cursor)  # gives the cursor a map of its own
+    register_type(UNICODE, cursor)  # makes psycopg2 create the cursor's own map of typecasters
     own: dict[int, Caster] = cursor.string_types or {}
     own.update(found)
 
@@ -146,7 +146,7 @@ def _array_cast(parse: Caster) -> Callable[[Any, Any], Any]:
     def cast(text: Any, cursor: Any) -> Any:
         if text is None:
             return None
-        # the parser in C stumbles over the bounds of more than one dimension
+        # psycopg2's array parser fails for lower bounds of more than one dimension.
         return parse(without_bounds(text) if text[0] == "[" else text, cursor)
 
     return cast

@@ -1,9 +1,9 @@
 """
 Wire arguments and Python values → PostgreSQL's input text, by type.
 
-Strict where a mistake would be stored in silence (a boolean for a text, a list for a
-number), and otherwise open to whatever text PostgreSQL takes for the type. Nothing here
-raises anything but `InvalidArgument`, whose `path` is relative to the value.
+Values that PostgreSQL would silently store in another form, such as a boolean for a text, are refused
+here; strings are passed on for PostgreSQL to check. All functions raise only `InvalidArgument`, whose
+`path` is relative to the value.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from service.errors import InvalidArgument, UnknownName
 from service.sql.statement import quoted
 
 Write = Callable[[Any], str]
-"""Writes a value, which is not None, as PostgreSQL's text."""
+"""Encodes a value, which is not None, as PostgreSQL's text."""
 
 Convert = Callable[[Any], Any]
-"""Makes something else of a value that is not None."""
+"""Converts a value, which is not None."""
 
 _DIGITS = re.compile(r"\s*([+-]?)0*([0-9]+)\s*", re.ASCII)
-# Hexadecimal and the like, and underscores, are forms of PostgreSQL 16; before, it refuses them.
+# Hexadecimal, octal and binary integers and underscores: PostgreSQL accepts them from version 16 on.
 _OTHER_FORM = re.compile(
     r"\s*[+-]?(?:0[xX][0-9a-fA-F_]+|0[oO][0-7_]+|0[bB][01_]+|[0-9]+(?:_[0-9]+)+)\s*", re.ASCII
 )
@@ -42,7 +42,7 @@ _BOOLEANS = frozenset(
         *("f", "fa", "fal", "fals", "false", "n", "no", "of", "off", "0"),
     ]
 )
-"""The words of PostgreSQL's parse_bool."""
+"""The strings that PostgreSQL's parse_bool accepts."""
 
 
 KINDS: Mapping[Any, str] = {
@@ -54,11 +54,11 @@ KINDS: Mapping[Any, str] = {
     list: "a list",
     dict: "a dict",
 }
-"""The types of what a caller sends, as the caller would say it."""
+"""Names of the types of wire values, for error messages."""
 
 
 def kind_of(value: object) -> str:
-    """Return the name of the type of what a caller sent, as the caller would say it."""
+    """Return the name of the type of a wire value, for error messages."""
     return KINDS.get(type(value), f"a {type(value).__name__[:40]}")
 
 
@@ -80,7 +80,7 @@ def integer_text(least: int, most: int) -> Write:
             raise unfit(value, "an integer")
         if not least <= value <= most:
             raise InvalidArgument(f"not between {least} and {most}")
-        # A subclass of int may have words of its own for str.
+        # int(), because a subclass may override __str__.
         return str(int(value))
 
     return write
@@ -94,7 +94,7 @@ def _integer_word(word: str, least: int, most: int) -> str:
             return word
         raise InvalidArgument("expected an integer, got a string that is none")
     sign, digits = found.groups()
-    # None with more digits fits; int() takes ever longer for them, and refuses beyond 4,300.
+    # No integer type holds more digits; int() takes quadratic time for them, and raises beyond 4,300.
     value = int(sign + digits) if len(digits) < 20 else None
     if value is None or not least <= value <= most:
         raise InvalidArgument(f"not between {least} and {most}")
@@ -102,7 +102,7 @@ def _integer_word(word: str, least: int, most: int) -> str:
 
 
 def number_text(value: Any) -> str:
-    """Write a numeric, float or money."""
+    """Encode a numeric, float or money."""
     if isinstance(value, str):
         return check_text(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
@@ -113,12 +113,12 @@ def number_text(value: Any) -> str:
 def _digits(value: int | float | Decimal) -> str:
     try:
         return repr(float(value)) if isinstance(value, float) else str(value)
-    except ValueError:  # Python writes integers of at most 4,300 digits
+    except ValueError:  # Python converts integers of at most 4,300 digits to strings
         raise InvalidArgument("an integer with too many digits; send it as a string") from None
 
 
 def boolean_text(value: Any) -> str:
-    """Write a boolean; the words are those of PostgreSQL."""
+    """Encode a boolean, or a string that PostgreSQL accepts for one."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str) and value.strip().lower() in _BOOLEANS:
@@ -127,7 +127,7 @@ def boolean_text(value: Any) -> str:
 
 
 def string_text(value: Any) -> str:
-    """Write text; a number is taken as its digits."""
+    """Encode a string, or a number as its digits."""
     if isinstance(value, str):
         return check_text(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -138,7 +138,7 @@ def string_text(value: Any) -> str:
 
 
 def word_text(value: Any) -> str:
-    """Write what has its own form as a string: dates, uuids, ranges, addresses, …"""
+    """Encode a type whose wire form is a string, such as dates, uuids, ranges and addresses."""
     if isinstance(value, str):
         return check_text(value)
     text = python_text(value)
@@ -148,17 +148,17 @@ def word_text(value: Any) -> str:
 
 
 def bytes_of(value: Any) -> bytes:
-    """Return the bytes of any form of binary that a serializer leaves."""
+    """Return the bytes of a binary value in any form that a serializer returns."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
-    # Tag 64 is an array of octets (RFC 8746): what a Uint8Array becomes in CBOR.
+    # CBOR tag 64 is a typed array of octets (RFC 8746): JavaScript's Uint8Array is encoded so.
     if type(value).__name__ == "CBORTag" and getattr(value, "tag", None) == 64:
         return bytes_of(value.value)
     if isinstance(value, str):
         try:
             if value.startswith("\\x"):
                 return bytes.fromhex(value[2:])
-            # WAMP's own form of binary in JSON.
+            # WAMP's representation of binary in JSON.
             if value.startswith("\0"):
                 return base64.b64decode(value[1:].encode("ascii"), validate=True)
         except (ValueError, binascii.Error):
@@ -171,18 +171,18 @@ def bytes_of(value: Any) -> bytes:
 
 
 def bytes_text(value: Any) -> str:
-    """Write bytea."""
+    """Encode a bytea."""
     return "\\x" + bytes_of(value).hex()
 
 
 def array_text(write: Write, delimiter: str = ",", dimensions: int = MAX_DIMENSIONS) -> Write:
     """
-    Build the writer of arrays.
+    Build the encoder of an array type.
 
     Args:
-        write: For an element.
-        delimiter: Between elements of this type.
-        dimensions: How deep lists are dimensions; below, they are elements.
+        write: Encodes an element.
+        delimiter: Delimiter between elements.
+        dimensions: Maximum number of dimensions; lists nested deeper are elements.
     """
 
     def write_list(value: Any) -> str:
@@ -191,14 +191,14 @@ def array_text(write: Write, delimiter: str = ",", dimensions: int = MAX_DIMENSI
         if isinstance(value, (list, tuple)) and not any(
             isinstance(item, (list, tuple)) for item in value
         ):
-            try:  # nearly every list is flat and fits: its items are not counted for nothing
+            try:  # fast path: nearly every list is flat and valid
                 return write_array(
                     [None if item is None else write(item) for item in value], delimiter
                 )
             except InvalidArgument:
-                pass  # to be refused below, with its place
+                pass  # raised again below, with the path of the element
         texts, shape = each_element(value, write, dimensions)
-        # PostgreSQL has one empty array, without dimensions
+        # PostgreSQL has only one empty array, which has no dimensions.
         return write_array(texts, delimiter) if 0 not in shape else "{}"
 
     return write_list
@@ -208,10 +208,10 @@ def each_element(
     items: Any, convert: Convert, dimensions: int
 ) -> tuple[list[Any], tuple[int, ...]]:
     """
-    Convert the elements of nested lists; return the lists and their shape, which must be a box.
+    Convert the elements of nested lists; return the lists, and their lengths by dimension.
 
     Raises:
-        InvalidArgument: It is no list, no box, or has an element that is not converted.
+        InvalidArgument: It is no list, lists of one dimension differ in length, or an element is invalid.
     """
     if not isinstance(items, (list, tuple)):
         raise unfit(items, "a list")
@@ -235,9 +235,9 @@ def each_element(
 
 def each_field(type: Type, converts: Sequence[Convert]) -> Callable[[Any], list[Any]]:
     """
-    Build what converts the fields of a row, given as a dict, or as a list in their order.
+    Build the conversion of a row's fields, given as a dict, or as a list in their order.
 
-    A hidden field has no name and cannot be set; one that is unreadable is named in no refusal.
+    A hidden field has no name and cannot be set; the name of an unreadable field is in no error.
     """
     names = [name for name, _ in type.fields if name]
     readable = [name for name in names if name not in type.unreadable_fields]
@@ -271,7 +271,7 @@ def each_field(type: Type, converts: Sequence[Convert]) -> Callable[[Any], list[
 
 
 def composite_text(texts: Callable[[Any], list[Any]]) -> Write:
-    """Build the writer of rows, given what makes the texts of the fields."""
+    """Build the encoder of a composite type from the function that encodes its fields."""
 
     def write_row(value: Any) -> str:
         if isinstance(value, str):
@@ -282,7 +282,7 @@ def composite_text(texts: Callable[[Any], list[Any]]) -> Write:
 
 
 def by_parts(convert: Convert, why: str) -> Convert:
-    """Build what converts values by their parts alone, and refuses a string."""
+    """Build a conversion that accepts a dict or a list, but refuses PostgreSQL's text of the value."""
 
     def convert_parts(value: Any) -> Any:
         if isinstance(value, str):
@@ -293,7 +293,7 @@ def by_parts(convert: Convert, why: str) -> Convert:
 
 
 def hstore_text(value: Any) -> str:
-    """Write an hstore from a dict of strings and nulls."""
+    """Encode an hstore, given as a dict of strings and nulls, or as text."""
     if isinstance(value, str):
         return check_text(value)
     return write_hstore(hstore_of(value))
@@ -301,7 +301,7 @@ def hstore_text(value: Any) -> str:
 
 def hstore_of(value: Any) -> dict[str, str | None]:
     """
-    Return a dict of strings and nulls, as it is.
+    Check that a value is a dict of strings and nulls, and return it.
 
     Raises:
         InvalidArgument: It is something else.
@@ -320,7 +320,7 @@ def hstore_of(value: Any) -> dict[str, str | None]:
 
 
 def literal(value: str, opening: str, wanted: str) -> str:
-    """Check that a string looks like PostgreSQL's literal of an array or a row, and return it."""
+    """Check that a string begins like PostgreSQL's text of an array or a row, and return it."""
     check_text(value)
     if not value.lstrip().startswith(tuple(opening)):
         raise InvalidArgument(f"expected {wanted}, got a string")
@@ -328,7 +328,7 @@ def literal(value: str, opening: str, wanted: str) -> str:
 
 
 def name_text(catalog: Catalog, type: Type) -> Write:
-    """Build the writer of names that PostgreSQL looks up: it would find hidden ones, too."""
+    """Build the encoder of names of served objects: PostgreSQL would look up hidden ones as well."""
     if type.name in ("regconfig", "regdictionary", "regcollation"):
         return word_text
     known = {"-": "-"}
@@ -341,7 +341,7 @@ def name_text(catalog: Catalog, type: Type) -> Write:
         for schema, name in homes:
             qualified = f"{quoted(schema)}.{quoted(name)}"
             known |= {f"{schema}.{name}": qualified, qualified: qualified}
-            # Alone, a name means what the first of the served schemas has of it.
+            # An unqualified name means the object of the first served schema that has one.
             if schema == next(home for home in catalog.schemas if (home, name) in homes):
                 known |= {name: qualified, quoted(name): qualified}
 
@@ -364,4 +364,4 @@ WRITERS: Mapping[FormName, Write] = {
     "number": number_text,
     "string": string_text,
 }
-"""By form (service/datatypes), where there is more than one to write."""
+"""By form (service/datatypes); forms not listed are encoded by `word_text`."""

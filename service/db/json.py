@@ -1,12 +1,12 @@
 """
-JSON text ↔ values that every serializer carries.
+JSON text ↔ values that every WAMP serializer can encode.
 
-A number that neither 64 bits nor a double hold exactly comes as `{"$number": "0.1…"}` and is taken
-back as that number. An object of a document that looks like this stands in `{"$value": …}`, and so
-does one that looks like that: whatever is read can be written, and is the same document.
+A number that neither a 64-bit integer nor a double holds exactly is decoded as `{"$number": "0.1…"}`,
+and encoded as that number. An object that itself has this form is decoded as `{"$value": …}`, and so is
+one of that form: every decoded document can be encoded, and is the same document then.
 
-A value deeper than `MAX_DEPTH` comes as its text, a string. The characters that PostgreSQL's own
-text cannot hold, NUL and lone surrogates, which the type json lets pass as escapes, come as U+FFFD.
+A document deeper than `MAX_DEPTH` is decoded as its text, a string. NUL and lone surrogates, which the
+type json accepts as escapes although PostgreSQL's text cannot hold them, are decoded as U+FFFD.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ from service.request.arguments import UNSTORABLE
 from service.request.assignments import NUMBER, VALUE, stands_for
 
 MAX_DEPTH = 100
-"""Levels of one JSON value; decoders of clients stop somewhere above."""
+"""Maximum depth of a JSON value; decoders of clients have limits above this."""
 
 LEAST, MOST = -(2**63), 2**63 - 1
-"""What a signed integer of 64 bits holds."""
+"""The range of a signed 64-bit integer."""
 
-# All digits become 0, and signs too: long numbers and exponents are then found by searches in
-# C, and only texts that have some are read number by number.
+# All digits and signs become 0, so that long numbers and exponents are found by substring searches in C,
+# and only texts that have any are parsed number by number.
 _DIGITS = bytes.maketrans(b"123456789+-E", b"00000000000e")
 _MARKED = re.compile(r'"\\u0000([^"]*)"')
-"""A number among the strings of an encoded text: NUL, which no string of a caller can have."""
+"""A `$number`, encoded as a string that begins with NUL, which no caller's string contains."""
 _HARMLESS = frozenset([bool, int, type(None)])
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def read_json(text: str) -> Any:
     """
-    Read JSON that PostgreSQL holds.
+    Decode a JSON text of PostgreSQL.
 
-    Careful reading costs time, so it is kept for texts that may need it: nearly none.
+    The slower decoder with hooks is used only for the few texts that may need it.
     """
-    # A shorter one cannot be too deep: each level has a bracket at both ends.
+    # A shorter text cannot be too deep, because each level has two brackets.
     if len(text) > 2 * MAX_DEPTH and _too_deep(text):
         return text
     escapes = "\\u" in text
     careful = escapes or '"$' in text or _has_wide_number(text)
-    # Not loads(), which has steps of its own around this: a small document takes 1.0 µs, and
-    # took 2.1 with those and a count of its brackets.
+    # raw_decode() rather than loads(): a small document takes 1.0 µs, and 2.1 with loads() and a count
+    # of its brackets.
     value, _ = (_SCAN_CAREFULLY if careful else _SCAN)(text.strip(), 0)
     return _sendable(value) if escapes else value
 
 
 def sendable_document(value: Any, levels: int = MAX_DEPTH) -> Any:
     """
-    Return what `read_json` makes of a document, of which the numbers were parsed as int and Decimal.
+    Return a document whose numbers were parsed as int and Decimal as `read_json` would return it.
 
-    Of numbers that are sent as `{"$number": …}` the value is the same, and the spelling need not be.
+    The text of a `{"$number": …}` may differ from that of `read_json`, but has the same value.
 
     Raises:
-        ValueError: It is deeper than `MAX_DEPTH`, or has a number that is none.
+        ValueError: It is deeper than `MAX_DEPTH`, or has a NaN or infinity.
     """
     if isinstance(value, str):
         return UNSTORABLE.sub("\ufffd", value)
@@ -79,7 +79,7 @@ def sendable_document(value: Any, levels: int = MAX_DEPTH) -> Any:
     if isinstance(value, Decimal):
         if not value.is_finite():
             raise ValueError("not a number")
-        # Not by format(): 1e999999999 has that many digits.
+        # str(), not format(): 1e999999999 would get that many digits.
         text = str(value)
         return _number(text) if value.as_tuple().exponent else _integer(text)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -88,7 +88,7 @@ def sendable_document(value: Any, levels: int = MAX_DEPTH) -> Any:
 
 
 def repeated_key(text: str) -> str | None:
-    """Return the first key that stands twice in an object, or None; not in what is in it."""
+    """Return the first duplicate key of a JSON object's top level, or None."""
     pairs, _ = _SCAN_PAIRS(text, 0)
     keys = [key for key, _ in pairs]
     return next((key for at, key in enumerate(keys) if key in keys[:at]), None)
@@ -96,10 +96,10 @@ def repeated_key(text: str) -> str | None:
 
 def write_json(value: Any) -> str:
     """
-    Write a caller's value as JSON.
+    Encode a caller's value as JSON.
 
     Raises:
-        InvalidArgument: PostgreSQL cannot hold it; `path` tells where in the value.
+        InvalidArgument: PostgreSQL cannot store it; `path` is the path inside the value.
     """
     _check(value, MAX_DEPTH)
     try:
@@ -113,18 +113,18 @@ def write_json(value: Any) -> str:
 
 
 def bare_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row that was read as an object: it stands for nothing, whatever its columns."""
+    """Return a decoded row without a `$value` around it: a row is no document, whatever its columns."""
     inner = row.get(VALUE)
     return inner if len(row) == 1 and isinstance(inner, dict) and stands_for(inner) else row
 
 
 def _shown(value: dict[str, Any]) -> dict[str, Any]:
-    """Return an object of a document as it is sent; what is in it has been through this."""
+    """Return an object of a document as it is sent; used as the hook of a decoder, innermost first."""
     return {VALUE: value} if len(value) == 1 and stands_for(value) else value
 
 
 def _meant(value: Any) -> Any:
-    """Return the value that was meant by what was sent, numbers as strings for `_MARKED`."""
+    """Return the value that `$number` and `$value` stand for, numbers as strings for `_MARKED`."""
     if isinstance(value, (list, tuple)):
         return [_meant(item) for item in value]
     if not isinstance(value, dict):
@@ -138,10 +138,10 @@ def _meant(value: Any) -> Any:
 
 def check_text(value: str) -> str:
     """
-    Check that PostgreSQL can hold a string, and return it.
+    Check that PostgreSQL can store a string, and return it.
 
     Raises:
-        InvalidArgument: It has a NUL or a lone surrogate.
+        InvalidArgument: It contains NUL or a lone surrogate.
     """
     if "\0" in value:
         raise InvalidArgument("PostgreSQL's text cannot hold the character NUL")
@@ -151,16 +151,16 @@ def check_text(value: str) -> str:
 
 
 def within(refusal: InvalidArgument, step: object) -> InvalidArgument:
-    """Add a step to the path of a refusal, and return it."""
+    """Put a step in front of the path of an error, and return the error."""
     tail = refusal.details.get("path")
-    word = shown(step)
-    refusal.details["path"] = f"{word}.{tail}" if tail else word
+    name = shown(step)
+    refusal.details["path"] = f"{name}.{tail}" if tail else name
     return refusal
 
 
-def shown(word: object) -> str:
-    """Return a caller's word at a bounded length, in characters that can be sent."""
-    return UNSTORABLE.sub("\ufffd", clip(word))
+def shown(name: object) -> str:
+    """Return a name from a caller for an error message: clipped, and without invalid characters."""
+    return UNSTORABLE.sub("\ufffd", clip(name))
 
 
 def _has_wide_number(text: str) -> bool:
@@ -170,7 +170,8 @@ def _has_wide_number(text: str) -> bool:
 
 
 def _integer(text: str) -> int | dict[str, str]:
-    # A sign and 19 digits fit into 64 bits; int() refuses beyond 4,300, and is slow before that.
+    # A 64-bit integer has a sign and 19 digits at most; int() is slow for long texts, and raises beyond
+    # 4,300 digits.
     if len(text) > 20:
         return {NUMBER: text}
     value = int(text)
@@ -192,7 +193,7 @@ _SCAN_PAIRS = json.JSONDecoder(object_pairs_hook=list, parse_int=str, parse_floa
 
 
 def _too_deep(text: str) -> bool:
-    """Count levels without recursion, since the parser has none to spare."""
+    """Return whether a text is deeper than `MAX_DEPTH`; the parser would exceed the recursion limit."""
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return False
     depth = 0
@@ -231,7 +232,7 @@ def _check(value: Any, levels: int) -> None:
         if not math.isfinite(value):
             raise InvalidArgument("JSON has no NaN and no infinity")
     elif isinstance(value, dict):
-        if len(value) == 1 and stands_for(value):  # and is no level of the value that is meant
+        if len(value) == 1 and stands_for(value):  # does not count as a level of the document
             if NUMBER in value:
                 return
             value = value[VALUE]

@@ -1,8 +1,8 @@
 """
-PostgreSQL's literals of arrays, composites and hstore: read and written.
+PostgreSQL's text of arrays, composites and hstore: parsed and formatted.
 
-Reading takes what the server writes (array_out, record_out, hstore_out), writing gives
-what it reads. Elements are texts here; what they mean is the business of their types.
+The parsers accept the output of array_out, record_out and hstore_out, the formatters write input for the
+server. Elements are texts; their types are decoded elsewhere.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Read = Callable[[str], Any]
-"""What makes a value of an element's text."""
+"""Decodes an element's text."""
 
 MAX_DIMENSIONS = 6
 """PostgreSQL's MAXDIM."""
 
-# What str.strip() takes besides these, as a no-break space, is text to PostgreSQL.
+# PostgreSQL's white space; str.strip() would also remove others, such as a no-break space.
 _SPACE = " \t\n\r\v\f"
 _BOUNDS = re.compile(r"^(?:\[[-+]?\d+(?::[-+]?\d+)?\])+=")
 
-# By runs, and possessive: character by character, one match of some megabytes held up every
-# other thread for seconds.
+# Possessive and by runs: matched character by character, a text of some megabytes blocked all other
+# threads for seconds.
 _ARRAY_TOKENS = {
     delimiter: re.compile(
         rf'\s*(?:(?P<mark>[{{}}{delimiter}])|"(?P<quoted>[^"\\]*+(?:\\.[^"\\]*+)*+)"'
         rf'|(?P<plain>(?:[^"\\{{}}{delimiter}]++|\\.)++))',
-        re.DOTALL | re.ASCII,  # what is white space to PostgreSQL is ASCII
+        re.DOTALL | re.ASCII,  # PostgreSQL's white space is ASCII only
     )
     for delimiter in ",;"
 }
@@ -41,10 +41,10 @@ _PAIR = re.compile(
 
 def read_array(text: str, read: Read, delimiter: str = ",") -> list[Any]:
     """
-    Read an array into nested lists; lower bounds are dropped.
+    Parse an array into nested lists, without its lower bounds.
 
     Raises:
-        ValueError: It is not an array.
+        ValueError: The text is not an array.
     """
     tokens = _ARRAY_TOKENS[delimiter]
     text, place = without_bounds(text.strip(_SPACE)), 0
@@ -70,7 +70,7 @@ def read_array(text: str, read: Read, delimiter: str = ",") -> list[Any]:
 
 
 def without_bounds(text: str) -> str:
-    """Return an array's literal without its lower bounds, as in "[2:3]={1,2}"."""
+    """Return an array's text without lower bounds, such as "[2:3]=" of "[2:3]={1,2}"."""
     return _BOUNDS.sub("", text)
 
 
@@ -84,10 +84,10 @@ def _element(quoted: bool, word: str, read: Read) -> Any:
 
 def read_composite(text: str) -> list[str | None]:
     """
-    Read a row into the texts of its fields.
+    Parse a row into the texts of its fields.
 
     Raises:
-        ValueError: It is not a row.
+        ValueError: The text is not a row.
     """
     if not (text.startswith("(") and text.endswith(")")):
         raise ValueError("not a row")
@@ -99,10 +99,10 @@ def read_composite(text: str) -> list[str | None]:
         assert field is not None
         quoted, plain = field.groups()
         if quoted is None:
-            # Null has no word here; a text that is empty comes in quotes.
+            # An unquoted empty field is null; an empty string is quoted.
             found.append(plain or None)
         else:
-            # A row doubles backslashes and quotes, where an array has a backslash before both.
+            # In a row, quotes and backslashes are doubled; in an array, both have a backslash before them.
             found.append(quoted.replace('""', '"').replace("\\\\", "\\"))
         place = field.end()
         if place == len(body):
@@ -114,10 +114,10 @@ def read_composite(text: str) -> list[str | None]:
 
 def read_hstore(text: str) -> dict[str, str | None]:
     """
-    Read an hstore.
+    Parse an hstore.
 
     Raises:
-        ValueError: It is not an hstore.
+        ValueError: The text is not an hstore.
     """
     found: dict[str, str | None] = {}
     place = 0
@@ -132,7 +132,7 @@ def read_hstore(text: str) -> dict[str, str | None]:
 
 
 def write_array(items: Iterable[Any], delimiter: str = ",") -> str:
-    """Write nested lists of texts and None as an array."""
+    """Format nested lists of texts and None as an array."""
     parts = [
         "NULL"
         if item is None
@@ -145,12 +145,12 @@ def write_array(items: Iterable[Any], delimiter: str = ",") -> str:
 
 
 def write_composite(fields: Sequence[str | None]) -> str:
-    """Write a row of the texts of its fields."""
+    """Format the texts of fields as a row."""
     return "(" + ",".join("" if field is None else _escaped(field) for field in fields) + ")"
 
 
 def write_hstore(pairs: Mapping[str, str | None]) -> str:
-    """Write an hstore."""
+    """Format an hstore."""
     return ",".join(
         f"{_escaped(key)}=>{'NULL' if value is None else _escaped(value)}"
         for key, value in pairs.items()
@@ -158,5 +158,5 @@ def write_hstore(pairs: Mapping[str, str | None]) -> str:
 
 
 def _escaped(text: str) -> str:
-    # Always in quotes, so that no text is taken for NULL, a bracket or an end.
+    # Always quoted, so that no text is taken for NULL or for a delimiter.
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

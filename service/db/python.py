@@ -1,9 +1,9 @@
 """
-Python's values: what models see of the wire's, and the form that the wire gives them.
+Python values of models ↔ wire values.
 
-Dates become dates, numerics Decimals, binary bytes. What Python's types cannot hold
-(infinity, years before 1, months in an interval) stays PostgreSQL's text. The other way a value has
-the text that PostgreSQL itself writes for it in a session of ours.
+Dates become dates, numerics Decimals, binary bytes. Values that Python's types cannot represent (infinity,
+years before 1, months in an interval) stay PostgreSQL's text. In the other direction, a value gets the
+text that PostgreSQL writes for it with the session settings of `db/session_settings`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from service.datatypes import FormName
 from service.db.json import LEAST, MOST
 
 MAX_EXPONENT = 131072
-"""PostgreSQL's numeric has at most so many digits before the point."""
+"""Maximum number of digits of PostgreSQL's numeric before the decimal point."""
 
 
 def wire(value: Any) -> Any:
     """
-    Return the wire form of a Python value, lists and dicts with all that they hold.
+    Return the wire form of a Python value; lists and dicts are converted recursively.
 
     Raises:
-        TypeError: There is no wire form for such a value.
+        TypeError: The value has no wire form.
     """
     if value is None or type(value) in _AS_IS:
         return value
@@ -53,7 +53,7 @@ def wire(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, Enum):
         return int(value) if LEAST <= value <= MOST else str(value)
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else _words(value)
+        return float(value) if math.isfinite(value) else _not_finite(value)
     if isinstance(value, Enum):
         return wire(value.value)
     if isinstance(value, (str, bytes)):
@@ -64,7 +64,7 @@ def wire(value: Any) -> Any:
 def python_text(value: Any) -> str | None:
     """Return PostgreSQL's text of a date, number, address or the like; None for other values."""
     for kind in type(value).__mro__:
-        # From the class itself on: a datetime is a date, too.
+        # In the order of the MRO, because a datetime is also a date.
         write = _TEXTS.get(kind)
         if write is not None:
             return write(value)
@@ -72,9 +72,9 @@ def python_text(value: Any) -> str | None:
 
 
 def duration_text(value: timedelta) -> str:
-    """Write an interval as PostgreSQL does with intervalstyle iso_8601."""
+    """Format an interval as PostgreSQL does with intervalstyle iso_8601."""
     sign = "-" if value < timedelta(0) else ""
-    # Python has -1 s as -1 day and 86,399 s; PostgreSQL gives each part its sign.
+    # Python's -1 s is -1 day and 86,399 s; PostgreSQL writes a sign for each part.
     value = abs(value)
     minutes, seconds = divmod(value.seconds, 60)
     hours, minutes = divmod(minutes, 60)
@@ -90,26 +90,26 @@ def duration_text(value: timedelta) -> str:
 
 
 def moment_text(value: datetime) -> str:
-    """Write a timestamp, an aware one in UTC."""
+    """Format a timestamp, an aware one in UTC."""
     if value.tzinfo is None:
         return _trimmed(value.isoformat())
     try:
         value = value.astimezone(UTC)
-    except OverflowError:  # within a day of the calendar's ends
+    except OverflowError:  # UTC is outside of Python's years 1 to 9999
         return value.isoformat()
     return _trimmed(value.replace(tzinfo=None).isoformat()) + "Z"
 
 
 def time_text(value: time) -> str:
-    """Write a time, with its offset if it has one."""
+    """Format a time, with its offset if it has one."""
     if value.tzinfo is None:
         return _trimmed(value.isoformat())
     return value.isoformat()
 
 
 def decimal_text(value: Decimal) -> str:
-    """Write a numeric without an exponent, as PostgreSQL does."""
-    # Without the limit, 1E+999999999 would become a text of a gigabyte.
+    """Format a numeric without an exponent, as PostgreSQL does."""
+    # Without the limit, the text of 1E+999999999 would take a gigabyte.
     if value.is_finite() and abs(value.adjusted()) <= MAX_EXPONENT:
         return format(value, "f")
     return "NaN" if value.is_nan() else str(value)
@@ -119,7 +119,7 @@ def _trimmed(text: str) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _words(value: float) -> str:
+def _not_finite(value: float) -> str:
     if math.isnan(value):
         return "NaN"
     return "Infinity" if value > 0 else "-Infinity"
@@ -152,33 +152,38 @@ _DURATION = re.compile(
 
 
 def to_integer(text: str) -> int:
-    """Read an integer in any form that PostgreSQL takes."""
+    """Parse an integer in any form that PostgreSQL accepts."""
     try:
         return int(text)
     except ValueError:
-        # Second, since with base 0 a leading zero is refused: "010".
+        # Only as a second attempt, because base 0 refuses a leading zero, as in "010".
         return int(text, 0)
 
 
 def to_boolean(text: str) -> bool:
-    """Read one of PostgreSQL's words for true and false."""
+    """Parse a boolean in any form that PostgreSQL accepts."""
     word = text.strip().lower()
     return word == "on" or word[0] in "ty1"
 
 
 def to_timestamp(text: str) -> datetime:
-    """Read a moment without a zone; PostgreSQL drops one that is given, and so do we."""
+    """Parse a timestamp without time zone; an offset is ignored, as by PostgreSQL."""
     return datetime.fromisoformat(text).replace(tzinfo=None)
 
 
 def to_timestamptz(text: str) -> datetime:
-    """Read a moment, in UTC unless it says otherwise."""
+    """Parse a timestamptz; without an offset it is in UTC."""
     found = datetime.fromisoformat(text)
     return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def to_interval(text: str) -> timedelta:
-    """Read a duration of days and less; a month has no length to Python."""
+    """
+    Parse an interval of days and smaller units.
+
+    Raises:
+        ValueError: It has years or months, which a timedelta cannot represent.
+    """
     found = _DURATION.fullmatch(text)
     if found is None:
         raise ValueError(text)
@@ -186,7 +191,7 @@ def to_interval(text: str) -> timedelta:
 
 
 def or_text(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Build the reader that returns the text itself where it stands for no value of Python's."""
+    """Build a parser that returns the text itself if Python's type cannot represent its value."""
 
     def read_or_keep(text: str) -> Any:
         try:
@@ -208,4 +213,4 @@ BY_TEXT: Mapping[FormName, Callable[[str], Any]] = {
     "timestamp": or_text(to_timestamp),
     "timestamptz": or_text(to_timestamptz),
 }
-"""By form (service/datatypes): from PostgreSQL's input text."""
+"""By form (service/datatypes), the parser of PostgreSQL's input text."""
