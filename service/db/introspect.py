@@ -1,8 +1,8 @@
 """
-The database's own catalog → `Catalog`.
+PostgreSQL's system catalogs → `Catalog`.
 
-A handful of statements, whatever the number of relations, in one snapshot. Hidden relations and
-columns are left out here, so that nothing after this can reach them.
+They are read by a fixed number of statements in one snapshot. Hidden relations and columns are left out
+here, so that no later step can reach them.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ WRITES: Mapping[int, WriteKind] = {8: "insert", 4: "update", 16: "delete"}
 """Bits of `pg_relation_is_updatable`."""
 
 TRIGGERS: Mapping[int, WriteKind] = {4: "insert", 16: "update"}
-"""Bits of `tgtype`; a deleted row is answered as it was."""
+"""Bits of `tgtype`; DELETE is not needed, because a deleted row is returned as it was."""
 
 Rows = Sequence[Any]
 """Named tuples, with the columns of the statement as attributes."""
 
 Names = Mapping[int, Mapping[int, str]]
-"""Relation oid to column number to name, of served columns alone."""
+"""Names of served columns, by relation oid and column number."""
 
 TYPE_KINDS: Mapping[str, TypeKind] = {
     "b": "base",
@@ -84,22 +84,22 @@ VOLATILITIES: Mapping[str, Volatility] = {"i": "immutable", "s": "stable", "v": 
 
 def read_catalog(dsn: str, schemas: tuple[str, ...], role: str | None = None) -> Catalog:
     """
-    Read what a database holds.
+    Read the catalog of a database.
 
     Args:
-        dsn: Of the database.
-        schemas: Those that are served.
-        role: Whose rights count, if not those of the one who logs in.
+        dsn: DSN of the database.
+        schemas: Served schemas.
+        role: Role whose privileges count, if not that of the login.
 
     Raises:
-        ConnectionError: It cannot be reached, or not as that role; in one sentence.
+        ConnectionError: The database cannot be reached, or the role not be set; in one sentence.
     """
     try:
         connection = psycopg2.connect(dsn)
     except psycopg2.OperationalError as error:
         raise ConnectionError(reason(error)) from error
     try:
-        # `_snapshot` begins the transaction, which psycopg2 would otherwise do, at READ COMMITTED.
+        # Otherwise psycopg2 would begin the transaction, at READ COMMITTED, before `_snapshot` does.
         connection.autocommit = True
         if role is not None:
             _become(connection, role)
@@ -118,14 +118,14 @@ def _become(connection: connection, role: str) -> None:
 
 def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) -> Catalog:
     """
-    Read what the schemas hold and what the connection's role may do with it.
+    Read the contents of schemas, and the privileges of the connection's role on them.
 
-    Works in a transaction that is open, else in one of its own.
+    This runs in the open transaction, else in one of its own.
 
     Args:
-        connection: To PostgreSQL 13 or later.
-        schemas: To be served, the first one without a prefix in URIs.
-        version: What the catalog shall be known by.
+        connection: A connection to PostgreSQL 13 or later.
+        schemas: Served schemas; the first one has no prefix in URIs.
+        version: Version number of the catalog.
     """
     with _snapshot(connection) as cursor:
         relations = _rows(cursor, introspect_sql.RELATIONS, schemas=list(schemas))
@@ -135,7 +135,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         operators = _rows(cursor, introspect_sql.OPERATORS)
         aggregates = _rows(cursor, introspect_sql.AGGREGATES)
         (policies,) = _rows(cursor, introspect_sql.POLICIES)[0]
-        # Tables under views are read, too, served or not: a view has their keys and foreign keys.
+        # Tables under views are read too, even if they are not served: views show their keys.
         views = [row.oid for row in relations if row.kind in "vm"]
         origins = base_origins(views, lambda oids: _rows(cursor, RULES, relations=list(oids)))
         under = {table for shown in origins.values() for table, _ in shown.values()}
@@ -190,7 +190,7 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         )
         for row in relations
     }
-    # Of all types there are thousands, most of them those of the rows of tables.
+    # Only types that may be used: there are thousands, most of them row types of tables.
     used = [*(row.type for row in columns), *types_of(routines)]
     known = types.served(schemas, used)
     return Catalog(
@@ -216,21 +216,23 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
 @contextmanager
 def _snapshot(connection: connection) -> Iterator[NamedTupleCursor]:
     """
-    Open a cursor for which every name is foreign, so that all come out qualified.
+    Open a cursor with a `search_path` under which PostgreSQL returns qualified names.
 
-    `search_path` is set for the time of the reading only: by a transaction that is rolled
-    back, or by a savepoint if the caller has a transaction open.
+    The `search_path` is reset afterwards, by the rollback of a transaction, or of a savepoint if the caller
+    has a transaction open.
     """
     idle = connection.info.transaction_status == TRANSACTION_STATUS_IDLE
-    # a connection of the pool may have its BEGIN still to send
+    # A connection of the pool may have a BEGIN that has not been sent yet.
     own = connection.autocommit and idle and not getattr(connection, "opening", None)
     begin, end = (
         ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", "ROLLBACK")
         if own
         else ("SAVEPOINT introspect", "ROLLBACK TO introspect; RELEASE introspect")
     )
-    with connection.cursor() as plain:  # of the connection's own kind, which sends the BEGIN
-        # pg_temp is named, and last: unnamed, it would come first for relations and types.
+    with (
+        connection.cursor() as plain
+    ):  # the connection's own cursor class, which sends a noted BEGIN
+        # pg_temp is last: if it is not in the search_path, relations and types are looked up there first.
         plain.execute(f"{begin}; SET LOCAL search_path TO pg_catalog, pg_temp")
         try:
             with connection.cursor(cursor_factory=NamedTupleCursor) as cursor:
@@ -252,7 +254,7 @@ def _by_relation(rows: Rows) -> Mapping[int, Rows]:
     return found
 
 
-def _relation(row: Any, unique_keys: Sequence[tuple[bool, UniqueKey]], **tied: Any) -> Relation:
+def _relation(row: Any, unique_keys: Sequence[tuple[bool, UniqueKey]], **others: Any) -> Relation:
     return Relation(
         kind=RELATION_KINDS[row.kind],
         primary_key=next((key.columns for primary, key in unique_keys if primary), ()),
@@ -274,12 +276,12 @@ def _relation(row: Any, unique_keys: Sequence[tuple[bool, UniqueKey]], **tied: A
             "updatable",
         ),
         **_values(row, "deletable", "readable"),
-        **tied,
+        **others,
     )
 
 
 def _values(row: Any, *names: str) -> dict[str, Any]:
-    """Return the columns of a row that the catalog calls the same."""
+    """Return the columns of a row whose fields in the catalog have the same names."""
     return {name: getattr(row, name) for name in names}
 
 
@@ -298,7 +300,7 @@ def _columns(rows: Rows, types: TypeRows) -> dict[str, Column]:
 
 
 def _named(numbers: Sequence[int], names: Mapping[int, str]) -> tuple[str, ...] | None:
-    """Return the names of columns, by number; None if one of them is not served."""
+    """Return the names of columns, given by number; None if one of them is not served."""
     found = tuple(names[number] for number in numbers if number in names)
     return found if len(found) == len(numbers) else None
 
@@ -319,11 +321,10 @@ def _view_keys(
     shown: Mapping[QualifiedName, Sequence[tuple[str, ...]]],
 ) -> list[tuple[bool, UniqueKey]]:
     """
-    Return the keys of a view: those of its one table, with the one that its comment claims as the
-    primary key, if it does.
+    Return the keys of a view: the primary key that its comment declares, if any, and those of its table.
 
-    A view that PostgreSQL writes by itself shows each row of its table once (rewriteHandler.c,
-    view_query_is_auto_updatable).
+    Only an automatically updatable view has keys of its table, each of whose rows it shows at most once
+    (rewriteHandler.c, view_query_is_auto_updatable).
     """
     if row.kind not in "vmf":
         return []
@@ -343,7 +344,7 @@ def _view_keys(
 
 
 def _unique_indexes(rows: Rows, names: Mapping[int, str]) -> tuple[UniqueIndex, ...]:
-    """Return the indexes that use served columns alone, in their condition, too."""
+    """Return the indexes all of whose columns are served, those in expressions and predicates too."""
     found = []
     for row in rows:
         plain = [number for number in row.columns if number]
@@ -379,18 +380,18 @@ def _foreign_keys(
 
 
 def _constraints(rows: Rows, names: Mapping[int, str]) -> dict[str, tuple[str, ...]]:
-    """Return the constraints of served columns alone: a name is often made of the columns'."""
+    """Return the constraints all of whose columns are served: a name often contains theirs."""
     named = [(row.name, _named(row.columns, names)) for row in rows]
     return {name: columns for name, columns in named if columns is not None}
 
 
 class TypeRows:
     """
-    All types of a database, as rows of `introspect_sql.TYPES`.
+    All types of a database.
 
     Args:
-        rows: With the names of that statement's columns as attributes.
-        impure: The oids of types whose values may leave something behind in a session.
+        rows: Rows of `introspect_sql.TYPES`.
+        impure: Oids of types whose functions may leave state in a session.
     """
 
     def __init__(self, rows: Iterable[Any], impure: frozenset[int]) -> None:
@@ -399,9 +400,9 @@ class TypeRows:
 
     def served(self, schemas: Iterable[str], used: Iterable[int]) -> dict[int, Type]:
         """
-        Return the types that may be met: PostgreSQL's, of served schemas, and used ones.
+        Return the types that may be used: those of pg_catalog and of served schemas, and `used` ones.
 
-        Types that these are made of come with them, and the arrays of them all.
+        The types of their elements, bases and fields are included, and the arrays of all of these.
         """
         homes = {"pg_catalog", *schemas}
         found: set[int] = set()
@@ -417,7 +418,7 @@ class TypeRows:
         return {oid: self._type(oid) for oid in sorted(found)}
 
     def hidden_fields(self) -> dict[int, tuple[bool, ...]]:
-        """Return the composite types with hidden fields; see `codec.HiddenFields`."""
+        """Return which fields are served of types with hidden fields, by `codec.fields_hash`."""
         return {
             fields_hash(row.names): tuple(not hidden for hidden in row.hiding)
             for row in self._rows.values()
@@ -425,7 +426,7 @@ class TypeRows:
         }
 
     def max_length(self, oid: int, modifier: int) -> int | None:
-        """Return the limit in characters of a type with a modifier; domains may set it, too."""
+        """Return the maximum length, in characters, of a type with a modifier, or of a domain over one."""
         for row in self._under(oid):
             if row.kind == "d":
                 modifier = row.modifier
@@ -435,16 +436,16 @@ class TypeRows:
         return None
 
     def required(self, oid: int) -> bool:
-        """Return whether a type refuses NULL, as a domain can."""
+        """Return whether a type is a NOT NULL domain, or based on one."""
         return any(row.kind == "d" and row.required for row in self._under(oid))
 
     def default(self, oid: int) -> str | None:
-        """Return the default of a domain, which a column has if it sets none."""
+        """Return the default of a domain, which columns without a default of their own have."""
         domains = (row for row in self._under(oid) if row.kind == "d")
         return next((row.expression for row in domains if row.expression), None)
 
     def _under(self, oid: int) -> Iterator[Any]:
-        row = self._rows.get(oid)  # which has none for the rows of PostgreSQL's own tables
+        row = self._rows.get(oid)  # row types of the system catalogs are not in it
         while row is not None:
             yield row
             row = self._rows.get(row.base) if row.kind == "d" else None
@@ -486,20 +487,24 @@ class TypeRows:
 
 
 def visible_comment(comment: str | None) -> str | None:
-    """Return a comment less the lines that speak to the service."""
+    """Return a comment without its directives, the lines that begin with @."""
     lines = (comment or "").splitlines()
     return "\n".join(line for line in lines if not line.lstrip().startswith("@")).strip() or None
 
 
 def types_of(rows: Iterable[Any]) -> set[int]:
-    """Return the oids of all types that functions use."""
+    """Return the oids of the types of functions' arguments and results."""
     return {oid for row in rows for oid in (row.result, *row.types)}
 
 
 def functions(
     rows: Iterable[Any], types: Mapping[int, Type]
 ) -> dict[tuple[str, str], tuple[Function, ...]]:
-    """Build functions from rows of `introspect_sql.FUNCTIONS`, by schema and name, less those of hidden rows."""
+    """
+    Build functions from rows of `introspect_sql.FUNCTIONS`, by schema and name.
+
+    Functions that take or return rows of a hidden relation are left out.
+    """
     found: dict[tuple[str, str], tuple[Function, ...]] = {}
     for row in rows:
         if any(_is_hidden(types, oid) for oid in (row.result, *row.types)):
@@ -510,7 +515,7 @@ def functions(
 
 
 def _is_hidden(types: Mapping[int, Type], oid: int) -> bool:
-    """Return whether a type is made of the row of a relation of which nothing is served."""
+    """Return whether a type is, or is based on, the row type of a relation without served columns."""
     type = types.get(oid)
     while type is not None and (type.element or type.base):
         type = types.get(type.element or type.base)
@@ -535,7 +540,7 @@ def _arguments(row: Any) -> tuple[Argument, ...]:
     given = 0
     for name, oid, mode in zip(names, row.types, modes, strict=True):
         given += mode in "ibv"
-        # Defaults are those of the last arguments: PostgreSQL tells no more than their number.
+        # PostgreSQL stores only the number of defaults, which are those of the last arguments.
         default = mode in "ibv" and given > row.inputs - row.defaults
         found.append(Argument(name, oid, MODES[mode], default))
     return tuple(found)

@@ -1,21 +1,20 @@
 """
-What `introspect` asks the server, as SQL.
+The queries of `introspect`.
 
-Each statement reads PostgreSQL's own catalog (versions 13 to 18) for all relations at
-once, and is meant to run under an empty `search_path`, so that every name comes out
-qualified. Newer columns of the catalog are read through `to_jsonb`, which gives null where
-the server has none.
+Each reads the system catalogs (PostgreSQL 13 to 18) for all relations at once, and has to run with a
+`search_path` of pg_catalog only, so that PostgreSQL returns qualified names. Columns that older versions do
+not have are read through `to_jsonb`, which gives null for them.
 """
 
 from __future__ import annotations
 
-# With (?n), ^ and $ are the ends of a line.
+# With (?n), ^ and $ match at the ends of each line.
 HIDDEN = r"coalesce({}.description ~ '(?n)^\s*@hidden\s*$', false)"
-"""Whether a comment has the line that takes its object out of the service."""
+"""Whether a comment has a line `@hidden`, so that its object is not served."""
 
 CAPTURE = """(SELECT p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
                 WHERE n.nspname = 'rowcast')"""
-"""Functions of triggers that write the log of changes: they change neither rows nor the session."""
+"""Functions of the triggers that write the change log: they change neither rows nor session state."""
 
 RELATIONS = f"""
 SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
@@ -78,12 +77,12 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
 """
 The served relations.
 
-What the planner expects of a relation is no secret (`estimable`) unless policies hide rows of it
-from our role, or it is a view of such, or one that is a barrier.
+`estimable`: whether the planner's row estimates may be shown. They may not if policies hide rows from the
+role, of the relation or of one under a view, or if a view is a security barrier.
 
-The bits of `pg_relation_is_updatable` are 1 << CMD_UPDATE (4), CMD_INSERT (8) and
-CMD_DELETE (16); it tells which views take writes, by themselves or through triggers. Partitions
-and children have triggers of their own, and a write of their parent fires those.
+`pg_relation_is_updatable` has the bits 1 << CMD_UPDATE (4), CMD_INSERT (8) and CMD_DELETE (16); with true,
+it includes writes through INSTEAD OF triggers. Partitions and inheriting tables are in `family`, because
+they have triggers of their own, which a write to their parent fires.
 """
 
 COLUMNS = f"""
@@ -127,11 +126,10 @@ SELECT a.attrelid AS relation, a.attnum AS number, a.attname AS name, a.atttypid
  ORDER BY a.attrelid, a.attnum
 """
 """
-The columns that are not hidden, and of which our role has any use.
+The columns that are not hidden, and on which the role has any privilege.
 
-A view that PostgreSQL writes through by itself still has columns that cannot be written:
-expressions, which are as virtual as a table's generated columns. Where a trigger or rule takes the
-writes, any column can be.
+An automatically updatable view may have columns that cannot be written: expressions, which are reported
+like virtual generated columns. If a trigger or a rule handles the writes, any column can be written.
 """
 
 KEYS = """
@@ -152,10 +150,10 @@ SELECT i.indrelid AS relation, coalesce(k.conname, c.relname) AS name,
  ORDER BY i.indrelid, i.indisprimary DESC, k.oid IS NULL, i.indnkeyatts, 2
 """
 """
-Unique constraints and whole unique indexes, the primary key first.
+Unique constraints, and unique indexes that are neither partial nor over expressions; the primary key first.
 
-`indkey` counts from 0; its columns beyond `indnkeyatts` are INCLUDEd ones. A key is repeated where
-tables inherit from its own: their rows, which are its rows too, may have the same.
+`indkey` counts from 0; columns from `indnkeyatts` on are INCLUDE columns. `repeated`: other tables inherit
+from the table, and their rows, which are also its rows, may have the same key.
 """
 
 INDEXES = r"""
@@ -185,13 +183,13 @@ SELECT i.indrelid AS relation, coalesce(k.conname, c.relname) AS name,
  ORDER BY i.indrelid, 2
 """
 """
-What tells rows apart without being one of `KEYS`, in the words of ON CONFLICT.
+Other unique indexes and exclusion constraints, with the `target` by which ON CONFLICT names them.
 
-A column of `indkey` is 0 where an expression stands; the expressions' own columns are read off
-their stored form (nodes/primnodes.h, Var).
+In `indkey`, 0 stands for an expression. The columns of expressions and predicates are read from their
+stored node trees (nodes/primnodes.h, Var).
 """
 
-# Those with PERIOD (PostgreSQL 18) match by overlap; older servers lack the column.
+# Foreign keys with PERIOD (PostgreSQL 18) match by overlap; older servers do not have `conperiod`.
 FOREIGN_KEYS = """
 SELECT c.conrelid AS relation, c.conname AS name, c.conkey AS columns,
        c.confrelid AS target, c.confkey AS target_columns
@@ -203,7 +201,7 @@ SELECT c.conrelid AS relation, c.conname AS name, c.conkey AS columns,
 """
 Foreign keys that match by equality.
 
-Those with a parent are the server's own copies for partitions.
+Constraints with a parent are left out: PostgreSQL has created them for partitions.
 """
 
 CASCADES = """
@@ -212,7 +210,7 @@ SELECT c.confrelid AS relation, unnest(c.confkey) AS number
  WHERE c.confrelid = ANY(%(relations)s::oid[]) AND c.contype = 'f'
    AND c.confupdtype IN ('c', 'n', 'd')
 """
-"""The columns whose changes foreign keys carry on, those of relations that are not served, too."""
+"""Referenced columns whose updates cascade, also to relations that are not served."""
 
 CONSTRAINTS = """
 SELECT c.conrelid AS relation, c.conname AS name, coalesce(c.conkey, '{}') AS columns
@@ -231,7 +229,7 @@ SELECT i.indrelid, c.relname,
                       AND k.conrelid = i.indrelid AND k.contype IN ('p', 'u', 'x'))
  ORDER BY 1, 2
 """
-"""Whatever a violation names, with the columns that it speaks of, in an expression too."""
+"""All constraints and unique indexes that a violation may name, with their columns, also in expressions."""
 
 PARTITIONS = """
 WITH RECURSIVE family AS (
@@ -243,7 +241,7 @@ SELECT f.root AS relation, n.nspname AS schema, c.relname AS name
   FROM family f JOIN pg_class c ON c.oid = f.oid JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE f.oid <> f.root
 """
-"""The partitions of partitioned tables, and theirs, each with the table that is served."""
+"""Partitions at every level, each with the root table, which is served."""
 
 COPIES = """
 WITH RECURSIVE keys AS (
@@ -268,9 +266,9 @@ SELECT n.nspname AS schema, c.relname AS table, k.name, k.declared
  WHERE k.name <> k.declared
 """
 """
-Foreign keys, and indexes of constraints, that PostgreSQL has made for partitions, under names of its own.
+Foreign keys and indexes that PostgreSQL has created for partitions under other names than declared.
 
-A violation names those, and the partition.
+The error of a violation has these names, and that of the partition.
 """
 
 TYPES = f"""
@@ -295,7 +293,7 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
        f.names, f.types, f.hiding, f.allowed,
        {HIDDEN.format("p")} AS hidden,
        EXISTS (SELECT FROM pg_class c WHERE c.oid = t.typrelid AND c.relkind <> 'c') AS row,
-       -- of no type by itself, so that both are read once and not for each of some 200 types
+       -- uncorrelated, so that both subselects run once and not for each of some 200 types
        t.oid IN (SELECT oid FROM sorted
                   UNION ALL
                  SELECT b.castsource FROM pg_cast b JOIN sorted ON sorted.oid = b.casttarget
@@ -329,7 +327,7 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
    AND NOT ('c' IN (t.typtype, coalesce(e.typtype, t.typtype))
             AND n.nspname IN ('pg_catalog', 'information_schema'))
 """
-"""All types but the rows of PostgreSQL's own tables, with what is hidden of others."""
+"""All types except the row types of system catalogs, with the hidden fields of the others."""
 
 FUNCTIONS = f"""
 SELECT n.nspname AS schema, p.proname AS name,
@@ -356,19 +354,18 @@ SELECT n.nspname AS schema, p.proname AS name,
 """
 The served functions and procedures.
 
-Those of extensions are left out, and those that only PostgreSQL itself can call: triggers,
-handlers, and whatever takes or gives `internal` or `cstring`.
+Left out are functions of extensions, and those that only PostgreSQL can call: trigger functions, handlers,
+and functions with an argument or result of type `internal` or `cstring`.
 """
 
-_OURS = """
+_TRUSTED = """
    AND n.nspname <> 'pg_catalog'
    AND (o.owner = t.typowner OR EXISTS (SELECT FROM pg_roles r WHERE r.oid = o.owner AND r.rolsuper))
 """
 """
-Whose operators and functions are used: those of whom the type belongs to, and of superusers.
+Only operators and functions of the type's owner or of a superuser are used; those of extensions are.
 
-Extensions' belong to one or the other. Those of others would fit as well, and run with the rights
-of every caller.
+Another role could create matching ones, which would run with the privileges of every caller.
 """
 
 OPERATORS = f"""
@@ -379,10 +376,10 @@ SELECT o.name, o.left, o.right, n.nspname AS schema
          WHERE oprkind = 'b' AND (oprresult = 'bool'::regtype OR oprname = '<->')) o
   JOIN pg_namespace n ON n.oid = o.home
   JOIN pg_type t ON t.oid = o.left
- WHERE has_schema_privilege(n.oid, 'USAGE') {_OURS}
+ WHERE has_schema_privilege(n.oid, 'USAGE') {_TRUSTED}
  ORDER BY n.oid = t.typnamespace, n.nspname
 """
-"""Operators that types of extensions and of one's own bring."""
+"""Operators of types of extensions and of user-defined types."""
 
 AGGREGATES = f"""
 SELECT o.name, o.type, n.nspname AS schema
@@ -390,13 +387,13 @@ SELECT o.name, o.type, n.nspname AS schema
           FROM pg_proc WHERE prokind = 'a' AND pronargs = 1) o
   JOIN pg_namespace n ON n.oid = o.home
   JOIN pg_type t ON t.oid = o.type
- WHERE has_schema_privilege(n.oid, 'USAGE') {_OURS}
+ WHERE has_schema_privilege(n.oid, 'USAGE') {_TRUSTED}
  ORDER BY n.oid = t.typnamespace, n.nspname
 """
-"""Functions over rows that types bring."""
+"""Aggregate functions of such types."""
 
 POLICIES = "SELECT EXISTS (SELECT FROM pg_class WHERE relrowsecurity AND row_security_active(oid))"
-"""Whether policies hide rows of anything from our role."""
+"""Whether policies hide rows of any relation from the role."""
 
 HARMLESS = (
     "clock_timestamp",
@@ -407,7 +404,7 @@ HARMLESS = (
     "uuidv4",
     "uuidv7",
 )
-"""Built-in functions that are volatile for what they give, not for what they do."""
+"""Built-in functions that are volatile because of their results, and have no effects."""
 
 IMPURE = rf"""
 WITH RECURSIVE
@@ -416,7 +413,7 @@ impure_function AS MATERIALIZED (
    WHERE CASE WHEN oid < 16384  -- FirstNormalObjectId
               THEN provolatile = 'v' AND proname NOT IN ('{"', '".join(HARMLESS)}')
                    OR proname ~ '^(table|schema|database)_to_xml'
-              WHEN prolang IN (12, 13)  -- internal, c; of `internal` PostgreSQL alone can call
+              WHEN prolang IN (12, 13)  -- internal, c; only PostgreSQL calls those that take `internal`
               THEN provolatile = 'v' AND 2281 <> ALL(proargtypes)
               ELSE true END
 ), written AS (
@@ -497,7 +494,7 @@ impure_function AS MATERIALIZED (
    UNION ALL
   SELECT 'pg_proc'::regclass, a.aggfnoid, 'pg_type'::regclass, unnest(p.proargtypes)
     FROM pg_aggregate a JOIN pg_proc p ON p.oid = a.aggfnoid WHERE p.oid >= 16384
-   UNION ALL  -- of built-in types pg_depend knows nothing
+   UNION ALL  -- pg_depend has no rows for built-in types
   SELECT 'pg_type'::regclass, unnest(ARRAY[t.typelem, t.typbasetype]), 'pg_type'::regclass, t.oid
     FROM pg_type t
    UNION ALL
@@ -512,7 +509,7 @@ impure_function AS MATERIALIZED (
   SELECT class, oid FROM seed
    UNION
   SELECT edge.to_class, edge.to_oid FROM impure JOIN edge USING (class, oid)
-), stirred AS (  -- what no one can write without risk
+), stirred AS (  -- relations whose own writes may run impure functions
   SELECT i.oid FROM impure i WHERE i.class = 'pg_class'::regclass
    UNION
   SELECT tgrelid FROM pg_trigger WHERE NOT tgisinternal AND tgfoid NOT IN {CAPTURE}
@@ -544,16 +541,15 @@ SELECT ARRAY(SELECT oid::int8 FROM impure WHERE class = 'pg_class'::regclass) AS
        ARRAY(SELECT oid::int8 FROM impure WHERE class = 'pg_type'::regclass) AS types
 """
 """
-The relations that cannot be read, or written, and the types that cannot be used, with the
-certainty that nothing of a session is changed by it.
+The relations that are impure to read or to write, and the impure types: using them may change the session's
+state.
 
-What a statement can change of a session, it changes through a function. So a relation is pure
-unless something in it, or in what it reads, runs a function that could: one in a language of
-programs, or a volatile one.
+A statement can change the state of its session only through a function. A relation is impure if it, or a
+relation that it reads, runs a function that could do so: one in a procedural language or SQL, or a
+volatile one in C.
 
-Uncertainty follows what PostgreSQL notes of dependencies: from a function to the operators,
-types, policies, rules and expressions that use it, and from those to relations, and on to what
-reads them. It notes none of what it is born with: the built-in functions that do something are
-looked for in the expressions themselves. Whatever a write sets off is a write to where it
-leads: cascades of foreign keys, partitions, tables under views.
+Impurity is propagated along pg_depend: from a function to the operators, types, policies, rules and
+expressions that use it, from these to their relations, and further to relations that read those. pg_depend
+has no rows for built-in functions, so these are searched for in the stored expressions. Writes are propagated
+to the relations that they write to as well: by cascading foreign keys, to partitions, to tables under views.
 """

@@ -1,5 +1,5 @@
 """
-Views' columns back to the columns of tables, and the foreign keys that views have by that.
+The table columns that columns of views show, and the keys and foreign keys that views have because of them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 from service.catalog import ForeignKey, QualifiedName, UniqueKey
 
 Origins = Mapping[int, tuple[int, int]]
-"""Column number of a view to the oid and column number that it shows."""
+"""By column number of a view, the oid of the relation and the number of the column that it shows."""
 Shown = Mapping[int, Sequence[str]]
-"""Column number of a table to what a view calls it: a join to itself shows it several times."""
+"""By column number of a table, its names in a view; a self-join shows a column several times."""
 
 MOST = 16
-"""Spellings of one key: each is a relationship of its own, and columns multiply."""
+"""Maximum combinations of names of one key; each is a relationship of its own."""
 
 RULES = """
 SELECT r.ev_class AS relation, r.ev_action::text AS action
@@ -28,7 +28,7 @@ SELECT r.ev_class AS relation, r.ev_action::text AS action
 
 _KEY = re.compile(r"^\s*@key[ \t]+(.+?)\s*$", re.MULTILINE)
 
-# A brace in a name has a backslash before it, and nests nothing (outfuncs.c, outToken).
+# In a name, a brace is escaped by a backslash (outfuncs.c, outToken).
 _TOKEN = re.compile(
     r"\\.|(?P<open>\{)|(?P<close>\})|:(?P<field>resno|resorigtbl|resorigcol) (?P<number>-?\d+)"
 )
@@ -36,11 +36,11 @@ _TOKEN = re.compile(
 
 def origins_of(action: str) -> Origins:
     """
-    Read which columns a view shows, off its rule as PostgreSQL stores it.
+    Return which columns a view shows, given the node tree of its rule.
 
-    A rule is nested braces: the query at depth 1, the entries of its target list at depth
-    2, everything inside of subqueries deeper. Each entry tells of the table and the column
-    that it shows as it is, or of table 0 (nodes/primnodes.h, TargetEntry).
+    The tree is text with nested braces: the query at depth 1, the entries of its target list at depth 2,
+    subqueries deeper. Each entry has the table and column that it shows unchanged, or table 0
+    (nodes/primnodes.h, TargetEntry).
     """
     found: dict[int, tuple[int, int]] = {}
     entry: dict[str, int] = {}
@@ -52,7 +52,7 @@ def origins_of(action: str) -> Origins:
             depth -= 1
         elif depth == 2 and token["field"]:
             entry[token["field"]] = int(token["number"])
-            # It comes last of the three.
+            # resorigcol is the last of the three fields.
             if token["field"] == "resorigcol":
                 if entry.get("resorigtbl"):
                     found[entry["resno"]] = entry["resorigtbl"], entry["resorigcol"]
@@ -64,11 +64,11 @@ def base_origins(
     views: Iterable[int], read: Callable[[Sequence[int]], Sequence[Any]]
 ) -> Mapping[int, Origins]:
     """
-    Follow views to the tables under them, through views that are not served, too.
+    Return the table columns that views show, also through views that are not served.
 
     Args:
-        views: Oids.
-        read: Returns the rules of views.
+        views: Oids of the views.
+        read: Returns rows of `RULES` for oids.
     """
     direct: dict[int, Origins] = {}
     wanted = set(views)
@@ -77,16 +77,17 @@ def base_origins(
         direct |= {oid: rules.get(oid, {}) for oid in wanted}
         below = {table for shown in rules.values() for table, _ in shown.values()}
         wanted = below - direct.keys()
-    # a table has no rule, so what it is said to show is nothing
-    return {oid: _followed(shown, direct) for oid, shown in direct.items() if shown}
+    # A table has no rule, and so shows nothing.
+    return {oid: _to_tables(shown, direct) for oid, shown in direct.items() if shown}
 
 
-def _followed(shown: Origins, direct: Mapping[int, Origins]) -> Origins:
+def _to_tables(shown: Origins, direct: Mapping[int, Origins]) -> Origins:
+    """Follow columns of views to columns of tables."""
     found = {}
     for number, origin in shown.items():
         table, column = origin
         passed = {origin}
-        # PostgreSQL lets views be redefined in a circle, and refuses only to read them
+        # Views can be redefined to form a cycle; PostgreSQL only refuses to read them.
         while column in direct.get(table, {}) and direct[table][column] not in passed:
             table, column = direct[table][column]
             passed.add((table, column))
@@ -103,14 +104,14 @@ def derived_keys(
     homes: Mapping[int, QualifiedName],
 ) -> Mapping[QualifiedName, tuple[ForeignKey, ...]]:
     """
-    Return the foreign keys that relations have because views show the columns of real ones.
+    Return the foreign keys from or to views that show the columns of real foreign keys.
 
     Args:
-        foreign_keys: Rows of the real ones, of served relations and of those under views.
-        unique_keys: Rows of their unique keys.
-        origins: What views show.
-        names: Of served columns, by relation and number.
-        homes: Of served relations.
+        foreign_keys: Rows of the real foreign keys, of served relations and of tables under views.
+        unique_keys: Rows of the unique keys of these relations.
+        origins: By view, the columns that it shows.
+        names: Names of served columns, by relation and number.
+        homes: Schema and name of served relations.
     """
     shows = _shows(origins, names, homes)
     unique: dict[int, list[set[int]]] = defaultdict(list)
@@ -122,14 +123,12 @@ def derived_keys(
         for here, mine in _exposures(row.relation, shows, names, homes):
             for there, theirs in _exposures(row.target, shows, names, homes):
                 if here == homes.get(row.relation) and there == homes.get(row.target):
-                    continue  # the real one
-                called = _called(row, here, there, homes)
+                    continue  # the real foreign key
+                named = _names_embeds(row, here, there, homes)
                 found[here] += (
-                    ForeignKey(
-                        row.name, columns, there, targets, unique=single, names_embeds=called
-                    )
-                    for columns in _spelled(row.columns, mine)
-                    for targets in _spelled(row.target_columns, theirs)
+                    ForeignKey(row.name, columns, there, targets, unique=single, names_embeds=named)
+                    for columns in _named(row.columns, mine)
+                    for targets in _named(row.target_columns, theirs)
                 )
     return {name: tuple(keys) for name, keys in found.items()}
 
@@ -141,19 +140,19 @@ def shown_keys(
     homes: Mapping[int, QualifiedName],
 ) -> Mapping[QualifiedName, tuple[tuple[str, ...], ...]]:
     """
-    Return the unique keys of tables that views show all of, by the views' names of the columns.
+    Return, by view, the unique keys of tables all of whose columns it shows, by the view's names.
 
     Args:
-        unique_keys: Rows, of tables under views.
-        origins: What views show.
-        names: Of served columns, by relation and number.
-        homes: Of served relations.
+        unique_keys: Rows of unique keys of tables under views.
+        origins: By view, the columns that it shows.
+        names: Names of served columns, by relation and number.
+        homes: Schema and name of served relations.
     """
     shows = _shows(origins, names, homes)
     found: dict[QualifiedName, list[tuple[str, ...]]] = defaultdict(list)
     for row in unique_keys:
         for view, columns in shows.get(row.relation, ()):
-            found[view] += _spelled(row.columns, columns)
+            found[view] += _named(row.columns, columns)
     return {name: tuple(keys) for name, keys in found.items()}
 
 
@@ -164,9 +163,9 @@ def shown_row_keys(
     homes: Mapping[int, QualifiedName],
 ) -> Mapping[QualifiedName, list[tuple[bool, UniqueKey]]]:
     """
-    Return the keys of the one table that a view shows, each with whether it is primary.
+    Return, by view that shows one table only, the keys of that table, each with whether it is primary.
 
-    The arguments are those of `shown_keys`. Whether a view shows each row once is not said here.
+    The arguments are those of `shown_keys`. The view may show a row more than once.
     """
     shows = _shows(origins, names, homes)
     alone = {homes[view] for view, shown in origins.items() if view in homes
@@ -174,15 +173,15 @@ def shown_row_keys(
     found: dict[QualifiedName, list[tuple[bool, UniqueKey]]] = defaultdict(list)
     for row in unique_keys:
         for view, columns in shows.get(row.relation, ()):
-            spelled = next(_spelled(row.columns, columns), None)
-            if view in alone and spelled:
-                key = UniqueKey(row.name, spelled, row.arbiter, row.nulls, row.required)
+            named = next(_named(row.columns, columns), None)
+            if view in alone and named:
+                key = UniqueKey(row.name, named, row.arbiter, row.nulls, row.required)
                 found[view].append((row.primary, key))
     return found
 
 
 def claimed_key(comment: str | None) -> tuple[str, ...]:
-    """Return the columns that a line `@key a, b` of a comment names; nothing without one."""
+    """Return the columns of a line `@key a, b` in a comment; an empty tuple without one."""
     line = _KEY.search(comment or "")
     names = (each.strip() for each in line[1].split(",")) if line else ()
     return tuple(
@@ -192,17 +191,18 @@ def claimed_key(comment: str | None) -> tuple[str, ...]:
     )
 
 
-def _called(
+def _names_embeds(
     row: Any, here: QualifiedName, there: QualifiedName, homes: Mapping[int, QualifiedName]
 ) -> bool:
-    """Return whether an embed may go by the name of a key: to its table, or what stands for it."""
+    """Return whether an embed may have the name of a key: to its target, or to views if that is hidden."""
     if row.target in homes:
         return there == homes[row.target]
-    # a row refers to one of its own kind, whatever else shows the table
+    # A self-referencing key refers to rows of the same view, whatever other views show the table.
     return here == there or row.target != row.relation
 
 
-def _spelled(numbers: Sequence[int], shown: Shown) -> Iterator[tuple[str, ...]]:
+def _named(numbers: Sequence[int], shown: Shown) -> Iterator[tuple[str, ...]]:
+    """Yield the names of a key's columns in a view, in all combinations."""
     return islice(product(*(shown.get(number, ()) for number in numbers)), MOST)
 
 
@@ -211,7 +211,7 @@ def _shows(
     names: Mapping[int, Mapping[int, str]],
     homes: Mapping[int, QualifiedName],
 ) -> Mapping[int, list[tuple[QualifiedName, Shown]]]:
-    """Return, by table, the views that show it and their names for its columns."""
+    """Return, by table, the views that show it, with their names for its columns."""
     found: dict[int, list[tuple[QualifiedName, Shown]]] = defaultdict(list)
     for view, shown in origins.items():
         if view not in homes:
@@ -231,6 +231,7 @@ def _exposures(
     names: Mapping[int, Mapping[int, str]],
     homes: Mapping[int, QualifiedName],
 ) -> list[tuple[QualifiedName, Shown]]:
+    """Return the served relations that show a table: itself, if it is served, and views."""
     own: list[tuple[QualifiedName, Shown]] = []
     if table in homes:
         own.append((homes[table], {number: [name] for number, name in names[table].items()}))

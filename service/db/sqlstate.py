@@ -1,10 +1,10 @@
 """
-Errors of PostgreSQL and psycopg2 → errors of ours, by SQLSTATE.
+Errors of PostgreSQL and psycopg2 → `ServiceError`, by SQLSTATE.
 
-An exact code is looked up first, then its class (its first two characters). What a caller
-reads is worded here, since PostgreSQL's messages show values of rows, names of hidden
-relations, and the host and user of a failed connect. Its own words go out only where they
-are the author's (RAISE) or speak of nothing but the caller's operand and of types.
+The exact code is looked up first, then its class (the first two characters). Messages for callers are
+worded here, because PostgreSQL's own show values of rows, names of hidden relations, and the host and user
+of a failed connect. PostgreSQL's message is passed on only if it was raised by a function's author (RAISE),
+or is about the caller's operand and types only.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from service.plan.conditions import Bound
 from service.sql.statement import quoted
 
 _DATA_FREE = frozenset(["0A", "21", "25", "42", "54", "55"])
-"""Classes whose messages speak of commands, names and types, never of values in rows."""
+"""Classes whose messages contain commands, names and types, but no values of rows."""
 
-_HOME = re.compile(r"\bpg_catalog\.(?=[^\w\s\"])|(?<=function )pg_catalog\.")
-"""The schema in which our statements name operators and functions; a caller knows of none."""
+_CATALOG_SCHEMA = re.compile(r"\bpg_catalog\.(?=[^\w\s\"])|(?<=function )pg_catalog\.")
+"""The qualifier of operators and functions in the service's SQL, which callers have not written."""
 
 _IN_WITH = b'WITH "w" ('
-"""How a write begins whose rows are read again, in a statement of ours."""
+"""The beginning of a write whose rows are read again."""
 
 _VALUE = re.compile(r'\s*:?\s*".*"', re.DOTALL)
 _HELD = {
     "jsonb_object_keys": "what is there is no object, to merge into",
     "jsonb_array_length": "what is there is no list, to add to",
 }
-"""What functions of PostgreSQL's say that check documents which values are computed out of."""
+"""Messages by the function that fails, of those that check the kind of a computed JSON value."""
 Make = Callable[[psycopg2.Error], ServiceError | None]
 _KNOWN = frozenset(
     value for name, value in vars(errorcodes).items() if name.isupper() and len(value) == 5
@@ -62,10 +62,10 @@ _KNOWN = frozenset(
 
 _SEQUENCE = re.compile(r"permission denied for sequence (.+)", re.DOTALL)
 _OF_THE_SERVER = ("08", "25", "26", "28", "2D", "3D", "40003", "53", "55006", "57")
-"""Classes and codes of how the server or a session is; raised by an author they do not tell it."""
+"""Classes and codes of the state of the server or session; RAISE with one does not mean that state."""
 
 STALE = frozenset(["0A000", "3F000", "42501", "42703", "42704", "42883", "42P01", "42P10"])
-"""What PostgreSQL says of names that are there no more (undefined table, column, …), or not ours."""
+"""SQLSTATEs of objects that were dropped, or may not be used any more: the catalog may be outdated."""
 
 _GONE = frozenset(["3F000", "42703", "42704", "42P01"])
 _NAMES = _GONE | {"42725", "42883"}
@@ -77,13 +77,12 @@ def refusal(
     relation: Relation | None = None,
 ) -> ServiceError | None:
     """
-    Return the refusal for an error; None if it is no error of the database's.
+    Return the `ServiceError` for an error; None if it is no error of the database.
 
     Args:
-        error: As it came out of the database room; `position.point_out` may have noted
-            which parameter it points at.
-        catalog: What is served; nothing else is named.
-        relation: Of the call.
+        error: The error, on which `position.point_out` may have noted a parameter.
+        catalog: The served catalog: no other object is named in the error.
+        relation: The relation of the call.
     """
     if isinstance(error, ServiceError):
         return error
@@ -107,13 +106,13 @@ def _refusal(
 ) -> ServiceError | None:
     if error.pgcode is None:
         return _without_code(error)
-    # None of PostgreSQL's: RAISE takes any five letters and digits for a code.
+    # Not one of PostgreSQL's codes: RAISE accepts any five letters and digits.
     if error.pgcode not in _KNOWN:
         return _as_raised(error)
     broken = violation(error, catalog, relation)
     if broken is not None:
         return raised_violation(error, broken) if raised(error) else broken
-    # RAISE invalid_password, say, would pass for a database that cannot be reached.
+    # Otherwise RAISE invalid_password, say, would be reported as a database that cannot be reached.
     if raised(error) and error.pgcode.startswith(_OF_THE_SERVER):
         return refused(error)
     make = _EXACT.get(error.pgcode) or _CLASSES.get(error.pgcode[:2]) or refused
@@ -125,9 +124,9 @@ def _refusal(
 
 def _without_code(error: psycopg2.Error) -> ServiceError | None:
     """
-    Return the refusal for an error without a code: it is libpq's or psycopg2's.
+    Return the `ServiceError` for an error without an SQLSTATE, which is of libpq or psycopg2.
 
-    libpq's message of a failed connect names host and user, so it is not passed on.
+    libpq's message of a failed connect has the host and user, so it is not passed on.
     """
     if isinstance(error, QueryCanceledError):
         return Canceled()
@@ -150,13 +149,13 @@ def _as_raised(error: psycopg2.Error) -> ServiceError:
 
 
 def raised(error: psycopg2.Error) -> bool:
-    """Return whether RAISE made the error: its message is the author's then, whatever its code."""
-    # The function of PL/pgSQL in C: the code proves nothing, as an author may raise any.
+    """Return whether the error comes from RAISE, so that its message is that of a function's author."""
+    # Recognized by PL/pgSQL's C function, because RAISE may use any SQLSTATE.
     return error.diag.source_function == "exec_stmt_raise"
 
 
 def message_of(error: psycopg2.Error, otherwise: str) -> dict[str, Any]:
-    """Return message and details: the author's if it was raised, else our message alone."""
+    """Return message and details: the author's if the error was raised, else `otherwise`."""
     diag = error.diag
     if not raised(error):
         return {"message": otherwise, "sqlstate": error.pgcode}
@@ -169,17 +168,17 @@ def message_of(error: psycopg2.Error, otherwise: str) -> dict[str, Any]:
 
 
 def refused(error: psycopg2.Error) -> ServiceError:
-    """Return the error that speaks of no argument, with PostgreSQL's message if it is harmless."""
+    """Return the general error, with PostgreSQL's message if that contains no data."""
     code = error.pgcode or ""
     message = f"the database refused ({errorcodes.lookup(code).lower().replace('_', ' ')})"
-    # With a context it is of a function's body, whose names are not the caller's.
+    # An error with a context comes from the body of a function, whose names callers must not see.
     if code[:2] in _DATA_FREE and error.diag.context is None:
         message = clip(_primary(error) or message, 300)
     return DatabaseRefused(**message_of(error, message))
 
 
 def _primary(error: psycopg2.Error) -> str:
-    return _HOME.sub("", error.diag.message_primary or "")
+    return _CATALOG_SCHEMA.sub("", error.diag.message_primary or "")
 
 
 def raised_violation(error: psycopg2.Error, broken: ConstraintViolation) -> ServiceError:
@@ -193,12 +192,12 @@ def raised_violation(error: psycopg2.Error, broken: ConstraintViolation) -> Serv
 
 
 def invalid(error: psycopg2.Error) -> ServiceError:
-    """Return the error of an operand, with its value as the caller sent it."""
+    """Return the error of an invalid operand; its value is shown only if the caller sent it."""
     if raised(error):
         return InvalidArgument(**message_of(error, ""))
     message, bound = _primary(error), bound_of(error)
     if bound is None or error.diag.statement_position is None:
-        # it may be the value of a row that a cast or function stumbled over
+        # The value may be one of a row, for which a cast or function has failed.
         message = _VALUE.sub("", message) or "a value does not fit its type"
         mark = None if bound else mark_of(error)
         place = bound or mark
@@ -216,7 +215,7 @@ def invalid(error: psycopg2.Error) -> ServiceError:
 
 
 def no_operator(error: psycopg2.Error) -> ServiceError:
-    """Return the error of an operator that the types lack, by the caller's name for it."""
+    """Return the error of an operator that does not exist for the operands' types."""
     message = clip(_primary(error) or "no such operation for these types", 300)
     mark = mark_of(error)
     if mark is None:
@@ -232,7 +231,7 @@ def _label_hint(error: psycopg2.Error, bound: Bound) -> str | None:
 
 
 def name_column(found: InvalidArgument, error: psycopg2.Error, relation: Relation) -> None:
-    """Add the column: the one that the path ends in, or the only one of the type named, and its path."""
+    """Add the column, and its path: the path's last step, or the only column of the type in the message."""
     if "column" in found.details:
         return
     path = str(found.details.get("path", ""))
@@ -247,16 +246,16 @@ def name_column(found: InvalidArgument, error: psycopg2.Error, relation: Relatio
 
 def _misfit(error: psycopg2.Error, relation: Relation) -> str:
     """
-    Return where the value stands that a column's type, by its modifiers, has no room for.
+    Return the path of the value that is too long or too large for its column's type modifiers.
 
-    PostgreSQL names no column, only the type.
+    PostgreSQL's message has the type, but not the column.
 
     Returns:
-        The path of the one value that was given for such a column; the column, where there are
-        several or it was given by none; or nothing, where it may be one of several.
+        If only one column has the type, the path of the only value given for it, else the column. If
+        several may be meant, "".
     """
     said = error.diag.message_primary or ""
-    if (error.diag.source_function or "").startswith("apply_typmod"):  # of numeric
+    if (error.diag.source_function or "").startswith("apply_typmod"):  # a numeric
         modifiers = re.findall("-?[0-9]+", error.diag.message_detail or "")[:2]
         said = f" numeric({','.join(modifiers)})"
     elif error.pgcode not in ("22001", "22026"):  # "value too long for type character varying(20)"
@@ -273,7 +272,7 @@ def _misfit(error: psycopg2.Error, relation: Relation) -> str:
 
 
 def syntax_or_access_rule(error: psycopg2.Error) -> ServiceError | None:
-    """Return the error of class 42: an operand, a dropped name, a bug of ours or of a function."""
+    """Return the error of class 42: an operand, a dropped object, or a bug of a function or of ours."""
     if raised(error) or error.diag.context is not None:
         return refused(error)
     if bound_of(error) is not None or _of_a_value(error):
@@ -281,7 +280,7 @@ def syntax_or_access_rule(error: psycopg2.Error) -> ServiceError | None:
     if error.pgcode in _GONE:
         return schema_changed(error)
     if error.pgcode == "42601":
-        # a query of a text search or a JSON path, or else a bug in our SQL
+        # Without a position, the syntax error is in a tsquery or a JSON path; with one, in our SQL.
         return invalid(error) if error.diag.statement_position is None else None
     if error.pgcode in ("42883", "42804", "42846", "42725"):
         return no_operator(error)
@@ -290,10 +289,9 @@ def syntax_or_access_rule(error: psycopg2.Error) -> ServiceError | None:
 
 def _of_a_value(error: psycopg2.Error) -> bool:
     """
-    Return whether a name came from the value of a row: 'x'::regclass, ::regtype.
+    Return whether the unknown name was a value, as in 'x'::regclass.
 
-    Ours stand in the text of the statement, and have a place there; those of COPY, which is no
-    query, have none.
+    An error about a name in the statement has a position, except in COPY, which is no query.
     """
     if error.diag.statement_position is not None or error.pgcode not in _NAMES:
         return False
@@ -302,13 +300,13 @@ def _of_a_value(error: psycopg2.Error) -> bool:
 
 
 def schema_changed(error: psycopg2.Error) -> ServiceError:
-    """Return the error of a dropped name: the catalog is read again, and the call may succeed."""
+    """Return the error of a dropped object; the catalog is read again, and a retry may succeed."""
     return Unavailable("the database's schema has just changed", sqlstate=error.pgcode)
 
 
 def unsupported(error: psycopg2.Error) -> ServiceError:
-    """Return the error of what PostgreSQL cannot do, as with a plan that no longer fits."""
-    # "cached plan must not change result type", after a change of the schema.
+    """Return the error of an unsupported feature."""
+    # "cached plan must not change result type": the schema has changed.
     if error.diag.source_function == "RevalidateCachedQuery":
         return schema_changed(error)
     found = refused(error)
@@ -325,8 +323,8 @@ def unsupported(error: psycopg2.Error) -> ServiceError:
 
 
 def no_unique_key(error: psycopg2.Error) -> ServiceError | None:
-    """Return the error of an upsert whose columns are no unique key to PostgreSQL."""
-    # 42P10 is said of positions in GROUP BY and ORDER BY as well.
+    """Return the error of an upsert by columns without a unique index."""
+    # 42P10 is also the error of positions in GROUP BY and ORDER BY.
     if error.diag.source_function != "infer_arbiter_indexes":
         return syntax_or_access_rule(error)
     return InvalidArgument(
@@ -343,8 +341,8 @@ def _transaction_end(error: psycopg2.Error) -> ServiceError:
 
 
 def _duplicate_key(error: psycopg2.Error) -> ServiceError:
-    """Return the error of an upsert that meets a row twice, or of another cardinality."""
-    # A subselect that gives more than one row has the same code, 21000.
+    """Return the error of an upsert that writes a row twice."""
+    # A scalar subselect with more than one row has the same code, 21000.
     if not (error.diag.source_function or "").startswith("ExecOnConflict"):
         return refused(error)
     return InvalidArgument(
@@ -356,12 +354,12 @@ def _duplicate_key(error: psycopg2.Error) -> ServiceError:
 
 
 def _generated(error: psycopg2.Error) -> ServiceError:
-    """Return the error of a value for a generated column, given through a view."""
+    """Return the error of a value for a generated column, written through a view."""
     return InvalidArgument(**message_of(error, "the database makes a column of these by itself"))
 
 
 def _forbidden(error: psycopg2.Error) -> ServiceError:
-    # A policy that refuses a row has the code of a missing GRANT, 42501.
+    # A row that a policy refuses has the same code as a missing privilege, 42501.
     if error.diag.source_function == "ExecWithCheckOptions":
         said = "row-level security does not let this role write such a row"
     else:
@@ -369,7 +367,7 @@ def _forbidden(error: psycopg2.Error) -> ServiceError:
     found = NotAuthorized(**message_of(error, said))
     sequence = _SEQUENCE.fullmatch(error.diag.message_primary or "")
     if sequence is not None and error.diag.context is None and not raised(error):
-        # a column's default takes its next value with the rights of the role that writes the row
+        # A column's default calls nextval() with the privileges of the role that writes the row.
         found.details["hint"] = f"the role lacks GRANT USAGE ON SEQUENCE {quoted(sequence[1])}"
     return found
 
@@ -377,12 +375,12 @@ def _forbidden(error: psycopg2.Error) -> ServiceError:
 def _conflict(error: psycopg2.Error) -> ServiceError:
     details = message_of(error, "it met another transaction's changes or locks")
     clock = "lock" if error.pgcode == "55P03" and not raised(error) else None
-    attempts = getattr(error, "attempts", None)  # as `Database.again` has counted them
+    attempts = getattr(error, "attempts", None)  # set by `Retries.run`
     return Conflict(**details, clock=clock, attempts=attempts, retry=True)
 
 
 def _read_only(error: psycopg2.Error) -> ServiceError:
-    if getattr(error, "read_only", False):  # as `Database.run` has noted
+    if getattr(error, "read_only", False):  # set by `Database.run`
         return DatabaseRefused(
             "this would write, and the transaction is read_only", sqlstate=error.pgcode
         )
@@ -391,7 +389,7 @@ def _read_only(error: psycopg2.Error) -> ServiceError:
 
 
 def _canceled(error: psycopg2.Error) -> ServiceError:
-    # both have one code; a server that speaks another language is taken to mean its limit
+    # A cancel and a statement timeout have one code; a message that is not English counts as a timeout.
     by_us = "user request" in (error.diag.message_primary or "")
     return Canceled() if by_us else StatementTimeout()
 
@@ -433,7 +431,7 @@ _CLASSES: dict[str, Make] = {
 
 
 def claims_nothing(error: Exception) -> bool:
-    """Return whether an error says that nothing was changed."""
+    """Return whether an error guarantees that nothing was changed."""
     found = refusal(error)
     return isinstance(found, Canceled | StatementTimeout) or bool(
         found and found.details.get("retry")
