@@ -69,7 +69,7 @@ def test_migrations_page_snippets_migrate_and_agree_with_the_declarations(
     project.alembic("upgrade", "head")
     declared = project.home / "schema/action.py"
     imports, _, rest = FIELD.partition("class Action")
-    field = rest.partition("...  # what is there\n")[2]
+    field = rest.partition("...  # the existing columns\n")[2]
     text = declared.read_text().replace("\nfrom sqlalchemy", f"\n{imports}\nfrom sqlalchemy", 1)
     declared.write_text(text + field)
     project.alembic("check")
