@@ -527,11 +527,11 @@ class Catalog:
             return self.relations[schema, name]
         except KeyError:
             elsewhere = [home for home in self.schemas if (home, name) in self.relations]
-            hint = (
-                f'did you mean "{elsewhere[0]}.{name}"?'
-                if elsewhere
-                else nearest(name, [each for home, each in self.relations if home == schema])
-            )
+            beside = [each for home, each in self.relations if home == schema]
+            homes = [] if schema in self.schemas else sorted({home for home, _ in self.relations})
+            hint = nearest(name, beside) or nearest(schema, homes)
+            if elsewhere:
+                hint = f'did you mean "{elsewhere[0]}.{name}"?'
             raise NoSuchProcedure(f'no relation "{name[:80]}" is served', hint=hint) from None
 
     def function(self, schema: str, name: str) -> tuple[Function, ...]:
