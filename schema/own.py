@@ -37,7 +37,7 @@ BEGIN
         COMMENT ON TABLE rowcast.idempotency_keys IS 'Results of calls with an idempotency key';
         COMMENT ON COLUMN rowcast.idempotency_keys.id IS 'SHA-256 of realm, authid and key';
         COMMENT ON COLUMN rowcast.idempotency_keys.call IS 'SHA-256 of role, procedure and arguments';
-        COMMENT ON COLUMN rowcast.idempotency_keys.result IS 'as CBOR; null while its call is under way';
+        COMMENT ON COLUMN rowcast.idempotency_keys.result IS 'as CBOR, or a row as text; null while its call is under way';
         FOR grantee IN
             SELECT DISTINCT CASE WHEN acl.grantee = 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END
               FROM pg_class c, aclexplode(c.relacl) acl

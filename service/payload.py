@@ -1,8 +1,8 @@
 """
-Payloads: checks that a value can be sent through autobahn, and encodes answers.
+What may be handed to autobahn: plain values, not too deep.
 
-A router that cannot encode a result for its caller leaves the call unanswered, and one that cannot decode it
-drops the service's connection. So each result is checked before it is sent.
+A router that cannot encode a result for its caller leaves the call unanswered, and one that
+cannot decode it drops the service's connection. So a result is checked before it leaves.
 """
 
 from __future__ import annotations
@@ -19,50 +19,50 @@ from service.errors import TooLarge
 
 MAX_DEPTH = 128
 """
-Maximum levels of lists and dicts in a message, sent or received, including the message itself.
+Levels of lists and dicts in one message, both ways, the message itself counted.
 
-The router's CBOR decoder stops at 400 levels, and JSON decoders of clients well below 1,000.
+The router's decoder of CBOR stops at 400, and JSON decoders of clients well below 1,000.
 """
 
 ENVELOPE = 8
-"""Levels of the message around its payload."""
+"""Levels that the message keeps for itself."""
 
 LEVELS = MAX_DEPTH - ENVELOPE
-"""Maximum levels of an answer, or of the argument of an event."""
+"""Of an answer, or of the argument of an event."""
 
 ROOM = 64
-"""Bytes of a message besides the rows of an answer."""
+"""Bytes that a message needs besides the rows of an answer."""
 
 
 def _base64(value: bytes) -> str:
-    """Return the form of bytea in JSON; all other wire values are JSON values."""
+    """Return the form of bytea in JSON; every other wire value has one of its own."""
     return b64encode(value).decode()
 
 
 wire_json = JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_base64).encode
-"""Returns the JSON of a wire value, for answers in the form "json"."""
+"""Returns the JSON of a wire value, where an answer is text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A part of an answer that is CBOR already, and contains only values that every client can receive."""
+    """A part of an answer that is CBOR already, of values that every client can be sent."""
 
     data: bytes
 
 
 def write_encoded(encoder: cbor2.CBOREncoder, value: Any) -> None:
-    """Write an `Encoded`; cbor2 calls this as its `default` for types that it does not know."""
+    """Write what is encoded already, as cbor2 asks of a value of a type that it does not know."""
     if type(value) is not Encoded:
         raise cbor2.CBOREncodeError(f"cannot encode type {type(value)}")
     encoder.write(value.data)
 
 
-# Without memoryview, psycopg2's type for bytea: CBOR would encode it as a list of integers.
+# No memoryview, which psycopg2 has for bytea: CBOR would make a list of integers of it.
 _PLAIN = frozenset([str, bool, bytes, type(None), Encoded])
 _STR = frozenset([str])
 SAFE = 2**53
-"""Numbers of a smaller absolute value need no further check."""
-# The range of MessagePack: with a larger integer the router would not answer a caller that uses it.
+"""Numbers below it, and above its negative, are fine without a closer look."""
+# What MessagePack has: for a caller who speaks that, the router never answers with more.
 _LEAST, _MOST = -(2**63), 2**64 - 1
 
 
@@ -72,8 +72,8 @@ class Receipted:
     The answer of a write, with a receipt.
 
     Args:
-        answer: The answer without the receipt.
-        tx: The id of the transaction; None if nothing was written.
+        answer: As it would be without.
+        tx: The id of the transaction that has it; None if nothing was written.
     """
 
     answer: Any
@@ -82,20 +82,20 @@ class Receipted:
 
 RECEIPT_TAG = 40_500
 """
-CBOR tag of the transaction's id, behind the answer; plain values have no tag.
+Of the transaction in CBOR, behind the answer; nothing plain has a tag.
 
-The answer is not in the tag, because cbor2 decodes the lists in a tag as tuples.
+Not of both: what is in a tag is decoded as tuples.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Audience:
     """
-    The subscribers that receive an event; all of them by default.
+    Who of the subscribers gets an event; all of them, if nothing is said.
 
     Args:
-        eligible: Authroles that receive it.
-        excluded: Authroles that do not receive it.
+        eligible: The authroles that get it.
+        excluded: Those that do not.
     """
 
     eligible: tuple[str, ...] = ()
@@ -108,9 +108,9 @@ class Publication:
     An event for a topic.
 
     Args:
-        topic: The complete URI.
-        event: Its only argument.
-        audience: The subscribers that receive it.
+        topic: The whole URI.
+        event: The one argument.
+        audience: Who gets it.
     """
 
     topic: str
@@ -123,7 +123,7 @@ class Unsafe(Exception):
 
 
 class TooDeep(TooLarge, Unsafe):
-    """More levels than some client's decoder supports."""
+    """More levels than some client's decoder takes."""
 
     wording = "the answer is nested deeper than {} levels"
     hint = "select a part of it by path, or cast it to text"
@@ -131,35 +131,36 @@ class TooDeep(TooLarge, Unsafe):
 
 def check(value: Any, levels: int = LEVELS) -> None:
     """
-    Check that a value can be sent to every client.
+    Check that every client can be sent a value.
 
-    It may consist of str, bool, None, bytes, integers of 64 bits, finite floats, and lists and str-keyed dicts
-    of these. Subclasses are refused, because serializers differ in how they treat them.
+    Plain are str, bool, None, bytes, integers of 64 bits, finite floats, and lists and
+    str-keyed dicts of these; exactly these types, since a serializer meets a subclass
+    elsewhere than its author did.
 
     Raises:
-        TooDeep: The value has more levels than `levels`.
-        Unsafe: It contains another type.
+        TooDeep: It has more levels.
+        Unsafe: It holds something else.
     """
     _check([value], levels + 1)
 
 
 def fit(answer: Any, max_bytes: int) -> int:
     """
-    Check, before its transaction commits, that an answer can be sent; return its size as CBOR in bytes.
+    Check that an answer can be sent, before its transaction commits; return its bytes as CBOR.
 
     Args:
-        answer: The answer, or all of its large parts.
-        max_bytes: Maximum size of a message.
+        answer: As it will be sent, or all that is large of it.
+        max_bytes: What a message may weigh.
 
     Raises:
-        TooLarge: The answer is larger, or has more levels than `check` allows.
-        Unsafe: It contains a value that cannot be sent.
+        TooLarge: It is larger, or has more levels than `check` lets pass.
+        Unsafe: It holds something that cannot be sent.
     """
     return len(packed(answer, max_bytes))
 
 
 def packed(answer: Any, max_bytes: int) -> bytes:
-    """Return an answer as CBOR, with its receipt if it has one; raise as `fit` does."""
+    """Return an answer as CBOR, with its receipt if it has one; raises as `fit` does."""
     if isinstance(answer, Receipted):
         check(answer.answer)
         answer = [answer.answer, cbor2.CBORTag(RECEIPT_TAG, answer.tx)]
@@ -190,7 +191,7 @@ def _check(items: Any, levels: int) -> None:
             if not -SAFE < item < SAFE:  # neither is NaN
                 _check_number(item)
         elif kind is dict:
-            # An integer as a key ends the connection of a client that uses MessagePack.
+            # A key that is an integer ends the connection of a client with MessagePack.
             if not _STR.issuperset(map(type, item)):
                 raise Unsafe("a key that is not a string")
             _check(item.values(), levels - 1)
@@ -204,6 +205,6 @@ def _check_number(number: float) -> None:
     if type(number) is int:
         if not _LEAST <= number <= _MOST:
             raise Unsafe("an integer beyond 64 bits")
-    # Only for NaN and the infinities is this difference not 0.
+    # Of all floats NaN and the infinities alone do not give 0 here.
     elif number - number != 0.0:
         raise Unsafe("a float that is not finite")

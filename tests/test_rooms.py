@@ -178,7 +178,7 @@ def test_modules_are_read_in_one_go() -> None:
     assert long == {}
 
 
-MOST_MODULES, MOST_LINES = 181, 52_500
+MOST_MODULES, MOST_LINES = 181, 52_700
 """
 Of `service/`: what it has now, with some room. They go down with what is taken out; what is added is worth
 a look at what it takes the place of.

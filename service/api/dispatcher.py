@@ -38,6 +38,7 @@ from service.api.roles import Roles, identity_for
 from service.api.routes import find_route
 from service.api.verbs import FUNCTION, VERBS
 from service.catalog import Relation
+from service.db.codec import Codec
 from service.db.database import Database
 from service.db.keys import Keyed
 from service.db.slow import ORIGIN, Origin
@@ -313,7 +314,8 @@ class Dispatcher:
         if key is not None and inside:
             raise no_key("an operation of a transaction has no key of its own", "the whole has one")
         procedure = (target.schema, target.name, verb.name)
-        return replace(call, keyed=self.keyed(procedure, call.args, call.kwargs, key, call.caller))
+        given = call.args, call.kwargs, key, call.caller, call.snapshot.codec
+        return replace(call, keyed=self.keyed(procedure, *given))
 
     def keyed(
         self,
@@ -322,6 +324,7 @@ class Dispatcher:
         kwargs: Mapping[str, Any],
         key: Any,
         caller: Caller,
+        codec: Codec | None = None,
     ) -> Keyed | None:
         """
         Return the record that identifies a call under its idempotency key; None without a key.
@@ -343,7 +346,7 @@ class Dispatcher:
         rest = {name: value for name, value in kwargs.items() if name != IDEMPOTENCY_KEY}
         # The role is part of it: what one role was answered must not reach another.
         role, max_bytes = self._roles.of(caller), self.backend.max_bytes
-        return Keyed(key_id(caller, key), role, procedure, args, rest, max_bytes)
+        return Keyed(key_id(caller, key), role, procedure, args, rest, max_bytes, codec)
 
     def refused(self, error: Exception, call: Call) -> Exception:
         """Return the refusal for an error that ends a lasting call, such as a watch."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -60,11 +59,11 @@ def once_only(
     """Return the step, or the awaitable, of a call that runs only if its key is new."""
     if isinstance(step, Step):
         # The key, the step and the result run in one transaction and one job.
-        step = step.large or step
-        args = (keyed, step.function, step.args, step.shape)
-        return replace(
-            step, function=keyed_txn, args=args, shape=lambda result: result, access="transaction"
-        )
+        row = [step.args] if step.row else []
+        whole = step.large or step
+        args = (keyed, whole.function, whole.args, whole.shape, row)
+        result: Callable[[Any], Any] = lambda result: result  # noqa: E731
+        return Step(keyed_txn, args, result, step.timeout, "transaction", step.missing)
     # The first attempt uses the awaitable that was made already; a retry makes another one.
     made = [step]
 

@@ -7,6 +7,9 @@ call with the same key waits at the unique index until the first has committed, 
 the first was rolled back. This costs PostgreSQL no more than an advisory lock and a SELECT before the
 write, and a function's code cannot interfere with it.
 
+A prepared statement that writes one row needs no transaction of several messages: `row_txn` writes
+the row and stores it under its key in one message. If that fails, the call runs as above.
+
 The statements run as the service's own role, whoever calls: no other role needs a privilege on the
 table. All names in them are qualified and no type is named, because code that ran before them in the
 session may have created objects of the same names in `pg_temp`.
@@ -16,7 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
+from json import dumps, loads
 from typing import Any
 
 import cbor2
@@ -25,9 +30,11 @@ import psycopg2.errors
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from twisted.internet.defer import CancelledError
 
-from service.db.connection import PgConnection
-from service.db.planned import Planned
-from service.db.transaction import Actor, commit_txn, retryable, rollback_txn
+from service.db.codec import Codec
+from service.db.connection import PgConnection, PgCursor
+from service.db.literals import read_composite
+from service.db.planned import Planned, plan_settled
+from service.db.transaction import Actor, autocommit_txn, commit_txn, retryable, rollback_txn
 from service.db.writes import SETTLE, transaction_txn
 from service.errors import (
     Conflict,
@@ -39,6 +46,7 @@ from service.errors import (
 )
 from service.payload import Receipted, packed, unpacked
 from service.request.arguments import IDEMPOTENCY_KEY
+from service.sql.statement import Statement
 
 SERVICE = Actor()
 
@@ -55,6 +63,24 @@ _BYTES = "pg_catalog.bytea"
 # PostgreSQL needs as long to plan these two as to run them.
 CLAIMING = Planned(CLAIM.format("%(id)s", "%(call)s"), id=_BYTES, call=_BYTES)
 KEEPING = Planned(KEEP.format("%(result)s", BY_ID.format("%(id)s")), result=_BYTES, id=_BYTES)
+# A row that is written and stored in one message. The write runs as the caller's role, which has no
+# privilege on the table, so it hands the row on in a setting of the transaction, as the text that the
+# output functions of its types make. Without a row the setting is empty, and nothing is stored.
+HANDED_ON = "rowcast_key.row"
+HANDING_ON = (
+    "WITH written AS ({}) SELECT pg_catalog.set_config("
+    f"'{HANDED_ON}',"
+    " COALESCE((SELECT CAST(ROW(written.*) AS text) FROM written), ''), true)"
+)
+_ROW = f"pg_catalog.current_setting('{HANDED_ON}')"
+STORING = Planned(
+    f"INSERT INTO {TABLE} (id, call, result) SELECT %(id)s, %(call)s,"
+    f" %(head)s OPERATOR(pg_catalog.||) pg_catalog.convert_to({_ROW}, 'UTF8')"
+    f" WHERE {_ROW} OPERATOR(pg_catalog.<>) '' RETURNING {_ROW}",
+    **dict.fromkeys(("id", "call", "head"), _BYTES),
+)
+ROW = b"\xff"
+"""First byte of a stored row; the CBOR of any other result begins with another byte."""
 MISSING = psycopg2.errors.UndefinedTable | psycopg2.errors.InvalidSchemaName
 # SKIP LOCKED: several services prune, and none should wait for another's locks, or for a call's.
 PRUNE = """
@@ -77,6 +103,7 @@ class Keyed:
         args: Positional arguments.
         kwargs: Keyword arguments, without the key.
         max_bytes: Maximum size of the result in bytes.
+        codec: Reads a stored row; None if the result of such a call is never stored as a row.
     """
 
     id: bytes
@@ -85,6 +112,7 @@ class Keyed:
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     max_bytes: int
+    codec: Codec | None = None
 
     def digest(self) -> bytes:
         """
@@ -193,7 +221,7 @@ def look_txn(connection: PgConnection, keyed: Keyed) -> Kept | None:
             path=IDEMPOTENCY_KEY,
             hint="a retry has the same procedure, arguments and options; another call, a new key",
         )
-    return Kept(unpacked(bytes(found[1])))
+    return Kept(_stored(connection, keyed, bytes(found[1])))
 
 
 def keep_txn(connection: PgConnection, claim: KeyClaim, result: Any) -> None:
@@ -276,13 +304,35 @@ def keyed_txn(
     function: Callable[..., Any],
     args: Sequence[Any],
     shape: Callable[..., Any],
+    row: list[Sequence[Any]],
 ) -> Any:
     """
     Run a function in a transaction of its own under a key; return its result, or the stored one.
 
     The claim travels in front of the first statement, and the result in front of COMMIT, so a key costs
     no round trip but that of COMMIT. The table is queried only if the claim finds the key there.
+
+    Args:
+        connection: The connection.
+        actor: The role and claims under which the function runs.
+        keyed: The call.
+        function: Called with the connection and `args`.
+        args: Further arguments of the function.
+        shape: Makes the answer from the function's result.
+        row: Arguments of `row_txn`, which is tried once instead of all this; empty if it cannot be.
     """
+    if row:
+        try:
+            written = autocommit_txn(connection, row_txn, actor, keyed, *row.pop())
+        except psycopg2.Error as error:
+            # Nothing was committed. The claim below finds out whether the key is there, and waits for
+            # a call that has not ended: that one may hold the lock on the row.
+            lost = isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+            if lost and not isinstance(error, psycopg2.errors.LockNotAvailable):
+                raise
+            written = None
+        if written is not None:
+            return written
     connection.begin("BEGIN")
     claim = KeyClaim(keyed)
     try:
@@ -303,6 +353,58 @@ def keyed_txn(
         return kept.result
     commit_txn(connection)
     return result
+
+
+def row_txn(
+    connection: PgConnection,
+    actor: Actor,
+    keyed: Keyed,
+    codec: Codec,
+    make: Callable[[], Statement],
+    values: Sequence[Any],
+    *_: Any,
+) -> dict[str, Any] | None:
+    """
+    Write a row and store it under a key in one message, by two prepared statements.
+
+    The key is inserted after the write, so a second call with it writes first, and is rolled back by
+    the unique index. Therefore no code of the database's users may run in the write: `pure`.
+
+    Args:
+        connection: The connection, outside a transaction.
+        actor: The role and claims under which the write runs.
+        keyed: The call.
+        codec: Encodes the values and decodes the row.
+        make: Returns the statement, which has `types`.
+        values: Values of the call.
+
+    Returns:
+        The row; None if there is none, and nothing was written or stored.
+
+    Raises:
+        psycopg2.Error: The key is there already, or the row cannot be written; nothing was committed.
+    """
+    statement, store = make(), STORING.again(connection)
+    if store is None or not (statement.pure and codec.current):
+        return None
+    cursor, identity = connection.wire(codec), actor.identity
+    connection.assume(identity.local)
+    write = plan_settled(cursor, codec, HANDING_ON.format(statement.text))
+    if not write:
+        return None
+    parameters = codec.parameters(statement.bounds, values)
+    given = f"({', '.join(['%s'] * len(parameters))})" if parameters else ""
+    # Deferred constraints are checked as the caller's role, as in `keep_txn`.
+    undo = f"{SETTLE}{connection.path_statement}{identity.undo}" if identity.local else ""
+    head = _row_head(statement.columns, statement.types)
+    stored = ", ".join(map(_bytes, (keyed.id, keyed.digest(), head)))
+    message = f"EXECUTE {write} {given};{undo}EXECUTE {store} ({stored})"
+    try:
+        cursor.execute(message, parameters, clean=True, runs=statement.text)
+    finally:
+        connection.counted |= statement.writes  # as `execute` in `db/statements.py`
+    found = cursor.fetchone()
+    return _row(cursor, statement.columns, statement.types, found[0]) if found else None
 
 
 def keyed_outcome(error: Exception) -> Exception:
@@ -330,6 +432,32 @@ def prune_txn(connection: PgConnection, seconds: float, most: int) -> int:
     with connection.cursor() as cursor:
         cursor.execute(PRUNE, (seconds, most), clean=True)
         return int(cursor.rowcount)
+
+
+@lru_cache(256)
+def _row_head(columns: Sequence[str], types: Sequence[int]) -> bytes:
+    """Return what precedes the text of a stored row: one line with the columns and their types."""
+    return ROW + dumps([columns, types]).encode() + b"\n"
+
+
+def _row(
+    cursor: PgCursor, columns: Sequence[str], types: Sequence[int], text: str
+) -> dict[str, Any]:
+    """Decode the text of a row, by the typecasters that decode a result's columns."""
+    values = zip(
+        columns, types, read_composite(text), strict=False
+    )  # a guard has a column of its own
+    return {name: None if each is None else cursor.cast(type, each) for name, type, each in values}
+
+
+def _stored(connection: PgConnection, keyed: Keyed, result: bytes) -> Any:
+    """Decode a stored result."""
+    if not result.startswith(ROW):
+        return unpacked(result)
+    assert keyed.codec is not None
+    head, _, text = result.removeprefix(ROW).partition(b"\n")
+    columns, types = loads(head)
+    return _row(connection.wire(keyed.codec), columns, types, text.decode())
 
 
 def _is_taken(error: BaseException) -> bool:

@@ -122,19 +122,7 @@ def run_settled(
     Returns:
         Whether it ran; if not, nothing has happened, and the statement is to be run unprepared.
     """
-    connection = cursor.connection
-    if not connection.alone or connection.get_transaction_status() != TRANSACTION_STATUS_IDLE:
-        return False
-    key, names, runs = (role, statement.text), connection.settled, connection.runs
-    name = names.pop(key, None)
-    if name is None:
-        if len(runs) >= 4 * KEPT:  # most of these statements run seldom
-            runs.clear()
-        runs[key] = runs.get(key, 0) + 1
-        if runs[key] <= RUNS:
-            return False
-        name = _prepare(cursor, statement)
-    names[key] = name
+    name = plan_settled(cursor, role, statement.text)
     if not name:
         return False
     given = f"({', '.join(['%s'] * len(parameters))})" if parameters else ""
@@ -148,13 +136,40 @@ def run_settled(
     return True
 
 
-def _prepare(cursor: PgCursor, statement: Statement) -> str:
+def plan_settled(cursor: PgCursor, role: Hashable, text: str) -> str:
+    """
+    Return the name of the prepared statement for a settled text; prepare it once the text runs often.
+
+    Args:
+        cursor: A cursor of the session.
+        role: As that of `run_settled`.
+        text: The statement, with `%s` for each parameter.
+
+    Returns:
+        The name; "" if the text is to run as it is: in a transaction, before it runs often, or if
+        PostgreSQL does not prepare it.
+    """
+    connection = cursor.connection
+    if not connection.alone or connection.get_transaction_status() != TRANSACTION_STATUS_IDLE:
+        return ""
+    key, names, runs = (role, text), connection.settled, connection.runs
+    name = names.pop(key, None)
+    if name is None:
+        if len(runs) >= 4 * KEPT:  # most of these statements run seldom
+            runs.clear()
+        runs[key] = runs.get(key, 0) + 1
+        if runs[key] <= RUNS:
+            return ""
+        name = _prepare(cursor, text)
+    names[key] = name
+    return name
+
+
+def _prepare(cursor: PgCursor, text: str) -> str:
     """Prepare a statement in the session and return its name; "" if PostgreSQL refuses it."""
     connection, places = cursor.connection, count(1)
     names, identity, counted = connection.settled, connection.opening, connection.counted
-    text = re.sub(
-        "%(.)", lambda found: f"${next(places)}" if found[1] == "s" else "%", statement.text
-    )
+    text = re.sub("%(.)", lambda found: f"${next(places)}" if found[1] == "s" else "%", text)
     oldest = names.pop(next(iter(names))) if len(names) >= KEPT else ""
     name = f"rowcast_{next(_NUMBERS)}"
     sql = f"{f'DEALLOCATE {oldest};' if oldest else ''}PREPARE {name} AS {text}"

@@ -45,7 +45,14 @@ from service.sql.expressions import (
 )
 from service.sql.new_values import GIVEN, new_value
 from service.sql.saved_rows import ORDER, WRITTEN, save_rows, saved_rows, saved_values
-from service.sql.select import answer_of, column_list, embed_joins, row_lock, rows_of
+from service.sql.select import (
+    answer_of,
+    column_list,
+    embed_joins,
+    has_parts,
+    row_lock,
+    rows_of,
+)
 from service.sql.statement import (
     AND,
     COMMA,
@@ -97,6 +104,10 @@ def modify(plan: WritePlan) -> Statement:
             )
         guard = _guard(returning.outputs)
     names, embeds = answer_of(returning)
+    settled = is_settled(plan)
+    single = settled and not (
+        returning.json or returning.receipt or any(map(has_parts, returning.outputs))
+    )
     statement = build_statement(
         plan.name,
         rows,
@@ -110,7 +121,8 @@ def modify(plan: WritePlan) -> Statement:
         unseen=_unseen(plan),
         numbered=numbered and bool(returning.outputs),
         pure=is_pure(plan, plan.relation),
-        settled=is_settled(plan),
+        settled=settled,
+        types=tuple(each.expression.type.oid for each in returning.outputs) if single else (),
     )
     return replace(statement, guarded=statement.followed(guard)) if guard else statement
 

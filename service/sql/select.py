@@ -76,11 +76,11 @@ def select(plan: ReadPlan) -> Statement:
         pure=is_pure(plan),
         settled=is_settled(plan),
         backwards=plan.backwards,
-        plain=plan.json or not (embeds or any(map(_has_parts, plan.outputs))),
+        plain=plan.json or not (embeds or any(map(has_parts, plan.outputs))),
     )
 
 
-def _has_parts(output: Output) -> bool:
+def has_parts(output: Output) -> bool:
     """Return whether values of an output may be lists or objects."""
     type = output.expression.type
     return type.kind not in ("base", "enum") or type.form in UNPLAIN

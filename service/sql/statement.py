@@ -101,6 +101,8 @@ class Statement:
         plain: Whether no column of its answer is a list or an object, so that the codec returns
             nothing that could not be sent as it is.
         settled: Whether the best plan is the same whatever the parameters are.
+        types: Oids of the types of `columns`, if it is settled, writes, and returns at most one row of scalars;
+            else ().
         guarded: The same statement, but failing with `LARGE` if a row that it returns is large; None if
             the size of its values cannot be checked.
     """
@@ -124,6 +126,7 @@ class Statement:
     backwards: bool = False
     plain: bool = False
     settled: bool = False
+    types: tuple[int, ...] = ()
     guarded: Statement | None = None
 
     def prefixed(self, sql: str) -> Statement:
@@ -134,7 +137,7 @@ class Statement:
             for mark in self.marks
         )
         text = self.text[: self.head] + sql + self.text[self.head :]
-        return replace(self, text=text, marks=marks, settled=False)
+        return replace(self, text=text, marks=marks, settled=False, types=())
 
     def substituted(self, sql: Callable[[int, Bound], str | None]) -> Statement:
         """
@@ -168,7 +171,7 @@ class Statement:
             )
             for mark in self.marks
         )
-        bare = replace(self, settled=False, guarded=None)
+        bare = replace(self, settled=False, types=(), guarded=None)
         return replace(bare, text=text, bounds=tuple(kept), marks=marks)
 
     def followed(self, sql: str) -> Statement:
