@@ -54,19 +54,19 @@ from service.settings import InvalidSettings, Settings, load
 from service.wamp.caller import CallTarget
 
 SHORT_DRAIN = 2.0
-"""Seconds that running calls get when Ctrl-C is pressed, whatever the settings say."""
+"""Maximum seconds that running calls get to end after Ctrl-C, even if the settings allow more."""
 
 reactor: Any = installed
 
 
 @click.group(help="PostgreSQL for WAMP clients.")
 def main() -> None:
-    """Hold the commands together."""
+    """Group the commands."""
 
 
-@main.command("settings", help="Print every setting, its value and where it comes from.")
+@main.command("settings", help="Print all settings, their values and sources.")
 def show() -> None:
-    """Print the settings, secrets hidden."""
+    """Print the settings, with secrets hidden."""
     lines = list(read().lines())
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
     for name, value, source in lines:
@@ -80,24 +80,24 @@ def seed() -> None:
         print(sow(dsn))
 
 
-@main.command(help="Make what the service keeps in a database without our migrations.")
+@main.command(help="Create the schema rowcast in a database without this project's migrations.")
 def init() -> None:
-    """Make the schema `rowcast`."""
+    """Create the schema `rowcast`."""
     with database(NotMade) as (_, dsn):
         make(dsn)
     print("the schema rowcast is there")
 
 
-@main.command(help="Log each change of a table from here on, whoever makes it.")
+@main.command(help="Log all changes of a table from now on.")
 @click.argument("table")
 @click.option("--level", type=click.Choice(LEVELS), default=LEVELS[0], show_default=True)
-@click.option("--no-wake", is_flag=True, help="Notify nobody: PREPARE TRANSACTION refuses NOTIFY.")
+@click.option("--no-wake", is_flag=True, help="Send no NOTIFY, which PREPARE TRANSACTION refuses.")
 def track(table: str, level: str, no_wake: bool) -> None:
     """Track a table."""
     _track(track_table, table, level, not no_wake)
 
 
-@main.command(help="Log the changes of a table no longer.")
+@main.command(help="Stop logging the changes of a table.")
 @click.argument("table")
 def untrack(table: str) -> None:
     """Untrack a table."""
@@ -110,29 +110,33 @@ def _track(act: Callable[..., str], *what: object) -> None:
 
 
 WHERE = [
-    click.option("--url", help="Of the router; by default the one of the settings."),
-    click.option("--realm", help="By default that of the settings."),
-    click.option("--authid", envvar="WAMP_AUTHID", help="Who calls."),
-    click.option("--ticket", envvar="WAMP_TICKET", help="Its secret; rather in WAMP_TICKET."),
+    click.option("--url", help="URL of the router; by default that of the settings."),
+    click.option("--realm", help="WAMP realm; by default that of the settings."),
+    click.option("--authid", envvar="WAMP_AUTHID", help="The authid to log in with."),
+    click.option(
+        "--ticket",
+        envvar="WAMP_TICKET",
+        help="The ticket of the authid; better set in WAMP_TICKET.",
+    ),
     click.option(
         "--key",
         envvar="WAMP_KEY",
         type=click.Path(dir_okay=False),
-        help="Its private key (a file).",
+        help="File with the private key of the authid.",
     ),
 ]
-"""Where the router is, and who is there."""
+"""The options for the router and the login."""
 
 
 def at_router(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command with the options of `WHERE`."""
+    """Add the options of `WHERE` to a command."""
     for option in reversed(WHERE):
         command = option(command)
     return command
 
 
 def target_of(settings: Settings, **where: str | None) -> CallTarget:
-    """Return the router that options and settings name; ends the program if they name none."""
+    """Return the router and the login of options and settings; exit if they are invalid."""
     url, realm = where.pop("url"), where.pop("realm")
     try:
         return call_target(url or default_url(settings), realm or settings.realm, login(**where))
@@ -140,13 +144,15 @@ def target_of(settings: Settings, **where: str | None) -> CallTarget:
         raise click.UsageError(str(error)) from None
 
 
-@main.command(help="Say why nothing is heard of a table's changes, check by check.")
+@main.command(help="Check why no events of a table's changes arrive.")
 @click.argument("table")
-@click.option("--role", help="A role of the database, who would read; by default the service's.")
-@click.option("--try", "tries", is_flag=True, help="Write a row as it is, and time the way; asks.")
+@click.option("--role", help="Database role of the subscriber; by default the service's.")
+@click.option(
+    "--try", "tries", is_flag=True, help="Update a row to itself and time the event; asks first."
+)
 @at_router
 def why(table: str, role: str | None, tries: bool, **where: str | None) -> None:
-    """Print a line for each check; exits with 1 if one fails."""
+    """Print a line for each check; exit with 1 if one fails."""
     target = target_of(read(), **where)
     try:
         with database(NotTried) as (settings, dsn):
@@ -174,7 +180,7 @@ def why(table: str, role: str | None, tries: bool, **where: str | None) -> None:
 
 
 def procedures(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
-    """Return the procedures whose names begin so, for the shell's completion; none on errors."""
+    """Return the procedures with a prefix, for the shell's completion; none on errors."""
     with suppress(Exception):
         return complete(reactor, load(), incomplete)
     return []
@@ -184,7 +190,7 @@ def procedures(_: click.Context, __: click.Parameter, incomplete: str) -> list[s
 @click.argument("procedure", shell_complete=procedures)
 @click.argument("arguments", nargs=-1)
 @at_router
-@click.option("--progress", is_flag=True, help="Print progressive results as they come.")
+@click.option("--progress", is_flag=True, help="Print progressive results as they arrive.")
 @click.option("--timeout", type=float, help="Seconds that the call may take.")
 @click.option(
     "--output",
@@ -217,15 +223,15 @@ def call(
     except BadArgument as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:  # of the output: a full disk
-        # what is left in the buffer would fail once more when Python ends
+        # Python flushes the buffer again at its end, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         fail(str(error))
 
 
-ROLE = click.option("--role", help="A role of the database: what it may use, and no more.")
+ROLE = click.option("--role", help="Database role; only what it may use.")
 
 
-@main.command(help="Print what is served as JSON: the answer of `describe`, whatever its size.")
+@main.command(help="Print the description of all procedures as JSON, as `describe` answers it.")
 @ROLE
 def describe(role: str | None) -> None:
     """Print the description."""
@@ -242,7 +248,7 @@ def types(lang: str, role: str | None) -> None:
 
 
 def document(role: str | None) -> dict[str, Any]:
-    """Describe what is served, without a pool or a router, or end with the problem."""
+    """Build the description without a pool and a router; exit with the problem if there is one."""
     with database(InvalidApplication) as (settings, dsn):
         catalog = read_catalog(dsn, settings.schemas, role)
         declared = load_application(settings.app).procedures
@@ -261,7 +267,7 @@ def document(role: str | None) -> dict[str, Any]:
 def run() -> None:
     """Run until Ctrl-C."""
     began = monotonic()
-    # Nothing runs yet that would have to be stopped, so Ctrl-C may simply end this.
+    # No part runs yet that would have to be stopped, so Ctrl-C may end the process.
     signal(SIGINT, SIG_DFL)
 
     def progress(step: str, what: str) -> None:
@@ -299,10 +305,10 @@ def serve(settings: Settings, progress: Callable[[str, str], None]) -> str:
     service.when_ready().addCallbacks(ready, give_up)
 
     def stop_once(*_: object) -> None:
-        # Ctrl-C comes twice when a parent passes it on; the reactor would complain.
+        # Ctrl-C arrives twice if a parent process passes it on, and the reactor would log the second one.
         for number in (SIGINT, SIGTERM):
             signal(number, SIG_IGN)
-        # As from another thread, since it wakes the reactor, which may be waiting for its sockets.
+        # callFromThread wakes the reactor, which may be waiting for its sockets.
         reactor.callFromThread(reactor.stop)
 
     def begin() -> None:
@@ -310,7 +316,7 @@ def serve(settings: Settings, progress: Callable[[str, str], None]) -> str:
             signal(number, stop_once)
         service.startService()
 
-    # Not before: the reactor puts its own signal handlers in place when it starts to run.
+    # Not before, because the reactor installs its own signal handlers when it starts.
     reactor.callWhenRunning(begin)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
@@ -318,7 +324,7 @@ def serve(settings: Settings, progress: Callable[[str, str], None]) -> str:
 
 
 def start_log(settings: Settings) -> None:
-    """Log to the terminal what needs a reader, and all that was asked for to a file."""
+    """Log warnings and errors to the terminal, and events of the configured level to a file."""
     settings.state.mkdir(parents=True, exist_ok=True)
     log = settings.state / f"service-{settings.port}.log"
     rotate(log)
@@ -326,13 +332,13 @@ def start_log(settings: Settings) -> None:
     levels = [(sys.stderr, "warn"), (file, settings.log_level)]
     globalLogBeginner.beginLoggingTo(
         [at_level(textFileLogObserver(out), level) for out, level in levels],
-        # Else Twisted takes over stdout, and each `print` becomes a line of the log.
+        # Otherwise Twisted replaces stdout, and each `print` becomes an event of the log.
         redirectStandardIO=False,
     )
 
 
 def settings_line(settings: Settings) -> str:
-    """Return which parts are the embedded ones and which the user's own."""
+    """Return the line that says which parts are embedded and which are the user's own."""
     if settings.place.embedded:
         where = f"embedded PostgreSQL in {relative(settings.state / 'pg')}"
         database = f"DATABASE_URL not set → {where}   (set it to use yours)"
@@ -343,10 +349,10 @@ def settings_line(settings: Settings) -> str:
 
 
 def first_steps(settings: Settings) -> str:
-    """Return what to try first: lines that can be pasted into a terminal."""
+    """Return the first commands to try, to be pasted into a terminal."""
     base = f"127.0.0.1:{settings.port}"
     url = default_url(settings)
-    # a database of one's own need not have our demo tables
+    # The user's own database need not have the demo tables.
     demo = settings.place.embedded or settings.demo
     verb, kwargs = ("actions.find", {"limit": 2}) if demo else ("describe", {})
     first = f"{settings.prefix}.{verb}"
@@ -364,7 +370,7 @@ def first_steps(settings: Settings) -> str:
         http = f"http://{base}/{bridge(settings.state)}"
         lines += [f"       curl -d '{body}' -H 'content-type: application/json' {http}"]
     if demo:
-        # whatever is then written to the table, in psql say, is printed at once
+        # The watch prints each change of the table, as the UPDATE in psql shows.
         lines += [f"Live   {command} call actions.watch 'limit: 2'{there}"]
         lines += ["       and in psql  UPDATE actions SET status = NOT status WHERE id = 1;"]
     return "\n".join(f"    {line}" for line in [*lines, "Ctrl-C stops everything."])
@@ -377,7 +383,7 @@ def relative(path: Path) -> str:
 
 @contextmanager
 def database(refusal: type[Exception]) -> Iterator[tuple[Settings, str]]:
-    """Yield the settings and the way to the database, or end with what it or a refusal says."""
+    """Yield the settings and the DSN of the running database; exit with the message of a refusal."""
     settings = read()
     try:
         with settings.place.running() as dsn:
@@ -387,7 +393,7 @@ def database(refusal: type[Exception]) -> Iterator[tuple[Settings, str]]:
 
 
 def read() -> Settings:
-    """Read the settings, or end with every problem."""
+    """Read the settings; exit with all problems if there are any."""
     try:
         return load()
     except InvalidSettings as refusal:
@@ -395,7 +401,7 @@ def read() -> Settings:
 
 
 def fail(*problems: str) -> NoReturn:
-    """End with problems, one a line, and status 1."""
+    """Print problems, one on each line, and exit with status 1."""
     for problem in problems:
         print(problem, file=sys.stderr)
     sys.exit(1)

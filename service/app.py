@@ -1,9 +1,8 @@
 """
-The whole service: every part is built and parented here.
+The service tree: builds all parts, starts them in stages and stops them.
 
-The parts start in stages, for each needs the one before: the embedded parts, the database at
-the code's revision, the pool and the catalog, the session at the router. They stop in the
-opposite order, each waited for.
+Each stage needs the one before: the embedded PostgreSQL and router, the upgrade of the database, the pool and
+the catalog, the session at the router. The parts stop in the reverse order, one after another.
 """
 
 from __future__ import annotations
@@ -73,32 +72,32 @@ from service.wamp.subscriptions import Subscriptions
 log = Logger()
 
 RUNNING = 64
-"""Calls of one session that run at once, and as many as there are connections twice over."""
+"""Calls of one session that run at the same time; at least twice the size of the pool."""
 
 
 Part = TypeVar("Part", bound=IService)
 Progress = Callable[[str, str], None]
 
 APART = 4
-"""Connections beside the pool: one listens, one reads the log of changes, two are of live queries."""
+"""Connections besides the pool: one for LISTEN, one for the log of changes, two for live queries."""
 
 
-def asides(settings: Settings) -> int:
+def slow_query_connections(settings: Settings) -> int:
     """
-    Return how many more connections read live queries that take long, each one at a time.
+    Return the number of further connections, for live queries that take long.
 
-    Half as many as the pool has, so that callers are not kept waiting by them.
+    Half the size of the pool, so that these queries do not slow down calls.
     """
     return max(1, settings.pool_max // 2)
 
 
 def connections(settings: Settings) -> int:
-    """Return how many connections a service takes."""
-    return settings.pool_max + APART + asides(settings)
+    """Return the number of database connections that a service opens."""
+    return settings.pool_max + APART + slow_query_connections(settings)
 
 
 def make_service(settings: Settings, reactor: Any) -> Rowcast:
-    """Build the service for twistd; one that cannot start stops the reactor, with status 1."""
+    """Build the service for twistd. If it cannot start, the reactor stops, and the exit status is 1."""
     service = Rowcast(settings, reactor)
 
     def give_up(why: Failure) -> None:
@@ -106,12 +105,12 @@ def make_service(settings: Settings, reactor: Any) -> Rowcast:
             Rowcast.logger.critical("{why}", why=why.value)
         else:
             Rowcast.logger.failure("the service cannot start", failure=why)
-        # twistd itself would end with status 0; it has removed its pid file by then.
+        # twistd would exit with status 0. When atexit runs, it has removed its pid file.
         atexit.register(os._exit, 1)
         reactor.stop()
 
     def stop_once() -> None:
-        # Heroku sends SIGTERM more than once; the reactor would log each further one as a failure.
+        # Heroku sends SIGTERM more than once, and the reactor would log each further one as a failure.
         for number in (SIGINT, SIGTERM):
             signal(number, SIG_IGN)
 
@@ -122,13 +121,13 @@ def make_service(settings: Settings, reactor: Any) -> Rowcast:
 
 class Rowcast(MultiService):
     """
-    Everything that serves.
+    The service, with all of its parts.
 
     Args:
-        settings: What the environment said.
-        reactor: The only one.
-        upgrade: Whether the database is brought to the code's revision first.
-        progress: Called for each step, as it is done: its name and what came of it.
+        settings: The settings.
+        reactor: The reactor that runs.
+        upgrade: Whether to upgrade the database to the code's revision first.
+        progress: Called after each step of the start, with its name and its result.
     """
 
     logger = Logger()
@@ -149,25 +148,25 @@ class Rowcast(MultiService):
         self._ready: Deferred[None] = Deferred()
 
     def when_ready(self) -> Deferred[None]:
-        """Return a Deferred that fires when calls are answered, or fails with the reason."""
+        """Return a Deferred that fires when the service answers calls, or fails if it cannot start."""
         return self._ready
 
     def startService(self) -> None:
-        """Start every part, in stages."""
+        """Start all parts, in stages."""
         super().startService()
         self._starting = Deferred.fromCoroutine(self._start())
         self._starting.addCallbacks(self._ready.callback, self._failed)
 
     def stopService(self) -> Deferred[None]:
-        """Stop every part, the last one started first; done when all have stopped."""
-        # Not MultiService's, which begins to stop all parts at once: each needs the one before.
+        """Stop all parts in the reverse order of their start; the Deferred fires when all have stopped."""
+        # Not MultiService's method, which stops all parts at once although each needs the one before.
         self.running = 0
         if self._starting is not None:
             self._starting.cancel()
         return Deferred.fromCoroutine(self._stop())
 
     def _failed(self, why: Failure) -> None:
-        # A start that is cancelled, since the service stops, has not failed.
+        # A start that is cancelled because the service stops has not failed.
         if why.check(CancelledError) is None:
             self._ready.errback(why)
 
@@ -210,7 +209,7 @@ class Rowcast(MultiService):
         for part in parts:
             if not isinstance(part, Supervised):
                 await stopped(part, part.stopService)
-        # The children know nothing of each other, so they may end together.
+        # The child processes do not use each other, so they can stop at the same time.
         children = [part for part in parts if isinstance(part, Supervised)]
         await gatherResults(
             [Deferred.fromCoroutine(stopped(part, part.stopService)) for part in children]
@@ -219,12 +218,12 @@ class Rowcast(MultiService):
 
 class Serving(Service):
     """
-    From a pool of connections to a place on the router.
+    The parts that serve a running database at a running router: from the pool to the WAMP session.
 
     Args:
-        settings: What the environment said.
-        reactor: The only one.
-        config: Which router, and who we are there.
+        settings: The settings.
+        reactor: The reactor that runs.
+        config: How to join the router.
     """
 
     def __init__(self, settings: Settings, reactor: Any, config: WampConfig) -> None:
@@ -285,7 +284,7 @@ class Serving(Service):
                 settings.max_watch_rows,
                 settings.max_bytes,
                 min(RUN_LIMIT, settings.statement_timeout),
-                asides(settings),
+                slow_query_connections(settings),
             ),
         )
         self.dispatcher.register(replace(VERBS["watch"], handler=self.watches.take))
@@ -355,7 +354,7 @@ class Serving(Service):
         explain = ExplainProcedure(self.dispatcher, settings.max_watch_rows)
         self.dispatcher.refresh = self.catalogs.refresh
         self.pruner = Pruner(self.database, settings.idempotency_keep)
-        # The embedded router is that of development, where callers may have attempts fail.
+        # The embedded router is for development, so callers may inject failures into batches.
         batches = Batches(self.dispatcher, settings.embedded_router)
 
         async def parts(leader: str | None) -> Iterator[Check]:
@@ -388,28 +387,28 @@ class Serving(Service):
         callee.meter.procedures = {*own, *written, BEGIN}
 
     def startService(self) -> None:
-        """Open the pool, begin to read the catalog and to listen."""
+        """Open the pool, and start the parts that use the database."""
         super().startService()
         self.pool.start()
         for part in (self.catalogs, self.listener, self.feed, self.pruner, self.watches):
             part.startService()
 
     async def joined(self) -> None:
-        """Join the router, once there is something to serve."""
+        """Join the router once the catalog has been read."""
         await self.catalogs.loaded()
         if self.running:
             self.client.startService()
             await self.client.when_joined()
 
     def stopService(self) -> Deferred[None]:
-        """Leave the router when running calls are done; then close the pool."""
+        """Leave the router when the running calls have ended, then close the pool."""
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
         self.dispatcher.stop()
-        # The feed while there is a session to publish by; what calls and watches stand on after the
-        # client, which waits for those that run.
+        # The feed first, while there is a session to publish through. What calls and watches need stops after
+        # the client, which waits for running calls.
         for part in (
             self.feed,
             self.client,
@@ -427,21 +426,21 @@ class Serving(Service):
 
 GC_THRESHOLDS = (5_000, 20, 10)
 """
-Objects that are new, and collections of those, before Python looks for garbage in them.
+Thresholds of Python's three garbage collector generations.
 
-Its own (700, 10, 10) has it look through the calls that wait, again and again: with 10,000 of one
-caller, which nobody can collect, that was four fifths of what taking a call cost (70 µs, now 30); of
-a `get` with 64 in flight a seventh (221 µs of the service's CPU, now 186).
+With the defaults (700, 10, 10) the collector traverses the waiting calls again and again, though none of them
+is garbage. With 10,000 calls of one caller that was four fifths of the cost to accept a call (70 µs, now 30),
+and a seventh of a `get` with 64 in flight (221 µs of the service's CPU, now 186).
 """
 
 
 def settle(_: object = None) -> None:
     """
-    Exclude the objects that exist by now from every later garbage collection.
+    Exclude all objects that exist now from later garbage collections.
 
-    A collection of all objects stops every thread of the process. What a service has loaded to
-    serve at all, some hundred thousand objects, makes that a tenth of a second and more, and is
-    never garbage. To be called by whoever owns the process.
+    A full collection stops all threads. The objects that a service loads at its start, some hundred thousand,
+    make it take a tenth of a second or more, and are never garbage. The settings hold for the process, so
+    only the code that owns the process may call this.
     """
     gc.collect()
     gc.freeze()
@@ -449,7 +448,7 @@ def settle(_: object = None) -> None:
 
 
 async def stopped(part: object, stop: Callable[[], Any]) -> None:
-    """Stop a part; a failure is logged, for it must not leave the others running."""
+    """Stop a part. A failure is logged only, because the other parts have to be stopped as well."""
     try:
         await maybeDeferred(stop)
     except Exception:
@@ -468,7 +467,7 @@ def _session(settings: Settings) -> SessionSettings:
 
 def _held(settings: Settings) -> TransactionLimits:
     return TransactionLimits(
-        # Each has a connection to itself while it is open: two are left to all other calls.
+        # Each transaction holds a connection while it is open; two are left for all other calls.
         settings.max_transactions or max(1, settings.pool_max - 2),
         settings.max_transactions_per_session,
         settings.tx_idle_timeout,
@@ -486,7 +485,7 @@ def _feed(settings: Settings) -> FeedSettings:
 
 
 async def _every(heads: Collection[str]) -> Collection[str]:
-    """Return what is published where nothing depends on who is subscribed."""
+    """Return all topics: changes are published whether or not anybody is subscribed."""
     return heads
 
 
@@ -508,10 +507,10 @@ def _limits(settings: Settings) -> PoolLimits:
 
 def obstacles(settings: Settings) -> None:
     """
-    Check what on this machine may keep the service from starting.
+    Check everything on this machine that could keep the service from starting.
 
     Raises:
-        NotReady: It cannot start.
+        NotReady: The service cannot start.
     """
     try:
         load_application(settings.app)
@@ -533,21 +532,21 @@ def obstacles(settings: Settings) -> None:
 
 def preflight(settings: Settings) -> DatabaseReport:
     """
-    Check all that may keep the service from starting, while it can still be said.
+    Check everything that could keep the service from starting, while a problem can still be printed.
 
-    For the time before twistd forks: blocks, and leaves no connection or child behind.
+    To be called before twistd forks: it blocks, and leaves no connection and no child process behind.
 
     Raises:
-        NotReady: It cannot start.
+        NotReady: The service cannot start.
     """
     obstacles(settings)
     return inspect_database(settings.place, connections(settings))
 
 
 def wamp_config(settings: Settings, router: Crossbar | None) -> WampConfig:
-    """Return how to join the embedded router, or the settings' own."""
+    """Return how to join the embedded router, or the one of the settings."""
     if router is not None:
-        # The router is a child on this machine: trying often costs nothing.
+        # The router is a local child process, so frequent attempts cost little.
         return WampConfig(
             [f"unix:{router.socket}"],
             settings.realm,
@@ -561,7 +560,7 @@ def wamp_config(settings: Settings, router: Crossbar | None) -> WampConfig:
 
 
 def login(settings: Settings) -> Login:
-    """Return how the service logs in."""
+    """Return the service's login at the router."""
     if settings.ticket is not None and settings.authid is not None:
         return Ticket(settings.authid, settings.ticket.get_secret_value())
     if settings.key_file is not None:
@@ -570,14 +569,14 @@ def login(settings: Settings) -> Login:
 
 
 def postgres_line(settings: Settings, report: DatabaseReport) -> str:
-    """Return a line about the server, and the connections taken of it."""
+    """Return the line of the start's progress about the server and its connections."""
     where = "embedded, unix socket" if settings.place.embedded else "yours"
-    pool = f"pool {settings.pool_max} + {APART + asides(settings)} for changes"
+    pool = f"pool {settings.pool_max} + {APART + slow_query_connections(settings)} for changes"
     return f"{report.server}, {where}, {report.limit} connections; {pool}"
 
 
 def schema_line(report: DatabaseReport) -> str:
-    """Return a line about the database's revision, and what it holds."""
+    """Return the line about the database's revision and the number of its relations."""
     relations = f"{report.relations} relation{'' if report.relations == 1 else 's'}"
     if report.revision is None:
         return f"not this project's: served as it is; {relations}"
@@ -585,7 +584,7 @@ def schema_line(report: DatabaseReport) -> str:
 
 
 def service_line(settings: Settings, serving: Serving) -> str:
-    """Return a line about the realm joined, and what can be called there."""
+    """Return the line about the realm and the number of procedures."""
     catalog, verbs = serving.dispatcher.served.catalog, serving.dispatcher.verbs
     many = sum(len(verbs_of(each, verbs)) for each in catalog.relations.values())
     relations, s = len(catalog.relations), "" if len(catalog.relations) == 1 else "s"

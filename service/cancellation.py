@@ -1,5 +1,5 @@
 """
-Cooperative cancellation: a cancel is a request, and what came of the work is the outcome.
+Cooperative cancellation: `cancel` requests that the work ends, and the work's own result is the outcome.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from twisted.internet.defer import Deferred
 
 class CooperativeDeferred(Deferred[Any]):
     """
-    A Deferred that a cancel does not end, as it ends every other one.
+    A Deferred that `cancel` does not fire, unlike any other Deferred.
 
     Attributes:
-        request: Requests that the work ends; called at each cancel.
+        request: Called by each `cancel`; requests that the work ends.
     """
 
     request: Callable[[], None]

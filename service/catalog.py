@@ -1,9 +1,8 @@
 """
-The database as frozen values: relations, columns, keys, types, functions; and look-ups in them.
+The catalog: relations, columns, keys, types and functions of the database as frozen values, with look-ups.
 
-`db/introspect` reads it, everything else looks things up here. Hidden relations and
-columns are not in it at all, so nothing can reach them by mistake. A look-up that finds
-nothing refuses, with the nearest known name as its hint.
+`db/introspect` reads it; all other code looks names up here. Hidden relations and columns are not part of it, so
+no code can reach them by mistake. A look-up of an unknown name raises, with the nearest known name as the hint.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from service.datatypes import ALIASES, DataType, FormName, data_type
 from service.errors import InvalidArgument, NoSuchProcedure, UnknownName, nearest
 
 NOWHERE = ""
-"""The schema of what is like a relation, and is none: nothing can be called like it."""
+"""The schema of rows that are treated as a relation but are none, such as those of a function."""
 TEXT = 25
 """The oid of `text`, the same in every PostgreSQL (pg_type.dat)."""
 QualifiedName = tuple[str, str]
-"""A schema, and a name in it."""
+"""A schema and a name in it."""
 
 TypeKind = Literal["base", "enum", "composite", "domain", "range", "multirange", "array", "pseudo"]
 RelationKind = Literal["table", "view", "materialized view", "foreign table"]
@@ -36,24 +35,23 @@ class Type:
     A data type.
 
     Args:
-        oid: Its number in this database.
-        schema: The schema that holds it.
+        oid: Its oid in this database.
+        schema: The schema that contains it.
         name: Its `typname`, as in "int4".
-        sql: Spelled for a cast without modifiers, as in "integer" or 'app."Mood"'.
-        kind: What sort of type it is.
+        sql: Its name in a cast, without modifiers, as in "integer" or 'app."Mood"'.
+        kind: The kind of type.
         category: PostgreSQL's one-letter category, as "N" for numbers.
-        element: Of an array: its element's oid, else 0.
-        base: Of a domain: the oid of the type under it; of a range or multirange: of its
-            subtype; else 0.
-        labels: Of an enum: its values in order.
-        fields: Of a composite: the names and type oids of its attributes; a hidden one keeps
-            its place under the name "", which no attribute can have.
-        unreadable_fields: Those of them, in the row of a relation, on which our role has no right.
-        delimiter: Between the elements of an array of this type.
-        comparable: Whether values can be sorted (it has a default btree operator class).
-        pattern: The oid of what an operator `~` of its own takes, as ltree's; 0: it has none.
-        row: Whether it is the type of a relation's rows.
-        pure: Whether it is certain that its values leave nothing behind in a session.
+        element: The oid of an array's element type, else 0.
+        base: The oid of the type under a domain, or of the subtype of a range or multirange, else 0.
+        labels: The values of an enum, in order.
+        fields: The names and type oids of a composite's attributes. A hidden attribute keeps its place under
+            the name "", which no attribute can have.
+        unreadable_fields: The attributes of a relation's row type that the role has no right to read.
+        delimiter: Separates the elements of an array of this type.
+        comparable: Whether values can be sorted, by a default btree operator class.
+        pattern: The oid of the right operand of the type's own operator `~`, as in ltree; 0 if it has none.
+        row: Whether it is the row type of a relation.
+        pure: Whether to read or write its values certainly leaves the session's state unchanged.
     """
 
     oid: int
@@ -75,19 +73,19 @@ class Type:
 
     @property
     def parts(self) -> tuple[int, ...]:
-        """The oids of the types that it is made of."""
+        """The oids of the types that it consists of."""
         return tuple(filter(None, (self.element, self.base, *(oid for _, oid in self.fields))))
 
     @property
     def data_type(self) -> DataType:
-        """What is known of such values; of a domain ask the type under it."""
+        """The row of the table of data types; for a domain use that of the type under it."""
         if self.kind in ("base", "pseudo"):
             return data_type(self.schema, self.name, self.category)
         return data_type("", "")
 
     @property
     def form(self) -> FormName:
-        """How such values look on the wire, unless they are made of others."""
+        """The form of its values on the wire, unless they consist of other values."""
         return self.data_type.form
 
 
@@ -97,17 +95,17 @@ class Column:
     A column of a relation.
 
     Args:
-        name: As the catalog has it.
-        type: Its type's oid.
+        name: Its name.
+        type: The oid of its type.
         declared: The type with modifiers, as in "character varying(255)".
-        nullable: Whether NULL is allowed (domains included).
-        default: The default's SQL expression, or None; also that of a domain.
-        identity: "a" always, "d" by default, "" none.
-        generated: "s" stored, "v" virtual, "" none.
-        comment: From COMMENT ON, less the lines that speak to the service.
-        max_length: In characters, where the type has such a limit.
-        selectable, insertable, updatable: What our role may do with it, and a view can.
-        loose: Whether texts may be equal that do not look alike, by its collation.
+        nullable: Whether it and its domain allow NULL.
+        default: The SQL expression of its default, or of its domain's; None if there is none.
+        identity: "a" for ALWAYS, "d" for BY DEFAULT, "" for no identity column.
+        generated: "s" for STORED, "v" for VIRTUAL, "" for no generated column.
+        comment: Its comment, without the lines that are directives for the service.
+        max_length: Maximum length in characters; None if the type has no limit.
+        selectable, insertable, updatable: Whether the role may, and a view can, do that.
+        loose: Whether its collation is nondeterministic, so that different texts can be equal.
     """
 
     name: str
@@ -126,32 +124,32 @@ class Column:
 
     @property
     def generated_always(self) -> bool:
-        """Whether the value is the database's to make, so that it can be the default alone."""
+        """Whether only the database sets the value, so that a write can only use DEFAULT."""
         return bool(self.generated) or self.identity == "a"
 
     @property
     def logged(self) -> bool:
-        """Whether its values are in the log of changes, where the relation is; virtual ones are null."""
+        """Whether the log of changes of its relation has its values; virtual ones are null there."""
         return self.generated != "v"
 
     @property
     def has_default(self) -> bool:
-        """Whether the database fills it in when a row is created without it."""
+        """Whether the database sets it in a row that is created without it."""
         return bool(self.default or self.identity or self.generated)
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignKey:
     """
-    A foreign key, or what a view has of one through the columns that it shows.
+    A foreign key, or one that a view has through the columns of a table that it shows.
 
     Args:
-        name: Of the constraint.
-        columns: Of this relation.
-        target: The other relation, as schema and name.
-        target_columns: Of the other relation.
-        unique: Whether it is known that one row at most refers to another by it.
-        names_embeds: Whether an embed may be called by its name or its columns.
+        name: The name of the constraint.
+        columns: The referencing columns.
+        target: The referenced relation, as schema and name.
+        target_columns: The referenced columns.
+        unique: Whether at most one row is known to refer to another one.
+        names_embeds: Whether an embed may be named by the constraint or its columns.
     """
 
     name: str
@@ -165,15 +163,15 @@ class ForeignKey:
 @dataclass(frozen=True, slots=True)
 class UniqueKey:
     """
-    A unique constraint or whole-table unique index, primary key included.
+    A primary key, a unique constraint, or a unique index on columns of all rows.
 
     Args:
-        name: Of the constraint, or of the index.
-        columns: In the order of the key.
-        arbiter: Whether ON CONFLICT may go by it: not if it is deferrable, or of periods that
-            may not overlap.
-        nulls: Whether NULL is a value like others (NULLS NOT DISTINCT).
-        required: Of a view's, whether it is one of its one table, and is never null.
+        name: The name of the constraint or index.
+        columns: The columns in the order of the key.
+        arbiter: Whether it can be the conflict target of ON CONFLICT: not if it is deferrable, or WITHOUT
+            OVERLAPS.
+        nulls: Whether it is NULLS NOT DISTINCT.
+        required: For a view, whether the key belongs to its only table, and is never null.
     """
 
     name: str
@@ -185,7 +183,7 @@ class UniqueKey:
 
 @dataclass(frozen=True, slots=True)
 class CatalogSQL:
-    """SQL that PostgreSQL has spelled out of its own catalog; nobody else makes any."""
+    """SQL text that PostgreSQL has generated from its catalog; only introspection creates it."""
 
     text: str
 
@@ -193,18 +191,18 @@ class CatalogSQL:
 @dataclass(frozen=True, slots=True)
 class UniqueIndex:
     """
-    What keeps rows apart without being a key: a unique index on a part of the rows or on
-    expressions, an exclusion constraint, an index that is not usable yet.
+    A uniqueness rule that is no key: a partial unique index, one on expressions, an exclusion constraint, or
+    an index that is not valid yet.
 
     Args:
-        name: Of the constraint, or of the index.
-        columns: Those that stand in the index by themselves.
-        all_columns: Those columns, and the ones in its expressions.
-        target: What ON CONFLICT says to go by it.
-        partial: Whether it is on a part of the rows.
-        nulls: Whether rows without a value in those columns may be alike.
-        only_ignores: Whether rows that are there can only be left alone.
-        fault: Why ON CONFLICT cannot go by it; empty if it can.
+        name: The name of the constraint or index.
+        columns: The columns that are index columns by themselves.
+        all_columns: Those columns, and the columns in its expressions.
+        target: The conflict target in ON CONFLICT.
+        partial: Whether the index is partial.
+        nulls: Whether rows that are null in those columns can conflict (NULLS NOT DISTINCT).
+        only_ignores: Whether ON CONFLICT can only DO NOTHING.
+        fault: Why it cannot be the conflict target; "" if it can.
     """
 
     name: str
@@ -217,44 +215,42 @@ class UniqueIndex:
     fault: str = ""
 
 
-# Hashed by identity, since mappings have no hash: relations and functions are keys of caches.
+# Hashed by identity, because mappings have no hash and relations and functions are cache keys.
 @dataclass(frozen=True, eq=False)
 class Relation:
     """
     A served table, view, materialized view or foreign table.
 
     Args:
-        schema: Of the relation.
-        name: Of the relation.
-        kind: What it is.
-        columns: By name, in the order of the table.
-        primary_key: Its columns; empty if there is none. Of a view, what tells its rows apart.
+        schema: Its schema.
+        name: Its name.
+        kind: The kind of relation.
+        columns: The columns by name, in the order of the table.
+        primary_key: The columns of its primary key, or of a view's key; empty if there is none.
         unique_keys: All keys, the primary key first.
-        foreign_keys: Of this relation.
-        view_foreign_keys: Further ones, which it has or which refer to views, through what views show.
-        view_keys: Of a view, the unique keys of tables that it shows whole; joins may repeat them.
-        claimed_key: Of a view, the names after `@key` in its comment, whether it has such columns or not.
-        unique_indexes: What else keeps rows apart.
-        constraints: Constraints and unique indexes of served columns alone: name to columns.
-        comment: From COMMENT ON, less the lines that speak to the service.
-        row_security: Whether row-level security is on.
-        estimable: Whether our role may know how many rows the planner expects.
-        before_triggers: The kinds of writes whose rows triggers may change, before they are checked.
-        changed_by_triggers: The kinds of writes after which the rows may be others than they were
-            written, by triggers, or by those of a view's table.
-        cascading_columns: Columns whose changes foreign keys carry on to other rows.
-        has_children: Whether tables inherit from it: their rows are its rows, too, and their keys
-            may be those of others.
-        side_effects: Whether a write can do more than write rows, even when it writes none: triggers,
-            rules, volatile functions in policies, whatever a view or foreign table does.
-        auto_updatable: Whether PostgreSQL writes it by itself; not a view that has triggers do it.
+        foreign_keys: Its foreign keys.
+        view_foreign_keys: Further ones, derived from the columns that views show: of views, or to views.
+        view_keys: The unique keys of tables that a view shows completely; a join may repeat their values.
+        claimed_key: The names after `@key` in a view's comment, even if it has no such columns.
+        unique_indexes: Further uniqueness rules.
+        constraints: The columns of constraints and unique indexes, by name; only of served columns.
+        comment: Its comment, without the lines that are directives for the service.
+        row_security: Whether row-level security is enabled.
+        estimable: Whether the role may see the planner's estimate of its rows.
+        before_triggers: The kinds of writes with triggers that may change rows before they are checked.
+        changed_by_triggers: The kinds of writes after which triggers, of the relation or of a view's table,
+            may have changed the written rows.
+        cascading_columns: The columns whose changes cascade to other rows through foreign keys.
+        has_children: Whether tables inherit from it. Their rows belong to it as well, and their keys can
+            repeat the relation's.
+        side_effects: Whether a write can have effects besides the rows that it writes, even if it writes
+            none: by triggers, rules, volatile functions in policies, or inside a view or foreign table.
+        auto_updatable: Whether PostgreSQL itself writes it, and not the triggers of a view.
         has_rules: Whether it has rules for writes.
-        accepted_writes: The kinds of writes that it can take at all: a view by itself or through a
-            trigger.
-        selectable, insertable, updatable, deletable: What our role may do.
-        readable: Whether that is to read whole rows, with the columns that are not served.
-        pure_reads, pure_writes: Whether it is certain that a read of it, or a write to it, leaves
-            nothing behind in a session.
+        accepted_writes: The kinds of writes that are possible at all; for a view by itself or by a trigger.
+        selectable, insertable, updatable, deletable: Whether the role may do that.
+        readable: Whether the role may read all columns, including those that are not served.
+        pure_reads, pure_writes: Whether a read or a write certainly leaves the session's state unchanged.
     """
 
     schema: str
@@ -291,22 +287,23 @@ class Relation:
     @cached_property
     def known_key(self) -> tuple[str, ...]:
         """
-        The columns by which each row is found again, and no other one: a key that PostgreSQL
-        knows, that is never null and that our role may read; empty if there is none.
+        The columns of a key that finds one row exactly; empty if there is none.
+
+        PostgreSQL enforces it, it is never null, and the role may read it.
         """
         keys: list[tuple[str, ...]] = []
         if self.has_children:
             return ()
         if self.kind == "table":
             unique = (each.columns for each in self.unique_keys)
-            whole = (k for k in unique if not any(self.columns[name].nullable for name in k))
-            keys = [self.primary_key, *whole]
-        elif self.auto_updatable:  # a join, say, shows the same key many times
+            never_null = (k for k in unique if not any(self.columns[name].nullable for name in k))
+            keys = [self.primary_key, *never_null]
+        elif self.auto_updatable:  # other views, such as joins, can show a key several times
             keys = [each.columns for each in self.unique_keys if each.required]
         return next((k for k in keys if k and all(self.columns[n].selectable for n in k)), ())
 
     def is_unique(self, columns: Collection[str]) -> bool:
-        """Return whether a key is of one row by what PostgreSQL knows, not by a comment alone."""
+        """Return whether PostgreSQL guarantees that a key is of one row; a comment does not count."""
         if self.has_children:
             return False
         return self.kind == "table" or (
@@ -324,7 +321,7 @@ class Relation:
         Return the column of a name.
 
         Raises:
-            UnknownName: There is none of that name, or it is hidden.
+            UnknownName: There is no such column, or it is hidden.
         """
         try:
             return self.columns[name]
@@ -337,13 +334,13 @@ class Relation:
 @dataclass(frozen=True, slots=True)
 class Argument:
     """
-    An argument of a function, or a column of what it returns.
+    An argument of a function, or a column of its result.
 
     Args:
-        name: Empty if it has none.
-        type: Its type's oid; of a variadic one that of the array.
-        mode: Whether it is given, or comes back, or both.
-        has_default: Whether a call may leave it out.
+        name: Its name; "" if it has none.
+        type: The oid of its type; for a variadic argument that of the array.
+        mode: Its argmode: input, output or both.
+        has_default: Whether a call may omit it.
     """
 
     name: str
@@ -353,26 +350,26 @@ class Argument:
 
     @property
     def given(self) -> bool:
-        """Whether a caller gives it."""
+        """Whether it is an input argument."""
         return self.mode in ("in", "inout", "variadic")
 
 
 @dataclass(frozen=True, eq=False)
 class Function:
     """
-    A function or procedure that our role may execute.
+    A function or procedure that the role may execute.
 
     Args:
-        schema: Of the function.
-        name: Of the function; others may have the same one, with other arguments.
-        arguments: In order, those that come back and the columns of a TABLE among them.
-        result: The oid of the type of its result, or of each of them.
+        schema: Its schema.
+        name: Its name, which overloads share.
+        arguments: All arguments in order, including outputs and the columns of RETURNS TABLE.
+        result: The oid of its result type, or of the rows of a set.
         many: Whether it returns a set.
-        single: Whether its author expects one row of the set (ROWS 1).
-        volatility: What it promises.
-        procedure: Whether it is run by CALL.
-        definer: Whether it runs with the rights of its owner.
-        comment: From COMMENT ON, less the lines that speak to the service.
+        single: Whether the set is declared to have one row (ROWS 1).
+        volatility: Its declared volatility.
+        procedure: Whether it is a procedure, which CALL runs.
+        definer: Whether it is SECURITY DEFINER.
+        comment: Its comment, without the lines that are directives for the service.
     """
 
     schema: str
@@ -388,55 +385,55 @@ class Function:
 
     @cached_property
     def inputs(self) -> tuple[Argument, ...]:
-        """What a caller gives."""
+        """The input arguments."""
         return tuple(each for each in self.arguments if each.given)
 
     @cached_property
     def outputs(self) -> tuple[tuple[str, int], ...]:
-        """Names and type oids of the arguments that come back, named as PostgreSQL would."""
+        """Names and type oids of the output arguments; unnamed ones get PostgreSQL's names."""
         back = [each for each in self.arguments if each.mode in ("out", "inout", "table")]
         return tuple((each.name or f"column{at}", each.type) for at, each in enumerate(back, 1))
 
     @property
     def names(self) -> frozenset[str]:
-        """The names by which a caller can give arguments."""
+        """The names of the input arguments."""
         return frozenset(each.name for each in self.inputs if each.name)
 
     @property
     def unnamed(self) -> int:
-        """How many arguments at least have to be given by position."""
+        """The minimum number of arguments that have to be given by position."""
         return max((at for at, each in enumerate(self.inputs, 1) if not each.name), default=0)
 
     @property
     def reads(self) -> bool:
-        """Whether it promises to write nothing."""
+        """Whether it is declared not to write: STABLE or IMMUTABLE."""
         return self.volatility != "volatile" and not self.procedure
 
 
 @dataclass(frozen=True, eq=False)
 class Catalog:
     """
-    Everything served, at one moment.
+    Everything that is served, as the database had it at one point in time.
 
     Args:
-        version: Another number for each load; plans are cached by it.
-        schemas: The served schemas, the first one without a prefix in URIs.
-        relations: By schema and name.
-        types: By oid.
-        functions: By schema and name; several if they differ in their arguments.
-        hidden_fields: Composite types with hidden fields, by what stands for the names of all their
-            fields: whether each field is shown.
-        operators: Those that types of extensions and of one's own bring, by name and both types'
-            oids: their schema. Whoever can put another one there could do worse.
-        aggregates: The same of functions over rows, by name and type.
-        partitions: Of each partition the schema and name of the table that is served.
-        constraint_copies: Constraints and indexes that PostgreSQL has made for partitions, by
-            schema, table and name: the name of what was declared.
-        policies: Whether policies hide rows of anything in the database from our role.
-        merge_returns: Whether MERGE gives back what it has written (PostgreSQL 17).
+        version: The number of the load; plans are cached by it.
+        schemas: The served schemas; URIs omit the first one.
+        relations: The relations by schema and name.
+        types: The types by oid.
+        functions: The overloads of each function by schema and name.
+        hidden_fields: For composite types with hidden fields, whether each field is shown, by the hash of
+            the names of all fields (`db/codec`).
+        operators: The schemas of operators of extensions and user-defined types, by name and both types'
+            oids. Whoever may create operators in such a schema could do worse.
+        aggregates: The schemas of such aggregate functions, by name and type.
+        partitions: The schema and name of the served table of each partition.
+        constraint_copies: The declared name of each constraint or index that PostgreSQL has created for a
+            partition, by schema, table and name.
+        policies: Whether row-level security policies apply to the role anywhere in the database.
+        merge_returns: Whether MERGE supports RETURNING (PostgreSQL 17).
 
     Attributes:
-        answers: Of look-ups that are `cached_per_catalog` (plan/cached_lookups).
+        answers: The cache of `cached_per_catalog` look-ups (plan/cached_lookups).
     """
 
     version: int
@@ -455,10 +452,12 @@ class Catalog:
 
     @cached_property
     def types_by_name(self) -> Mapping[str, Type]:
-        """Types by each of their spellings: as SQL has it, and in lower case, as in "int4"."""
+        """Types by each of their names: the SQL name, and lower-case names, as in "int4"."""
         found: dict[str, Type] = {}
         named = [each for each in self.types.values() if each.kind != "pseudo"]
-        for each in named:  # first, since app."Mood" and app.mood are one in lower case
+        for (
+            each
+        ) in named:  # exact names first, since app."Mood" and app.mood are equal in lower case
             found.setdefault(each.sql, each)
         for each in named:
             if each.schema == "pg_catalog" or each.schema in self.schemas:
@@ -472,15 +471,15 @@ class Catalog:
 
     @cached_property
     def castable(self) -> Mapping[str, Type]:
-        """Types that a caller may cast to, by each of their spellings."""
+        """Types that a caller may cast to, by each of their names."""
         return {word: each for word, each in self.types_by_name.items() if self._is_castable(each)}
 
     def _is_castable(self, type: Type) -> bool:
         """
         Return whether a cast to a type reveals nothing but the value.
 
-        PostgreSQL looks names up for `regclass` and its kin, the row type of a relation has the
-        relation's name, and what such types are parts of does the same.
+        To cast to `regclass` and similar types PostgreSQL looks names up, and a row type has the name of its
+        relation. The same holds for types that contain such types.
         """
         if type.schema == "information_schema":
             return False
@@ -491,8 +490,8 @@ class Catalog:
         return all(self._is_castable(self.type(oid)) for oid in type.parts)
 
     def looks_up(self, type: Type) -> bool:
-        """Return whether PostgreSQL looks names up to read the text of a type."""
-        # `regclass` and its kin are read from names of objects, `aclitem` from names of roles.
+        """Return whether the input function of a type looks names up in the catalog."""
+        # `regclass` and similar types take names of objects, `aclitem` takes names of roles.
         if type.schema == "pg_catalog" and type.kind == "base":
             return type.name.startswith("reg") or type.name == "aclitem"
         return any(self.looks_up(self.type(oid)) for oid in type.parts)
@@ -504,7 +503,7 @@ class Catalog:
     @cached_property
     def referrers(self) -> Mapping[tuple[str, str], Sequence[tuple[Relation, ForeignKey]]]:
         """The foreign keys that refer to a relation, each with the relation that has it."""
-        # Of all at once: who asks for one relation asks for the others, too.
+        # Built for all relations at once, because they are all looked up sooner or later.
         found: dict[tuple[str, str], list[tuple[Relation, ForeignKey]]] = {}
         for relation in self.relations.values():
             for key in (*relation.foreign_keys, *relation.view_foreign_keys):
@@ -513,7 +512,7 @@ class Catalog:
 
     @property
     def empty_schemas(self) -> tuple[str, ...]:
-        """The schemas of which nothing is served: empty, forbidden or misspelled."""
+        """The schemas without any served object: empty, forbidden or misspelled ones."""
         filled = {home for home, _ in (*self.relations, *self.functions)}
         return tuple(schema for schema in self.schemas if schema not in filled)
 
@@ -522,25 +521,25 @@ class Catalog:
         Return the relation of a name.
 
         Raises:
-            NoSuchProcedure: It does not exist, is not served or is hidden.
+            NoSuchProcedure: There is no such relation, or it is not served or hidden.
         """
         try:
             return self.relations[schema, name]
         except KeyError:
             elsewhere = [home for home in self.schemas if (home, name) in self.relations]
-            hint = (
-                f'did you mean "{elsewhere[0]}.{name}"?'
-                if elsewhere
-                else nearest(name, [each for home, each in self.relations if home == schema])
-            )
+            beside = [each for home, each in self.relations if home == schema]
+            homes = [] if schema in self.schemas else sorted({home for home, _ in self.relations})
+            hint = nearest(name, beside) or nearest(schema, homes)
+            if elsewhere:
+                hint = f'did you mean "{elsewhere[0]}.{name}"?'
             raise NoSuchProcedure(f'no relation "{name[:80]}" is served', hint=hint) from None
 
     def function(self, schema: str, name: str) -> tuple[Function, ...]:
         """
-        Return the functions of a name, all overloads.
+        Return all overloads of a function.
 
         Raises:
-            NoSuchProcedure: There is none, or our role may not execute it.
+            NoSuchProcedure: There is no such function, or the role may not execute it.
         """
         try:
             return self.functions[schema, name]
@@ -550,15 +549,15 @@ class Catalog:
             ) from None
 
     def type(self, oid: int) -> Type:
-        """Return the type of an oid; an unknown one is taken as text."""
+        """Return the type of an oid; `text` if the oid is unknown."""
         return self.types.get(oid) or self.types[TEXT]
 
     def type_named(self, name: str, path: str | None = None) -> Type:
         """
-        Return a type by name, as a cast spells it; "[]" after it means its array.
+        Return a type by its name in a cast; "[]" after the name means its array.
 
         Raises:
-            InvalidArgument: No type that may be cast to is called so.
+            InvalidArgument: No type with that name may be cast to.
         """
         word = " ".join(name.split())
         exact, array = (word[:-2].strip(), True) if word.endswith("[]") else (word, False)
@@ -578,7 +577,7 @@ class Catalog:
         raise UnknownName("type", name, known, path=path)
 
     def array_of(self, element: Type) -> Type | None:
-        """Return the array type over a type, or None if the database has none."""
+        """Return the array type of an element type; None if the database has none."""
         return self._arrays.get(element.oid)
 
     def plain(self, type: Type) -> Type:

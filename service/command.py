@@ -1,7 +1,7 @@
 """
-`rowcast call`: one call from the command line.
+The command `rowcast call`: one call from the command line; also the router's part of `rowcast why`.
 
-Arguments are JSON, or as YAML relaxes it: `limit: 2, where: {status: false}`.
+Arguments are JSON or its relaxed form in YAML: `limit: 2, where: {status: false}`.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
 from service.wamp.caller import CallRefused, CallTarget, NotJoined, call_once, subscribe_once
 
 KEYWORDS_ONLY = frozenset(verb.name for verb in VERBS.values() if not verb.positional)
-"""Verbs that take no positional arguments, so that a dict given to them is of keywords."""
+"""Verbs without positional arguments; a dict given to them holds keyword arguments."""
 IN_PARTS = frozenset(verb.name for verb in VERBS.values() if verb.progress is not None)
-"""Verbs that answer by progressive results."""
+"""Verbs that answer with progressive results."""
 
 ANSWERED, REFUSED, UNREACHABLE, INTERRUPTED = 0, 1, 3, 130
-"""Exit statuses; 2 is a mistake on the command line. 3 means that trying again may help."""
+"""Exit statuses; 2 is a usage error. 3 means that a retry may succeed."""
 
 
 class BadArgument(ValueError):
-    """An argument that cannot be read; says why."""
+    """An invalid argument on the command line; the message says why."""
 
 
 class Loader(yaml.SafeLoader):
-    """YAML whose plain words are strings, but for JSON's numbers, true, false and null."""
+    """YAML whose plain scalars are strings, except for JSON's numbers, true, false and null."""
 
-    # Not the base's, which are YAML 1.1: there `no` is false, 1:30 is 90, and 2026-01-01 a date.
+    # Without the base class's resolvers of YAML 1.1, where `no` is false, 1:30 is 90, and 2026-01-01 a date.
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - as the base class has it
 
 
@@ -62,11 +62,11 @@ for tag, pattern, first in (
 
 def arguments(words: Sequence[str], verb: str) -> tuple[list[Any], dict[str, Any]]:
     """
-    Read what stands behind the procedure's name.
+    Parse the words after the procedure's name into positional and keyword arguments.
 
     Args:
-        words: `key: value, …` or `key=value` are keyword arguments, all else is positional.
-        verb: Of the procedure.
+        words: `key: value, …` or `key=value` are keyword arguments, all others are positional.
+        verb: The verb of the procedure.
 
     Raises:
         BadArgument: A word is neither JSON nor YAML.
@@ -108,7 +108,7 @@ def _value(text: str) -> Any:
 
 
 def _refuse_glued(value: Any) -> None:
-    """Refuse `{limit:2}`, which YAML takes for a key without a value."""
+    """Refuse `{limit:2}`, which YAML parses as the key "limit:2" without a value."""
     if isinstance(value, dict):
         for key, item in value.items():
             if item in (None, "") and isinstance(key, str) and re.match(r"\w+:", key):
@@ -131,9 +131,9 @@ class Printer:
         self._table = table
 
     def part(self, part: Any) -> None:
-        """Print a progressive result: text as it is, rows as lines of JSON or as a table."""
+        """Print a progressive result: text unchanged, rows as lines of JSON or as a table."""
         if isinstance(part, str):
-            # Into a file it goes as it is: only a terminal obeys what is in it.
+            # Only a terminal interprets control characters, so a file gets the text unchanged.
             echo(visible(part) if sys.stdout.isatty() else part, nl=False)
         elif self._table:
             self.answer(part)
@@ -147,7 +147,7 @@ class Printer:
         are_rows = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
         if self._table and are_rows:
             cells = [{visible(key): _cell(each) for key, each in row.items()} for row in rows]
-            # tabulate would take texts such as 007 or 1e5 for numbers, and write them anew.
+            # tabulate would parse texts such as 007 or 1e5 as numbers, and format them.
             echo(tabulate(cells, headers="keys", disable_numparse=True))
             for key, value in answer.items() if isinstance(answer, dict) else ():
                 if key != "rows" and value is not None:
@@ -164,12 +164,12 @@ def _cell(value: Any) -> str:
 
 def _json(value: Any, indent: int | None) -> str:
     text = json.dumps(value, ensure_ascii=False, indent=indent, default=_binary)
-    # JSON may have these as they are, and a terminal obeys them
+    # JSON does not escape these control characters, which a terminal would interpret.
     return re.sub(r"[\x7f-\x9f]", lambda at: f"\\u{ord(at[0]):04x}", text)
 
 
 def _binary(value: Any) -> str:
-    """Return bytes as WAMP's JSON has them: NUL and base64."""
+    """Return bytes in WAMP's form for JSON: NUL and base64."""
     return "\0" + base64.b64encode(bytes(value)).decode()
 
 
@@ -183,22 +183,22 @@ def run_call(
     timeout: float | None = None,
 ) -> int:
     """
-    Run the reactor for one call and print what comes of it.
+    Run the reactor for one call, and print its answer or error.
 
     Args:
-        reactor: Not running yet, and used up by this.
-        target: The router, and who calls.
-        uri: Of the procedure.
-        words: The arguments as they stand on the command line.
+        reactor: A reactor that has not run yet; it cannot run again afterwards.
+        target: The router, and the login of the caller.
+        uri: The URI of the procedure.
+        words: The arguments on the command line.
         printer: Prints the answer.
-        progress: Whether progressive results are asked for, whatever the verb.
+        progress: Whether to ask for progressive results for any verb.
         timeout: Seconds that the call may take.
 
     Returns:
         The exit status.
 
     Raises:
-        BadArgument: The arguments cannot be read.
+        BadArgument: The arguments are invalid.
     """
     verb = uri.rpartition(".")[2]
     args, kwargs = arguments(words, verb)
@@ -207,7 +207,7 @@ def run_call(
     part = printer.part if progress or verb in IN_PARTS else None
     answer, status = _wait(reactor, call_once, target, uri, args, kwargs, part)
     if status == ANSWERED:
-        if verb == "export":  # what is exported is to be redirected
+        if verb == "export":  # the standard output has the exported rows alone, for redirection
             echo(_json(answer, None), err=True)
         else:
             printer.answer(answer)
@@ -216,13 +216,13 @@ def run_call(
 
 def run_why(reactor: Any, target: CallTarget, prefix: str, relation: str) -> list[Check]:
     """
-    Run the reactor to find out what of the router has to hold for events of a relation.
+    Run the reactor to check whether the router lets a subscriber receive the events of a relation.
 
     Args:
-        reactor: Not running yet, and used up by this.
-        target: The router, and who would subscribe.
-        prefix: Of the service's procedures and topics.
-        relation: Its name in URIs.
+        reactor: A reactor that has not run yet; it cannot run again afterwards.
+        target: The router, and the login of the subscriber.
+        prefix: The prefix of the service's procedures and topics.
+        relation: The name of the relation in URIs.
     """
     found: list[Check] = []
 
@@ -254,10 +254,10 @@ def run_why(reactor: Any, target: CallTarget, prefix: str, relation: str) -> lis
 
 
 def complete(reactor: Any, settings: Settings, incomplete: str) -> list[str]:
-    """Return the names of procedures that begin so: what the service describes to anonymous callers."""
+    """Return the names of procedures with a prefix, from the description for anonymous callers."""
     target = CallTarget(default_url(settings), settings.realm)
     uri = full_uri(settings.prefix, "describe")
-    # A complaint would stand in the middle of the line that somebody types.
+    # An error message would appear in the middle of the line that the user types.
     with redirect_stderr(StringIO()):
         document, status = _wait(reactor, call_once, target, uri, [], {}, None)
     if status != ANSWERED:
@@ -272,13 +272,13 @@ def complete(reactor: Any, settings: Settings, incomplete: str) -> list[str]:
 
 
 def default_url(settings: Settings) -> str:
-    """Return the router that the settings name, or else the embedded one's URL for clients."""
+    """Return the URL of the router in the settings, or of the embedded one for clients."""
     return settings.router_url[0] if settings.router_url else f"ws://127.0.0.1:{settings.port}/ws"
 
 
 def full_uri(prefix: str, procedure: str) -> str:
     """
-    Return a procedure's URI; a full one, the router's own too, stays as it is.
+    Return a procedure's URI; a complete URI, such as one of the router's own, is returned unchanged.
 
     Raises:
         BadArgument: It cannot be the name of a procedure.
@@ -293,10 +293,10 @@ def full_uri(prefix: str, procedure: str) -> str:
 
 def call_target(url: str, realm: str, login: Login) -> CallTarget:
     """
-    Return where to call.
+    Return the router and the login for a call.
 
     Raises:
-        BadArgument: The URL is not of a router, or the key cannot be read.
+        BadArgument: The URL is not that of a router, or the key cannot be read.
     """
     try:
         Address.from_url(url)
@@ -311,15 +311,15 @@ def call_target(url: str, realm: str, login: Login) -> CallTarget:
 
 def login(authid: str | None, ticket: str | None, key: str | None) -> Login:
     """
-    Return how to say who calls.
+    Return the login of the caller.
 
     Args:
-        authid: Who.
-        ticket: Its secret.
-        key: The file of its private key.
+        authid: The authid.
+        ticket: The secret for ticket authentication.
+        key: The path of the private key for cryptosign authentication.
 
     Raises:
-        BadArgument: They do not go together.
+        BadArgument: A ticket is given without an authid.
     """
     if key is not None:
         return Cryptosign(authid, Path(key))
@@ -331,7 +331,7 @@ def login(authid: str | None, ticket: str | None, key: str | None) -> Login:
 
 
 def _wait(reactor: Any, call: Callable[..., Any], *how: Any) -> tuple[Any, int]:
-    """Run the reactor until a call has ended; Ctrl-C cancels it. Return its answer and a status."""
+    """Run the reactor until a call has ended; return its answer and the exit status. Ctrl-C cancels it."""
     ended: list[tuple[Any, int]] = []
     failed: list[Failure] = []
 
@@ -341,7 +341,9 @@ def _wait(reactor: Any, call: Callable[..., Any], *how: Any) -> tuple[Any, int]:
         running.addCallbacks(ended.append, failed.append)
 
         def stop(_: object) -> None:
-            with suppress(ValueError):  # Ctrl-C has taken it out, and stops the reactor itself
+            with suppress(
+                ValueError
+            ):  # Ctrl-C has removed the trigger, and stops the reactor itself
                 reactor.removeSystemEventTrigger(trigger)
                 reactor.stop()
 

@@ -1,17 +1,17 @@
 """
-PostgreSQL's data types: all that is known of each, as one row of one table.
+The table of PostgreSQL's data types: one row for each.
 
-A type without a row goes in and out as PostgreSQL's text. To add one, add its row to `_ROWS`: describe,
-the typed clients, casts, sums, overloads and the codec read it there. If its values take a form that
-no other type has, name it in `FormName`, add its schemas to `FORMS`, and a function under that name
-to `READERS` of db/decode (from PostgreSQL's text), `WRITERS` of db/encode (to it), `BY_FORM` of
-changes/images (from the JSON of the log) and, where models see something else than the wire, `BY_TEXT`
-of db/python. Where one is missing, text is read and written.
+Values of a type without a row are sent and received as PostgreSQL's text. To add a type, add its row to `_ROWS`:
+describe, the typed clients, casts, sums, overloads and the codec use it. If its values have a form that no other
+type has, add the form to `FormName`, its schemas to `FORMS`, and a function of that name to `READERS` of
+db/decode (from PostgreSQL's text), `WRITERS` of db/encode (to it), `BY_FORM` of changes/images (from the JSON of
+the log) and, if models see other values than the wire, `BY_TEXT` of db/python. If one is missing, the value is
+text there.
 
-Live queries read rows again by keys of the types in KEY_TYPES of plan/keyed, and know whom a changed
-row concerns by filters over those in FORMS of changes/match; for others they read more than they need.
+Live queries read rows again by keys of the types in KEY_TYPES of plan/keyed, and match a changed row with filters
+over the types in FORMS of changes/match; for other types they read more rows than necessary.
 
-Arrays, composites, enums, ranges and domains have no rows: what they are made of has.
+Arrays, composites, enums, ranges and domains have no rows; the types that they consist of have.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ Schema = Mapping[str, Any]
 @dataclass(frozen=True, slots=True)
 class Form:
     """
-    How values look on the wire.
+    A form of values on the wire.
 
     Args:
-        read: The schema of what is answered.
-        given: The schema of what may be sent, null aside.
+        read: The schema of values in answers.
+        given: The schema of values in calls, besides null.
     """
 
     read: Schema
@@ -70,7 +70,7 @@ FORMS: Mapping[FormName, Form] = {
     "boolean": Form({"type": "boolean"}, {"type": ["boolean", "string"]}),
     "integer": Form({"type": "integer"}, {"type": ["integer", "string"]}),
     "float": Form(_NUMBER_OR_WORD, {"type": ["number", "string"]}),
-    # exact, so a string: a double has 15 digits, and JSON no NaN
+    # A string, to be exact: a double has 15 digits, and JSON has no NaN.
     "decimal": Form(
         {"type": "string", "pattern": r"^-?([0-9]+(\.[0-9]+)?|Infinity)$|^NaN$"}, _TEXT_OR_NUMBER
     ),
@@ -79,7 +79,7 @@ FORMS: Mapping[FormName, Form] = {
     "text": Form(_STRING, _STRING),
     "date": Form({"type": "string", "format": "date"}, _STRING),
     "time": Form({"type": "string", "format": "time"}, _STRING),
-    "timestamp": Form(_STRING, _STRING),  # "date-time" of JSON Schema has an offset
+    "timestamp": Form(_STRING, _STRING),  # JSON Schema's "date-time" requires an offset
     "timestamptz": Form({"type": "string", "format": "date-time"}, _STRING),
     "interval": Form({"type": "string", "format": "duration"}, _STRING),
     "binary": Form(_BINARY, _BINARY),
@@ -90,10 +90,10 @@ FORMS: Mapping[FormName, Form] = {
 }
 
 UNPLAIN = frozenset[FormName](["json", "hstore", "record", "void"])
-"""Forms with values inside, of any kind."""
+"""Forms of values that contain other values."""
 
 DOCUMENTS = frozenset[FormName](["json", "hstore"])
-"""Forms with values inside, which have keys and steps ("->") to them."""
+"""Forms of values that contain other values by key, which a path ("->") leads to."""
 
 TYPESCRIPT: Mapping[str, str] = {
     "integer": "number",
@@ -106,7 +106,7 @@ TYPESCRIPT: Mapping[str, str] = {
     "binary": "Uint8Array",
     "any": "unknown",
 }
-"""The types of TypeScript, by the `type` of a schema; "binary" is a format, "any" the empty schema."""
+"""TypeScript types by the `type` of a schema; "binary" is a format, "any" the empty schema."""
 
 PYTHON: Mapping[str, str] = {
     "integer": "int",
@@ -119,7 +119,7 @@ PYTHON: Mapping[str, str] = {
     "binary": "bytes",
     "any": "Any",
 }
-"""The types of Python, in the same way."""
+"""Python types, in the same way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +129,18 @@ class DataType:
 
     Args:
         name: Its `typname`, as in "int4".
-        form: How its values look on the wire.
-        aliases: Further names that casts know it by, which `pg_type` does not list.
-        limits: Of an integer, both ends included.
-        format: The schema's format, where the form has none.
-        extension: Whether an extension brings it, in whatever schema.
+        form: The form of its values on the wire.
+        aliases: Further names in casts, which `pg_type` does not have.
+        limits: Minimum and maximum of an integer.
+        format: The schema's format, if the form has none.
+        extension: Whether it belongs to an extension, and so may be in any schema.
         castable: Whether callers may cast to it.
-        short: Whether all its values are: at most some 50 bytes.
-        native_json: Whether its JSON, as PostgreSQL writes it, is its wire form; what is not travels
-            inside of JSON as text.
-        compared_as: The type that it is compared as, since it has no equality.
-        sum, average: The types of its sum and average, where not its own (`pg_aggregate`).
-        added, factor: The types of what can be added to it, and of what it can be multiplied by.
-        max_length: Whether its modifier is a length in characters, plus 4.
+        short: Whether no value is longer than some 50 bytes.
+        native_json: Whether PostgreSQL's JSON of a value is its wire form; otherwise it is text inside JSON.
+        compared_as: The type that it is cast to for comparisons, because it has no equality operator.
+        sum, average: The types of its sum and average, if they differ from its own (`pg_aggregate`).
+        added, factor: The types that can be added to it, and that it can be multiplied by.
+        max_length: Whether its type modifier is a length in characters, plus 4.
     """
 
     name: str
@@ -171,7 +170,7 @@ class DataType:
 
 
 _ROWS = (
-    # of several types with one form, the first is the one that a value is taken for first
+    # Of several types with one form, the first one is tried first for a value.
     DataType("bool", "boolean", aliases=("boolean",), short=True),
     DataType(
         "int4",
@@ -206,7 +205,7 @@ _ROWS = (
         added="int2",
         factor="int2",
     ),
-    # to_json writes an oid as a string
+    # to_json writes an oid as a string.
     DataType(
         "oid", "integer", limits=(0, 2**32 - 1), castable=False, short=True, native_json=False
     ),
@@ -218,7 +217,7 @@ _ROWS = (
         added="numeric",
         factor="numeric",
     ),
-    # to_json writes 1.0 as 1, which is read as an integer
+    # to_json writes 1.0 as 1, which would be read as an integer.
     DataType(
         "float8",
         "float",
@@ -249,7 +248,7 @@ _ROWS = (
     DataType("time", "time", short=True, added="interval"),
     DataType("timetz", format="time", short=True, added="interval"),
     DataType("timestamp", "timestamp", aliases=("datetime",), short=True, added="interval"),
-    # to_json writes an offset, "+00:00", in place of "Z"
+    # to_json writes the offset "+00:00" instead of "Z".
     DataType("timestamptz", "timestamptz", short=True, native_json=False, added="interval"),
     DataType("interval", "interval", short=True, added="interval", factor="float8"),
     DataType("bytea", "binary", native_json=False),
@@ -279,35 +278,35 @@ _ROWS = (
 )
 
 TYPES: Mapping[str, DataType] = {each.name: each for each in _ROWS}
-"""By name."""
+"""The table by type name."""
 
 ALIASES: Mapping[str, str] = {alias: each.name for each in _ROWS for alias in each.aliases}
 
 _OTHERS: Mapping[str, DataType] = {
     "S": DataType("", "string", castable=False, native_json=False),
     "N": DataType("", "number", castable=False, native_json=False),
-    # a type may have a cast to json of its own, which to_json would use
+    # A type may have its own cast to json, which to_json would use.
     "": DataType("", castable=False, native_json=False),
 }
-"""What stands for types without a row, by category: strings, numbers, all others."""
+"""The rows for types without one, by category: strings, numbers, all others."""
 
 
 def data_type(schema: str, name: str, category: str = "") -> DataType:
     """
-    Return what is known of a base type or pseudo-type.
+    Return the row of a base type or pseudo-type.
 
     Args:
-        schema: That holds it.
+        schema: Its schema.
         name: Its `typname`.
-        category: Its `typcategory`, which says what a type without a row is.
+        category: Its `typcategory`, for a type without a row.
     """
     found = TYPES.get(name)
-    # A type of one's own may be called json, too; an extension may be in any schema.
+    # A user-defined type may be called json as well; an extension may be in any schema.
     if found is not None and (found.extension or schema == "pg_catalog"):
         return found
     return _OTHERS.get(category) or _OTHERS[""]
 
 
 def with_form(*forms: FormName) -> tuple[str, ...]:
-    """Return the names of the types with these forms, in the table's order."""
+    """Return the names of the types with these forms, in the order of the table."""
     return tuple(each.name for each in _ROWS if each.form in forms)

@@ -1,37 +1,36 @@
 """
-Every refusal, by family.
+The errors that a caller can get, as a tree of classes.
 
 ::
 
     ServiceError
-    ├─ InvalidArgument      the call itself: a name, a type, a shape
+    ├─ InvalidArgument      a name, type or structure in the call is wrong
     ├─ NoSuchProcedure      unknown relation, verb or function
-    ├─ NotAuthorized        role or session
-    ├─ Canceled             the caller cancelled, the query was stopped
+    ├─ NotAuthorized        the role or the session lacks a right
+    ├─ Canceled             the caller cancelled, and the query was stopped
     ├─ NotFound             no such row
-    ├─ NotChanged           a trigger, rule or policy kept a row as it was
+    ├─ NotChanged           a trigger, rule or policy left a row unchanged
     ├─ InvalidRow           the values fail validation, column by column
-    ├─ ConstraintViolation  a constraint of the database says no
+    ├─ ConstraintViolation  a constraint of the database is violated
     │  ├─ UniqueViolation  ├─ ForeignKeyViolation  ├─ NotNullViolation
     │  └─ CheckViolation   └─ ExclusionViolation
     ├─ Conflict             `expect` or serialization failed, or an upload has ended
-    ├─ TooManyRows          over `max_affected`, or one row was expected
-    ├─ TooLarge             the answer may not be sent
-    │  ├─ TooManyGroups     an aggregate has more groups than an answer holds
-    │  ├─ TooManyToSend     a function gave more rows than an answer holds
-    │  ├─ TooManyWatched    a query has more rows than are watched
-    │  └─ TooMuchToDescribe more is served than one answer describes
-    ├─ StatementTimeout     over the time limit
-    ├─ Unavailable          try again later
-    ├─ OutcomeUnknown       a change may be kept: COMMIT had no answer, or the call went half way
+    ├─ TooManyRows          more than `max_affected`, or than the one row that was expected
+    ├─ TooLarge             the answer is too large to be sent
+    │  ├─ TooManyGroups     an aggregate has more groups than one answer may have
+    │  ├─ TooManyToSend     a function returned more rows than one answer may have
+    │  ├─ TooManyWatched    a live query has more rows than may be watched
+    │  └─ TooMuchToDescribe the description is larger than one answer may be
+    ├─ StatementTimeout     the time limit has passed
+    ├─ Unavailable          to be tried again later
+    ├─ OutcomeUnknown       a change may be kept: COMMIT was not answered, or the call was interrupted
     ├─ Raised               RAISE in the database
     ├─ DatabaseRefused      any other SQLSTATE
-    ├─ InternalError        a bug of ours: the caller gets an id alone
-    └─ Relayed              what another process of the service has refused
+    ├─ InternalError        a bug in the service: the caller only gets an id
+    └─ Relayed              an error of another process of the service
 
-A class holds the data of one refusal and words its message. Its `uri` is what WAMP
-callers see; `details` are the keyword arguments of the WAMP error, and only the names
-in `DETAILS` may be used.
+A class has the data of one error and words its message. Its `uri` is the error URI for WAMP callers; `details`
+are the keyword arguments of the WAMP error, whose names have to be in `DETAILS`.
 """
 
 from __future__ import annotations
@@ -59,16 +58,16 @@ DETAILS: Mapping[str, Mapping[str, Any]] = {
 """The keyword arguments of a WAMP error, as JSON Schema."""
 
 MAX_PATH = 300
-"""Characters of a path."""
+"""Maximum length of a path in characters."""
 
 
 class ServiceError(Exception):
     """
-    A refusal with its wire form.
+    An error for the caller.
 
     Args:
-        message: One sentence for the person who made the call.
-        details: Values for names of `DETAILS`; a None is left out.
+        message: One sentence for the caller.
+        details: Values for names of `DETAILS`; None values are left out.
     """
 
     uri: ClassVar[str]
@@ -80,12 +79,12 @@ class ServiceError(Exception):
         super().__init__(message)
         self.message = message
         self.details = {name: value for name, value in details.items() if value is not None}
-        if "path" in self.details:  # it repeats the caller's own words, however long
+        if "path" in self.details:  # it repeats names from the call, which can be of any length
             self.details["path"] = clip(self.details["path"], MAX_PATH)
 
 
 class InvalidArgument(ServiceError):
-    """A malformed call; `path` points at the argument, `hint` helps."""
+    """An invalid argument; `path` names its place in the call."""
 
     uri = "wamp.error.invalid_argument"
 
@@ -95,12 +94,12 @@ class UnknownName(InvalidArgument):
     A column, operator or argument that does not exist.
 
     Args:
-        kind: What was looked for, as in "column".
-        name: What the caller wrote.
-        known: What there is; the nearest becomes the hint.
-        of: Where it was looked for, as in 'relation "actions"'.
-        path: Where in the call.
-        hint: What is known to be meant; without it the nearest.
+        kind: The kind of name, as in "column".
+        name: The name in the call.
+        known: The existing names; the nearest one becomes the hint.
+        of: What the names belong to, as in 'relation "actions"'.
+        path: The place of the name in the call.
+        hint: A better hint than the nearest name, if there is one.
     """
 
     def __init__(
@@ -118,19 +117,19 @@ class UnknownName(InvalidArgument):
 
 
 class NoSuchProcedure(ServiceError):
-    """An unknown relation, verb or function; `hint` names the nearest the caller may use."""
+    """An unknown relation, verb or function; `hint` names the nearest one that the caller may use."""
 
     uri = "wamp.error.no_such_procedure"
 
 
 class NotAuthorized(ServiceError):
-    """PostgreSQL or the service refuses this role."""
+    """The role or the session lacks a right, by PostgreSQL or by the service."""
 
     uri = "wamp.error.not_authorized"
 
 
 class Canceled(ServiceError):
-    """The caller cancelled or left; the query was stopped on the server."""
+    """The caller has cancelled or left, and the query was cancelled on the server."""
 
     uri = "wamp.error.canceled"
 
@@ -139,7 +138,7 @@ class Canceled(ServiceError):
 
 
 class NotFound(ServiceError):
-    """There is no such row; of several in a call, `row` is the number of the first, from 0."""
+    """A row does not exist; if the call names several, `row` is the index of the first missing one."""
 
     uri = "rowcast.error.not_found"
 
@@ -148,7 +147,7 @@ class NotFound(ServiceError):
 
 
 class NotChanged(ServiceError):
-    """The database left out a write of one row, without an error; nothing is kept."""
+    """The database did not write a row, without an error; the write is rolled back."""
 
     uri = "rowcast.error.not_changed"
 
@@ -165,9 +164,9 @@ class InvalidRow(ServiceError):
     Values that fail validation.
 
     Args:
-        relation: Whose row it is.
-        fields: Column name to the reasons against its value.
-        path: Where in the call, for one row out of many.
+        relation: The relation of the row.
+        fields: The reasons against the value of each column.
+        path: The place of the row in the call, if the call has several.
     """
 
     uri = "rowcast.error.invalid_row"
@@ -185,7 +184,7 @@ class InvalidRow(ServiceError):
 
 
 class ConstraintViolation(ServiceError):
-    """A constraint of the database says no; `constraint` and `columns` tell which."""
+    """A constraint of the database is violated; `constraint` and `columns` name it."""
 
 
 class UniqueViolation(ConstraintViolation):
@@ -220,25 +219,27 @@ class ExclusionViolation(ConstraintViolation):
 
 class Conflict(ServiceError):
     """
-    `expect` failed (`row` is the row as it is now), serialization failed after retries, or what the
-    call belongs to has ended (`reason`).
+    A conflict with another write.
+
+    `expect` failed (`row` is the current row), serialization failed in all attempts, or the transaction or
+    upload of the call has ended (`reason`).
     """
 
     uri = "rowcast.error.conflict"
 
 
 class TooManyRows(ServiceError):
-    """More rows than `max_affected`, or more than the one that was expected; nothing is kept."""
+    """More rows than `max_affected`, or than the one that was expected; the write is rolled back."""
 
     uri = "rowcast.error.too_many_rows"
 
 
 class TooLarge(ServiceError):
     """
-    The answer is larger than may be sent; nothing is kept of a write.
+    The answer is larger than may be sent; a write is rolled back.
 
     Args:
-        limit: The most that may be, of what `wording` counts.
+        limit: The limit, in the unit of `wording`.
     """
 
     uri = "rowcast.error.too_large"
@@ -254,12 +255,12 @@ class TooLarge(ServiceError):
 
 class TooManyToSend(TooLarge):
     """
-    A function gave more rows than one answer holds.
+    A function returned more rows than one answer may have.
 
     Args:
-        name: Of the function.
-        limit: The most rows of an answer.
-        verbs: Whether it has any; a function whose rows are values has none.
+        name: The name of the function.
+        limit: Maximum number of rows of an answer.
+        verbs: Whether verbs apply to the function; not if its rows are single values.
     """
 
     def __init__(self, name: str, limit: int, verbs: bool) -> None:
@@ -270,21 +271,21 @@ class TooManyToSend(TooLarge):
 
 
 class TooManyGroups(TooLarge):
-    """An aggregate has more groups than one answer holds."""
+    """An aggregate has more groups than one answer may have."""
 
     wording = "there are more than {} groups, the most of one answer"
     hint = "ask for a part with where or having, or for one after the other with limit and offset"
 
 
 class TooManyWatched(TooLarge):
-    """A query has more rows than are watched."""
+    """A live query has more rows than may be watched."""
 
     wording = "there are more than {} rows, the most of one that is watched"
     hint = "watch a part with where, or the first ones with order and limit"
 
 
 class TooMuchToDescribe(TooLarge):
-    """More is served than one answer describes."""
+    """The description is larger than one answer may be."""
 
     wording = "what is served takes more than {} bytes to describe"
     hint = "relations=[…] and functions=[…] ask for a part; relations=[] gives the names"
@@ -292,11 +293,11 @@ class TooMuchToDescribe(TooLarge):
 
 class StatementTimeout(ServiceError):
     """
-    Over the time limit; stopped on the server.
+    A time limit has passed, and the statement was cancelled on the server.
 
     Args:
         message: What took too long.
-        clock: Which limit ran out, as callers see it.
+        clock: The time limit that has passed.
     """
 
     uri = "rowcast.error.timeout"
@@ -311,11 +312,11 @@ class StatementTimeout(ServiceError):
 
 class Unavailable(ServiceError):
     """
-    No database, no free connection, or shutting down; nothing was changed.
+    No database, no free connection, or the service is stopping; nothing was changed.
 
     Args:
         message: What is missing.
-        retry_after: Seconds after which another try makes sense.
+        retry_after: Seconds after which the caller may retry.
     """
 
     uri = "rowcast.error.unavailable"
@@ -325,7 +326,7 @@ class Unavailable(ServiceError):
 
 
 class PositionGone(ServiceError):
-    """The changes after the asked position are no longer kept, or are those of another database."""
+    """The changes after a position are no longer kept, or the position is of another database."""
 
     uri = "rowcast.error.position_gone"
 
@@ -338,7 +339,7 @@ class PositionGone(ServiceError):
 
 class OutcomeUnknown(ServiceError):
     """
-    The connection was lost during COMMIT, or a call was stopped half way: changes may be kept.
+    The connection was lost during COMMIT, or a call was interrupted: changes may be kept.
 
     Args:
         message: What is known.
@@ -354,7 +355,7 @@ class OutcomeUnknown(ServiceError):
 
 
 def committed_despite(error: TooLarge) -> OutcomeUnknown:
-    """Build the answer in place of a refusal if what the call changed is kept."""
+    """Return the error to raise instead of `error` if the changes of the call were committed."""
     return OutcomeUnknown(f"what the call changed is kept, but {error.message}")
 
 
@@ -372,10 +373,10 @@ class DatabaseRefused(ServiceError):
 
 class InternalError(ServiceError):
     """
-    A bug of ours.
+    A bug in the service.
 
     Args:
-        id: Under which the log has the rest.
+        id: The id under which the log has the details.
     """
 
     uri = "rowcast.error.internal"
@@ -386,10 +387,10 @@ class InternalError(ServiceError):
 
 class Relayed(ServiceError):
     """
-    A refusal of another process of the service.
+    An error of another process of the service, which answered a forwarded call.
 
     Args:
-        uri: Of the error.
+        uri: The URI of the error.
         message: Its message.
         details: Its keyword arguments.
     """
@@ -401,11 +402,11 @@ class Relayed(ServiceError):
 
 def causes(error: BaseException, contexts: bool = False) -> Iterator[BaseException]:
     """
-    Yield an error and those that it came from, each once: `raise error from error` is a loop.
+    Yield an error and its causes, each once, since `raise error from error` makes a loop.
 
     Args:
-        error: The last one.
-        contexts: Whether those count that were being handled when another one was raised.
+        error: The error.
+        contexts: Whether to include the errors that were handled when another one was raised.
     """
     seen: set[int] = set()
     each: BaseException | None = error
@@ -417,34 +418,34 @@ def causes(error: BaseException, contexts: bool = False) -> Iterator[BaseExcepti
 
 
 def clip(text: object, length: int = 80) -> str:
-    """Return what a caller wrote, cut to a length in characters."""
+    """Return a text of a caller, cut to a length in characters."""
     word = str(text)
     return word if len(word) <= length else word[: length - 1] + "…"
 
 
 def first_line(error: Exception) -> str:
-    """Return an error's first line, for the log; rows and statements might follow it."""
+    """Return an error's first line, for the log; the other lines may contain rows and statements."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def visible(text: str) -> str:
-    """Return a text with what a terminal would obey, such as ESC, as escapes; lines stay."""
+    """Return a text with terminal control characters, such as ESC, escaped; line ends are kept."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda at: f"\\x{ord(at[0]):02x}", text)
 
 
 def in_line(text: object, length: int = 300) -> str:
     """
-    Return a text of a peer's for a line of the log.
+    Return a text of a WAMP peer for a line of the log.
 
-    A URI may hold any character but white space, and a router's reason any at all: neither may
-    begin a line that looks like one of ours, nor colour the terminal of whoever reads it.
+    A URI may contain any character but white space, and a router's reason any at all. Neither may forge a line
+    of the log, or control the terminal of its reader.
     """
     return visible(clip(text, length)).replace("\n", "\\n")
 
 
 def nearest(name: object, known: Sequence[str]) -> str | None:
-    """Return a hint with the nearest known name, or the one that begins so; None if there is none."""
-    # A caller's name may be of any length, and difflib's time grows with it.
+    """Return a hint with the nearest known name, or the only one with that prefix; None if there is none."""
+    # The name may be of any length, and difflib's time grows with it.
     word = str(name)[:80].lower()
     close = get_close_matches(word, known, n=1, cutoff=0.6)
     if not close and len(word) > 3:

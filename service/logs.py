@@ -1,5 +1,5 @@
 """
-The log: what is severe enough to be in it, and which call it is of.
+The log: filters events by level, and marks each with the call that it belongs to.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from service.db.slow import ORIGIN, Origin
 @implementer(ILogObserver)
 class CallObserver:
     """
-    Hands events on; one that is of a call begins with the call's id.
+    Passes events on; the text of one that belongs to a call begins with the call's id.
 
-    Whatever is logged while a call is answered is of it, an application's own events included.
+    All events logged while a call is answered belong to the call, an application's own included.
 
     Args:
-        observer: What gets them, with the fields `call_id` and `transaction` more.
+        observer: Receives the events, with the additional fields `call_id` and `transaction`.
     """
 
     def __init__(self, observer: ILogObserver) -> None:
         self._observer = observer
 
     def __call__(self, event: LogEvent) -> None:
-        """Hand an event on."""
-        # A worker's thread is in no call's context: what it logs brings its origin along.
+        """Pass an event on."""
+        # A worker thread has no call's context, so its events carry their origin.
         origin, text = event.get("origin") or ORIGIN.get(), event.get("log_format")
         if isinstance(origin, Origin) and isinstance(text, str):
             of = [f"{name} {{{field}}}" for name, field, value in _parts(origin) if value]
@@ -52,14 +52,14 @@ def _parts(origin: Origin) -> list[tuple[str, str, str]]:
 
 
 def at_level(observer: ILogObserver, level: str) -> ILogObserver:
-    """Return an observer of what is as severe as a level or more so, by call."""
-    least = LogLevelFilterPredicate(LogLevel.levelWithName(level))
-    found: ILogObserver = FilteringLogObserver(CallObserver(observer), [least])
+    """Return an observer of the events of a level and above, marked by call."""
+    predicate = LogLevelFilterPredicate(LogLevel.levelWithName(level))
+    found: ILogObserver = FilteringLogObserver(CallObserver(observer), [predicate])
     return found
 
 
 def limit_log(level: str) -> None:
-    """Limit the log of twistd, wherever its options send it, to a level and above."""
+    """Limit the log of twistd to the events of a level and above, whatever its destination."""
     begin = globalLogBeginner.beginLoggingTo
 
     def begin_limited(
@@ -69,5 +69,5 @@ def limit_log(level: str) -> None:
     ) -> None:
         begin([at_level(each, level) for each in observers], discardBuffer, redirectStandardIO)
 
-    # twistd makes its observer after it has read twistd.tac, and has no option for the level.
+    # twistd creates its observer after it has loaded twistd.tac, and has no option for the level.
     globalLogBeginner.beginLoggingTo = begin_limited  # type: ignore[method-assign]

@@ -1,8 +1,8 @@
 """
-What may be handed to autobahn: plain values, not too deep.
+Payloads: checks that a value can be sent through autobahn, and encodes answers.
 
-A router that cannot encode a result for its caller leaves the call unanswered, and one that
-cannot decode it drops the service's connection. So a result is checked before it leaves.
+A router that cannot encode a result for its caller leaves the call unanswered, and one that cannot decode it
+drops the service's connection. So each result is checked before it is sent.
 """
 
 from __future__ import annotations
@@ -19,50 +19,50 @@ from service.errors import TooLarge
 
 MAX_DEPTH = 128
 """
-Levels of lists and dicts in one message, both ways, the message itself counted.
+Maximum levels of lists and dicts in a message, sent or received, including the message itself.
 
-The router's decoder of CBOR stops at 400, and JSON decoders of clients well below 1,000.
+The router's CBOR decoder stops at 400 levels, and JSON decoders of clients well below 1,000.
 """
 
 ENVELOPE = 8
-"""Levels that the message keeps for itself."""
+"""Levels of the message around its payload."""
 
 LEVELS = MAX_DEPTH - ENVELOPE
-"""Of an answer, or of the argument of an event."""
+"""Maximum levels of an answer, or of the argument of an event."""
 
 ROOM = 64
-"""Bytes that a message needs besides the rows of an answer."""
+"""Bytes of a message besides the rows of an answer."""
 
 
 def _base64(value: bytes) -> str:
-    """Return the form of bytea in JSON; every other wire value has one of its own."""
+    """Return the form of bytea in JSON; all other wire values are JSON values."""
     return b64encode(value).decode()
 
 
 wire_json = JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_base64).encode
-"""Returns the JSON of a wire value, where an answer is text."""
+"""Returns the JSON of a wire value, for answers in the form "json"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A part of an answer that is CBOR already, of values that every client can be sent."""
+    """A part of an answer that is CBOR already, and contains only values that every client can receive."""
 
     data: bytes
 
 
 def write_encoded(encoder: cbor2.CBOREncoder, value: Any) -> None:
-    """Write what is encoded already, as cbor2 asks of a value of a type that it does not know."""
+    """Write an `Encoded`; cbor2 calls this as its `default` for types that it does not know."""
     if type(value) is not Encoded:
         raise cbor2.CBOREncodeError(f"cannot encode type {type(value)}")
     encoder.write(value.data)
 
 
-# No memoryview, which psycopg2 has for bytea: CBOR would make a list of integers of it.
+# Without memoryview, psycopg2's type for bytea: CBOR would encode it as a list of integers.
 _PLAIN = frozenset([str, bool, bytes, type(None), Encoded])
 _STR = frozenset([str])
 SAFE = 2**53
-"""Numbers below it, and above its negative, are fine without a closer look."""
-# What MessagePack has: for a caller who speaks that, the router never answers with more.
+"""Numbers of a smaller absolute value need no further check."""
+# The range of MessagePack: with a larger integer the router would not answer a caller that uses it.
 _LEAST, _MOST = -(2**63), 2**64 - 1
 
 
@@ -72,8 +72,8 @@ class Receipted:
     The answer of a write, with a receipt.
 
     Args:
-        answer: As it would be without.
-        tx: The id of the transaction that has it; None if nothing was written.
+        answer: The answer without the receipt.
+        tx: The id of the transaction; None if nothing was written.
     """
 
     answer: Any
@@ -82,20 +82,20 @@ class Receipted:
 
 RECEIPT_TAG = 40_500
 """
-Of the transaction in CBOR, behind the answer; nothing plain has a tag.
+CBOR tag of the transaction's id, behind the answer; plain values have no tag.
 
-Not of both: what is in a tag is decoded as tuples.
+The answer is not in the tag, because cbor2 decodes the lists in a tag as tuples.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Audience:
     """
-    Who of the subscribers gets an event; all of them, if nothing is said.
+    The subscribers that receive an event; all of them by default.
 
     Args:
-        eligible: The authroles that get it.
-        excluded: Those that do not.
+        eligible: Authroles that receive it.
+        excluded: Authroles that do not receive it.
     """
 
     eligible: tuple[str, ...] = ()
@@ -108,9 +108,9 @@ class Publication:
     An event for a topic.
 
     Args:
-        topic: The whole URI.
-        event: The one argument.
-        audience: Who gets it.
+        topic: The complete URI.
+        event: Its only argument.
+        audience: The subscribers that receive it.
     """
 
     topic: str
@@ -123,7 +123,7 @@ class Unsafe(Exception):
 
 
 class TooDeep(TooLarge, Unsafe):
-    """More levels than some client's decoder takes."""
+    """More levels than some client's decoder supports."""
 
     wording = "the answer is nested deeper than {} levels"
     hint = "select a part of it by path, or cast it to text"
@@ -131,36 +131,35 @@ class TooDeep(TooLarge, Unsafe):
 
 def check(value: Any, levels: int = LEVELS) -> None:
     """
-    Check that every client can be sent a value.
+    Check that a value can be sent to every client.
 
-    Plain are str, bool, None, bytes, integers of 64 bits, finite floats, and lists and
-    str-keyed dicts of these; exactly these types, since a serializer meets a subclass
-    elsewhere than its author did.
+    It may consist of str, bool, None, bytes, integers of 64 bits, finite floats, and lists and str-keyed dicts
+    of these. Subclasses are refused, because serializers differ in how they treat them.
 
     Raises:
-        TooDeep: It has more levels.
-        Unsafe: It holds something else.
+        TooDeep: The value has more levels than `levels`.
+        Unsafe: It contains another type.
     """
     _check([value], levels + 1)
 
 
 def fit(answer: Any, max_bytes: int) -> int:
     """
-    Check that an answer can be sent, before its transaction commits; return its bytes as CBOR.
+    Check, before its transaction commits, that an answer can be sent; return its size as CBOR in bytes.
 
     Args:
-        answer: As it will be sent, or all that is large of it.
-        max_bytes: What a message may weigh.
+        answer: The answer, or all of its large parts.
+        max_bytes: Maximum size of a message.
 
     Raises:
-        TooLarge: It is larger, or has more levels than `check` lets pass.
-        Unsafe: It holds something that cannot be sent.
+        TooLarge: The answer is larger, or has more levels than `check` allows.
+        Unsafe: It contains a value that cannot be sent.
     """
     return len(packed(answer, max_bytes))
 
 
 def packed(answer: Any, max_bytes: int) -> bytes:
-    """Return an answer as CBOR, with its receipt if it has one; raises as `fit` does."""
+    """Return an answer as CBOR, with its receipt if it has one; raise as `fit` does."""
     if isinstance(answer, Receipted):
         check(answer.answer)
         answer = [answer.answer, cbor2.CBORTag(RECEIPT_TAG, answer.tx)]
@@ -191,7 +190,7 @@ def _check(items: Any, levels: int) -> None:
             if not -SAFE < item < SAFE:  # neither is NaN
                 _check_number(item)
         elif kind is dict:
-            # A key that is an integer ends the connection of a client with MessagePack.
+            # An integer as a key ends the connection of a client that uses MessagePack.
             if not _STR.issuperset(map(type, item)):
                 raise Unsafe("a key that is not a string")
             _check(item.values(), levels - 1)
@@ -205,6 +204,6 @@ def _check_number(number: float) -> None:
     if type(number) is int:
         if not _LEAST <= number <= _MOST:
             raise Unsafe("an integer beyond 64 bits")
-    # Of all floats NaN and the infinities alone do not give 0 here.
+    # Only for NaN and the infinities is this difference not 0.
     elif number - number != 0.0:
         raise Unsafe("a float that is not finite")

@@ -1,8 +1,8 @@
 """
-The environment, read once into one frozen value.
+The settings: the environment, read once into one frozen value.
 
-The only reader of the environment. Names without the prefix `ROWCAST_` belong to platforms. The
-words of a refusal follow the setting's name.
+No other module reads the environment. Names without the prefix `ROWCAST_` are those of hosting platforms. The
+message of a `ValueError` here is appended to the setting's name.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Address:
     One address of a router.
 
     Args:
-        url: As it was set, for the log.
+        url: The URL as it was set, for the log.
         scheme: "rs", "rss", "ws", "wss" or "unix".
-        host: Of the TCP schemes.
-        port: Of the TCP schemes.
-        path: The socket's, for "unix".
+        host: The host; "" for "unix".
+        port: The TCP port; 0 for "unix".
+        path: The path of the socket; "" for the other schemes.
     """
 
     url: str
@@ -55,10 +55,10 @@ class Address:
     @classmethod
     def from_url(cls, url: str) -> Self:
         """
-        Read `ws://host:port/path`, `wss://`, `rs://host:port`, `rss://` or `unix:path`.
+        Parse `ws://host:port/path`, `wss://`, `rs://host:port`, `rss://` or `unix:path`.
 
         Raises:
-            ValueError: It is none of these.
+            ValueError: The URL has none of these forms.
         """
         scheme, _, rest = url.partition(":")
         path = rest.removeprefix("//")
@@ -67,7 +67,7 @@ class Address:
         host, port = _place(url)
         if scheme not in PORTS or not host:
             raise ValueError("should be ws://, wss://, rs://, rss:// and a host, or unix:path")
-        if "@" in url.partition("?")[0]:  # it would stand in the log, and is not what logs in
+        if "@" in url.partition("?")[0]:  # the log would show it, and it is not used to log in
             raise ValueError(
                 "should have no user or password: set ROWCAST_AUTHID with ROWCAST_TICKET,"
                 " or ROWCAST_KEY_FILE"
@@ -85,7 +85,7 @@ def _place(url: str) -> tuple[str, int | None]:
     except ValueError:
         return "", None
     try:
-        # urlsplit reads the port only here, and raises for a wrong one.
+        # urlsplit parses the port only at this access, and raises if it is wrong.
         return host, parts.port
     except ValueError:  # not a number, or too large
         return host, 0
@@ -112,7 +112,7 @@ def _is_router(urls: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _is_uri(value: str) -> str:
-    # WAMP's strict URIs, which a router may be set to insist on.
+    # WAMP's strict URI rules, which a router may be configured to enforce.
     if not re.fullmatch(r"[0-9a-z_]+(\.[0-9a-z_]+)*", value):
         raise ValueError("should be lower-case letters, digits and _, joined by dots")
     if value.split(".")[0] in ("wamp", "crossbar"):
@@ -131,7 +131,7 @@ def _is_mapping(pairs: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Uri = Annotated[str, AfterValidator(_is_uri)]
-# NoDecode: pydantic-settings would otherwise take the text of a tuple for JSON.
+# NoDecode, because pydantic-settings would parse the text of a tuple as JSON.
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 RouterUrls = Annotated[
     tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_is_router)
@@ -145,7 +145,9 @@ Weight = Annotated[int, Field(ge=2**20)]
 
 PREFIX = "ROWCAST_"
 BARE = {"database_url": "DATABASE_URL", "port": "PORT"}
-RIVALS = {"database_url_file": "database_url", "key_file": "ticket"}
+"""Environment variables without the prefix, by field."""
+EXCLUSIVE = {"database_url_file": "database_url", "key_file": "ticket"}
+"""Pairs of settings of which only one may be set."""
 
 
 OTHER_NAMES = {
@@ -180,15 +182,15 @@ OTHER_NAMES = {
     "log_level": "LOG LOGGING VERBOSITY DEBUG",
     "state": "DATA DATADIR STATEDIR DATAPATH",
 }
-"""What people call settings, mostly from other programs; without the prefix and "_"."""
+"""Names of settings in other programs, for hints; without the prefix and "_"."""
 
 
 class InvalidSettings(ValueError):
     """
-    The environment does not make sense; words every problem, one a line.
+    The environment is invalid; the message has all problems, one on each line.
 
     Args:
-        problems: A sentence for each.
+        problems: A sentence for each problem.
     """
 
     def __init__(self, problems: list[str]) -> None:
@@ -197,14 +199,14 @@ class InvalidSettings(ValueError):
 
 
 class Settings(BaseSettings):
-    """Everything that can be set; `docs/settings.md` has it as a table."""
+    """All settings; `docs/settings.md` has a table of them."""
 
     model_config = SettingsConfigDict(
         frozen=True,
         env_prefix=PREFIX,
-        env_ignore_empty=True,  # as files of compose and of platforms have what is not set
+        env_ignore_empty=True,  # compose files and platforms pass unset variables as empty ones
         validate_by_name=True,
-        hide_input_in_errors=True,  # it may be a password
+        hide_input_in_errors=True,  # the input may be a password
     )
 
     database_url: DatabaseUrl | None = Field(
@@ -371,14 +373,14 @@ class Settings(BaseSettings):
     @field_validator("database_url_file", "key_file")
     @classmethod
     def _alone(cls, file: Path | None, info: ValidationInfo) -> Path | None:
-        other = RIVALS[str(info.field_name)]
+        other = EXCLUSIVE[str(info.field_name)]
         if file is not None and info.data.get(other) is not None:
             raise ValueError(f"and {variable(other)} are two answers to one question: unset one")
         return file
 
     @property
     def place(self) -> Place:
-        """Where the database is."""
+        """The address of the database."""
         return Place(
             url=_secret(self.database_url),
             file=self.database_url_file,
@@ -388,7 +390,7 @@ class Settings(BaseSettings):
 
     @property
     def database_roles(self) -> dict[str, str]:
-        """Database roles by the authrole of the caller."""
+        """The database roles by authrole."""
         pairs = (pair.partition("=") for pair in self.roles)
         return {authrole.strip(): role.strip() for authrole, _, role in pairs}
 
@@ -398,7 +400,7 @@ class Settings(BaseSettings):
         return not self.router_url
 
     def lines(self) -> Iterator[tuple[str, str, str]]:
-        """Yield each setting's name, value (secrets hidden) and source."""
+        """Yield the name, value and source of each setting; secrets are hidden."""
         for field, value in self:
             given = field in self.model_fields_set
             yield variable(field), _shown(value), "environment" if given else "default"
@@ -410,18 +412,18 @@ def variable(field: str) -> str:
 
 
 KNOWN = {variable(field): field.upper() for field in Settings.model_fields}
-"""Fields in upper case, by their environment variables."""
+"""The fields in upper case, by environment variable."""
 
 
 def load() -> Settings:
     """
-    Read the environment.
+    Read the settings from the environment.
 
     Raises:
-        InvalidSettings: With every problem there is.
+        InvalidSettings: With all problems.
     """
-    # A name that nothing reads is as wrong as a value: the setting that was meant would keep its default.
-    problems = list(_strangers())
+    # An unknown name is an error too, since the setting that was meant would silently keep its default.
+    problems = list(_unknown())
     try:
         settings = Settings()
     except ValidationError as error:
@@ -431,7 +433,7 @@ def load() -> Settings:
     return settings
 
 
-def _strangers() -> Iterator[str]:
+def _unknown() -> Iterator[str]:
     for name in sorted(os.environ):
         if name.startswith(PREFIX) and name not in KNOWN:
             meant = _meant(name)
@@ -439,7 +441,7 @@ def _strangers() -> Iterator[str]:
 
 
 def _meant(name: str) -> str | None:
-    """Return the setting that another name stands for, by its words or else by its letters."""
+    """Return the setting that an unknown name probably means: a known synonym, or the nearest name."""
     words = name.removeprefix(PREFIX).replace("_", "")
     for field, others in OTHER_NAMES.items():
         if words in others.split():

@@ -1,10 +1,10 @@
 """
-For tests of procedures and models of one's own: a real database, and sessions without a router.
+Support for tests of an application's procedures and models: a real database, and sessions without a router.
 
-`postgres` runs the embedded server; `serving` serves a copy of its database, so that each test has
-one as it was made. What is left out is the way from a client through Crossbar: `FakeSession.call` hands
-its arguments to the dispatcher. It answers as autobahn's `session.call` does, down to the errors;
-the same tests pass on both (`tests/wamp/test_testing.py`).
+`postgres` runs the embedded server; `serving` serves a copy of its database, so that each test starts from the
+same state. Only the path from a client through Crossbar is left out: `FakeSession.call` passes its arguments to
+the dispatcher. It answers and raises like autobahn's `session.call`; the same tests pass on both
+(`tests/wamp/test_testing.py`).
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ _SESSIONS = count(1)
 @contextmanager
 def postgres(migrate: bool = True, sql: str = "") -> Iterator[str]:
     """
-    Run an embedded PostgreSQL for the length of the body; yield the DSN of a database there.
+    Run an embedded PostgreSQL during the body; yield the DSN of a database in it.
 
-    It takes two seconds, so once for all tests (`scope="session"`) is right. Blocks.
+    It takes two seconds, so use it once for all tests (`scope="session"`). Blocks.
 
     Args:
-        migrate: Whether the database is brought to the migrations' head.
-        sql: Run after that, for tables and rows that all tests have.
+        migrate: Whether to upgrade the database to the head of the migrations.
+        sql: SQL to run after that, for the tables and rows of all tests.
     """
     home = Path(tempfile.mkdtemp(prefix="rowcast-test-"))
     try:
@@ -71,15 +71,15 @@ def postgres(migrate: bool = True, sql: str = "") -> Iterator[str]:
 @asynccontextmanager
 async def serving(reactor: Any, dsn: str, *modules: str, **settings: Any) -> AsyncIterator[Service]:
     """
-    Serve a copy of a database, without a router, for the length of the body.
+    Serve a copy of a database, without a router, during the body.
 
     Args:
-        reactor: The one that runs.
-        dsn: Of the database, to which nobody may be connected meanwhile.
-        modules: Of the application, as `ROWCAST_APP` would name them.
-        settings: Others, by the names of `Settings`: `schemas="app"`, `roles="clerk=app_clerk"`.
+        reactor: The reactor that runs.
+        dsn: The DSN of the database, which must have no connections while it is copied.
+        modules: The modules of the application, as in `ROWCAST_APP`.
+        settings: Further settings by the names of `Settings`: `schemas="app"`, `roles="clerk=app_clerk"`.
     """
-    # twistar has one registry per process: what was there before is put back.
+    # twistar has one registry for the process; it is restored at the end.
     known = Registry.DBPOOL, Registry.IMPL, dict(Registry.REGISTRATION)
     with _database(dsn, parse_dsn(dsn)["dbname"]) as copy:
         chosen = Settings(database_url=SecretStr(copy), app=modules, **settings)
@@ -104,8 +104,8 @@ class Service:
 
     Args:
         serving: Its parts.
-        dsn: Of its database, for SQL beside it.
-        prefix: Of its procedures.
+        dsn: The DSN of its database, for SQL on another connection.
+        prefix: The prefix of its procedures.
     """
 
     serving: Serving = field(repr=False)
@@ -113,21 +113,21 @@ class Service:
     prefix: str
 
     def join(self, authid: str | None = None, authrole: str = "anonymous") -> FakeSession:
-        """Return a session of a client, as a router would disclose it."""
+        """Return a new session of a client, with the details that a router would disclose."""
         return FakeSession(self, Caller(next(_SESSIONS), authid, authrole, REALM))
 
     def execute(self, sql: str) -> list[tuple[Any, ...]]:
-        """Run SQL as a neighbor of the service; return the rows of the last statement. Blocks."""
+        """Run SQL on a connection of its own; return the rows of the last statement. Blocks."""
         return _execute(self.dsn, SQL(sql))
 
 
 class FakeSession:
     """
-    A client's session, as far as calls go.
+    A client's session, which can only call.
 
     Args:
-        service: Whom it calls.
-        caller: Who it is.
+        service: The service that it calls.
+        caller: The details of the session.
     """
 
     def __init__(self, service: Service, caller: Caller) -> None:
@@ -141,12 +141,12 @@ class FakeSession:
         Cancelling the Deferred cancels the call, as WAMP's CANCEL in mode `kill` does.
 
         Raises:
-            autobahn.wamp.exception.ApplicationError: It was refused.
+            autobahn.wamp.exception.ApplicationError: The call is refused.
         """
         return Deferred.fromCoroutine(self._call(procedure, args, kwargs))
 
     def leave(self) -> None:
-        """Leave: what the session has begun and not finished, such as an upload, is dropped."""
+        """Leave: drop what the session has begun and not finished, such as an upload."""
         assert self.caller.session is not None
         self._service.serving.dispatcher.departed(self.caller.session)
         self._service.serving.watches.departed(self.caller.session)
@@ -181,30 +181,29 @@ class FakeSession:
 
 
 def _carried(value: Any) -> Any:
-    """Return a value as it arrives at the other end of a connection."""
-    # A tuple arrives as a list, as it does by way of a router.
+    """Return a value as it arrives at the other end of a connection; a tuple arrives as a list."""
     return cbor2.loads(cbor2.dumps(value, default=write_encoded))
 
 
 @contextmanager
 def _database(server: str, template: str) -> Iterator[str]:
-    """Make a database for the length of the body; yield its DSN."""
+    """Create a database for the duration of the body; yield its DSN."""
     other = make_dsn(server, dbname="postgres")
     name = Identifier(f"t_{uuid4().hex[:12]}")
     _execute(other, SQL("CREATE DATABASE {} TEMPLATE {}").format(name, Identifier(template)))
     try:
         yield make_dsn(server, dbname=name.string)
     finally:
-        # FORCE: a server process may outlive the connection that was just closed by a moment.
+        # FORCE, because a server process ends shortly after its connection is closed.
         _execute(other, SQL("DROP DATABASE {} WITH (FORCE)").format(name))
 
 
 def _execute(dsn: str, sql: Any) -> list[tuple[Any, ...]]:
     with closing(psycopg2.connect(dsn)) as connection:
-        # CREATE DATABASE runs in no transaction.
+        # CREATE DATABASE cannot run in a transaction.
         connection.autocommit = True
         with connection.cursor() as cursor:
-            # psycopg2 raises for a query that is empty.
+            # psycopg2 raises for an empty query.
             if sql.as_string(cursor):
                 cursor.execute(sql)
             return cursor.fetchall() if cursor.description else []

@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping
 
 from service.api.call import Route, Snapshot
 from service.api.verbs import FUNCTION
-from service.catalog import Relation
+from service.catalog import Catalog, Relation
+from service.describe.relations import served_name, verbs_of
 from service.describe.verb import Verb
 from service.errors import NoSuchProcedure, clip, nearest
-from service.request.names import FN, FunctionName, Name, parse_name
+from service.request.names import FN, FunctionName, Name, decode, encode, parse_name
 from service.request.synonyms import synonym_hint
 
 
@@ -41,9 +42,39 @@ def find_route(
         if name.startswith(head := f"{prefix}."):
             bare = clip(name.removeprefix(head))
             error.details["hint"] = f'did you mean "{bare}", without the prefix?'
+        elif incomplete := _incomplete(snapshot.catalog, name, verbs):
+            raise incomplete from None
         elif hint := _hint_at_written(name, verbs, written):
             error.details["hint"] = hint
         raise
+
+
+def _incomplete(catalog: Catalog, name: str, verbs: Mapping[str, Verb]) -> NoSuchProcedure | None:
+    """Return the refusal of a name that ends at a relation, a function or a schema; None for any other."""
+    *home, last = map(decode, name.removesuffix(".").split("."))
+    schema = home[0] if home else catalog.schemas[0]
+    if len(home) > 1:
+        return None
+    relation = catalog.relations.get((schema, last))
+    if relation is not None:
+        known = verbs_of(relation, verbs)
+        example = f'as in "{clip(served_name(catalog, relation))}.{known[0]}"; ' if known else ""
+        return NoSuchProcedure(
+            f'"{clip(name)}" is a relation without a verb',
+            relation=relation.name,
+            hint=f"{example}verbs: {', '.join(known) or 'none'}",
+        )
+    said = f'no procedure "{clip(name)}"'
+    if (schema, last) in catalog.functions:
+        function = ".".join(map(encode, [*home, FN, last]))
+        return NoSuchProcedure(said, hint=f'did you mean the function "{clip(function)}"?')
+    if last == FN and schema in catalog.schemas:
+        function = ".".join(map(encode, [*home, FN, "<function>"]))
+        return NoSuchProcedure(said, hint=f'functions are "{function}"; describe lists them')
+    if not home and last in catalog.schemas:
+        relations = f"{clip(encode(last))}.<relation>.<verb>"
+        return NoSuchProcedure(said, hint=f'this is a schema: "{relations}"; describe lists them')
+    return None
 
 
 def _resolve(snapshot: Snapshot, name: Name | FunctionName, verbs: Mapping[str, Verb]) -> Route:
@@ -73,12 +104,13 @@ def _verb_of_relation(
 ) -> Verb:
     verb = verbs.get(name)
     if verb is None or verb.handler is None:
+        known = verbs_of(relation, verbs)
         raise NoSuchProcedure(
             f'"{relation.name}" has no verb "{clip(name)}"',
             relation=relation.name,
             hint=snapshot.at_hand(relation, synonym_hint("verb", name, verbs) or "")
-            or nearest(name, list(verbs))
-            or f"verbs: {', '.join(verbs)}",
+            or nearest(name, known)
+            or f"verbs: {', '.join(known)}",
         )
     if verb.writes and verb.rights[0] not in relation.accepted_writes:
         raise NoSuchProcedure(

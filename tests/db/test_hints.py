@@ -42,6 +42,11 @@ INSERT INTO priced VALUES (1, 99, 1, 1);
 CREATE TABLE signs (id int PRIMARY KEY, "c:d" int, "e->f" int, "h::i" int, "-g" int);
 CREATE TABLE starred (id int PRIMARY KEY, "*" int);
 INSERT INTO starred VALUES (1, 5), (2, 6), (3, NULL);
+CREATE SCHEMA other;
+CREATE TABLE other.things (id int PRIMARY KEY);
+CREATE VIEW other.fn AS SELECT DISTINCT n FROM things;
+COMMENT ON VIEW other.fn IS '@key n';
+CREATE FUNCTION other.made() RETURNS int LANGUAGE sql AS 'SELECT 1';
 """
 
 
@@ -175,6 +180,42 @@ async def test_refusal_names_the_way_out(
     db: DirectCaller, name: str, args: list[Any], kwargs: dict[str, Any], hint: str
 ) -> None:
     assert (await refused(db, name, args, kwargs)).details["hint"] == hint
+
+
+OF_THINGS = "get, find, count, exists, stream, export, watch, aggregate, create, upsert, update, delete, import"
+INCOMPLETE = [
+    ("things", f'as in "things.get"; verbs: {OF_THINGS}'),
+    ("things.", f'as in "things.get"; verbs: {OF_THINGS}'),
+    ("other.things", f'as in "other.things.get"; verbs: {OF_THINGS}'),
+    (
+        "other.fn",
+        'as in "other.fn.get"; verbs: get, find, count, exists, stream, export, watch, aggregate',
+    ),
+    ("things.xyzzy", f"verbs: {OF_THINGS}"),
+    ("part", 'did you mean the function "fn.part"?'),
+    ("part.", 'did you mean the function "fn.part"?'),
+    ("other.made", 'did you mean the function "other.fn.made"?'),
+    ("fn", 'functions are "fn.<function>"; describe lists them'),
+    ("fn.", 'functions are "fn.<function>"; describe lists them'),
+    ("other", 'this is a schema: "other.<relation>.<verb>"; describe lists them'),
+    ("other.", 'this is a schema: "other.<relation>.<verb>"; describe lists them'),
+    ("othr.things.find", 'did you mean "public.things"?'),
+    ("othr.xyzzy.find", 'did you mean "other"?'),
+    ("rowcast.things", 'did you mean "things", without the prefix?'),
+    ("", "procedures are <relation>.<verb> or <schema>.<relation>.<verb>; describe lists them"),
+]
+
+
+@pytest.mark.serving("public", "other")
+@pytest.mark.parametrize(("name", "hint"), INCOMPLETE)
+@pytest_twisted.ensureDeferred
+async def test_name_that_ends_too_early_says_what_comes_next(
+    db: DirectCaller, name: str, hint: str
+) -> None:
+    """Not what is called nearly so, as `transaction` for `actions`."""
+    error = await refused(db, name, [], {})
+    assert isinstance(error, NoSuchProcedure)
+    assert error.details["hint"] == hint
 
 
 @pytest_twisted.ensureDeferred
