@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from service.catalog import Column, Type
 from service.db.codec import Codec
 from service.db.connection import PgConnection
-from service.db.json import check_text
+from service.db.json import check_text, within
 from service.db.position import point_out
 from service.db.statements import execute
 from service.errors import InvalidArgument, UnknownName
@@ -85,9 +85,7 @@ class RowText:
             try:
                 yield self._row(row, defaults).encode()
             except InvalidArgument as refusal:
-                tail = refusal.details.get("path")
-                refusal.details["path"] = f"rows.{at}.{tail}" if tail else f"rows.{at}"
-                refusal.details["line"] = self.line
+                within(refusal, f"rows.{at}").details["line"] = self.line
                 raise
 
     def _row(self, row: Any, defaults: bool) -> str:
@@ -109,7 +107,7 @@ class RowText:
                     value = new_value(value, name)
                 if value is BY_DEFAULT:
                     if self._complete or (has_default and not defaults):
-                        raise _lacking(name)
+                        raise _missing_value(name)
                     found.append(DEFAULT if has_default else NULL)
                 elif isinstance(value, Text):
                     found.append(_escaped(check_text(value.text)))
@@ -145,7 +143,7 @@ class CsvText:
             raise
 
 
-def _lacking(name: str) -> InvalidArgument:
+def _missing_value(name: str) -> InvalidArgument:
     return InvalidArgument(
         "each row of this import has a value for every column",
         path=name,
@@ -216,13 +214,13 @@ class Blocks:
         self._weight = 0
         for start in range(0, len(text), 2 * BLOCK):
             with self._connection.paused() if self._connection else nullcontext():
-                asked = self._asked()
+                asked = self._requested()
             if not asked:  # the COPY is being canceled; what it still sends until then is dropped
                 return
             self._ready.append(text[start : start + 2 * BLOCK])
             self._reactor.callFromThread(self._pump)
 
-    def _asked(self) -> bool:
+    def _requested(self) -> bool:
         """Wait until a block is requested; return whether one is still wanted."""
         while not (self._stopped or (self._connection and self._connection.stopped)):
             if self._credit.acquire(timeout=POLL_INTERVAL):

@@ -265,24 +265,15 @@ def _relation(row: Any, unique_keys: Sequence[tuple[bool, UniqueKey]], **others:
         changed_by_triggers=frozenset(kind for bit, kind in TRIGGERS.items() if row.after & bit),
         accepted_writes=frozenset(kind for bit, kind in WRITES.items() if row.events & bit),
         auto_updatable=row.direct,
-        **_values(row, "schema", "name", "row_security", "estimable"),
-        **_values(
-            row,
-            "side_effects",
-            "has_rules",
-            "has_children",
-            "selectable",
-            "insertable",
-            "updatable",
-        ),
-        **_values(row, "deletable", "readable"),
+        **_values(row, "schema name row_security estimable side_effects has_rules has_children"),
+        **_values(row, "selectable insertable updatable deletable readable"),
         **others,
     )
 
 
-def _values(row: Any, *names: str) -> dict[str, Any]:
+def _values(row: Any, names: str) -> dict[str, Any]:
     """Return the columns of a row whose fields in the catalog have the same names."""
-    return {name: getattr(row, name) for name in names}
+    return {name: getattr(row, name) for name in names.split()}
 
 
 def _columns(rows: Rows, types: TypeRows) -> dict[str, Column]:
@@ -292,8 +283,8 @@ def _columns(rows: Rows, types: TypeRows) -> dict[str, Column]:
             default=row.expression or (None if row.generated else types.default(row.type)),
             comment=visible_comment(row.comment),
             max_length=types.max_length(row.type, row.modifier),
-            **_values(row, "name", "type", "declared", "identity", "generated"),
-            **_values(row, "selectable", "insertable", "updatable", "loose"),
+            **_values(row, "name type declared identity generated"),
+            **_values(row, "selectable insertable updatable loose"),
         )
         for row in rows
     }
@@ -334,6 +325,7 @@ def _view_keys(
     if claimed:
         if not {*claimed} <= {*names.values()}:
             return []
+        # PostgreSQL enforces a declared key only if it is a key of the table as well.
         keys = (frozenset(key) for key in shown.get(home, ()))
         known = simple and frozenset(claimed) in keys
         others = [each for _, each in found if {*each.columns} != {*claimed}]
@@ -470,8 +462,7 @@ class TypeRows:
             ),
             comparable=self._comparable(oid, frozenset()),
             pure=oid not in self._impure,
-            **_values(row, "oid", "schema", "name", "sql", "category", "element", "delimiter"),
-            **_values(row, "pattern", "row"),
+            **_values(row, "oid schema name sql category element delimiter pattern row"),
         )
 
     def _comparable(self, oid: int, above: frozenset[int]) -> bool:
@@ -529,7 +520,7 @@ def _function(row: Any) -> Function:
         arguments=_arguments(row),
         volatility=VOLATILITIES[row.volatility],
         comment=visible_comment(row.comment),
-        **_values(row, "schema", "name", "result", "many", "single", "procedure", "definer"),
+        **_values(row, "schema name result many single procedure definer"),
     )
 
 

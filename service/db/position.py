@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import psycopg2
 
@@ -52,8 +53,9 @@ def point_out(error: psycopg2.Error, statement: Statement) -> None:
     if len(spans) < len(statement.bounds):  # the cursor has run another statement
         return
     error.paths = {bound.path for bound in statement.bounds}  # type: ignore[attr-defined]
-    error.bound = _find(error, statement, sent, spans, pieces)  # type: ignore[attr-defined]
-    error.mark = _marked(error, statement, sent, spans, pieces)  # type: ignore[attr-defined]
+    finder = _Finder(error, statement, sent, pieces, spans)
+    error.bound = finder.bound()  # type: ignore[attr-defined]
+    error.mark = finder.mark()  # type: ignore[attr-defined]
 
 
 def bound_of(error: psycopg2.Error) -> Bound | None:
@@ -71,73 +73,69 @@ def mark_of(error: psycopg2.Error) -> Mark | None:
     return getattr(error, "mark", None)
 
 
-def _marked(
-    error: psycopg2.Error,
-    statement: Statement,
-    sent: str,
-    spans: Sequence[tuple[int, int]],
-    pieces: Sequence[str],
-) -> Mark | None:
-    """Find the mark at the error's position; without one, the only cast that may have failed."""
-    if error.diag.statement_position is None:
-        casts = {mark.path: mark for mark in statement.marks if mark.cast}
-        only = len(casts) == 1 and error.pgcode in _OF_CASTS and error.diag.context is None
-        return next(iter(casts.values())) if only else None
-    at = int(error.diag.statement_position) - 1
-    for mark in statement.marks:
-        *before, piece = _pieces(statement.text[: len(statement.text) - mark.behind])
-        begin = spans[len(before) - 1][1] if before else sent.find(pieces[0])
-        if begin + len(piece) == at:
-            return mark
-    return None
+@dataclass(frozen=True, slots=True)
+class _Finder:
+    """
+    Finds what an error points at.
 
+    Args:
+        error: The error.
+        statement: The statement that raised it.
+        sent: The statement's text as it was sent, with its parameters.
+        pieces: The parts of the statement's own text around its placeholders.
+        spans: The spans of the parameters in `sent`.
+    """
 
-def _find(
-    error: psycopg2.Error,
-    statement: Statement,
-    sent: str,
-    spans: Sequence[tuple[int, int]],
-    pieces: Sequence[str],
-) -> Bound | None:
-    if not spans:
+    error: psycopg2.Error
+    statement: Statement
+    sent: str
+    pieces: Sequence[str]
+    spans: Sequence[tuple[int, int]]
+
+    def mark(self) -> Mark | None:
+        """Return the mark at the error's position; without one, the only cast that may have failed."""
+        diag, statement = self.error.diag, self.statement
+        if diag.statement_position is None:
+            casts = {mark.path: mark for mark in statement.marks if mark.cast}
+            only = len(casts) == 1 and self.error.pgcode in _OF_CASTS and diag.context is None
+            return next(iter(casts.values())) if only else None
+        at = int(diag.statement_position) - 1
+        for mark in statement.marks:
+            *before, piece = _pieces(statement.text[: len(statement.text) - mark.behind])
+            begin = self.spans[len(before) - 1][1] if before else self.sent.find(self.pieces[0])
+            if begin + len(piece) == at:
+                return mark
         return None
-    position = error.diag.statement_position
-    if position is not None:
-        found = _pointed_at(sent, spans, int(position) - 1)
-    else:
-        found = _suspected(error, statement, sent, spans, pieces)
-    if found is None or statement.bounds[found].path in _CHECKED:
+
+    def bound(self) -> Bound | None:
+        """Return the parameter that the error points at, or that must have caused it."""
+        position = self.error.diag.statement_position
+        found = self._suspected() if position is None else self._pointed_at(int(position) - 1)
+        if found is None or self.statement.bounds[found].path in _CHECKED:
+            return None
+        return self.statement.bounds[found]
+
+    def _pointed_at(self, at: int) -> int | None:
+        """Find the parameter at a position, or the right operand of the operator there."""
+        for index, (start, end) in enumerate(self.spans):
+            if start <= at < end or (at < start and _OPERATOR.fullmatch(self.sent, at, start)):
+                return index
         return None
-    return statement.bounds[found]
 
-
-def _pointed_at(sent: str, spans: Sequence[tuple[int, int]], at: int) -> int | None:
-    """Find the parameter at a position, or the right operand of the operator there."""
-    for index, (start, end) in enumerate(spans):
-        if start <= at < end or (at < start and _OPERATOR.fullmatch(sent, at, start)):
-            return index
-    return None
-
-
-def _suspected(
-    error: psycopg2.Error,
-    statement: Statement,
-    sent: str,
-    spans: Sequence[tuple[int, int]],
-    pieces: Sequence[str],
-) -> int | None:
-    """Find the parameter that caused an error without a position: a pattern, or a quoted value."""
-    before = {"2201B": _BEFORE_REGEX, "22025": _BEFORE_LIKE}.get(error.pgcode or "")
-    if before is not None:
-        found = [index for index in range(len(spans)) if before.search(pieces[index])]
-    else:
-        quoted = _QUOTED.search(error.diag.message_primary or "")
-        literal = "'" + quoted[1].replace("'", "''") + "'" if quoted else ""
-        found = [i for i, (start, end) in enumerate(spans) if sent[start:end].strip() == literal]
-    if len(found) > 1 and error.pgcode == "22025":
-        found = [i for i in found if _ends_in_escape(sent[slice(*spans[i])].strip())]
-    # A parameter may occur twice in a statement, as that of a sort key does: its path is the same.
-    return found[0] if len({statement.bounds[index].path for index in found}) == 1 else None
+    def _suspected(self) -> int | None:
+        """Find the parameter that caused an error without a position: a pattern, or a quoted value."""
+        error, texts = self.error, [self.sent[start:end].strip() for start, end in self.spans]
+        before = {"2201B": _BEFORE_REGEX, "22025": _BEFORE_LIKE}.get(error.pgcode or "")
+        if before is not None:
+            found = [index for index in range(len(texts)) if before.search(self.pieces[index])]
+        else:
+            quoted = _QUOTED.search(error.diag.message_primary or "")
+            literal = "'" + quoted[1].replace("'", "''") + "'" if quoted else ""
+            found = [index for index, text in enumerate(texts) if text == literal]
+        if len(found) > 1 and error.pgcode == "22025":
+            found = [index for index in found if _ends_in_escape(texts[index])]
+        # A parameter may occur twice in a statement, as that of a sort key does: its path is the same.
+        return found[0] if len({self.statement.bounds[at].path for at in found}) == 1 else None
 
 
 def _ends_in_escape(literal: str) -> bool:
