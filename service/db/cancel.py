@@ -75,6 +75,7 @@ def request_cancel(connection: PgConnection) -> bool:
         Whether the server has received it, within the connection's `connect_timeout`.
     """
     if _LIBPQ is None:
+        # Where libpq's function returns false, psycopg2's raises, which would end the canceler's thread.
         try:
             connection.cancel()
         except psycopg2.Error:

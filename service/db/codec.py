@@ -35,8 +35,8 @@ from service.db.encode import (
     hstore_of,
     integer_text,
     name_text,
+    plain_text,
     unfit,
-    word_text,
 )
 from service.db.json import check_text, read_json, repeated_key, shown, write_json
 from service.db.literals import MAX_DIMENSIONS, read_array, read_composite, read_hstore
@@ -86,7 +86,7 @@ class Codec:
         self.current = True
         self._catalog = catalog
         self._types: dict[int, TypeCodec] = {}
-        self._casters = casters(catalog, lambda type: self._of(type).read)
+        self._casters = casters(catalog, lambda type: self._codec_of(type).read)
 
     def install(self, cursor: cursor) -> None:
         """Register the typecasters on a cursor, so that its rows hold wire values."""
@@ -101,7 +101,7 @@ class Codec:
 
     def read(self, type: Type, text: str | None) -> Any:
         """Return the wire value of PostgreSQL's text."""
-        return None if text is None else self._of(type).read(text)
+        return None if text is None else self._codec_of(type).read(text)
 
     def record(self, text: str | None) -> Any:
         """
@@ -120,7 +120,7 @@ class Codec:
                 sqlstate=DUPLICATE_COLUMN,
             )
         row = read_json(text)
-        return self._bare(row) if self._catalog.hidden_fields else row
+        return self._without_hidden(row) if self._catalog.hidden_fields else row
 
     def encode(self, type: Type, value: Any, path: str) -> str | None:
         """
@@ -138,10 +138,10 @@ class Codec:
             return None
         try:
             # Inlined, because it runs for each value of each call: a frame is 5 % of encoding a number.
-            made = self._types.get(type.oid) or self._of(type)
-            return made.write(value)
+            codec = self._types.get(type.oid) or self._codec_of(type)
+            return codec.write(value)
         except InvalidArgument as refusal:
-            raise _below(path, refusal) from None
+            raise _under_path(path, refusal) from None
 
     def parameters(self, bounds: Sequence[Bound], values: Sequence[Any]) -> list[str | None]:
         """
@@ -167,9 +167,9 @@ class Codec:
         if value is None:
             return None
         try:
-            return self._of(type).python(value)
+            return self._codec_of(type).python(value)
         except InvalidArgument as refusal:
-            raise _below(path, refusal) from None
+            raise _under_path(path, refusal) from None
 
     def wire(self, value: Any) -> Any:
         """
@@ -180,30 +180,30 @@ class Codec:
         """
         return wire(value)
 
-    def _bare(self, value: Any) -> Any:
+    def _without_hidden(self, value: Any) -> Any:
         if isinstance(value, list):
-            return [self._bare(each) for each in value]
+            return [self._without_hidden(each) for each in value]
         if not isinstance(value, dict):
             return value
         seen = self._catalog.hidden_fields.get(fields_hash(value)) or (True,) * len(value)
         return {
-            name: self._bare(each)
+            name: self._without_hidden(each)
             for (name, each), shows in zip(value.items(), seen, strict=True)
             if shows
         }
 
-    def _of(self, type: Type) -> TypeCodec:
+    def _codec_of(self, type: Type) -> TypeCodec:
         found = self._types.get(type.oid)
         if found is None:
-            found = self._types[type.oid] = self._made(self._catalog.plain(type))
+            found = self._types[type.oid] = self._build(self._catalog.plain(type))
         return found
 
-    def _made(self, type: Type) -> TypeCodec:
+    def _build(self, type: Type) -> TypeCodec:
         catalog = self._catalog
         if type.kind == "array":
-            made = self._array(type)
+            codec = self._array(type)
         elif type.kind == "composite":
-            made = self._row(type)
+            codec = self._composite(type)
         else:
             return _base(type, name_text(catalog, type) if catalog.looks_up(type) else None)
         if has_hidden_field(catalog, type.oid):
@@ -211,12 +211,12 @@ class Codec:
         elif catalog.looks_up(type):
             why = "its text would have PostgreSQL look names up"
         else:
-            return made
-        return TypeCodec(made.read, by_parts(made.write, why), by_parts(made.python, why))
+            return codec
+        return TypeCodec(codec.read, by_parts(codec.write, why), by_parts(codec.python, why))
 
     def _array(self, type: Type) -> TypeCodec:
         element = self._catalog.type(type.element)
-        of, under = self._of(element), self._catalog.plain(element)
+        of, under = self._codec_of(element), self._catalog.plain(element)
         # Of a domain over an array, or of JSON, a list inside the list is an element, no dimension.
         lists_are_elements = under.kind == "array" or under.form == "json"
         dimensions = 1 if lists_are_elements else MAX_DIMENSIONS
@@ -231,9 +231,9 @@ class Codec:
         read = partial(read_array, read=of.read, delimiter=under.delimiter)
         return TypeCodec(read, write, python)
 
-    def _row(self, type: Type) -> TypeCodec:
+    def _composite(self, type: Type) -> TypeCodec:
         names = [name for name, _ in type.fields]
-        parts = [self._of(self._catalog.type(oid)) for _, oid in type.fields]
+        parts = [self._codec_of(self._catalog.type(oid)) for _, oid in type.fields]
         values = each_field(type, [each.python for each in parts])
 
         def python(value: Any) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def _base(type: Type, write: Write | None) -> TypeCodec:
     """Return the conversions of a scalar type; `write` is given for names that PostgreSQL looks up."""
     form, limits = type.form, type.data_type.limits
     if write is None:
-        write = integer_text(*limits) if limits else WRITERS.get(form, word_text)
+        write = integer_text(*limits) if limits else WRITERS.get(form, plain_text)
     by_text = BY_TEXT.get(form)
     python = partial(_from_text, by_text, write) if by_text else PYTHON_OF.get(form, write)
     return TypeCodec(READERS.get(form, str), write, python)
@@ -286,10 +286,10 @@ def _raw(value: Any, path: str) -> str | None:
             raise unfit(value, "a string")
         return check_text(value)
     except InvalidArgument as refusal:
-        raise _below(path, refusal) from None
+        raise _under_path(path, refusal) from None
 
 
-def _below(path: str, refusal: InvalidArgument) -> InvalidArgument:
+def _under_path(path: str, refusal: InvalidArgument) -> InvalidArgument:
     tail = refusal.details.get("path")
     refusal.details["path"] = f"{path}.{tail}" if tail else path
     return refusal

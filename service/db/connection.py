@@ -285,7 +285,7 @@ class PgConnection(extensions.connection):
     path_statement = ""
     actor: Actor | None = None
     _undo = ""
-    _strayed = False
+    _identity_uncertain = False
     _identity: Identity | None = None
     epoch = 0
     opened_at = 0.0
@@ -434,7 +434,7 @@ class PgConnection(extensions.connection):
 
         The statement must not see the `lastval` of another caller's row.
         """
-        self.touched = self._strayed = True
+        self.touched = self._identity_uncertain = True
         self._forget()
         # In a transaction, `lastval` is of the caller's own rows: `begin` discards that of others.
         if self.counted and self.get_transaction_status() == TRANSACTION_STATUS_IDLE:
@@ -526,7 +526,7 @@ class PgConnection(extensions.connection):
         """
         self.extra_time, self.ending, self.alone = 0.0, "", False
         self.idle = self.idle_limit
-        self.actor, self._undo, self._strayed = None, "", False
+        self.actor, self._undo, self._identity_uncertain = None, "", False
         if self.pooled:
             # Cleaned in a transaction before, because BEGIN reads defaults (such as
             # `default_transaction_isolation`) that the cleaning resets.
@@ -556,13 +556,17 @@ class PgConnection(extensions.connection):
         before, identity = self._identity, actor.identity
         if not begun and self.actor is None:
             self.opening = f"{self.opening or ''}{identity.local}"
-        elif self.actor is None or identity != before or (self._strayed and identity.local):
+        elif (
+            self.actor is None
+            or identity != before
+            or (self._identity_uncertain and identity.local)
+        ):
             # If the same settings are set again, the old ones need no reset first.
             undo = "" if self._undo == identity.undo else self._undo
             self.opening = f"{self.opening or ''}{self.path_statement}{undo}{identity.local}"
         if identity.undo not in self._undo:
             self._undo += identity.undo
-        self.actor, self._identity, self._strayed = actor, identity, False
+        self.actor, self._identity, self._identity_uncertain = actor, identity, False
 
     def assume(self, identity: str) -> None:
         """Note that statements from now on run in autocommit, each under an identity."""

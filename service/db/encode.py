@@ -72,7 +72,7 @@ def integer_text(least: int, most: int) -> Write:
 
     def write(value: Any) -> str:
         if isinstance(value, str):
-            return _integer_word(value, least, most)
+            return _integer_string(value, least, most)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         # True is an int to Python, and would be stored as 1.
@@ -86,7 +86,7 @@ def integer_text(least: int, most: int) -> Write:
     return write
 
 
-def _integer_word(word: str, least: int, most: int) -> str:
+def _integer_string(word: str, least: int, most: int) -> str:
     check_text(word)
     found = _DIGITS.fullmatch(word)
     if found is None:
@@ -134,10 +134,10 @@ def string_text(value: Any) -> str:
         if isinstance(value, float) and not math.isfinite(value):
             raise InvalidArgument("expected a string, got a number that is not finite")
         return _digits(value)
-    return word_text(value)
+    return plain_text(value)
 
 
-def word_text(value: Any) -> str:
+def plain_text(value: Any) -> str:
     """Encode a type whose wire form is a string, such as dates, uuids, ranges and addresses."""
     if isinstance(value, str):
         return check_text(value)
@@ -330,7 +330,7 @@ def literal(value: str, opening: str, wanted: str) -> str:
 def name_text(catalog: Catalog, type: Type) -> Write:
     """Build the encoder of names of served objects: PostgreSQL would look up hidden ones as well."""
     if type.name in ("regconfig", "regdictionary", "regcollation"):
-        return word_text
+        return plain_text
     known = {"-": "-"}
     if type.name == "regtype":
         known |= {word: each.sql for word, each in catalog.castable.items()}
@@ -346,7 +346,7 @@ def name_text(catalog: Catalog, type: Type) -> Write:
                 known |= {name: qualified, quoted(name): qualified}
 
     def write(value: Any) -> str:
-        word = word_text(value)
+        word = plain_text(value)
         if word not in known:
             raise InvalidArgument(f"nothing served has this name, as {type.sql} has it")
         return known[word]
@@ -364,4 +364,4 @@ WRITERS: Mapping[FormName, Write] = {
     "number": number_text,
     "string": string_text,
 }
-"""By form (service/datatypes); forms not listed are encoded by `word_text`."""
+"""By form (service/datatypes); forms not listed are encoded by `plain_text`."""

@@ -92,6 +92,7 @@ SELECT a.attrelid AS relation, a.attnum AS number, a.attname AS name, a.atttypid
        CASE WHEN v.direct OR pg_relation_is_updatable(c.oid, false) & 12 <> 12
             THEN a.attgenerated ELSE 'v' END AS generated,
        CASE WHEN a.attgenerated <> '' OR e.oid IS NULL THEN NULL
+            -- a default names functions and sequences, which are not to be known without a privilege
             WHEN EXISTS (SELECT FROM pg_depend u LEFT JOIN pg_class s ON s.oid = u.refobjid
                           WHERE u.classid = 'pg_attrdef'::regclass AND u.objid = e.oid
                             AND CASE WHEN u.refclassid = 'pg_proc'::regclass
@@ -309,7 +310,7 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
   LEFT JOIN pg_type e ON e.typarray = t.oid
   LEFT JOIN pg_description p ON p.objoid = t.typrelid AND p.classoid = 'pg_class'::regclass
                             AND p.objsubid = 0
-  LEFT JOIN LATERAL (
+  LEFT JOIN LATERAL (  -- one pass over the fields, not one for each array
        SELECT array_agg(a.attname::text ORDER BY a.attnum) AS names,
               array_agg(a.atttypid::int8 ORDER BY a.attnum) AS types,
               array_agg({HIDDEN.format("p")} OR {HIDDEN.format("d")} ORDER BY a.attnum) AS hiding,

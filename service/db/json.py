@@ -70,7 +70,7 @@ def sendable_document(value: Any, levels: int = MAX_DEPTH) -> Any:
             raise ValueError(f"JSON deeper than {MAX_DEPTH} levels")
         if isinstance(value, list):
             return [sendable_document(item, levels - 1) for item in value]
-        return _shown(
+        return _wrapped(
             {
                 UNSTORABLE.sub("\ufffd", key): sendable_document(item, levels - 1)
                 for key, item in value.items()
@@ -105,7 +105,7 @@ def write_json(value: Any) -> str:
     try:
         text = _ENCODER.encode(value)
         if f'"{NUMBER}"' in text:
-            text = _MARKED.sub(r"\1", _ENCODER.encode(_meant(value)))
+            text = _MARKED.sub(r"\1", _ENCODER.encode(_unwrapped(value)))
     except ValueError:
         hint = 'send it as {"$number": "…"}'
         raise InvalidArgument("an integer with too many digits", hint=hint) from None
@@ -118,22 +118,22 @@ def bare_row(row: dict[str, Any]) -> dict[str, Any]:
     return inner if len(row) == 1 and isinstance(inner, dict) and stands_for(inner) else row
 
 
-def _shown(value: dict[str, Any]) -> dict[str, Any]:
+def _wrapped(value: dict[str, Any]) -> dict[str, Any]:
     """Return an object of a document as it is sent; used as the hook of a decoder, innermost first."""
     return {VALUE: value} if len(value) == 1 and stands_for(value) else value
 
 
-def _meant(value: Any) -> Any:
+def _unwrapped(value: Any) -> Any:
     """Return the value that `$number` and `$value` stand for, numbers as strings for `_MARKED`."""
     if isinstance(value, (list, tuple)):
-        return [_meant(item) for item in value]
+        return [_unwrapped(item) for item in value]
     if not isinstance(value, dict):
         return value
     if len(value) == 1 and stands_for(value):
         if NUMBER in value:
             return f"\0{value[NUMBER]}"
         value = value[VALUE]
-    return {key: _meant(item) for key, item in value.items()}
+    return {key: _unwrapped(item) for key, item in value.items()}
 
 
 def check_text(value: str) -> str:
@@ -186,7 +186,7 @@ def _number(text: str) -> float | dict[str, str]:
 
 _SCAN = json.JSONDecoder().raw_decode
 _SCAN_CAREFULLY = json.JSONDecoder(
-    object_hook=_shown, parse_int=_integer, parse_float=_number
+    object_hook=_wrapped, parse_int=_integer, parse_float=_number
 ).raw_decode
 
 _SCAN_PAIRS = json.JSONDecoder(object_pairs_hook=list, parse_int=str, parse_float=str).raw_decode

@@ -46,18 +46,18 @@ class WatchedConnection:
 
     Args:
         connection: The connection, in autocommit.
-        heard: Called with the channel and the payload of each notification.
+        received: Called with the channel and the payload of each notification.
         lost: Called with the reason when the connection is lost.
     """
 
     def __init__(
         self,
         connection: PgConnection,
-        heard: Callable[[str, str], None],
+        received: Callable[[str, str], None],
         lost: Callable[[object], None],
     ) -> None:
         self.connection = connection
-        self._heard = heard
+        self._received = received
         self._lost = lost
         self._descriptor = os.dup(connection.fileno())
 
@@ -78,7 +78,7 @@ class WatchedConnection:
             return
         notifies, self.connection.notifies = self.connection.notifies, []
         for each in notifies:
-            self._heard(each.channel, each.payload)
+            self._received(each.channel, each.payload)
         if self.connection.closed:
             self._lost("closed by the server")
 
@@ -102,7 +102,7 @@ class Subscription:
     Args:
         listener: The listener that it belongs to.
         channel: Name of the channel.
-        heard: Called with the payload of each notification.
+        received: Called with the payload of each notification.
         missed: Called whenever listening begins: notifications before that may have been missed.
     """
 
@@ -110,11 +110,11 @@ class Subscription:
         self,
         listener: Listener,
         channel: str,
-        heard: Callable[[str], None],
+        received: Callable[[str], None],
         missed: Callable[[], None],
     ) -> None:
         self.channel = channel
-        self.heard = heard
+        self.received = received
         self.missed = missed
         self._listener = listener
 
@@ -180,11 +180,11 @@ class Listener(Service):
     def subscribe(
         self,
         channel: str,
-        heard: Callable[[str], None],
+        received: Callable[[str], None],
         missed: Callable[[], None] = lambda: None,
     ) -> Subscription:
         """Return a new subscription; an error of a callback is only logged."""
-        subscription = Subscription(self, channel, heard, missed)
+        subscription = Subscription(self, channel, received, missed)
         self._subscriptions.append(subscription)
         if channel in self._live:
             # Later, because the subscriber does not have its subscription before this returns.
@@ -200,7 +200,9 @@ class Listener(Service):
 
     def _connect(self) -> None:
         self._again = None
-        in_thread(self._reactor, "pg-listen", self._open).addCallbacks(self._up, self._down)
+        in_thread(self._reactor, "pg-listen", self._open).addCallbacks(
+            self._connected, self._disconnected
+        )
 
     def _open(self) -> PgConnection:
         """Open a session in a thread, because resolving the host's name blocks as well."""
@@ -208,18 +210,18 @@ class Listener(Service):
         connection.time_limit = PULSE_TIMEOUT
         return connection
 
-    def _up(self, connection: PgConnection) -> None:
+    def _connected(self, connection: PgConnection) -> None:
         self.pooled = connection.pooled
         if not self.running or self.pooled:
             connection.close()
             if self.running:
-                self._down("a transaction pooler does not deliver notifications")
+                self._disconnected("a transaction pooler does not deliver notifications")
             return
         try:
-            self._watched = WatchedConnection(connection, self._notified, self._down)
+            self._watched = WatchedConnection(connection, self._notified, self._disconnected)
         except OSError as error:  # no descriptor is free, perhaps; there may be one later
             connection.close()
-            self._down(error)
+            self._disconnected(error)
             return
         self._sync()
 
@@ -268,7 +270,7 @@ class Listener(Service):
             # If not, the connection was given up, and another one may be in use by now.
             if watched is self._watched:
                 self._asking = False
-                self._down(outcome) if isinstance(outcome, Failure) else done()
+                self._disconnected(outcome) if isinstance(outcome, Failure) else done()
 
         command = watched.connection.command
         in_thread(self._reactor, "pg-listen", command, sql).addBoth(answered)
@@ -283,7 +285,7 @@ class Listener(Service):
     def _notified(self, channel: str, payload: str) -> None:
         for each in list(self._subscriptions):
             if each.channel == channel and each in self._subscriptions:
-                self._call(each.heard, payload)
+                self._call(each.received, payload)
 
     def _call(self, function: Callable[..., None], *args: str) -> None:
         try:
@@ -291,7 +293,7 @@ class Listener(Service):
         except Exception:
             self.log.failure("a notification could not be dealt with")
 
-    def _down(self, reason: object) -> None:
+    def _disconnected(self, reason: object) -> None:
         self._drop()
         if not self.running or self._again is not None:
             return

@@ -83,7 +83,7 @@ def steps_txn(
     Raises:
         As `nested_txn`, but for the errors of the answer.
     """
-    return _written(connection, codec, [make()], values, before)
+    return _write_messages(connection, codec, [make()], values, before)
 
 
 def nested_txn(
@@ -113,7 +113,7 @@ def nested_txn(
         NoRowWritten, TooLarge: As `write_txn`.
     """
     work = make()
-    known = _written(connection, codec, work.messages, values, work.before)
+    known = _write_messages(connection, codec, work.messages, values, work.before)
     answer, exactly = work.answer, 0
     if answer is None:
         return Written([], written, ())
@@ -129,12 +129,12 @@ def nested_txn(
     statement = answer.statement
     sent = [*work.before]
     sent += [step for message in (*work.messages, answer) for step in message.steps]
-    with _explained(sent, [*answer.steps, *last], known, work.tree):
+    with _noting_rows(sent, [*answer.steps, *last], known, work.tree):
         found = write_txn(connection, codec, lambda: statement, known, None, shape, exactly)
     return Written(found.rows, written, found.columns, found.tx)
 
 
-def _written(
+def _write_messages(
     connection: PgConnection,
     codec: Codec,
     messages: Sequence[Message],
@@ -146,7 +146,7 @@ def _written(
     for message in messages:
         sent += message.steps
         _refuse_unrelated(message.steps, known)
-        with _explained(sent, message.steps, known):
+        with _noting_rows(sent, message.steps, known):
             cursor = execute(connection, codec, message.statement, known)
         if message.kept is None:
             (step,) = message.steps
@@ -161,7 +161,7 @@ def _written(
 
 
 @contextmanager
-def _explained(
+def _noting_rows(
     sent: Sequence[TreeStep],
     steps: Sequence[TreeStep],
     values: Sequence[Any],

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 Result = TypeVar("Result")
 
 LINGER = 5.0
-"""Seconds that an idle thread waits for another function: waking it is faster than starting one."""
+"""Seconds that an idle thread waits for another function: starting a thread takes 50 to 100 µs."""
 
 
 class _Thread(threading.Thread):

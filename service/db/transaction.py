@@ -65,8 +65,8 @@ class Retries:
         tried = 0
         turn = self._turns.get(kind)
         # Released at once: earlier retries are over by then, and a first attempt blocks no other.
-        if turn is not None and await self._taken(turn):
-            self._end(kind, turn)
+        if turn is not None and await self._wait_for_turn(turn):
+            self._end_turn(kind, turn)
         turn = None
         try:
             while True:
@@ -78,26 +78,26 @@ class Retries:
                     if not retryable(error):
                         raise
                     if tried > retries:
-                        _count(error, tried)
+                        _note_attempts(error, tried)
                         raise
                 if kind is not None and turn is None:  # transactions of its kind are in its way
                     wanted = self._turns.setdefault(kind, DeferredLock())
-                    turn = wanted if await self._taken(wanted) else None
+                    turn = wanted if await self._wait_for_turn(wanted) else None
                 else:  # as long as an attempt, so that those that began with this one can end
                     most = max(PAUSE * 2**tried, self._reactor.seconds() - began)
                     await deferLater(self._reactor, random.uniform(0.5, 1) * most)
         finally:
             if turn is not None:
-                self._end(kind, turn)
+                self._end_turn(kind, turn)
 
-    async def _taken(self, turn: DeferredLock) -> bool:
+    async def _wait_for_turn(self, turn: DeferredLock) -> bool:
         try:
             await turn.acquire().addTimeout(TURN, self._reactor)
         except Late:
             return False
         return True
 
-    def _end(self, kind: Hashable, turn: DeferredLock) -> None:
+    def _end_turn(self, kind: Hashable, turn: DeferredLock) -> None:
         turn.release()
         # Deleted unless others wait for it: otherwise a lock would stay for each kind ever seen.
         if not turn.locked and self._turns.get(kind) is turn:
@@ -117,7 +117,7 @@ def retryable(error: BaseException) -> bool:
     )
 
 
-def _count(error: Exception, attempts: int) -> None:
+def _note_attempts(error: Exception, attempts: int) -> None:
     if isinstance(error, ServiceError):
         error.details["attempts"] = attempts
     else:  # `refusal` copies it into the details of the error that callers get

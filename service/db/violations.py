@@ -120,7 +120,9 @@ def _unique(
     keys = relation.unique_keys if relation else ()
     key = next((each for each in keys if each.name == reported.constraint), None)
     columns = list(key.columns) if key else None
-    shown = _is(acted_on, reported) and key is not None and _readable(relation, key.columns)
+    shown = (
+        _is_acted_on(acted_on, reported) and key is not None and _readable(relation, key.columns)
+    )
     which = f" of {_listed(columns)}" if columns else ""
     return UniqueViolation(
         f"there is a row with the same value{which} already",
@@ -147,7 +149,7 @@ def _foreign_key(
             message = f'rows of "{relation.name}" still refer to it'
         elif missing or home == here != key.target:
             message = f'{_listed(columns)} refers to no row of "{key.target[1]}"'
-    own = _is(acted_on, reported) or (key is not None and _home(acted_on) == key.target)
+    own = _is_acted_on(acted_on, reported) or (key is not None and _home(acted_on) == key.target)
     shown = own and key is not None and _readable(relation, key.columns)
     return ForeignKeyViolation(
         message,
@@ -219,7 +221,7 @@ def _home(relation: Relation | None) -> tuple[str, str] | None:
     return (relation.schema, relation.name) if relation else None
 
 
-def _is(acted_on: Relation | None, reported: Violation) -> bool:
+def _is_acted_on(acted_on: Relation | None, reported: Violation) -> bool:
     """Return whether the violation is on the relation of the call; a trigger may write to others."""
     return _home(acted_on) == reported.home
 

@@ -90,7 +90,7 @@ class _Joins:
         bare = replace(value, steps=(), applied=())
         column = next((column for known, column in self._known if known.same(bare)), None)
         if column is None:
-            column = self._joined(bare)
+            column = self._add_join(bare)
             self._known.append((bare, column))
         return replace(
             column,
@@ -115,10 +115,10 @@ class _Joins:
             return replace(where, left=self.value(where.left))
         return where
 
-    def _joined(self, value: Expression) -> Expression:
+    def _add_join(self, value: Expression) -> Expression:
         (link,), measure = value.links, value.measure
         assert measure is not None
-        rows, source, pairs = _apart(link)
+        rows, source, pairs = _split_link(link)
         alias = f"m{len(self.built) + 1}"
         keys = [Identifier(source, there) for _, there, _ in pairs]
         names = [f"k{at}" for at in range(len(pairs))]
@@ -149,7 +149,7 @@ class _Joins:
     def _of_rows(self, source: str, pairs: Equals) -> Condition | None:
         """Return the condition that a related row belongs to one of the rows that are read, if useful."""
         relation = self._plan.relation
-        where = both(*_terms_apart(self._plan.where))
+        where = both(*_repeatable_terms(self._plan.where))
         if where is None and relation.kind == "table" and relation.estimable:
             return None
         # The filter of the rows, seen from the related rows: without it, all related rows would be grouped
@@ -158,7 +158,7 @@ class _Joins:
         return Exists(Link(relation, NAME, source, back), where)
 
 
-def _apart(link: Link) -> tuple[Link, str, Equals]:
+def _split_link(link: Link) -> tuple[Link, str, Equals]:
     """Return a link without the condition that relates it to one row, the alias, and that condition."""
     if link.junction is None:
         return replace(link, pairs=()), link.source, link.pairs
@@ -175,11 +175,11 @@ def _equal(alias: str, pairs: Equals) -> Composable:
     )
 
 
-def _terms_apart(where: Condition | None) -> Iterator[Condition]:
+def _repeatable_terms(where: Condition | None) -> Iterator[Condition]:
     """Yield the terms of a conjunction that may be evaluated a second time, in another subselect."""
     if isinstance(where, BoolExpr) and not where.any:
         for each in where.conditions:
-            yield from _terms_apart(each)
+            yield from _repeatable_terms(each)
     elif (
         where is not None
         and is_repeatable(where)
