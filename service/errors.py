@@ -366,9 +366,12 @@ class Raised(ServiceError):
 
 
 class DatabaseRefused(ServiceError):
-    """Any other SQLSTATE."""
+    """Any other SQLSTATE: of PostgreSQL, or the one that says what the service itself refuses."""
 
     uri = "rowcast.error.database"
+
+    def __init__(self, message: str, *, sqlstate: str | None, **details: Any) -> None:
+        super().__init__(message, sqlstate=sqlstate, **details)
 
 
 class InternalError(ServiceError):

@@ -308,6 +308,7 @@ def _ids(tracked: Mapping[int, Tracked], wanted: Sequence[QualifiedName]) -> set
             raise InvalidArgument(
                 f'changes of "{name}" are not logged',
                 path="relations",
+                relation=name,
                 hint=f"rowcast track {schema}.{name}",
             )
     return {by_name[each] for each in wanted}

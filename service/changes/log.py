@@ -142,6 +142,7 @@ def refuse_barred_txn(connection: PgConnection) -> None:
         raise DatabaseRefused(
             "the log of changes is not the service's to read",
             hint="rowcast why, of any table, says whose it is",
+            sqlstate="42501",
         )
 
 

@@ -32,6 +32,8 @@ from service.sql.statement import Statement
 RUN_LIMIT = 2.0
 """Timeout in seconds of one run of a query: the other queries of the cycle wait for it."""
 
+NOT_LOGGED = "55000"
+"""The SQLSTATE of a watch of what is not tracked: object_not_in_prerequisite_state."""
 
 MAX_SHAPES = 1024
 """Maximum number of plans in the cache of one catalog snapshot."""
@@ -255,6 +257,7 @@ def _logged(
             else "changes of a table that this reads are not logged, so it cannot be watched",
             relation=shown[0] if shown else None,
             hint=f"rowcast track {shown[0]}" if shown else "rowcast track …, of all that it reads",
+            sqlstate=NOT_LOGGED,
         )
     declared = {
         _declared(catalog.schemas[0], name, f"tables.{at}", catalog.relations, tracked)
@@ -279,4 +282,10 @@ def _declared(
     for each in tracked:
         if (each.schema, each.name) == place:
             return each.id
-    raise DatabaseRefused(f"changes of {table} are not logged", hint=f"rowcast track {table}")
+    raise DatabaseRefused(
+        f"changes of {table} are not logged",
+        path=path,
+        relation=name,
+        hint=f"rowcast track {table}",
+        sqlstate=NOT_LOGGED,
+    )

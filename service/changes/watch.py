@@ -519,6 +519,7 @@ class Watches(Service):
             error = DatabaseRefused(
                 "two rows have the same key, which is said to be unique",
                 hint="mend the comment of the view that says @key",
+                sqlstate="21000",
             )
         known = refusal(error)
         if query.renewed or known is None or not depends_on_catalog(known):

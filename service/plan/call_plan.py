@@ -131,6 +131,7 @@ def plan_source(catalog: Catalog, request: CallRequest) -> FunctionCall:
         raise DatabaseRefused(
             f'"{function.name}" gives a record of no known type, which may have hidden fields',
             hint="a row type, or an OUT argument for each value, says what it is",
+            sqlstate="42P18",
         )
     arguments = tuple(_arguments(catalog, request))
     # An alias in FROM needs column names for OUT arguments and for scalar values.

@@ -339,6 +339,7 @@ async def test_changes_of_some_relations_are_asked_for_by_the_names_of_procedure
     with pytest.raises(InvalidArgument, match="not logged") as caught:
         await missing.changes(since, relations=["untracked"])
     assert caught.value.details["hint"] == "rowcast track public.untracked"
+    assert caught.value.details["relation"] == "untracked"
 
 
 @served

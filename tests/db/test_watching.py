@@ -161,7 +161,11 @@ async def test_watch_of_what_is_not_logged_is_refused(live: Live) -> None:
     """With what to do."""
     with pytest.raises(DatabaseRefused, match="untold") as caught:
         await live.watch("untold").first()
-    assert caught.value.details["hint"] == "rowcast track untold"
+    refusal = {"relation": "untold", "hint": "rowcast track untold", "sqlstate": "55000"}
+    assert caught.value.details == refusal
+    with pytest.raises(DatabaseRefused, match="untold") as caught:
+        await live.watch("people", tables=["untold"]).first()
+    assert caught.value.details == {"path": "tables.0", **refusal}
 
 
 @pytest_twisted.ensureDeferred

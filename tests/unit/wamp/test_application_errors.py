@@ -48,9 +48,10 @@ def test_details_that_cannot_be_sent_are_escaped_or_left_out(logged: list[str]) 
     error = application_error(odd, "rowcast.actions.create")
     assert error.kwargs["fields"] == {"\\0path": ["is not \\ud800"]}
     error = application_error(
-        DatabaseRefused("no", row={"at": object()}, hint="h"), "rowcast.actions.create"
+        DatabaseRefused("no", row={"at": object()}, hint="h", sqlstate="55000"),
+        "rowcast.actions.create",
     )
-    assert error.kwargs == {"hint": "h"}
+    assert error.kwargs == {"hint": "h", "sqlstate": "55000"}
     assert len(logged) == 1
 
 
