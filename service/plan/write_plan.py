@@ -527,15 +527,22 @@ def _key(scope: Scope, key: str | tuple[str, ...] | None) -> tuple[str, ...]:
         relation.column(name, f"on_conflict.{at}")
     # Keys of a view are those of its tables, which PostgreSQL infers by itself.
     if relation.kind == "table" and scope.catalog.key_of(relation, key) is None:
-        raise _keyless(relation, f"no unique key over {', '.join(key)}")
+        raise _keyless(relation, f"no unique key over {', '.join(key)}", key)
     return key
 
 
-def _keyless(relation: Relation, message: str) -> InvalidArgument:
-    """Build the refusal of an upsert without a matching key; the hint lists the keys that exist."""
+def _keyless(relation: Relation, message: str, key: Sequence[str] = ()) -> InvalidArgument:
+    """Build the refusal of an upsert without a matching key; the hint names an index, or a key that exists."""
     keys = _keys(relation)
-    indexes = [each.name for each in relation.unique_indexes if not each.fault]
-    if keys or indexes:
+    usable = [each for each in relation.unique_indexes if not each.fault]
+    indexes = [each.name for each in usable]
+    over = next((each for each in usable if key and set(each.all_columns) == set(key)), None)
+    if over is not None:
+        kind = "partial" if over.partial else "on expressions"
+        if over.only_ignores:
+            kind = "an exclusion constraint, and takes update: [] alone"
+        hint = f"on_conflict: {json.dumps(over.name)} names the index over them, which is {kind}"
+    elif keys or indexes:
         example = json.dumps(keys[0] if keys else indexes[0])
         hint = f"on_conflict names a unique key or index, as in {example}"
     else:

@@ -20,6 +20,10 @@ SCHEMA = r"""
 CREATE TABLE keyless (a int, b text);
 CREATE TABLE indexed (a int, b int);
 CREATE UNIQUE INDEX partly ON indexed (a) WHERE b > 0;
+CREATE TABLE spelled (id int PRIMARY KEY, name text, seat int4range, day date);
+CREATE UNIQUE INDEX by_name ON spelled (lower(name));
+CREATE UNIQUE INDEX by_day ON spelled (day, id) WHERE name > '';
+ALTER TABLE spelled ADD CONSTRAINT by_seat EXCLUDE USING gist (seat WITH &&);
 CREATE TABLE keyed (a int UNIQUE, b int);
 CREATE TABLE things (id int PRIMARY KEY, n int, t text, tags text[], doc jsonb, span int4range,
     "a.b" int, "q""x" int);
@@ -111,6 +115,18 @@ HINTED: list[tuple[str, list[Any], dict[str, Any], str]] = [
     ("keyless.upsert", [{"a": 1}], {"on_conflict": "a_key"},
      '"keyless" has no unique key at all: "keyless.create" adds rows'),
     ("indexed.upsert", [{"a": 1}], {}, 'on_conflict names a unique key or index, as in "partly"'),
+    ("indexed.upsert", [{"a": 1}], {"on_conflict": ["a"]},
+     'on_conflict: "partly" names the index over them, which is partial'),
+    ("indexed.upsert", [{"a": 1}], {"on_conflict": "a"},
+     'on_conflict: "partly" names the index over them, which is partial'),
+    ("indexed.upsert", [{"a": 1}], {"on_conflict": ["b"]},
+     'on_conflict names a unique key or index, as in "partly"'),
+    ("spelled.upsert", [{"id": 1}], {"on_conflict": ["id", "day"]},
+     'on_conflict: "by_day" names the index over them, which is partial'),
+    ("spelled.upsert", [{"id": 1}], {"on_conflict": "name"},
+     'on_conflict: "by_name" names the index over them, which is on expressions'),
+    ("spelled.upsert", [{"id": 1}], {"on_conflict": "seat"},
+     'on_conflict: "by_seat" names the index over them, which is an exclusion constraint, and takes update: [] alone'),
     ("keyed.upsert", [{"a": 1}], {}, 'on_conflict names a unique key or index, as in ["a"]'),
     ("things.update", [{"n": 1}], {}, "by position: key, changes"),
     ("things.find", [], {"where": {"tags": {"contains": "x"}}},
