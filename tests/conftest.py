@@ -1,5 +1,5 @@
 """
-The parts that tests stand on: a real PostgreSQL, a database for each module, a real router.
+Shared fixtures: a real PostgreSQL, a database for each test module, a real Crossbar.
 """
 
 from __future__ import annotations
@@ -43,29 +43,27 @@ HEAD = ScriptDirectory(str(ROOT / "migrations")).get_current_head()
 """The revision to which `alembic upgrade head` brings a database."""
 BRIDGE = "call-for-tests"
 TIERS = ("unit", "db", "wamp", "oracle", "faults", "examples", "libraries")
-"""Folders of tests, by what they need; in CI each has to have run."""
+"""Directories of tests, by what they need; a run in CI fails if one of them ran no test."""
 WORKER_MEMORY = 700 << 20
-"""Bytes of a process of tests with its PostgreSQL, its router, and what its tests start."""
+"""Bytes that one xdist worker takes with its PostgreSQL, its router and what its tests start."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """
-    Return how many processes `-n auto` starts.
-
-    Tests wait most of their time, so two share a processor.
+    Return how many workers `-n auto` starts: two per processor, because tests mostly wait.
     """
     wanted = 2 * len(os.sched_getaffinity(0))
     return max(1, min(wanted, psutil.virtual_memory().available // WORKER_MEMORY))
 
 
-# what an example takes is the machine's to say, and no reason to fail
+# how long a generated example takes depends on the load of the machine, so no deadline
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Share out the tests where there are several processes."""
+    """Register the scheduler of `tests.distribution` if xdist runs the tests."""
     if hasattr(config, "workerinput") or config.getoption("numprocesses", None):
         from tests import distribution
 
@@ -74,10 +72,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
-    Run tests of generated examples once: pytest-twisted would wrap them twice.
+    Switch off reruns of hypothesis tests, and give each async test a time limit of its own.
 
-    A test that waits for ever fails where it waits, 20 s before pytest-timeout would end the
-    whole process.
+    pytest-twisted would wrap a hypothesis test a second time when it is run again. The limit of an
+    async test ends 20 s before pytest-timeout would end the entire process.
     """
     for item in items:
         test = getattr(item, "obj", None)
@@ -86,24 +84,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif inspect.iscoroutinefunction(test):
             mark = item.get_closest_marker("timeout")
             seconds = mark.args[0] if mark else float(item.config.getoption("timeout"))
-            item.obj = _limited(test, seconds - 20)
+            item.obj = _with_time_limit(test, seconds - 20)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Keep the tests, which are many and last, from being looked through for garbage each time."""
+    """Exclude the collected tests, which live until the end, from garbage collection."""
     gc.collect()
     gc.freeze()
 
 
-def _limited(
+def _with_time_limit(
     test: Callable[..., Coroutine[Deferred[object], object, None]], seconds: float
 ) -> Callable[..., Deferred[None]]:
     """
-    Wrap a test so that it is cancelled after so many seconds, where it waits.
+    Return the test with a time limit in seconds; at the limit, what the test awaits is cancelled.
 
-    What pytest-timeout raises from a signal reaches the reactor and not the test, and the reactor
-    only logs it: a test that waits would hold the run for ever.
+    pytest-timeout raises from a signal handler. In a test that waits, the exception reaches the
+    reactor, which only logs it, so the test would block the run for ever.
     """
 
     @functools.wraps(test)
@@ -111,7 +109,9 @@ def _limited(
         from twisted.internet import reactor
 
         def where(failure: Failure, _seconds: float) -> Failure:
-            return failure  # and not addTimeout's own, which does not tell the line
+            return (
+                failure  # the traceback names the awaiting line; addTimeout's TimeoutError does not
+            )
 
         return ensureDeferred(test(**fixtures)).addTimeout(seconds, reactor, where)
 
@@ -121,9 +121,9 @@ def _limited(
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown() -> Generator[None, None, None]:
     """
-    End the process where a fixture waits for ever.
+    End the process if the teardown of a fixture waits for ever.
 
-    The clock of pytest-timeout has stopped by then where the test has failed, for a debugger's sake.
+    After a failed test, pytest-timeout has already cancelled its timer, for the sake of debuggers.
     """
     faulthandler.dump_traceback_later(200, exit=True)
     try:
@@ -134,7 +134,7 @@ def pytest_runtest_teardown() -> Generator[None, None, None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail a run of CI that has left out a tier, or any test."""
+    """Fail a run in CI that skipped or deselected a test, or in which a tier ran none."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if not os.environ.get("CI") or hasattr(session.config, "workerinput") or session.testsfailed:
         return
@@ -146,11 +146,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def left_behind() -> Iterator[None]:
+def collect_garbage() -> Iterator[None]:
     """
-    Collect the garbage of a module when all else of it is over.
+    Collect garbage at the end of each module.
 
-    What it left open (a socket, a coroutine that nobody awaited) then fails its last test, and not
+    A socket left open or a coroutine never awaited then fails the module's last test, instead of
     whichever test of another module runs when Python happens to collect.
     """
     yield
@@ -159,10 +159,10 @@ def left_behind() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """Run the embedded PostgreSQL for the session; gives the way to its maintenance database."""
+    """Run the embedded PostgreSQL for the session; yield the DSN of its maintenance database."""
     home = Path(tempfile.mkdtemp(prefix="rowcast-pg-"))
     with Place(state=home).running() as dsn:
-        # No test pulls the plug of this one: a commit takes 0.4 ms instead of 4 to 8.
+        # No test crashes this server, and without fsync a commit takes 0.4 ms instead of 4 to 8.
         execute(dsn, "ALTER SYSTEM SET fsync = off")
         execute(dsn, "SELECT pg_reload_conf()")
         yield dsn
@@ -172,9 +172,9 @@ def postgres() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def dsn(request: pytest.FixtureRequest, postgres: str) -> Iterator[str]:
     """
-    Make a database for one test module, and run the module's SCHEMA in it; gives the way to it.
+    Create a database for one test module and run the module's SCHEMA in it; yield its DSN.
 
-    Roles belong to the whole server: those that the module makes are dropped with the database.
+    Roles belong to the server, so roles that the module creates are dropped with the database.
     """
     name = f"t_{uuid.uuid4().hex[:12]}"
     before = execute(postgres, "SELECT rolname FROM pg_roles")
@@ -191,7 +191,7 @@ def dsn(request: pytest.FixtureRequest, postgres: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def migrated(dsn: str) -> str:
-    """Bring the module's database to the code's revision; gives the way to it."""
+    """Migrate the module's database to the newest revision; return its DSN."""
     alembic = Config(
         ROOT / "alembic.ini", attributes={"place": Place(url=dsn), "configure_logging": False}
     )
@@ -202,7 +202,7 @@ def migrated(dsn: str) -> str:
 @dataclass(frozen=True)
 class Router:
     """
-    A running Crossbar, as its clients find it.
+    The addresses of a running Crossbar.
 
     Args:
         websocket: WebSocket URL for clients (CBOR, MessagePack, JSON); role `anonymous`.
@@ -210,8 +210,8 @@ class Router:
         http: URL of the HTTP bridge.
         port: The TCP port of all three.
         socket: Unix socket of the service: RawSocket with CBOR; role `service`.
-        realm: The one realm.
-        prefix: What clients may call and subscribe to begins with this and a dot.
+        realm: Its only realm.
+        prefix: First part of each URI that clients may call or subscribe to, without the dot.
     """
 
     websocket: str
@@ -225,7 +225,7 @@ class Router:
 
 @pytest.fixture(scope="session")
 def router() -> Iterator[Router]:
-    """Run a real Crossbar for the session, configured as the embedded one."""
+    """Run a Crossbar for the session, configured like the embedded one."""
     with crossbar_running() as found:
         yield found
 
@@ -233,10 +233,10 @@ def router() -> Iterator[Router]:
 @contextmanager
 def crossbar_running(disclosed: bool = True) -> Iterator[Router]:
     """
-    Run a Crossbar, configured as the embedded one.
+    Run a Crossbar, configured like the embedded one.
 
     Args:
-        disclosed: Whether the service is told who calls.
+        disclosed: Whether the router discloses the caller to the service.
     """
     home = Path(tempfile.mkdtemp(prefix="rowcast-router-"))
     port = free_port()
@@ -268,7 +268,7 @@ def crossbar_running(disclosed: bool = True) -> Iterator[Router]:
 
 
 def crossbar() -> str:
-    """Find the router's executable; without one the tests of this tier cannot run."""
+    """Return the path of the Crossbar executable; without one, skip the test (in CI, fail it)."""
     named = os.environ.get("ROWCAST_CROSSBAR")
     found = named or shutil.which(ROOT / ".venv-router" / "bin" / "crossbar")
     if found:
@@ -280,7 +280,7 @@ def crossbar() -> str:
 
 
 def missing(what: str) -> NoReturn:
-    """Leave a test out for want of something, except in CI, where that is a failure."""
+    """Skip the test because a requirement is missing; in CI, fail it."""
     if os.environ.get("CI"):
         pytest.fail(what, pytrace=False)
     pytest.skip(what)
@@ -288,10 +288,10 @@ def missing(what: str) -> NoReturn:
 
 def free_port() -> int:
     """
-    Return a TCP port on 127.0.0.1 that nobody holds right now.
+    Return a TCP port on 127.0.0.1 that is free now.
 
-    It is below those that Linux gives to connections (from 32768 on): one that the system names
-    may be the end of somebody's connection by the time that it is used.
+    It is below the ephemeral ports of Linux (from 32768 on): an outgoing connection may take an
+    ephemeral port before the test binds it.
     """
     while True:
         port = random.SystemRandom().randint(10_000, 32_000)
@@ -302,7 +302,7 @@ def free_port() -> int:
 
 
 def answers(port: int) -> bool:
-    """Whether a router's port serves all it has; its HTTP bridge comes last and takes POST only."""
+    """Return whether a router is ready: its HTTP bridge, which starts last, refuses a GET with 405."""
     with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
         try:
             connection.request("GET", f"/{BRIDGE}")
@@ -313,7 +313,7 @@ def answers(port: int) -> bool:
 
 
 def wait_until(true: Callable[[], bool], seconds: float, why: Callable[[], str] = str) -> None:
-    """Wait for a condition outside this process, which nothing but asking can tell."""
+    """Poll a condition outside this process until it holds; block the thread meanwhile."""
     end = time.monotonic() + seconds
     while not true():
         if time.monotonic() > end:
@@ -322,7 +322,7 @@ def wait_until(true: Callable[[], bool], seconds: float, why: Callable[[], str] 
 
 
 def execute(dsn: str, sql: str) -> list[tuple[object, ...]]:
-    """Run SQL as psql would, outside the service; gives the rows of the last statement."""
+    """Run SQL outside the service, in autocommit; return the rows of the last statement."""
     connection = psycopg2.connect(dsn)
     connection.autocommit = True
     try:
@@ -334,7 +334,7 @@ def execute(dsn: str, sql: str) -> list[tuple[object, ...]]:
 
 
 def wait_for_lock(dsn: str) -> None:
-    """Return once a session of a database waits for another one's lock; not for the reactor's thread."""
+    """Block until a session of the database waits for a lock. Never call it in the reactor thread."""
     waiting = (
         "SELECT pg_sleep(0.02), count(*) FROM pg_stat_activity"
         " WHERE wait_event_type = 'Lock' AND datname = current_database()"

@@ -1,8 +1,8 @@
 """
-How the tests are shared out among worker processes: `pytest -n auto`, as `make test` does.
+The distribution of tests over xdist workers (`pytest -n auto`, which `make test` runs).
 
-A file stays whole, since its tests share a database and a service. What takes longest begins
-first, or it would still run when all else is done.
+The tests of a file run in one worker, because they share a database and a service. The longest
+groups start first; otherwise one of them would still run when all others are done.
 """
 
 from __future__ import annotations
@@ -41,25 +41,27 @@ FIRST = (
     "tests/db/test_stubs.py",
     "tests/test_docs.py",
 )
-"""Beginnings of the ids of tests, by how long they take; each names a group of its own."""
+"""Prefixes of test ids, longest run time first. The tests that a prefix matches form one group."""
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LongestFirst:
-    """Return what hands out the tests."""
-    config.option.loadscopereorder = False  # which would put files of one long test last
+    """Return the scheduler."""
+    config.option.loadscopereorder = (
+        False  # it sorts by number of tests: a file of one long test runs last
+    )
     return LongestFirst(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort the tests as they are to be handed out."""
+    """Sort the tests into the order of `FIRST`."""
     items.sort(key=lambda item: _order(item.nodeid))
 
 
 class LongestFirst(LoadScopeScheduling):
-    """Hands out whole files, but for what `FIRST` has apart, in the order of the tests."""
+    """A scheduler that assigns groups (files, or prefixes in `FIRST`) in the order of the tests."""
 
     def remove_node(self, node: WorkerController) -> str | None:
-        """Take back what is left of the tests of a process that died, and not those that it has run."""
+        """Reassign the unfinished groups of a crashed worker, without those that it has completed."""
         work = self.assigned_work[node]
         self.assigned_work[node] = {
             group: tests for group, tests in work.items() if not all(tests.values())
@@ -68,10 +70,10 @@ class LongestFirst(LoadScopeScheduling):
 
     def schedule(self) -> None:
         """
-        Hand out tests, twice for a process that comes late, in place of one that died.
+        Assign groups; assign a second one to a worker that replaces a crashed one.
 
-        A process begins a test when it knows what follows it: with one alone it would wait for
-        ever.
+        A worker starts a test only when it knows the next one, so with a single test it would wait
+        for ever.
         """
         super().schedule()
         for node in self.nodes:

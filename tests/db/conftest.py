@@ -1,5 +1,5 @@
 """
-A service without a router in front of it, over the database of a test module.
+Fixtures that serve the database of a test module without a router.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from tests.db.dispatchers import DirectCaller, serving
 
 @pytest_twisted.async_yield_fixture
 async def db(
-    request: pytest.FixtureRequest, dsn: str, shared: Shared
+    request: pytest.FixtureRequest, dsn: str, shared: SharedService
 ) -> AsyncIterator[DirectCaller]:
     """
-    Run the SQL of the module's BEFORE_EACH, and serve its database as the mark `serving` says.
+    Run the SQL of the module's BEFORE_EACH, and serve its database with the arguments of the mark `serving`.
 
-    A test that has such a mark of its own has a service of its own, too; the others share one.
+    A test with its own mark gets its own service; the other tests of the module share one.
     """
     if rows := getattr(request.module, "BEFORE_EACH", ""):
         execute(dsn, rows)
     if any(mark.name == "serving" for mark in request.node.own_markers):
-        async with marked(request.node, dsn) as own:
+        async with serving_as_marked(request.node, dsn) as own:
             yield own
     else:
         yield await shared.served()
-        await shared.put_back()
+        await shared.stop_if_busy()
 
 
 @pytest_twisted.async_yield_fixture(scope="module")
-async def shared(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[Shared]:
-    """Give the service of the tests of a module."""
-    found = Shared(request.node, dsn)
+async def shared(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[SharedService]:
+    """Yield the service that the tests of a module share."""
+    found = SharedService(request.node, dsn)
     yield found
     await found.end()
 
 
-class Shared:
+class SharedService:
     """
-    A service that tests share for as long as the catalog stays as it was read.
+    A service that tests share until the catalog changes.
 
-    Reading it, in connections that know nothing yet, is most of the work of tests that only ask: 65 ms
-    of PostgreSQL's CPU and 15 of ours. To look whether it has changed takes 3.
+    Reading the catalog in new connections is most of the work of a test that only reads: 65 ms of
+    PostgreSQL's CPU and 15 ms of the service's. Checking whether it has changed takes 3 ms.
 
     Args:
-        module: Its mark `serving` says how the database is served.
-        dsn: Of the database.
+        module: The test module, whose mark `serving` has the arguments of `serving`.
+        dsn: The DSN of the database.
     """
 
     def __init__(self, module: pytest.Module, dsn: str) -> None:
@@ -64,26 +64,28 @@ class Shared:
         self._seen: Fingerprint | None = None
 
     async def served(self) -> DirectCaller:
-        """Return the service, another one if the catalog has changed, or models are another service's."""
+        """Return the service; a new one if the catalog, or twistar's global pool, has changed."""
         if self._db is not None and (
             self._models is not Registry.DBPOOL or await self._changed(self._db)
         ):
             await self.end()
         if self._db is None:
-            self._db = await self._open.enter_async_context(marked(self._module, self._dsn))
+            self._db = await self._open.enter_async_context(
+                serving_as_marked(self._module, self._dsn)
+            )
             self._models = Registry.DBPOOL
             await self._changed(self._db)
         return self._db
 
-    async def put_back(self) -> None:
-        """End the service if the test has left something under way."""
+    async def stop_if_busy(self) -> None:
+        """Stop the service if the test has left a query or an upload running."""
         if (db := self._db) is not None and (
             db.pool.stats().busy or db.dispatcher._importing.uploads
         ):
             await self.end()
 
     async def end(self) -> None:
-        """Serve no more."""
+        """Stop the service, if one runs."""
         self._db = self._seen = None
         await self._open.aclose()
 
@@ -93,10 +95,10 @@ class Shared:
         return seen is None or seen.value != self._seen.value
 
 
-def marked(
+def serving_as_marked(
     node: pytest.Item | pytest.Module, dsn: str
 ) -> AbstractAsyncContextManager[DirectCaller]:
-    """Serve a database as the closest mark says."""
+    """Serve a database with the arguments of the node's closest mark `serving`."""
     mark = node.get_closest_marker("serving")
     args, options = (mark.args, mark.kwargs) if mark else ((), {})
     return serving(dsn, *args, **options)

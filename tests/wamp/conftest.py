@@ -1,5 +1,5 @@
 """
-A service at the edge alone, with a fake dispatcher behind it, and callers of every kind.
+Fixtures of the WAMP tier: a service or its WAMP edge with a fake dispatcher, and callers.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tests.wamp.service import served
 
 class Edge:
     """
-    A running service.
+    A running WAMP edge without a database.
 
     Args:
-        client: Its place on the router.
-        dispatch: Its calls.
-        dispatcher: What answers them.
+        client: Its connection to the router.
+        dispatch: Its callee.
+        dispatcher: The fake that answers the calls.
     """
 
     def __init__(self, client: WampClient, dispatch: Callee, dispatcher: FakeDispatcher) -> None:
@@ -43,7 +43,7 @@ Join = Callable[..., Awaitable[Caller]]
 
 @pytest_twisted.async_yield_fixture(scope="module")
 async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
-    """Serve the module's database, once its autouse fixtures have filled it."""
+    """Serve the module's database, after the module's autouse fixtures have filled it."""
     async with served(dsn, router) as serving:
         yield serving
 
@@ -52,7 +52,7 @@ async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
 async def caller(
     request: pytest.FixtureRequest, service: Serving, router: Router
 ) -> AsyncIterator[Caller]:
-    """Join a client of the service, in the way that the module's HOW names."""
+    """Join a caller, over the transport and serializer in the module's HOW."""
     session = await join(router, getattr(request.module, "HOW", "rawsocket cbor"))
     yield session
     await session.close()
@@ -60,7 +60,7 @@ async def caller(
 
 @pytest.fixture
 def logged() -> Iterator[list[dict[str, Any]]]:
-    """Collect what is logged at warn level and above."""
+    """Collect the log events at level warn and above."""
     events: list[dict[str, Any]] = []
 
     def observe(event: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ def logged() -> Iterator[list[dict[str, Any]]]:
 
 @pytest.fixture
 def start_edge(router: Router) -> Iterator[StartEdge]:
-    """Give a function that starts a service; each is stopped when the test ends."""
+    """Yield a function that starts a WAMP edge; each edge is stopped when the test ends."""
     from twisted.internet import reactor
 
     started: list[WampClient] = []
@@ -111,7 +111,7 @@ def start_edge(router: Router) -> Iterator[StartEdge]:
 
 @pytest.fixture
 def call_from(router: Router) -> Iterator[Join]:
-    """Give a function that joins a caller; each leaves when the test ends."""
+    """Yield a function that joins a caller; each caller leaves when the test ends."""
     joined: list[Caller] = []
 
     async def start(how: str = "rawsocket cbor", **hello: Any) -> Caller:
