@@ -1,7 +1,7 @@
 """
-An oracle for live queries: what a watcher has been sent, against what `find` answers.
+An oracle for live queries: it compares the rows of watchers with the results of `find`.
 
-Generated queries are watched while several writers are at work. Copies are taken at random steps;
-each has a position, so the tables are made again from the log as they were then, in a database
-beside it, and asked. Nothing of what keeps the copies takes part in that.
+Generated queries are watched while several writers work. At random steps, the watchers' rows are
+sampled. Each sample has a position, so the oracle rebuilds the tables at that position from the log,
+in a second database, and runs `find` there. The comparison uses none of the code of live queries.
 """

@@ -1,8 +1,8 @@
 """
-The oracle for longer: `python -m tests.oracle [--seed N] [--comparisons 1000000]`.
+A long run of the oracle: `python -m tests.oracle [--seed N] [--comparisons 1000000]`.
 
-Each round has queries, writers and a seed of its own; a copy that is wrong is printed with all that
-it takes to see it again, and ends the run with status 1.
+Each round has its own seed, from which its queries and writers follow. A wrong copy is printed with
+what is needed to reproduce it, and ends the run with status 1.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     )
     options.add_argument("--seed", type=int, default=random.randrange(10**6))
     options.add_argument("--comparisons", type=int, default=1_000_000)
-    options.add_argument("--queries", type=int, default=120, help="that are watched in a round")
+    options.add_argument("--queries", type=int, default=120, help="watched queries per round")
     given = options.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="rowcast-oracle-") as home,
@@ -67,8 +67,8 @@ async def _rounds(dsn: str, given: Any) -> None:
         )
         if report.wrong or report.errors:
             print(*report.errors, sep="\n")
-            for question, position, copy, rows in report.wrong[:3]:
-                print(f"{question}\n  at {position}\n  kept {copy}\n  find {rows}")
+            for query, position, copy, rows in report.wrong[:3]:
+                print(f"{query}\n  at {position}\n  kept {copy}\n  find {rows}")
             sys.exit(1)
         seed += 1
     print(f"{done} comparisons, {resets} resets, 0 wrong")

@@ -1,5 +1,5 @@
 """
-What a writer does by calls to the service: each kind of write that no single statement of SQL has.
+Random writes by calls to the service, of the kinds that need more than one SQL statement.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 from tests.oracle.world import PEOPLE, TASKS, TEAMS
 
 Call = tuple[str, dict[str, Any]]
-"""The name of a procedure, and its arguments."""
+"""The name of a procedure, and its keyword arguments."""
 
 
 def draw_call(dice: random.Random) -> Call:
-    """Draw a write; some are refused, as those of others are."""
+    """Draw a write; concurrent writes make the service refuse some of them."""
     return dice.choice(WRITES)(dice)
 
 

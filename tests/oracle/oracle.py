@@ -1,5 +1,5 @@
 """
-Watching generated queries beside writers, and asking the past whether the copies were right.
+Watching generated queries beside writers, and comparing the watchers' rows with past tables.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tests.db.watched import Lasts, Live, living
 from tests.deferreds import pause, until
 from tests.oracle.calls import draw_call
 from tests.oracle.past import Past
-from tests.oracle.queries import Question, draw, in_other_words
+from tests.oracle.queries import Query, draw, equivalent
 from tests.oracle.world import FILL, MAKE, OWNER, ROLES, TABLES, Writers
 
 TRACK = f"SELECT rowcast.track(t) FROM unnest('{{{','.join(TABLES)}}}'::regclass[]) t;"
 DATABASE = f"{MAKE}{changes.install()}{TRACK}"
-"""What is watched; the log has all of its rows, from the first."""
+"""SQL for the watched tables. They are tracked while empty, so the log has all of their rows."""
 LIMITS = WatchLimits(session=1000, rows=5000)
 LOSE = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -40,11 +40,11 @@ LOSE = (
     " AND pid <> pg_backend_pid()"
 )
 TRANSACTIONS = 40
-"""Of each writer in a burst."""
+"""Number of transactions of each writer in a burst."""
 CALLS = 30
-"""That write, in a burst."""
+"""Number of writing calls in a burst."""
 SAMPLES = 30
-"""States in between that are checked after a burst."""
+"""Number of intermediate states that are checked after a burst."""
 ALTERATIONS = (
     "ALTER TABLE people ADD extra text",
     "REVOKE SELECT ON people FROM oracle_reader; GRANT SELECT (id, team, name) ON people TO oracle_reader",
@@ -53,74 +53,74 @@ ALTERATIONS = (
     "CREATE POLICY late ON tasks TO oracle_reader USING (done)",
     "DROP POLICY late ON tasks; GRANT SELECT ON notes TO oracle_reader",
 )
-"""What becomes of tables and rights, one after the other; at the end they are as they were."""
+"""Changes of tables and rights, applied one after another; the last ones restore the initial state."""
 TWINS = 0.15
-"""How many of the queries are watched in other words, too."""
+"""Share of the queries for which an equivalent query is watched too."""
 
 
 @dataclass
 class Report:
     """
-    What came of a run.
+    The result of a run.
 
     Attributes:
-        comparisons: Copies that were held against the past.
-        wrong: Those that were not what `find` answered then: the query, the position, both answers.
-        written: Calls that have written something.
-        refused: Queries that the service has refused, by the same error as `find`.
-        resets: Copies that were sent anew to clients that came back.
-        needless: The queries of those whose changes the log leads to.
-        steps: States that watchers were brought to.
-        errors: What the service has logged as one.
+        comparisons: Number of copies compared.
+        wrong: Copies that differed from `find`: the query, the position, the copy, the rows of `find`.
+        written: Number of calls that wrote something.
+        refused: Number of generated queries that `find` refused; they are not watched.
+        resets: Number of resets, in which a watcher receives all rows again.
+        needless: Queries that were reset although the log had their missed changes.
+        steps: Number of steps that watchers received.
+        errors: Log events of the service at level error or critical.
     """
 
     comparisons: int = 0
-    wrong: list[tuple[Question, str, Any, Any]] = field(default_factory=list)
+    wrong: list[tuple[Query, str, Any, Any]] = field(default_factory=list)
     written: int = 0
     refused: int = 0
     resets: int = 0
-    needless: list[Question] = field(default_factory=list)
+    needless: list[Query] = field(default_factory=list)
     steps: int = 0
     errors: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Sample:
-    """Copies of all rows at a position, by watch."""
+    """The rows of all watchers of a session at a position."""
 
     position: str
-    copies: list[tuple[Question, list[Any]]]
+    copies: list[tuple[Query, list[Any]]]
 
 
-class Kept:
+class Watcher:
     """
-    A query that is watched, by a client that comes back where it was.
+    A client that watches a query, and resumes at its position when it reconnects.
 
     Attributes:
-        copy: The rows that it has.
-        twin: The same query in other words, if it is watched too.
-        heard: Whether it has heard of where it is since it began.
-        error: Why it has ended.
+        copy: Its copy of the rows.
+        twin: The watcher of an equivalent query, if there is one.
+        heard: Whether it has received a message since it called `watch`.
+        error: The error that ended the call.
     """
 
-    def __init__(self, question: Question, session: int) -> None:
-        self.question = replace(question, caller=replace(question.caller, session=session))
-        self.copy = Copy(groups=question.grouped)
+    def __init__(self, query: Query, session: int) -> None:
+        self.query = replace(query, caller=replace(query.caller, session=session))
+        self.copy = Copy(groups=query.grouped)
         self.heard = False
         self.error: BaseException | None = None
         self.call: Lasts | None = None
-        self.twin: Kept | None = None
+        self.twin: Watcher | None = None
         self.on_step: Callable[[str], None] = lambda position: None
 
     def begin(self, served: DirectCaller) -> None:
-        """Call `watch`, from where the copy stands."""
+        """Call `watch`, from the position of the copy if it is complete."""
         self.error, self.heard = None, False
-        kwargs = dict(self.question.kwargs)
+        kwargs = dict(self.query.kwargs)
         if self.copy.complete:
             kwargs["since"] = self.copy.position
-            self.copy = Copy(groups=self.question.grouped, since=self.copy)
+            self.copy = Copy(groups=self.query.grouped, since=self.copy)
         answer = served.dispatcher.answer(
-            f"{self.question.name}.watch", (), kwargs, self.question.caller, progress=self._take
+            f"{self.query.name}.watch", (), kwargs, self.query.caller, progress=self._take
         )
         self.call = Lasts(answer, self._ended)
 
@@ -135,25 +135,25 @@ class Kept:
         self.error = error
 
     async def leave(self) -> None:
-        """End the call, as a client that goes away does."""
+        """Cancel the call, as a disconnecting client does."""
         if self.call is not None and self.error is None:
             self.call.cancel()
             await until(lambda: self.error is not None)
 
 
-async def answer_of(served: DirectCaller, question: Question) -> list[Any]:
-    """Return what the query gives by `find`, or by `aggregate`."""
-    verb = "aggregate" if question.grouped else "find"
-    # Not `call`, which compares each answer with its description: that is tested elsewhere.
-    name = f"{question.name}.{verb}"
-    found = await served.dispatcher.answer(name, (), question.kwargs, question.caller)
-    return list(found if question.grouped else found["rows"])
+async def answer_of(served: DirectCaller, query: Query) -> list[Any]:
+    """Return the rows of the query by `find`, or by `aggregate` if it has measures."""
+    verb = "aggregate" if query.grouped else "find"
+    # Not `call`: it also compares the answer with its JSON Schema, which other tests do.
+    name = f"{query.name}.{verb}"
+    found = await served.dispatcher.answer(name, (), query.kwargs, query.caller)
+    return list(found if query.grouped else found["rows"])
 
 
-def same(question: Question, copy: Sequence[Any], rows: Sequence[Any]) -> bool:
-    """Return whether a copy has the rows, in their order if they have one."""
-    # Between rows that the sort keys do not tell apart any order is right: those without a key.
-    if question.ordered and question.keyed:
+def same(query: Query, copy: Sequence[Any], rows: Sequence[Any]) -> bool:
+    """Return whether a copy has the rows, in the same order if the query has one."""
+    # Without a primary key, rows with equal sort keys may come in any order.
+    if query.ordered and query.keyed:
         return list(copy) == list(rows)
     return as_set(list(copy)) == as_set(list(rows))
 
@@ -163,90 +163,90 @@ class Oracle:
     One run.
 
     Args:
-        past: Makes the past.
-        then: Serves it.
+        past: Rebuilds the past tables.
+        then: Serves the past tables.
         dice: Draws queries and samples.
-        dsn: Of what is watched.
-        other: Of the past.
+        dsn: DSN of the database with the watched tables.
+        past_dsn: DSN of the database with the past tables.
 
     Attributes:
-        live: Where queries are watched.
+        live: The service that serves the live queries.
     """
 
     def __init__(
-        self, past: Past, then: DirectCaller, dice: random.Random, dsn: str, other: str
+        self, past: Past, then: DirectCaller, dice: random.Random, dsn: str, past_dsn: str
     ) -> None:
         self.past = past
         self.then = then
         self.dice = dice
         self.dsn = dsn
-        self.other = other
+        self.past_dsn = past_dsn
         self.live: Live
         self._service = AsyncExitStack()
         self.report = Report()
-        self.sessions: list[list[Kept]] = []
+        self.sessions: list[list[Watcher]] = []
         self.samples: list[Sample] = []
 
     async def start(self) -> None:
-        """Start the service, and have the clients that there are come back to where they were."""
+        """Start the service, and let the existing watchers resume."""
         self.live = await self._service.enter_async_context(living(self.dsn, LIMITS, roles=ROLES))
-        for kept in self.kept:
-            kept.begin(self.live.served)
+        for watcher in self.watchers:
+            watcher.begin(self.live.served)
         if self.sessions:
             await self.settled()
 
     async def stop(self) -> None:
-        """Stop the service; all that is watched ends."""
+        """Stop the service, and wait until all watches have ended."""
         await self._service.aclose()
-        await until(lambda: all(kept.error is not None for kept in self.kept))
+        await until(lambda: all(watcher.error is not None for watcher in self.watchers))
 
-    async def watch(self, questions: Sequence[Question], sessions: int) -> None:
-        """Begin to watch queries, dealt out to sessions; those that `find` refuses are left out."""
+    async def watch(self, queries: Sequence[Query], sessions: int) -> None:
+        """Watch queries, distributed over sessions; leave out those that `find` refuses."""
         first = len(self.sessions) + 1
-        hands: list[list[Kept]] = [[] for _ in range(sessions)]
-        for at, question in enumerate(questions):
+        hands: list[list[Watcher]] = [[] for _ in range(sessions)]
+        for at, query in enumerate(queries):
             try:
-                await answer_of(self.live.served, question)
+                await answer_of(self.live.served, query)
             except ServiceError:
                 self.report.refused += 1
                 continue
             hand, session = hands[at % sessions], first + at % sessions
-            hand.append(Kept(question, session))
-            if self.dice.random() < TWINS and (twin := in_other_words(self.dice, question)):
-                hand.append(Kept(twin, session))
+            hand.append(Watcher(query, session))
+            if self.dice.random() < TWINS and (twin := equivalent(self.dice, query)):
+                hand.append(Watcher(twin, session))
                 hand[-2].twin = hand[-1]
         for hand in hands:
             self.sessions.append(hand)
-            for kept in hand:
-                kept.on_step = partial(self._stepped, hand)
-                kept.begin(self.live.served)
+            for watcher in hand:
+                watcher.on_step = partial(self._stepped, hand)
+                watcher.begin(self.live.served)
         await self.settled()
 
-    def _stepped(self, session: list[Kept], position: str) -> None:
+    def _stepped(self, session: list[Watcher], position: str) -> None:
         self.report.steps += 1
-        # One that has come back moves with the others only once it has heard of them.
-        if not all(kept.heard and kept.copy.complete for kept in session):
+        # A watcher that reconnected has the position of the session only after its first message.
+        if not all(watcher.heard and watcher.copy.complete for watcher in session):
             return
-        # Watches that heard nothing of the step are where the others are: all move together.
-        copies = [(kept.question, list(kept.copy.values)) for kept in session]
+        # All watches of a session move together, so a step also holds for those without a message.
+        copies = [(watcher.query, list(watcher.copy.values)) for watcher in session]
         self.samples.append(Sample(position, copies))
 
     @property
-    def kept(self) -> Iterator[Kept]:
-        """Yield all that is watched."""
+    def watchers(self) -> Iterator[Watcher]:
+        """Yield the watchers of all sessions."""
         for session in self.sessions:
             yield from session
 
     async def settled(self) -> None:
-        """Wait until every watch has its rows, and what was committed by now is in them."""
+        """Wait until each watcher has its rows, with all changes that are committed now."""
         now = str(execute(self.dsn, "SELECT pg_current_snapshot()::text")[0][0])
         least = int(now.split(":")[1])
         watches = self.live.watches
-        here = lambda kept: (kept.heard and kept.copy.complete) or kept.error  # noqa: E731
-        await until(lambda: all(map(here, self.kept)), 120)
-        for kept in self.kept:
-            if kept.error is not None and not isinstance(kept.error, CancelledError):
-                raise AssertionError(kept.question) from kept.error
+        here = lambda watcher: (watcher.heard and watcher.copy.complete) or watcher.error  # noqa: E731
+        await until(lambda: all(map(here, self.watchers)), 120)
+        for watcher in self.watchers:
+            if watcher.error is not None and not isinstance(watcher.error, CancelledError):
+                raise AssertionError(watcher.query) from watcher.error
         await until(
             lambda: (
                 watches._position is not None
@@ -258,7 +258,7 @@ class Oracle:
         await pause(0.05)
 
     async def burst(self, seed: int, writers: int, transactions: int) -> None:
-        """Have writers at work, one of them by calls, and wait until all is told."""
+        """Run writers in threads and by calls, and wait until the watchers have all changes."""
         at_work = Writers(self.dsn, seed, writers, transactions)
         await self._write(random.Random(seed))
         while at_work.busy:
@@ -275,94 +275,92 @@ class Oracle:
                 assert not isinstance(error, InternalError), (name, kwargs)
 
     async def check(self, samples: int) -> None:
-        """Hold the copies against what `find` answers now, and samples against the past."""
-        now = [kept for kept in self.kept if kept.error is None]
-        for kept in now:
-            if kept.twin is not None and kept.twin.error is None:
-                self._compare(kept.question, "twin", kept.copy.values, kept.twin.copy.values)
-        answers = await self._answers(self.live.served, [kept.question for kept in now])
-        for kept, rows in zip(now, answers, strict=True):
-            self._compare(kept.question, "now", kept.copy.values, rows)
+        """Compare the copies with `find` now, and some samples with `find` on the past tables."""
+        now = [watcher for watcher in self.watchers if watcher.error is None]
+        for watcher in now:
+            if watcher.twin is not None and watcher.twin.error is None:
+                self._compare(watcher.query, "twin", watcher.copy.values, watcher.twin.copy.values)
+        answers = await self._answers(self.live.served, [watcher.query for watcher in now])
+        for watcher, rows in zip(now, answers, strict=True):
+            self._compare(watcher.query, "now", watcher.copy.values, rows)
         self.past.read()
         taken, self.samples = self.samples, []
         if len(taken) > samples:
             taken = self.dice.sample(taken, samples)
         for sample in taken:
             self.past.show(sample.position)
-            answers = await self._answers(self.then, [question for question, _ in sample.copies])
-            for (question, copy), rows in zip(sample.copies, answers, strict=True):
-                self._compare(question, sample.position, copy, rows)
+            answers = await self._answers(self.then, [query for query, _ in sample.copies])
+            for (query, copy), rows in zip(sample.copies, answers, strict=True):
+                self._compare(query, sample.position, copy, rows)
 
-    async def _answers(
-        self, served: DirectCaller, questions: Sequence[Question]
-    ) -> list[list[Any]]:
-        asked = (Deferred.fromCoroutine(answer_of(served, question)) for question in questions)
+    async def _answers(self, served: DirectCaller, queries: Sequence[Query]) -> list[list[Any]]:
+        asked = (Deferred.fromCoroutine(answer_of(served, query)) for query in queries)
         return list(await gatherResults(list(asked)))
 
-    def _compare(self, question: Question, position: str, copy: Any, rows: Any) -> None:
+    def _compare(self, query: Query, position: str, copy: Any, rows: Any) -> None:
         self.report.comparisons += 1
-        if not same(question, copy, rows):
-            self.report.wrong.append((question, position, copy, rows))
+        if not same(query, copy, rows):
+            self.report.wrong.append((query, position, copy, rows))
 
-    async def come_back(self, share: float) -> None:
-        """Have clients leave, and come back to where they were."""
-        gone = [kept for kept in self.kept if self.dice.random() < share]
-        await gatherResults([Deferred.fromCoroutine(kept.leave()) for kept in gone])
-        for kept in gone:
-            kept.begin(self.live.served)
+    async def reconnect(self, share: float) -> None:
+        """Let a share of the clients disconnect and resume."""
+        gone = [watcher for watcher in self.watchers if self.dice.random() < share]
+        await gatherResults([Deferred.fromCoroutine(watcher.leave()) for watcher in gone])
+        for watcher in gone:
+            watcher.begin(self.live.served)
 
     async def lose_sessions(self) -> None:
-        """End every session of the service at the database."""
+        """Terminate all PostgreSQL sessions of the service."""
         execute(self.dsn, LOSE)
         await self.settled()
 
     async def alter(self, statements: str) -> None:
         """
-        Change what is there, or who may see it, and hold what is watched against it.
+        Change tables or rights, and compare the watched queries with `find`.
 
-        What `find` refuses by now has to end, and is watched no more.
+        A watch of a query that `find` now refuses must end; it is not started again.
         """
-        for dsn in (self.dsn, self.other):
+        for dsn in (self.dsn, self.past_dsn):
             execute(dsn, statements)
         for served in (self.live.served, self.then):
             await served.dispatcher.refresh()
         for session in self.sessions:
-            for kept in list(session):
-                await self._altered(session, kept)
+            for watcher in list(session):
+                await self._altered(session, watcher)
         await self.settled()
-        self.samples.clear()  # they have queries that are refused by now
+        self.samples.clear()  # they contain queries that are now refused
 
-    async def _altered(self, session: list[Kept], kept: Kept) -> None:
-        """Hold a query against what it answers now: the same rows, or a refusal."""
+    async def _altered(self, session: list[Watcher], watcher: Watcher) -> None:
+        """Wait until a watcher has the rows of `find`, or has ended because `find` is refused."""
         try:
-            rows = await answer_of(self.live.served, kept.question)
+            rows = await answer_of(self.live.served, watcher.query)
         except ServiceError:
-            await until(lambda: kept.error is not None, 60)
-            session.remove(kept)
+            await until(lambda: watcher.error is not None, 60)
+            session.remove(watcher)
             for other in session:
-                if other.twin is kept:
+                if other.twin is watcher:
                     other.twin = None
             return
-        await until(lambda: kept.error or same(kept.question, kept.copy.values, rows), 60)
-        assert kept.error is None, (kept.question, kept.error)
+        await until(lambda: watcher.error or same(watcher.query, watcher.copy.values, rows), 60)
+        assert watcher.error is None, (watcher.query, watcher.error)
         self.report.comparisons += 1
 
     def count_resets(self) -> None:
-        """Count the copies that were sent anew, and find those that need not have been."""
-        for kept in self.kept:
-            self.report.resets += kept.copy.resets
-            if kept.copy.resets and kept.question.resumable:
-                self.report.needless.append(kept.question)
+        """Count the resets, and collect the queries that need not have been reset."""
+        for watcher in self.watchers:
+            self.report.resets += watcher.copy.resets
+            if watcher.copy.resets and watcher.query.resumable:
+                self.report.needless.append(watcher.query)
 
 
 def _behind(session: WatchingSession) -> bool:
-    """Return whether a session has not been told all that the last cycle saw."""
+    """Return whether a session has not yet received all that the last cycle found."""
     return session.busy or any(watch.query.behind for watch in session.members)
 
 
 @contextmanager
-def beside(dsn: str) -> Iterator[str]:
-    """Make another database with the same tables, on the same server."""
+def past_database(dsn: str) -> Iterator[str]:
+    """Create a second database with the same tables on the same server; yield its DSN."""
     name = f"{psycopg2.extensions.parse_dsn(dsn)['dbname']}_past"
     execute(dsn, f"CREATE DATABASE {name}")
     made = psycopg2.extensions.make_dsn(dsn, dbname=name)
@@ -379,25 +377,25 @@ async def run(
     work: Callable[[Oracle], Awaitable[None]],
 ) -> Report:
     """
-    Run what is to be done with an oracle over a database that was made by `DATABASE`.
+    Run `work` with an oracle on a database in which `DATABASE` was run.
 
     Args:
-        dsn: Of the database.
-        seed: Of all that is drawn.
-        work: What to watch, write and check.
+        dsn: DSN of the database.
+        seed: Seed of all random choices.
+        work: Watches queries, writes and checks.
     """
     if not execute(dsn, "SELECT 1 FROM rowcast.log LIMIT 1"):
         execute(dsn, FILL)
-    with beside(dsn) as other:
-        past = Past(dsn, other)
+    with past_database(dsn) as past_dsn:
+        past = Past(dsn, past_dsn)
         try:
-            async with serving(other, roles=ROLES) as then:
-                oracle = Oracle(past, then, random.Random(seed), dsn, other)
+            async with serving(past_dsn, roles=ROLES) as then:
+                oracle = Oracle(past, then, random.Random(seed), dsn, past_dsn)
                 with capturedLogs() as events:
                     await oracle.start()
                     await work(oracle)
-                    for kept in oracle.kept:
-                        await kept.leave()
+                    for watcher in oracle.watchers:
+                        await watcher.leave()
                     await oracle.stop()
                 levels = (LogLevel.error, LogLevel.critical)
                 bad = [each for each in events if each.get("log_level") in levels]
@@ -412,17 +410,17 @@ async def torture(
     queries: int,
     least: int,
     sessions: int = 3,
-    only: Callable[[Question], bool] = lambda question: True,
+    only: Callable[[Query], bool] = lambda query: True,
 ) -> None:
     """
-    Watch queries through bursts of writes, clients coming and going, until they are wrong.
+    Watch queries through bursts of writes while clients reconnect, until enough comparisons or an error.
 
     Args:
-        oracle: Of the run.
-        queries: How many.
-        least: Comparisons after which it is enough.
-        sessions: Among which the queries are dealt out.
-        only: Says of a query whether it is to be watched.
+        oracle: The oracle of the run.
+        queries: Number of queries.
+        least: Number of comparisons after which to stop.
+        sessions: Number of sessions over which the queries are distributed.
+        only: Returns whether a generated query is to be watched.
     """
     drawn = filter(only, (draw(oracle.dice) for _ in count()))
     await oracle.watch(list(islice(drawn, queries)), sessions)
@@ -432,13 +430,13 @@ async def torture(
         await oracle.check(SAMPLES)
         number += 1
         if number % 3 == 0:
-            await oracle.come_back(0.3)
+            await oracle.reconnect(0.3)
             await oracle.settled()
     oracle.count_resets()
 
 
 async def upheaval(oracle: Oracle, queries: int, sessions: int = 3) -> None:
-    """Watch queries while the service, its sessions, tables and rights do not stay as they are."""
+    """Watch queries while the service restarts, loses its sessions, and tables and rights change."""
     await oracle.watch([draw(oracle.dice) for _ in range(queries)], sessions)
     for number, statements in enumerate(ALTERATIONS):
         await oracle.burst(oracle.dice.randrange(10**6), 4, 20)
@@ -448,7 +446,7 @@ async def upheaval(oracle: Oracle, queries: int, sessions: int = 3) -> None:
             await oracle.lose_sessions()
         else:
             await oracle.stop()
-            # what is written while nobody watches
+            # these rows are written while no client watches
             at_work = Writers(oracle.dsn, number, 3, 10)
             await until(lambda: not at_work.busy)  # noqa: B023 - of this turn
             await oracle.start()

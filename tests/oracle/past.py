@@ -1,5 +1,5 @@
 """
-The tables as they were at a position, made again from the log.
+The tables as they were at a position, rebuilt from the log.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ Rows = dict[str, Counter[str]]
 
 class Past:
     """
-    Makes the tables again.
+    A second database whose tables are set to past states.
 
     Args:
-        dsn: Of the database whose log is read: it was empty when tracking began.
-        beside: Of another one with the same tables, which become those of the past.
+        dsn: DSN of the database whose log is read; its tables were empty when tracking began.
+        past: DSN of the second database, which has the same tables.
     """
 
-    def __init__(self, dsn: str, beside: str) -> None:
+    def __init__(self, dsn: str, past: str) -> None:
         self._log = psycopg2.connect(dsn, application_name="past")
         self._log.autocommit = True
-        self._beside = psycopg2.connect(beside)
+        self._past = psycopg2.connect(past)
         self._entries: list[tuple[int, str, str, str | None, str | None]] = []
         self._shown: Rows = {}
 
     def read(self) -> None:
-        """Read the log anew, once no writer is at work."""
+        """Read the entire log; no writer may be running."""
         with self._log.cursor() as rows:
             rows.execute(LOG)
             self._entries = [
@@ -45,12 +45,12 @@ class Past:
             ]
 
     def show(self, position: str) -> None:
-        """Make the tables what they were at a position."""
+        """Set the tables to their state at a position."""
         parsed = parse_position(position)
         assert isinstance(parsed, SnapshotPosition)
         state = self._state(parsed.snapshot)
-        with self._beside, self._beside.cursor() as rows:
-            # neither cascades nor checks of keys that come in another order
+        with self._past, self._past.cursor() as rows:
+            # no cascades, and no foreign key checks, because tables are filled in any order
             rows.execute("SET LOCAL session_replication_role = replica")
             for table in TABLES:
                 if state[table] == self._shown.get(table):
@@ -63,9 +63,9 @@ class Past:
         self._shown = state
 
     def _state(self, snapshot: PgSnapshot) -> Rows:
-        """Return the images of all rows that there were, each as often as it was there."""
-        # Images alone, whatever the keys: what a transaction replaced was there before, or is its
-        # own. So there is no key, no order and no net change to get wrong here.
+        """Return the row images visible in a snapshot, with the number of rows of each."""
+        # Counting images needs no keys: each old image was added by an earlier entry or by the same
+        # transaction. So no key, order or net change can be computed wrongly here.
         state: Rows = {table: Counter() for table in TABLES}
         for xid, table, op, old, new in self._entries:
             if not snapshot.sees(xid):
@@ -84,9 +84,9 @@ class Past:
     def close(self) -> None:
         """Close both connections."""
         self._log.close()
-        self._beside.close()
+        self._past.close()
 
 
 def _lasting(image: str) -> str:
-    """Return an image less the column that comes and goes, and is always null."""
+    """Return an image without the column that `ALTERATIONS` adds and drops, which is always null."""
     return image.replace(',"extra":null', "")

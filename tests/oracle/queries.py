@@ -1,5 +1,5 @@
 """
-Generated queries: each axis of what can be watched, drawn by a seed.
+Random queries that cover each feature of live queries.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ PARENTS = {
 
 
 @dataclass(frozen=True)
-class Question:
+class Query:
     """
-    A query and who asks it.
+    A query and its caller.
 
     Args:
-        name: Of the relation or function, less the verb.
-        caller: Who asks.
-        kwargs: Of `watch`.
+        name: The relation or function, without the verb.
+        caller: The caller.
+        kwargs: The arguments of `watch`.
     """
 
     name: str
@@ -75,30 +75,30 @@ class Question:
 
     @property
     def ordered(self) -> bool:
-        """Return whether the order of the rows matters."""
+        """Return whether the query has an order."""
         return "order" in self.kwargs
 
     @property
     def grouped(self) -> bool:
-        """Return whether it is groups that are watched."""
+        """Return whether the query aggregates, so that its rows are groups."""
         return "measures" in self.kwargs
 
     @property
     def windowed(self) -> bool:
-        """Return whether only a part of what matches is watched."""
+        """Return whether the query has a limit or an offset."""
         return "limit" in self.kwargs or "offset" in self.kwargs
 
     @property
     def keyed(self) -> bool:
-        """Return whether no two rows can be alike."""
+        """Return whether its rows have a key, so that no two rows are equal."""
         return self.grouped or (bool(KEYS.get(self.name)) and "distinct" not in self.kwargs)
 
     @property
     def resumable(self) -> bool:
-        """Return whether the log tells what a client that comes back has missed."""
+        """Return whether the log has what a reconnecting client has missed, so that no reset is needed."""
         where = repr(self.kwargs.get("where"))
         return (
-            self.name in ("people", "tasks")  # nobody truncates them
+            self.name in ("people", "tasks")  # the writers never truncate these
             and self.caller.authrole == OWNER.authrole
             and not self.windowed
             and not self.grouped
@@ -108,18 +108,18 @@ class Question:
             and not any(name in where for name in CHILDREN | PARENTS)
         )
 
-    def variant(self, **kwargs: Any) -> Question:
-        """Return the same with other arguments."""
-        return Question(self.name, self.caller, {**self.kwargs, **kwargs})
+    def variant(self, **kwargs: Any) -> Query:
+        """Return the query with some arguments replaced."""
+        return Query(self.name, self.caller, {**self.kwargs, **kwargs})
 
 
-def draw(dice: random.Random) -> Question:
-    """Draw a query."""
+def draw(dice: random.Random) -> Query:
+    """Draw a random query."""
     caller = dice.choice([OWNER, OWNER, *READERS])
     kind = dice.random()
     if kind < 0.06:
         rest = {"order": ["title", "id"]} if dice.random() < 0.5 else {}
-        return Question("fn.open_tasks", caller, {"args": {"above": dice.randint(0, 60)}, **rest})
+        return Query("fn.open_tasks", caller, {"args": {"above": dice.randint(0, 60)}, **rest})
     relation = dice.choice(
         ["teams", *["people", "tasks"] * 2, "notes", "lines", "crew", "prices", "slots"]
     )
@@ -127,7 +127,7 @@ def draw(dice: random.Random) -> Question:
     if dice.random() < 0.75:
         kwargs["where"] = _where(dice, relation, 2)
     if kind < 0.25 and relation != "notes":
-        return Question(relation, caller, kwargs | _groups(dice, relation))
+        return Query(relation, caller, kwargs | _groups(dice, relation))
     embeds = _embeds(dice, relation, dice.randint(1, 3)) if dice.random() < 0.55 else {}
     if embeds:
         kwargs["embed"] = embeds
@@ -135,7 +135,7 @@ def draw(dice: random.Random) -> Question:
         kwargs["select"] = _select(dice, relation)
     if not embeds and dice.random() < 0.08:
         kwargs |= {"distinct": True, "select": [dice.choice(INTEGERS[relation])]}
-        return Question(relation, caller, kwargs)
+        return Query(relation, caller, kwargs)
     if dice.random() < 0.5:
         kwargs["order"] = _order(dice, relation)
         _by_measures(dice, kwargs)
@@ -143,7 +143,7 @@ def draw(dice: random.Random) -> Question:
             kwargs["limit"] = dice.randint(1, 15)
             if dice.random() < 0.2:
                 kwargs["offset"] = dice.randint(0, 5)
-    return Question(relation, caller, kwargs)
+    return Query(relation, caller, kwargs)
 
 
 def _select(dice: random.Random, relation: str) -> list[Any]:
@@ -157,13 +157,13 @@ def _select(dice: random.Random, relation: str) -> list[Any]:
 
 
 def _cut(dice: random.Random) -> dict[str, Any]:
-    """Draw a time that is cut to a unit."""
+    """Draw a select item that truncates a timestamp to a unit."""
     unit, zone = dice.choice(["day", "month"]), dice.choice(["Europe/Berlin", "Pacific/Chatham"])
     return {"column": "at", "trunc": unit, "zone": zone}
 
 
 def _by_measures(dice: random.Random, kwargs: dict[str, Any]) -> None:
-    """Sort and filter by measures of related rows, where there are some."""
+    """Sort and filter by measures of embedded rows, if the query has any."""
     for name, options in kwargs.get("embed", {}).items():
         if isinstance(options, dict) and "measures" in options:
             kwargs["order"] = [f"-{name}.n", *kwargs["order"]]
@@ -171,14 +171,14 @@ def _by_measures(dice: random.Random, kwargs: dict[str, Any]) -> None:
                 kwargs["where"] = {f"{name}.n": {"gt": dice.randint(0, 2)}}
 
 
-def in_other_words(dice: random.Random, question: Question) -> Question | None:
-    """Return a query that has to give the same rows; None where there is none to draw."""
-    if question.name.startswith("fn."):
+def equivalent(dice: random.Random, query: Query) -> Query | None:
+    """Return an equivalent query with other arguments; None for a function."""
+    if query.name.startswith("fn."):
         return None
-    column, where = INTEGERS[question.name][0], question.kwargs.get("where")
+    column, where = INTEGERS[query.name][0], query.kwargs.get("where")
     always: Where = {"or": [{column: None}, {"not": {column: None}}]}
     if where is None:
-        return question.variant(where=always)
+        return query.variant(where=always)
     forms: list[Where] = [
         {"and": [where, always]},
         {"and": [always, where]},
@@ -186,9 +186,9 @@ def in_other_words(dice: random.Random, question: Question) -> Question | None:
     ]
     if len(where) == 1 and "and" in where:
         forms.append({"and": where["and"][::-1]})
-    if "limit" not in question.kwargs and question.keyed and not question.grouped:
-        return question.variant(limit=1000)
-    return question.variant(where=dice.choice(forms))
+    if "limit" not in query.kwargs and query.keyed and not query.grouped:
+        return query.variant(limit=1000)
+    return query.variant(where=dice.choice(forms))
 
 
 def _where(dice: random.Random, relation: str, depth: int) -> Where:
@@ -211,7 +211,7 @@ def _where(dice: random.Random, relation: str, depth: int) -> Where:
 
 
 def _newer(dice: random.Random, relation: str) -> Where:
-    """Draw a filter that is more than one value beside a column."""
+    """Draw a filter of a form other than one column and one value."""
     text, columns = TEXTS[relation], INTEGERS[relation]
     piece, word = dice.choice(["p1", "t", "new", "1", "N"]), dice.choice(["", "i"])
     forms: list[Where] = [
@@ -298,7 +298,7 @@ def _groups(dice: random.Random, relation: str) -> dict[str, Any]:
 
 
 def _statistics(dice: random.Random, relation: str) -> dict[str, Any]:
-    """Draw measures that look at all values of a group."""
+    """Draw measures that need all values of a group."""
     column = dice.choice(INTEGERS[relation])
     return {
         "spread": {dice.choice(["stddev", "variance"]): column},

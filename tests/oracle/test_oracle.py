@@ -1,5 +1,5 @@
 """
-Copies that watchers keep are what `find` answered at their position; wrong ways of keeping them fail.
+Watchers' copies equal `find` at their position, and deliberate errors in keeping them are found.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from service.changes.delta import Window
 from service.changes.dependencies import Dependencies
 from service.changes.log import LogRow
 from tests.oracle.oracle import DATABASE, Oracle, run, torture, upheaval
-from tests.oracle.queries import Question
+from tests.oracle.queries import Query
 from tests.oracle.world import OWNER, READERS
 
 SCHEMA = DATABASE
@@ -26,13 +26,13 @@ SEED = 20261129
 pytestmark = pytest.mark.timeout(600)
 
 REPROS = [
-    # a row without a key left and came back before its watcher was told of either
-    Question("people", OWNER, {"distinct": True, "select": ["team"]}),
-    # its rows looked gone to the snapshot of a cycle, when the table was truncated meanwhile
-    Question("lines", OWNER, {}),
-    Question("notes", READERS[0], {"select": ["body", "task", "n"]}),
+    # a row without a key left and entered again before its watcher had received either
+    Query("people", OWNER, {"distinct": True, "select": ["team"]}),
+    # the table was truncated during a cycle, so its rows were missing from the cycle's snapshot
+    Query("lines", OWNER, {}),
+    Query("notes", READERS[0], {"select": ["body", "task", "n"]}),
 ]
-"""Queries whose copies were wrong once; they are watched first."""
+"""Queries whose copies were wrong in earlier versions; they are watched first."""
 
 
 @pytest_twisted.ensureDeferred
@@ -61,10 +61,10 @@ async def test_copies_outlast_restarts_ddl_and_changed_rights(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_copies_of_queries_that_are_read_aside_are_right(
+async def test_copies_of_slow_queries_read_beside_cycles_are_what_find_answers(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each query whose keys are not told is one that takes long."""
+    """The patches make each query that must be read again entirely count as slow."""
     monkeypatch.setattr(refresh, "HEAVY", 0.0)
     monkeypatch.setattr(refresh, "REST", 0)
 
@@ -78,28 +78,28 @@ async def test_copies_of_queries_that_are_read_aside_are_right(
 
 
 def without_old_images(*args: Any) -> tuple[cycle.Moment, list[LogRow] | None]:
-    """Read the log as if it had new images alone."""
+    """Read the log as if updates had no old images."""
     moment, rows = moment_txn(*args)
     return moment, rows and [row._replace(old=None) if row.new else row for row in rows]
 
 
 def read_later(*_: Any, **__: Any) -> str:
-    """Begin a transaction each of whose statements sees what has been committed by then."""
+    """Begin a READ COMMITTED transaction, in which each statement has its own snapshot."""
     return "BEGIN READ ONLY"
 
 
 class WithoutPolicies(Dependencies):
-    """What a query reads, less what only policies ask."""
+    """The dependencies of a query, without the table that only policies read."""
 
     @property
     def relations(self) -> frozenset[int]:
-        """Return the oids of the rest."""
+        """Return the oids of the remaining relations."""
         rest = frozenset(scan for scan in self.scans if scan.name != "members")
         return Dependencies(rest, self.opaque).relations
 
 
 def blind(found: Callable[..., Dependencies]) -> Callable[..., Dependencies]:
-    """Return what finds dependencies, less those of policies."""
+    """Wrap `dependencies_txn` so that it returns no dependencies of policies."""
 
     def dependencies_txn(*args: Any) -> Dependencies:
         known = found(*args)
@@ -109,42 +109,42 @@ def blind(found: Callable[..., Dependencies]) -> Callable[..., Dependencies]:
 
 
 def break_late(patch: pytest.MonkeyPatch) -> None:
-    """Read rows in a later snapshot than the changes."""
+    """Read rows in a later snapshot than the log."""
     patch.setattr(cycle, "begin_statement", read_later)
-    patch.setattr(refresh, "HEAVY", math.inf)  # there is no snapshot to share
+    patch.setattr(refresh, "HEAVY", math.inf)  # READ COMMITTED has no snapshot to export
 
 
 def break_images(patch: pytest.MonkeyPatch) -> None:
-    """Look at new images alone."""
+    """Ignore old images."""
     patch.setattr(cycle, "moment_txn", without_old_images)
 
 
 def break_windows(patch: pytest.MonkeyPatch) -> None:
-    """Take the rows that are kept of a window for all that there are; few are, so that it shows soon."""
+    """Treat the kept rows of a window as complete; keep few spare rows, so that errors show soon."""
     patch.setattr(refresh, "LEAST_SPARE", 1)
     patch.setattr(refresh, "MOST_SPARE", 1)
     patch.setattr(Window, "of", classmethod(lambda cls, keys, most: cls(tuple(keys), True)))
 
 
 def break_policies(patch: pytest.MonkeyPatch) -> None:
-    """Forget the tables that only policies ask."""
+    """Ignore the tables that only policies read."""
     patch.setattr(queries, "dependencies_txn", blind(queries.dependencies_txn))
 
 
-BLAMED: dict[Callable[[pytest.MonkeyPatch], None], Callable[[Question], bool]] = {
+BLAMED: dict[Callable[[pytest.MonkeyPatch], None], Callable[[Query], bool]] = {
     break_windows: lambda each: each.windowed,
-    # The policy of teams alone asks another table, and what asks others is read again for those.
+    # Only the policy of teams reads another table; queries on several tables depend on these anyway.
     break_policies: lambda each: each.name == "teams" and each.caller.authrole != OWNER.authrole,
 }
-"""Which queries are wrong by it, now and then; others would only make it take longer."""
+"""The queries that a patch can make wrong; watching others would only take longer."""
 
 
 @pytest.mark.parametrize("spoil", [break_late, break_images, break_windows, break_policies])
 @pytest_twisted.ensureDeferred
-async def test_wrong_way_of_keeping_copies_is_found_out(
+async def test_deliberate_error_in_keeping_copies_is_found(
     dsn: str, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
-    """Or the queries, the writers and the oracle would prove nothing."""
+    """Otherwise the other tests of this module would prove nothing."""
     spoil(monkeypatch)
 
     async def work(oracle: Oracle) -> None:

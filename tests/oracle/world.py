@@ -1,5 +1,5 @@
 """
-The tables that are watched, and what writers do to them.
+The watched tables, and the random transactions of the writers.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ WRITES = (
     "UPDATE notes SET body = 'm{few}', n = n + 1 WHERE task = {task} AND n > 1",
     "DELETE FROM notes WHERE task = {task}",
     "INSERT INTO prices SELECT {hundred}, id, {few}, 'n{few}' FROM people WHERE id = {person} ON CONFLICT DO NOTHING",
-    # the same number, which looks otherwise by now
+    # an equal number with another scale, so its text form differs
     "UPDATE prices SET amount = {hundred}.0 WHERE amount = {hundred}",
     "UPDATE prices SET amount = {hundred}.00 WHERE amount = {hundred}",
     "UPDATE prices SET amount = amount + 0.5 WHERE amount = {hundred}"
@@ -127,7 +127,7 @@ RARE = (
 
 
 def write(dsn: str, seed: int, transactions: int) -> None:
-    """Run transactions of all kinds, some rolled back, some slow, some with savepoints."""
+    """Run random transactions: some roll back, some are slow, some roll back to a savepoint."""
     dice = random.Random(seed)
     connection = psycopg2.connect(dsn)
     try:
@@ -167,7 +167,7 @@ def _statement(dice: random.Random) -> str:
 
 
 class Writers:
-    """Several writers in threads of their own, for a burst of transactions each."""
+    """Several writers, each of which runs a burst of transactions in its own thread."""
 
     def __init__(self, dsn: str, seed: int, writers: int, transactions: int) -> None:
         self._threads = [
@@ -179,5 +179,5 @@ class Writers:
 
     @property
     def busy(self) -> bool:
-        """Return whether any of them is still at it."""
+        """Return whether a writer is still running."""
         return any(each.is_alive() for each in self._threads)
