@@ -1,19 +1,19 @@
 """
-What calls cost, beside an echo at the same router in the same run.
+The cost of calls, compared with an echo at the same router in the same run.
 
     python -m bench.calls [--rounds 3] [--seconds 2] [--only get update]
     python -m bench.calls --before ../rowcast-before [--only create]
     python -m bench.calls --check | --record
 
-PostgreSQL, the router and the service are processes of their own, configured as the embedded ones
-are, on a fresh database; the echo, a bare component of autobahn's, answers a row that it has. Callers
-come with RawSocket and CBOR, then with WebSocket and JSON: 64 sessions with one call in flight each, then
-one. What is printed is for docs/performance.md, which says what each figure is.
+PostgreSQL, the router and the service run as separate processes, configured like the embedded ones, on a
+fresh database. The echo is a plain autobahn component that returns a constant row. Callers use RawSocket
+with CBOR, then WebSocket with JSON: 64 sessions with one call in flight each, then a single one. The
+output is for docs/performance.md, which explains each figure.
 
-`--before` measures by turns with the service of another checkout, and prints what each kind of call costs
-as a part of what it does there.
+`--before` measures alternately with the service of another checkout, and prints the cost of each kind of
+call as a ratio to its cost there.
 
-`--check` is quick, and fails where a call costs far more of the echo's CPU than `baseline.json` says;
+`--check` is quick, and fails if the CPU of a call, in echoes, is far above the value in `baseline.json`;
 `--record` writes that file.
 """
 
@@ -56,13 +56,13 @@ CREATE INDEX ON actions (action, id); CREATE INDEX ON vehicles (driver_id);
 CREATE TABLE plain (LIKE actions INCLUDING ALL);
 INSERT INTO plain SELECT * FROM actions;
 """
-"""Like `actions`, which has a model with rules in `app/`, `plain` has none."""
+"""`plain` has the columns of `actions`, but no model; `actions` has a model with validations in `app/`."""
 
 ROW = {"id": 12345, "action": "action-5", "path": "/srv/app/releases/12345", "status": False}
 MANY = 64
 BASELINE = Path(__file__).with_name("baseline.json")
 FACTOR = 1.6
-"""By how much a call may cost more of the echo's CPU than the baseline says: what a busy machine does not."""
+"""Factor over the baseline above which the check fails; load of the machine alone stays below it."""
 
 Kwargs = Callable[[random.Random], dict[str, Any]]
 
@@ -129,7 +129,7 @@ CALLS: dict[str, tuple[str, Kwargs]] = {
         lambda some: {"where": {"id": {"gt": some.randrange(ROWS - 1000)}}, "limit": 1000},
     ),
 }
-"""The kind of call: its procedure, and its arguments, drawn anew for each."""
+"""By kind of call: the procedure, and a function that draws the arguments of one call."""
 
 CHECKED = [kind for kind in CALLS if kind not in ("echo", "embed many", "create, model")]
 
@@ -148,18 +148,21 @@ HEAD = (
 )
 
 Measured = dict[str, float]
-"""Milliseconds of CPU a call, by process and as `all`; latencies, of one at a time as `alone`; `rate`."""
+"""
+CPU milliseconds per call, by process and as `all`; latencies; the latency of one call at a time as `alone`;
+`rate`.
+"""
 
 
 class Bench:
     """
-    Calls over one transport.
+    Measurements over one transport.
 
     Args:
-        stages: What runs, and the same with the echo as its service.
-        url: Where callers connect.
-        transport: How they speak there.
-        seconds: Of each turn.
+        stages: The stage, and the same stage with the echo as its service.
+        url: URL for callers.
+        transport: The transport and serializer of the callers.
+        seconds: Duration of each measurement.
     """
 
     def __init__(
@@ -171,7 +174,7 @@ class Bench:
         self.seconds = seconds
 
     def rounds(self, kinds: Sequence[str], many: int, alone: bool) -> dict[str, list[Measured]]:
-        """Measure kinds of calls in turns, beginning with the echo; returns what each turn gave."""
+        """Measure the echo and kinds of calls alternately; return the results of each round, by kind."""
         found: dict[str, list[Measured]] = defaultdict(list)
         for _ in range(many):
             for kind in ("echo", *kinds):
@@ -185,7 +188,7 @@ class Bench:
         return found
 
     def turn(self, kind: str, alone: bool) -> Measured:
-        """Measure a kind of call, perhaps one at a time, too."""
+        """Measure a kind of call once; with `alone`, also with one call at a time."""
         name, kwargs = CALLS[kind]
         uri, some = f"rowcast.{name}", random.Random(42)
         with Callers(self.url, self.transport, MANY) as callers:
@@ -206,7 +209,7 @@ class Bench:
 
 @contextmanager
 def echoing(stage: Stage) -> Iterator[Stage]:
-    """Start the echo; gives the stage on which it is the service."""
+    """Start the echo; yield the stage with the echo as its service."""
     command = [sys.executable, "-m", "bench.calls", "--echo", stage.private]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as echo:
         assert echo.stdout is not None
@@ -218,7 +221,7 @@ def echoing(stage: Stage) -> Iterator[Stage]:
 
 
 def echo(url: str) -> None:
-    """Be the echo; killed by the one that started it."""
+    """Run the echo until the parent process kills it."""
     transport = {"type": "rawsocket", "serializer": "cbor", "url": "rs://localhost"}
     path = url.removeprefix("unix:")
     component = Component(
@@ -229,7 +232,7 @@ def echo(url: str) -> None:
     def answer(key: int) -> dict[str, Any]:
         return ROW
 
-    # Past autobahn's logging, which takes stdout for its own.
+    # to the original stdout, because autobahn's logging replaces sys.stdout
     component.on("ready", lambda *_: print("joined", file=sys.__stdout__, flush=True))
     run_component([component], log_level="error")
 
@@ -251,7 +254,7 @@ def table(title: str, found: Mapping[str, Sequence[Measured]]) -> None:
 
 
 def cheapest(found: Mapping[str, Sequence[Measured]]) -> dict[str, float]:
-    """Return what each kind costs, in echoes, in the round that was disturbed the least."""
+    """Return the CPU of each kind, in echoes, in the round in which it was lowest."""
     return {
         kind: round(min(turn["cost"] for turn in turns), 2)
         for kind, turns in found.items()
@@ -260,7 +263,7 @@ def cheapest(found: Mapping[str, Sequence[Measured]]) -> dict[str, float]:
 
 
 def compare(found: Mapping[str, float], known: Mapping[str, float]) -> int:
-    """Print costs beside those of the baseline; returns 1 if one is far above."""
+    """Print costs beside those of the baseline; return 1 if a cost is far above it."""
     failed = 0
     for kind, cost in found.items():
         late = cost > FACTOR * known[kind]
@@ -271,13 +274,13 @@ def compare(found: Mapping[str, float], known: Mapping[str, float]) -> int:
 
 
 def ratios(benches: Sequence[Bench], kinds: Sequence[str], rounds: int) -> None:
-    """Measure kinds of calls by turns, before and now; print the medians of what each is a part of."""
+    """Measure kinds of calls alternately before and now; print the medians of the ratios."""
     columns = ("service", "router", "PG", "all")
     print(f"| call | {' | '.join(columns)} |\n{'|---' * 5}|")
     for kind in kinds:
         turns = []
         for at in range(rounds):
-            # who comes first finds the caches of the other
+            # alternate the order: the first one runs with CPU caches filled by the other checkout
             first, second = sorted((0, 1), reverse=bool(at % 2))
             found = {each: benches[each].turn(kind, alone=False) for each in (first, second)}
             turns.append({name: found[1][name] / found[0][name] for name in columns})
@@ -287,16 +290,16 @@ def ratios(benches: Sequence[Bench], kinds: Sequence[str], rounds: int) -> None:
 
 
 def main() -> int:
-    """Measure, or be the echo; returns the exit status."""
+    """Measure, or run the echo; return the exit status."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--crossbar", default=".venv-router/bin/crossbar")
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--seconds", type=float, default=2.0, help="of each turn")
+    options.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     options.add_argument("--only", nargs="+", choices=list(CALLS), help="kinds of calls")
     options.add_argument("--transport", choices=["rawsocket", "websocket"])
-    options.add_argument("--before", type=Path, help="another checkout, to compare with")
+    options.add_argument("--before", type=Path, help="another checkout to compare with")
     options.add_argument("--check", action="store_true", help="compare with the baseline")
     options.add_argument("--record", action="store_true", help="write the baseline")
     options.add_argument("--echo", metavar="URL", help=argparse.SUPPRESS)
@@ -324,7 +327,7 @@ def main() -> int:
             if given.check:
                 known = json.loads(BASELINE.read_text())
                 late = [kind for kind, cost in found.items() if cost > FACTOR * known[kind]]
-                # Were it the machine that is busy, one of more turns is quieter.
+                # If only the machine was busy, one of six more rounds is below the limit.
                 found |= cheapest(bench.rounds(late, 6, alone=False)) if late else {}
                 return compare(found, known)
             BASELINE.write_text(f"{json.dumps(found, indent=1)}\n")

@@ -1,10 +1,10 @@
 """
-What capture costs: backend CPU of writes to a table that is tracked, beside one that is not.
+The cost of capture: backend CPU of writes to tracked tables, compared with an untracked table.
 
     python -m bench.capture [--rounds 9]
 
-The kinds of capture take turns; of each the quietest turns are printed, in microseconds of a row,
-and the ratio to those of no capture. Single writes are a transaction each.
+The kinds of capture are measured alternately. For each, the minimum over the rounds is printed in
+microseconds per row, with its ratio to no capture. Each single write is a transaction of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CAPTURES = {
     ),
     "touch": ("", "touch', true"),
 }
-"""What is done to a table first, and how it is tracked."""
+"""By kind of capture: the SQL that prepares the table, and the SQL that tracks it."""
 SINGLE, BATCH, BULK = 500, 25, 10000
 INSERT = (
     "INSERT INTO {table} (id, grp, val, title, tags) VALUES ({id}, 5, 12.5, 'title', '{{a,b}}')"
@@ -50,13 +50,13 @@ BULK_UPDATE = "UPDATE {table} SET val = val + 1 WHERE id BETWEEN 5000 AND 14999"
 
 
 def spent(pid: int) -> float:
-    """Return the seconds of CPU of a backend."""
+    """Return the CPU seconds of a backend."""
     fields = Path(f"/proc/{pid}/schedstat").read_text().split()
     return int(fields[0]) / 1e9
 
 
 def measured(rows: cursor, table: str) -> dict[str, float]:
-    """Return the microseconds of a row of each kind of write; leaves the table as it was."""
+    """Return the microseconds per row of each kind of write; leave the table unchanged."""
     pid = rows.connection.info.backend_pid
     found: dict[str, float] = {}
 

@@ -1,9 +1,9 @@
 """
-What it costs to clean a session: calls that need it, with and without, in turns, on one pool.
+The cost of resetting a PostgreSQL session after a call: calls with and without it, alternately, on one pool.
 
     python -m bench.clean "host=... dbname=..." [rounds]
 
-The database needs nothing; a table and a function are made, and dropped again.
+Any database will do: a table and a function are created, and dropped at the end.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ NAMES: dict[str, tuple[str, Callable[[int], tuple[tuple[Any, ...], dict[str, Any
 
 @contextmanager
 def _cleaned(dispatcher: Dispatcher, cleaned: bool | None) -> Iterator[None]:
-    """Have every session be cleaned after each call, or none; None: where it is needed."""
+    """Reset sessions after each call (True), never (False), or where the service does (None)."""
     codec, cleaning = dispatcher.served.codec, PgConnection.cleaning
     codec.current = cleaned is None or not cleaned
     if cleaned is False:
@@ -58,7 +58,7 @@ def _cleaned(dispatcher: Dispatcher, cleaned: bool | None) -> Iterator[None]:
 
 
 async def _seconds(dispatcher: Dispatcher, name: str, cleaned: bool | None) -> float:
-    """Time the calls."""
+    """Return the seconds that the calls take."""
     procedure, arguments = NAMES[name]
 
     async def some(first: int) -> None:

@@ -1,5 +1,5 @@
 """
-The CPU that processes have used.
+The CPU time of processes.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from pathlib import Path
 
 
 def spent(pids: Iterable[int]) -> float:
-    """Return the seconds of CPU of this process and of others together."""
+    """Return the CPU seconds of this process and of others together."""
     return time.process_time() + sum(map(of_process, pids))
 
 
 def of_process(pid: int) -> float:
-    """Return the seconds of CPU of a process: to the nanosecond, or of one with threads to a tick."""
+    """Return the CPU seconds of a process: to the nanosecond if it has one thread, else to a clock tick."""
     try:
         if len(list(Path(f"/proc/{pid}/task").iterdir())) == 1:
             return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
-        # Threads that have ended count here, and nowhere else.
+        # `stat` includes threads that have ended; `schedstat` covers only one thread.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:  # gone by now
+    except OSError:  # the process has ended
         return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

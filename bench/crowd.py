@@ -1,11 +1,11 @@
 """
-One caller that asks for much at once: `python -m bench.crowd [--what large|many|flood] [--hold 15]`.
+One caller with many calls in flight: `python -m bench.crowd [--what large|many|flood] [--hold 15]`.
 
-`large`: 150 calls in flight whose answers are 8 MB each, from a caller that reads nothing for so
-many seconds, and then everything. `many`: 20,000 calls in flight whose answers are 100 rows each,
-all read. `flood`: 10,000 calls of `get` in flight for so many seconds, one sent for each that
-ends. Prints what it costs the service and the router in memory, how its calls ended, and the
-latency of other callers' `get` before and meanwhile.
+`large`: 150 calls in flight with results of 8 MB each, from a caller that reads nothing for `--hold`
+seconds, then everything. `many`: 20,000 calls in flight with results of 100 rows, all of them read.
+`flood`: 10,000 calls of `get` in flight for `--hold` seconds; each call that ends is followed by
+another one. Prints the memory of the service and the router, how the calls ended, and the latency of
+other callers' `get` before and meanwhile.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CALLS: dict[str, tuple[int, str, dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Measure, or be one of the callers."""
+    """Measure, or run one of the callers."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -56,10 +56,10 @@ def main() -> None:
 
 
 class Crowd(Guest):
-    """Asks for much at once."""
+    """The caller with many calls in flight."""
 
     async def go(self, session: Any) -> None:
-        """Call, read nothing for a while if the answers are large, and count how all ended."""
+        """Call, read nothing for a while if the results are large, and count how the calls ended."""
         number, uri, arguments = CALLS[self.given.what]
         began, end = time.monotonic(), time.monotonic() + self.given.hold
         ended: Counter[str] = Counter()

@@ -1,10 +1,10 @@
 """
-How long a commit takes to be published, and how fast a backlog is caught up with.
+The latency from commit to publication, and the speed at which the feed works off a backlog.
 
     python -m bench.feed [--seconds 10]
 
-The writers are processes of their own, the feed publishes to nobody: what is measured ends where
-the router would begin. The ways take turns in one run, for a busy machine slows all of them down.
+The writers are separate processes. The feed publishes to a stub, so the measurement excludes the
+router. The variants are measured alternately, so that load on the machine affects them all.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ BACKLOG = 50_000
 
 
 def write(dsn: str, rate: float, seconds: float, seed: int) -> None:
-    """Insert rows at random moments; print the key of each and when it was committed."""
+    """Insert rows at random times; print the key and the time of commit of each."""
     dice, connection = random.Random(seed), psycopg2.connect(dsn)
     connection.autocommit = True
     began, found = time.time() + 0.5, []
@@ -83,7 +83,7 @@ async def latencies(dsn: str, rate: float, seconds: float, **settings: Any) -> l
 
 
 async def catch_up(dsn: str, each: int) -> float:
-    """Return changes a second, of a backlog of transactions with so many rows each."""
+    """Return the changes per second of a backlog of transactions with `each` rows."""
     forget(dsn)
     insert = f"INSERT INTO items (n, title) SELECT 1, '{TITLE}' FROM generate_series(1, {each})"
     loop = f"FOR i IN 1..{BACKLOG // each} LOOP {insert}; COMMIT; END LOOP;"
@@ -122,7 +122,7 @@ async def measure(dsn: str, seconds: float) -> None:
 
 
 def main() -> None:
-    """Measure, with a server of its own."""
+    """Measure on a temporary PostgreSQL."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--write", nargs=4)
@@ -136,7 +136,7 @@ def main() -> None:
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
-    """Run a coroutine in the reactor, until it ends."""
+    """Run the reactor until a coroutine has ended."""
 
     def failed(why: Failure) -> None:
         why.printTraceback()

@@ -1,8 +1,8 @@
 """
-CPU time that the forms of an answer cost: `python -m bench.forms [--crossbar PATH]`.
+The CPU time of the forms of a result: `python -m bench.forms [--crossbar PATH]`.
 
-One caller asks for a page of 1,000 rows in each form in turns, so that the ratios hold on a noisy
-machine. Prints the CPU time of a call in the service and in the router's worker.
+One caller reads a page of 1,000 rows in each form alternately, so that the ratios hold on a noisy
+machine. Prints the CPU time per call in the service and in the router's worker.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FORMS = ("dicts", "lists", "json")
 
 
 class Turns(Guest):
-    """Asks for the page in each form, in turns."""
+    """A caller that reads the page in each form alternately."""
 
     def __init__(self, given: Any, stage: Stage) -> None:
         super().__init__(given)
@@ -62,7 +62,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--crossbar", default=".venv-router/bin/crossbar")
-    options.add_argument("--calls", type=int, default=20, help="in a turn")
+    options.add_argument("--calls", type=int, default=20, help="per form and round")
     options.add_argument("--turns", type=int, default=5)
     given = options.parse_args()
     with staged(given.crossbar, SCHEMA) as stage:

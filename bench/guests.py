@@ -1,8 +1,8 @@
 """
-Who takes part in `bench.live`, each in a process of its own: writers, subscribers, watchers.
+The processes that `bench.live` starts: writers, subscribers, watchers and others.
 
-Each does what its first line of input, JSON, says. Those that hear something print "ready", and once
-they have heard the numbers that the next line tells, all that they have heard.
+The first line of input, JSON, says what a process does. A subscriber or watcher prints "ready". The next
+line has the last number of each row; when these have arrived, it prints all that it has received.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from bench.stream import Held
 from service.wamp.client import WampClient, WampConfig
 
 PATIENCE = 30.0
-"""Seconds until what was not heard counts as lost."""
+"""Seconds after which what has not been received counts as lost."""
 
 
-def moments(rate: float, seconds: float, seed: int) -> list[float]:
-    """Return the times at which to do something: random, as many in each second."""
+def random_times(rate: float, seconds: float, seed: int) -> list[float]:
+    """Return random times, evenly distributed: `rate` of them in each second."""
     dice, began = random.Random(seed), time.time() + 0.5
     return [began + (at + dice.random()) / rate for at in range(int(rate * seconds))]
 
 
 def write(what: Mapping[str, Any]) -> None:
-    """Update rows in turn; print the key, the number and the time of each commit."""
+    """Update rows one after another; print the key, the number and the time of each commit."""
     connection = psycopg2.connect(what["dsn"], application_name="bench")
     connection.autocommit = True
     first, last = what["keys"]
     done = []
     with connection.cursor() as rows:
-        for number, at in enumerate(moments(what["rate"], what["seconds"], first), 1):
+        for number, at in enumerate(random_times(what["rate"], what["seconds"], first), 1):
             key = first + number % (last - first)
             time.sleep(max(0.0, at - time.time()))
             rows.execute(
@@ -51,12 +51,12 @@ def write(what: Mapping[str, Any]) -> None:
     print(json.dumps(done))
 
 
-class Heard:
+class Received:
     """
-    What has come of rows.
+    The rows received.
 
     Args:
-        times: How often each number comes, of which the last one counts.
+        times: How often each number is received; the time of the last one counts.
     """
 
     def __init__(self, times: int = 1) -> None:
@@ -66,19 +66,19 @@ class Heard:
         self.newest: dict[int, int] = {}
 
     def take(self, row: Mapping[str, Any]) -> None:
-        """Note a row, by its key and its number."""
+        """Record a row's key, number and time of arrival."""
         key, number = row["id"], row["n"]
         if self.times > 1:
             self.count[key, number] = self.count.get((key, number), 0) + 1
             if self.count[key, number] < self.times:
                 return
-        elif number == self.newest.get(key):  # the others of a row that is embedded with it
+        elif number == self.newest.get(key):  # further messages with the same number
             return
         self.found.append((key, number, time.time()))
         self.newest[key] = number
 
-    async def told(self) -> None:
-        """Say that all is ready; then print what was heard up to the numbers that are told."""
+    async def report(self) -> None:
+        """Print "ready", read the last numbers, wait for them, and print what was received."""
         print("ready", flush=True)
         line: str = await deferToThread(sys.stdin.readline)
         last = {int(key): number for key, number in json.loads(line).items()}
@@ -89,7 +89,7 @@ class Heard:
 
 
 async def sessions(url: str, number: int) -> list[Any]:
-    """Join so often."""
+    """Join that many sessions, at most 20 at a time."""
     turn = DeferredSemaphore(20)
 
     async def one() -> Any:
@@ -101,20 +101,20 @@ async def sessions(url: str, number: int) -> list[Any]:
 
 
 async def subscribe(what: Mapping[str, Any]) -> None:
-    """Hear the events of a relation."""
-    heard = Heard(what["sessions"])
+    """Receive the events of a relation."""
+    received = Received(what["sessions"])
 
     def take(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        heard.take(args[0]["row"])
+        received.take(args[0]["row"])
 
     for session in await sessions(what["url"], what["sessions"]):
         await session.subscribe(take, what["topic"], SubscribeOptions(match="prefix"))
-    await heard.told()
+    await received.report()
 
 
 async def watch(what: Mapping[str, Any]) -> None:
-    """Watch queries: as many of each session, and hear of those rows that are `deep` in them."""
-    heard, deep = Heard(), what.get("deep")
+    """Watch queries, the same number in each session, and receive the rows nested `deep` in their rows."""
+    received, deep = Received(), what.get("deep")
     waiting = {at: Deferred[None]() for at in range(len(what["queries"]))}
     parts = await sessions(what["url"], what["sessions"])
     each = len(waiting) // len(parts)
@@ -125,7 +125,7 @@ async def watch(what: Mapping[str, Any]) -> None:
         def take(message: Mapping[str, Any]) -> None:
             for row in (*message.get("enter", ()), *message.get("update", ())):
                 for one in row[deep] if deep else (row,):
-                    heard.take(one)
+                    received.take(one)
             if message.get("complete"):
                 there.callback(None)
 
@@ -136,11 +136,11 @@ async def watch(what: Mapping[str, Any]) -> None:
 
     turn = DeferredSemaphore(200)
     await gatherResults([turn.run(begin, at, query) for at, query in enumerate(what["queries"])])
-    await heard.told()
+    await received.report()
 
 
 async def publish(what: Mapping[str, Any]) -> None:
-    """Publish events of a service's size with nothing behind them; print as `write` does."""
+    """Publish events of the size of a service's, without a database; print like `write`."""
     (session,) = await sessions(what["url"], 1)
     options = PublishOptions(acknowledge=True)
     done, sent = [], []
@@ -149,7 +149,7 @@ async def publish(what: Mapping[str, Any]) -> None:
     event |= {"old": {"n": 0}, "position": "1.123456.1", "prev": "1.123455.1", "tx": "123456"}
     event |= {"last": True, "at": "2026-01-01T00:00:00.123456Z"}
     keys = what["keys"]
-    for number, at in enumerate(moments(what["rate"], what["seconds"], 1), what["since"] + 1):
+    for number, at in enumerate(random_times(what["rate"], what["seconds"], 1), what["since"] + 1):
         await deferLater(reactor, max(0.0, at - time.time()))
         key = number % keys
         row["id"], row["n"] = key, number
@@ -160,7 +160,7 @@ async def publish(what: Mapping[str, Any]) -> None:
 
 
 async def catch_up(what: Mapping[str, Any]) -> None:
-    """Ask for all changes after a position; print how many, and the seconds that it took."""
+    """Read all changes after a position; print their number, and the seconds that it took."""
     (session,) = await sessions(what["url"], 1)
     since, more, count = what["since"], True, 0
     began = time.monotonic()
@@ -187,7 +187,7 @@ ACTS = {
 
 
 def main() -> None:
-    """Do what the first line says."""
+    """Run the act that the first line names."""
     what = json.loads(sys.stdin.readline())
     if what["act"] == "write":
         write(what)

@@ -1,9 +1,9 @@
 """
 An import of 1,000,000 rows in one upload: `python -m bench.imports [--crossbar PATH] [--csv]`.
 
-Prints how long it takes, what it costs the service and the router in memory, the service's
-loop lag, and the latency of other callers' `get` before and meanwhile. `--conflict` has the
-rows go through a temporary table.
+Prints the duration, the memory of the service and the router, the loop lag of the service, and the
+latency of other callers' `get` before and meanwhile. With `--conflict`, the rows go through a
+temporary table.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ CREATE TABLE big (id int PRIMARY KEY, at timestamptz, price numeric, body text);
 
 
 def main() -> None:
-    """Measure, or be one of the callers."""
+    """Measure, or run one of the callers."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--crossbar", default=".venv-router/bin/crossbar")
     options.add_argument("--rows", type=int, default=1_000_000)
-    options.add_argument("--chunk", type=int, default=1000, help="rows of a call")
-    options.add_argument("--ahead", type=int, default=2, help="calls under way at once")
+    options.add_argument("--chunk", type=int, default=1000, help="rows per call")
+    options.add_argument("--ahead", type=int, default=2, help="calls in flight")
     options.add_argument("--csv", action="store_true")
     options.add_argument("--conflict", action="store_true")
     options.add_argument("--others", type=int, default=4, help="callers of get")
@@ -45,10 +45,10 @@ def main() -> None:
 
 
 class Giver(Guest):
-    """Brings the rows."""
+    """The caller that uploads the rows."""
 
     async def go(self, session: Any) -> None:
-        """Bring all of them, a few calls ahead; prints how long it took."""
+        """Upload all rows, with a few calls in flight; print the duration."""
         began = time.monotonic()
         uri, ahead = "rowcast.big.import", DeferredSemaphore(self.given.ahead)
         conflict = {"on_conflict": "id"} if self.given.conflict else {}
@@ -64,7 +64,7 @@ class Giver(Guest):
         print(f"{answer} in {time.monotonic() - began:.1f} s")
 
     def chunks(self) -> Iterator[dict[str, Any]]:
-        """Make the rows of one call after the other."""
+        """Yield the arguments of each call."""
         body = "x" * 160
         header = "id,at,price,body\n"
         for start in range(1, self.given.rows + 1, self.given.chunk):

@@ -1,11 +1,12 @@
 """
-What a cycle of live queries costs: all rows of a query again, or those alone that changes touch.
+The cost of a cycle of live queries: reading all rows of a query again, or only the changed rows by key.
 
     python -m bench.keyed [--rounds 7] [--watches 10000]
 
-First 200 queries of about 100 rows with an embed each, after some changes of embedded rows: both ways by
-turns, medians and the ratio. Then as many queries as asked for, each with a filter of its own: the CPU that
-the index takes for a change, and cycles after some. The database is one of its own.
+The first part has 200 queries of about 100 rows with an embed each, and changes embedded rows: it measures
+both ways alternately, and prints medians and the ratio. The second part has `--watches` queries with a
+different filter each: it measures the CPU that the index takes per change, and cycles after some changes.
+The database is temporary.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ EMBED = {"children": {"where": {"amount": {"gt": 30}}}}
 
 
 class Cycles:
-    """Queries kept by cycles, of which each can be timed."""
+    """Live queries updated by cycles that can be timed one by one."""
 
     def __init__(self, reader: Reader, kept: Sequence[Kept], whole: bool) -> None:
         self.reader = reader
@@ -65,7 +66,7 @@ class Cycles:
         self.step()
 
     def step(self) -> tuple[float, int]:
-        """Run a cycle; return its milliseconds, and how many queries are different after it."""
+        """Run a cycle; return its milliseconds, and the number of queries whose rows have changed."""
         orders = [each.order for each in self.kept if each.state is None]
         began = time.perf_counter()
         outcome = cycle_txn(
@@ -80,7 +81,7 @@ class Cycles:
 
 
 def change(dsn: str, statement: str, values: Sequence[Any]) -> None:
-    """Change one row for each value, each in a transaction of its own."""
+    """Run the statement once for each value, each time in a transaction of its own."""
     connection = psycopg2.connect(dsn)
     connection.autocommit = True
     with connection.cursor() as rows:
@@ -89,14 +90,14 @@ def change(dsn: str, statement: str, values: Sequence[Any]) -> None:
     connection.close()
 
 
-def by_turns(dsn: str, rounds: int, dice: random.Random) -> None:
-    """Compare all rows again with rows by key."""
+def compare(dsn: str, rounds: int, dice: random.Random) -> None:
+    """Measure reading all rows and reading rows by key alternately, and print the medians."""
     asked = [{"where": {"region": region}, "embed": EMBED} for region in range(200)]
     ways = []
     for whole in (True, False):
         reader = Reader(dsn)
         ways.append(Cycles(reader, [Kept(reader, "parents", "", each) for each in asked], whole))
-    print("changed children     all rows      by key   ratio   queries told")
+    print("changed children     all rows      by key   ratio   queries changed")
     for number in (1, 10, 100, 1000):
         took: list[list[float]] = [[], []]
         told = 0
@@ -120,7 +121,7 @@ KINDS: dict[str, Callable[[int], Any]] = {
 
 
 def index_of(reader: Reader, watches: int, dice: random.Random) -> None:
-    """Measure the index alone: the CPU of this process."""
+    """Measure the CPU of the index alone, in this process."""
     relation = reader.catalog.relation("public", "parents")
     images = [
         {"id": i, "region": i % 200, "owner": i % 10000, "name": "n", "score": i * 37 % 1000}
@@ -172,7 +173,7 @@ def many(dsn: str, watches: int, rounds: int, dice: random.Random) -> None:
             took_ms.append(milliseconds)
         print(
             f"cycle with {len(kept)} queries after {number:2} changes:"
-            f" {statistics.median(took_ms):.1f} ms, {statistics.median(spent_ms):.1f} ms of our CPU ({told} told)"
+            f" {statistics.median(took_ms):.1f} ms, {statistics.median(spent_ms):.1f} ms of this process's CPU ({told} changed)"
         )
 
 
@@ -187,7 +188,7 @@ def main() -> None:
     with Place(state=home).running() as dsn:
         for statement in (SETUP.rpartition("VACUUM")[0], "VACUUM ANALYZE"):
             execute(dsn, statement)
-        by_turns(dsn, given.rounds, dice)
+        compare(dsn, given.rounds, dice)
         many(dsn, given.watches, given.rounds, dice)
 
 

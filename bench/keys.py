@@ -1,11 +1,11 @@
 """
-What an idempotency key costs: calls with one and without, by turns, through the hub.
+The cost of an idempotency key: calls with and without a key, alternately, through the dispatcher.
 
     python -m bench.keys [--rounds 7] [--only create ...]
 
-Prints, for each kind of write, the microseconds of CPU that a call takes, of the service and of
-PostgreSQL together, and those that one call after another waits; without a key, with one, and the ratio
-of the quietest turns. The database waits for no disk, so that the code is what counts.
+Prints for each kind of write the CPU microseconds per call, of the service and PostgreSQL together, and
+the latency of one call after another: without a key, with a key, and the ratio of the minimums. The
+database does not wait for the disk, so that the figures are those of the code.
 """
 
 from __future__ import annotations
@@ -69,18 +69,21 @@ KINDS: dict[str, Any] = {
         lambda at: [[{"call": "ruled.create", "args": [{"note": "x"}]}] * 5],
     ),
 }
-"""By kind: what is called, with what. `model` has a rule about what is given, `row` one about the row."""
+"""
+By kind: the procedure and its arguments. `model` has a validation of given values, `row` one of the entire
+row.
+"""
 
 
 class Ruled(Model):
-    """Has a validation."""
+    """A model with a validation of given values."""
 
     TABLENAME = "ruled"
     VALIDATIONS = (not_blank("note"),)
 
 
 class Strict(Model):
-    """Has a validation of its rows as they are."""
+    """A model with a validation of the entire row."""
 
     TABLENAME = "strict"
 
@@ -89,17 +92,17 @@ Strict.addValidator(lambda row: row.n < 0 and row.errors.add("n", "is negative")
 
 
 class Kept(Model):
-    """Has a hook before a row is deleted."""
+    """A model with a beforeDelete hook."""
 
     TABLENAME = "kept"
 
     def beforeDelete(self) -> bool:
-        """Let it go."""
+        """Allow the delete."""
         return self.n is None
 
 
 async def measure(dsn: str, rounds: int, kinds: Sequence[str]) -> None:
-    """Measure in turns, and print the quietest."""
+    """Measure with and without a key alternately, and print the minimums."""
     caller, keys = Caller(1, "ann", "clerk", "realm1"), count()
     async with serving(dsn, written=(Ruled, Strict, Kept), most=SESSIONS) as db:
         # All sessions of the pool, so that the CPU of each counts.
@@ -142,7 +145,7 @@ async def measure(dsn: str, rounds: int, kinds: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Measure on a database of its own."""
+    """Measure on a temporary PostgreSQL."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,11 +1,11 @@
 """
-Changes and live queries as clients have them: how soon, of how many, and what it costs.
+Latency, throughput and cost of changes and live queries, measured at the clients.
 
     python -m bench.live [--what latency watches fanout memory catchup] [--seconds 4]
 
-PostgreSQL, the router, the service, the writers and the clients are processes of their own. Of a
-bare publisher at the same router the same is measured in the same run: the floor. What is printed is
-for docs/performance.md, which says what each figure is; a run takes some five minutes.
+PostgreSQL, the router, the service, the writers and the clients are separate processes. The floor is
+the same measurement with a plain publisher at the same router in the same run. The output is for
+docs/performance.md, which explains each figure. A run takes about five minutes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ HEAD = (
 
 
 class Guest:
-    """A process that takes part."""
+    """A process of `bench.guests`."""
 
     def __init__(self, act: str, **what: Any) -> None:
         command = [sys.executable, "-m", "bench.guests"]
@@ -75,28 +75,28 @@ class Guest:
         print(json.dumps({"act": act, **what}), file=self.process.stdin, flush=True)
 
     def ready(self) -> Guest:
-        """Return it once it hears."""
+        """Wait until it receives messages, and return it."""
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n", "a client has failed"
         return self
 
     def end(self, told: Any = None) -> Any:
-        """Tell it something; return what it has found when it has ended."""
+        """Send it a line of JSON, wait for its end, and return what it printed."""
         found, _ = self.process.communicate(f"{json.dumps(told)}\n")
         return json.loads(found)
 
 
 Written = Sequence[tuple[int, int, float]]
-"""Keys, numbers, and when they were committed, or published."""
+"""Tuples of a key, a number, and the time of its commit or publication."""
 
 
 class Bench:
     """
-    What is measured on one stage.
+    Measurements on one stage.
 
     Args:
-        stage: What runs.
-        seconds: For which there are changes.
+        stage: The running processes.
+        seconds: Duration of the changes of each measurement.
     """
 
     def __init__(self, stage: Stage, seconds: float) -> None:
@@ -106,7 +106,7 @@ class Bench:
         self.floor: dict[float, float] = {}
 
     def written(self, rate: float, table: str, keys: int) -> Written:
-        """Have rows updated, by some processes that share the keys."""
+        """Update rows from several processes, each with its own range of keys."""
         writers = 1 if rate < 100 else WRITERS
         share = keys // writers
         running = [
@@ -124,13 +124,13 @@ class Bench:
         return [each for guest in running for each in guest.end()]
 
     def published(self, rate: float, topic: str, keys: int) -> Written:
-        """Have a bare publisher do the same."""
+        """Publish the same events from a plain publisher."""
         what = {"topic": topic, "rate": rate, "seconds": self.seconds, "since": self.since}
         done: Written = Guest("publish", url=self.stage.private, keys=keys, **what).end()
         return done
 
     def row(self, name: str, rate: float, guest: Guest, source: Callable[[], Written]) -> None:
-        """Measure what one client hears; print a row of the table."""
+        """Measure what one client receives; print a row of the table."""
         with spent(self.stage) as cost:
             written = source()
             newest = {}
@@ -149,7 +149,7 @@ class Bench:
 
 
 def latencies(written: Written, heard: Written) -> tuple[list[float], int]:
-    """Return the seconds until each change, or a later one of its row, was heard, and how many were not."""
+    """Return the seconds until each change, or a later one of its row, was received, and the number lost."""
     of: dict[int, tuple[list[int], list[float]]] = {}
     for key, number, at in heard:
         numbers, times = of.setdefault(key, ([], []))
@@ -165,7 +165,7 @@ def latencies(written: Written, heard: Written) -> tuple[list[float], int]:
 
 
 def load() -> str:
-    """Return how many processes have wanted to run on average in the last minute."""
+    """Return the load average of the last minute."""
     return f"{os.getloadavg()[0]:.1f}"
 
 
@@ -175,13 +175,13 @@ def line(*cells: str) -> None:
 
 
 def table(cells: Sequence[str]) -> None:
-    """Print the head of a table."""
+    """Print the header of a table."""
     line(*cells)
     print("|---" * len(cells) + "|")
 
 
 def latency(bench: Bench) -> None:
-    """From the commit to a client, beside a bare publisher."""
+    """Measure the latency from commit to client, beside that of a plain publisher."""
     url = bench.stage.url
     queries = [{"where": {"grp": grp}} for grp in range(10)]
     elsewhere = ", a transaction open elsewhere"
@@ -218,7 +218,7 @@ def latency(bench: Bench) -> None:
 
 
 def watches(bench: Bench) -> None:
-    """Many watches, of which each change concerns one."""
+    """Measure many watches, of which each change concerns one."""
     floor = "rowcast.bench.changed."
     bench.row(
         "publish → event (floor)",
@@ -241,7 +241,7 @@ def watches(bench: Bench) -> None:
 
 
 def fanout(bench: Bench) -> None:
-    """One topic with many subscribers: until the last one has an event."""
+    """Measure one topic with many subscribers: the latency until the last one receives an event."""
     stage, rate = bench.stage, 2.0
 
     def hears(topic: str) -> Guest:
@@ -263,14 +263,14 @@ def fanout(bench: Bench) -> None:
 
 
 def keep(bench: Bench) -> None:
-    """The memory of watches."""
+    """Measure the memory of watches."""
 
     def watching(queries: Sequence[Mapping[str, Any]]) -> Guest:
         what = {"table": "owned", "queries": queries, "sessions": len(queries) // 100}
         return Guest("watch", url=bench.stage.url, **what).ready()
 
     def resident() -> float:
-        time.sleep(1)  # for what is freed
+        time.sleep(1)  # until memory has been freed
         return memory(bench.stage.service)
 
     number = 2000
@@ -293,7 +293,7 @@ def keep(bench: Bench) -> None:
 
 
 def catch_up(bench: Bench) -> None:
-    """How fast `changes` answers what was missed."""
+    """Measure how fast `changes` returns missed changes."""
     stage = bench.stage
 
     def transactions(each: int) -> None:
@@ -338,13 +338,13 @@ PARTS: dict[str, Callable[[Bench], None]] = {
 
 
 def main() -> None:
-    """Measure, on a stage of its own for each part."""
+    """Run the chosen measurements, each on a new stage."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--crossbar", default=".venv-router/bin/crossbar")
     options.add_argument("--what", nargs="+", choices=list(PARTS), default=list(PARTS))
-    options.add_argument("--seconds", type=float, default=4.0, help="of changes, for each row")
+    options.add_argument("--seconds", type=float, default=4.0, help="duration of each measurement")
     given = options.parse_args()
     began = time.monotonic()
     print(

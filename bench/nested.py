@@ -1,12 +1,13 @@
 """
-What an order with ten lines costs: a nested create, a batch, and a function written by hand.
+The cost of an order with ten lines: a nested create, a batch, and a database function.
 
     python -m bench.nested [--rounds 5]
 
-Through the dispatcher, by turns in one run. Prints for each the microseconds of CPU that an order takes,
-of the service and of PostgreSQL together, 16 at once; the milliseconds that it takes one after the
-other; and the ratios to the function, of the quietest turns. All of them answer the order with its lines.
-The database is one of its own, that waits for no disk, so that the code is what counts.
+All three go through the dispatcher, are measured alternately in one run, and return the order with its
+lines. Prints for each the CPU microseconds per order, of the service and PostgreSQL together, with 16
+calls in flight; the milliseconds per order with one call in flight; and the ratios of the minimums to
+those of the function. The database is temporary and does not wait for the disk, so that the figures are
+those of the code.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ async def _measure(dsn: str, rounds: int) -> None:
 
 
 def main() -> None:
-    """Measure in turns."""
+    """Measure on a temporary PostgreSQL."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,8 +1,8 @@
 """
-How long callers are without answers when the embedded router is killed: `python -m bench.recovery`.
+The outage that callers see when the embedded router is killed: `python -m bench.recovery`.
 
-Runs everything embedded, kills the router as `kill -9` does, and prints for each round the seconds
-until a call is answered again, with the errors that callers got before it.
+Runs all parts embedded, kills the router with SIGKILL, and prints for each round the seconds until a
+call is answered again, and the errors that callers received until then.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from tests.wamp.raw import refusals
 
 
 def main() -> None:
-    """Kill and wait, a few times."""
+    """Kill the router and wait for recovery, several times."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--rest", type=float, default=12.0, help="seconds between two rounds")
+    options.add_argument("--rest", type=float, default=12.0, help="seconds between rounds")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="rowcast-recovery-") as home:
         environ = {
@@ -45,7 +45,9 @@ def main() -> None:
                     if "crossbar" in " ".join(child.cmdline()):
                         ended = [child, *child.children()]
                         child.kill()
-                psutil.wait_procs(ended)  # the worker answers for a moment longer
+                psutil.wait_procs(
+                    ended
+                )  # the worker outlives the node and still answers calls for a short time
                 errors = refusals(int(environ["PORT"]), "rowcast.actions.count")
                 print(f"answer after {time.monotonic() - began:.1f} s, before it {dict(errors)}")
 

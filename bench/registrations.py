@@ -1,9 +1,9 @@
 """
-One prefix registration beside exact ones: `python -m bench.registrations [--crossbar PATH]`.
+One prefix registration compared with exact ones: `python -m bench.registrations [--crossbar PATH]`.
 
-Starts a router of its own for each way, registers 1,000 relations × 15 verbs, and prints calls
-per second at 64 in flight, the time to join, and the memory of router and service. The caller
-is a process of its own.
+Starts a new router for each variant, registers 1,000 relations × 15 verbs, and prints the calls per
+second with 64 in flight, the time to join, and the memory of router and service. The caller is a
+separate process.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ ROW = {"id": 1, "action": "deploy", "path": "/srv/app/releases/42", "status": Fa
 
 
 def main() -> None:
-    """Run each way in turn, or be one of the processes."""
+    """Measure each variant, or run one of the processes."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--crossbar", default=".venv-router/bin/crossbar")
     options.add_argument("--relations", type=int, default=1000)
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def measure(way: str, given: Any) -> str:
-    """Run router, service and caller; gives a line of the table."""
+    """Run router, service and caller; return a row of the table."""
     home = Path(tempfile.mkdtemp(prefix="rowcast-bench-"))
     port = free_port()
     socket = home / "service.sock"
@@ -108,17 +108,17 @@ def measure(way: str, given: Any) -> str:
 
 
 def uris(relations: int) -> list[str]:
-    """Name every procedure."""
+    """Return the URI of each procedure."""
     return [f"rowcast.relation_{n}.{verb}" for n in range(relations) for verb in VERBS]
 
 
 class Exact(Callee):
-    """Registers each procedure by itself."""
+    """A callee with an exact registration for each procedure."""
 
     relations = 0
 
     async def joined(self, session: Any, details: Any) -> None:
-        """Register them all."""
+        """Register all procedures."""
 
         def take(args: Any, kwargs: Any) -> Any:
             return ROW
@@ -131,7 +131,7 @@ class Exact(Callee):
 
 
 def serve(way: str, url: str, relations: int) -> None:
-    """Serve until killed; prints how long joining took."""
+    """Serve until killed; print the seconds that joining took."""
 
     async def answer(name: str, args: Any, kwargs: Any, caller: Any, *rest: Any) -> Any:
         return ROW
@@ -141,7 +141,7 @@ def serve(way: str, url: str, relations: int) -> None:
         dispatch.relations = relations
     client = WampClient(reactor, WampConfig([url], "realm1"), [dispatch])
     began = time.monotonic()
-    # A process that has no other thread to wait for ends when its parent kills it.
+    # This process has no threads to wait for, so it ends at once when its parent kills it.
     client.when_joined().addCallback(
         lambda _: print(round(time.monotonic() - began, 2), flush=True)
     )
@@ -150,7 +150,7 @@ def serve(way: str, url: str, relations: int) -> None:
 
 
 class Caller:
-    """Keeps 64 calls in flight, to procedures drawn at random."""
+    """A caller with 64 calls in flight, to random procedures."""
 
     def __init__(self, names: list[str], seconds: float) -> None:
         self.names = names
@@ -158,7 +158,7 @@ class Caller:
         self.calls = 0
 
     async def joined(self, session: Any, details: Any) -> None:
-        """Call until the time is over, then print the rate."""
+        """Call for the given time, then print the rate."""
         warm = time.monotonic() + 1
         while time.monotonic() < warm:
             await session.call(random.choice(self.names), 1)
@@ -169,23 +169,23 @@ class Caller:
         reactor.stop()
 
     async def loop(self, session: Any, began: float) -> None:
-        """Make one call after the other."""
+        """Make one call after another."""
         while time.monotonic() - began < self.seconds:
             await session.call(random.choice(self.names), 1)
             self.calls += 1
 
     def displaced(self, registration: int) -> None:
-        """Hold nothing."""
+        """Do nothing: this session holds no state."""
 
     async def leaving(self) -> None:
-        """Hold nothing."""
+        """Do nothing: this session holds no state."""
 
     def left(self) -> None:
-        """Hold nothing."""
+        """Do nothing: this session holds no state."""
 
 
 def call(url: str, relations: int, seconds: float) -> None:
-    """Be the caller."""
+    """Run the caller."""
     guest = Caller(uris(relations), seconds)
     WampClient(reactor, WampConfig([url], "realm1"), [guest]).startService()
     reactor.run()

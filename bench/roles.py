@@ -1,9 +1,9 @@
 """
-What a role costs: `get` by key with and without one, in turns, on the same pool.
+The cost of a database role: `get` by key with and without one, alternately, on the same pool.
 
     python -m bench.roles "host=... dbname=..." [rounds]
 
-The database needs nothing; a role `rowcast_bench` and a table are made, and dropped again.
+Any database will do: a role `rowcast_bench` and a table are created, and dropped at the end.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def _hub(database: Database, roles: Roles) -> Dispatcher:
 
 
 async def _seconds(dispatcher: Dispatcher, caller: Caller) -> float:
-    """Time the calls."""
+    """Return the seconds that the calls take."""
 
     async def some(first: int) -> None:
         for at in range(first, CALLS, AT_ONCE):
@@ -74,7 +74,7 @@ async def _main(dsn: str, rounds: int) -> None:
 
 
 def main(_: Any, dsn: str, rounds: str = "9") -> Deferred[None]:
-    """Set up, measure, tidy up."""
+    """Create the role and the table, measure, and drop them."""
     connection = psycopg2.connect(dsn)
     connection.autocommit = True
     connection.cursor().execute(TEARDOWN)

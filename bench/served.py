@@ -1,8 +1,8 @@
 """
-The service of a bench: `python -m bench.served <dsn> <url of the router> [probed]`.
+The service of a benchmark: `python -m bench.served <dsn> <url of the router> [probed]`.
 
-It imports what the service does and no more, so that its memory is that of the service; `probed` adds
-`bench.lag`, the lag of its loop since it was asked the last time.
+It imports only what the service imports, so that its memory is that of the service. `probed` adds
+`bench.lag`, which returns the loop lag since its last call.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.db.lag import LagProbe
 
 
 def serve(dsn: str, url: str, probed: bool) -> None:
-    """Be the service until a signal ends it; says "joined" once it is called."""
+    """Run the service until a signal ends it; print "joined" when it is registered."""
     settings = Settings(database_url=SecretStr(dsn))
     serving = Serving(settings, reactor, WampConfig([url], "realm1", max_bytes=settings.max_bytes))
     probe = LagProbe(reactor)

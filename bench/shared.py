@@ -1,12 +1,12 @@
 """
-Several services with shared registrations at one router, and proxy workers of Crossbar's before it.
+Several services with shared registrations at one router, with and without Crossbar's proxy workers.
 
     python -m bench.shared [--rounds 3] [--seconds 2] [--only get create]
 
-Calls of `bench.calls` by RawSocket with CBOR, 64 sessions with one in flight each, at 1, 2 and 4 services
-(`ROWCAST_SHARED`) with 8 connections in all, the callers at the router or at proxies. Prints calls/s, the
-milliseconds of CPU a call of each part, and of how much of one processor each part's busiest process
-had the use: one near 1 is the limit.
+Runs calls of `bench.calls` over RawSocket with CBOR, 64 sessions with one in flight each, against 1, 2 and
+4 services (`ROWCAST_SHARED`) with 8 database connections in total. Callers connect to the router or to
+proxies. Prints calls/s, the CPU milliseconds per call of each part, and the share of one processor that
+the busiest process of all parts used: near 1, that process is the limit.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from service.embedded.crossbar import SERIALIZERS
 from tests.conftest import execute
 
 CONNECTED = 8
-"""Connections for calls, of all services together."""
+"""Database connections for calls, of all services together."""
 WAYS = ((1, 0), (2, 0), (4, 0), (1, 1), (2, 1), (2, 2))
-"""Services and proxies."""
+"""Pairs of a number of services and a number of proxies."""
 PARTS = ("service", "router", "proxy", "PG")
 HEAD = ("call", "services", "proxies", "calls/s", *PARTS, "all", "busiest")
 
 
 def proxied(config: dict[str, Any], home: Path, proxies: int) -> None:
-    """Have proxies take the callers' connections in the router's place."""
+    """Change the node's configuration so that callers connect to proxies instead of the router."""
     if not proxies:
         return
     (router,) = config["workers"]
     private, public = router["transports"]
     door = {"type": "unix", "path": str(home / "proxies.sock")}
-    # What a proxy says of its client is believed: by this socket alone.
+    # Connections through this socket are trusted to name the role of the proxy's client.
     inner = {"type": "rawsocket", "serializers": ["cbor"], "endpoint": door}
     trusted = {"anonymous-proxy": {"type": "static", "role": "anonymous"}}
     router["transports"] = [private, inner | {"auth": trusted}]
@@ -55,7 +55,7 @@ def proxied(config: dict[str, Any], home: Path, proxies: int) -> None:
     outer = {
         "type": "rawsocket",
         "serializers": SERIALIZERS,
-        # Several processes listen there, and the kernel shares connections out.
+        # Several processes listen on this port; the kernel distributes the connections.
         "endpoint": public["endpoint"] | {"shared": True},
         "auth": public["rawsocket"]["auth"],
     }
@@ -75,7 +75,7 @@ def processes(stage: Stage) -> list[list[int]]:
 
 
 def measured(stage: Stage, kind: str, seconds: float) -> list[float]:
-    """Return calls/s, the milliseconds of CPU a call of each part, and the share of the busiest process."""
+    """Return calls/s, the CPU milliseconds per call of each part, and the share of the busiest process."""
     name, kwargs = CALLS[kind]
     some = random.Random(42)
     with Callers(stage.url, RawSocketCbor(), MANY) as callers:
@@ -91,13 +91,13 @@ def measured(stage: Stage, kind: str, seconds: float) -> list[float]:
 
 
 def main() -> None:
-    """Measure each way by turns, and print the medians."""
+    """Measure the combinations alternately, and print the medians."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--crossbar", default=".venv-router/bin/crossbar")
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--seconds", type=float, default=2.0, help="of each turn")
+    options.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     options.add_argument("--only", nargs="+", choices=list(CALLS), default=["get", "create"])
     given = options.parse_args()
     found: dict[tuple[str, int, int], list[Sequence[float]]] = {}

@@ -1,10 +1,10 @@
 """
-Rows sorted by a measure of their related rows, beside what an expert would write:
+Rows sorted by a measure of their related rows, compared with hand-written SQL:
 `python -m bench.sorting [--parents N] [--children N] [--turns N] [--plans]`.
 
-In turns, each as EXPLAIN (ANALYZE) has it: the statement of the service, by its `explain`, the one with a
-join of groups written by hand, and one with a subselect for each row. Prints the medians in ms, their
-ratios to the second, and with `--plans` the plans.
+Alternately measures, by EXPLAIN (ANALYZE), the statement of the service (by its `explain`), a hand-written
+one that joins groups, and one with a subselect per row. Prints the medians in milliseconds, their ratios
+to the second statement, and with `--plans` the plans.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ QUERIES: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 async def measure(dsn: str, turns: int, plans: bool) -> None:
-    """Measure, and print."""
+    """Measure the statements, and print the medians."""
     async with serving(dsn) as db:
         for name, (query, *statements) in QUERIES.items():
             taken: list[list[float]] = [[], [], []]

@@ -1,5 +1,5 @@
 """
-What benches stand on: PostgreSQL, a router and the service (`bench/served.py`), each a process of its own.
+The processes that benchmarks measure: PostgreSQL, a router and the service (`bench/served.py`).
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ CREATE TABLE small AS SELECT i AS id, now() AS at, 'row ' || i AS name
     FROM generate_series(0, 9999) i;
 ALTER TABLE small ADD PRIMARY KEY (id);
 """
-"""What other callers read."""
+"""The table that other callers read meanwhile."""
 CONNECTIONS = "SELECT pid FROM pg_stat_activity WHERE application_name <> 'bench'"
-"""Those of the service; programs of a bench that connect have another name."""
+"""The backends of the services; the programs of a benchmark connect with application_name 'bench'."""
 
 
 @dataclass(frozen=True)
 class Stage:
     """
-    What runs.
+    The running processes.
 
     Args:
-        url: Where callers connect with RawSocket.
-        websocket: Where they do with WebSocket.
-        private: Where the service connects.
-        service: Process id.
-        router: Process id of the worker.
-        dsn: The way to the database.
+        url: URL for callers over RawSocket.
+        websocket: URL for callers over WebSocket.
+        private: URL for the service.
+        service: Process id of the service.
+        router: Process id of the router's worker.
+        dsn: DSN of the database.
         others: Process ids of further services.
-        proxies: Process ids of the router's other workers.
+        proxies: Process ids of the node's proxy workers.
     """
 
     url: str
@@ -71,16 +71,16 @@ def staged(
     **settings: str,
 ) -> Iterator[Stage]:
     """
-    Start all of it over a fresh database with this schema; end it with the body.
+    Run a stage on a fresh database for the length of the body.
 
     Args:
-        crossbar: The program.
-        schema: SQL.
-        probed: Whether the lag of the service's loop is measured, which takes some of its CPU.
-        code: The checkout that the service is of.
-        services: How many.
-        arrange: Changes the configuration of the node, which has its sockets in a directory.
-        settings: Of the services, beside their own.
+        crossbar: Path of the Crossbar executable.
+        schema: SQL that creates the database's contents.
+        probed: Whether the service measures its loop lag, which takes some CPU.
+        code: Checkout of the service.
+        services: Number of services.
+        arrange: Changes the node's configuration in place; receives the directory of the node, too.
+        settings: Additional settings of the services.
     """
     home = Path(tempfile.mkdtemp(prefix="rowcast-bench-"))
     port, socket = free_port(), home / "service.sock"
@@ -122,14 +122,14 @@ def _end(child: subprocess.Popen[Any]) -> None:
 
 
 def workers_of(controller: int) -> list[int]:
-    """Return the process ids of a node's workers, as they are configured."""
+    """Return the process ids of a node's workers, in the order of its configuration."""
     children = Path(f"/proc/{controller}/task/{controller}/children").read_text()
     return [int(pid) for pid in children.split()]
 
 
 @contextmanager
 def spent(stage: Stage) -> Iterator[list[float]]:
-    """Give the seconds of CPU of the service, the router, and PostgreSQL for the service."""
+    """Yield a list that at the end has the CPU seconds of the service, the router and the backends."""
     cost: list[float] = []
 
     def now() -> tuple[float, float, dict[int, float]]:
@@ -148,13 +148,13 @@ def spent(stage: Stage) -> Iterator[list[float]]:
 
 
 def memory(pid: int) -> float:
-    """Give a process's resident memory in MB."""
+    """Return the resident memory of a process in MB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 class Peaks(threading.Thread):
-    """Watches the memory of processes; use it with `with`."""
+    """A thread that samples the memory of processes during a `with` statement."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:
         super().__init__(daemon=True)
@@ -172,14 +172,14 @@ class Peaks(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Look twenty times a second."""
+        """Sample twenty times per second."""
         while not self._over.wait(0.05):
             with suppress(OSError):
                 for name, pid in self.pids.items():
                     self.most[name] = max(self.most[name], memory(pid))
 
     def words(self) -> str:
-        """Word what was gained."""
+        """Return the memory gained as text."""
         return ", ".join(
             f"{name} {self.before[name]:.0f} MB +{self.most[name] - self.before[name]:.0f}"
             for name in self.pids
@@ -187,7 +187,7 @@ class Peaks(threading.Thread):
 
 
 def quantiles(taken: Sequence[float]) -> str:
-    """Word latencies in seconds."""
+    """Return quantiles of latencies in seconds as text."""
     ordered = sorted(taken)
     parts = (
         f"p{part * 100:g} {ordered[int(part * (len(ordered) - 1))] * 1000:.1f} ms"

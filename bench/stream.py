@@ -1,9 +1,9 @@
 """
 A stream of 1,000,000 rows × 200 bytes: `python -m bench.stream [--crossbar PATH] [--pause 0.01]`.
 
-Prints what it costs the service and the router in memory, the service's loop lag, and the
-latency of other callers' `get` before and meanwhile. `--pause` makes the taker slow: it sleeps
-that long, in seconds, for each chunk. `--verb export` measures the other one.
+Prints the memory of the service and the router, the loop lag of the service, and the latency of other
+callers' `get` before and meanwhile. `--pause` makes the caller slow: it sleeps that many seconds after
+each chunk. `--verb export` measures `export` instead.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ANALYZE big;
 
 
 def main() -> None:
-    """Measure, or be one of the callers."""
+    """Measure, or run one of the callers."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,52 +58,52 @@ def join(url: str, guest: Any) -> None:
 
 
 class Guest:
-    """A caller that does one thing and ends."""
+    """A caller that runs `go` and then stops the reactor."""
 
     def __init__(self, given: Any) -> None:
         self.given = given
 
     async def joined(self, session: Any, details: Any) -> None:
-        """Begin; the session goes on."""
+        """Start `go`, without waiting for it."""
         Deferred.fromCoroutine(self.go(session)).addBoth(self.done)
 
     async def go(self, session: Any) -> None:
-        """Do it."""
+        """Make the calls."""
         raise NotImplementedError
 
     def done(self, result: Any) -> None:
-        """Say what went wrong, and end."""
+        """Print an error, if there is one, and stop the reactor."""
         if result is not None:
             print(f"failed: {result.value!r}", file=sys.stderr)
         reactor.stop()
 
     def displaced(self, registration: int) -> None:
-        """Hold nothing."""
+        """Do nothing: this session holds no state."""
 
     async def leaving(self) -> None:
-        """Hold nothing."""
+        """Do nothing: this session holds no state."""
 
     def left(self) -> None:
-        """Hold nothing."""
+        """Do nothing: this session holds no state."""
 
 
 class Held(Guest):
-    """A session for others to use."""
+    """An observer that passes its session on through a Deferred."""
 
     def __init__(self, here: Deferred[Any]) -> None:
         super().__init__(None)
         self.here = here
 
     async def joined(self, session: Any, details: Any) -> None:
-        """Hand it over."""
+        """Fire the Deferred with the session."""
         self.here.callback(session)
 
 
 class Taker(Guest):
-    """Takes the rows."""
+    """The caller that receives the rows."""
 
     async def go(self, session: Any) -> None:
-        """Take all of them, slowly if it was told to; prints how many and how long."""
+        """Receive all rows, slowly with `--pause`; print their number and the duration."""
         parts = 0
 
         def take(part: Any) -> None:
@@ -119,7 +119,7 @@ class Taker(Guest):
 
 
 class Others(Guest):
-    """Calls that go on beside."""
+    """The other callers, whose latency is measured before and meanwhile."""
 
     def __init__(self, given: Any, stage: Stage, module: str) -> None:
         super().__init__(given)
@@ -127,7 +127,7 @@ class Others(Guest):
         self.module = module
 
     async def go(self, session: Any) -> None:
-        """Measure alone, then beside the stream."""
+        """Measure alone, then during the stream."""
         self.sessions = [session]
         for _ in range(self.given.others - 1):
             more: Deferred[Any] = Deferred()
@@ -152,7 +152,7 @@ class Others(Guest):
         print(f"taker:       {taker.stdout.read().strip()}")
 
     async def gets(self, end: float | None, taker: Any) -> list[float]:
-        """Have each of some sessions get a row, again and again, with a pause between."""
+        """Get a row repeatedly in each of several sessions, with a pause in between."""
         taken: list[float] = []
 
         async def loop(session: Any) -> None:
@@ -169,12 +169,12 @@ class Others(Guest):
 
 
 def p99(taken: list[float]) -> float:
-    """Give the seconds within which 99 % were answered."""
+    """Return the 99th percentile, in seconds."""
     return sorted(taken)[int(0.99 * (len(taken) - 1))]
 
 
 def words(lag: list[float]) -> str:
-    """Word the loop's lag."""
+    """Return the loop lag as text."""
     return "p50 {:.1f} p99 {:.1f} most {:.1f} ms".format(*lag)
 
 

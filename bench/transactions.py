@@ -1,17 +1,18 @@
 """
-What transactions cost a caller: `python -m bench.transactions [--rounds 200] [--delay 10]`.
+The latency of transactions for a caller: `python -m bench.transactions [--rounds 200] [--delay 10]`.
 
-Prints the median time of a batch of 5 operations, of 5 calls, and of 5 calls in a transaction that is
-held open, waited for one by one and sent ahead; each in turn in every round, once beside the router
-and once behind a line with a delay (milliseconds each way). × is the ratio to one call of that line.
-What the same messages cost without a database is measured, too: echoes, of which as many are sent ahead
-as there are calls in the transaction, behind one that is waited for as its `begin` is.
+Prints the median times of a batch of 5 operations, of 5 calls, and of 5 calls in an interactive
+transaction, awaited one by one or pipelined. All are measured alternately in each round, once next to the
+router and once behind a connection with a delay (milliseconds each way). × is the ratio to one call over
+that connection. Echoes show what the same messages cost without a database: one awaited like `begin`, then
+as many pipelined as the transaction has further calls.
 
-`--direct` measures most of them in the process of the service instead, without a router: by the
-clock and of CPU, one at a time and 16 at once, the medians of 5 rounds.
+`--direct` measures most of them inside the service's process instead, without a router: wall-clock and
+CPU time, one at a time and 16 at once, medians of 5 rounds.
 
-Then 8 callers move money between the same 4 accounts, serializable, by a procedure, by one whose
-attempts take no turns, and by a batch: how many transfers were refused at last, how often PostgreSQL rolled one back, and whether the sum is what it was.
+Then 8 callers move money between the same 4 accounts, serializable, with a procedure, with one whose
+retries do not take turns, and with a batch. Printed are the number of transfers refused in the end, the
+number of rollbacks by PostgreSQL, and whether the total is unchanged.
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ KINDS: tuple[tuple[str, str, Callable[[int], list[Any]]], ...] = (
     ("reads", "small.get", lambda n: [n]),
     ("writes", "small.update", lambda n: [n, {"name": "x"}]),
 )
-"""What the five calls are: in words, the procedure, and the arguments of each."""
+"""The kinds of the five calls: a label, the procedure, and the arguments of each call."""
 AT_ONCE = 16
-"""How many pieces of work `--direct` does at a time."""
+"""Concurrent runs with `--direct`."""
 DIRECT = 160
-"""How often a piece of work is done in a round of `--direct`."""
+"""Runs per round with `--direct`."""
 ROUTED = "alone", "echo", "6 ahead"
-"""How the ways end that `--direct` leaves out."""
+"""Suffixes of the labels that `--direct` omits."""
 SCHEMA = f"""
 CREATE TABLE accounts AS SELECT i AS id, 1000 AS balance FROM generate_series(1, {ACCOUNTS}) i;
 ALTER TABLE accounts ADD PRIMARY KEY (id);
@@ -71,7 +72,7 @@ ANALYZE;
 
 @procedure("bench.transfer")
 async def transfer(call: ProcedureCall, source: int, target: int, turns: bool = True) -> None:
-    """Move 1 from one account to another: read both, and write both; perhaps without turns."""
+    """Move 1 from one account to another: read and write both; `turns` says whether retries take turns."""
     run = call.database.statement
 
     async def move() -> None:
@@ -85,7 +86,7 @@ async def transfer(call: ProcedureCall, source: int, target: int, turns: bool = 
 
 
 def transfer_batch(source: int, target: int) -> list[dict[str, Any]]:
-    """Return the same as operations."""
+    """Return the operations of a batch that makes the same transfer."""
     operations: list[dict[str, Any]] = []
     for account, more in ((source, -1), (target, 1)):
         first = len(operations)
@@ -98,7 +99,7 @@ def transfer_batch(source: int, target: int) -> list[dict[str, Any]]:
 
 
 class Line(Protocol):
-    """One end of a line that hands on what it gets after a delay, in its order."""
+    """One end of a connection that forwards data in order, after a delay."""
 
     def __init__(self, delay: float, other: Line | None = None) -> None:
         self.delay = delay
@@ -106,15 +107,15 @@ class Line(Protocol):
         self.early: list[bytes] = []
 
     def connectionMade(self) -> None:
-        """Send each message at once, however small: the delay is all that counts."""
+        """Disable Nagle's algorithm, so that the configured delay is the only one."""
         self.transport.setTcpNoDelay(True)  # type: ignore[attr-defined, union-attr]
 
     def dataReceived(self, data: bytes) -> None:
-        """Hand on later."""
+        """Forward data after the delay."""
         reactor.callLater(self.delay, self.hand_on, data)  # type: ignore[attr-defined]
 
     def hand_on(self, data: bytes) -> None:
-        """Hand on, once the other end is there."""
+        """Forward data to the other end, when that is connected."""
         if self.other is None or self.other.transport is None:
             self.early.append(data)
         else:
@@ -122,14 +123,14 @@ class Line(Protocol):
 
 
 class Lines(Factory):
-    """Lines to a port of this machine."""
+    """A factory of delayed connections to a local port."""
 
     def __init__(self, port: int, delay: float) -> None:
         self.port = port
         self.delay = delay
 
     def buildProtocol(self, address: Any) -> Line:
-        """Connect a line's other end."""
+        """Return the accepted end, and connect the other end to the port."""
         near = Line(self.delay)
         near.other = far = Line(self.delay, near)
         made = TCP4ClientEndpoint(reactor, "127.0.0.1", self.port).connect(
@@ -140,14 +141,14 @@ class Lines(Factory):
 
 
 class Bench(Guest):
-    """Measures everything."""
+    """The caller that measures."""
 
     def __init__(self, given: Any, stage: Stage) -> None:
         super().__init__(given)
         self.stage = stage
 
     async def go(self, session: Any) -> None:
-        """Measure over both lines, then contend."""
+        """Measure with and without the delay, then measure contention."""
         await self.compare("beside the router", session, self.given.rounds)
         lines = Lines(urlsplit(self.stage.websocket).port or 0, self.given.delay / 1000)
         port = reactor.listenTCP(0, lines, interface="127.0.0.1")  # type: ignore[attr-defined]
@@ -161,13 +162,13 @@ class Bench(Guest):
         await self.contend("transaction", sessions, batch, isolation="serializable")
 
     async def session(self, url: str) -> Any:
-        """Return one more session."""
+        """Return a new session."""
         here: Deferred[Any] = Deferred()
         WampClient(reactor, WampConfig([url], "realm1"), [Held(here)]).startService()
         return await here
 
     async def compare(self, where: str, session: Any, rounds: int) -> None:
-        """Print what each way takes, in turns."""
+        """Measure each way alternately, and print the medians."""
         for what, name, args in KINDS:
             kinds = Ways(session, name, args).kinds
             taken: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -187,7 +188,7 @@ class Bench(Guest):
         args: Callable[[int, int], list[Any]],
         **options: Any,
     ) -> None:
-        """Print how transfers of all sessions at once have ended."""
+        """Run transfers in all sessions concurrently, and print how they ended."""
         ended: Counter[str] = Counter()
         before = await self.rolled_back()
         began = time.monotonic()
@@ -212,7 +213,7 @@ class Bench(Guest):
         )
 
     async def rolled_back(self) -> int:
-        """Count rollbacks so far, once PostgreSQL has written them down."""
+        """Return the number of rollbacks so far, after PostgreSQL has flushed its statistics."""
         await deferLater(reactor, 2)
         query = "SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()"
         return int(execute(self.stage.dsn, query)[0][0])  # type: ignore[call-overload]
@@ -223,9 +224,9 @@ class Ways:
     Ways to make five calls.
 
     Args:
-        session: Calls.
-        name: What it calls, less the prefix.
-        args: Returns the arguments of each of the five.
+        session: The calling session.
+        name: The procedure, without the prefix.
+        args: Returns the arguments of the n-th call.
     """
 
     def __init__(self, session: Any, name: str, args: Callable[[int], list[Any]]) -> None:
@@ -245,7 +246,7 @@ class Ways:
         }
 
     def call(self, n: int) -> Deferred[Any]:
-        """Make one of the calls."""
+        """Make the n-th call."""
         return self.session.call(f"rowcast.{self.name}", *self.args(n))  # type: ignore[no-any-return]
 
     async def one(self) -> None:
@@ -253,16 +254,16 @@ class Ways:
         await self.call(1)
 
     async def five(self) -> None:
-        """Wait for each."""
+        """Await five calls one by one."""
         for n in range(1, 6):
             await self.call(n)
 
     async def five_at_once(self) -> None:
-        """Wait for all."""
+        """Await five concurrent calls."""
         await gatherResults([self.call(n) for n in range(1, 6)])
 
     async def batch(self) -> None:
-        """Make them one transaction."""
+        """Make the five calls as one batch."""
         operations = [{"call": self.name, "args": self.args(n)} for n in range(1, 6)]
         await self.session.call("rowcast.transaction", operations)
 
@@ -271,20 +272,20 @@ class Ways:
         return str((await self.session.call("rowcast.transaction.begin"))["tx"])
 
     async def held(self) -> None:
-        """Wait for each call of a transaction."""
+        """Await each call of an interactive transaction."""
         tx = await self.begin()
         for n in range(1, 6):
             await self.session.call(tx, self.name, self.args(n))
         await self.session.call(f"{tx}.commit")
 
     async def ahead(self) -> None:
-        """Wait for all calls of a transaction."""
+        """Pipeline the calls of an interactive transaction after its `begin`."""
         tx = await self.begin()
         sent = [self.session.call(tx, self.name, self.args(n)) for n in range(1, 6)]
         await gatherResults([*sent, self.session.call(f"{tx}.commit")])
 
     async def ahead_less_ends(self) -> float:
-        """Wait for all five, and return how long that took."""
+        """Pipeline five calls in a transaction; return their time without that of begin and commit."""
         tx = await self.begin()
         began = time.monotonic()
         await gatherResults([self.session.call(tx, self.name, self.args(n)) for n in range(1, 6)])
@@ -293,21 +294,21 @@ class Ways:
         return taken
 
     async def echo(self) -> None:
-        """Be answered by what has no database."""
+        """Call a procedure that does not use the database."""
         await self.session.call("rowcast.bench.echo", key=1)
 
     async def echoes_ahead(self) -> None:
-        """Wait for one echo, then for as many as a transaction of five calls has behind its begin."""
+        """Await one echo, then as many concurrent ones as a transaction of five calls has after `begin`."""
         await self.echo()
         await gatherResults([ensureDeferred(self.echo()) for _ in range(6)])
 
 
 class Direct:
     """
-    A session of this process: it calls without a router.
+    A stand-in for a session that calls the dispatcher directly.
 
     Args:
-        dispatcher: Answers.
+        dispatcher: The dispatcher that answers.
     """
 
     def __init__(self, dispatcher: Dispatcher) -> None:
@@ -320,7 +321,7 @@ class Direct:
 
 
 async def costs(work: Callable[[], Awaitable[Any]], at_once: int) -> tuple[float, float]:
-    """Return the milliseconds, by the clock and of CPU, that a piece of work takes."""
+    """Return the milliseconds of wall-clock and CPU time per run of `work`."""
     each = DIRECT // at_once
 
     async def some() -> None:
@@ -334,12 +335,12 @@ async def costs(work: Callable[[], Awaitable[Any]], at_once: int) -> tuple[float
 
 
 async def direct(dsn: str, rounds: int = 5) -> None:
-    """Print what five calls and a batch cost in this process, in turns."""
+    """Measure five calls and a batch alternately in this process, and print the medians."""
     async with serving(dsn, most=AT_ONCE + 2) as callee:
         dispatcher, limits = callee.dispatcher, TransactionLimits(AT_ONCE, AT_ONCE)
         how = new_process(), "rowcast", dispatcher.answer, dispatcher.keyed
         dispatcher.hold(Interactive(callee.database, limits, *how))
-        settle()  # as a service does that is ready
+        settle()  # the service does this when it is ready
         for what, name, args in KINDS:
             ways = Ways(Direct(dispatcher), name, args).kinds
             kinds = {kind: way for kind, way in ways.items() if not kind.endswith(ROUTED)}
@@ -355,7 +356,7 @@ async def direct(dsn: str, rounds: int = 5) -> None:
 
 
 def measure_direct() -> None:
-    """Run `direct` over a database of its own."""
+    """Run `direct` on a temporary PostgreSQL."""
     with tempfile.TemporaryDirectory() as home, Place(state=Path(home)).running() as dsn:
         execute(dsn, SMALL)
         measured = Deferred.fromCoroutine(direct(dsn))
@@ -373,7 +374,7 @@ def main() -> None:
     options.add_argument("--direct", action="store_true", help="without a router")
     options.add_argument("--rounds", type=int, default=200)
     options.add_argument("--delay", type=float, default=10.0)
-    options.add_argument("--transfers", type=int, default=40, help="of each caller")
+    options.add_argument("--transfers", type=int, default=40, help="per caller")
     given = options.parse_args()
     if given.direct:
         return measure_direct()

@@ -1,18 +1,17 @@
 """
-What a warm call walks through: the functions of the service, and the files they stand in.
+The functions of the service that a warm call runs through, with their files.
 
     python -m bench.walk [name ...]
     python -m bench.walk --rounds 5 [--before ../rowcast-before]
 
-Prints for `get`, `find` and `create` how many calls of functions of `service/` they take, in all
-threads: from the bytes of an INVOCATION to those of its YIELD. A coroutine that goes on is not called
-again, and a comprehension is no function. With a name of those, each function in the order in
-which it was first called. Runs over an
-embedded database and a router that is played here.
+Prints for `get`, `find` and `create` the number of function calls in `service/`, in all threads, from the
+bytes of an INVOCATION to those of its YIELD. Resuming a coroutine does not count as a call, nor does a
+comprehension. With one of these names, prints each function in the order of its first call. Runs on an
+embedded database and a simulated router.
 
-With `--rounds` the microseconds of CPU that a call takes the process, one of each of 16 sessions in flight, the
-played router included; with `--before` by turns in another checkout of the code, too: the quietest turns of both,
-and the ratio.
+With `--rounds`, prints the CPU microseconds per call of the process, including the simulated router, with
+16 sessions of one call in flight each. With `--before`, also measures another checkout, alternately, and
+prints the minimums of both and their ratio.
 """
 
 from __future__ import annotations
@@ -64,11 +63,11 @@ CALLS: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "create": ([{"action": "deploy", "path": "/srv/app", "status": False}], {}),
 }
 TIMED, AT_ONCE = 3000, 16
-"""Calls of a turn, and how many of them are under way at once."""
+"""Calls per measurement, and calls in flight."""
 
 
 class Walk:
-    """Counts what is entered while it is on; `profile` is set in every thread."""
+    """A recorder of the functions entered while it is on; `profile` is installed in each thread."""
 
     def __init__(self) -> None:
         self.on = False
@@ -76,7 +75,7 @@ class Walk:
         self.frames: set[Any] = set()
 
     def profile(self, frame: Any, event: str, _: Any) -> None:
-        """Count a call of a function of the service."""
+        """Record a call of a function of the service."""
         if self.on and event == "call" and frame not in self.frames:
             file, name = frame.f_code.co_filename, frame.f_code.co_qualname
             if file.startswith(f"{ROOT}/service/") and not name.endswith(("comp>", "genexpr>")):
@@ -86,10 +85,10 @@ class Walk:
 
 class PlayedRouter:
     """
-    The far side of a session's connection.
+    A simulated router: the transport of a session.
 
     Args:
-        session: Whose transport this is.
+        session: The session.
     """
 
     def __init__(self, session: SafeSession) -> None:
@@ -101,31 +100,33 @@ class PlayedRouter:
         self.transport_details = None
 
     def send(self, msg: Any) -> None:
-        """Take a message of the session, as bytes, and answer it."""
+        """Receive a message from the session, as bytes, and answer it."""
         payload, _ = self._serializer.serialize(msg)
         if isinstance(msg, message.Hello):
             roles = {"broker": role.RoleBrokerFeatures(), "dealer": role.RoleDealerFeatures()}
             self.tell(message.Welcome(1, roles, realm="realm1"))
         elif isinstance(msg, message.Register):
             reactor.callLater(0, self.tell, message.Registered(msg.request, 1))
-        elif isinstance(msg, message.Call):  # how much it holds for a caller
+        elif isinstance(
+            msg, message.Call
+        ):  # of the procedure that returns how much the router buffers for a caller
             reactor.callLater(0, self.tell, message.Result(msg.request, args=[0]))
         else:
             self.asked.pop(msg.request).callback((msg, payload))
 
     def tell(self, msg: Any) -> None:
-        """Hand the session a message, as bytes."""
+        """Send a message to the session, as bytes."""
         for each in self._serializer.unserialize(msg.serialize(self._serializer._serializer)):
             self.session.onMessage(each)
 
     def isOpen(self) -> bool:
-        """Return that it is open, as autobahn asks."""
+        """Return True; autobahn asks."""
         return True
 
     async def call(
         self, request: int, name: str, args: list[Any], kwargs: dict[str, Any], caller: int = 7
     ) -> None:
-        """Make a session's call as the router would hand it on, and wait for the answer."""
+        """Send an INVOCATION for a caller, and wait for its result."""
         answered = self.asked[request] = Deferred()
         self.tell(
             message.Invocation(
@@ -144,7 +145,7 @@ class PlayedRouter:
 
 
 async def served(dsn: str, work: Callable[[PlayedRouter], Awaitable[Any]]) -> Any:
-    """Serve a database to a router that is played; returns what `work` does with that."""
+    """Serve a database through a simulated router; return the result of `work`."""
     pool = PgPool(dsn, reactor, SessionSettings(schemas=("public",)))
     pool.start()
     database = Database(pool, reactor)
@@ -167,9 +168,9 @@ async def served(dsn: str, work: Callable[[PlayedRouter], Awaitable[Any]]) -> An
 
 async def walked(walk: Walk, router: PlayedRouter) -> dict[str, list[tuple[str, str]]]:
     """
-    Make each call until it is warm, then some more; returns what the shortest of those entered.
+    Make each call until the caches are warm, then ten more; return the functions of the shortest one.
 
-    On a busy machine one may come so late that the session is looked at again.
+    On a loaded machine a call may be late enough that the worker checks its session again, which adds calls.
     """
     found: dict[str, list[tuple[str, str]]] = {}
     for name, (args, kwargs) in CALLS.items():
@@ -186,7 +187,7 @@ async def walked(walk: Walk, router: PlayedRouter) -> dict[str, list[tuple[str, 
 
 
 async def timed(router: PlayedRouter) -> dict[str, float]:
-    """Return the microseconds of CPU that each call takes."""
+    """Return the CPU microseconds per call, by name."""
     found: dict[str, float] = {}
     requests = count(1)
 
@@ -197,7 +198,7 @@ async def timed(router: PlayedRouter) -> dict[str, float]:
             await router.call(next(requests), f"actions.{name}", args, kwargs, caller)
 
     for name, (args, kwargs) in CALLS.items():
-        for many in (10, TIMED // AT_ONCE):  # the first ones are to warm up
+        for many in (10, TIMED // AT_ONCE):  # the first ones warm up the caches
             began = time.process_time()
             every = (some(name, args, kwargs, many, caller) for caller in range(1, 1 + AT_ONCE))
             await gatherResults([Deferred.fromCoroutine(each) for each in every])
@@ -206,7 +207,7 @@ async def timed(router: PlayedRouter) -> dict[str, float]:
 
 
 def run(dsn: str, work: Callable[[PlayedRouter], Awaitable[Any]]) -> Any:
-    """Run the reactor until the work is done; returns what it found."""
+    """Run the reactor until `work` is done; return its result."""
     found: list[Any] = []
 
     def end(outcome: Any) -> None:
@@ -221,7 +222,7 @@ def run(dsn: str, work: Callable[[PlayedRouter], Awaitable[Any]]) -> Any:
 
 
 def print_walk(dsn: str, names: Sequence[str]) -> None:
-    """Walk, and print it."""
+    """Record the calls, and print them."""
     walk = Walk()
     threading.setprofile(walk.profile)
     sys.setprofile(walk.profile)
@@ -239,7 +240,7 @@ def print_walk(dsn: str, names: Sequence[str]) -> None:
 
 
 def print_times(dsn: str, checkouts: Sequence[Path], rounds: int) -> None:
-    """Measure checkouts in turns, each turn a process of its own, and print the quietest."""
+    """Measure checkouts alternately, each time in a new process, and print the minimums."""
     turns: list[list[dict[str, float]]] = [[] for _ in checkouts]
     for round in range(rounds):
         for at in sorted(range(len(checkouts)), reverse=bool(round % 2)):
@@ -258,12 +259,12 @@ def print_times(dsn: str, checkouts: Sequence[Path], rounds: int) -> None:
 
 
 def main() -> None:
-    """Walk or measure, or be one turn."""
+    """Print the calls or the times, or run one measurement."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("names", nargs="*")
-    options.add_argument("--before", type=Path, help="another checkout, to compare with")
+    options.add_argument("--before", type=Path, help="another checkout to compare with")
     options.add_argument("--rounds", type=int, default=0)
     options.add_argument("--of", help=argparse.SUPPRESS)
     given = options.parse_args()

@@ -1,10 +1,11 @@
 """
-What a write costs, through the dispatcher, and by turns in another checkout of the code.
+The cost of writes through the dispatcher, also compared with another checkout.
 
     python -m bench.writes [--before ../rowcast-before] [--rounds 5]
 
-Prints the microseconds of CPU that a call takes, of the service and of PostgreSQL together, for
-each kind of write; of both checkouts the quietest turns and the ratio. The database is one of its own, that waits for no disk, so that the code is what counts.
+Prints for each kind of write the CPU microseconds per call, of the service and PostgreSQL together. With
+`--before`, measures both checkouts alternately, and prints the minimums of both and their ratio. The
+database is temporary and does not wait for the disk, so that the figures are those of the code.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ async def _measure(dsn: str) -> None:
 
 def _child(checkout: Path, home: Path, dsn: str) -> dict[str, float]:
     command = [sys.executable, str(Path(__file__).resolve()), "--of", dsn]
-    # The benches are ours in both: all else is the checkout's.
+    # Both run the benchmarks of this checkout; all other code is that of the measured checkout.
     environment = os.environ | {"PYTHONPATH": f"{home}{os.pathsep}{checkout}"}
     done = subprocess.run(
         command, env=environment, cwd=checkout, check=True, stdout=subprocess.PIPE
@@ -131,11 +132,11 @@ def _child(checkout: Path, home: Path, dsn: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure in turns, or be one turn."""
+    """Measure alternately, or run one measurement."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--before", type=Path, help="another checkout, to compare with")
+    options.add_argument("--before", type=Path, help="another checkout to compare with")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--of", help=argparse.SUPPRESS)
     given = options.parse_args()
