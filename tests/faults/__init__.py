@@ -1,1 +1,1 @@
-"""What callers see, and what is kept, when processes die and connections break."""
+"""Tests of calls, changes and live queries while processes are killed and connections break."""

@@ -1,9 +1,9 @@
 """
-Every fault, for longer: `python -m tests.faults [--seed N] [--seconds 10] [--only NAME]…`.
+A long run of every fault: `python -m tests.faults [--seed N] [--seconds 10] [--only NAME]…`.
 
-Before them a rolling restart, and cancels at random moments (`--calls` of each); after them as many
-rounds again of several faults at once as `--volleys` says. Prints a line for each, and at the end the
-table; the status is 1 if a promise was broken.
+It begins with a rolling restart and with cancels at random times (`--calls` of each), and ends with
+`--volleys` rounds of several faults at once. It prints a line for each round and a table at the end.
+The exit status is 1 if a guarantee was violated.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
+from tests.faults.deployment import Deployment, deployment
 from tests.faults.faults import FAULTS, VOLLEY
-from tests.faults.house import House, house
 from tests.faults.rounds import Round, rolling, strike, table
 from tests.faults.storm import storm
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 @contextmanager
 def small_disk() -> Iterator[Path | None]:
-    """Mount a disk of its own for PostgreSQL, where that is allowed."""
+    """Mount a small tmpfs for PostgreSQL; yield None if this user may not mount."""
     place = Path(tempfile.mkdtemp(prefix="rowcast-disk-"))
     mount = ["mount", "-t", "tmpfs", "-o", "size=256m,mode=755", "tmpfs", str(place)]
     mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
@@ -59,10 +59,10 @@ def small_disk() -> Iterator[Path | None]:
 
 
 async def run(given: Any, disk: Path | None) -> None:
-    """Run each fault."""
+    """Run the chosen rounds; exit with status 1 if one of them found something wrong."""
     print(f"seed {given.seed}", flush=True)
     rounds, broken = list[Round](), False
-    async with house(disk) as running:
+    async with deployment(disk) as running:
         for name in given.only or [ROLLING, CANCELS, *FAULTS, *[VOLLEY] * given.volleys]:
             if name == DISK and disk is None:
                 print("disk full: left out, no disk can be mounted here")
@@ -84,11 +84,11 @@ async def run(given: Any, disk: Path | None) -> None:
         sys.exit(1)
 
 
-async def cancels(running: House, seed: int, calls: int) -> bool:
-    """Cancel so many calls among as many others; return whether none of those had harm."""
+async def cancels(running: Deployment, seed: int, calls: int) -> bool:
+    """Cancel that many calls beside as many others; return whether all others were answered correctly."""
     found = await storm(running, seed, calls)
     print(
-        f"cancels · {found.cancels} sent, their calls {dict(found.ends)} · of {found.innocent}"
+        f"cancels · {found.cancels} sent, their calls {dict(found.ends)} · of {found.uncancelled}"
         f" others {len(found.failed)} failed · {len(found.wrong)} writes wrong",
         *found.failed[:3],
         flush=True,

@@ -1,5 +1,5 @@
 """
-Many live queries at once, whose services or router go.
+A thousand live queries while the services or the router fail.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from twisted.internet import reactor
 
 from tests.conftest import execute
 from tests.deferreds import pause
-from tests.faults.heard import Watcher
-from tests.faults.house import ITEMS, PATIENCE, House
+from tests.faults.deployment import ITEMS, PATIENCE, Deployment
+from tests.faults.listeners import Watcher
 
 SESSIONS, EACH, SPAN = 20, 50, 5
-"""Clients, the live queries of each, and the rows of each of those."""
+"""Number of clients, of live queries per client, and of rows per live query."""
 
 MISSED = f"""
 UPDATE items SET n = n + 1 WHERE id % 7 = 0;
@@ -27,16 +27,16 @@ DELETE FROM items WHERE id % 17 = 0;
 
 
 @dataclass(frozen=True)
-class Returned:
+class CrowdReport:
     """
-    What came of a crowd.
+    The result of `crowd`.
 
     Args:
-        first: Seconds until all had their first rows.
-        back: Seconds from when all parts were there again until all had what they had missed.
-        resets: How many were sent all rows anew.
-        mismatches: How many had a checksum of other rows.
-        errors: Of those that have ended.
+        first: Seconds until each live query had its first rows.
+        back: Seconds from when all processes were ready again until each live query was up to date.
+        resets: Number of resets, in which a live query receives all rows again.
+        mismatches: Number of messages whose checksum did not match the client's rows.
+        errors: Errors of the live queries that have ended.
     """
 
     first: float
@@ -46,30 +46,32 @@ class Returned:
     errors: list[str]
 
 
-async def crowd(house: House, strike: Callable[[], Awaitable[None]]) -> Returned:
-    """Watch a thousand queries, do something to the house, write meanwhile, and wait for all."""
-    execute(house.dsn, "UPDATE items SET n = 0")
+async def crowd(deployment: Deployment, strike: Callable[[], Awaitable[None]]) -> CrowdReport:
+    """Watch a thousand queries, run `strike`, write rows, and wait until each query is up to date."""
+    execute(deployment.dsn, "UPDATE items SET n = 0")
     began = reactor.seconds()
-    watchers = [Watcher(house, _queries(session)) for session in range(SESSIONS)]
+    watchers = [Watcher(deployment, _queries(session)) for session in range(SESSIONS)]
     try:
         for watcher in watchers:
             for live in watcher.live:
                 await live.ready()
         first = reactor.seconds() - began
         await strike()
-        execute(house.dsn, MISSED)
-        await house.whole()
+        execute(deployment.dsn, MISSED)
+        await deployment.wait_until_ready()
         began = reactor.seconds()
-        rows = {key: n for key, n in execute(house.dsn, "SELECT id, n FROM items")}
-        while not all(_has(watcher, rows) for watcher in watchers):
-            assert reactor.seconds() < began + PATIENCE, f"some stay behind\n{house.said()}"
+        rows = {key: n for key, n in execute(deployment.dsn, "SELECT id, n FROM items")}
+        while not all(_is_current(watcher, rows) for watcher in watchers):
+            assert reactor.seconds() < began + PATIENCE, (
+                f"some stay behind\n{deployment.log_tails()}"
+            )
             await pause(0.1)
         back = reactor.seconds() - began
     finally:
         for watcher in watchers:
             await watcher.client.close()
     every = [live for watcher in watchers for live in watcher.live]
-    return Returned(
+    return CrowdReport(
         first,
         back,
         sum(count for watcher in watchers for count in watcher.resets.values()),
@@ -79,13 +81,13 @@ async def crowd(house: House, strike: Callable[[], Awaitable[None]]) -> Returned
 
 
 def _queries(session: int) -> list[tuple[str, dict[str, object]]]:
-    """Return the live queries of a session, none of which is another one's."""
+    """Return the live queries of a session; no two sessions share a query."""
     starts = range(1 + session * EACH, 1 + (session + 1) * EACH)
     return [("items", {"where": {"id": {"between": [n, n + SPAN - 1]}}}) for n in starts]
 
 
-def _has(watcher: Watcher, rows: dict[object, object]) -> bool:
-    """Return whether the copies of a client are what the table has."""
+def _is_current(watcher: Watcher, rows: dict[object, object]) -> bool:
+    """Return whether the rows of each live query of a client are those of the table."""
     for live in watcher.live:
         least, most = live.query["where"]["id"]["between"]
         held = {row["id"]: row["n"] for row in live.rows}

@@ -1,5 +1,5 @@
 """
-PostgreSQL, a router and two services: processes that are started again when they end.
+PostgreSQL, a router and two services, as processes that are restarted when they end.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ACCOUNTS, BALANCE = 20, 1000
 CLIENTS = 12
 ITEMS = 1100
 KNOWN = {"authid": "ada", "authmethods": ["ticket"]}
-"""What a client that logs in says in its HELLO; only such a one has idempotency keys."""
+"""HELLO details of a client that authenticates; anonymous clients cannot use idempotency keys."""
 TICKET = "of-the-faults"
 SCHEMA = f"""
 CREATE TABLE accounts (id int PRIMARY KEY, balance int NOT NULL);
@@ -75,9 +75,9 @@ SELECT rowcast.track(name::regclass)
   FROM unnest('{{accounts, moves, notes, slots, pledges, items}}'::text[]) AS name;
 """
 PATIENCE = 120.0
-"""Seconds in which all is up again, on a machine that has much else to do."""
+"""Seconds in which everything must be ready again, even on a loaded machine."""
 SESSIONS = 2 * 11
-"""Those of both services at most, with pools of five (service/app.py: `connections`)."""
+"""Maximum number of PostgreSQL sessions of both services with pools of five (service/app.py: `connections`)."""
 LEFT = f"""
 WITH others AS (SELECT * FROM pg_stat_activity
                  WHERE backend_type = 'client backend' AND pid <> pg_backend_pid())
@@ -85,23 +85,23 @@ SELECT 'a transaction: ' || state || ', ' || query FROM others WHERE xact_start 
 UNION ALL SELECT 'a lock: ' || mode || ' on ' || locktype FROM pg_locks WHERE NOT granted
 UNION ALL SELECT count(*) || ' sessions' FROM others HAVING count(*) > {SESSIONS}
 """
-"""What nobody may leave behind in PostgreSQL."""
+"""Query for what must not remain in PostgreSQL: transactions, lock waits, too many sessions."""
 SETTLE = 10.0
-"""Seconds until that has gone, by limits of the services and ticks of the feed."""
+"""Seconds until these have ended, by the timeouts of the services and the ticks of the feed."""
 GROWTH = (32, 10)
-"""MiB and file descriptors that a service may come to have beyond those after its second round."""
+"""MiB and file descriptors by which a service may exceed its usage after its second round."""
 DRAIN = 10
 
 
 class Part:
     """
-    One process, and those that it starts.
+    A process and its children.
 
     Args:
-        name: In messages.
-        log: What it prints.
-        command: Returns its command.
-        environ: Its environment.
+        name: The name in messages.
+        log: The file that receives its output.
+        command: Returns the command that starts it.
+        environ: Its environment variables.
     """
 
     def __init__(
@@ -117,8 +117,8 @@ class Part:
         self._environ = environ
         self._child: subprocess.Popen[bytes] | None = None
 
-    def keep(self) -> None:
-        """Start it, unless it runs."""
+    def ensure_running(self) -> None:
+        """Start the process unless it runs."""
         if self._child is None or self._child.poll() is not None:
             with self.log.open("ab") as log:
                 self._child = subprocess.Popen(
@@ -128,33 +128,33 @@ class Part:
 
     @property
     def pid(self) -> int:
-        """The process id of the one that runs."""
+        """The process id of the process started last."""
         assert self._child is not None
         return self._child.pid
 
     @property
     def running(self) -> bool:
-        """Whether it does."""
+        """Whether the process runs."""
         return self._child is not None and self._child.poll() is None
 
     def signal(self, number: int) -> None:
-        """Send a signal to it alone."""
+        """Send a signal to the process, not to its children."""
         if self.running:
             os.kill(self.pid, number)
 
     def processes(self) -> list[psutil.Process]:
-        """Return it, and all that it has started."""
+        """Return the process and its descendants."""
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.pid)
             return [*process.children(recursive=True), process]
         return []
 
     def signal_all(self, number: int) -> None:
-        """Send a signal to it and to all that it has started."""
+        """Send a signal to the process and its descendants."""
         send(self.processes(), number)
 
     def end(self) -> None:
-        """Be sure that it is gone, and all of it."""
+        """Kill the process and its descendants, and wait for it."""
         if self._child is None:
             return
         self.signal_all(signal.SIGCONT)
@@ -163,24 +163,24 @@ class Part:
 
 
 def send(processes: Sequence[psutil.Process], number: int) -> None:
-    """Send a signal to those that are there still."""
+    """Send a signal to those processes that still exist."""
     for each in processes:
         with suppress(psutil.NoSuchProcess):
             each.send_signal(number)
 
 
-class House:
+class Deployment:
     """
-    All of it. Use `house`.
+    All processes, and the proxies between them. Use `deployment`.
 
     Args:
-        home: A directory of its own.
+        home: A directory for the files of the deployment alone.
 
     Attributes:
-        clients: The wire between clients and the router.
-        links: The wire between the services and the router.
-        wires: The wire between the services and PostgreSQL.
-        router: Where clients connect, through their wire.
+        client_proxy: The proxy between clients and the router.
+        service_proxy: The proxy between the services and the router.
+        database_proxy: The proxy between the services and PostgreSQL.
+        router: The addresses for clients, which lead through `client_proxy`.
     """
 
     def __init__(self, home: Path) -> None:
@@ -189,24 +189,24 @@ class House:
         self._cluster.prepare()
         sockets = self._cluster.sockets / ".s.PGSQL.5432"
         port, private = free_port(), home / "service.sock"
-        self.clients = Proxy(lambda: TCP4ClientEndpoint(reactor, "127.0.0.1", port))
-        self.links = Proxy(lambda: UNIXClientEndpoint(reactor, str(private)))
-        self.wires = Proxy(lambda: UNIXClientEndpoint(reactor, str(sockets)))
+        self.client_proxy = Proxy(lambda: TCP4ClientEndpoint(reactor, "127.0.0.1", port))
+        self.service_proxy = Proxy(lambda: UNIXClientEndpoint(reactor, str(private)))
+        self.database_proxy = Proxy(lambda: UNIXClientEndpoint(reactor, str(sockets)))
         self.dsn = psycopg2.extensions.make_dsn(**self._cluster.parameters)
         config = node("realm1", "rowcast", port, private, code=str(ROOT / "router"))
-        _let_log_in(config)
+        _add_ticket_role(config)
         (home / "config.json").write_text(json.dumps(config))
         self._crossbar = crossbar()
-        front = self.clients.port
+        front = self.client_proxy.port
         self.router = Router(
             f"ws://127.0.0.1:{front}/ws", f"rs://127.0.0.1:{front}", "", front, private
         )
         environ = {
             "PATH": os.environ["PATH"],
             "HOME": str(home),
-            "DATABASE_URL": f"postgresql://postgres@127.0.0.1:{self.wires.port}/postgres"
+            "DATABASE_URL": f"postgresql://postgres@127.0.0.1:{self.database_proxy.port}/postgres"
             "?sslmode=disable&gssencmode=disable",
-            "ROWCAST_ROUTER_URL": f"rs://127.0.0.1:{self.links.port}",
+            "ROWCAST_ROUTER_URL": f"rs://127.0.0.1:{self.service_proxy.port}",
             "ROWCAST_SHARED": "true",
             "ROWCAST_STATE": str(home / "state"),
             "ROWCAST_DRAIN_TIMEOUT": str(DRAIN),
@@ -221,21 +221,21 @@ class House:
             Part(name, home / f"{name}.log", lambda: twistd, environ) for name in ("one", "two")
         ]
         self.parts = [self.postgres, self.crossbar, *self.services]
-        self._keeping = LoopingCall(self._keep)
+        self._keeping = LoopingCall(self._start_ended)
         self._usage: dict[int, list[tuple[int, int]]] = {}
 
     def _start_router(self) -> Sequence[str]:
-        # A process id that is another's by now keeps Crossbar from starting.
+        # Crossbar refuses to start if the process id in this file now belongs to another process.
         (self.home / "node.pid").unlink(missing_ok=True)
         return node_command(self._crossbar, self.home)
 
-    def _keep(self) -> None:
+    def _start_ended(self) -> None:
         for part in self.parts:
-            part.keep()
+            part.ensure_running()
 
     async def start(self) -> None:
-        """Start everything, over a database with the tables of the traffic."""
-        self.postgres.keep()
+        """Start all processes, and create the tables of the traffic."""
+        self.postgres.ensure_running()
         await self.until(self._database_answers)
         attributes = {"place": Place(url=self.dsn), "configure_logging": False}
         await deferToThread(
@@ -243,25 +243,25 @@ class House:
         )
         execute(self.dsn, SCHEMA)
         self._keeping.start(0.05)
-        await self.whole()
+        await self.wait_until_ready()
 
-    async def whole(self, within: float = PATIENCE) -> None:
-        """Wait until the database answers, and both services take calls."""
+    async def wait_until_ready(self, within: float = PATIENCE) -> None:
+        """Wait until the database accepts connections and both services are registered."""
         await self.until(self._database_answers, within)
         end = reactor.seconds() + within
         while (found := await self._callees()) != len(self.services):
-            assert reactor.seconds() < end, f"{found} services\n{self.said()}"
+            assert reactor.seconds() < end, f"{found} services\n{self.log_tails()}"
             await pause(0.1)
 
-    async def left(self) -> list[str]:
-        """Return what is left behind in PostgreSQL by calls and callers that are gone."""
+    async def leftovers(self) -> list[str]:
+        """Return what ended calls and callers have left in PostgreSQL (`LEFT`)."""
         end = reactor.seconds() + SETTLE
         while (found := execute(self.dsn, LEFT)) and reactor.seconds() < end:
             await pause(0.2)
         return [str(what) for (what,) in found]
 
-    def grown(self) -> list[str]:
-        """Return which services take more and more memory or file descriptors; asked after each round."""
+    def leaks(self) -> list[str]:
+        """Return the services whose memory or file descriptors keep growing. Called after each round."""
         found = []
         for part in self.services:
             process = psutil.Process(part.pid)
@@ -275,10 +275,10 @@ class House:
         return found
 
     async def until(self, true: Callable[[], bool], within: float = PATIENCE) -> None:
-        """Wait for something that nothing but asking can tell."""
+        """Poll a condition until it holds."""
         end = reactor.seconds() + within
         while not true():
-            assert reactor.seconds() < end, self.said()
+            assert reactor.seconds() < end, self.log_tails()
             await pause(0.05)
 
     def _database_answers(self) -> bool:
@@ -289,7 +289,7 @@ class House:
         return True
 
     async def _callees(self) -> int:
-        """Return how many services the router has."""
+        """Return how many services are registered at the router."""
         try:
             joining = ensureDeferred(join(self.router, "service cbor"))
             asker = await joining.addTimeout(5, reactor)
@@ -305,16 +305,16 @@ class House:
             await asker.close()
 
     def leader(self) -> Part:
-        """Return the service that was the last to say that it leads."""
+        """Return the service that was the last to log that it leads."""
         return max(self.services, key=lambda each: _last_time(each.log, "changes: leading"))
 
-    def said(self) -> str:
-        """Return what the parts have said last."""
+    def log_tails(self) -> str:
+        """Return the end of each part's log."""
         ends = (f"{each.name}: {each.log.read_text()[-1500:]}" for each in self.parts)
         return "\n".join(ends)
 
     def failures(self) -> list[str]:
-        """Return the tracebacks in the services' logs, each as one text."""
+        """Return the tracebacks in the services' logs, each as one string."""
         lines = [line for each in self.services for line in each.log.read_text().splitlines()]
         return [
             "\n".join(lines[at : at + 30])
@@ -323,23 +323,23 @@ class House:
         ]
 
     async def stop(self) -> None:
-        """End everything."""
+        """Stop all processes and proxies."""
         if self._keeping.running:
             self._keeping.stop()
         for part in reversed(self.parts):
             part.end()
-        for proxy in (self.clients, self.links, self.wires):
+        for proxy in (self.client_proxy, self.service_proxy, self.database_proxy):
             await proxy.close()
 
 
 def _last_time(log: Path, words: str) -> str:
-    """Return when a log had some words last; empty if it never had."""
+    """Return the time of the last line of a log that contains some words; empty without such a line."""
     times = [line.split()[0] for line in log.read_text().splitlines() if words in line]
     return times[-1] if times else ""
 
 
-def _let_log_in(config: dict[str, Any]) -> None:
-    """Have the router of development take a client that shows a ticket, too."""
+def _add_ticket_role(config: dict[str, Any]) -> None:
+    """Add ticket authentication, with a role for it, to the development configuration of the router."""
     (router,) = config["workers"]
     roles = router["realms"][0]["roles"]
     (anyone,) = [each for each in roles if each["name"] == "anonymous"]
@@ -353,10 +353,10 @@ def _let_log_in(config: dict[str, Any]) -> None:
 
 
 @asynccontextmanager
-async def house(within: Path | None = None) -> AsyncIterator[House]:
-    """Run all of it for the length of the body, in a directory below this one."""
+async def deployment(within: Path | None = None) -> AsyncIterator[Deployment]:
+    """Run a deployment for the length of the body, in a new directory below `within`."""
     home = Path(tempfile.mkdtemp(prefix="rowcast-faults-", dir=within))
-    running = House(home)
+    running = Deployment(home)
     try:
         await running.start()
         yield running

@@ -1,5 +1,5 @@
 """
-What is done to the processes and the connections between them.
+The faults: signals to processes, and disturbed connections between them.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from service.changes.leader import LEASE
 from tests.deferreds import pause
-from tests.faults.house import House, Part, send
+from tests.faults.deployment import Deployment, Part, send
 from tests.faults.proxy import Proxy
 
-Fault = Callable[[House, random.Random], Awaitable[None]]
+Fault = Callable[[Deployment, random.Random], Awaitable[None]]
 FAULTS: dict[str, Fault] = {}
-"""By name; each returns when it is over, a killed process aside: that is started again."""
+"""
+The faults by name. Each returns when its fault is over, except that a killed process may still be down:
+the deployment starts it again.
+"""
 STALL = 2.0
-"""Seconds that something stands still."""
+"""Seconds for which a process is stopped or a connection stalled."""
 SEVERAL, VOLLEY = "several, one after another", "several, one upon another"
 LONG = LEASE + 2.0
-"""Seconds after which another service leads in place of one that stands still."""
+"""Seconds for which the leader is stopped, so that its lease expires and another service leads."""
 
 
 def fault(name: str) -> Callable[[Fault], Fault]:
-    """Name a fault."""
+    """Return a decorator that registers a fault under a name."""
 
     def add(function: Fault) -> Fault:
         FAULTS[name] = function
@@ -39,70 +42,70 @@ def fault(name: str) -> Callable[[Fault], Fault]:
 
 
 @fault("none")
-async def nothing(house: House, chance: random.Random) -> None:
+async def nothing(deployment: Deployment, chance: random.Random) -> None:
     """Do nothing."""
 
 
 @fault("service: kill -9")
-async def kill_service(house: House, chance: random.Random) -> None:
+async def kill_service(deployment: Deployment, chance: random.Random) -> None:
     """Kill one service."""
-    chance.choice(house.services).signal(SIGKILL)
+    chance.choice(deployment.services).signal(SIGKILL)
 
 
 @fault("both services: kill -9")
-async def kill_services(house: House, chance: random.Random) -> None:
-    """Kill both."""
-    for each in house.services:
+async def kill_services(deployment: Deployment, chance: random.Random) -> None:
+    """Kill both services."""
+    for each in deployment.services:
         each.signal(SIGKILL)
 
 
 @fault("service: SIGTERM")
-async def stop_service(house: House, chance: random.Random) -> None:
-    """Stop one service in order."""
-    chance.choice(house.services).signal(SIGTERM)
+async def stop_service(deployment: Deployment, chance: random.Random) -> None:
+    """Shut down one service gracefully."""
+    chance.choice(deployment.services).signal(SIGTERM)
 
 
 @fault("service: SIGSTOP")
-async def freeze_service(house: House, chance: random.Random) -> None:
-    """Let one service stand still."""
-    await freeze(chance.choice(house.services))
+async def freeze_service(deployment: Deployment, chance: random.Random) -> None:
+    """Suspend one service."""
+    await freeze(chance.choice(deployment.services))
 
 
 @fault("leader: kill -9")
-async def kill_leader(house: House, chance: random.Random) -> None:
-    """Kill the service that publishes."""
-    house.leader().signal(SIGKILL)
+async def kill_leader(deployment: Deployment, chance: random.Random) -> None:
+    """Kill the leader, which publishes changes."""
+    deployment.leader().signal(SIGKILL)
 
 
 @fault("leader: SIGSTOP for long")
-async def freeze_leader(house: House, chance: random.Random) -> None:
-    """Let the service that publishes stand still until it has long been replaced."""
-    await freeze(house.leader(), LONG)
+async def freeze_leader(deployment: Deployment, chance: random.Random) -> None:
+    """Suspend the leader until after another service has taken the lead."""
+    await freeze(deployment.leader(), LONG)
 
 
 @fault("router: kill -9")
-async def kill_router(house: House, chance: random.Random) -> None:
+async def kill_router(deployment: Deployment, chance: random.Random) -> None:
     """Kill the router."""
-    house.crossbar.signal_all(SIGKILL)
+    deployment.crossbar.signal_all(SIGKILL)
 
 
 @fault("router: SIGTERM")
-async def stop_router(house: House, chance: random.Random) -> None:
-    """Stop the router in order."""
-    house.crossbar.signal(SIGTERM)
+async def stop_router(deployment: Deployment, chance: random.Random) -> None:
+    """Shut down the router gracefully."""
+    deployment.crossbar.signal(SIGTERM)
 
 
 @fault("router: SIGSTOP")
-async def freeze_router(house: House, chance: random.Random) -> None:
-    """Let the router stand still."""
-    await freeze(house.crossbar)
+async def freeze_router(deployment: Deployment, chance: random.Random) -> None:
+    """Suspend the router."""
+    await freeze(deployment.crossbar)
 
 
 @fault("backend: kill -9")
-async def kill_backend(house: House, chance: random.Random) -> None:
-    """Kill one server process, upon which PostgreSQL ends all and recovers."""
-    # Not asked of PostgreSQL, which may be down or stand still by another fault.
-    found = [each for each in house.postgres.processes() if _is_backend(each)]
+async def kill_backend(deployment: Deployment, chance: random.Random) -> None:
+    """Kill one server process, so that PostgreSQL ends all others and recovers."""
+    # Found by psutil, not by a query: another fault may have stopped PostgreSQL.
+    found = [each for each in deployment.postgres.processes() if _is_backend(each)]
     if found:
         send([chance.choice(found)], SIGKILL)
 
@@ -114,52 +117,54 @@ def _is_backend(process: psutil.Process) -> bool:
 
 
 @fault("postmaster: kill -9")
-async def kill_postmaster(house: House, chance: random.Random) -> None:
+async def kill_postmaster(deployment: Deployment, chance: random.Random) -> None:
     """Kill the postmaster."""
-    house.postgres.signal(SIGKILL)
+    deployment.postgres.signal(SIGKILL)
 
 
 @fault("PostgreSQL: restart")
-async def restart_postgres(house: House, chance: random.Random) -> None:
-    """Stop PostgreSQL in mode fast."""
-    house.postgres.signal(SIGINT)
+async def restart_postgres(deployment: Deployment, chance: random.Random) -> None:
+    """Shut down PostgreSQL in fast mode."""
+    deployment.postgres.signal(SIGINT)
 
 
 @fault("PostgreSQL: SIGSTOP")
-async def freeze_postgres(house: House, chance: random.Random) -> None:
-    """Let PostgreSQL stand still, all of it."""
-    await freeze(house.postgres)
+async def freeze_postgres(deployment: Deployment, chance: random.Random) -> None:
+    """Suspend all processes of PostgreSQL."""
+    await freeze(deployment.postgres)
 
 
 async def freeze(part: Part, seconds: float = STALL) -> None:
-    """Let a part stand still for a while."""
-    stopped = part.processes()  # others may be there afterwards, by another fault
+    """Suspend a part for some seconds."""
+    stopped = (
+        part.processes()
+    )  # another fault may replace them meanwhile: resume the suspended ones
     send(stopped, SIGSTOP)
     await pause(seconds)
     send(stopped, SIGCONT)
 
 
-def _cut(name: str, wire: Callable[[House], Proxy]) -> None:
-    async def cut(house: House, chance: random.Random) -> None:
+def _cut(name: str, wire: Callable[[Deployment], Proxy]) -> None:
+    async def cut(deployment: Deployment, chance: random.Random) -> None:
         for _ in range(3):
-            wire(house).cut()
+            wire(deployment).cut()
             await pause(chance.uniform(0.05, 0.3))
 
-    async def stall(house: House, chance: random.Random) -> None:
-        wire(house).stall()
+    async def stall(deployment: Deployment, chance: random.Random) -> None:
+        wire(deployment).stall()
         await pause(STALL)
-        wire(house).flow()
+        wire(deployment).flow()
 
-    async def stall_then_cut(house: House, chance: random.Random) -> None:
-        wire(house).stall()
+    async def stall_then_cut(deployment: Deployment, chance: random.Random) -> None:
+        wire(deployment).stall()
         await pause(STALL)
-        wire(house).cut()
-        wire(house).flow()
+        wire(deployment).cut()
+        wire(deployment).flow()
 
-    async def trickle(house: House, chance: random.Random) -> None:
-        wire(house).trickle()
+    async def trickle(deployment: Deployment, chance: random.Random) -> None:
+        wire(deployment).trickle()
         await pause(STALL)
-        wire(house).flow()
+        wire(deployment).flow()
 
     fault(f"{name}: cut")(cut)
     fault(f"{name}: stalled")(stall)
@@ -167,23 +172,23 @@ def _cut(name: str, wire: Callable[[House], Proxy]) -> None:
     fault(f"{name}: byte by byte")(trickle)
 
 
-_cut("clients", lambda house: house.clients)
-_cut("services", lambda house: house.links)
-_cut("database", lambda house: house.wires)
+_cut("clients", lambda deployment: deployment.client_proxy)
+_cut("services", lambda deployment: deployment.service_proxy)
+_cut("database", lambda deployment: deployment.database_proxy)
 
 
 @fault("database: cut in COMMIT")
-async def cut_in_commit(house: House, chance: random.Random) -> None:
-    """Cut each connection that commits, once PostgreSQL has got the COMMIT."""
-    house.wires.trap = b"COMMIT"
+async def cut_in_commit(deployment: Deployment, chance: random.Random) -> None:
+    """Cut each connection that sends COMMIT, after PostgreSQL has received it."""
+    deployment.database_proxy.trap = b"COMMIT"
     await pause(STALL)
-    house.wires.trap = b""
+    deployment.database_proxy.trap = b""
 
 
 @fault("disk full")
-async def fill_disk(house: House, chance: random.Random) -> None:
-    """Fill the disk of PostgreSQL: only where that is one of its own."""
-    path = house.home / "filler"
+async def fill_disk(deployment: Deployment, chance: random.Random) -> None:
+    """Fill the disk of PostgreSQL; only for a deployment on a small disk of its own."""
+    path = deployment.home / "filler"
     with path.open("wb", buffering=0) as file:
         for size in (1 << 20, 1 << 12):
             try:
@@ -201,19 +206,19 @@ def _others() -> list[str]:
 
 
 @fault(SEVERAL)
-async def several(house: House, chance: random.Random) -> None:
-    """Do five of the others, whether what is broken by one is up again at the next or not."""
+async def several(deployment: Deployment, chance: random.Random) -> None:
+    """Run five of the other faults one after another, without waiting for recovery in between."""
     for name in chance.sample(_others(), 5):
-        await FAULTS[name](house, chance)
+        await FAULTS[name](deployment, chance)
         await pause(chance.uniform(0, 3))
 
 
 @fault(VOLLEY)
-async def volley(house: House, chance: random.Random) -> None:
-    """Begin some, of a kind or a few, each while those before it go on or what they broke comes back."""
+async def volley(deployment: Deployment, chance: random.Random) -> None:
+    """Start 2 to 5 faults of up to three kinds, each while the earlier ones last or are recovered from."""
     kinds = chance.sample(_others(), chance.randint(1, 3))
     begun = []
     for _ in range(chance.randint(2, 5)):
-        begun.append(Deferred.fromCoroutine(FAULTS[chance.choice(kinds)](house, chance)))
+        begun.append(Deferred.fromCoroutine(FAULTS[chance.choice(kinds)](deployment, chance)))
         await pause(chance.uniform(0, chance.choice((0.3, 0.3, 3.0))))
     await gatherResults(begun)

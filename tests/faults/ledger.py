@@ -1,8 +1,9 @@
 """
-What events say, against what they must add up to.
+A check of change events against the state of the database that they lead to.
 
-Each event has to fit the copy that those before it have made: an update says what its columns had, a
-delete the whole row. So one that is lost, comes late or comes under two positions breaks the copy.
+Each event must fit the copy that the earlier events have made: an update has the old values of its
+columns, a delete has the entire old row. So an event that is lost, late or published under two
+positions contradicts the copy.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from psycopg2.extras import RealDictCursor
 
 from service.changes.delta import canonical
 from service.changes.positions import PgSnapshot, SnapshotPosition
-from tests.faults.house import ACCOUNTS, BALANCE
+from tests.faults.deployment import ACCOUNTS, BALANCE
 
 RELATIONS = {"accounts": "id", "moves": "id", "notes": "id", "slots": "id", "pledges": "token"}
-"""What is tracked, with the keys."""
+"""The tracked relations, and the key column of each."""
 TOKENS = {
     ("moves", "insert"): "row",
     ("notes", "insert"): "row",
@@ -27,7 +28,7 @@ TOKENS = {
     ("slots", "update"): "row",
     ("pledges", "delete"): "old",
 }
-"""Where the token of a write is in an event. Each write that is kept has one event with it."""
+"""Whether `row` or `old` of an event has the write's token. Each committed write has one such event."""
 KEPT = (
     "SELECT token FROM moves UNION ALL SELECT token FROM notes UNION ALL SELECT token FROM writes"
 )
@@ -37,13 +38,13 @@ Rows = dict[Any, dict[str, Any]]
 
 class State:
     """
-    What a database has in one snapshot.
+    The contents of a database in one snapshot.
 
     Attributes:
-        snapshot: That one.
-        position: To go on from there.
-        tables: The rows by their keys.
-        tokens: Of the writes that are kept.
+        snapshot: The snapshot.
+        position: The position of the snapshot, from which `changes` can continue.
+        tables: The rows of each table, by key.
+        tokens: The tokens of the committed writes.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -69,18 +70,18 @@ class State:
 
 class Ledger:
     """
-    A copy that is kept by events.
+    A copy of the tables that events maintain.
 
     Args:
-        state: Where it begins.
+        state: The state at which the copy begins.
 
     Attributes:
         tables: The copy.
-        seen: The events, by their positions.
-        again: How many came that had come before.
-        other: Those that came again and were not the same.
-        broken: Those that do not fit what came before them.
-        torn: Transactions that did not come as one, or after which money is missing.
+        seen: The events, by position.
+        again: Number of events received again.
+        other: Events received again with other content.
+        broken: Events that contradict the copy.
+        torn: Transactions whose events were not contiguous, or left a wrong total of balances.
     """
 
     def __init__(self, state: State) -> None:
@@ -97,14 +98,15 @@ class Ledger:
 
     def has(self, change: Mapping[str, Any]) -> bool:
         """
-        Return whether the copy has what an event tells, from the event itself or from the beginning.
+        Return whether the copy already has a change, from an earlier event or from the initial state.
 
-        A new leader publishes the newest tick again: of what was there before, `changes` has nothing.
+        A new leader publishes the newest tick again. Its changes may be older than the initial state,
+        so `changes` does not return them from the initial position.
         """
         return change["position"] in self.seen or self._began.sees(int(change["tx"]))
 
     def take(self, change: Mapping[str, Any]) -> None:
-        """Take an event, or an entry of `changes`."""
+        """Apply an event, or an entry of `changes`."""
         text = canonical({name: each for name, each in change.items() if name != "prev"})
         if self.has(change):
             self.again += 1
@@ -151,7 +153,7 @@ class Ledger:
                 self.torn.append(f"{change}: all accounts have {total}")
 
     def wrong(self, end: State) -> dict[str, list[str]]:
-        """Return what is not as it must be, by its kind, once all was heard up to a state."""
+        """Return what is wrong, by kind, after all events up to a state of the database were applied."""
         lost, doubled = end.tokens - self.tokens, self.tokens - end.tokens
         others = [name for name, rows in end.tables.items() if rows != self.tables[name]]
         return {

@@ -1,5 +1,5 @@
 """
-Who listens beside the traffic: a subscriber of topics, and clients with live queries.
+Listeners beside the traffic: a subscriber of topics, and clients with live queries.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ from twisted.internet.defer import Deferred, ensureDeferred
 
 from tests.conftest import execute
 from tests.deferreds import pause
-from tests.faults.house import ACCOUNTS, BALANCE, PATIENCE, House
+from tests.faults.deployment import ACCOUNTS, BALANCE, PATIENCE, Deployment
 from tests.faults.ledger import RELATIONS, Ledger, State
 from tests.wamp.kit_client import Client
 
 ALL = "rowcast..changed.."
-LATE = 30.0
-"""Seconds in which all that was missed is there, once callers are answered again."""
+LISTENERS_LIMIT = 30.0
+"""Seconds in which listeners must be up to date after callers are answered again."""
 ANSWER = 20.0
-"""Seconds that a subscription may take."""
+"""Timeout of a subscription, in seconds."""
 WATCHERS = 2
-"""Clients with live queries; each has all of them."""
+"""Number of clients that watch all live queries."""
 
 
 class Subscriber:
     """
-    A client that misses nothing, by what docs/topics.md says.
+    A subscriber that catches up on missed events as docs/topics.md describes.
 
     Args:
-        house: Where.
-        state: What it has.
+        deployment: The deployment to connect to.
+        state: The state of the database at which it begins.
 
     Attributes:
-        ledger: Of what it hears.
-        gaps: How often an event said that some before it were missing.
-        missing: Events that `changes` did not have afterwards.
-        silence: Seconds that it has heard nothing new for, at most.
+        ledger: The copy of the tables that the events maintain.
+        gaps: How often `prev` of an event showed that earlier events were missing.
+        missing: Events that `changes` did not return after such a gap.
+        silence: The longest time between two new events, in seconds.
     """
 
-    def __init__(self, house: House, state: State) -> None:
+    def __init__(self, deployment: Deployment, state: State) -> None:
         self.ledger = Ledger(state)
         self.gaps = 0
         self.missing: list[str] = []
         self.silence = 0.0
-        self._heard: float | None = None
+        self._last_event: float | None = None
         self._position = state.position
         self._last: dict[str, str] = {}
-        self.client = Client(house.router)
+        self.client = Client(deployment.router)
         self._following: list[Deferred[None]] = []
         self.client.component.on("join", self._joined)
 
@@ -61,12 +61,12 @@ class Subscriber:
         self._following.append(ensureDeferred(self._follow(session)))
 
     async def _follow(self, session: Any) -> None:
-        """Take what comes in a session, after what was missed before it."""
+        """Subscribe in a new session, catch up, then process the events of the session."""
         events: deque[Any] = deque()
         subscribing = session.subscribe(events.append, ALL, SubscribeOptions(match="wildcard"))
         try:
             await subscribing.addTimeout(ANSWER, reactor)
-        except Exception:  # whatever it is, another session is to do it
+        except Exception:  # of any kind: the next session subscribes again
             session.disconnect()
             return
         await self._catch_up(session)
@@ -90,12 +90,12 @@ class Subscriber:
         if not self.ledger.has(change):
             self._position = self._last[change["relation"]] = change["position"]
             now = reactor.seconds()
-            self.silence = max(self.silence, now - (self._heard or now))
-            self._heard = now
+            self.silence = max(self.silence, now - (self._last_event or now))
+            self._last_event = now
         self.ledger.take(change)
 
     async def _catch_up(self, session: Any) -> bool:
-        """Hear what was missed; return whether that was all of it."""
+        """Process the missed changes page by page; return False if the session ended before the last page."""
         more = True
         while more:
             try:
@@ -115,7 +115,7 @@ class Subscriber:
         return True
 
     async def close(self) -> None:
-        """Leave; raises what it has failed with."""
+        """Leave; raise the error of a session that has failed."""
         await self.client.close()
         for each in self._following:
             await each
@@ -126,21 +126,23 @@ class Watcher:
     A client with live queries.
 
     Args:
-        house: Where.
-        queries: Names and arguments.
+        deployment: The deployment to connect to.
+        queries: Relation and arguments of each live query.
 
     Attributes:
-        changes: How many steps it was told of.
-        resets: How often it was sent all rows anew, of each query.
-        wrong: Sums that no state of the bank gives.
+        changes: Number of steps received.
+        resets: Number of resets by live query.
+        wrong: Totals of all balances that no committed state has.
     """
 
-    def __init__(self, house: House, queries: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-        self.client = Client(house.router)
+    def __init__(
+        self, deployment: Deployment, queries: Sequence[tuple[str, Mapping[str, Any]]]
+    ) -> None:
+        self.client = Client(deployment.router)
         self.changes = 0
         self.wrong: list[str] = []
         self.live = [self.client.db.live(name, **query) for name, query in queries]
-        self.resets = dict.fromkeys(self.live, -1)  # the first rows are no reset
+        self.resets = dict.fromkeys(self.live, -1)  # the first rows do not count as a reset
         for each in self.live:
             each.subscribe(lambda rows, change, live=each: self._changed(live, rows, change))
 
@@ -155,7 +157,7 @@ class Watcher:
                 self.wrong.append(f"{live.query}: all accounts have {total}")
 
     async def is_same(self, live: Any) -> bool:
-        """Return whether a copy is what `find` or `aggregate` answers."""
+        """Return whether the rows of a live query are what `find` or `aggregate` returns now."""
         db, query = self.client.db, live.query
         try:
             if "measures" in query:
@@ -170,21 +172,21 @@ class Watcher:
 
 
 @dataclass(frozen=True)
-class Heard:
+class ListenerReport:
     """
-    What came of listening.
+    The result of all listeners of a round.
 
     Args:
-        events: That were heard.
-        again: Those that came again, the same.
-        gaps: How often the subscriber noticed that some were missing, and asked for them.
-        broken: Promises about events that were broken, by their kind.
-        changes: Steps of live queries.
-        resets: How often all rows of a query without a limit were sent anew.
-        anew: The same, of queries with a limit.
-        differing: Copies that were not what `find` answers, at the end or by their checksums.
-        silence: Seconds between two events, at most.
-        took: Seconds until all was heard, and each copy what `find` answers.
+        events: Number of distinct events received.
+        again: Number of events received again with the same content.
+        gaps: How often the subscriber noticed missing events and caught up.
+        broken: Violated guarantees about events, by kind (`KINDS`).
+        changes: Number of steps of live queries.
+        resets: Number of resets of queries without a limit.
+        window_resets: Number of resets of queries with a limit.
+        differing: Live queries whose rows differed from `find` at the end, or from a checksum.
+        silence: The longest time between two events, in seconds.
+        took: Seconds until each event was received and each live query equalled `find`.
     """
 
     events: int
@@ -193,28 +195,28 @@ class Heard:
     broken: Mapping[str, list[str]]
     changes: int
     resets: int
-    anew: int
+    window_resets: int
     differing: list[str]
     silence: float
     took: float
 
     def wrong(self) -> list[str]:
-        """Return the promises that were broken."""
+        """Return the violated guarantees."""
         found = [f"events {kind}: {each[:3]}" for kind, each in self.broken.items() if each]
         if self.resets:
             found.append(f"{self.resets} resets")
-        if self.took > LATE:
-            found.append(f"not all was heard for {self.took:.1f} s")
+        if self.took > LISTENERS_LIMIT:
+            found.append(f"listeners were behind for {self.took:.1f} s")
         return found + self.differing
 
     def cells(self, name: str) -> list[str]:
-        """Return the line of the table."""
+        """Return the row of the table."""
         return [
             name,
             *map(str, (self.events, self.again, self.gaps)),
             *(str(len(self.broken[kind])) for kind in KINDS),
             f"{self.silence:.1f} s",
-            *map(str, (self.changes, self.resets, self.anew, len(self.differing))),
+            *map(str, (self.changes, self.resets, self.window_resets, len(self.differing))),
             f"{self.took:.1f} s",
         ]
 
@@ -224,40 +226,40 @@ HEAD = [
     "fault",
     *("events", "again", "gaps noticed", *KINDS, "longest silence"),
     *("steps of live queries", "resets", "of windows", "not the same"),
-    "all heard after",
+    "up to date after",
 ]
 
 
-class Listening:
+class Listeners:
     """
-    All who listen. Use `listening`.
+    The subscriber and the watchers of a round. Use `start_listeners`.
 
     Args:
-        house: Where.
-        state: What is there.
+        deployment: The deployment to connect to.
+        state: The state of the database at which the subscriber begins.
     """
 
-    def __init__(self, house: House, state: State) -> None:
-        self._house = house
+    def __init__(self, deployment: Deployment, state: State) -> None:
+        self._deployment = deployment
         newest = {name: max(state.tables[name], default=0) for name in ("moves", "notes")}
-        self._subscriber = Subscriber(house, state)
-        self._watchers = [Watcher(house, _queries(newest)) for _ in range(WATCHERS)]
+        self._subscriber = Subscriber(deployment, state)
+        self._watchers = [Watcher(deployment, _queries(newest)) for _ in range(WATCHERS)]
 
     async def ready(self) -> None:
-        """Wait until all of them have their first rows."""
+        """Wait until each live query has its first rows."""
         for watcher in self._watchers:
             for live in watcher.live:
                 await live.ready()
 
-    async def end(self) -> Heard:
-        """Hear what is there to be heard, and compare it with what the database has."""
+    async def end(self) -> ListenerReport:
+        """Wait until all events have arrived, compare the copies with the database, and close."""
         subscriber, token = self._subscriber, f"end {uuid.uuid4().hex}"
-        execute(self._house.dsn, f"INSERT INTO notes (token) VALUES ('{token}')")
+        execute(self._deployment.dsn, f"INSERT INTO notes (token) VALUES ('{token}')")
         began = reactor.seconds()
         end = began + PATIENCE
         while not subscriber.ledger.tokens[token] and reactor.seconds() < end:
             await pause(0.05)
-        broken = subscriber.ledger.wrong(State(self._house.dsn))
+        broken = subscriber.ledger.wrong(State(self._deployment.dsn))
         broken["lost"] += subscriber.missing
         differing = [each for watcher in self._watchers for each in await _differing(watcher, end)]
         took = reactor.seconds() - began
@@ -266,36 +268,36 @@ class Listening:
         for watcher in self._watchers:
             for live, count in watcher.resets.items():
                 resets["limit" in live.query] += count
-        return Heard(
+        return ListenerReport(
             events=len(subscriber.ledger.seen),
             again=subscriber.ledger.again,
             gaps=subscriber.gaps,
             broken=broken,
             changes=sum(each.changes for each in self._watchers),
             resets=resets[False],
-            anew=resets[True],
+            window_resets=resets[True],
             differing=differing,
             silence=subscriber.silence,
             took=took,
         )
 
     async def close(self) -> None:
-        """Have all of them leave."""
+        """Close the connections of all listeners."""
         await self._subscriber.close()
         for each in self._watchers:
             await each.client.close()
 
 
-async def listening(house: House) -> Listening:
-    """Begin to listen; return once all have what is there."""
-    await house.until(lambda: bool(execute(house.dsn, "SELECT 1 FROM rowcast.epochs")))
-    found = Listening(house, State(house.dsn))
+async def start_listeners(deployment: Deployment) -> Listeners:
+    """Start the listeners; return when each live query has its first rows."""
+    await deployment.until(lambda: bool(execute(deployment.dsn, "SELECT 1 FROM rowcast.epochs")))
+    found = Listeners(deployment, State(deployment.dsn))
     await found.ready()
     return found
 
 
 def _queries(newest: Mapping[str, int]) -> list[tuple[str, dict[str, Any]]]:
-    """Return live queries of each kind, of rows that come from now on where there would be too many."""
+    """Return live queries of each kind; those on growing tables only match rows inserted from now on."""
     later = {name: {"id": {"gt": number}} for name, number in newest.items()}
     return [
         ("accounts", {"order": ["-balance", "id"]}),
@@ -313,7 +315,7 @@ def _queries(newest: Mapping[str, int]) -> list[tuple[str, dict[str, Any]]]:
 
 
 async def _differing(watcher: Watcher, end: float) -> list[str]:
-    """Wait until all copies are the same as what they are copied from; return those that are not."""
+    """Wait until each live query equals its query; return the ones that do not until the end."""
     found = list(watcher.wrong[:3])
     for live in watcher.live:
         while not await watcher.is_same(live):

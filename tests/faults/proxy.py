@@ -1,5 +1,5 @@
 """
-A wire between two processes that can be cut, stalled, or made slow.
+A TCP proxy whose connections can be cut, stalled or slowed down.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
 LINGER = 0.02
-"""Seconds in which what was sent last reaches its end, of a connection about to be cut."""
+"""Seconds for the last bytes to arrive before a trapped connection is cut."""
 
 
 class Proxy(Factory):
     """
-    Takes connections on a TCP port of 127.0.0.1, and passes on what comes.
+    A factory that accepts connections on a port of 127.0.0.1 and forwards their bytes.
 
     Args:
-        target: Returns the endpoint of the other side.
+        target: Returns the endpoint to forward to.
 
     Attributes:
-        port: Where it listens.
-        trap: Whoever sends this has the connection cut once the other side has got it.
+        port: The port that it listens on.
+        trap: A connection whose client sends these bytes is cut after the server has received them.
     """
 
     def __init__(self, target: Callable[[], IStreamClientEndpoint]) -> None:
@@ -37,7 +37,7 @@ class Proxy(Factory):
         self.stalled = self.trickling = False
 
     def buildProtocol(self, address: Any) -> End:
-        """Take a connection."""
+        """Return the protocol of an accepted connection."""
         return End(self)
 
     def cut(self) -> None:
@@ -46,34 +46,34 @@ class Proxy(Factory):
             end.transport.abortConnection()
 
     def stall(self) -> None:
-        """Pass nothing on, though all that comes is acknowledged."""
+        """Forward nothing, but keep reading, so that TCP acknowledges what is sent."""
         self.stalled = True
 
     def trickle(self) -> None:
-        """Pass on byte by byte."""
+        """Forward byte by byte."""
         self.trickling = True
         for end in list(self.ends):
             end.transport.setTcpNoDelay(True)
 
     def flow(self) -> None:
-        """Pass on everything again."""
+        """Forward everything again."""
         self.stalled = self.trickling = False
         for end in list(self.ends):
             end.flush()
 
     def close(self) -> Any:
-        """Stop to listen, and cut what there is."""
+        """Stop listening, and cut all connections."""
         self.cut()
         return self._listening.stopListening()
 
 
 class End(Protocol):
     """
-    One end of a connection that passes.
+    One of the two connections of a forwarded connection.
 
     Args:
-        proxy: It passes through this one.
-        peer: The other end, unless this is the one that came first.
+        proxy: The proxy that it belongs to.
+        peer: The accepted connection, for an outgoing one; None for the accepted one.
     """
 
     def __init__(self, proxy: Proxy, peer: End | None = None) -> None:
@@ -84,7 +84,7 @@ class End(Protocol):
         self._turning = self._trapped = False
 
     def connectionMade(self) -> None:
-        """Connect to the other side, or begin to pass on."""
+        """Connect to the target if this is the accepted connection, else start to forward."""
         self._proxy.ends.add(self)
         if self._peer is None:
             factory = Factory.forProtocol(lambda: End(self._proxy, self))
@@ -93,11 +93,11 @@ class End(Protocol):
         elif self._peer in self._proxy.ends:
             self._peer._peer = self
             self._peer.flush()
-        else:  # it has gone meanwhile
+        else:  # the client has disconnected meanwhile
             self.transport.abortConnection()
 
     def dataReceived(self, data: bytes) -> None:
-        """Pass it on, or keep it."""
+        """Forward the data, or buffer it while forwarding is stalled or slowed down."""
         if self._peer is not None and self._peer._trapped:
             return
         self._waiting += data
@@ -108,7 +108,7 @@ class End(Protocol):
         self.flush()
 
     def flush(self) -> None:
-        """Pass on what waits, as much as may pass."""
+        """Forward the buffered bytes as far as the proxy allows."""
         if self._peer is None or self._proxy.stalled or not self._waiting or self._turning:
             return
         count = 1 if self._proxy.trickling else len(self._waiting)
@@ -123,7 +123,7 @@ class End(Protocol):
         self.flush()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """End the other end too."""
+        """Close the peer's connection too."""
         self._proxy.ends.discard(self)
         if self._peer is not None:
             if not self._proxy.stalled:

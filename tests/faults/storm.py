@@ -1,5 +1,5 @@
 """
-Calls that are cancelled at random moments, among others that are not.
+Calls that are cancelled at random times, beside calls that are not.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 
 from tests.conftest import execute
 from tests.deferreds import pause
-from tests.faults.house import House
+from tests.faults.deployment import Deployment
 from tests.wamp.callers import Caller, join
 
 SESSIONS = 6
-"""Each makes calls that are cancelled, one after another, and beside them calls that are not."""
+"""Number of sessions. Each makes cancelled calls one after another, and other calls beside them."""
 CANCELED = "wamp.error.canceled"
 
 
 @dataclass
-class Storm:
+class StormReport:
     """
-    What came of one.
+    The result of `storm`.
 
     Args:
-        cancels: How many CANCELs were sent, before their calls had an answer.
-        ends: How the calls ended for which one was sent or meant.
-        innocent: How many of the others were answered.
-        failed: How others ended, and answers that were not theirs.
-        wrong: Notes that were refused and are there, or answered and are not, or are twice.
+        cancels: Number of CANCEL messages sent, each before its call was answered.
+        ends: Number of calls that were to be cancelled, by how they ended.
+        uncancelled: Number of the other calls.
+        failed: Errors and wrong results of the other calls, and unexpected errors of cancelled ones.
+        wrong: Tokens of notes that exist though refused, are missing though answered, or exist twice.
     """
 
     cancels: int = 0
     ends: Counter[str] = field(default_factory=Counter)
-    innocent: int = 0
+    uncancelled: int = 0
     failed: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
 
-async def storm(house: House, seed: int, count: int) -> Storm:
-    """Cancel so many calls while as many others run."""
-    found, notes = Storm(), dict[str, str]()
-    sessions = [await join(house.router, "rawsocket cbor") for _ in range(SESSIONS)]
+async def storm(deployment: Deployment, seed: int, count: int) -> StormReport:
+    """Cancel that many calls while as many others run."""
+    found, notes = StormReport(), dict[str, str]()
+    sessions = [await join(deployment.router, "rawsocket cbor") for _ in range(SESSIONS)]
     ends = [
         ensureDeferred(
             work(each, random.Random(f"{seed} {work.__name__} {n}"), found, notes, count)
@@ -58,18 +58,20 @@ async def storm(house: House, seed: int, count: int) -> Storm:
     await gatherResults(ends, consumeErrors=True)
     for each in sessions:
         await each.close()
-    # A write of a call that was answered at once, as killnowait is, may still end.
+    # A call cancelled with killnowait is answered at once; its write may still be running.
     sql = "SELECT 1 FROM pg_stat_activity WHERE state <> 'idle' AND pid <> pg_backend_pid()"
-    await house.until(lambda: not execute(house.dsn, f"{sql} AND backend_type = 'client backend'"))
-    there = Counter(str(t) for (t,) in execute(house.dsn, "SELECT token FROM notes"))
+    await deployment.until(
+        lambda: not execute(deployment.dsn, f"{sql} AND backend_type = 'client backend'")
+    )
+    there = Counter(str(t) for (t,) in execute(deployment.dsn, "SELECT token FROM notes"))
     found.wrong = [t for t, end in notes.items() if there[t] != (end == "answered")]
     return found
 
 
 async def cancel(
-    session: Caller, chance: random.Random, found: Storm, notes: dict[str, str], count: int
+    session: Caller, chance: random.Random, found: StormReport, notes: dict[str, str], count: int
 ) -> None:
-    """Call, and cancel at a moment that is left to chance."""
+    """Make calls, and cancel each after a random time."""
     took = 0.01
     while found.cancels < count:
         token = f"storm-{chance.getrandbits(64):x}"
@@ -100,10 +102,10 @@ async def cancel(
 
 
 async def leave_alone(
-    session: Caller, chance: random.Random, found: Storm, notes: dict[str, str], count: int
+    session: Caller, chance: random.Random, found: StormReport, notes: dict[str, str], count: int
 ) -> None:
-    """Call, and look at the answers."""
-    while found.cancels < count or found.innocent < count:
+    """Make calls, and check the results."""
+    while found.cancels < count or found.uncancelled < count:
         token = f"storm-{chance.getrandbits(64):x}"
         if chance.random() < 0.5:
             end, answer = await end_of(session.call("rowcast.fn.same", args={"value": token}))
@@ -112,13 +114,13 @@ async def leave_alone(
             end, answer = await end_of(session.call("rowcast.notes.create", {"token": token}))
             notes[token] = end
             right = end == "answered" and answer["token"] == token
-        found.innocent += 1
+        found.uncancelled += 1
         if not right:
             found.failed.append(f"{end}: {answer}")
 
 
 async def end_of(call: Any) -> tuple[str, Any]:
-    """Return how a call ends, and its answer or its error's words."""
+    """Return how a call ends ("answered" or an error URI), and its result or the error's arguments."""
     try:
         return "answered", await call
     except ApplicationError as error:

@@ -1,5 +1,5 @@
 """
-A short run of what `make faults` does for longer: whatever fails, nothing is lost or done twice.
+A short version of `make faults`: no fault loses a write or runs one twice.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from twisted.internet.defer import DeferredList
 
 from tests.deferreds import pause
 from tests.faults.crowd import crowd
-from tests.faults.heard import ALL, listening
-from tests.faults.house import House, house
+from tests.faults.deployment import Deployment, deployment
+from tests.faults.listeners import ALL, start_listeners
 from tests.faults.rounds import restart_in_turn, rolling, strike
 from tests.faults.storm import storm
 from tests.wamp.callers import join
@@ -37,21 +37,21 @@ SHORT = (
     "several, one after another",
     "several, one upon another",
 )
-"""Those that differ most; the others are for `make faults`."""
+"""The faults that differ most from each other; `make faults` runs the others too."""
 
 pytestmark = pytest.mark.timeout(400)
 
 
 @pytest_twisted.async_yield_fixture(scope="module")
-async def running() -> AsyncIterator[House]:
-    """Run all of it once for this module."""
-    async with house() as all_of_it:
-        yield all_of_it
+async def running() -> AsyncIterator[Deployment]:
+    """Run one deployment for the module."""
+    async with deployment() as started:
+        yield started
 
 
 @pytest_twisted.ensureDeferred
-async def test_rolling_restart_loses_no_call(running: House) -> None:
-    """Both services stop and start again, told so twice, and callers see no error at all."""
+async def test_rolling_restart_loses_no_call(running: Deployment) -> None:
+    """Each service receives SIGTERM twice and is restarted; callers receive no error."""
     found = await rolling(running, SEED, 500)
     assert found.wrong() == []
     assert not found.tally.errors
@@ -59,8 +59,8 @@ async def test_rolling_restart_loses_no_call(running: House) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_cancelled_calls_cost_no_other_one(running: House) -> None:
-    """Cancels at random moments end their own calls, or none."""
+async def test_cancelled_calls_do_not_affect_other_calls(running: Deployment) -> None:
+    """A CANCEL at a random time ends its own call or comes too late."""
     found = await storm(running, SEED, 1000)
     assert found.failed == []
     assert found.wrong == []
@@ -71,31 +71,31 @@ async def test_cancelled_calls_cost_no_other_one(running: House) -> None:
 
 @pytest.mark.parametrize("name", SHORT)
 @pytest_twisted.ensureDeferred
-async def test_fault_loses_and_doubles_nothing(name: str, running: House) -> None:
+async def test_fault_loses_and_doubles_nothing(name: str, running: Deployment) -> None:
     """
-    Answered writes are there once, refused ones are not, and every call ends; nothing of them is left.
+    Answered writes exist once, refused writes do not, each call ends, and nothing remains of ended calls.
 
-    Each change comes as an event, in order, whole transactions at a time; live queries go on with no
-    reset, and have what `find` answers.
+    Each change is published as an event, in order and one transaction at a time. Live queries continue
+    without a reset, and end with the rows that `find` returns.
     """
     found = await strike(running, name, SEED, 0.3, 0.3)
     assert found.wrong() == []
-    assert found.heard.events > 20
-    assert found.heard.changes > 20
+    assert found.listeners.events > 20
+    assert found.listeners.changes > 20
 
 
 @pytest_twisted.ensureDeferred
-async def test_tick_that_a_new_leader_publishes_again_is_known_to_who_began_after_it(
-    running: House,
+async def test_tick_republished_by_new_leader_is_recognized_by_later_subscriber(
+    running: Deployment,
 ) -> None:
-    """Nobody has written since, so it is the first that a subscriber hears, and `changes` has nothing."""
-    await (await listening(running)).end()
-    listeners, asker = await listening(running), await join(running.router, "service cbor")
+    """Without later writes, the subscriber's first event is older than its position in `changes`."""
+    await (await start_listeners(running)).end()
+    listeners, asker = await start_listeners(running), await join(running.router, "service cbor")
     while not await asker.call("wamp.subscription.lookup", ALL, {"match": "wildcard"}):
         await pause(0.05)
     await asker.close()
     running.leader().signal(SIGKILL)
-    await running.whole()
+    await running.wait_until_ready()
     found = await listeners.end()
     assert found.wrong() == []
     assert found.again > 0
@@ -103,8 +103,8 @@ async def test_tick_that_a_new_leader_publishes_again_is_known_to_who_began_afte
 
 @pytest.mark.parametrize("how", ["services killed", "services in turn", "router killed"])
 @pytest_twisted.ensureDeferred
-async def test_thousand_live_queries_go_on_without_a_reset(how: str, running: House) -> None:
-    """Of twenty sessions, whose services or router go while others write."""
+async def test_thousand_live_queries_resume_without_a_reset(how: str, running: Deployment) -> None:
+    """Twenty sessions watch them while the services or the router restart and rows change."""
 
     async def act() -> None:
         if how == "services in turn":
@@ -119,9 +119,11 @@ async def test_thousand_live_queries_go_on_without_a_reset(how: str, running: Ho
 
 
 @pytest_twisted.ensureDeferred
-async def test_service_that_stands_still_is_dropped_and_joins_again(running: House) -> None:
-    """Calls that it was dealt end soon, the others are answered, and it is one of two again afterwards."""
-    await running.whole()
+async def test_suspended_service_is_dropped_and_joins_again_after_resume(
+    running: Deployment,
+) -> None:
+    """Calls routed to it are cancelled soon, the others are answered, and later it registers again."""
+    await running.wait_until_ready()
     frozen = running.services[0]
     caller = await join(running.router, "rawsocket cbor")
     frozen.signal_all(SIGSTOP)
@@ -134,5 +136,5 @@ async def test_service_that_stands_still_is_dropped_and_joins_again(running: Hou
             assert (await caller.call("rowcast.items.get", 1))["id"] == 1
     finally:
         frozen.signal_all(SIGCONT)
-    await running.whole()
+    await running.wait_until_ready()
     await caller.close()

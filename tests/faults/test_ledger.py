@@ -1,5 +1,5 @@
 """
-The ledger: whatever is wrong with events is found, and nothing else.
+The ledger reports each kind of wrong events, and no correct ones.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from service.changes.positions import PgSnapshot
-from tests.faults.house import ACCOUNTS, BALANCE
+from tests.faults.deployment import ACCOUNTS, BALANCE
 from tests.faults.ledger import RELATIONS, Ledger, State
 
 
 class Made(State):
-    """A state that no database has."""
+    """A state without a database."""
 
     def __init__(self) -> None:
         self.snapshot = PgSnapshot(1, 1, ())
@@ -30,7 +30,7 @@ class Made(State):
 def event(
     at: int, relation: str, op: str, key: Any, row: Any, old: Any, last: bool = True
 ) -> dict[str, Any]:
-    """Return an event; its transaction is told by the tens of its position."""
+    """Return an event at a position; its transaction id is the position divided by ten."""
     return {
         **{"relation": relation, "op": op, "key": {RELATIONS[relation]: key}, "row": row},
         **{"old": old, "position": f"1.2.{at}", "tx": str(at // 10), "last": last},
@@ -49,7 +49,7 @@ EVENTS = [
 
 
 def after() -> State:
-    """Return the state after all of them."""
+    """Return the state after all of `EVENTS`."""
     state = Made()
     state.tables["accounts"] |= {1: {"id": 1, "balance": 900}, 2: {"id": 2, "balance": 1100}}
     state.tables["moves"] = {1: {"id": 1, "token": "a"}}
@@ -59,7 +59,7 @@ def after() -> State:
 
 
 def found(events: list[dict[str, Any]]) -> set[str]:
-    """Return the kinds of what is wrong with events."""
+    """Return the kinds of errors that the ledger reports for events."""
     ledger = Ledger(Made())
     for each in events:
         ledger.take(each)
@@ -67,12 +67,12 @@ def found(events: list[dict[str, Any]]) -> set[str]:
 
 
 @pytest.mark.parametrize("again", [0, 3, 6])
-def test_events_that_come_again_are_right(again: int) -> None:
+def test_repeated_events_are_accepted(again: int) -> None:
     assert found(EVENTS) == set()
     assert found([*EVENTS, *EVENTS[again:]]) == set()
 
 
-def test_event_of_what_was_there_at_the_beginning_is_one_that_comes_again() -> None:
+def test_event_older_than_the_initial_state_counts_as_repeated() -> None:
     state = after()
     state.snapshot = PgSnapshot(4, 6, (4,))
     ledger = Ledger(state)
@@ -82,7 +82,7 @@ def test_event_of_what_was_there_at_the_beginning_is_one_that_comes_again() -> N
 
 
 @pytest.mark.parametrize("at", range(len(EVENTS)))
-def test_event_that_is_lost_is_found(at: int) -> None:
+def test_lost_event_is_found(at: int) -> None:
     assert "lost" in found(EVENTS[:at] + EVENTS[at + 1 :]) or at == 5
     assert found(EVENTS[:at] + EVENTS[at + 1 :])
 
@@ -101,7 +101,7 @@ def test_events_of_a_row_in_another_order_are_found() -> None:
     assert "in another order" in found([*EVENTS[:3], EVENTS[4], EVENTS[3], *EVENTS[5:]])
 
 
-def test_transaction_that_is_torn_is_found() -> None:
+def test_torn_transaction_is_found() -> None:
     assert "torn" in found([EVENTS[0], EVENTS[3], *EVENTS[1:3], *EVENTS[4:]])
     assert "torn" in found([EVENTS[0], {**EVENTS[1], "last": True}, *EVENTS[2:]])
     assert "torn" in found([{**EVENTS[0], "last": True}, *EVENTS[1:]])

@@ -1,8 +1,8 @@
 """
-Clients that write, and retry as the documentation says.
+Clients that write, and retry as the documentation describes.
 
-Every second one has idempotency keys, and calls again until it is answered; the others stop where nobody knows
-what became of a write.
+Every second client uses idempotency keys and repeats a write until it is answered. The others give up
+when the outcome of a write is unknown.
 """
 
 from __future__ import annotations
@@ -23,36 +23,35 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 
 from tests.conftest import execute
 from tests.deferreds import pause
-from tests.faults.house import ACCOUNTS, BALANCE, CLIENTS, KNOWN, TICKET, House
+from tests.faults.deployment import ACCOUNTS, BALANCE, CLIENTS, KNOWN, TICKET, Deployment
 from tests.faults.writes import WITH_KEY, WITHOUT_KEY, Kind, Options, Write
 from tests.wamp.callers import Caller
 
 HANG = 60.0
-"""Seconds after which a call that has no answer, or a connection that does not come, hangs."""
+"""Seconds after which an unanswered call or an unfinished join counts as hanging."""
 GONE = ConnectionError("not joined")
 LOST = "connection lost"
 UNKNOWN = {LOST, "wamp.error.canceled", "rowcast.error.outcome_unknown"}
-"""What is not known of a write that ends so: documented in docs/errors.md."""
+"""Ends after which a write may or may not have been committed: documented in docs/errors.md."""
 NOTHING_KEPT = {"rowcast.error.timeout"}
-"""Errors without `retry` after which a client may still call again: they say that nothing is."""
+"""Errors without `retry` after which a client may still repeat a write: nothing was committed."""
 EXPECTED = {"rowcast.error.unavailable", "rowcast.error.conflict", *NOTHING_KEPT, *UNKNOWN}
 
 
 @dataclass
 class Tally:
     """
-    What became of calls.
+    The results of all calls.
 
     Args:
-        calls: How many were sent, each try for itself.
-        errors: By URI, each try for itself.
-        ends: Of each write, by its token: "answered", "unknown", or the URI of a refusal.
-        hangs: Calls and connections that took longer than `HANG`.
-        odd: Answers that no state of the bank gives, that are not those of a first call, and errors
-            that no fault explains.
-        again: Writes with a key that were called again although they may have been kept.
-        back: Seconds from the end of the fault to the first answer of each client to a call that
-            it began after that.
+        calls: Number of attempts.
+        errors: Number of failed attempts, by URI.
+        ends: How each write ended, by its token: "answered", "connection lost", or the URI of an error.
+        hangs: Calls and joins that took longer than `HANG`.
+        odd: Results that no committed state gives, or that differ from the first call's with the same
+            key, and errors that no fault explains.
+        again: Tokens of writes repeated with their key although they may have been committed.
+        back: By client, seconds from the end of the fault to its first answer to a later call.
     """
 
     calls: int = 0
@@ -66,22 +65,22 @@ class Tally:
 
 class Client:
     """
-    A session that is joined again when it was lost.
+    A client that joins a new session when it has lost its session.
 
     Args:
-        house: Where.
-        tally: Counts connections that hang.
-        known: Whether it logs in.
+        deployment: The deployment to connect to.
+        tally: Collects the joins that hang.
+        known: Whether the client authenticates.
     """
 
-    def __init__(self, house: House, tally: Tally, known: bool) -> None:
-        self._house = house
+    def __init__(self, deployment: Deployment, tally: Tally, known: bool) -> None:
+        self._deployment = deployment
         self._tally = tally
         self._known = known
         self._session: Caller | None = None
 
     async def session(self) -> Caller:
-        """Return the session, once there is one."""
+        """Return the session, after joining again if necessary."""
         while self._session is None or not self._session.is_attached():
             self._session = await self._join()
             if self._session is None:
@@ -89,14 +88,14 @@ class Client:
         return self._session
 
     async def _join(self) -> Caller | None:
-        session = Caller(self._house.router.realm, KNOWN if self._known else {}, TICKET)
+        session = Caller(self._deployment.router.realm, KNOWN if self._known else {}, TICKET)
         factory: Any = WampRawSocketClientFactory(lambda: session, serializer=CBORSerializer())
-        there = TCP4ClientEndpoint(reactor, "127.0.0.1", self._house.router.port)
+        there = TCP4ClientEndpoint(reactor, "127.0.0.1", self._deployment.router.port)
         try:
             protocol: Any = await there.connect(factory)
         except Exception:
             return None
-        # Of a connection that ends before RawSocket's handshake the session hears nothing.
+        # autobahn does not notify the session if the connection ends before the RawSocket handshake.
         protocol.is_closed.addBoth(lambda _: session.here.called or session.here.errback(GONE))
         late = reactor.callLater(HANG, self._give_up, protocol)
         try:
@@ -112,59 +111,64 @@ class Client:
         protocol.transport.abortConnection()
 
     def drop(self) -> None:
-        """Cut the connection: a call on it hangs."""
+        """Abort the connection, because a call on it hangs."""
         if self._session is not None and self._session._transport is not None:
             self._session._transport.abort()
 
     async def close(self) -> None:
-        """Leave."""
+        """Leave the realm."""
         if self._session is not None and self._session.is_attached():
             await self._session.close()
 
 
 class Traffic:
     """
-    Clients that call, each one call after the other.
+    Clients that each make one call after another.
 
     Args:
-        house: Where.
-        seed: Of all that is left to chance.
-        with_key: What those write that have keys.
+        deployment: The deployment to connect to.
+        seed: Seed of the random choices.
+        with_key: Kinds of writes of the clients with idempotency keys.
     """
 
-    def __init__(self, house: House, seed: int, with_key: Sequence[Kind] = WITH_KEY) -> None:
+    def __init__(
+        self, deployment: Deployment, seed: int, with_key: Sequence[Kind] = WITH_KEY
+    ) -> None:
         self.tally = Tally()
-        self._house = house
+        self._deployment = deployment
         self._seed = seed
-        self._name = uuid.uuid4().hex[:12]  # tokens of other rounds are there too
+        self._name = uuid.uuid4().hex[
+            :12
+        ]  # distinguishes the tokens of this round from earlier ones
         self._over: float | None = None
         self._running = True
         self._with_key = with_key
         self._ended = gatherResults(
-            [ensureDeferred(self._go_on(number)) for number in range(CLIENTS)], consumeErrors=True
+            [ensureDeferred(self._run_client(number)) for number in range(CLIENTS)],
+            consumeErrors=True,
         )
 
     def over(self) -> None:
-        """Measure from now on how long it takes until each client has an answer."""
+        """Record that the fault is over, and measure the time until each client is answered again."""
         self._over = reactor.seconds()
 
     @property
     def recovered(self) -> bool:
-        """Whether each client has had an answer since, or one has failed."""
+        """Whether each client was answered after the fault, or a client has failed."""
         return self._ended.called or len(self.tally.back) == CLIENTS
 
     def stop(self) -> None:
-        """Begin no other call."""
+        """Start no further calls."""
         self._running = False
 
     async def end(self) -> Tally:
-        """Wait until the last calls have ended."""
+        """Wait until the last calls have ended, and return the results."""
         await self._ended
         return self.tally
 
-    async def _go_on(self, number: int) -> None:
+    async def _run_client(self, number: int) -> None:
         known = number % 2 == 0
-        client = Client(self._house, self.tally, known)
+        client = Client(self._deployment, self.tally, known)
         kinds = self._with_key if known else WITHOUT_KEY
         chance, count = random.Random(f"{self._seed} {number}"), 0
         while self._running:
@@ -178,7 +182,7 @@ class Traffic:
         await client.close()
 
     async def _read(self, client: Client, number: int) -> None:
-        """Ask what all accounts have together."""
+        """Read the total of all balances, which must be constant."""
         call = lambda session: session.call(  # noqa: E731
             "rowcast.accounts.aggregate", {"total": {"sum": "balance"}}
         )
@@ -195,7 +199,7 @@ class Traffic:
         keyed: bool,
         chance: random.Random,
     ) -> None:
-        """Write once, and again while the answer allows it, or the key."""
+        """Write, and repeat the write while the error or the idempotency key allows it."""
         key: Options = {"idempotency_key": token} if keyed else {}
         while True:
             end, answer = await self._try(client, number, lambda session: write.call(session, key))
@@ -204,7 +208,8 @@ class Traffic:
             details = getattr(answer, "kwargs", {})
             if end in UNKNOWN and keyed:
                 self.tally.again.add(token)
-            # What a transaction held open has failed of is in the call before its commit.
+            # The commit of an interactive transaction that failed earlier has only a `reason`: the
+            # error that says whether to retry was raised by the call before it.
             elif not (
                 details.get("retry") or end in NOTHING_KEPT or (keyed and "reason" in details)
             ):
@@ -217,7 +222,7 @@ class Traffic:
     async def _try(
         self, client: Client, number: int, call: Callable[[Caller], Awaitable[Any]]
     ) -> tuple[str, Any]:
-        """Call once; return how it ended, and the answer or the error."""
+        """Call once; return how the call ended, and its result or error."""
         session = await client.session()
         began = reactor.seconds()
         late = reactor.callLater(HANG, self._hang, client, began)
@@ -226,7 +231,7 @@ class Traffic:
             answer = await call(session)
         except ApplicationError as error:
             end = str(error.error)
-            # autobahn's own word for the calls of a connection that is gone
+            # autobahn fails the pending calls of a lost connection with this URI
             end = LOST if end == "wamp.close.transport_lost" else end
             self.tally.errors[end] += 1
             if end not in EXPECTED:
@@ -251,14 +256,14 @@ class Traffic:
 @dataclass(frozen=True)
 class Found:
     """
-    What the database has of the writes.
+    The comparison of the writes' results with the database.
 
     Args:
-        lost: Tokens that were answered and are not there.
-        doubled: Tokens that are there twice.
-        kept: Tokens that are there, although their writes were refused.
-        balanced: Whether every account has what the moves say.
-        unknown: How many writes ended so that nobody knew, and were there.
+        lost: Tokens of answered writes that are missing.
+        doubled: Tokens that exist more than once.
+        kept: Tokens that exist although their writes were refused.
+        balanced: Whether each balance equals the sum of the moves of its account.
+        unknown: Number of committed writes whose outcome was unknown to the client.
     """
 
     lost: list[str]
@@ -268,14 +273,16 @@ class Found:
     unknown: int
 
 
-def check(house: House, tally: Tally) -> Found:
-    """Compare what callers were answered with what is there."""
+def check(deployment: Deployment, tally: Tally) -> Found:
+    """Compare the callers' results with the database."""
     tables = "moves", "notes", "writes"
-    rows = execute(house.dsn, " UNION ALL ".join(f"SELECT token FROM {table}" for table in tables))
+    rows = execute(
+        deployment.dsn, " UNION ALL ".join(f"SELECT token FROM {table}" for table in tables)
+    )
     there = Counter(str(token) for (token,) in rows)
     ends = tally.ends
     wrong = execute(
-        house.dsn,
+        deployment.dsn,
         f"""SELECT id FROM accounts WHERE balance <> {BALANCE}
             + (SELECT coalesce(sum(amount), 0) FROM moves WHERE target = accounts.id)
             - (SELECT coalesce(sum(amount), 0) FROM moves WHERE source = accounts.id)""",

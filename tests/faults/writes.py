@@ -1,7 +1,7 @@
 """
-Writes of every kind, each with a token of its own that the database counts.
+Writes of every kind, each with a unique token that the database records.
 
-With an idempotency key, a client that does not know what became of one makes the same call again.
+A client with an idempotency key repeats the same call if it does not know the outcome.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.faults.house import ACCOUNTS
+from tests.faults.deployment import ACCOUNTS
 from tests.wamp.callers import Caller
 
 Options = Mapping[str, Any]
-"""The idempotency key, if the client uses them."""
+"""The keyword argument `idempotency_key`, if the client uses keys."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Write:
     One write.
 
     Args:
-        kind: In messages.
-        call: Makes it, in a session.
-        right: Whether an answer is that of the first call that was kept.
+        kind: The name in messages.
+        call: Makes the call in a session.
+        right: Returns whether a result is that of the committed call.
     """
 
     kind: str
@@ -35,18 +35,18 @@ class Write:
 
 
 Kind = Callable[[str, int, random.Random], Write]
-"""Makes a write of a token, a client's number and chance."""
+"""A function that makes a write from a token, a client's number and a random generator."""
 
 
 def move(token: str, number: int, chance: random.Random) -> Write:
-    """Move money by a function."""
+    """Move money with a database function."""
     source, target = sorted(chance.sample(range(1, ACCOUNTS + 1), 2))
     args = {"token": token, "source": source, "target": target, "amount": chance.randint(1, 9)}
     return Write("function", lambda session, key: session.call("rowcast.fn.move", args=args, **key))
 
 
 def transfer(token: str, number: int, chance: random.Random) -> Write:
-    """Move money by a batch."""
+    """Move money with a batch."""
     source, target = sorted(chance.sample(range(1, ACCOUNTS + 1), 2))
     amount = chance.randint(1, 9)
     row = {"token": token, "source": source, "target": target, "amount": amount}
@@ -63,7 +63,7 @@ def transfer(token: str, number: int, chance: random.Random) -> Write:
 
 
 def note(token: str, number: int, chance: random.Random) -> Write:
-    """Write one row."""
+    """Create a row."""
     return Write(
         "create",
         lambda session, key: session.call("rowcast.notes.create", {"token": token}, **key),
@@ -72,7 +72,7 @@ def note(token: str, number: int, chance: random.Random) -> Write:
 
 
 def update(token: str, number: int, chance: random.Random) -> Write:
-    """Change the row of a client."""
+    """Update the client's row."""
     change = {"token": token}
     return Write(
         "update",
@@ -82,7 +82,7 @@ def update(token: str, number: int, chance: random.Random) -> Write:
 
 
 def upsert(token: str, number: int, chance: random.Random) -> Write:
-    """Write the row of a client, whether it is there or not."""
+    """Upsert the client's row."""
     row = {"id": number, "token": token}
     return Write(
         "upsert",
@@ -92,13 +92,13 @@ def upsert(token: str, number: int, chance: random.Random) -> Write:
 
 
 def delete(token: str, number: int, chance: random.Random) -> Write:
-    """Delete a row, which was made for it."""
+    """Delete a row that was created for this purpose."""
 
     async def make_and_delete(session: Caller, key: Options) -> Any:
         await session.call("rowcast.pledges.create", {"token": token}, idempotency_key=f"{token} 0")
         return await session.call("rowcast.pledges.delete", where={"token": token}, **key)
 
-    # A second delete by itself would find nothing.
+    # Without the key, a repeated delete would find no row and return none.
     return Write("delete", make_and_delete, lambda answer: answer["rows"] == [{"token": token}])
 
 
@@ -112,7 +112,7 @@ def load(token: str, number: int, chance: random.Random) -> Write:
 
 
 def hold(token: str, number: int, chance: random.Random) -> Write:
-    """Write a row in a transaction that is held open, and commit ahead of the answer."""
+    """Create a row in an interactive transaction, and send the commit before the create is answered."""
 
     async def begin_and_commit(session: Caller, key: Options) -> None:
         tx = (await session.call("rowcast.transaction.begin"))["tx"]
@@ -125,4 +125,4 @@ def hold(token: str, number: int, chance: random.Random) -> Write:
 WITHOUT_KEY: tuple[Kind, ...] = (move, transfer, note)
 WITH_KEY: tuple[Kind, ...] = (*WITHOUT_KEY, update, upsert, delete, load, hold)
 SINGLE_CALLS: tuple[Kind, ...] = (*WITHOUT_KEY, update, upsert, delete, load)
-"""Those that nothing is left of between two calls, so that a service may stop in order."""
+"""Kinds that hold no state between calls, so a service can stop gracefully at any time."""
