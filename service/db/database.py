@@ -31,7 +31,7 @@ from service.db.transaction import (
     atomic_txn,
     autocommit_write_txn,
     begin_statement,
-    nested_txn,
+    in_savepoint_txn,
     procedure_txn,
     single_txn,
     statement_txn,
@@ -204,7 +204,7 @@ class Database:
         begin = begin_statement(isolation, read_only)
         level, actor = self._level.get(), self._actor.get()
         if level is not None:
-            work = nested_txn, isolation, read_only, function, *args
+            work = in_savepoint_txn, isolation, read_only, function, *args
             done = level.run(*work, actor=actor, timeout=timeout)
             return _note_read_only(done, read_only or level.read_only)
         job = Job(atomic_txn, (begin, actor.identity.local, function, *args), retry)

@@ -253,7 +253,7 @@ def acting_each_txn(
         done.append(function(connection, *args))
 
 
-def nested_txn(
+def in_savepoint_txn(
     connection: PgConnection,
     isolation: str | None,
     read_only: bool,
