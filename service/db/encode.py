@@ -68,7 +68,7 @@ def unfit(value: object, wanted: str) -> InvalidArgument:
 
 
 def integer_text(least: int, most: int) -> Write:
-    """Build the writer of integers of a range."""
+    """Build the encoder of an integer type with a range."""
 
     def write(value: Any) -> str:
         if isinstance(value, str):

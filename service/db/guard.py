@@ -34,7 +34,7 @@ class Guard:
         self._thread: threading.Thread | None = None
 
     def add(self, session: Guarded) -> None:
-        """Begin to watch a session."""
+        """Start to watch a session."""
         with self._lock:
             self._sessions.add(session)
             if self._thread is None:

@@ -77,6 +77,9 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
 """
 The served relations.
 
+`before`, `after`: bits of `tgtype`, the writes before or after which triggers may change the written rows. An
+automatically updatable view is taken to have triggers after INSERT and UPDATE, because its table may.
+
 `estimable`: whether the planner's row estimates may be shown. They may not if policies hide rows from the
 role, of the relation or of one under a view, or if a view is a security barrier.
 
@@ -299,6 +302,7 @@ SELECT t.oid, n.nspname AS schema, t.typname AS name, format_type(t.oid, -1) AS 
                   UNION ALL
                  SELECT b.castsource FROM pg_cast b JOIN sorted ON sorted.oid = b.casttarget
                   WHERE b.castmethod = 'b' AND b.castcontext = 'i') AS ordered,
+       -- a type's own operator ~, as that of ltree with lquery, rather than a regular expression on its text
        coalesce((SELECT min(o.oprright::int8) FROM pg_operator o
                   WHERE o.oprname = '~' AND o.oprleft = t.oid AND o.oprresult = 'bool'::regtype
                     AND (o.oprowner = t.typowner
@@ -413,7 +417,7 @@ impure_function AS MATERIALIZED (
   SELECT oid, proname FROM pg_proc
    WHERE CASE WHEN oid < 16384  -- FirstNormalObjectId
               THEN provolatile = 'v' AND proname NOT IN ('{"', '".join(HARMLESS)}')
-                   OR proname ~ '^(table|schema|database)_to_xml'
+                   OR proname ~ '^(table|schema|database)_to_xml'  -- stable, but run queries of their own
               WHEN prolang IN (12, 13)  -- internal, c; only PostgreSQL calls those that take `internal`
               THEN provolatile = 'v' AND 2281 <> ALL(proargtypes)
               ELSE true END
@@ -441,7 +445,7 @@ impure_function AS MATERIALIZED (
    UNION ALL
   SELECT class, oid FROM tree, written
    WHERE text ~ (':(funcid|opfuncid|aggfnoid|winfnoid) (' || oids || ')\M')
-   UNION ALL
+   UNION ALL  -- but nextval in a default: `PgConnection.counted` has lastval discarded
   SELECT 'pg_attrdef'::regclass, oid FROM pg_attrdef, written
    WHERE adbin::text ~ (':(funcid|opfuncid|aggfnoid|winfnoid) (' || but_nextval || ')\M')
    UNION ALL

@@ -101,8 +101,8 @@ class Statement:
         plain: Whether no column of its answer is a list or an object, so that the codec returns
             nothing that could not be sent as it is.
         settled: Whether the best plan is the same whatever the parameters are.
-        types: Oids of the types of `columns`, if it is settled, writes, and returns at most one row of scalars;
-            else ().
+        types: Oids of the types of `columns`, if it is a settled write that returns at most one row of
+            scalars; else ().
         guarded: The same statement, but failing with `LARGE` if a row that it returns is large; None if
             the size of its values cannot be checked.
     """
