@@ -269,7 +269,7 @@ class Serving(Service):
             topics.publish,
             _feed(settings),
             lambda: publisher.able,
-            topics.heard,
+            topics.subscribed,
             process,
         )
         self.catalogs.subscribe(self.feed.look)

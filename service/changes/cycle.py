@@ -33,7 +33,7 @@ from service.changes.log import (
 )
 from service.changes.positions import LAST_XID, PgSnapshot, Position, SnapshotPosition
 from service.changes.refresh import Run, TouchedRows, by_keys_txn, whole_txn
-from service.changes.resume import OURSELVES, Missed
+from service.changes.resume import SERVICE_ACTOR, MissedChanges
 from service.changes.touched import row_change
 from service.db.connection import PgConnection
 from service.db.planned import Planned
@@ -46,7 +46,7 @@ BUDGET = 0.25
 
 # A cycle is woken by a tick, whose commit flushes the WAL while the queries are read. A flush of our own
 # would queue behind that one, and then wait for the disk again; 3 to 5 of 100 cycles need it after these.
-LOOKS = (0.00025, 0.0005, 0.001, 0.002, 0.004)
+FLUSH_POLLS = (0.00025, 0.0005, 0.001, 0.002, 0.004)
 """Seconds before each poll whether other sessions have flushed the WAL far enough."""
 
 MOST_TRIES = 20
@@ -62,7 +62,7 @@ FILES = """
 ) AS t (oid) JOIN pg_catalog.pg_class c ON c.oid = t.oid)
 """
 
-MOMENT = Planned(
+SNAPSHOT = Planned(
     f"""
 WITH read AS ({READ})
 SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_current_wal_insert_lsn()::text, {FILES},
@@ -79,7 +79,7 @@ SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_current_wal_insert_
 # A plan made while the log was small is a sequential scan, and stays one when the log has grown; a
 # generic plan, which does not know the xids, may be one anyway.
 BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan;"
-AS_EVER = "SET LOCAL enable_seqscan TO DEFAULT; SET LOCAL plan_cache_mode TO DEFAULT;"
+PLANNER_DEFAULTS = "SET LOCAL enable_seqscan TO DEFAULT; SET LOCAL plan_cache_mode TO DEFAULT;"
 
 NOTHING_SINCE = PgSnapshot(LAST_XID, LAST_XID, ())
 """A snapshot that sees all transactions, so that the log has no row that is newer."""
@@ -162,12 +162,12 @@ class Aside:
     Args:
         connection: Second session, in a transaction that has imported the snapshot.
         orders: The queries.
-        moment: The snapshot.
+        taken: The snapshot.
     """
 
     connection: PgConnection
     orders: Sequence[Order]
-    moment: Moment
+    taken: CycleSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,10 +320,10 @@ def cycle_txn(
     """
     connection.begin(begin_statement("repeatable read", read_only=True))
     try:
-        moment, rows = moment_txn(connection, since.snapshot if since and same else None)
-        position = moment.position
-        goes_on = same and moment.goes_on and since and position.epoch == since.epoch
-        if since is not None and not (goes_on and since.snapshot.xmin >= moment.pruned_below):
+        taken, rows = snapshot_txn(connection, since.snapshot if since and same else None)
+        position = taken.position
+        goes_on = same and taken.goes_on and since and position.epoch == since.epoch
+        if since is not None and not (goes_on and since.snapshot.xmin >= taken.pruned_below):
             # After a reconnect the server may have another history (a failover, a restored dump), and
             # the log may have been pruned since the cycle before.
             before = resume_txn(connection, since)
@@ -343,7 +343,7 @@ def cycle_txn(
             rollback_txn(connection)
         raise
     # Also if nothing has changed: the position may be sent, and the next cycle starts from it.
-    if not _lasts_txn(connection, moment):
+    if not _commit_durably_txn(connection, taken):
         # The states that were read, and the windows that `_different` has replaced, may be those of
         # a table that looked empty.
         watched.stale.update(found)
@@ -355,7 +355,7 @@ def cycle_txn(
         if state is not None:
             watched.keep(order.run, state)
     joined = (order.run for order in orders if order.since is not None)
-    reading = None if aside is None else Aside(aside, slow, moment)
+    reading = None if aside is None else Aside(aside, slow, taken)
     return Outcome(position, found, late, frozenset(joined) - late.keys(), reading)
 
 
@@ -383,31 +383,31 @@ def aside_txn(aside: Aside) -> Outcome | None:
         if not connection.closed:
             rollback_txn(connection)
         raise
-    moment = aside.moment
-    _, files = flushed_txn(connection, moment.written)
-    return Outcome(moment.position, found, {}) if files == moment.files else None
+    taken = aside.taken
+    _, files = flushed_txn(connection, taken.written)
+    return Outcome(taken.position, found, {}) if files == taken.files else None
 
 
-def _lasts_txn(connection: PgConnection, moment: Moment) -> bool:
+def _commit_durably_txn(connection: PgConnection, taken: CycleSnapshot) -> bool:
     """Commit, and wait until what was read is durable; False if a rewritten table may have looked empty."""
-    flushed, files = flushed_txn(connection, moment.written)
-    if files != moment.files:
+    flushed, files = flushed_txn(connection, taken.written)
+    if files != taken.files:
         return False
-    if not flushed and not any(_written_txn(connection, moment, pause) for pause in LOOKS):
+    if not flushed and not any(_written_txn(connection, taken, pause) for pause in FLUSH_POLLS):
         connection.command(FLUSH)
     return True
 
 
-def _written_txn(connection: PgConnection, moment: Moment, pause: float) -> bool:
+def _written_txn(connection: PgConnection, taken: CycleSnapshot, pause: float) -> bool:
     """Pause for some seconds; return whether the WAL was then flushed as far as it was written before."""
     time.sleep(pause)
     with connection.cursor() as cursor:
-        WRITTEN.run(cursor, {"written": moment.written})
+        WRITTEN.run(cursor, {"written": taken.written})
         (flushed,) = cursor.fetchone()
         return bool(flushed)
 
 
-class Moment(NamedTuple):
+class CycleSnapshot(NamedTuple):
     """
     The snapshot of a cycle, with what was read beside it.
 
@@ -426,21 +426,21 @@ class Moment(NamedTuple):
     goes_on: bool
 
 
-def moment_txn(
+def snapshot_txn(
     connection: PgConnection, since: PgSnapshot | None
-) -> tuple[Moment, list[LogRow] | None]:
+) -> tuple[CycleSnapshot, list[LogRow] | None]:
     """Take the snapshot of a cycle; return it, and the log rows that an earlier snapshot did not see."""
     values = read_values(since or NOTHING_SINCE, MOST_ROWS, MOST_BYTES)
     with connection.cursor() as cursor:
-        MOMENT.run(cursor, values, BY_INDEX)
+        SNAPSHOT.run(cursor, values, BY_INDEX)
         found = cursor.fetchall()
-    connection.opening = AS_EVER
+    connection.opening = PLANNER_DEFAULTS
     snapshot, written, files, epoch, pruned, goes_on, *first = found[0]
     position = SnapshotPosition(epoch, PgSnapshot.of(snapshot))
-    moment = Moment(position, written, files, int(pruned or 0), bool(goes_on))
+    taken = CycleSnapshot(position, written, files, int(pruned or 0), bool(goes_on))
     if since is None:
-        return moment, None
-    return moment, [] if first[0] is None else read_rows([row[6:] for row in found], MOST_ROWS)
+        return taken, None
+    return taken, [] if first[0] is None else read_rows([row[6:] for row in found], MOST_ROWS)
 
 
 def flushed_txn(connection: PgConnection, written: str) -> tuple[bool, str | None]:
@@ -483,7 +483,7 @@ def _joining_txn(
     for order in orders:
         if order.before is not None:
             joining.keep(order.run, order.before)
-    connection.act(OURSELVES)
+    connection.act(SERVICE_ACTOR)
     before = resume_txn(connection, since)
     rows = None if before is None else read_txn(connection, before)
     if rows is None:
@@ -530,7 +530,7 @@ def _answers_txn(
     todo.sort(key=lambda order: order.run.whole / 2**order.late)
     found: dict[Run, Found | Failure | None] = {}
     late: dict[Run, float] = {}
-    missed = Missed([order.run for order in todo if order.resumes])
+    missed = MissedChanges([order.run for order in todo if order.resumes])
     missed.read_txn(connection, {each for order in todo for each in order.resumes})
     began = time.monotonic()  # after `missed`, which is shared, so it counts against no query
     for order in todo:

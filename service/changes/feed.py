@@ -37,7 +37,7 @@ from service.changes.leader import (
 )
 from service.changes.log import tracked_txn
 from service.changes.ticks import Made, Tick, finish_txn, last_txn, make_txn
-from service.changes.topics import NOBODY, AllRights, Heard
+from service.changes.topics import NO_SUBSCRIBERS, AllRights, SubscribedRelations
 from service.changes.upkeep import Upkeep
 from service.db.connection import PgConnection
 from service.db.guard import GUARD
@@ -49,23 +49,23 @@ Result = TypeVar("Result")
 
 BUSY, AWAKE = 0.002, 0.005
 """Seconds from the start of a poll that found changes to the next poll, and after one that found none."""
-LOOKS = 4
+POLLS = 4
 """Number of polls without changes after which the leader falls asleep."""
-DROWSY = 0.01
+FALLING_ASLEEP = 0.01
 """Seconds between two polls while transactions are open that began before the leader fell asleep."""
-TRY = 0.2
+LEAD_RETRY = 0.2
 """Seconds between two attempts of a follower to take the lead."""
 FALLBACK = 1.0
 """Seconds between two polls of a sleeping leader; must be shorter than the lease."""
 POLL = 0.02
 """Seconds between two polls if writers do not notify, or cannot be heard."""
-REST = 10.0
+UNTRACKED_POLL = 10.0
 """Seconds between two checks whether any table is tracked."""
 PAUSES = (0.1, 5.0)
 """Seconds until a failed session is replaced: the first time, and at most."""
-GOODBYE = 3.0
+STOP_TIMEOUT = 3.0
 """Seconds that publishing may still take after the service was asked to stop."""
-TAKEN = "23505"
+TICK_EXISTS = "23505"
 """SQLSTATE unique_violation: behind a pooler, without the leader's lock, another feed has made the tick."""
 STATEMENT_TIMEOUT = 60.0
 """Timeout in seconds of the feed's statements: the first one after hours may read much of the log."""
@@ -105,7 +105,7 @@ class Feed(Service):
             count as published when it returns. If it fails, another feed may take the lead.
         settings: Settings of the feed.
         able: Returns whether events could be published now. If not, this feed leaves the lead to another.
-        heard: Returns the relations and roles for which events are likely to have subscribers.
+        subscribed: Returns the relations and roles for which events are likely to have subscribers.
         process: Id of this process, by which `why` finds out whether the leader is at its router.
 
     Attributes:
@@ -124,7 +124,7 @@ class Feed(Service):
         publish: Publish,
         settings: FeedSettings = FeedSettings(),
         able: Callable[[], bool] = lambda: True,
-        heard: Callable[[], Heard] = lambda: NOBODY,
+        subscribed: Callable[[], SubscribedRelations] = lambda: NO_SUBSCRIBERS,
         process: str = "",
     ) -> None:
         self._reactor = reactor
@@ -132,12 +132,12 @@ class Feed(Service):
         self._listener = listener
         self._settings = settings
         self._able = able
-        self._heard_by = heard
+        self._subscribed = subscribed
         self._process = process
         self._callbacks: list[Callable[[], None]] = []
         self._running: Deferred[None] | None = None
-        self._resting: Deferred[None] | None = None
-        self._roused = False
+        self._waiting: Deferred[None] | None = None
+        self._woken = False
         self._failures = 0
         # Numbers of the newest known tick, the newest tick made here, and the newest published completely.
         self._known = self._made = self._published = 0
@@ -150,8 +150,8 @@ class Feed(Service):
         self._duty: Duty | None = None
         self.epoch: Epoch | None = None
         self.problem: str | None = "not started"
-        listener.subscribe(CHANNEL, lambda _: self._rouse(), self._rouse)
-        listener.subscribe(TICKS, self._heard, self._rouse)
+        listener.subscribe(CHANNEL, lambda _: self._wake(), self._wake)
+        listener.subscribe(TICKS, self._tick_made, self._wake)
 
     @property
     def leading(self) -> bool:
@@ -203,7 +203,7 @@ class Feed(Service):
     def look(self) -> None:
         """Poll now, and check for DDL too: the catalog has changed."""
         self._upkeep.looking = True
-        self._rouse()
+        self._wake()
 
     def startService(self) -> None:
         """Start to read, as soon as the database can be reached."""
@@ -216,8 +216,8 @@ class Feed(Service):
         running, self._running = self._running, None
         if running is None:
             return None
-        self._rouse()
-        late = self._reactor.callLater(GOODBYE, running.cancel)
+        self._wake()
+        late = self._reactor.callLater(STOP_TIMEOUT, running.cancel)
 
         def stopped(_: object) -> None:
             if late.active():
@@ -237,7 +237,7 @@ class Feed(Service):
                     return
                 self._failed(error)
             except Exception as error:
-                if getattr(error, "pgcode", None) != TAKEN:
+                if getattr(error, "pgcode", None) != TICK_EXISTS:
                     self._failed(error)
             finally:
                 self.epoch, self._duty = None, None
@@ -245,7 +245,7 @@ class Feed(Service):
                     self._close(connection)
             if self.running:
                 first, most = PAUSES
-                await self._rest(min(most, first * 2 ** min(self._failures, 10)))
+                await self._wait(min(most, first * 2 ** min(self._failures, 10)))
 
     def _failed(self, error: Exception) -> None:
         lines = str(error).strip().splitlines()
@@ -297,8 +297,8 @@ class Feed(Service):
                 if last is not None and last.number != seen:
                     self._known = max(self._known, last.number)
                     seen = last.number
-                    self._call()
-            await self._rest(TRY if duty is Duty.FOLLOW else REST)
+                    self._notify()
+            await self._wait(LEAD_RETRY if duty is Duty.FOLLOW else UNTRACKED_POLL)
 
     async def _lead(self, connection: PgConnection) -> None:
         epoch, last = await self._delivery.in_thread(begin_txn, connection, self._known)
@@ -328,10 +328,10 @@ class Feed(Service):
             if found is not None:
                 last, rows = found
                 self._upkeep.changed()
-                self._call()
+                self._notify()
                 sleep = self._sleep = Sleep()
                 await self._delivery.deliver(
-                    connection, last, rows, durable.addCallback(self._is_made, last), rights
+                    connection, last, rows, durable.addCallback(self._durable, last), rights
                 )
                 self._published = last.number
                 pause = max(0.0, looked + BUSY - self._reactor.seconds())
@@ -341,9 +341,9 @@ class Feed(Service):
                         finish_txn, connection, last, epoch.number
                     )
                     self._known = self._made = last.number
-                pause = await self._doze(connection, sleep)
+                pause = await self._fall_asleep(connection, sleep)
             self._failures = 0
-            await self._rest(pause)
+            await self._wait(pause)
         if last.rows:  # all of it was published, which spares the next leader to publish it again
             await self._delivery.in_thread(finish_txn, connection, last, epoch.number)
 
@@ -368,7 +368,7 @@ class Feed(Service):
         def tell(*found: Any) -> None:
             self._reactor.callFromThread(there.callback, found)
 
-        most, look_up = self._settings.most, self._heard_by().rights_txn
+        most, look_up = self._settings.most, self._subscribed().rights_txn
         made = last, epoch, most, TICKS, awaken, look_up, tell
         durable = self._delivery.in_thread(make_txn, connection, *made)
         durable.addErrback(failed)
@@ -378,21 +378,21 @@ class Feed(Service):
             durable.addErrback(lambda _: None)
             raise
 
-    def _is_made(self, _: None, tick: Tick) -> None:
+    def _durable(self, _: None, tick: Tick) -> None:
         self._known = self._made = tick.number
         self.counters.ticks += 1
 
-    async def _doze(self, connection: PgConnection, sleep: Sleep) -> float:
+    async def _fall_asleep(self, connection: PgConnection, sleep: Sleep) -> float:
         """Fall asleep step by step; return the seconds to wait after a poll that found no changes."""
         sleep.looks += 1
         if sleep.awaited:
             sleep.awaited &= await self._delivery.in_thread(writers_txn, connection)
-            return DROWSY
+            return FALLING_ASLEEP
         if self.polling:
             return POLL if self._settings.poll is None else self._settings.poll
         if sleep.deep:
             return self._settings.fallback
-        if sleep.looks < LOOKS:
+        if sleep.looks < POLLS:
             return AWAKE
         awaited = await self._delivery.in_thread(fall_asleep_txn, connection)
         if awaited is None:
@@ -400,34 +400,34 @@ class Feed(Service):
         sleep.deep, sleep.awaited = True, awaited
         return 0.0
 
-    def _heard(self, _: str) -> None:
+    def _tick_made(self, _: str) -> None:
         if not self.leading:  # the leader knows of its own ticks before they are notified
-            self._call()
+            self._notify()
 
-    def _call(self) -> None:
+    def _notify(self) -> None:
         for callback in list(self._callbacks):
             try:
                 callback()
             except Exception:
                 self.log.failure("a subscriber of the feed failed")
 
-    async def _rest(self, seconds: float) -> None:
+    async def _wait(self, seconds: float) -> None:
         """Wait for some seconds, or until a notification arrives."""
-        if not self._roused and seconds > 0:
-            resting = self._resting = Deferred()
+        if not self._woken and seconds > 0:
+            resting = self._waiting = Deferred()
             timer = self._reactor.callLater(seconds, _fire, resting)
             try:
                 await resting
             finally:
-                self._resting = None
+                self._waiting = None
                 if timer.active():
                     timer.cancel()
-        self._roused = False
+        self._woken = False
 
-    def _rouse(self) -> None:
-        self._roused = True
-        if self._resting is not None:
-            _fire(self._resting)
+    def _wake(self) -> None:
+        self._woken = True
+        if self._waiting is not None:
+            _fire(self._waiting)
 
 
 class Sleep:

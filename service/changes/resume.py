@@ -31,7 +31,7 @@ TRACKED = """
 SELECT ARRAY(SELECT relation::oid::bigint FROM rowcast.tracked WHERE id = ANY ('{{{ids}}}')),
        ARRAY(SELECT since::text FROM rowcast.tracked WHERE id = ANY ('{{{ids}}}'))
 """
-OURSELVES = Actor()
+SERVICE_ACTOR = Actor()
 
 MOST_MISSED = 100_000
 """Maximum number of changes kept for all callers that resume in one cycle; the others get all rows."""
@@ -54,7 +54,7 @@ class Since:
     own: Mapping[Run, set[Key] | None]
 
 
-class Missed:
+class MissedChanges:
     """
     The changes since the positions of callers that resume, within one transaction.
 
@@ -81,7 +81,7 @@ class Missed:
         """
         if not positions:
             return
-        connection.act(OURSELVES)
+        connection.act(SERVICE_ACTOR)
         places = {_place(each) for each in positions}
         self._read = dict.fromkeys(places)
         before = resumed_txn(connection, places)
@@ -97,7 +97,7 @@ class Missed:
         known = self._read[_place(since)]
         if known is None:
             return None
-        connection.act(OURSELVES)
+        connection.act(SERVICE_ACTOR)
         oids, tracked = connection.ask(TRACKED.format(ids=",".join(map(str, run.reads))))
         # A table that was not tracked yet at the position, or is not any more, has changes that are not
         # in the log, or that are there under another number.
@@ -148,7 +148,7 @@ def _keys_txn(
     # For all relations that are read, because the key of a row that a policy hides would reveal the row.
     if not may_read_all_txn(connection, oids):
         return None
-    actor = OURSELVES if run.shape.shared else run.actor
+    actor = SERVICE_ACTOR if run.shape.shared else run.actor
     related = related_txn(connection, actor, run.shape.codec, keyed, changes)
     if own is None or related is None:
         return None

@@ -38,7 +38,7 @@ class Silence:
             for watch in looked_at:
                 if watch.ended:
                     continue
-                left = watch.told + ALIVE - now
+                left = watch.sent_at + ALIVE - now
                 if left <= 0:
                     yield watch
                     left = ALIVE

@@ -152,7 +152,7 @@ def rights_txn(
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class SubscribedRelations:
     """
     The relations that are likely to have subscribers, for which the feed looks up rights in advance.
 
@@ -170,8 +170,8 @@ class Heard:
         return rights_txn(connection, ids, self.roles) if ids else {}
 
 
-NOBODY = Heard((), ())
-"""Without subscribers."""
+NO_SUBSCRIBERS = SubscribedRelations((), ())
+"""For a feed without topics: no rights are looked up in advance."""
 
 
 log = Logger()
@@ -412,11 +412,11 @@ class Topics:
         self._catalog: Catalog | None = None
         self._heads: dict[int, str] = {}
         self._last: dict[int, str] = {}
-        self._heard: dict[int, None] = {}
+        self._subscribed_lately: dict[int, None] = {}
 
-    def heard(self) -> Heard:
+    def subscribed(self) -> SubscribedRelations:
         """Return the relations that had subscribers when they changed last, and the roles to be checked."""
-        return Heard(tuple(self._heard), self._roles.names) if self._heard else NOBODY
+        return SubscribedRelations(tuple(self._subscribed_lately), self._roles.names)
 
     async def publish(
         self, changes: Sequence[Change], durable: Awaitable[None], rights: AllRights
@@ -485,7 +485,7 @@ class Topics:
         wanted = await self._wanted(set(known.values()))
         asked = {id for id in ids if id not in known or known[id] in wanted}
         for id in ids - asked:
-            self._heard.pop(id, None)
+            self._subscribed_lately.pop(id, None)
         if not asked:
             return {}
         rights = {id: known_rights[id] for id in asked if id in known_rights}
@@ -501,7 +501,7 @@ class Topics:
         }
         self._heads |= heads
         wanted = await self._wanted(set(heads.values()))
-        self._heard |= dict.fromkeys(id for id, head in heads.items() if head in wanted)
+        self._subscribed_lately |= dict.fromkeys(id for id, head in heads.items() if head in wanted)
         return {
             id: self._topic(catalog, head, rights[id])
             for id, head in heads.items()

@@ -394,7 +394,7 @@ class Watches(Service):
         Meanwhile the cycles continue for other sessions. The sessions that watch these queries reach the
         snapshot's position, with all of their watches, when the rows were read.
         """
-        place = aside.moment.position
+        place = aside.taken.position
         queries = [self._runs[each.run] for each in aside.orders if each.run in self._runs]
         sessions = {watch.session: None for query in queries for watch in query.watches}
         for query in queries:
@@ -443,7 +443,7 @@ class Watches(Service):
             query.state = found.state
             for watch in query.watches:
                 # A watch that was added meanwhile, and has no rows yet, takes all of these rows, too.
-                new = every and watch.unseen and not watch.session.busy
+                new = every and watch.without_rows and not watch.session.busy
                 watch.find(found, new or watch in wanted[query], found.weight)
 
     def _take_outcome(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:

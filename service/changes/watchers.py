@@ -206,7 +206,7 @@ class Watch(Lasting):
         touched: Keys of the rows that may have changed since the caller's position; None for all rows.
         changed: Current contents of the rows that differ from those that the caller has.
         covered: Transactions of the session that the state includes, to be reported.
-        told: Time at which it was sent a message last.
+        sent_at: Time at which it was sent a message last.
         silent: Whether an `alive` message is due.
     """
 
@@ -218,10 +218,10 @@ class Watch(Lasting):
         "reset",
         "rows",
         "send",
+        "sent_at",
         "session",
         "silent",
         "since",
-        "told",
         "touched",
         "tx",
     )
@@ -239,7 +239,7 @@ class Watch(Lasting):
         self.touched: Sequence[Any] | None = None
         self.changed: dict[Hashable, Any] | None = None
         self.covered: tuple[str, ...] = ()
-        self.told = session.now()
+        self.sent_at = session.now()
         self.silent = False
 
     @property
@@ -248,15 +248,15 @@ class Watch(Lasting):
         return self.base is None and self.rows is None
 
     @property
-    def unseen(self) -> bool:
+    def without_rows(self) -> bool:
         """Whether its caller has no rows at all, so that the session's other watches need not wait for it."""
         return self.base is None and self.since is None and self.touched is None and not self.reset
 
     def start_over(self) -> None:
         """Send all rows next, to replace those that the caller has."""
-        self.session.melt()
+        self.session.merge_kept()
         # The caller of a watch that resumes has rows, too, and `touched` does not name all changes by now.
-        self.reset = not self.unseen
+        self.reset = not self.without_rows
         self.base = self.rows = self.since = self.touched = self.changed = None
         self.query.ask()
         self.session.hold(self)
@@ -275,7 +275,7 @@ class Watch(Lasting):
                 self.reset = self.touched is None
                 self.since = None
         self.session.hold(self)
-        self.session.lag(self, weight)
+        self.session.queue_rows(self, weight)
 
     def end(self, error: Exception) -> None:
         """End the call with an error, unless it has ended."""
@@ -404,7 +404,7 @@ def orders_of(wanted: Mapping[Query, set[Watch]], aside: bool) -> list[Order]:
     rested = [
         each
         for each in groups
-        if all(query.run.until <= now for query in each) and not _is_met(each)
+        if all(query.run.until <= now for query in each) and not _waits_for_another(each)
     ]
     # Of the groups that have rested, the one whose rest ended first: groups take turns.
     read = min(rested, key=lambda each: max(query.run.until for query in each), default=set())
@@ -419,7 +419,7 @@ def orders_of(wanted: Mapping[Query, set[Watch]], aside: bool) -> list[Order]:
     return found
 
 
-def _is_met(group: Collection[Query]) -> bool:
+def _waits_for_another(group: Collection[Query]) -> bool:
     """Return whether a session that watches a query of the group waits for another group being read aside."""
     sessions = {watch.session for query in group for watch in query.watches}
     return any(watch.query.aside for session in sessions for watch in session.members)

@@ -92,7 +92,7 @@ class WatchingSession:
         self._kept_at: SnapshotPosition | None = None
         self._ready: tuple[SnapshotPosition, Step] | None = None
         self._held: set[Watch] = set()
-        self._news: dict[Watch, None] = {}
+        self._pending: dict[Watch, None] = {}
         self.members: tuple[Watch, ...] = ()
         self.busy = False
         self.written: dict[int, None] = {}
@@ -106,21 +106,21 @@ class WatchingSession:
     def remove(self, watch: Watch) -> None:
         """Remove a watch; the others may have waited for its rows."""
         self.members = tuple(each for each in self.members if each is not watch)
-        self._news.pop(watch, None)
+        self._pending.pop(watch, None)
         self._kept.pop(watch, None)
         self._held.discard(watch)
         self.moves = True
 
     def hold(self, watch: Watch) -> None:
         """Make the other watches wait for this one, if its caller has rows and its next ones are missing."""
-        if (watch.wanting or watch.query.behind) and not watch.unseen:
+        if (watch.wanting or watch.query.behind) and not watch.without_rows:
             self._held.add(watch)
         else:
             self._held.discard(watch)
 
     def tell(self, watch: Watch) -> None:
         """Include a watch in the next step."""
-        self._news[watch] = None
+        self._pending[watch] = None
         self.moves = True
 
     def wrote(self, xid: int) -> None:
@@ -142,13 +142,13 @@ class WatchingSession:
                 watch.covered += tuple(map(str, seen))
                 self.tell(watch)
 
-    def lag(self, watch: Watch, weight: int) -> None:
+    def queue_rows(self, watch: Watch, weight: int) -> None:
         """Count rows that wait for the caller; if they exceed the limit, start over with all rows later."""
         self.tell(watch)
         self._waiting += weight
         if self.busy and self._waiting > self._most:
             self._waiting = 0
-            for each in self._news:
+            for each in self._pending:
                 if each.changed or each.rows is not None:
                     each.start_over()
 
@@ -159,17 +159,21 @@ class WatchingSession:
         The cycles continue meanwhile. If a watch waits for anything else, nothing is kept, and all watches
         move to a later position together.
         """
-        self.melt()
+        self.merge_kept()
         others = any(not watch.query.aside for watch in self._held)
-        if others or self._ready or any(each.rows and not each.unseen for each in self.members):
+        if (
+            others
+            or self._ready
+            or any(each.rows and not each.without_rows for each in self.members)
+        ):
             return
         self._kept_at = place
-        for watch in self._news:
+        for watch in self._pending:
             state, changed = watch.query.state, watch.changed
             if state and changed is not None and watch.base and not watch.query.aside:
                 self._kept[watch], watch.changed = (state, changed), None
 
-    def melt(self) -> None:
+    def merge_kept(self) -> None:
         """Drop the kept position: merge its deltas into the later ones."""
         for watch, (_, changed) in self._kept.items():
             watch.changed = changed | (watch.changed or {})
@@ -178,9 +182,9 @@ class WatchingSession:
 
     def complete(self, queries: Collection[Query]) -> None:
         """Prepare the kept step, now that a read aside of some queries has ended, if it can be sent."""
-        seen = [watch for watch in self.members if not watch.unseen]
+        seen = [watch for watch in self.members if not watch.without_rows]
         if any(each.wanting or (each.query.late and each.query in queries) for each in seen):
-            self.melt()  # a watch could not be brought to the position
+            self.merge_kept()  # a watch could not be brought to the position
         place = self._kept_at
         if place is None:
             return
@@ -218,22 +222,22 @@ class WatchingSession:
             return step
         waiting = [
             WatchStep(watch, iter([watch.alive(self._head)]), False, watch.base, ())
-            for watch in self._news
+            for watch in self._pending
             if watch.silent and (self._held or watch.wanting or watch.query.behind)
         ]
         if self._held:
             self._want()
             return waiting
-        self.melt()
+        self.merge_kept()
         self._waiting = 0
         place = self._place()
         assert place is not None
         head = self._head = str(place)
         found: Step = []
-        news, self._news = self._news, {}
+        news, self._pending = self._pending, {}
         for watch in news:
             if watch.query.behind or watch.wanting:
-                self._news[watch] = None  # in a later step, when it has its rows
+                self._pending[watch] = None  # in a later step, when it has its rows
                 if watch.wanting:
                     self._want()
                 continue
@@ -251,7 +255,7 @@ class WatchingSession:
         taken: Awaitable[None] | None = None
         sent: dict[Awaitable[None], list[Watch]] = {}
         for at, each in enumerate(step, 1):
-            taken = await self._give(each, moves and at == len(step), now)
+            taken = await self._send_watch(each, moves and at == len(step), now)
             if taken is not None:
                 # All watches of a caller return the same awaitable, which is awaited once.
                 sent.setdefault(taken, []).append(each.watch)
@@ -268,9 +272,9 @@ class WatchingSession:
         """Mark a step as complete by an `alive`: the watch whose message was to mark it has ended."""
         for each in step[-1:]:
             alive = iter([each.watch.alive(self._head, each.state)])
-            await self._give(each._replace(messages=alive, covers=()), True, now)
+            await self._send_watch(each._replace(messages=alive, covers=()), True, now)
 
-    async def _give(self, step: WatchStep, ends: bool, now: float) -> Awaitable[None] | None:
+    async def _send_watch(self, step: WatchStep, ends: bool, now: float) -> Awaitable[None] | None:
         """Send the messages of a watch, the last of which may end the step; return what to await after it."""
         watch, messages = step.watch, step.messages
         message = next(messages, None)
@@ -281,7 +285,7 @@ class WatchingSession:
                     message["covers"] = list(step.covers)
                 if ends:
                     message["step"] = True
-            watch.told, watch.silent = now, False
+            watch.sent_at, watch.silent = now, False
             try:
                 taken = watch.send(message)
                 if following is None:

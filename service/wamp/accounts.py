@@ -76,16 +76,16 @@ class Account:
         running: Number of those that have begun.
         arguments: Size of their arguments in bytes.
         given: Number of its jobs that workers have.
-        untaken: Bytes of answers that it has not read, as far as known.
+        unread: Bytes of answers that it has not read, as far as known.
         expected: Expected size of its next answer in bytes, from the last ones.
         weigh: Counts an answer that is sent, by its size.
-        unasked: Bytes of parts sent to it since the router was last asked for its backlog.
+        unmeasured: Bytes of parts sent to it since the router was last asked for its backlog.
         room: Awaited before the next part of an answer is sent.
     """
 
     def __init__(self, accounts: Accounts, session: int | None) -> None:
         self.session = session
-        self.calls = self.running = self.arguments = self.given = self.untaken = self.unasked = 0
+        self.calls = self.running = self.arguments = self.given = self.unread = self.unmeasured = 0
         self.room: Awaitable[None] | None = None
         self.expected = accounts.bounds.expected
         self.waiting: dict[Deferred[None], float] = {}
@@ -100,14 +100,14 @@ class Account:
         """
         accounts, bounds = self._accounts, self._accounts.bounds
         # Up to `HELD` the router is not asked, so these bytes may have been read long ago.
-        untaken = self.untaken if self.untaken > HELD else 0
-        room = min(bounds.session_bytes, bounds.total_bytes // 2 - accounts.untaken)
-        if untaken + self.given * self.expected < room:
+        unread = self.unread if self.unread > HELD else 0
+        room = min(bounds.session_bytes, bounds.total_bytes // 2 - accounts.unread)
+        if unread + self.given * self.expected < room:
             return ""
-        if untaken or room > 0:
-            return f"this session has {self.untaken} bytes of answers to take before it gets more"
+        if unread or room > 0:
+            return f"this session has {self.unread} bytes of answers to take before it gets more"
         # The second half of the total is for sessions that read their answers: one call at a time.
-        if not self.given and accounts.untaken < bounds.total_bytes:
+        if not self.given and accounts.unread < bounds.total_bytes:
             return ""
         return "answers that callers have not taken yet weigh as much as may be"
 
@@ -133,7 +133,7 @@ class Accounts:
 
     Attributes:
         calls: Number of calls that were not answered yet.
-        untaken: Bytes of answers that the router buffers for all sessions, as far as known.
+        unread: Bytes of answers that the router buffers for all sessions, as far as known.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Accounts:
         self._ask = ask
         self._freed = freed
         self._of: dict[int | None, Account] = {}
-        self.untaken = 0
+        self.unread = 0
         self.calls = self._arguments = 0
         self._sweeping = False
 
@@ -230,12 +230,12 @@ class Accounts:
         """Count an answer that is sent."""
         # Halved, not replaced, so that one small answer among large ones does not start many calls.
         account.expected = max(size, account.expected // 2)
-        account.unasked += size
-        untaken = account.untaken + size
-        if untaken <= HELD:
-            account.untaken = untaken
+        account.unmeasured += size
+        unread = account.unread + size
+        if unread <= HELD:
+            account.unread = unread
             return
-        self._set(account, untaken)
+        self._set(account, unread)
         if not account.asking:
             account.asking = True
             asking = Deferred.fromCoroutine(self._follow(account))
@@ -245,28 +245,28 @@ class Accounts:
         """Ask the router what a session has read, until its unread answers are small."""
         pause = FIRST_PAUSE
         try:
-            while account.untaken > HELD:
-                before = account.untaken
+            while account.unread > HELD:
+                before = account.unread
                 held = await self._ask(account.session)
                 # Add what was sent while the router was being asked.
-                self._set(account, held + max(0, account.untaken - before))
-                if account.untaken < before:
+                self._set(account, held + max(0, account.unread - before))
+                if account.unread < before:
                     pause = FIRST_PAUSE
                     self._freed()
                     self._go(account)
-                if account.untaken > HELD:
+                if account.unread > HELD:
                     await deferLater(self._reactor, pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
         finally:
             account.asking = False
 
-    def _set(self, account: Account, untaken: int) -> None:
+    def _set(self, account: Account, unread: int) -> None:
         # Small amounts are not followed, so they do not count in the total.
-        if untaken > HELD:
-            self.untaken += untaken
-        if account.untaken > HELD:
-            self.untaken -= account.untaken
-        account.untaken = untaken
+        if unread > HELD:
+            self.unread += unread
+        if account.unread > HELD:
+            self.unread -= account.unread
+        account.unread = unread
 
     def _go_later(self, account: Account) -> None:
         if account.waiting and not account.going:

@@ -36,7 +36,7 @@ YIELD = 0.5
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
 """Seconds between two calls that ask the router for its backlog: at first, and at most."""
 
-ANYTHING = "wamp.session.count"
+PROBE = "wamp.session.count"
 """Called at a router without our component, only to wait for its answer."""
 
 
@@ -164,8 +164,8 @@ class Pace:
             return 0
         try:
             if self._answers and caller is not None:
-                return int(await kept(session.call(self._backlog, caller)))
-            await kept(session.call(ANYTHING))
+                return int(await shielded(session.call(self._backlog, caller)))
+            await shielded(session.call(PROBE))
         except ApplicationError as error:
             if error.error == ApplicationError.NO_SUCH_PROCEDURE:
                 # Not called again in this session: each vain call costs a round trip.
@@ -173,7 +173,7 @@ class Pace:
         return 0
 
 
-def kept(asked: Deferred[Any]) -> Deferred[Any]:
+def shielded(asked: Deferred[Any]) -> Deferred[Any]:
     """Return a Deferred with the outcome of another; cancelling it does not cancel the other."""
     answer: Deferred[Any] = Deferred()
 

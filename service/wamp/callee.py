@@ -57,10 +57,10 @@ UNREGISTER_TIMEOUT = 2.0
 """Seconds to wait for the router's UNREGISTERED."""
 CANCEL_TIMEOUT = 2.0
 """Seconds to wait for cancelled calls to end."""
-INSIST = 0.1
+CANCEL_AGAIN_AFTER = 0.1
 """Seconds until a call is cancelled again that still runs, because what it awaited had just finished."""
 
-UNASKED = 32 * 1024
+UNMEASURED = 32 * 1024
 """Bytes of parts that are sent between two calls for the router's backlog, each dearer than a small part."""
 
 CALLEE_GONE = "callee disconnected from in-flight request"
@@ -82,7 +82,7 @@ Forwarded = Callable[[str, Sequence[Any], Mapping[str, Any], int | None], Awaita
 """The dispatcher of calls that were passed on: name, arguments, keyword arguments, caller's session id."""
 
 
-class _Room:
+class _NextPart:
     """
     An awaitable that returns when the next part of an answer may be sent to a caller.
 
@@ -101,10 +101,10 @@ class _Room:
         return self._wait().__await__()
 
     async def _wait(self) -> None:
-        if self._account.unasked <= UNASKED:
+        if self._account.unmeasured <= UNMEASURED:
             await self._session.outflow().drained()
             return
-        self._account.unasked = 0
+        self._account.unmeasured = 0
         await self._pace.sent(self._session, self._account.session)
 
 
@@ -178,7 +178,7 @@ class _LastingCall:
         self.uri = uri
         self.failed = ""
 
-    def go_on(self, answer: CooperativeDeferred) -> None:
+    def keep_open(self, answer: CooperativeDeferred) -> None:
         """Keep the call open, and answer it when it ends."""
         self.answer = answer
         answer.request = self._cancel
@@ -436,7 +436,7 @@ class Callee(SessionObserver):
         if running.called and not isinstance(running.result, _LastingCall):
             return running
         outcome = CooperativeDeferred()
-        outcome.request = partial(self._insist, running)
+        outcome.request = partial(self._cancel_again, running)
         self._running.add(outcome)
         running.addBoth(self._finished, outcome)
         return outcome
@@ -447,15 +447,15 @@ class Callee(SessionObserver):
             caller
         ).weigh  # the refusal is sent right after this
 
-    def _insist(self, running: Deferred[Any]) -> None:
+    def _cancel_again(self, running: Deferred[Any]) -> None:
         # `called` does not mean finished: a callback may have returned a Deferred, which is awaited.
         if not running.called or isinstance(running.result, Deferred):
             running.cancel()
-            self._reactor.callLater(INSIST, self._insist, running)
+            self._reactor.callLater(CANCEL_AGAIN_AFTER, self._cancel_again, running)
 
     def _finished(self, result: Any, answer: CooperativeDeferred) -> None:
         if isinstance(result, _LastingCall):
-            result.go_on(answer)
+            result.keep_open(answer)
             return
         self._running.discard(answer)
         if not answer.called:  # `leaving` may have answered it already
@@ -476,7 +476,7 @@ class Callee(SessionObserver):
         account, progress = self._accounts.of(details.caller), details.progress
         assert progress is not None
         if account.room is None:
-            account.room = _Room(session, self._pace, account)
+            account.room = _NextPart(session, self._pace, account)
         parts = _Parts(session, account, account.room, progress)
         with session.outflow():
             result = await self._call(session, details, state, answer, parts.send)

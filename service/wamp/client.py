@@ -224,7 +224,7 @@ class WampClient(Service):
             protocol: Any = await router.endpoint(self._reactor).connect(factory)
         except Exception as error:
             if self.running:
-                self._log_once(router, _words(error))
+                self._log_once(router, _message_of(error))
             return False
         self._transport = protocol.transport
         keep_alive(protocol.transport)
@@ -261,7 +261,7 @@ class WampClient(Service):
                     return
         except Exception as error:
             if not session.lost:
-                self._abort(_words(error))
+                self._abort(_message_of(error))
             return
         self.joined = True
         self._logged.clear()
@@ -374,7 +374,7 @@ class RouterAddress(Address):
 
 
 @implementer(IHandshakeListener)
-class Ending:
+class StageRecorder:
     """
     A mixin for protocols that records how far the connection came, for messages about its end.
 
@@ -405,11 +405,11 @@ class Ending:
         super().connectionLost(reason)  # type: ignore[misc]
 
 
-class RawSocket(Ending, WampRawSocketClientProtocol):  # type: ignore[misc]
+class RawSocket(StageRecorder, WampRawSocketClientProtocol):  # type: ignore[misc]
     """autobahn's RawSocket protocol, which records how far the connection came."""
 
 
-class WebSocket(Ending, WampWebSocketClientProtocol):  # type: ignore[misc]
+class WebSocket(StageRecorder, WampWebSocketClientProtocol):  # type: ignore[misc]
     """autobahn's WebSocket protocol, which records how far the connection came."""
 
 
@@ -435,7 +435,7 @@ def keep_alive(transport: Any) -> None:
         handle.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def _words(error: Exception) -> str:
+def _message_of(error: Exception) -> str:
     if isinstance(error, ApplicationError):
         return error.error_message()
     return str(error) or type(error).__name__

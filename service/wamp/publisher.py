@@ -20,7 +20,7 @@ from twisted.logger import Logger
 
 from service.errors import in_line
 from service.payload import Audience, Publication
-from service.wamp.backpressure import kept
+from service.wamp.backpressure import shielded
 from service.wamp.client import SessionObserver
 from service.wamp.session import SafeSession
 
@@ -29,10 +29,10 @@ log = Logger()
 UNACKNOWLEDGED = 128
 """Maximum number of events that were sent and not acknowledged yet."""
 
-PATIENCE = 10.0
+ACK_TIMEOUT = 10.0
 """Seconds without an acknowledgement, while some are owed, after which the router counts as hanging."""
 
-NOT_RESTRICTED = "rowcast.error.subscriber_lists_not_supported"
+NO_SUBSCRIBER_LISTS = "rowcast.error.subscriber_lists_not_supported"
 """Error, for the log only: the router does not support subscriber_blackwhite_listing."""
 
 
@@ -54,7 +54,7 @@ class Publisher(SessionObserver):
         self._owed, self._heard = 0, 0.0
         self._session: SafeSession | None = None
         self._waiting: list[Deferred[None]] = []
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self.published = self.refused = 0
 
     @property
@@ -65,7 +65,7 @@ class Publisher(SessionObserver):
         A router counts as hanging until it answers again, or the session is lost. The feed then cancels
         its call of `send`, so that another process may publish at another router.
         """
-        hangs = self._owed > 0 and self._clock.seconds() >= self._heard + PATIENCE
+        hangs = self._owed > 0 and self._clock.seconds() >= self._heard + ACK_TIMEOUT
         return self._session is not None and not self._lost(self._session) and not hangs
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
@@ -78,7 +78,7 @@ class Publisher(SessionObserver):
     def left(self) -> None:
         """Wait for the next session."""
         self._session = None
-        self._told.clear()
+        self._logged.clear()
 
     async def send(self, publications: Sequence[Publication]) -> None:
         """Publish events in order; return when each was acknowledged, by this router or a later one."""
@@ -130,7 +130,7 @@ class Publisher(SessionObserver):
         audience = publication.audience
         if audience != Audience() and not session.can_restrict:
             # A router that ignores the lists would send the event to all subscribers.
-            return fail(ApplicationError(NOT_RESTRICTED))
+            return fail(ApplicationError(NO_SUBSCRIBER_LISTS))
         options = PublishOptions(
             acknowledge=True,
             # Never an empty list: Crossbar treats it as no list, and so sends the event to everybody.
@@ -146,7 +146,7 @@ class Publisher(SessionObserver):
             self._heard = self._clock.seconds()
         self._owed += 1
         # Cancelling what is returned must not cancel autobahn's Deferred, which still gets its reply.
-        return kept(asked.addBoth(self._answered, session))
+        return shielded(asked.addBoth(self._answered, session))
 
     def _answered(self, result: Any, session: SafeSession) -> Any:
         if session is self._session:
@@ -167,8 +167,8 @@ class Publisher(SessionObserver):
             # Dropped, not sent again: it would be refused again, and block all events after it.
             self.refused += 1
             why = error.error if isinstance(error, ApplicationError) else type(error).__name__
-            if why not in self._told:
-                self._told.add(why)
+            if why not in self._logged:
+                self._logged.add(why)
                 log.error(
                     "the router does not take events: {error} ({topic})",
                     error=in_line(why),

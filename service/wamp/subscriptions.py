@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from service.errors import in_line
-from service.wamp.backpressure import ANYTHING, kept
+from service.wamp.backpressure import PROBE, shielded
 from service.wamp.client import SessionObserver
 from service.wamp.session import DETAILS, SafeSession
 
@@ -99,7 +99,7 @@ class Subscriptions(SessionObserver):
         # The router reports a subscription right after it has confirmed it, and in order with its other
         # messages: when this call is answered, all reports of earlier subscriptions have arrived.
         with suppress(ApplicationError):
-            await kept(session.call(ANYTHING))
+            await shielded(session.call(PROBE))
         return [head for head in heads if self.wanted(head)]
 
     async def registered(self, uri: str) -> bool | None:
@@ -107,7 +107,7 @@ class Subscriptions(SessionObserver):
         if self._session is None:
             return None
         try:
-            return await kept(self._session.call("wamp.registration.lookup", uri)) is not None
+            return await shielded(self._session.call("wamp.registration.lookup", uri)) is not None
         except ApplicationError:
             return None
 
@@ -209,7 +209,7 @@ class Subscriptions(SessionObserver):
 
     async def _listed(self, session: SafeSession) -> set[int]:
         """Return the ids of subscriptions that the router lists; with wildcards only for the first query."""
-        listed = await kept(session.call(f"{META}.list"))
+        listed = await shielded(session.call(f"{META}.list"))
         ids = {id for each in listed.values() for id in each}
         if self._complete:
             return ids
@@ -218,7 +218,7 @@ class Subscriptions(SessionObserver):
         async def of(one: int) -> Any:
             return await self._unless_gone(session, f"{META}.list", one)
 
-        sessions = await kept(session.call("wamp.session.list"))
+        sessions = await shielded(session.call("wamp.session.list"))
         for each in await self._each(sessions, of):
             ids |= set((each or {}).get("wildcard", ()))
         return ids
@@ -241,7 +241,7 @@ class Subscriptions(SessionObserver):
 
     async def _unless_gone(self, session: SafeSession, procedure: str, id: int) -> Any:
         try:
-            return await kept(session.call(procedure, id))
+            return await shielded(session.call(procedure, id))
         except ApplicationError as error:
             if session.lost or error.error not in GONE:
                 raise

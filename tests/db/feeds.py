@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from service.changes.delivery import Publish
 from service.changes.feed import Feed, FeedSettings
 from service.changes.net import Change
-from service.changes.topics import NOBODY, AllRights
+from service.changes.topics import NO_SUBSCRIBERS, AllRights
 from service.db.listener import Listener
 from tests.conftest import execute
 from tests.deferreds import until
@@ -41,7 +41,7 @@ class Kept:
         self.calls = 0
         self.refuses: Exception | None = None
         self.able = True
-        self.heard = NOBODY
+        self.heard = NO_SUBSCRIBERS
         self.rights: list[AllRights] = []
         self.waits: Deferred[None] | None = None
         self.listener = Listener(reactor, dsn)

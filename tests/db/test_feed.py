@@ -15,7 +15,7 @@ from twisted.internet.threads import deferToThread
 
 from schema.changes import install
 from schema.triggers import ASLEEP
-from service.changes.topics import Heard
+from service.changes.topics import SubscribedRelations
 from tests.conftest import execute
 from tests.db.feeds import feeding, forget
 from tests.deferreds import pause, until
@@ -63,7 +63,7 @@ async def test_commit_is_published_once(dsn: str) -> None:
 async def test_rights_on_what_is_heard_come_with_the_changes(dsn: str) -> None:
     ids = dict(execute(dsn, "SELECT relation::text, id FROM rowcast.tracked"))
     async with feeding(dsn) as kept:
-        kept.heard = Heard([ids["items"]], ["feeding_reader"])
+        kept.heard = SubscribedRelations([ids["items"]], ["feeding_reader"])
         execute(
             dsn, "BEGIN; INSERT INTO items VALUES (1, 1); INSERT INTO notes VALUES (1, 'a'); COMMIT"
         )

@@ -82,7 +82,7 @@ async def test_row_is_told_once_another_commit_has_brought_it_to_the_disk(
     async with living(tracked.dsn, WatchLimits()) as live:
         watcher = live.watch("items", where={"id": {"gt": 100}})
         await watcher.first()
-        monkeypatch.setattr(cycle, "LOOKS", (0.01,) * 3000)
+        monkeypatch.setattr(cycle, "FLUSH_POLLS", (0.01,) * 3000)
         monkeypatch.setattr(cycle, "FLUSH", "a write of its own")
         for n in range(3):
             told = len(watcher.messages)

@@ -342,7 +342,7 @@ async def test_positions_that_many_have_made_up_are_not_all_looked_at(
     (run,) = live.watches._runs
     connection = open_session(dsn, SessionSettings())
     connection.begin(begin_statement("repeatable read", read_only=True))
-    missed = resume.Missed([run])
+    missed = resume.MissedChanges([run])
     missed.read_txn(connection, {old, new})
     assert missed.keys_txn(connection, run, new) == [2]
     assert missed.keys_txn(connection, run, old) is None

@@ -12,7 +12,7 @@ import pytest
 import pytest_twisted
 
 from service.changes import cycle, queries, refresh
-from service.changes.cycle import moment_txn
+from service.changes.cycle import snapshot_txn
 from service.changes.delta import Window
 from service.changes.dependencies import Dependencies
 from service.changes.log import LogRow
@@ -77,10 +77,10 @@ async def test_copies_of_slow_queries_read_beside_cycles_are_what_find_answers(
     assert report.needless == []
 
 
-def without_old_images(*args: Any) -> tuple[cycle.Moment, list[LogRow] | None]:
+def without_old_images(*args: Any) -> tuple[cycle.CycleSnapshot, list[LogRow] | None]:
     """Read the log as if updates had no old images."""
-    moment, rows = moment_txn(*args)
-    return moment, rows and [row._replace(old=None) if row.new else row for row in rows]
+    taken, rows = snapshot_txn(*args)
+    return taken, rows and [row._replace(old=None) if row.new else row for row in rows]
 
 
 def read_later(*_: Any, **__: Any) -> str:
@@ -116,7 +116,7 @@ def break_late(patch: pytest.MonkeyPatch) -> None:
 
 def break_images(patch: pytest.MonkeyPatch) -> None:
     """Ignore old images."""
-    patch.setattr(cycle, "moment_txn", without_old_images)
+    patch.setattr(cycle, "snapshot_txn", without_old_images)
 
 
 def break_windows(patch: pytest.MonkeyPatch) -> None:

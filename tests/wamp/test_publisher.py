@@ -17,7 +17,7 @@ from twisted.internet.task import Clock
 
 from service.payload import Audience, Publication
 from service.wamp.client import SessionObserver
-from service.wamp.publisher import PATIENCE, Publisher
+from service.wamp.publisher import ACK_TIMEOUT, Publisher
 from service.wamp.session import SafeSession
 from service.wamp.subscriptions import Subscriptions
 from tests.deferreds import until
@@ -172,11 +172,11 @@ async def test_router_that_does_not_acknowledge_is_none_to_publish_by_until_it_d
     publisher = Publisher(clock)
     edge = await start_edge(observers=[publisher])
     await publisher.send(publications(range(3)))
-    clock.advance(2 * PATIENCE)
+    clock.advance(2 * ACK_TIMEOUT)
     assert publisher.able, "nothing is owed"
     edge.client._transport.pauseProducing()
     sending = Deferred.fromCoroutine(publisher.send(publications(range(3))))
-    clock.advance(PATIENCE - 1)
+    clock.advance(ACK_TIMEOUT - 1)
     assert publisher.able
     clock.advance(1)
     assert not publisher.able
