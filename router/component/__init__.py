@@ -128,7 +128,7 @@ class Component(ApplicationSession):
         """Close the connection of a service that hangs."""
         found = self.session(id)
         if found is not None and found._transport is not None:
-            self.log.warn("a service gives no sign of life: session {id} is dropped", id=id)
+            self.log.warn("a service sends no heartbeats: session {id} is dropped", id=id)
             found._transport.transport.abortConnection()
 
 

@@ -211,7 +211,7 @@ class Feed(Service):
         self._running = Context().run(Deferred.fromCoroutine, self._run())
 
     def stopService(self) -> Deferred[None] | None:
-        """Stop when the current tick was published, after `GOODBYE` seconds at most."""
+        """Stop when the current tick was published, after `STOP_TIMEOUT` seconds at most."""
         super().stopService()
         running, self._running = self._running, None
         if running is None:
@@ -229,7 +229,7 @@ class Feed(Service):
         while self.running:
             connection = None
             try:
-                connection = await self._open()
+                connection = await self._delivery.in_thread(self._connect)
                 await self._serve(connection)
                 self._failures = 0
             except CancelledError as error:
@@ -237,6 +237,7 @@ class Feed(Service):
                     return
                 self._failed(error)
             except Exception as error:
+                # Not a failure if another feed has made the tick: that one leads.
                 if getattr(error, "pgcode", None) != TICK_EXISTS:
                     self._failed(error)
             finally:
@@ -258,15 +259,12 @@ class Feed(Service):
             self.log.warn("changes are not read: {problem}", problem=problem)
         self.problem = problem
 
-    async def _open(self) -> PgConnection:
-        return await self._delivery.in_thread(self._connect)
-
     def _connect(self) -> PgConnection:
         """Open a session; runs in a thread, because libpq resolves host names there and blocks."""
         connection = open_session(self._dsn(), SessionSettings(STATEMENT_TIMEOUT))
         try:
             prepare_txn(connection, self._process)
-            if not self.running:
+            if not self.running:  # stopping: a cancelled `_run` could not close the session
                 raise CancelledError
         except BaseException:
             connection.close()
@@ -337,6 +335,7 @@ class Feed(Service):
                 pause = max(0.0, looked + BUSY - self._reactor.seconds())
             else:
                 if connection.pooled and last.rows:
+                    # Else other feeds would take the tick for one that was never published (OVERDUE).
                     last = await self._delivery.in_thread(
                         finish_txn, connection, last, epoch.number
                     )

@@ -216,7 +216,7 @@ class Watches(Service):
         session = self._sessions.get(call.caller.session)
         if session is not None and len(session.members) >= self._limits.session:
             raise Unavailable(
-                f"this session has {len(session.members)} watches, as many as it may",
+                f"this session has {len(session.members)} watches, the maximum",
                 retry_after=5.0,
                 hint="cancel one that is not needed any more",
             )
@@ -267,7 +267,7 @@ class Watches(Service):
             self._moved[session] = None
             self._move()
         if not self._queries:
-            self.wake()
+            self.wake()  # the loop of cycles ends when nothing is watched
 
     def _move(self) -> None:
         """Send sessions the steps that are due, up to the position of the last cycle."""
@@ -301,7 +301,7 @@ class Watches(Service):
                 except CancelledError:
                     raise
                 except Exception as error:
-                    log.warn("cannot look for changes: {error}", error=first_line(error))
+                    log.warn("live queries: a cycle failed: {error}", error=first_line(error))
                     failures += 1
                     self._stale()
                 if failures:
@@ -357,7 +357,7 @@ class Watches(Service):
             if outcome.aside is not None:  # always: only `_read` ends the transaction that it holds
                 reading = Deferred.fromCoroutine(self._read(outcome.aside, wanted))
                 self._readings.add(reading)
-                reading.addErrback(lambda why: log.failure("cannot tell what was read", why))
+                reading.addErrback(lambda why: log.failure("cannot send what was read", why))
                 reading.addBoth(self._end_reading, reading)
                 self.wake()  # the next cycle may start to read another group
         self._place = outcome.position
@@ -380,7 +380,8 @@ class Watches(Service):
             orders = [order_of(query, watches) for query, watches in wanted.items()]
             self._take_apart(await self._first.run_alone(orders), wanted)
         except Exception as error:
-            log.warn("cannot begin live queries: {error}", error=first_line(error))
+            log.warn("live queries: a first read failed: {error}", error=first_line(error))
+            # They are still new: the next cycle starts another attempt.
             await deferLater(self._reactor, PAUSES[0])
 
     def _end_beginning(self, _: object) -> None:
@@ -413,7 +414,7 @@ class Watches(Service):
                 self._take_apart(outcome, wanted)
                 read = outcome.found
         except Exception as error:
-            log.warn("cannot look for changes: {error}", error=first_line(error))
+            log.warn("live queries: a slow read failed: {error}", error=first_line(error))
             for query in queries:
                 query.run.rest(time.monotonic())
         for query in queries:
@@ -489,6 +490,7 @@ class Watches(Service):
         """Order a self-check of one random query, if `CHECK` seconds have passed since the last."""
         if self.now() - self._checked < CHECK:
             return False
+        # Not slow queries, whose read would hold up the cycle.
         known = [
             each
             for each in self._queries.values()
@@ -504,7 +506,7 @@ class Watches(Service):
         if found.drifted:
             self.drift += 1
             log.error(
-                "the rows of {query} were others than the log had led to",
+                "self-check failed: the rows of {query} differ from its state",
                 query=query.run.shape.statement.name,
             )
         query.state = found.state
@@ -517,8 +519,8 @@ class Watches(Service):
         error: Any = why.value
         if isinstance(error, KeyRepeated):
             error = DatabaseRefused(
-                "two rows have the same key, which is said to be unique",
-                hint="mend the comment of the view that says @key",
+                "two rows have the same key, which is declared to be unique",
+                hint="correct @key in the comment of the view",
                 sqlstate="21000",
             )
         known = refusal(error)

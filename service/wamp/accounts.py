@@ -105,11 +105,11 @@ class Account:
         if unread + self.given * self.expected < room:
             return ""
         if unread or room > 0:
-            return f"this session has {self.unread} bytes of answers to take before it gets more"
+            return f"this session has {self.unread} bytes of unread answers"
         # The second half of the total is for sessions that read their answers: one call at a time.
         if not self.given and accounts.unread < bounds.total_bytes:
             return ""
-        return "answers that callers have not taken yet weigh as much as may be"
+        return "the unread answers of all sessions are too large together"
 
     @property
     def light(self) -> bool:
@@ -178,16 +178,14 @@ class Accounts:
         """Return a refusal if a limit does not allow one more call with arguments of `size` bytes."""
         bounds, account = self.bounds, self._of.get(session) or self.of(session)
         if account.calls >= min(bounds.session_calls, bounds.total_calls - self.calls):
-            return Unavailable(
-                f"as many calls are under way as may be ({account.calls} of this session)"
-            )
+            return Unavailable(f"too many calls are in progress ({account.calls} of this session)")
         room = bounds.total_bytes - self._arguments
         more = account.arguments + size
         # With nothing else in progress any size is accepted, or a large call would be refused for ever.
         if self._arguments and (
             size > room or (account.arguments and more > min(bounds.session_bytes, room))
         ):
-            return Unavailable("the arguments of calls under way weigh as much as may be")
+            return Unavailable("the arguments of the calls in progress are too large together")
         return None
 
     def enter(self, session: int | None, size: int) -> Account:
@@ -311,7 +309,7 @@ class Accounts:
                     self._sweep_later(0)
                     return
                 del account.waiting[turn]
-                turn.errback(Unavailable(f"{why}; this one has waited too long"))
+                turn.errback(Unavailable(f"{why}; this call has waited too long"))
 
 
 _BOUNDS = [0.0001 * 2 ** (step / 4) for step in range(81)]

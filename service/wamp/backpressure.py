@@ -152,7 +152,7 @@ class Pace:
             if held < least:
                 least, since = held, self._reactor.seconds()
             elif self._reactor.seconds() - since > self._patience:
-                raise StatementTimeout("the caller has taken nothing for too long", clock=None)
+                raise StatementTimeout("the caller has read nothing for too long", clock=None)
 
     async def held(self, session: SafeSession, caller: int | None) -> int:
         """

@@ -315,7 +315,7 @@ class Callee(SessionObserver):
             await self._idle.addTimeout(self._drain + CANCEL_TIMEOUT, self._reactor)
         except Late:
             self._idle = None
-            log.warn("{calls} calls do not end: left behind", calls=self.in_progress)
+            log.warn("{calls} calls do not end, and are abandoned", calls=self.in_progress)
             for answer in list(self._running):
                 answer.errback(application_error(OutcomeUnknown(LEFT_BEHIND), "leaving"))
         finally:

@@ -91,7 +91,7 @@ class Departures(SessionObserver):
         except ApplicationError as error:
             if session.lost:
                 raise
-            log.info("the router does not tell who leaves: {error}", error=in_line(error.error))
+            log.info("the router does not report who leaves: {error}", error=in_line(error.error))
 
     def left(self) -> None:
         """Report that all sessions are gone."""
@@ -293,7 +293,7 @@ class WampClient(Service):
             try:
                 observer.left()
             except Exception:  # an observer's error must not end the loop that reconnects
-                log.failure("an observer did not take it that the session is gone")
+                log.failure("an observer failed when the session was lost")
         if self.running:
             why = session.closing if session is not None else None
             ended = f"{why.reason}: {why.message}" if why is not None else ""
@@ -309,7 +309,7 @@ class WampClient(Service):
         reason = in_line(reason, 1000)
         if (router.url, reason) not in self._logged:
             self._logged.add((router.url, reason))
-            log.warn("no session at {url}: {reason}; trying on", url=router.url, reason=reason)
+            log.warn("no session at {url}: {reason}; retrying", url=router.url, reason=reason)
 
     async def _stop(self) -> None:
         if self.joined and self._session is not None:
@@ -317,7 +317,7 @@ class WampClient(Service):
                 try:
                     await observer.leaving()
                 except Exception:
-                    log.failure("an observer did not leave in order")
+                    log.failure("an observer failed before the session left")
         if self._following is None:
             return
         if self.joined and self._session is not None:

@@ -170,7 +170,7 @@ class Publisher(SessionObserver):
             if why not in self._logged:
                 self._logged.add(why)
                 log.error(
-                    "the router does not take events: {error} ({topic})",
+                    "the router refuses events: {error} ({topic})",
                     error=in_line(why),
                     topic=in_line(publication.topic),
                 )

@@ -124,7 +124,7 @@ class Subscriptions(SessionObserver):
             if session.lost:
                 raise
             log.info(
-                "the router does not tell who subscribes, so all is published: {error}",
+                "the router does not report who subscribes, so all changes are published: {error}",
                 error=in_line(error.error),
             )
         else:

@@ -271,7 +271,7 @@ async def test_caller_that_takes_nothing_ends_its_watch_alone(dsn: str, live: Li
     execute(dsn, "UPDATE items SET name = 'first' WHERE id = 1")
     await until(lambda: len(one.messages) == 2)
     assert one.held is not None
-    one.held.errback(StatementTimeout("the caller has taken nothing for too long", clock=None))
+    one.held.errback(StatementTimeout("the caller has read nothing for too long", clock=None))
     await until(lambda: one.error is not None)
     execute(dsn, "UPDATE others SET n = 0")
     await two.same()

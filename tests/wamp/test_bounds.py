@@ -71,7 +71,7 @@ async def test_calls_of_a_session_beyond_the_bound_are_refused(
     calls = Calls(caller, 7, "rowcast.wait")
     await calls.seen(edge, 5, 2)
     assert edge.dispatcher.calls == 5
-    assert calls.refused[0].args == ("as many calls are under way as may be (5 of this session)",)
+    assert calls.refused[0].args == ("too many calls are in progress (5 of this session)",)
     assert await other.call("rowcast.echo", 1) == 1
     edge.dispatcher.release()
     await gatherResults(calls.all)
@@ -247,7 +247,7 @@ async def test_call_that_waits_too_long_is_refused(start_edge: StartEdge, call_f
     await calls.seen(edge, 2, 3)
     assert edge.dispatcher.calls == 2
     assert calls.refused[0].args == (
-        "2 calls of this session are running; this one has waited too long",
+        "2 calls of this session are running; this call has waited too long",
     )
     edge.dispatcher.release()
     await gatherResults(calls.all)
@@ -263,7 +263,9 @@ async def test_arguments_beyond_the_bound_are_refused(
     caller, other = await call_from(), await call_from()
     calls = Calls(caller, 3, "rowcast.wait", "x" * 700_000)
     await calls.seen(edge, 1, 2)
-    assert calls.refused[0].args == ("the arguments of calls under way weigh as much as may be",)
+    assert calls.refused[0].args == (
+        "the arguments of the calls in progress are too large together",
+    )
     assert len(await other.call("rowcast.echo", "x" * 3 * MIB)) == 3 * MIB
     edge.dispatcher.release()
     await gatherResults(calls.all)
