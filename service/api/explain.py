@@ -44,7 +44,7 @@ from service.request.watch_request import parse_options, parse_watched
 
 class ExplainProcedure:
     """
-    Answers `explain`.
+    Answers `explain`, if ROWCAST_EXPLAIN allows it: plans show policies, and the tables under views.
 
     Args:
         dispatcher: Routes the call that is explained.

@@ -79,7 +79,8 @@ class Importing:
         self._database = database
         self._limits = limits
         self.forward: Forward | None = None
-        # Each upload holds a connection, and two are left for other calls.
+        # Each upload holds a connection, and two are left for other calls. One session may have half of the
+        # uploads, so that it cannot keep all others from importing.
         total = max(1, database.pool.scheduler.limits.most - 2)
         self.uploads: Leases[Upload] = Leases(
             *(database.reactor, process, "upload", total, (total + 1) // 2),

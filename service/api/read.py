@@ -96,6 +96,7 @@ def _get_many(call: Call, parsed: Parsed[GetRequest], statement: Statement) -> S
             return {"columns": list(answered_columns(statement)), "rows": rows}
         return json_list(row or "null" for row in rows) if form == "json" else rows
 
+    # The statement numbers the keys, so that each has its row, or null, in the order of the call.
     keys = len(parsed.values[operands[0].slot]) if operands else 0
     shape = Shape(form, call.backend.max_bytes)
     return reading(call, parsed, answer, by_keys_txn, statement, keys, shape)
@@ -107,6 +108,8 @@ def find(call: Call) -> Step | Awaitable[Any]:
     request: FindRequest = wanted(parsed.request)
     # The statement reads a row more than the page has, which shows whether another page follows.
     limit = parsed.values[request.limit.slot] - 1
+    # Rows become CBOR in the pool thread: cbor2 took half of the time of 1,000 rows, in the reactor thread.
+    # A caller that reads the rows, such as a batch, gets them as values.
     encodes = call.state.encodes and call.relation is not None
     shape = Shape(request.form, call.backend.max_bytes, encodes)
     read_all = counts_as_it_reads(call, parsed)
@@ -187,6 +190,7 @@ def parsed_rows(call: Call, kwargs: Mapping[str, Any], parse: Parse) -> Parsed[A
         parse: Parses the arguments of the verb.
     """
     limits, relation = call.backend.limits, call.relation
+    # The last argument is part of a token's digest, so that a token of other rows is refused.
     if relation is not None:
         return parse(call.args, kwargs, limits, f"{relation.schema}.{relation.name}")
     return parse_called(
@@ -274,6 +278,7 @@ async def _total(call: Call, parsed: Parsed[Any]) -> int:
     catalog, mode, found = call.snapshot.catalog, wanted(parsed.request).count, 0
     plan = plan_counted(call, parsed)
     if mode != "exact":
+        # The planner's statistics include the rows that policies hide.
         refuse_guarded(catalog, plan)
     if mode != "planned":
         counting = counting_statement(call, parsed, plan)

@@ -115,6 +115,7 @@ def _prepare(call: Call) -> Rows:
     key = key_of_rows(snapshot.catalog, relation, request.by)
     split = [split_row(key, row, f"rows.{at}") for at, row in enumerate(request.rows)]
     refuse_names(relation, (changes for _, changes in split))
+    # With UNIQUE NULLS NOT DISTINCT a null in the key could match one row, but `=` never finds that row.
     for at, (of_key, changes) in enumerate(split):
         for each in of_key:
             if each.operand is not None and parsed.values[each.operand.slot] is None:
@@ -186,6 +187,7 @@ async def _validate(
     The rows are found by a key that PostgreSQL enforces, if they have one.
     """
     key = key_of_rows(snapshot.catalog, relation, parsed.request.by)
+    # A key that only a comment declares may be of several rows, or null, so the write uses a known one.
     keyed = relation.known_key or key
     model, values, found = snapshot.model(relation), Values(parsed.values), []
     paths = parsed.request.paths
@@ -295,6 +297,7 @@ async def update_old(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
                 raise too_many_rows(len(old), request.max_affected)
             written = Written(old, 0, columns)
             if request.changes and not old:
+                # Otherwise whether a role may change a column would depend on the rows that exist.
                 await _change_none(call, parsed)
             elif request.changes:
                 values = Values(parsed.values)
@@ -317,6 +320,7 @@ async def update_rows_old(call: Call, parsed: Parsed[UpdateRowsRequest]) -> Any:
     request, snapshot, relation = parsed.request, call.snapshot, relation_of(call)
     if request.returning.order:
         raise InvalidArgument("these rows come in the order of the call", path="order")
+    # A row that an inner embed leaves out would be taken for one that does not exist.
     refuse_inner(request.returning)
     match, values = match_of(call, parsed)
     returning = request.returning

@@ -134,7 +134,7 @@ class Batches:
 
         commits = whole is None and not (fails or request.dry_run or request.receipt)
         await self._operate(caller, request, results, commits)
-        if whole is None:
+        if whole is None:  # else the statement that stores the result checks its size
             fit(results, self._dispatcher.backend.max_bytes)
         if fails:
             raise InjectedFailure("this attempt was to fail", retry=True)
@@ -164,7 +164,7 @@ class Batches:
         """
         group: list[Ready] = []
         for at, operation in enumerate(request.operations):
-            if operation.refers:
+            if operation.refers:  # to results, which the group has to produce first
                 await self._run_group(caller, group, results)
                 operation = _resolved(operation, at, results)
             name, args, kwargs = operation.name, operation.args, operation.kwargs
@@ -177,7 +177,7 @@ class Batches:
                 await self._run_group(caller, group, results)
             except BaseException:
                 if isinstance(step, Coroutine):
-                    step.close()
+                    step.close()  # else Python warns that it was never awaited
                 raise
             handler = None if prepared is None else prepared.handler
             results.append(await self._operation(caller, operation, at, handler))

@@ -110,6 +110,7 @@ async def _read_first(call: Call, parsed: New) -> Any:
         existing = await _existing(call, parsed, key, by_index)
         return await _write(call, parsed, existing)
 
+    # `RowUnseen` asks for another attempt: a row was inserted after the existing ones were read.
     database = call.backend.database
     return await database.transact(attempt, timeout=parsed.timeout, kind=relation_of(call).name)
 
@@ -127,6 +128,7 @@ def _key(call: Call, parsed: New) -> tuple[tuple[str, ...], bool]:
     by_index, key = planned.target is not None, planned.key
     changed = {each.column for each in conflict.changes}
     if by_index:
+        # The upsert itself goes by the index; the rows it finds are then read by a key.
         _refuse_of_index(call, conflict)
         key, changed = relation.known_key, {each.column.name for each in planned.updates}
         if not key:
@@ -283,6 +285,7 @@ async def _write(call: Call, parsed: New, existing: Existing) -> Any:
     if returning.old == "both":
         rows = paired(old, rows, returning.form)
     columns = write.columns_of(call, replace(request, returning=replace(returning, old="")))
+    # Each statement was checked by itself; together the rows may be too large, before anything is committed.
     fit([rows, columns], backend.max_bytes)
     affected = sum(each.affected for _, each in written)
     tx = next((each.tx for _, each in written if each.tx), None)
@@ -313,6 +316,8 @@ async def _change(
         groups.setdefault(defaults if changes[at] else None, []).append(at)
     written: list[tuple[Sequence[int], Written]] = []
     for group, numbers in groups.items():
+        # By the usual upsert statement if possible: an UPDATE would need other rights, and would fire no
+        # trigger for a row that has only its key.
         if existing.by_index:
             found = await _upserted_by_index(call, parsed, numbers, existing)
         elif group is None:
@@ -385,6 +390,7 @@ async def _create(call: Call, parsed: New, existing: Existing, absent: Sequence[
         for at, row in zip(numbers, made, strict=True):
             rows[at] = row
         parsed = replace(parsed, request=replace(request, rows=tuple(rows)), values=values)
+    # With a condition that is never true an existing row is left unchanged, and only its absence is counted.
     written = await _upserted(call, parsed, numbers, NEVER)
     if written.affected != len(absent):
         raise await _refusal(call, parsed, existing, absent)

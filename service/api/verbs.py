@@ -222,6 +222,7 @@ _ROWS = (
             },
             ["values"],
         ),
+        # Null stands for a row that the upsert leaves unchanged.
         result=forms(reference("selected"), GOT, NULL, more=[GOT_LISTS, reference("affected")]),
         errors=(*error_schemas.WRITES, NotChanged),
         positional=("values",),
@@ -258,6 +259,7 @@ _ROWS = (
                 ),
             ],
         },
+        # Null is the answer by key if an inner embed leaves the row out.
         result=forms(
             reference("selected"), ROWS, NULL, reference("written"), more=[reference("affected")]
         ),
