@@ -244,6 +244,11 @@ class Backend:
     max_bytes: int
 
 
+def as_is(result: Any) -> Any:
+    """Return the result of a step's function, as its answer."""
+    return result
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """
@@ -252,7 +257,7 @@ class Step:
     Args:
         function: Runs the statement in a worker thread; called with the connection and `args`.
         args: Further arguments of the function.
-        shape: Makes the answer from the function's result.
+        shape: Makes the answer from the function's result; `Call.run` returns that result itself.
         timeout: Seconds that the statement may take, if the caller limits it.
         access: How the step runs outside a transaction.
         missing: The error if no row was written although one had to be, or a function that finds the
@@ -264,7 +269,7 @@ class Step:
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
-    shape: Callable[..., Any]
+    shape: Callable[..., Any] = as_is
     timeout: float | None = None
     access: Access = "read"
     missing: ServiceError | Callable[[], Awaitable[ServiceError]] | None = None

@@ -107,7 +107,7 @@ class ExplainProcedure:
             args = (call.snapshot.codec, statement, parsed.values, request.analyze)
             seconds = request.timeout or parsed.timeout
             # With analyze the statement runs; a READ ONLY transaction refuses the writes of functions in it.
-            step = Step(explain_txn, args, lambda plan: plan, seconds, "read only")
+            step = Step(explain_txn, args, timeout=seconds, access="read only")
             plans.append(await call.run(step))
         return plans
 

@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from service.api.call import Call, Step
+from service.api.call import Call, Step, as_is
 from service.db.database import Database
 from service.db.keys import (
     KeyClaim,
@@ -60,10 +60,9 @@ def once_only(
     if isinstance(step, Step):
         # The key, the step and the result run in one transaction and one job.
         row = [step.args] if step.row else []
-        whole = step.large or step
-        args = (keyed, whole.function, whole.args, whole.shape, row)
-        result: Callable[[Any], Any] = lambda result: result  # noqa: E731
-        return Step(keyed_txn, args, result, step.timeout, "transaction", step.missing)
+        unguarded = step.large or step
+        args = (keyed, unguarded.function, unguarded.args, unguarded.shape, row)
+        return Step(keyed_txn, args, as_is, step.timeout, "transaction", step.missing)
     # The first attempt uses the awaitable that was made already; a retry makes another one.
     made = [step]
 

@@ -463,14 +463,14 @@ async def _by_models(call: Call, nested: Nested, sent: Messages) -> Any:
             steps, values = await validated(each, values)
             message = partial(_message, catalog, steps, len(done), sent, None)
             args = codec, message, values, done
-            run = Step(steps_txn, args, tuple, nested.timeout, "write")
+            run = Step(steps_txn, args, timeout=nested.timeout, access="write")
             values, done = tuple(await call.run(run)), (*done, *steps)
         behind = (tree.made,) if tree.root_answers else ()
         steps, values = await validated((*final, *behind), values)
         # The last message and COMMIT are one job: each hop to a worker and back costs some 80 µs.
         work = partial(_last_work, catalog, nested, sent, done, steps, last)
         end = codec, work, values, tree.written, _shape(call, request.returning)
-        written = await call.run(Step(nested_txn, end, tuple, nested.timeout, "last"))
+        written = await call.run(Step(nested_txn, end, timeout=nested.timeout, access="last"))
         return write.answered(written, request.returning, request.many)
 
     async def transaction() -> Any:

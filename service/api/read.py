@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from service.api.call import Call, Step
+from service.api.call import Call, Step, as_is
 from service.catalog import Catalog, Relation
 from service.db.statements import (
     Page,
@@ -268,7 +268,7 @@ async def _find_and_more(
     if totals is not None:
         shape = Shape("json" if request.form == "json" else "dicts", call.backend.max_bytes)
         # Without a group there is one row.
-        total = reading(call, parsed, list, groups_txn, totals, MAX_GROUPS, shape)
+        total = reading(call, parsed, as_is, groups_txn, totals, MAX_GROUPS, shape)
         (beside["totals"],) = await call.run(total)
     return step.shape(found, **beside)
 
@@ -282,10 +282,10 @@ async def _total(call: Call, parsed: Parsed[Any]) -> int:
         refuse_guarded(catalog, plan)
     if mode != "planned":
         counting = counting_statement(call, parsed, plan)
-        found = int(await call.run(reading(call, parsed, int, value_txn, counting)))
+        found = int(await call.run(reading(call, parsed, as_is, value_txn, counting)))
         if mode == "exact" or found <= call.backend.limits.max_rows:
             return found
-    (document,) = await call.run(reading(call, parsed, list, value_txn, estimate(plan)))
+    (document,) = await call.run(reading(call, parsed, as_is, value_txn, estimate(plan)))
     # The planner's estimate may be lower than the rows counted so far.
     return max(found, int(document["Plan"]["Plan Rows"]))
 

@@ -8,12 +8,12 @@ pairs each old row with its new one in every version of PostgreSQL; RETURNING OL
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from service.api.call import Call, Snapshot, Step
+from service.api.call import Call, Snapshot, Step, as_is
 from service.api.rules import Pause, given_of, made_of, merged, refuse_faults, refuse_row
 from service.api.write import (
     MANY,
@@ -129,8 +129,7 @@ def _prepare(call: Call) -> Rows:
 def _changing(call: Call, parsed: Rows) -> Step:
     request = parsed.request
     make = partial(_update, call.snapshot.catalog, relation_of(call), request)
-    shape: Callable[[Written], Written] = lambda written: written  # noqa: E731
-    return writing(call, parsed, make, request.max_affected, len(request.rows), shape)
+    return writing(call, parsed, make, request.max_affected, len(request.rows), as_is)
 
 
 def _reads_first(call: Call, parsed: Rows) -> bool:
@@ -155,7 +154,7 @@ async def _locked(
     """
     plan = plan_update_rows(call.snapshot.catalog, relation_of(call), parsed.request)
     args = (call.snapshot.codec, lock_rows(plan), parsed.values, None, Shape("dicts", UNBOUNDED))
-    rows, behind = await call.run(Step(keyed_txn, args, list, parsed.timeout, "write"))
+    rows, behind = await call.run(Step(keyed_txn, args, timeout=parsed.timeout, access="write"))
     if len({number for number, *_ in behind}) < len(behind):
         raise several_rows(len(rows), len(parsed.request.rows))
     if len(rows) < len(parsed.request.rows):
@@ -231,7 +230,7 @@ async def missing_row(call: Call, parsed: Rows) -> ServiceError:
     statement = select(plan_get(snapshot.catalog, relation, GetRequest(match, items, many=True)))
     shape = Shape("lists", UNBOUNDED)
     args = (snapshot.codec, statement, values, len(request.rows), shape)
-    found = await call.run(Step(by_keys_txn, args, list))
+    found = await call.run(Step(by_keys_txn, args))
     seen: dict[str, int] = {}
     paths = request.paths
     for at, row in enumerate(found):
@@ -330,7 +329,8 @@ async def update_rows_old(call: Call, parsed: Parsed[UpdateRowsRequest]) -> Any:
     args = (snapshot.codec, statement, values, len(request.rows), shape)
     try:
         async with call.transaction():
-            old = await call.run(Step(by_keys_txn, (*args, True), list, parsed.timeout, "write"))
+            locked = Step(by_keys_txn, (*args, True), timeout=parsed.timeout, access="write")
+            old = await call.run(locked)
             if None in old:
                 raise NotFound(relation.name, old.index(None))
             changes = replace(request, returning=_returning(returning))
@@ -363,7 +363,7 @@ async def _locked_old(
     statement = call.snapshot.statement(_lock, relation_of(call), (request, key))
     shape = Shape(request.returning.form, call.backend.max_bytes)
     args = (call.snapshot.codec, statement, parsed.values, None, shape)
-    old, keys = await call.run(Step(keyed_txn, args, tuple, parsed.timeout, "write"))
+    old, keys = await call.run(Step(keyed_txn, args, timeout=parsed.timeout, access="write"))
     return old, keys, answered_columns(statement)
 
 

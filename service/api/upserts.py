@@ -255,7 +255,7 @@ async def _read(
     statement = select(replace(plan, where=holds, lock=lock))
     shape = Shape(asked.form, call.backend.max_bytes if answer else UNBOUNDED)
     args = (call.snapshot.codec, statement, values.freeze(), len(given), shape, True)
-    rows = await call.run(Step(by_keys_txn, args, list, None, "write"))
+    rows = await call.run(Step(by_keys_txn, args, access="write"))
     return {at: row for at, row in zip(given, rows, strict=True) if row is not None}
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from service.api.call import Access, Call, Step
+from service.api.call import Access, Call, Step, as_is
 from service.api.rules import (
     accept_new_rows,
     accept_unseen,
@@ -331,8 +331,7 @@ def refuse_inner(returning: Returning) -> None:
 def _updating_each(call: Call, parsed: Parsed[UpdateRequest]) -> Step:
     """Return the step that updates one of many rows; to write no row is no error."""
     statement = call.snapshot.statement(_update_each, relation_of(call), parsed.request)
-    shape: Callable[[Written], Any] = lambda written: written  # noqa: E731
-    return writing(call, parsed, lambda: statement, None, 0, shape, access="write")
+    return writing(call, parsed, lambda: statement, None, 0, as_is, access="write")
 
 
 async def _delete_by_model(call: Call, parsed: Parsed[DeleteRequest]) -> Any:
@@ -402,7 +401,7 @@ async def _locked(
     asked = request.target, Returning(order=request.returning.order), limit, changes, skip_locked
     statement = call.snapshot.statement(_lock, relation, asked)
     args = (call.snapshot.codec, statement, values.freeze(), None, Shape("dicts", UNBOUNDED))
-    rows, new = await call.run(Step(keyed_txn, args, list, parsed.timeout, "write"))
+    rows, new = await call.run(Step(keyed_txn, args, timeout=parsed.timeout, access="write"))
     if request.target.key is not None and len(rows) > 1:
         raise several_rows(len(rows))
     if len(rows) > most:
@@ -471,7 +470,7 @@ async def _found(
     statement = _current(call.snapshot.catalog, relation_of(call), request)
     shape = Shape(returning.form, call.backend.max_bytes)
     args = (call.snapshot.codec, statement, parsed.values, None, shape)
-    page: Page = await call.run(Step(page_txn, args, list))
+    page: Page = await call.run(Step(page_txn, args))
     return answered_columns(statement), page.rows
 
 
