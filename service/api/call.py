@@ -408,7 +408,7 @@ class Call:
         progress = self.progress
         if progress is None:
             raise InvalidArgument(
-                "this is answered in parts, as progressive results, and the call asks for none",
+                "the answer comes as progressive results, and the call does not ask for them",
                 hint="call with receive_progress (autobahn: CallOptions(on_progress=…))",
             )
 

@@ -77,7 +77,7 @@ RETRY_AFTER = 1.0
 
 _CATALOG_ERRORS = (InvalidArgument, NoSuchProcedure, NotAuthorized, InvalidRow, DatabaseRefused)
 
-HALF_WAY = "the call ended half way: what it had committed by then is kept"
+INTERRUPTED = "the call was interrupted: what it had committed before is kept"
 
 NO_RELATION = Route(FUNCTION, None, (), "")
 """The route of procedures written by hand, which apply to no relation."""
@@ -306,13 +306,15 @@ class Dispatcher:
             raise InvalidArgument(
                 "an operation of a transaction has no receipt of its own",
                 path=RECEIPT,
-                hint="the whole has one",
+                hint="the transaction has one",
             )
         if IDEMPOTENCY_KEY not in call.kwargs:
             return call
         key = _option(call, IDEMPOTENCY_KEY)
         if key is not None and inside:
-            raise no_key("an operation of a transaction has no key of its own", "the whole has one")
+            raise no_key(
+                "an operation of a transaction has no key of its own", "the transaction has one"
+            )
         procedure = (target.schema, target.name, verb.name)
         given = call.args, call.kwargs, key, call.caller, call.snapshot.codec
         return replace(call, keyed=self.keyed(procedure, *given))
@@ -375,7 +377,7 @@ class Dispatcher:
             if isinstance(error, TooLarge):
                 error = committed_despite(error)
             elif claims_nothing(error):
-                error = OutcomeUnknown(HALF_WAY)
+                error = OutcomeUnknown(INTERRUPTED)
         if isinstance(error, CancelledError):
             return error
         if not isinstance(error, ServiceError):
@@ -447,7 +449,9 @@ class Dispatcher:
         if snapshot is None:
             if self._union is None:
                 raise _not_loaded()
-            raise NotAuthorized("the database role of these callers is not there, or not ours")
+            raise NotAuthorized(
+                "the database role of this caller does not exist, or the service may not act as it"
+            )
         return snapshot
 
     def role_of(self, caller: Caller) -> str:

@@ -119,7 +119,7 @@ class Importing:
         lease = self.of(request.upload, caller.session)
         home = lease.held.relation
         if (home.schema, home.name) != (relation.schema, relation.name):
-            raise InvalidArgument(f'the upload goes into "{home.name}"', path="upload")
+            raise InvalidArgument(f'the upload is for "{home.name}"', path="upload")
         if self.forward is not None and lease.calls:
             # A forwarded call can be overtaken by the next one, and CSV may be cut anywhere.
             self.uploads.drop(lease, "failed")
@@ -287,7 +287,9 @@ class Upload:
         if complete(text[:HEADER]):
             return text
         if len(text) > HEADER:
-            raise _no_header()
+            raise InvalidArgument(
+                f"the header of the CSV is longer than {HEADER} characters", path="csv"
+            )
         self._head = text
         return ""
 
@@ -350,12 +352,8 @@ def _no_such_upload() -> InvalidArgument:
     return InvalidArgument(
         "there is no such upload",
         path="upload",
-        hint="it is done, has failed, or lay idle for too long; nothing of the latter two is kept",
+        hint="it is done, has failed or was idle for too long; only one that is done is kept",
     )
-
-
-def _no_header() -> InvalidArgument:
-    return InvalidArgument("the header of the CSV is a whole line", path="csv")
 
 
 def _named(rows: Sequence[Any]) -> list[tuple[str, str]]:
@@ -371,7 +369,7 @@ def _named(rows: Sequence[Any]) -> list[tuple[str, str]]:
         if row.keys() - found.keys():
             found.update({name: f"rows.{at}.{name}" for name in row if name not in found})
     if not found:
-        raise InvalidArgument("a row names a column at least", path="rows.0")
+        raise InvalidArgument("a row needs at least one column", path="rows.0")
     return list(found.items())
 
 

@@ -123,13 +123,13 @@ class Leases(Generic[Thing]):
         # If the router does not disclose callers, all of them would share the limit of one session.
         if owner.session is not None and own >= self._session:
             raise Unavailable(
-                f"this session has {own} {self._kind}s open, as many as it may",
+                f"this session has {own} {self._kind}s open, the maximum",
                 retry_after=5.0,
                 # Sessions of Crossbar itself, such as its HTTP bridge, have no authid.
                 hint=self._hint if owner.authid else f"{self._hint}; {BRIDGE}",
             )
         if len(self._open) >= self._total:
-            raise Unavailable(f"as many {self._kind}s are open as may be", retry_after=5.0)
+            raise Unavailable(f"the maximum number of {self._kind}s is open", retry_after=5.0)
         # 18 random bytes are the 24 characters of `_ID`.
         lease = Lease(f"{self.process}.{secrets.token_urlsafe(18)}", owner, held, idle)
         self._open[lease.id] = lease

@@ -280,7 +280,7 @@ async def update_old(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
     # If only a comment declares the key, the rows found by it are counted below.
     key = relation.known_key or (relation.primary_key if one else ())
     if not key:
-        raise no_known_key(relation, "rows as they were", "returning")
+        raise no_known_key(relation, "old rows", "returning")
     if not set(key).isdisjoint(each.column for each in request.changes):
         raise _changes_key()
     refuse_inner(request.returning)
@@ -349,9 +349,9 @@ async def _change_none(call: Call, parsed: Parsed[UpdateRequest]) -> None:
 
 def _changes_key() -> InvalidArgument:
     return InvalidArgument(
-        "rows as they were are found by their primary key, and these changes are of it",
+        "old rows are read by their key, so these changes cannot include it",
         path="returning",
-        hint="true answers the rows as they are now",
+        hint="returning: true answers the new rows",
     )
 
 

@@ -282,7 +282,7 @@ def made_of(
         if name not in given or value is not given[name]
     }
     if not made.keys() <= relation.columns.keys():
-        raise NotAuthorized("the database's role may not write what the model's rules set")
+        raise NotAuthorized("the database role may not write a column that the model sets")
     return made
 
 

@@ -101,7 +101,7 @@ class Batches:
         if whole is not None and (request.read_only or request.dry_run):
             raise no_key("a batch that writes nothing has no idempotency key")
         if request.failures and not self._inject:
-            raise InvalidArgument("attempts are made to fail in development alone", path="inject")
+            raise InvalidArgument("failures can be injected in development only", path="inject")
         attempts = 0
 
         async def attempt() -> list[Any] | Receipted:
@@ -137,7 +137,7 @@ class Batches:
         if whole is None:  # else the statement that stores the result checks its size
             fit(results, self._dispatcher.backend.max_bytes)
         if fails:
-            raise InjectedFailure("this attempt was to fail", retry=True)
+            raise InjectedFailure("this attempt fails as requested", retry=True)
         if request.dry_run:  # deferred constraints, which COMMIT would check, are checked now
             await self._database.statement("SET CONSTRAINTS ALL IMMEDIATE", fetch=False)
             # An exception rolls the transaction back.

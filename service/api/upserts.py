@@ -132,12 +132,12 @@ def _key(call: Call, parsed: New) -> tuple[tuple[str, ...], bool]:
         _refuse_of_index(call, conflict)
         key, changed = relation.known_key, {each.column.name for each in planned.updates}
         if not key:
-            raise no_known_key(relation, "rows that are looked at first", "on_conflict")
+            raise no_known_key(relation, "existing rows that are read first", "on_conflict")
     elif planned.nulls:
         _refuse_null_keys(relation, key, parsed)
     if not set(key).isdisjoint(changed):
         raise InvalidArgument(
-            "rows that are looked at first are found by their key, and these changes are of it",
+            "existing rows are read by their key here, so these changes cannot include it",
             path="update",
             hint='"update" names the columns that change' if by_index else None,
         )
@@ -152,8 +152,8 @@ def _refuse_of_index(call: Call, conflict: OnConflict) -> None:
     ruled = call.snapshot.model(relation_of(call)).has_rules(creating=False)
     if (conflict.changes and ruled) or conflict.where != EVERYTHING:
         raise InvalidArgument(
-            "rows that a model or a condition has a say in are found by the columns of a key, and this"
-            " is an index",
+            "existing rows that a model validates, or that have to meet a condition, are found by the"
+            " columns of a key, and this is an index",
             path="on_conflict",
         )
 
@@ -408,8 +408,11 @@ async def _refusal(
         InvalidArgument: Two rows have the same key, or a default or a trigger sets a part of a key.
     """
     relation, where = relation_of(call), _conflict(parsed.request).where
-    hidden = Conflict("a row with one of these keys is not shown", relation=relation.name)
-    late = RowUnseen("a row with one of these keys has come meanwhile", retry=True)
+    hidden = Conflict(
+        "a row with one of these keys exists, and is not visible to this caller",
+        relation=relation.name,
+    )
+    late = RowUnseen("a row with one of these keys was inserted meanwhile", retry=True)
     if existing.by_index:  # any other reason would have refused the upsert that was rolled back
         return late
     keys = {at: existing.keys[at] for at in absent if at in existing.keys}
@@ -431,7 +434,7 @@ async def _refusal(
         if left and at not in seen:
             made = min(left)
             return InvalidArgument(
-                "a row that is there is found by the values of its key, and here one is a default",
+                "an existing row is found by the values of its key, and here one is a default",
                 path=parsed.request.paths[at] or "values",
                 column=made,
                 hint=None if relation.columns[made].generated_always else f'give "{made}"',
@@ -440,9 +443,9 @@ async def _refusal(
         return NotChanged(relation.name)
     if "insert" in relation.before_triggers:
         return InvalidArgument(
-            "a row that is there is found by the values of its key, and a trigger makes others of them",
+            "an existing row is found by the values of its key, and a trigger changes them",
             path="values",
-            hint="give them as the trigger does",
+            hint="give the values that the trigger makes",
         )
     return hidden
 
@@ -481,7 +484,7 @@ async def _upserted_by_index(
     keys = {at: existing.keys[at] for at in numbers}
     written = await _upserted_for(call, parsed, numbers, existing.key)
     if written.rows != [*keys.values()]:
-        raise RowUnseen("a row with one of these keys has come meanwhile", retry=True)
+        raise RowUnseen("a row with one of these keys was inserted meanwhile", retry=True)
     if not parsed.request.returning.rows:
         return replace(written, rows=[])
     new = await _read(call, parsed, existing.key, keys, answer=True)

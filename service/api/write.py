@@ -325,7 +325,9 @@ def refuse_inner(returning: Returning) -> None:
         InvalidArgument: An embed is inner.
     """
     if any(each.inner for each in returning.embeds):
-        raise InvalidArgument("these rows are all answered: no embed is inner", path="embed")
+        raise InvalidArgument(
+            "each of these rows is answered, so no embed can be inner", path="embed"
+        )
 
 
 def _updating_each(call: Call, parsed: Parsed[UpdateRequest]) -> Step:
@@ -367,7 +369,7 @@ async def _write_validated(
         return step.shape(await call.run(step))
     except TooManyRows:
         raise Conflict(
-            "other rows match by now",
+            "more rows match by now",
             relation=relation_of(call).name,
             retry=True,
         ) from None
