@@ -10,8 +10,8 @@ fresh database. The echo is a plain autobahn component that returns a constant r
 with CBOR, then WebSocket with JSON: 64 sessions with one call in flight each, then a single one. The
 output is for docs/performance.md, which explains each figure.
 
-`--before` measures alternately with the service of another checkout, and prints the cost of each kind of
-call as a ratio to its cost there.
+`--before` measures alternately with the service of another checkout, and prints the cost and the rate of each
+kind of call as ratios to those there.
 
 `--check` is quick, and fails if the CPU of a call, in echoes, is far above the value in `baseline.json`;
 `--record` writes that file.
@@ -163,15 +163,22 @@ class Bench:
         url: URL for callers.
         transport: The transport and serializer of the callers.
         seconds: Duration of each measurement.
+        sessions: Number of callers, each with one call in flight.
     """
 
     def __init__(
-        self, stages: tuple[Stage, Stage], url: str, transport: Transport, seconds: float
+        self,
+        stages: tuple[Stage, Stage],
+        url: str,
+        transport: Transport,
+        seconds: float,
+        sessions: int = MANY,
     ) -> None:
         self.stages = stages
         self.url = url
         self.transport = transport
         self.seconds = seconds
+        self.sessions = sessions
 
     def rounds(self, kinds: Sequence[str], many: int, alone: bool) -> dict[str, list[Measured]]:
         """Measure the echo and kinds of calls alternately; return the results of each round, by kind."""
@@ -191,7 +198,7 @@ class Bench:
         """Measure a kind of call once; with `alone`, also with one call at a time."""
         name, kwargs = CALLS[kind]
         uri, some = f"rowcast.{name}", random.Random(42)
-        with Callers(self.url, self.transport, MANY) as callers:
+        with Callers(self.url, self.transport, self.sessions) as callers:
             calls = [callers.template(uri, kwargs(some)) for _ in range(2000)]
             callers.run(calls, self.seconds / 4)
             with spent(self.stages[kind == "echo"]) as cost:
@@ -275,8 +282,8 @@ def compare(found: Mapping[str, float], known: Mapping[str, float]) -> int:
 
 def ratios(benches: Sequence[Bench], kinds: Sequence[str], rounds: int) -> None:
     """Measure kinds of calls alternately before and now; print the medians of the ratios."""
-    columns = ("service", "router", "PG", "all")
-    print(f"| call | {' | '.join(columns)} |\n{'|---' * 5}|")
+    columns = ("service", "router", "PG", "all", "rate", "p50", "p99")
+    print(f"| call | {' | '.join(columns)} |\n{'|---' * (1 + len(columns))}|")
     for kind in kinds:
         turns = []
         for at in range(rounds):
@@ -300,6 +307,12 @@ def main() -> int:
     options.add_argument("--only", nargs="+", choices=list(CALLS), help="kinds of calls")
     options.add_argument("--transport", choices=["rawsocket", "websocket"])
     options.add_argument("--before", type=Path, help="another checkout to compare with")
+    options.add_argument(
+        "--sessions",
+        type=int,
+        default=MANY,
+        help="callers with one call in flight each, with --before",
+    )
     options.add_argument("--check", action="store_true", help="compare with the baseline")
     options.add_argument("--record", action="store_true", help="write the baseline")
     options.add_argument("--echo", metavar="URL", help=argparse.SUPPRESS)
@@ -318,7 +331,10 @@ def main() -> int:
         stage = running[-1]
         stages = stage, stack.enter_context(echoing(stage))
         if given.before:
-            benches = [Bench((s, s), s.url, RawSocketCbor(), given.seconds) for s in running]
+            benches = [
+                Bench((s, s), s.url, RawSocketCbor(), given.seconds, given.sessions)
+                for s in running
+            ]
             ratios(benches, kinds, given.rounds)
             return 0
         if quick:

@@ -47,7 +47,7 @@ from service.sql.select import aggregate as grouped
 from service.sql.select import count as counted
 from service.sql.select import estimate, select
 from service.sql.select import exists as existing
-from service.sql.statement import Statement
+from service.sql.statement import Statement, batched
 
 Found = FindRequest | CalledRequest[FindRequest]
 """A request for rows of a relation, or for those that a function returns."""
@@ -358,12 +358,21 @@ def with_writes(statement: Statement, request: Any) -> Statement:
 
 def get_statement(catalog: Catalog, relation: Relation, request: GetRequest) -> Statement:
     """Build the statement that reads the row of a key, or the rows of several."""
-    return select(plan_get(catalog, relation, request))
+    return _shared(catalog, select(plan_get(catalog, relation, request)))
 
 
 def find_statement(catalog: Catalog, subject: Any, request: Found) -> Statement:
     """Build the statement that reads a page of rows."""
-    return with_writes(select(planned(plan_find, catalog, subject, request)), request)
+    return with_writes(
+        _shared(catalog, select(planned(plan_find, catalog, subject, request))), request
+    )
+
+
+def _shared(catalog: Catalog, statement: Statement) -> Statement:
+    """Return a statement with `many` set if several calls may share a run of it."""
+    if not (statement.settled and statement.pure):
+        return statement
+    return replace(statement, many=batched(statement, catalog.types_by_name["_text"]))
 
 
 def unlimited_statement(catalog: Catalog, subject: Any, request: Found) -> Statement:

@@ -8,7 +8,15 @@ must be started in an empty context (`contextvars.Context().run`).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Iterator
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Hashable,
+    Iterator,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -20,10 +28,12 @@ from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from service.db.codec import Codec
 from service.db.levels import Level, Savepoint, Transaction
 from service.db.pool import PgPool
 from service.db.session_settings import Identity
 from service.db.slow import ORIGIN, Origin
+from service.db.statements import Shape, page_txn, pages_txn
 from service.db.transaction import (
     RETRIES,
     Actor,
@@ -36,8 +46,9 @@ from service.db.transaction import (
     single_txn,
     statement_txn,
 )
-from service.db.worker import Job
+from service.db.worker import Alike, Job
 from service.errors import StatementTimeout
+from service.sql.statement import Statement
 
 STEPS = 50
 """Steps of some 20 µs after which a long loop yields to the reactor: a millisecond."""
@@ -166,6 +177,8 @@ class Database:
             return _note_read_only(done, level.read_only)
         if retry:
             job = Job(single_txn, (actor.identity, function, *args), True)
+            if function is page_txn and args[1].many is not None:
+                job.alike = _alike(actor.identity, *args)
             return self.pool.scheduler.submit(job, timeout)
         how = procedure_txn if ending else autocommit_write_txn
         return self._submit(Job(how, (actor.identity, function, *args)), actor, timeout)
@@ -321,6 +334,20 @@ class Database:
         if self._level.get() is not None:
             return await attempt()
         return await self._retries.run(attempt, retries, kind)
+
+
+def _alike(
+    identity: Identity,
+    codec: Codec,
+    statement: Statement,
+    values: Sequence[Any],
+    limit: int | None,
+    shape: Shape,
+) -> Alike:
+    """Return what a read of a page shares with reads of the same statement under the same identity."""
+    # The id stands for the statement, which the jobs keep alive: hashing its text and bounds takes longer.
+    key = id(statement), identity.local
+    return Alike(key, (identity, pages_txn, codec, statement, shape), (values, limit))
 
 
 def _note_read_only(done: Deferred[Any], read_only: bool) -> Deferred[Any]:

@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Hashable
 from queue import SimpleQueue
 from typing import Any
 
@@ -25,7 +26,16 @@ from service.db.cancel import Canceler
 from service.db.connection import PgConnection
 from service.db.guard import GUARD
 from service.db.session_settings import Sessions
-from service.db.worker import UNREACHABLE, Job, JobOwner, PoolLimits, PoolStats, Worker
+from service.db.worker import (
+    UNREACHABLE,
+    GroupLimit,
+    Job,
+    JobGroup,
+    JobOwner,
+    PoolLimits,
+    PoolStats,
+    Worker,
+)
 from service.errors import StatementTimeout, Unavailable
 
 READY = 2
@@ -38,6 +48,8 @@ They do not raise the number of jobs that one owner may have, so no owner waits 
 turn. Only owners whose results are small get them, because these results are in memory together.
 With 64 sessions a `get` takes 0.87 of the service's CPU time that way.
 """
+KINDS = 4096
+"""Maximum number of kinds of reads whose size limit is kept."""
 SWEEP = 0.25
 """Seconds between two checks for jobs that have waited too long for a connection."""
 INTERRUPTED = (psycopg2.OperationalError, psycopg2.InterfaceError, Unavailable)
@@ -113,6 +125,7 @@ class Scheduler:
         self._sessions = sessions
         self._canceler = Canceler(limits.most)
         self._jobs: dict[Job, float | None] = {}
+        self._limits: dict[Hashable, GroupLimit] = {}
         self._waiting = FairQueue()
         self._transactions = FairQueue()
         self._assigned = 0
@@ -133,10 +146,11 @@ class Scheduler:
 
     def stats(self) -> PoolStats:
         """Return the gauges and counters of the pool."""
-        busy = sum(worker.busy for worker in self.workers)
-        waiting = max(0, len(self._jobs) - busy)
+        busy = [worker for worker in self.workers if worker.busy]
+        have = sum(worker.jobs for worker in busy)
+        waiting = max(0, len(self._jobs) - have)
         return PoolStats(
-            len(self.workers), busy, waiting, self._timeouts, self._connects, self.slow
+            len(self.workers), len(busy), waiting, self._timeouts, self._connects, self.slow
         )
 
     # In worker threads
@@ -215,9 +229,11 @@ class Scheduler:
         if job.reason is not None:
             return
         job.reason = reason
-        waits = job.take()
-        if not waits:
+        waits, group = job.take(), job.group
+        if not waits and group is None:
             self._canceler.cancel(job)
+        elif not waits and group is not None and group.given_up:
+            self.stop(group, reason)
         if waits or not (job.commits or wait):
             job.fail(reason)
 
@@ -276,7 +292,7 @@ class Scheduler:
 
     def _time_out(self, job: Job) -> None:
         # A job that has ended may still wait for the jobs that it was sent together with.
-        if not job.ended:
+        if not (job.group or job).ended:
             self.stop(job, StatementTimeout())
 
     def _start_worker(self) -> None:
@@ -307,16 +323,53 @@ class Scheduler:
 
     def _give(self, job: Job) -> None:
         self._assigned += 1
-        if job.owner is not None:
-            job.owner.given += 1
+        owner, alike = job.owner, job.alike
+        if owner is not None:
+            owner.given += 1
+        if alike is not None and (owner is None or owner.light):
+            limit = self._limits.get(alike.key) or self._limit(alike.key)
+            if limit.group is not None and limit.group.join(job):
+                return
+            limit.group = job = JobGroup(job, limit)
         self.queue.put(job)
+
+    def _limit(self, key: Hashable) -> GroupLimit:
+        if len(self._limits) >= KINDS:
+            self._limits.clear()
+        found = self._limits[key] = GroupLimit()
+        return found
 
     def _drain(self) -> None:
         self._waking = False
         # The flag is cleared first: a job posted after the last pass then wakes the reactor again.
         while self._finished:
-            self._finish(self._finished.popleft())
+            job = self._finished.popleft()
+            self._finish_group(job) if isinstance(job, JobGroup) else self._finish(job)
         self.assign()
+
+    def _finish_group(self, group: JobGroup) -> None:
+        """Finish each job of a group; if a shared run failed, run each job again alone."""
+        if group.limit.group is group:
+            group.limit.group = None
+        error, reason, running = group.error, group.reason, group.running
+        apart = len(running) > 1 and error is not None and reason is None and not _is_lost(error)
+        found = dict(zip(running, group.result or (), strict=False))
+        # Jobs and group refer to each other: without this, they would stay until the next collection.
+        members, group.members, group.running, group.result = group.members, [], [], None
+        for job in members:
+            job.group = None
+            if apart and job.reason is None and not job.token:
+                self._run_alone(job)
+                continue
+            job.result, job.error, job.reason = found.get(job), error, job.reason or reason
+            self._finish(job)
+
+    def _run_alone(self, job: Job) -> None:
+        """Queue a job of a failed group again; it still counts as assigned."""
+        job.alike = None
+        job.token.append(None)
+        self._jobs[job] = self._reactor.seconds() + self.limits.acquire_timeout
+        self.queue.put(job)
 
     def _finish(self, job: Job) -> None:
         if job.timer is not None:
@@ -359,7 +412,7 @@ class Scheduler:
                 self._timeouts += 1
                 # A worker has it, and yet it has not begun: that worker is still trying to connect.
                 blocked = job.owner.blocked if job.owner is not None else ""
-                if blocked or job.worker is not None:
+                if blocked or (job.group or job).worker is not None:
                     job.fail(Unavailable(blocked or UNREACHABLE))
                 else:
                     why = "no database connection was free in time"
@@ -375,6 +428,11 @@ def _outcome(job: Job, error: Failure) -> Failure | BaseException:
     if isinstance(job.reason, StatementTimeout) and not error.check(QueryCanceledError):
         return Unavailable("the database did not answer, and the connection was given up")
     return job.reason
+
+
+def _is_lost(error: Failure) -> bool:
+    """Return whether a job failed because of its connection, not because of its statement."""
+    return bool(error.check(*INTERRUPTED)) and getattr(error.value, "pgcode", None) is None
 
 
 def _shutting_down() -> Unavailable:

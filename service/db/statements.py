@@ -19,6 +19,7 @@ from service.datatypes import FormName
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.json import bare_row, read_json
+from service.db.literals import write_array
 from service.db.pack import row_packer
 from service.db.planned import run_settled
 from service.db.position import point_out
@@ -90,7 +91,50 @@ def page_txn(
         TooLarge: The rows exceed `shape.max_bytes`.
     """
     cursor = execute(connection, codec, statement, values)
-    rows = cursor.fetchall()
+    return _page(cursor, cursor.fetchall(), codec, statement, limit, shape)
+
+
+def pages_txn(
+    connection: PgConnection,
+    codec: Codec,
+    statement: Statement,
+    shape: Shape,
+    asked: Sequence[tuple[Sequence[Any], int | None]],
+) -> list[Page]:
+    """
+    Read the pages of several calls of one statement, with `statement.many`.
+
+    Args:
+        connection: The connection to use.
+        codec: Encodes the values and decodes the rows.
+        statement: The statement of each call.
+        shape: How the rows of each call are returned.
+        asked: For each call, the arguments `values` and `limit` of `page_txn`.
+
+    Raises:
+        TooLarge: The rows of one of the calls are too large; the error does not say of which.
+    """
+    assert statement.many is not None
+    given = [codec.parameters(statement.bounds, values) for values, _ in asked]
+    lists = [write_array(column) for column in zip(*given, strict=True)]
+    cursor = execute(connection, codec, statement.many, lists)
+    parts: list[list[Row]] = [[] for _ in asked]
+    for *row, number in cursor.fetchall():
+        parts[number - 1].append(tuple(row))
+    return [
+        _page(cursor, rows, codec, statement, limit, shape)
+        for rows, (_, limit) in zip(parts, asked, strict=True)
+    ]
+
+
+def _page(
+    cursor: Any,
+    rows: list[Row],
+    codec: Codec,
+    statement: Statement,
+    limit: int | None,
+    shape: Shape,
+) -> Page:
     more = limit is not None and len(rows) > limit
     if more:
         del rows[limit:]

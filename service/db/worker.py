@@ -11,9 +11,9 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextvars import Context, ContextVar, copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from service.db.connection import PgConnection
-from service.db.slow import ORIGIN, report
+from service.db.slow import ORIGIN, Origin, report
 from service.errors import OutcomeUnknown, Unavailable
 
 
@@ -93,8 +93,31 @@ class JobOwner(Protocol):
         """Whether its results are expected to be small, judging by its last ones."""
 
 
+GROUP_MOST = 32
+"""Maximum number of jobs in a group."""
+GROUP_SECONDS = 0.004
+"""Seconds that the run of a group should take at most; slower reads run in parallel in several workers."""
+AGING = 1.1
+"""Factor by which the minimum time per job grows with each run, so that a read that became slow is noticed."""
+
 JOB_OWNER: ContextVar[JobOwner | None] = ContextVar("rowcast_job_owner", default=None)
 """The owner of the jobs that are made in this context; None for the service itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """
+    What a read shares with other reads of the same statement, so that one run can serve all of them.
+
+    Args:
+        key: Equal for reads that may share a run: their statement and identity.
+        args: Arguments for the job's function in a shared run; a list of the `values` of all reads follows.
+        values: The values of this read.
+    """
+
+    key: Hashable
+    args: tuple[Any, ...]
+    values: Any
 
 
 @dataclass(slots=True, eq=False)
@@ -115,6 +138,8 @@ class Job:
         ended: Whether the worker has finished it; the reactor may not have been notified yet.
         owner: The session on whose behalf it runs; None for the service itself.
         reason: The error with which it was stopped; None if it was not.
+        alike: Set if it may share a run with other reads.
+        group: The group that it has joined.
     """
 
     function: Callable[..., Any]
@@ -134,6 +159,14 @@ class Job:
     worker: Worker | None = field(default=None, init=False)
     result: Any = field(default=None, init=False)
     error: Failure | None = field(default=None, init=False)
+    alike: Alike | None = field(default=None, init=False)
+    group: JobGroup | None = field(default=None, init=False)
+
+    @property
+    def origin(self) -> Origin | None:
+        """The call that it serves, for the log."""
+        # Only read: the reactor may have entered this context, for a caller that gave up.
+        return self.context.get(ORIGIN)
 
     def take(self) -> bool:
         """Take the token, to run the job or to give it up; return whether it was still there."""
@@ -142,6 +175,10 @@ class Job:
         except IndexError:
             return False
         return True
+
+    def run(self, connection: PgConnection) -> Any:
+        """Run the function; in a worker thread."""
+        return self.function(connection, *self.args)
 
     def succeed(self, result: Any) -> None:
         """Fire the Deferred with the result, unless it has fired already."""
@@ -166,6 +203,103 @@ class Job:
     def abandon(self, reason: Failure | BaseException) -> None:
         """Fail a job that no worker will finish; if it has begun and commits, as `OutcomeUnknown`."""
         self.fail(OutcomeUnknown() if self.commits and not self.take() else reason)
+
+
+class GroupLimit:
+    """
+    The size limit of groups of one kind, from the time that recent runs took.
+
+    Attributes:
+        most: Maximum number of jobs in a group.
+        group: The last group of the kind, which other jobs may join while it waits in the queue; None once
+            it is finished.
+    """
+
+    __slots__ = ("_seconds", "group", "most")
+
+    def __init__(self) -> None:
+        self.most = 1
+        self.group: JobGroup | None = None
+        self._seconds = GROUP_SECONDS
+
+    def ran(self, jobs: int, seconds: float) -> None:
+        """Adapt the limit after a run of `jobs` jobs."""
+        # The minimum of recent runs: a thread often waits longer for the GIL and the CPU than for the server.
+        self._seconds = min(seconds / jobs, self._seconds * AGING)
+        self.most = max(1, min(GROUP_MOST, int(GROUP_SECONDS / max(self._seconds, 1e-6))))
+
+
+class JobGroup(Job):
+    """
+    Reads of the same statement that a worker runs as one; a group of one runs its job unchanged.
+
+    The group waits in the queue in place of its first job, and other jobs join it until a worker begins. Each
+    job keeps its own timer and can be stopped by itself. The query is cancelled when all its jobs are stopped.
+
+    Args:
+        first: The first job.
+        limit: The size limit of its kind.
+
+    Attributes:
+        members: All jobs that have joined.
+        running: The members that had not been stopped when the group began.
+    """
+
+    __slots__ = ("_lock", "limit", "members", "running")
+
+    def __init__(self, first: Job, limit: GroupLimit) -> None:
+        super().__init__(first.function, retry=True)
+        self.context = first.context
+        self.limit = limit
+        self.members = [first]
+        self.running: list[Job] = []
+        # Guards `token`, `members` and `running`: the worker must not miss a job that joins, and the reactor
+        # must not see `running` before it is complete.
+        self._lock = threading.Lock()
+        first.group = self
+
+    @property
+    def origin(self) -> Origin | None:
+        """The origin of the first job, with the ids of all calls."""
+        found = [each.origin or Origin() for each in self.running or self.members]
+        return replace(found[0], call=" ".join(each.call for each in found))
+
+    @property
+    def given_up(self) -> bool:
+        """Whether all running jobs have been stopped."""
+        with self._lock:
+            return all(job.reason is not None for job in self.running)
+
+    def join(self, job: Job) -> bool:
+        """Add a job and return True, unless the group has begun or is full."""
+        with self._lock:
+            if not self.token or len(self.members) >= self.limit.most:
+                return False
+            self.members.append(job)
+        job.group = self
+        return True
+
+    def take(self) -> bool:
+        """Take all jobs that have not been stopped; return whether this call took any."""
+        with self._lock:
+            if not self.token:
+                return False
+            self.token.clear()
+            self.running = [job for job in self.members if job.take()]
+        return bool(self.running)
+
+    def run(self, connection: PgConnection) -> list[Any]:
+        """Run all jobs and return a result for each."""
+        running = self.running
+        first = running[0]
+        began = time.monotonic()
+        if len(running) == 1:
+            found = [first.function(connection, *first.args)]
+        else:
+            alike = [each.alike for each in running if each.alike is not None]
+            found = first.function(connection, *alike[0].args, [each.values for each in alike])
+        self.limit.ran(len(running), time.monotonic() - began)
+        return found
 
 
 CONNECT_ERRORS = (psycopg2.Error, OSError, ValueError)
@@ -219,6 +353,12 @@ class Worker:
         # A daemon: a thread that waits for a silent server must not keep the process from exiting.
         self.thread = threading.Thread(target=self._loop, name=name, daemon=True)
 
+    @property
+    def jobs(self) -> int:
+        """The number of jobs that a busy worker has."""
+        job = self.job
+        return max(1, len(job.running)) if isinstance(job, JobGroup) else 1
+
     def _loop(self) -> None:
         get = self.pool.queue.get
         while (job := get()) is not None:
@@ -253,8 +393,7 @@ class Worker:
         slow, connection.slow = connection.slow, []
         self.pool.slow += len(slow)
         for query, seconds in slow:
-            # Only read: the reactor may have entered this context, for a caller that gave up.
-            report(query, seconds, job.context.get(ORIGIN), connection)
+            report(query, seconds, job.origin, connection)
 
     def _run(self, job: Job, again: bool = True) -> Any:
         """
@@ -299,7 +438,7 @@ class Worker:
         job.begun = job.begun or job.take()
         if not job.begun or job.reason is not None:
             raise QueryCanceledError("stopped before it began")
-        return job.function(connection, *job.args)
+        return job.run(connection)
 
     def _tidy(self, connection: PgConnection) -> None:
         """Clean the session of what the job has left; close it if that fails."""

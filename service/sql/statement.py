@@ -105,6 +105,8 @@ class Statement:
             scalars; else ().
         guarded: The same statement, but failing with `LARGE` if a row that it returns is large; None if
             the size of its values cannot be checked.
+        many: The statement that runs it for each of several lists of values (`batched`), if several calls
+            may share a run of it.
     """
 
     text: str
@@ -128,6 +130,7 @@ class Statement:
     settled: bool = False
     types: tuple[int, ...] = ()
     guarded: Statement | None = None
+    many: Statement | None = None
 
     def prefixed(self, sql: str) -> Statement:
         """Return the statement with SQL in front of the one that returns rows, behind `head`."""
@@ -137,7 +140,7 @@ class Statement:
             for mark in self.marks
         )
         text = self.text[: self.head] + sql + self.text[self.head :]
-        return replace(self, text=text, marks=marks, settled=False, types=())
+        return replace(self, text=text, marks=marks, settled=False, types=(), many=None)
 
     def substituted(self, sql: Callable[[int, Bound], str | None]) -> Statement:
         """
@@ -171,7 +174,7 @@ class Statement:
             )
             for mark in self.marks
         )
-        bare = replace(self, settled=False, types=(), guarded=None)
+        bare = replace(self, settled=False, types=(), guarded=None, many=None)
         return replace(bare, text=text, bounds=tuple(kept), marks=marks)
 
     def followed(self, sql: str) -> Statement:

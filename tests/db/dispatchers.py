@@ -4,6 +4,7 @@ A dispatcher over a real database, without a router in front of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -84,9 +85,12 @@ async def serving(
     every: float | None = None,
     lock_timeout: float = 10.0,
     inject: bool = False,
+    slow_statement: float = math.inf,
 ) -> AsyncIterator[DirectCaller]:
     """Serve a database for the length of the body."""
-    session = SessionSettings(lock_timeout=lock_timeout, schemas=schemas or ("public",))
+    session = SessionSettings(
+        lock_timeout=lock_timeout, schemas=schemas or ("public",), slow_statement=slow_statement
+    )
     async with database_at(dsn, session, most=most) as database:
         dispatcher = Dispatcher(database, Limits(max_rows, idle=idle), max_bytes, roles or Roles())
         models = Models(database, written)

@@ -28,9 +28,11 @@ from service.db.listener import Listener
 from service.db.session_settings import SessionSettings, identity_of
 from service.db.transaction import statement_txn
 from tests.conftest import execute, missing, wait_until
+from tests.db.dispatchers import serving
 from tests.db.feeds import feeding, forget
 from tests.db.readers import delivered, readers
 from tests.db.served import database_at
+from tests.db.test_shared_runs import outcome, together, warm, widen
 from tests.deferreds import failure_of, pause, until
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -323,3 +325,20 @@ async def test_transaction_that_is_held_has_each_operations_identity(dsn: str, p
             with database.identity(identity), database.inside(held):
                 assert await database.statement(who) == [(*found, "10s")]
         await held.commit()
+
+
+@pytest_twisted.ensureDeferred
+async def test_reads_by_key_share_a_run_behind_a_pooler(dsn: str, pooler: str) -> None:
+    """Nothing is prepared there; the shared statement runs in a transaction like any other."""
+    execute(dsn, "DROP TABLE IF EXISTS lands")
+    execute(dsn, "CREATE TABLE lands AS SELECT i AS id, i * 10 AS n FROM generate_series(1, 9) i")
+    execute(dsn, "ALTER TABLE lands ADD PRIMARY KEY (id)")
+    async with serving(pooler, most=1) as db:
+        asked: list[tuple[str, dict[str, object]]] = [
+            ("lands.get", {"key": at}) for at in (3, 99, 4)
+        ]
+        alone = [await outcome(db.call(name, **kwargs)) for name, kwargs in asked]
+        await warm(db, asked[0])
+        for _ in range(5):
+            widen(db)
+            assert await together(db, asked) == (alone, [3])
