@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 from schema.changes import install
 from service.api.roles import Roles
 from service.changes.net import Change
-from service.changes.topics import NOBODY, Topics, rights_txn
+from service.changes.topics import Topics, rights_txn
 from service.db.database import Database
 from service.db.session_settings import SessionSettings, open_session
 from service.payload import Audience, Publication
@@ -549,19 +549,19 @@ async def test_changes_that_come_with_rights_wait_for_no_connection(publishing: 
     insert = "INSERT INTO actions VALUES (1)"
     async with database_at(publishing.dsn, most=1, acquire_timeout=0.2) as database:
         topics = publishing.topics(database=database)
-        assert topics.heard() is NOBODY
+        assert not topics.subscribed().relations
         await topics.publish(await publishing.changes(insert), succeed(None), {})
-        heard, changes = topics.heard(), await publishing.changes("DELETE FROM actions")
-        assert list(heard.relations) == [changes[0].relation]
+        subscribed, changes = topics.subscribed(), await publishing.changes("DELETE FROM actions")
+        assert list(subscribed.relations) == [changes[0].relation]
         with closing(open_session(publishing.dsn, SessionSettings())) as connection:
-            rights = rights_txn(connection, heard.relations, heard.roles)
+            rights = rights_txn(connection, subscribed.relations, subscribed.roles)
         held = database.statement("SELECT pg_sleep(2)")
         await topics.publish(changes, succeed(None), rights)
         assert not held.called
         await held
         publishing.unwanted.add("rowcast.actions")
         await topics.publish(await publishing.changes(insert), succeed(None), rights)
-        assert topics.heard() is NOBODY
+        assert not topics.subscribed().relations
     assert [each.event["op"] for each in publishing.sent] == ["insert", "delete"]
 
 
