@@ -46,6 +46,7 @@ from service.db.introspect_views import (
     derived_keys,
     shown_keys,
     shown_row_keys,
+    views_by_table,
 )
 
 RELATION_KINDS: Mapping[str, RelationKind] = {
@@ -163,9 +164,10 @@ def catalog_txn(connection: connection, schemas: tuple[str, ...], version: int) 
         _by_relation, (columns, keys, indexes, foreign_keys, cascades, constraints)
     )
     single = [row for row in keys if not row.repeated]
-    derived = derived_keys(foreign_keys, single, origins, names, homes)
-    of_views = shown_keys(single, origins, names, homes)
-    of_view_rows = shown_row_keys(single, origins, names, homes)
+    showing = views_by_table(origins, names, homes)
+    derived = derived_keys(foreign_keys, single, showing, names, homes)
+    of_views = shown_keys(single, showing)
+    of_view_rows = shown_row_keys(single, showing, origins, homes)
     impure_reads, impure_writes = frozenset(impure.reads), frozenset(impure.writes)
     served = {
         homes[row.oid]: _relation(

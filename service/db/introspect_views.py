@@ -16,6 +16,8 @@ Origins = Mapping[int, tuple[int, int]]
 """By column number of a view, the oid of the relation and the number of the column that it shows."""
 Shown = Mapping[int, Sequence[str]]
 """By column number of a table, its names in a view; a self-join shows a column several times."""
+Views = Mapping[int, Sequence[tuple[QualifiedName, Shown]]]
+"""By table oid, the served views that show the table, with their names for its columns."""
 
 MOST = 16
 """Maximum combinations of names of one key; each is a relationship of its own."""
@@ -96,10 +98,36 @@ def _to_tables(shown: Origins, direct: Mapping[int, Origins]) -> Origins:
     return found
 
 
+def views_by_table(
+    origins: Mapping[int, Origins],
+    names: Mapping[int, Mapping[int, str]],
+    homes: Mapping[int, QualifiedName],
+) -> Views:
+    """
+    Return the served views that show tables.
+
+    Args:
+        origins: By view, the columns that it shows.
+        names: Names of served columns, by relation and number.
+        homes: Schema and name of served relations.
+    """
+    found: dict[int, list[tuple[QualifiedName, Shown]]] = defaultdict(list)
+    for view, shown in origins.items():
+        if view not in homes:
+            continue
+        by_table: dict[int, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for number, (table, column) in shown.items():
+            if number in names.get(view, {}):
+                by_table[table][column].append(names[view][number])
+        for table, columns in by_table.items():
+            found[table].append((homes[view], dict(columns)))
+    return found
+
+
 def derived_keys(
     foreign_keys: Iterable[Any],
     unique_keys: Iterable[Any],
-    origins: Mapping[int, Origins],
+    views: Views,
     names: Mapping[int, Mapping[int, str]],
     homes: Mapping[int, QualifiedName],
 ) -> Mapping[QualifiedName, tuple[ForeignKey, ...]]:
@@ -109,19 +137,18 @@ def derived_keys(
     Args:
         foreign_keys: Rows of the real foreign keys, of served relations and of tables under views.
         unique_keys: Rows of the unique keys of these relations.
-        origins: By view, the columns that it shows.
+        views: The views that show tables.
         names: Names of served columns, by relation and number.
         homes: Schema and name of served relations.
     """
-    shows = _shows(origins, names, homes)
     unique: dict[int, list[set[int]]] = defaultdict(list)
     for row in unique_keys:
         unique[row.relation].append(set(row.columns))
     found: dict[QualifiedName, list[ForeignKey]] = defaultdict(list)
     for row in foreign_keys:
         single = any(key <= set(row.columns) for key in unique[row.relation])
-        for here, mine in _exposures(row.relation, shows, names, homes):
-            for there, theirs in _exposures(row.target, shows, names, homes):
+        for here, mine in _exposures(row.relation, views, names, homes):
+            for there, theirs in _exposures(row.target, views, names, homes):
                 if here == homes.get(row.relation) and there == homes.get(row.target):
                     continue  # the real foreign key
                 named = _names_embeds(row, here, there, homes)
@@ -134,45 +161,44 @@ def derived_keys(
 
 
 def shown_keys(
-    unique_keys: Iterable[Any],
-    origins: Mapping[int, Origins],
-    names: Mapping[int, Mapping[int, str]],
-    homes: Mapping[int, QualifiedName],
+    unique_keys: Iterable[Any], views: Views
 ) -> Mapping[QualifiedName, tuple[tuple[str, ...], ...]]:
     """
     Return, by view, the unique keys of tables all of whose columns it shows, by the view's names.
 
     Args:
         unique_keys: Rows of unique keys of tables under views.
-        origins: By view, the columns that it shows.
-        names: Names of served columns, by relation and number.
-        homes: Schema and name of served relations.
+        views: The views that show tables.
     """
-    shows = _shows(origins, names, homes)
     found: dict[QualifiedName, list[tuple[str, ...]]] = defaultdict(list)
     for row in unique_keys:
-        for view, columns in shows.get(row.relation, ()):
+        for view, columns in views.get(row.relation, ()):
             found[view] += _named(row.columns, columns)
     return {name: tuple(keys) for name, keys in found.items()}
 
 
 def shown_row_keys(
     unique_keys: Iterable[Any],
+    views: Views,
     origins: Mapping[int, Origins],
-    names: Mapping[int, Mapping[int, str]],
     homes: Mapping[int, QualifiedName],
 ) -> Mapping[QualifiedName, list[tuple[bool, UniqueKey]]]:
     """
     Return, by view that shows one table only, the keys of that table, each with whether it is primary.
 
-    The arguments are those of `shown_keys`. The view may show a row more than once.
+    The view may show a row more than once.
+
+    Args:
+        unique_keys: Rows of unique keys of tables under views.
+        views: The views that show tables.
+        origins: By view, the columns that it shows.
+        homes: Schema and name of served relations.
     """
-    shows = _shows(origins, names, homes)
     alone = {homes[view] for view, shown in origins.items() if view in homes
              and len({table for table, _ in shown.values()}) == 1}  # fmt: skip
     found: dict[QualifiedName, list[tuple[bool, UniqueKey]]] = defaultdict(list)
     for row in unique_keys:
-        for view, columns in shows.get(row.relation, ()):
+        for view, columns in views.get(row.relation, ()):
             named = next(_named(row.columns, columns), None)
             if view in alone and named:
                 key = UniqueKey(row.name, named, row.arbiter, row.nulls, row.required)
@@ -206,28 +232,9 @@ def _named(numbers: Sequence[int], shown: Shown) -> Iterator[tuple[str, ...]]:
     return islice(product(*(shown.get(number, ()) for number in numbers)), MOST)
 
 
-def _shows(
-    origins: Mapping[int, Origins],
-    names: Mapping[int, Mapping[int, str]],
-    homes: Mapping[int, QualifiedName],
-) -> Mapping[int, list[tuple[QualifiedName, Shown]]]:
-    """Return, by table, the views that show it, with their names for its columns."""
-    found: dict[int, list[tuple[QualifiedName, Shown]]] = defaultdict(list)
-    for view, shown in origins.items():
-        if view not in homes:
-            continue
-        by_table: dict[int, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-        for number, (table, column) in shown.items():
-            if number in names.get(view, {}):
-                by_table[table][column].append(names[view][number])
-        for table, columns in by_table.items():
-            found[table].append((homes[view], dict(columns)))
-    return found
-
-
 def _exposures(
     table: int,
-    shows: Mapping[int, list[tuple[QualifiedName, Shown]]],
+    views: Views,
     names: Mapping[int, Mapping[int, str]],
     homes: Mapping[int, QualifiedName],
 ) -> list[tuple[QualifiedName, Shown]]:
@@ -235,4 +242,4 @@ def _exposures(
     own: list[tuple[QualifiedName, Shown]] = []
     if table in homes:
         own.append((homes[table], {number: [name] for number, name in names[table].items()}))
-    return own + list(shows.get(table, ()))
+    return own + list(views.get(table, ()))
