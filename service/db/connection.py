@@ -240,7 +240,7 @@ class PgConnection(extensions.connection):
         stopped: When a canceler stopped the job that runs on it, by `time.monotonic`; 0 otherwise.
         waiting: Since when its thread waits for the server; None if it does not.
         time_limit: Maximum seconds of a statement on the server; 0 if there is none.
-        extra_time: Further seconds until the next transaction begins.
+        extra_time: Seconds added to `time_limit` until the next transaction begins.
         grace: Seconds beyond these until a cancel is sent, and from then until it is given up.
         slow_after: Seconds from which a statement is slow.
         slow: Slow statements with their seconds, until the worker reports them.
