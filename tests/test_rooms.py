@@ -176,7 +176,7 @@ def test_modules_are_shorter_than_600_lines() -> None:
     assert long == {}
 
 
-MOST_MODULES, MOST_LINES = 181, 53_000
+MOST_MODULES, MOST_LINES = 181, 53_100
 """
 Limits of `service/`, a little above its present size. Lower them when code is removed; before raising them,
 check what the new code could replace.

@@ -42,7 +42,7 @@ from service.db.codec import Codec
 from service.db.database import Database
 from service.db.keys import Keyed
 from service.db.slow import ORIGIN, Origin
-from service.db.sqlstate import STALE, claims_nothing, refusal
+from service.db.sqlstate import STALE, claims_nothing, look_through_rows, refusal
 from service.db.transaction import Actor
 from service.describe.verb import Verb
 from service.errors import (
@@ -196,6 +196,10 @@ class Dispatcher:
             except Exception as error:
                 # A procedure has no snapshot, but its COMMIT may violate a constraint that the role knows.
                 served = snapshot or self._served.get(role)
+                catalog = served.catalog if served else None
+                await look_through_rows(
+                    self.backend.database.reactor, error, catalog, route.relation
+                )
                 found = self._refusal(error, actor, snapshot, route.relation, served)
                 may_repeat = not (last or state.begun or name in self._once)
                 if not await self._should_repeat(found, served_before, may_repeat):

@@ -26,6 +26,7 @@ from service.db.blame import GivenRow, imported_rows, note_rows
 from service.db.copy import CopySource, CsvText, Literal, RowText, Text, import_txn
 from service.db.database import Database
 from service.db.statements import compute_txn
+from service.db.thread import in_thread
 from service.db.writes import transaction_txn
 from service.errors import Canceled, Conflict, InvalidArgument, InvalidRow
 from service.payload import Receipted
@@ -151,7 +152,9 @@ class Importing:
             return await self._database.within(call.timeout, _all(upload, call))
         except BaseException as error:
             upload.drop()
-            note_rows(error, upload.rows())
+            if isinstance(error, Exception):  # a coroutine that is closed may not wait
+                rows = upload.rows()
+                await in_thread(self._database.reactor, "pg-rows", note_rows, error, rows)
             raise
 
     async def _one(self, lease: Lease[Upload], call: ImportRequest) -> Any:

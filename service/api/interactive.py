@@ -29,7 +29,7 @@ from service.db.database import Database
 from service.db.keys import Keyed, ending_txn
 from service.db.levels import Transaction
 from service.db.slow import ORIGIN, Origin
-from service.db.sqlstate import refusal
+from service.db.sqlstate import look_through_rows, refusal
 from service.db.transaction import TransactionAborted, TransactionClosed, rollback_to_txn
 from service.db.writes import transaction_txn
 from service.errors import (
@@ -396,6 +396,7 @@ class Interactive:
                     # An earlier call may have failed as well, and its failure counts.
                     with suppress(CancelledError):
                         await turns.comes(turn, alone=True)
+                await look_through_rows(self._database.reactor, error, catalog)
                 cause = refusal(error, catalog)
                 then = partial(held.fail, cause)
                 # The end of the transaction has cancelled this call; the refusal says why it ended.

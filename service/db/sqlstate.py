@@ -19,8 +19,9 @@ from psycopg2.extensions import QueryCanceledError
 from twisted.internet.defer import CancelledError
 
 from service.catalog import Catalog, Relation
-from service.db.blame import name_line, point_at_row, rows_of
+from service.db.blame import has_many_rows, name_line, point_at_row, rows_of
 from service.db.position import bound_of, mark_of, paths_of
+from service.db.thread import in_thread
 from service.db.violations import violation
 from service.errors import (
     Canceled,
@@ -86,6 +87,9 @@ def refusal(
     """
     if isinstance(error, ServiceError):
         return error
+    kept: ServiceError | None = getattr(error, "refusal", None)
+    if kept is not None:
+        return kept
     if isinstance(error, CancelledError):
         return Canceled()
     if not isinstance(error, psycopg2.Error):
@@ -99,6 +103,15 @@ def refusal(
     if isinstance(found, ConstraintViolation):
         point_at_row(found, error, catalog)
     return found
+
+
+async def look_through_rows(
+    reactor: Any, error: BaseException, catalog: Catalog | None, relation: Relation | None = None
+) -> None:
+    """Find the refusal for an error with many rows in a thread; `refusal` returns it from then on."""
+    if isinstance(error, psycopg2.Error) and has_many_rows(error):
+        found = await in_thread(reactor, "pg-rows", refusal, error, catalog, relation)
+        error.refusal = found  # type: ignore[attr-defined]
 
 
 def _refusal(

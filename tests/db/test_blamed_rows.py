@@ -4,12 +4,15 @@ Which of several rows a refusal speaks of: the `path` of a violated constraint, 
 
 from __future__ import annotations
 
+from threading import current_thread
 from typing import Any
 
 import pytest
 import pytest_twisted
 
 from service.api.roles import Roles
+from service.db import blame, sqlstate
+from service.db.blame import point_at_row
 from service.errors import ServiceError
 from service.request.arguments import Caller
 from tests.conftest import execute
@@ -36,6 +39,7 @@ CREATE UNIQUE INDEX partly_of ON partly (abs(b));
 CREATE TABLE stays (room int, span int4range,
     EXCLUDE USING gist (int4range(room, room, '[]') WITH &&, span WITH &&));
 CREATE TABLE rooms (room int, at int, EXCLUDE USING btree (room WITH =, at WITH =));
+CREATE TABLE marks (text text, EXCLUDE USING btree (text WITH =));
 CREATE TABLE low (name text PRIMARY KEY, n int);
 CREATE FUNCTION lower_name() RETURNS trigger LANGUAGE plpgsql
     AS 'BEGIN NEW.name = lower(NEW.name); RETURN NEW; END';
@@ -69,6 +73,7 @@ INSERT INTO things (id, name, a, b, n, top_id)
 INSERT INTO partly (a, b) VALUES (1, 1), (1, -2), (2, 8);
 INSERT INTO stays VALUES (1, '[1,9)');
 INSERT INTO rooms VALUES (1, 1);
+INSERT INTO marks VALUES ('x (text)=(y'), ('(text)=(text)=('), ('b) (text)=(');
 INSERT INTO low VALUES ('ada');
 INSERT INTO noted VALUES ('s');
 INSERT INTO late VALUES (1, NULL, 'one');
@@ -114,6 +119,9 @@ POINTED: list[tuple[str, Any, str | None]] = [
     ("partly", [{"a": 5, "b": 3}, {"a": 6, "b": 13}], "values.1.b"),
     # exclusion
     ("rooms", [{"room": 1, "at": 2}, {"room": 1, "at": 1}], "values.1"),
+    ("marks", [{"text": "a"}, {"text": "x (text)=(y"}, {"text": "x"}], "values.1.text"),
+    ("marks", [{"text": "a"}, {"text": "(text)=(text)=("}, {"text": "x"}], "values.1.text"),
+    ("marks", [{"text": "a"}, {"text": "b) (text)=("}, {"text": "x"}], "values.1.text"),
     ("stays", [{"room": 2, "span": "[1,3)"}, {"room": 1, "span": "[2,3)"}], "values"),
     # triggers
     ("low", [{"name": "Ada"}, {"name": "ada"}], "values"),
@@ -215,6 +223,37 @@ async def test_write_of_rows_points_at_the_one_that_is_refused(
     refused = await failure_of(db.call(name, *args, **kwargs))
     assert isinstance(refused, ServiceError), refused
     assert refused.details.get("path") == path, refused.details
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_rows_are_looked_through_in_a_thread(
+    db: DirectCaller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However they are written; few are not worth one."""
+    threads: list[str] = []
+
+    def seen(*args: Any) -> None:
+        threads.append(current_thread().name)
+        point_at_row(*args)
+
+    monkeypatch.setattr(sqlstate, "point_at_row", seen)
+    rows = [{"id": 1000 + at} for at in range(blame.MANY)]
+    broken = {"id": 1}
+    updates = [{"id": 2, "n": 1}, *({**row, "n": 1} for row in rows), {"id": 1, "n": 0}]
+    for name, args, kwargs, path in [
+        ("things.create", [[*rows, broken]], {}, f"values.{len(rows)}.id"),
+        ("things.import", [[*rows, broken]], {}, f"rows.{len(rows)}.id"),
+        ("things.upsert", [[*rows, {"id": 1, "n": 0}]], {}, f"values.{len(rows)}.n"),
+        ("things.update", [], {"rows": updates}, f"rows.{len(updates) - 1}.n"),
+        ("transaction", [], {"operations": [{"call": "things.create", "args": [[*rows, broken]]}]}, f"values.{len(rows)}.id"),
+    ]:  # fmt: skip
+        refused = await failure_of(db.call(name, *args, **kwargs))
+        assert isinstance(refused, ServiceError), refused
+        assert refused.details["path"] == path
+    assert set(threads) == {"pg-rows"}
+    threads.clear()
+    await failure_of(db.call("things.create", [GOOD, broken]))
+    assert threads == ["MainThread"]
 
 
 HIDDEN = """
