@@ -1,5 +1,5 @@
 """
-What README and docs/ say is so, as far as a test can tell: names, tables, links and examples.
+The README and docs/ agree with the code: names, tables, links and examples.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ PAGES = [
     *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
 ]
 HERE = "127.0.0.1:8080"
-"""Where examples expect the router."""
+"""The router's address in examples."""
 
 node = test_clients.node
 
 
 def rows(page: Path, *header: str) -> list[list[str]]:
-    """Give the cells of the one table with this header."""
+    """Return the cells of the only table with this header."""
     first = "| " + " | ".join(header).rstrip() + " |\n"
     (after,) = page.read_text("utf-8").split(first)[1:]
     body = after.partition("\n")[2].partition("\n\n")[0]
@@ -80,19 +80,19 @@ def rows(page: Path, *header: str) -> list[list[str]]:
 
 
 def code(page: Path, language: str) -> list[str]:
-    """Give the code blocks in a language."""
+    """Return the code blocks in a language."""
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text("utf-8"), re.M | re.DOTALL)
     return [body for name, body in blocks if name == language]
 
 
 def quoted(cell: str) -> list[str]:
-    """Give what stands in backticks."""
+    """Return the texts in backticks."""
     return re.findall(r"`([^`]+)`", cell)
 
 
 @pytest_twisted.async_yield_fixture(scope="module")
 async def service(migrated: str, router: Router) -> AsyncIterator[Serving]:
-    """Serve the schema that comes with the project, and the procedure of the page."""
+    """Serve the project's own schema, with the procedure of docs/applications.md."""
     example, _ = code(DOCS / "applications.md", "python")
     module = sys.modules["page"] = ModuleType("page")
     exec(compile(example, "docs/applications.md", "exec"), vars(module))
@@ -112,7 +112,7 @@ async def caller(service: Serving, router: Router) -> AsyncIterator[Caller]:
 
 @pytest.fixture
 def actions(service: Serving, migrated: str) -> Iterator[None]:
-    """Have a few actions for examples to find."""
+    """Insert three actions for the examples."""
     execute(migrated, "INSERT INTO actions (action, path) SELECT 'run', '/' || i"
                       " FROM generate_series(1, 3) i")  # fmt: skip
     yield
@@ -128,7 +128,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links(page: Path) -> None:
-    """Links within the project lead to a file, and to a heading if they name one."""
+    """Links within the project lead to an existing file, and to an existing heading if they have a fragment."""
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
         if urlsplit(target).scheme:
             continue
@@ -140,8 +140,7 @@ def test_links(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_names(page: Path) -> None:
-    """Settings and errors that a page names exist."""
+def test_settings_and_errors_that_pages_name_exist(page: Path) -> None:
     text = page.read_text("utf-8")
     settings = {variable(field) for field in Settings.model_fields}
     assert set(re.findall(r"\bROWCAST_[A-Z_]*[A-Z]", text)) <= settings
@@ -150,7 +149,7 @@ def test_names(page: Path) -> None:
 
 
 def test_settings_of_the_readme() -> None:
-    """The short table tells defaults as they are."""
+    """The defaults in the README's table are those of the code."""
     fields = {variable(name): field for name, field in Settings.model_fields.items()}
     found = rows(README, "variable", "default", "")
     assert len(found) > 5
@@ -167,7 +166,7 @@ def test_settings_of_the_readme() -> None:
 
 
 def test_operators() -> None:
-    """The page on filters has each operator once."""
+    """The page of filters has each operator once."""
     named = [name for cell, *_ in rows(DOCS / "filters.md", "operator", "SQL", "operand")
              for name in quoted(cell)]  # fmt: skip
     assert len(named) == len(set(named))
@@ -175,14 +174,14 @@ def test_operators() -> None:
 
 
 def test_reserved_words() -> None:
-    """The page on procedures has the words that no short name may be."""
+    """The page of procedures lists the reserved words."""
     text = (DOCS / "procedures.md").read_text("utf-8")
     (listed,) = re.findall(r"word of the service\s+\((.*?)\)", text, re.DOTALL)
     assert set(quoted(listed)) == RESERVED
 
 
 def test_layers_of_the_architecture() -> None:
-    """The page has the rooms in the order that the import contract holds."""
+    """The page lists the packages in the order of the import contract."""
     text = (ROOT / "setup.cfg").read_text("utf-8").partition("\nlayers =\n")[2]
     lines = [each.strip() for each in text.partition("\n\n")[0].splitlines()]
     order = [re.sub(r" \| \((\w+)\)", "", each) for each in lines]
@@ -191,7 +190,7 @@ def test_layers_of_the_architecture() -> None:
 
 
 def test_modules_that_pages_name_exist() -> None:
-    """But for those of the example, and those that the table of moved modules gives as gone."""
+    """Except for modules of examples, and the old names in the table of moved modules."""
     for page in PAGES:
         text = re.sub(r"^\| `.*` \|$", "", page.read_text("utf-8"), flags=re.M)
         for name in re.findall(r"`((?:\w+/)+\w+\.py)`", text):
@@ -216,7 +215,7 @@ def test_methods_that_the_architecture_names_exist() -> None:
 
 
 def test_changelog_begins_with_the_version_of_the_package() -> None:
-    """Or with what is not released yet; versions stand in their order, each with its day."""
+    """Or with Unreleased. Versions are sorted, each with its date."""
     versions = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
     if versions[0] == "Unreleased":
         del versions[0]
@@ -229,7 +228,7 @@ def test_changelog_begins_with_the_version_of_the_package() -> None:
 
 
 def test_changelog_has_plain_lists() -> None:
-    """Under the headings of Keep a Changelog, without gaps, doubles and long lines."""
+    """It uses the headings of Keep a Changelog, without empty sections, duplicates and long lines."""
     text = (ROOT / "CHANGELOG.md").read_text("utf-8")
     known = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
     for version in re.split(r"^## .*$", text, flags=re.M)[1:]:
@@ -244,7 +243,7 @@ def test_changelog_has_plain_lists() -> None:
 
 
 def test_limits() -> None:
-    """The page on procedures has each limit as the code does."""
+    """The limits on the page of procedures are those of the code."""
     settings = {f"`{variable(field)}`" for field in Settings.model_fields}
     found = [cell for _, cell in rows(DOCS / "procedures.md", "what", "at most")]
     firsts = [re.findall(r"[\d,]*\d", each)[0] for each in found if each not in settings]
@@ -273,7 +272,7 @@ def test_limits() -> None:
 
 
 def verbs() -> dict[str, tuple[list[set[str]], set[str]]]:
-    """Give each documented verb's names by position (one set a row), and all its names."""
+    """Return for each documented verb its argument names by position (a set per row), and all names."""
     found: dict[str, tuple[list[set[str]], set[str]]] = {}
     for verb, taken, _ in rows(DOCS / "procedures.md", "verb", "arguments", "answer"):
         before, _, after = taken.partition("\\*")
@@ -286,7 +285,7 @@ def verbs() -> dict[str, tuple[list[set[str]], set[str]]]:
 
 @pytest_twisted.ensureDeferred
 async def test_verbs(service: Serving, caller: Caller) -> None:
-    """Each verb is there, and takes the arguments that its rows name, and no others."""
+    """Each documented verb exists, and takes the documented arguments and no others."""
     documented = verbs()
     assert documented.keys() == service.dispatcher.verbs.keys()
     candidates = set().union(*(names for _, names in documented.values()), {"timeout", "nonsense"})
@@ -304,7 +303,7 @@ async def test_verbs(service: Serving, caller: Caller) -> None:
 
 
 async def complaint(caller: Caller, verb: str, *args: Any, **kwargs: Any) -> str:
-    """Give the message of a call that makes no sense."""
+    """Return the message with which an invalid call is refused."""
     options = CallOptions(on_progress=lambda *_: None)
     with pytest.raises(ApplicationError) as caught:
         await caller.call(f"rowcast.vehicles.{verb}", *args, **kwargs, options=options)
@@ -313,7 +312,7 @@ async def complaint(caller: Caller, verb: str, *args: Any, **kwargs: Any) -> str
 
 @pytest_twisted.ensureDeferred
 async def test_own_procedures(service: Serving, caller: Caller) -> None:
-    """What the service tells of itself is what the page says, and is there."""
+    """The documented procedures of the service itself are these, and those without arguments answer."""
     named = [quoted(cell)[0] for cell, _ in rows(DOCS / "procedures.md", "procedure", "answer")]
     assert named == [
         "describe()",
@@ -325,14 +324,14 @@ async def test_own_procedures(service: Serving, caller: Caller) -> None:
         "position()",
         "changes(since, relations, limit, form)",
     ]
-    await until(lambda: service.feed.epoch)  # changes are read a moment after calls are answered
+    await until(lambda: service.feed.epoch)  # until then, `position` is refused
     named = [name for name in named if name.endswith("()")]
     for name in named:
         assert await caller.call(f"rowcast.{name.removesuffix('()')}")
 
 
-def test_test_of_an_application_is_the_one_of_the_example() -> None:
-    """Which runs by itself; what stands before its calls is a dozen lines."""
+def test_test_on_the_page_of_applications_is_that_of_the_example() -> None:
+    """The example's test runs on its own. Its setup is at most a dozen lines."""
     _, shown = code(DOCS / "applications.md", "python")
     example = (ROOT / "examples" / "procedure" / "test_desk.py").read_text("utf-8")
     assert shown.strip() == example.partition("\n\n")[2].strip()
@@ -344,7 +343,7 @@ def test_test_of_an_application_is_the_one_of_the_example() -> None:
 async def test_example_of_topics_misses_no_change_and_has_none_twice(
     service: Serving, router: Router, migrated: str
 ) -> None:
-    """The page's program follows what its psql does, over cuts of the service's connection."""
+    """The page's program receives the changes of its psql session while the service's connection is cut."""
     made: dict[str, Any] = {}
     (shown,) = code(DOCS / "topics.md", "python")
     exec(shown, made)
@@ -356,7 +355,7 @@ async def test_example_of_topics_misses_no_change_and_has_none_twice(
     await made["follow"](caller, heard.append)
     execute(migrated, psql)
     await until(lambda: heard)
-    # What was before the position comes too, if no tick had it yet.
+    # Earlier changes arrive too, if no tick had them when the position was read.
     *_, change = heard
     assert (change["op"], change["row"]["name"], change["old"]["name"]) == (
         "update",
@@ -378,7 +377,7 @@ async def test_example_of_topics_misses_no_change_and_has_none_twice(
 
 @pytest_twisted.ensureDeferred
 async def test_example_of_a_batch(caller: Caller, migrated: str) -> None:
-    """The batch of the page does what it says."""
+    """The batch on the page does what the page says."""
     shown, *_ = code(DOCS / "transactions.md", "python")
     made: dict[str, Any] = {}
     lines = [f"    {line}" for line in shown.replace("await", "return await", 1).splitlines()]
@@ -393,7 +392,7 @@ async def test_example_of_a_batch(caller: Caller, migrated: str) -> None:
 async def test_example_of_a_transaction_held_open(
     actions: None, caller: Caller, migrated: str
 ) -> None:
-    """It changes the row by what it has read of it."""
+    """It updates the row with a value computed from what it has read."""
     _, shown, *_ = code(DOCS / "transactions.md", "python")
     made: dict[str, Any] = {}
     lines = [f"    {line}" for line in shown.splitlines()]
@@ -405,7 +404,7 @@ async def test_example_of_a_transaction_held_open(
 
 @pytest_twisted.ensureDeferred
 async def test_example_of_a_receipt(caller: Caller, migrated: str) -> None:
-    """It names the transaction that has written the row."""
+    """The receipt names the transaction that wrote the row."""
     _, _, shown, _ = code(DOCS / "transactions.md", "python")
     call, read = shown.splitlines()
     made: dict[str, Any] = {}
@@ -419,7 +418,7 @@ async def test_example_of_a_receipt(caller: Caller, migrated: str) -> None:
 async def test_example_of_an_idempotency_key(
     service: Serving, router: Router, migrated: str
 ) -> None:
-    """Called again, it makes no other row."""
+    """Calling it again creates no second row."""
     *_, shown = code(DOCS / "transactions.md", "python")
     first, call = shown.splitlines()
     made: dict[str, Any] = {"uuid4": uuid4}
@@ -435,7 +434,7 @@ async def test_example_of_an_idempotency_key(
 
 @pytest_twisted.ensureDeferred
 async def test_example_of_a_procedure(caller: Caller, migrated: str) -> None:
-    """The procedure of the page does what it says, in one transaction."""
+    """The procedure on the page does what the page says, in one transaction."""
     driver = await caller.call("rowcast.drivers.create", {"name": "Ada"})
     plates = ["B-RC 1", "B-RC 2"]
     for plate in plates:
@@ -453,14 +452,14 @@ async def test_example_of_a_procedure(caller: Caller, migrated: str) -> None:
 
 
 def example(page: Path, language: str, router: Router) -> str:
-    """Give the one example in a language, for this router."""
+    """Return the only example in a language, with this router's address."""
     (found,) = code(page, language)
     assert HERE in found
     return found.replace(HERE, f"127.0.0.1:{router.port}")
 
 
 async def printed(environ: dict[str, str], *command: str) -> str:
-    """Run a program to its end; gives what it prints."""
+    """Run a program to its end; return its output."""
     with program({"PATH": os.environ["PATH"], **environ}, *command) as started:
         status = await in_thread(reactor, "example", started.ends, None, 30)
         assert status == 0, started.output
@@ -469,7 +468,7 @@ async def printed(environ: dict[str, str], *command: str) -> str:
 
 @pytest_twisted.ensureDeferred
 async def test_python_of_the_readme(actions: None, router: Router, tmp_path: Path) -> None:
-    """The Python example runs as it stands, and ends."""
+    """The Python example runs unchanged, and ends."""
     file = tmp_path / "example.py"
     file.write_text(example(README, "python", router), "utf-8")
     environ = {"HOME": str(tmp_path)}
@@ -484,7 +483,7 @@ async def test_python_of_the_readme(actions: None, router: Router, tmp_path: Pat
 async def test_javascript_of_the_readme(
     actions: None, node: str, router: Router, tmp_path: Path
 ) -> None:
-    """The JavaScript example runs as it stands, and ends."""
+    """The JavaScript example runs unchanged, and ends."""
     file = tmp_path / "example.js"
     file.write_text(example(README, "js", router), "utf-8")
     environ = {"HOME": str(tmp_path), "NODE_PATH": str(test_clients.NODE / "node_modules")}
@@ -493,8 +492,8 @@ async def test_javascript_of_the_readme(
     assert "action: 'run'" in found
 
 
-def told(page: Path, language: str, router: Router) -> str:
-    """Return the first example of a page in a language, for this router."""
+def first_example(page: Path, language: str, router: Router) -> str:
+    """Return the first example of a page in a language, with this router's address."""
     return code(page, language)[0].replace(HERE, f"127.0.0.1:{router.port}")
 
 
@@ -502,8 +501,10 @@ def told(page: Path, language: str, router: Router) -> str:
 async def test_python_of_the_client_kits(
     actions: None, migrated: str, router: Router, tmp_path: Path
 ) -> None:
-    """It prints how many rows there are, and again when one is written."""
-    (tmp_path / "example.py").write_text(told(DOCS / "clients.md", "python", router), "utf-8")
+    """It prints the number of rows, and prints it again when a row is written."""
+    (tmp_path / "example.py").write_text(
+        first_example(DOCS / "clients.md", "python", router), "utf-8"
+    )
     shutil.copy(ROOT / "clients" / "python" / "rowcast.py", tmp_path)
     await follows(migrated, tmp_path, sys.executable, "example.py")
 
@@ -512,7 +513,7 @@ async def test_python_of_the_client_kits(
 async def test_javascript_of_the_client_kits(
     actions: None, node: str, migrated: str, router: Router, tmp_path: Path
 ) -> None:
-    (tmp_path / "example.mjs").write_text(told(DOCS / "clients.md", "js", router), "utf-8")
+    (tmp_path / "example.mjs").write_text(first_example(DOCS / "clients.md", "js", router), "utf-8")
     (tmp_path / "package.json").write_text('{"type": "module"}')
     (tmp_path / "node_modules").symlink_to(test_clients.NODE / "node_modules")
     shutil.copy(ROOT / "clients" / "javascript" / "rowcast.js", tmp_path)
@@ -520,7 +521,7 @@ async def test_javascript_of_the_client_kits(
 
 
 async def follows(dsn: str, home: Path, *command: str) -> None:
-    """Run a program that prints how many actions are to be done, while their number changes."""
+    """Run a program that prints the number of open actions, and check its output while it changes."""
     many = execute(dsn, "SELECT count(*) FROM actions WHERE NOT status")[0][0]
     with program({"PATH": os.environ["PATH"], "HOME": str(home)}, *command) as started:
         await until(lambda: str(many) in started.output.split(), 60)
@@ -531,7 +532,7 @@ async def follows(dsn: str, home: Path, *command: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_curl_of_the_readme(actions: None, router: Router) -> None:
-    """What curl is told to send gets rows."""
+    """The request of the curl command returns rows."""
     (command,) = [each for each in code(README, "") if each.startswith("curl")]
     assert f"{HERE}/$(cat .rowcast/{FILE})" in command
     program, flag, header, _, data, body = shlex.split(command.replace("\\\n", ""))
@@ -553,7 +554,7 @@ DESCRIBING = DOCS / "describing.md"
 
 
 def test_errors_of_each_verb() -> None:
-    """The page has the errors of each verb as the document does."""
+    """The errors of each verb on the page are those of the described document."""
     text = DESCRIBING.read_text("utf-8")
     every = {uri for uri in re.findall(r"`((?:rowcast|wamp)\.error\.[a-z_]+)`", text)}
     every -= {"rowcast.error.too_large"}
@@ -577,8 +578,8 @@ def test_errors_of_each_verb() -> None:
             assert uris <= every | {"rowcast.error.too_large"}
 
 
-async def commanded(dsn: str, *command: str) -> str:
-    """Give what a command of the service prints."""
+async def output_of_command(dsn: str, *command: str) -> str:
+    """Return the output of a command of the service."""
     environ = {"HOME": str(ROOT), "DATABASE_URL": dsn, "ROWCAST_APP": "app"}
     return await printed(environ, sys.executable, "-m", "service", *command)
 
@@ -587,10 +588,10 @@ async def commanded(dsn: str, *command: str) -> str:
 async def test_examples_of_describing(
     service: Serving, caller: Caller, migrated: str, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    """The document that the command writes is the one over WAMP; the page's examples are right."""
-    document = json.loads(await commanded(migrated, "describe"))
+    """The command writes the same document as the call returns; the page's examples are right."""
+    document = json.loads(await output_of_command(migrated, "describe"))
     described = await caller.call("rowcast.describe")
-    by_hand = "drivers.retire"  # that of another page
+    by_hand = "drivers.retire"  # the procedure on docs/applications.md
     assert described["procedures"].pop(by_hand)["positional"] == ["key"]
     assert document == described
     monkeypatch.chdir(tmp_path)
@@ -611,7 +612,7 @@ async def test_examples_of_describing(
 
 
 async def compiled(command: list[str], folder: Path) -> None:
-    """Run a compiler; in a thread, since the router drops callers whose reactor stands still."""
+    """Run a compiler in a thread, because the router drops callers whose reactor is blocked."""
 
     def run() -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -622,15 +623,15 @@ async def compiled(command: list[str], folder: Path) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_typed_clients(migrated: str, tmp_path: Path) -> None:
-    """The examples of typed clients compile against what the command prints."""
-    (tmp_path / "rowcast.ts").write_text(await commanded(migrated, "types", "--lang", "ts"))
+    """The examples of typed clients compile with the types that the command prints."""
+    (tmp_path / "rowcast.ts").write_text(await output_of_command(migrated, "types", "--lang", "ts"))
     (example,) = code(DESCRIBING, "ts")
     declared = "declare const connection: { session: object };\n"
     (tmp_path / "example.ts").write_text(example.replace("\n\n", f"\n\n{declared}", 1))
     options = ["--strict", "--noEmit", "--target", "es2022", "--module", "es2022"]
     tsc = [*compiler(), *options, "--moduleResolution", "bundler", "example.ts"]
     await compiled(tsc, tmp_path)
-    (tmp_path / "rowcast.py").write_text(await commanded(migrated, "types", "--lang", "py"))
+    (tmp_path / "rowcast.py").write_text(await output_of_command(migrated, "types", "--lang", "py"))
     (example,) = code(DESCRIBING, "py")
     body = "".join(f"    {line}\n" for line in example.splitlines()[2:])
     head = "from rowcast import Caller, Service\n\nasync def use(session: Caller) -> None:\n"
@@ -640,16 +641,15 @@ async def test_typed_clients(migrated: str, tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_role_of_the_command(migrated: str) -> None:
-    """With a role there is what the role may use."""
+async def test_command_with_role_describes_what_the_role_may_use(migrated: str) -> None:
     execute(migrated, "CREATE ROLE web_anon; GRANT USAGE ON SCHEMA public TO web_anon;"
                       "GRANT SELECT (id, plate) ON vehicles TO web_anon")  # fmt: skip
     try:
-        document = json.loads(await commanded(migrated, "describe", "--role", "web_anon"))
+        document = json.loads(await output_of_command(migrated, "describe", "--role", "web_anon"))
         assert document["relations"].keys() == {"vehicles"}
         assert document["$defs"]["row.vehicles"]["required"] == ["id", "plate"]
         assert "create" not in document["relations"]["vehicles"]["verbs"]
-        typed = await commanded(migrated, "types", "--lang", "py", "--role", "web_anon")
+        typed = await output_of_command(migrated, "types", "--lang", "py", "--role", "web_anon")
         assert "vehicles.create" not in typed
         environ = {"HOME": str(ROOT), "DATABASE_URL": migrated, "PATH": os.environ["PATH"]}
         command = [sys.executable, "-m", "service", "describe", "--role", "nobody_here"]
@@ -662,7 +662,7 @@ async def test_a_role_of_the_command(migrated: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_example_of_a_live_query(actions: None, caller: Caller, migrated: str) -> None:
-    """It is answered with what is to be done, and then without what is done."""
+    """It receives the open actions, then a message that one of them has left the result."""
     shown, *_ = code(DOCS / "live.md", "python")
     messages: list[dict[str, Any]] = []
     made = {"session": caller, "CallOptions": CallOptions, "take": messages.append}

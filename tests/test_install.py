@@ -1,6 +1,5 @@
 """
-The first `make run`: what is said while environments are made, and where they cannot be; and what
-an installed package has.
+The installer of `make run`: its messages while it works and when it fails; files of the installed package.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def checkout() -> Iterator[Path]:
-    """Make a folder with the installer alone, which anybody may enter."""
+    """Create a directory, readable by all users, that contains only the installer."""
     folder = Path(tempfile.mkdtemp(prefix="rowcast-install-"))
     folder.chmod(0o755)
     (folder / "requirements").mkdir()
@@ -48,7 +47,7 @@ def install(
 
 
 def program(folder: Path, name: str, script: str) -> str:
-    """Write a program, and return its path."""
+    """Write an executable shell script, and return its path."""
     path = folder / name
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -56,14 +55,14 @@ def program(folder: Path, name: str, script: str) -> str:
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the one sentence that an installation ends with."""
+    """Return the single line on stderr of a failed installation."""
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     return line
 
 
 def test_install_without_network_says_so(checkout: Path) -> None:
-    """The cure is in the sentence, and no page of pip's."""
+    """The message has the way out, instead of a page of pip's output."""
     offline = {
         "PIP_INDEX_URL": "http://127.0.0.1:1",
         "PIP_RETRIES": "1",
@@ -74,7 +73,7 @@ def test_install_without_network_says_so(checkout: Path) -> None:
 
 
 def test_install_in_read_only_folder_says_so(checkout: Path) -> None:
-    """Before anything else is tried."""
+    """It is checked before anything else."""
     checkout.chmod(0o555)
     user = None if os.geteuid() else "nobody"  # root may write anywhere
     said = refusal(install(checkout, "able", ".venv/stamp", user=user))
@@ -83,7 +82,7 @@ def test_install_in_read_only_folder_says_so(checkout: Path) -> None:
 
 
 def test_install_without_venv_module_says_so(checkout: Path) -> None:
-    """Debian's Python comes without it."""
+    """Debian's Python does not include it."""
     bare = f'case "$2" in *ensurepip*) exit 1 ;; esac; exec {sys.executable} "$@"'
     python = program(checkout, "python", bare)
     said = refusal(install(checkout, "able", ".venv/stamp", PYTHON=python))
@@ -91,7 +90,7 @@ def test_install_without_venv_module_says_so(checkout: Path) -> None:
 
 
 def test_install_with_old_python_says_so(checkout: Path) -> None:
-    """Which is wanted, and how to name another."""
+    """The message has the required version, and how to name another Python."""
     python = program(checkout, "python", "exit 1")
     said = refusal(install(checkout, "able", ".venv/stamp", PYTHON=python))
     assert said.startswith("Rowcast needs Python 3.11 or later, and found ")
@@ -99,7 +98,7 @@ def test_install_with_old_python_says_so(checkout: Path) -> None:
 
 
 def test_install_without_compiler_says_so(checkout: Path) -> None:
-    """What pip cannot build may need one."""
+    """If an installation fails without a compiler, the message says that one may be needed."""
     python = program(checkout, "python", 'case "$2" in venv) exit 1 ;; esac')
     for name in ("cat", "date", "grep", "printf", "rm", "sed", "sleep", "tail"):
         (checkout / name).symlink_to(shutil.which(name) or name)
@@ -112,7 +111,7 @@ def test_install_without_compiler_says_so(checkout: Path) -> None:
 
 
 def test_slow_install_says_what_it_is_at(checkout: Path) -> None:
-    """At once what begins, and again every five seconds."""
+    """It reports its first step at once, and progress every five seconds."""
     slow = 'case "$2" in venv) echo "Collecting snail==1.0"; sleep 5; exit 1 ;; esac'
     python = program(checkout, "python", slow)
     done = install(checkout, "service", ".venv", "some.lock", PYTHON=python)
@@ -122,7 +121,7 @@ def test_slow_install_says_what_it_is_at(checkout: Path) -> None:
 
 
 def test_installed_package_has_every_file_of_the_service() -> None:
-    """Modules of packages come by themselves, other files by their patterns in setup.cfg."""
+    """Modules of packages are included automatically, other files by the patterns in setup.cfg."""
     parser = ConfigParser()
     parser.read(ROOT / "setup.cfg")
     service = ROOT / "service"
