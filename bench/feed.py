@@ -29,7 +29,7 @@ from schema.changes import install
 from schema.database_url import Place
 from service.changes.net import Change
 from tests.conftest import ROOT, execute
-from tests.db.feeds import feeding, forget
+from tests.db.feeds import clear_log, feeding
 from tests.deferreds import pause, until
 
 SETUP = f"""
@@ -69,7 +69,7 @@ async def latencies(dsn: str, rate: float, seconds: float, **settings: Any) -> l
         now = time.time()
         seen.update((change.key[0], now) for change in changes if change.key)
 
-    forget(dsn)
+    clear_log(dsn)
     writers = 1 if rate < 100 else 4
     async with feeding(dsn, publish=publish, **settings):
         words = ["-m", "bench.feed", "--write", dsn, str(rate / writers), str(seconds)]
@@ -84,7 +84,7 @@ async def latencies(dsn: str, rate: float, seconds: float, **settings: Any) -> l
 
 async def catch_up(dsn: str, each: int) -> float:
     """Return the changes per second of a backlog of transactions with `each` rows."""
-    forget(dsn)
+    clear_log(dsn)
     insert = f"INSERT INTO items (n, title) SELECT 1, '{TITLE}' FROM generate_series(1, {each})"
     loop = f"FOR i IN 1..{BACKLOG // each} LOOP {insert}; COMMIT; END LOOP;"
     quick = "PERFORM set_config('synchronous_commit', 'off', false);"

@@ -34,7 +34,7 @@ from service.changes.terms import terms_of
 from service.plan.read_plan import plan_find
 from service.request.read_request import Limits, parse_find
 from tests.conftest import execute
-from tests.db.keeping import Kept, Reader
+from tests.db.kept_queries import KeptQuery, Reader
 
 SETUP = f"""
 CREATE TABLE parents (id int PRIMARY KEY, region int, owner int, name text, score int);
@@ -54,7 +54,7 @@ EMBED = {"children": {"where": {"amount": {"gt": 30}}}}
 class Cycles:
     """Live queries updated by cycles that can be timed one by one."""
 
-    def __init__(self, reader: Reader, kept: Sequence[Kept], whole: bool) -> None:
+    def __init__(self, reader: Reader, kept: Sequence[KeptQuery], whole: bool) -> None:
         self.reader = reader
         self.kept = kept
         if whole:
@@ -96,7 +96,9 @@ def compare(dsn: str, rounds: int, dice: random.Random) -> None:
     ways = []
     for whole in (True, False):
         reader = Reader(dsn)
-        ways.append(Cycles(reader, [Kept(reader, "parents", "", each) for each in asked], whole))
+        ways.append(
+            Cycles(reader, [KeptQuery(reader, "parents", "", each) for each in asked], whole)
+        )
     print("changed children     all rows      by key   ratio   queries changed")
     for number in (1, 10, 100, 1000):
         took: list[list[float]] = [[], []]
@@ -156,7 +158,7 @@ def many(dsn: str, watches: int, rounds: int, dice: random.Random) -> None:
     reader = Reader(dsn)
     index_of(reader, watches, dice)
     kept = [
-        Kept(reader, "parents", "", {"where": where(at)})
+        KeptQuery(reader, "parents", "", {"where": where(at)})
         for where in KINDS.values()
         for at in range(watches // len(KINDS))
     ]

@@ -1,5 +1,5 @@
 """
-A copy of a query's rows, kept by the messages of a live query, as docs/live.md says.
+A copy of a query's rows, maintained from the messages of a live query as docs/live.md describes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from service.changes.delta import canonical
 
 class Copy:
     """
-    The rows that a watcher has.
+    The rows of a watcher.
 
     Attributes:
-        rows: Pairs of a key and a row, in their order.
-        position: What they are a state of.
-        complete: Whether all of them are there.
-        resets: How often all were sent anew.
+        rows: Pairs of a key and a row, in order.
+        position: The position of the rows.
+        complete: Whether all rows have arrived.
+        resets: Number of resets, in which all rows are sent again.
     """
 
     def __init__(self, groups: bool = False, since: Copy | None = None) -> None:
@@ -31,16 +31,16 @@ class Copy:
         self._key: list[str] | None = since._key if since else None
         self._own = since._own if since else True
         self._ordered = since._ordered if since else False
-        # Up to the first step, rows may be told of that are the same, or are gone already.
+        # After resuming, until the first step, messages may repeat rows or remove missing ones.
         self._resuming = since is not None
 
     @property
     def values(self) -> list[Any]:
-        """Return the rows alone."""
+        """Return the rows without keys."""
         return [row for _, row in self.rows]
 
     def checksum(self, ordered: bool | None = None) -> int:
-        """Compute the checksum."""
+        """Return the checksum of the rows, as docs/live.md defines it."""
         ordered = self._ordered if ordered is None else ordered
         checks = [
             crc32(canonical([None if self._own else key, row]).encode()) for key, row in self.rows
@@ -48,7 +48,7 @@ class Copy:
         return sum(check * (at if ordered else 1) for at, check in enumerate(checks, 1)) % 2**32
 
     def take(self, message: dict[str, Any]) -> None:
-        """Apply a message, and check what it says."""
+        """Apply a message, and check its consistency with the rows."""
         getattr(self, f"_take_{message['type']}")(message)
         self.position = message.get("position", self.position)
         if "checksum" in message:
@@ -106,7 +106,7 @@ class Copy:
         self._set_in([entering, moved])
 
     def _set_in(self, lists: list[list[tuple[Any, Any, Any]]]) -> None:
-        """Place rows, each behind another one, that may be placed itself."""
+        """Insert rows, each after its predecessor, which may itself be among them."""
         while any(lists):
             head = next(
                 each for each in lists if each and (each[0][2] is None or self._has(each[0][2]))
@@ -143,5 +143,5 @@ class Copy:
 
 
 def as_set(rows: list[Any]) -> list[str]:
-    """Return rows in an order of their own, to compare those that have none."""
+    """Return rows as sorted strings, to compare them without regard to order."""
     return sorted(json.dumps(row, sort_keys=True, default=str) for row in rows)

@@ -1,5 +1,5 @@
 """
-Waiting in tests: for what has come true already, for a while, for a condition, for a failure.
+Waiting in tests: for a fired Deferred, for some seconds, for a condition, for an exception.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 REST = 2
-"""A question whether a condition holds is followed by a rest of so many times its length."""
+"""Between two checks of a condition, `until` pauses for this multiple of a check's duration."""
 MOST = 0.1
-"""Seconds of that rest at most: what is waited for may pass."""
+"""Maximum pause in seconds, because the condition may hold only for a short time."""
 
 
 def result_of(awaited: Deferred[Any] | Coroutine[Any, Any, Any]) -> Any:
-    """Return the result of what has come true already, with no reactor; raise what it failed with."""
+    """Return the result of an awaitable that needs no reactor to finish; raise what it failed with."""
     found: list[Any] = []
     deferred = awaited if isinstance(awaited, Deferred) else ensureDeferred(awaited)
     deferred.addBoth(found.append)
@@ -30,23 +30,23 @@ def result_of(awaited: Deferred[Any] | Coroutine[Any, Any, Any]) -> Any:
 
 
 async def pause(seconds: float) -> None:
-    """Let the reactor turn for some seconds."""
+    """Wait for some seconds while the reactor runs."""
     await deferLater(reactor, seconds)
 
 
 async def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
-    """Let the reactor turn until a condition holds; fail after some seconds."""
+    """Poll a condition until it holds while the reactor runs; fail after some seconds."""
     end, asked = reactor.seconds() + seconds, reactor.seconds()
     while not condition():
         now = reactor.seconds()
         assert now < end, "it did not come true in time"
-        # A question to the database takes the reactor's time, and a processor's that the answer needs.
+        # A check that queries the database blocks the reactor and takes CPU from what it waits for.
         await pause(max(0.005, min(REST * (now - asked), MOST)))
         asked = reactor.seconds()
 
 
 async def failure_of(awaitable: Any) -> BaseException:
-    """Return the exception that it ends in."""
+    """Return the exception that an awaitable raises."""
     try:
         await awaitable
     except BaseException as error:

@@ -1,5 +1,5 @@
 """
-Stand-ins that hold to the contract of the real thing.
+Fakes that keep the contract of the real class.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from service.request.arguments import Caller
 
 class FakeDispatcher:
     """
-    A dispatcher without a database, which answers what the edge's tests ask for.
+    A dispatcher without a database, with the procedures that tests of the WAMP edge call.
 
-    `echo` gives its argument back, `arguments` all of them, `caller` who called, `parts` sends a
-    list part by part and answers how many were taken, `wait` lasts until `release` or
-    cancellation, and what `on` adds is called.
+    `echo` returns its argument, `arguments` all arguments, `caller` the caller. `parts` sends the
+    items of a list as progressive results and returns how many were taken. `wait` lasts until `release`
+    or cancellation. `on` and `when` add procedures.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class FakeDispatcher:
         }
 
     def on(self, name: str, give: Callable[[], Any]) -> None:
-        """Answer a name with what a function gives or raises."""
+        """Answer a procedure with what a function returns or raises."""
 
         async def answer(args: Sequence[Any], kwargs: Mapping[str, Any], caller: Caller) -> Any:
             return give()
@@ -46,7 +46,7 @@ class FakeDispatcher:
         self._answers[name] = answer
 
     def when(self, name: str, give: Callable[[], Awaitable[Any]]) -> None:
-        """Answer a name with what a coroutine function gives in time."""
+        """Answer a procedure with what a coroutine function returns or raises."""
 
         async def answer(args: Sequence[Any], kwargs: Mapping[str, Any], caller: Caller) -> Any:
             return await give()
@@ -78,12 +78,12 @@ class FakeDispatcher:
             each.callback(value)
 
     def begun(self) -> Deferred[None]:
-        """Give a Deferred that fires when the next `wait` begins."""
+        """Return a Deferred that fires when the next `wait` begins."""
         self._begun.append(Deferred())
         return self._begun[-1]
 
     def stopped(self) -> Deferred[None]:
-        """Give a Deferred that fires when the next `wait` is cancelled."""
+        """Return a Deferred that fires when the next `wait` is cancelled."""
         self._stopped.append(Deferred())
         return self._stopped[-1]
 
@@ -124,7 +124,7 @@ class FakeDispatcher:
 
 
 def fire(listeners: list[Deferred[None]]) -> None:
-    """Tell everyone who waits, once."""
+    """Fire all Deferreds of a list, and empty it."""
     told = list(listeners)
     listeners.clear()
     for each in told:

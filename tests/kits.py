@@ -1,5 +1,5 @@
 """
-The client kits of `clients/`, and messages of `watch` for them as the service makes them.
+The Python client kit of `clients/`, and random `watch` messages as the service makes them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FORMS: dict[str, tuple[KeyForm, dict[str, Any]]] = {
     )
     for ordered in (False, True)
 }
-"""What tells rows apart, and the arguments of a query in which it does."""
+"""By name: how rows are identified, and the arguments of a query that identifies them so."""
 
 VALUES = [
     *(None, True, False, 0, -1, 7, 2**53 - 1, 2**53 + 1, -(2**60), 0.5, -0.1, 1e300, 3.0),
@@ -53,7 +53,7 @@ VALUES = [
 
 
 def kit() -> Any:
-    """Load the kit for Python; under a name of its own, since it is in no package."""
+    """Import the Python kit, which is in no package, under the name `rowcast_kit`."""
     found = sys.modules.get("rowcast_kit")
     if found is None:
         spec = spec_from_file_location("rowcast_kit", PYTHON)
@@ -67,12 +67,12 @@ def kit() -> Any:
 @dataclass(frozen=True)
 class Step:
     """
-    What brings a client to a state.
+    The messages that bring a client to a state.
 
     Args:
-        messages: In their order.
-        rows: Of the state, in its order.
-        ordered: Whether that matters.
+        messages: The messages, in order.
+        rows: The rows of the state, in order.
+        ordered: Whether the query has an order.
     """
 
     messages: Sequence[Message]
@@ -81,7 +81,7 @@ class Step:
 
 
 def steps(name: str, random: Random, many: int) -> Iterator[Step]:
-    """Yield the steps from one random state of a query to the next, as the service tells them."""
+    """Yield the steps from one random state of a query to the next, as the service sends them."""
     form, _ = FORMS[name]
     before: FoundRows | None = None
     rows: list[tuple[dict[str, Any], list[Any]]] = []
@@ -107,7 +107,7 @@ def steps(name: str, random: Random, many: int) -> Iterator[Step]:
 
 
 def steps_of_other_keys(random: Random) -> Iterator[Step]:
-    """Yield the steps of a query without arguments whose table gets another key, loses it and so on."""
+    """Yield the steps of a query whose table changes, loses and regains its primary key."""
     for name in ("columns", "row", "column", "row", "columns"):
         yield from steps(name, random, 3)
 
@@ -115,10 +115,10 @@ def steps_of_other_keys(random: Random) -> Iterator[Step]:
 def changed(
     form: KeyForm, rows: list[tuple[dict[str, Any], list[Any]]], random: Random
 ) -> list[tuple[dict[str, Any], list[Any]]]:
-    """Return rows, and the values of their keys, that have something in common with others."""
+    """Return rows, with the values of their keys, some of which are among the given ones."""
     kept = [each for each in rows if random.random() < 0.8]
     for _ in range(random.randint(0, 4)):
-        # Of a group alone the key may hold a null.
+        # Only the key of a group may contain NULL.
         firsts = [1, 2, 3, "x", "é", *([None] if form.kind == "group" else [])]
         values = [random.choice(firsts), random.randint(1, 3)]
         row = {"a": values[0], "b": values[1], "n": random.choice(VALUES)}

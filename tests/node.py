@@ -1,5 +1,5 @@
 """
-Node, and what the tests take of npm.
+Node.js, and the npm packages of the tests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ INSTALL = ("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts")
 
 
 def program() -> str:
-    """Find Node, which the tests need with npm; return its executable."""
+    """Return the path of Node's executable; without Node or npm, skip the test (in CI, fail it)."""
     found = shutil.which("node")
     if found is None or shutil.which("npm") is None:
         missing("the tests of JavaScript need Node.js and npm → apt-get install nodejs npm")
@@ -24,12 +24,12 @@ def program() -> str:
 
 
 def modules() -> Path:
-    """Install the packages of the tests if they are not those of the lock file; return their folder."""
+    """Install the npm packages if they are older than the lock file; return their directory."""
     program()
     folder, locked = NODE / "node_modules", NODE / "package-lock.json"
     done = folder / ".package-lock.json"
     with locked.open() as file:
-        # Several processes run tests, and two installations at once spoil each other.
+        # Tests run in several processes, and concurrent installations corrupt each other.
         fcntl.flock(file, fcntl.LOCK_EX)
         if not done.exists() or done.stat().st_mtime < locked.stat().st_mtime:
             subprocess.run(INSTALL, cwd=NODE, check=True, capture_output=True, timeout=100)

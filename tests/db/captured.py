@@ -1,5 +1,5 @@
 """
-The log of changes as a reader reads it: what is visible now and was not at the last look.
+Readers of the log of changes: each read returns the rows that became visible since the last one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SELECT l.seq, l.xid::text::bigint, coalesce(t.name, l.relation::text), l.op, l.o
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the log."""
+    """A row of the log of changes."""
 
     seq: int
     xid: int
@@ -35,12 +35,12 @@ class Entry:
 
     @property
     def change(self) -> tuple[str, Image | None, Image | None]:
-        """Return what happened, without where it stands."""
+        """Return the operation and the images, without the position in the log."""
         return self.op, self.old, self.new
 
 
 class SnapshotReader:
-    """Reads the log from its position, a snapshot, which starts as that of its making."""
+    """A reader whose position is a snapshot; the first one is taken when the reader is created."""
 
     def __init__(self, dsn: str) -> None:
         self.connection = psycopg2.connect(dsn)
@@ -50,7 +50,7 @@ class SnapshotReader:
             self.snapshot = _value(rows, "SELECT pg_current_snapshot()::text")
 
     def read(self) -> list[Entry]:
-        """Return what is new, and move on."""
+        """Return the new rows of the log, and advance the position."""
         with self._transaction() as rows:
             now = _value(rows, "SELECT pg_current_snapshot()::text")
             rows.execute(NEW, [self.snapshot])
@@ -58,7 +58,7 @@ class SnapshotReader:
             return [Entry(*row) for row in rows.fetchall()]
 
     def changes(self) -> list[tuple[str, Image | None, Image | None]]:
-        """Return what is new, without where it stands."""
+        """Return the new operations and images, and advance the position."""
         return [entry.change for entry in self.read()]
 
     @contextmanager
@@ -75,10 +75,10 @@ def _value(rows: cursor, statement: str) -> str:
 
 def net(entries: Iterable[Entry], key: str) -> dict[Any, tuple[Image | None, Image | None]]:
     """
-    Return the state before and after of each key that one transaction has changed.
+    Return the old and new image of each key that one transaction has changed.
 
-    Of the images of a key those that were new as often as they were old fall out, in whatever order
-    triggers wrote them.
+    Images of a key that occur as often as new images as they occur as old ones cancel out, whatever
+    the order in which triggers wrote them.
     """
     images: dict[Any, Counter[str]] = {}
     for entry in entries:
@@ -98,5 +98,5 @@ def net(entries: Iterable[Entry], key: str) -> dict[Any, tuple[Image | None, Ima
 
 
 def connect(dsn: str) -> connection:
-    """Connect as any other program would."""
+    """Connect with psycopg2, outside the service."""
     return psycopg2.connect(dsn)

@@ -1,5 +1,5 @@
 """
-Whether what callers send and get is as `describe` says.
+Checks that calls, results and errors match their descriptions by `describe`.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from service.payload import Receipted
 Schema = Mapping[str, Any]
 
 MANY = 50
-"""Items of a list that are looked at."""
+"""Number of items of a list that are validated."""
 
-FORMING = {"select", "embed", "form", "returning"}
-"""What gives an answer another form than the usual one."""
+SHAPING = {"select", "embed", "form", "returning"}
+"""Arguments that change the form of a result."""
 
 
 class Descriptions:
     """
-    The descriptions of what a dispatcher serves, each made when it is first needed.
+    The descriptions of the catalogs that a dispatcher serves, made on first use.
 
     Args:
-        dispatcher: Knows the verbs.
+        dispatcher: The dispatcher whose verbs are described.
     """
 
     def __init__(self, dispatcher: Dispatcher) -> None:
@@ -40,7 +40,7 @@ class Descriptions:
         self._made: WeakKeyDictionary[Catalog, Described] = WeakKeyDictionary()
 
     def of(self, catalog: Catalog) -> Described:
-        """Give the description of a catalog."""
+        """Return the description of a catalog."""
         if catalog not in self._made:
             document = describe(catalog, "rowcast", "0", self._dispatcher.verbs, {})
             self._made[catalog] = Described(document)
@@ -49,8 +49,10 @@ class Descriptions:
 
 class Described:
     """
+    A description against which calls are checked.
+
     Args:
-        document: As `describe` gives it.
+        document: The document that `describe` returns.
     """
 
     def __init__(self, document: Mapping[str, Any]) -> None:
@@ -58,7 +60,7 @@ class Described:
         self._validators: dict[str, Draft202012Validator] = {}
 
     def validator(self, schema: Schema, known: str = "") -> Draft202012Validator:
-        """Give what judges by a schema of the document; one that has a name is kept."""
+        """Return a validator for a schema of the document; cache it under `known` unless that is empty."""
         found = self._validators.get(known)
         if found is None:
             found = Draft202012Validator({"allOf": [schema], "$defs": self.document["$defs"]})
@@ -67,25 +69,25 @@ class Described:
         return found
 
     def faults(self, schema: Schema, value: Any, known: str = "") -> list[str]:
-        """List what a schema has against a value, or against the first items of it."""
+        """Return the validation errors of a value, of which only the first items are validated."""
         found = self.validator(schema, known).iter_errors(plain(_sample(value)))
         return [f"{'.'.join(map(str, each.path))}: {each.message}"[:600] for each in found]
 
     def resolved(self, schema: Schema) -> Schema:
-        """Give what a schema refers to."""
+        """Return the schema that a `$ref` names."""
         name = unquote(schema["$ref"].removeprefix("#/$defs/"))
         found: Schema = self.document["$defs"][name.replace("~1", "/").replace("~0", "~")]
         return found
 
     def uris(self, errors: Schema) -> set[str]:
-        """Give the URIs of the errors of a procedure."""
+        """Return the URIs in the error schema of a procedure."""
         each = [self.resolved(one) for one in self.resolved(errors)["oneOf"]]
         return {one["properties"]["error"]["const"] for one in each}
 
     def check_call(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], answer: Any
     ) -> None:
-        """Make sure that a call that was answered is as described."""
+        """Assert that the arguments and the result of a call match the description."""
         found = list(self._procedures(name))
         if not found:
             return
@@ -93,7 +95,7 @@ class Described:
         given = self._named(name, args, kwargs)
         faults = self.faults({"anyOf": [each["arguments"] for each in found]}, given, f"{name}()")
         assert not faults, (name, given, faults)
-        other = FORMING & kwargs.keys() or self._nests(name, given)
+        other = SHAPING & kwargs.keys() or self._nests(name, given)
         forms = "" if other else " as usual"
         results = [each["result"] for each in found]
         if forms:
@@ -102,14 +104,14 @@ class Described:
         assert not faults, (name, kwargs, answer, faults)
 
     def check_refusal(self, name: str, error: ServiceError) -> None:
-        """Make sure that a refusal is one of those that are described."""
+        """Assert that an error is one of those described for the procedure."""
         said = {"error": error.uri, "args": [error.message], "kwargs": error.details}
         for each in self._procedures(name):
             faults = self.faults(each["errors"], said, f"{name}!")
             assert not faults, (name, said, self.uris(each["errors"]))
 
     def usual(self, result: Schema) -> Schema:
-        """Give what a call answers that says nothing of its answer's form."""
+        """Return the result schema of calls without arguments that change the form of the result."""
         if "anyOf" not in result:
             return result
         return {
@@ -121,7 +123,7 @@ class Described:
         }
 
     def _procedures(self, name: str) -> Iterator[Mapping[str, Any]]:
-        """Find what is described under a name: a verb, or functions and their verbs."""
+        """Yield the procedures described under a name: a verb, a function, or a verb of functions."""
         before, _, verb = name.rpartition(".")
         relation = self.document["relations"].get(before, {"verbs": {}})
         if verb in relation["verbs"]:
@@ -132,7 +134,7 @@ class Described:
                 yield function["verbs"][verb]
 
     def _nests(self, name: str, given: Mapping[str, Any]) -> bool:
-        """Say whether new rows have related rows inside, which the answer then embeds."""
+        """Return whether new rows contain related rows, which the result then embeds."""
         before, _, verb = name.rpartition(".")
         relation, values = self.document["relations"].get(before), given.get("values")
         if verb != "create" or relation is None:
@@ -147,7 +149,7 @@ class Described:
         )
 
     def _named(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Name the arguments that were given by position."""
+        """Return all arguments by name, including those given by position."""
         before, _, verb = name.rpartition(".")
         if verb in self.document["relations"].get(before, {"verbs": ()})["verbs"]:
             positional = self.document["verbs"][verb]["positional"]
@@ -156,7 +158,7 @@ class Described:
 
 
 def plain(value: Any) -> Any:
-    """Write binary as WAMP's JSON does."""
+    """Return a value with its bytes encoded as in WAMP's JSON serialization."""
     if isinstance(value, bytes | bytearray | memoryview):
         return "\0" + b64encode(bytes(value)).decode()
     if isinstance(value, list | tuple):
@@ -165,7 +167,7 @@ def plain(value: Any) -> Any:
 
 
 def _sample(value: Any) -> Any:
-    """Cut long lists short, which have many items of one kind."""
+    """Return a value with lists cut to `MANY` items; long lists have items of one kind."""
     if isinstance(value, Mapping):
         return {key: _cut(each) for key, each in value.items()}
     return _cut(value)

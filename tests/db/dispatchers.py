@@ -1,5 +1,5 @@
 """
-A dispatcher over a real database, without a router in front of it.
+A dispatcher on a real database, without a router.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ANYONE = Caller(None, None, None, "realm1")
 
 
 class DirectCaller:
-    """Calls procedures as a caller would, less the router."""
+    """A caller that calls the dispatcher directly, without a router."""
 
     def __init__(self, dispatcher: Dispatcher, catalogs: Catalogs, database: Database) -> None:
         self.dispatcher = dispatcher
@@ -43,16 +43,16 @@ class DirectCaller:
         self._descriptions = Descriptions(dispatcher)
 
     async def catch_up(self) -> None:
-        """Serve what the database has by now, however long a busy machine takes to read it."""
+        """Reload the schema cache; wait as long as a loaded machine needs."""
         while not await self.catalogs.refresh():
             pass
 
     async def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a procedure by its name without the prefix."""
+        """Call a procedure by its name without the prefix, as `ANYONE`."""
         return await self.call_as(ANYONE, name, *args, **kwargs)
 
     async def call_as(self, caller: Caller, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a procedure as somebody; the call, its answer or its refusal are as described."""
+        """Call a procedure as a caller; check arguments, result and errors against the description."""
         catalog = self.dispatcher.served_to(caller).catalog if self.dispatcher.ready else None
         described = self._descriptions.of(catalog) if catalog is not None else None
         state = CallState(encodes=True)

@@ -1,5 +1,5 @@
 """
-Feeds of the tests: what one publishes is kept.
+Feeds that record what they publish.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from service.db.listener import Listener
 from tests.conftest import execute
 from tests.deferreds import until
 
-Told = tuple[str, Any, Any, Any]
+ChangeContent = tuple[str, Any, Any, Any]
 
 
-class Kept:
+class RecordingFeed:
     """
-    A feed with a listener of its own, and what it has published.
+    A feed with its own listener, and a record of what it publishes.
 
     Attributes:
-        batches: As they came.
-        calls: Of its subscriber.
-        refuses: What publishing fails with, if it is to.
-        able: Whether it says that it could publish.
-        heard: Of what it is told that changes are heard.
-        rights: That came with the batches.
-        waits: What publishing waits for first, if for anything.
+        batches: The published batches of changes.
+        calls: How often the feed has called its subscriber.
+        refuses: An exception that publishing raises, or None.
+        able: Whether the feed may assume that it can publish.
+        heard: The subscribed relations and roles that the feed gets to know.
+        rights: The rights that came with each batch.
+        waits: A Deferred that publishing waits for, or None.
     """
 
     def __init__(self, dsn: Any, settings: FeedSettings, publish: Publish | None = None) -> None:
@@ -72,36 +72,36 @@ class Kept:
 
     @property
     def changes(self) -> list[Change]:
-        """All that was published."""
+        """The changes of all batches."""
         return [change for batch in self.batches for change in batch]
 
     @property
-    def told(self) -> list[Told]:
-        """What was published, without where it stands."""
+    def contents(self) -> list[ChangeContent]:
+        """The operations, keys and images published, without positions."""
         return [(each.op, each.key, each.old, each.new) for each in self.changes]
 
     def start(self) -> None:
-        """Start both."""
+        """Start the listener and the feed."""
         self.listener.startService()
         self.feed.startService()
 
     async def stop(self) -> None:
-        """Stop both."""
+        """Stop the feed and the listener."""
         await maybeDeferred(self.feed.stopService)
         await maybeDeferred(self.listener.stopService)
 
     @property
     def asleep(self) -> bool:
-        """Whether the feed leads, and writers notify it."""
+        """Whether the feed sleeps until a writer notifies it."""
         return self.feed.asleep
 
 
 @asynccontextmanager
 async def feeding(
     dsn: Any, leads: bool = True, publish: Publish | None = None, **settings: Any
-) -> AsyncIterator[Kept]:
-    """Run a feed; wait until it leads. It keeps what it publishes, unless something else does."""
-    kept = Kept(dsn, FeedSettings(**settings), publish)
+) -> AsyncIterator[RecordingFeed]:
+    """Run a feed; with `leads`, wait until it leads. It records what it publishes unless `publish` is given."""
+    kept = RecordingFeed(dsn, FeedSettings(**settings), publish)
     kept.start()
     try:
         if leads:
@@ -111,6 +111,6 @@ async def feeding(
         await kept.stop()
 
 
-def forget(dsn: str) -> None:
-    """Empty the log, as before the first feed."""
+def clear_log(dsn: str) -> None:
+    """Delete the rows of the log, its ticks and epochs, as if no feed had run before."""
     execute(dsn, "DELETE FROM rowcast.log; DELETE FROM rowcast.ticks; DELETE FROM rowcast.epochs")

@@ -1,5 +1,5 @@
 """
-Rows of queries kept by cycles, as live queries keep them, without watchers and their messages.
+Queries whose rows cycles keep up to date, as for live queries, but without watchers and messages.
 """
 
 from __future__ import annotations
@@ -37,17 +37,16 @@ MOST, MOST_BYTES = 10_000, 1 << 30
 
 class Reader:
     """
-    A session that reads, and what it knows of the database.
+    A PostgreSQL session that reads, with the catalog and the tracked relations of its database.
 
     Args:
-        dsn: Of the database.
+        dsn: DSN of the database.
     """
 
     def __init__(self, dsn: str) -> None:
         self.connection = open_session(dsn, SessionSettings())
-        begin_txn(
-            self.connection, 0
-        )  # as the feed would: before the first epoch positions count for nothing
+        # begins the first epoch as the feed does; positions are valid only from then on
+        begin_txn(self.connection, 0)
         self.catalog: Catalog = catalog_txn(self.connection, ("public",), 1)
         self.codec = Codec(self.catalog)
         self.tracked: list[Tracked] = list(tracked_txn(self.connection).values())
@@ -55,30 +54,30 @@ class Reader:
 
     @contextmanager
     def snapshot(self) -> Iterator[PgConnection]:
-        """Have one snapshot for the length of the body."""
+        """Keep one snapshot for the length of the body."""
         self.connection.begin(begin_statement("repeatable read", read_only=True))
         yield self.connection
         commit_txn(self.connection)
 
-    def run(self, words: str) -> None:
+    def run(self, statement: str) -> None:
         """Run a statement."""
         with self.connection.cursor() as cursor:
-            cursor.execute(words)
+            cursor.execute(statement)
 
     def rows(self, statement: Statement, values: Sequence[Any]) -> list[Any]:
-        """Return rows as they are answered."""
+        """Return rows in their wire form."""
         shape = Shape("dicts", MOST_BYTES)
         return page_txn(self.connection, self.codec, statement, values, None, shape).rows
 
 
-class Kept:
+class KeptQuery:
     """
     A query and its rows.
 
     Args:
-        reader: Reads them.
-        relation: Whose rows.
-        role: As whom; "" for the service itself.
+        reader: The session that reads the rows.
+        relation: The relation.
+        role: The database role that reads; "" for the service's own.
         query: The arguments of `watch`.
     """
 
@@ -112,11 +111,11 @@ class Kept:
 
     @property
     def order(self) -> Order:
-        """What a cycle has to find out of it."""
+        """The order for the next cycle."""
         return Order(self.run, self.state, False)
 
     def take(self, found: Found | Failure | None) -> None:
-        """Keep what a cycle has found."""
+        """Apply the outcome of a cycle; raise its error if it has failed."""
         if isinstance(found, Failure):
             found.raiseException()
         if isinstance(found, Found):
@@ -124,7 +123,7 @@ class Kept:
             self.rows = {name: (self.rows | {**found.rows})[name] for name in found.state.entries}
 
     def differs(self, found: Found | Failure | None) -> bool:
-        """Return whether other rows are kept than those that a new query has found."""
+        """Return whether the kept rows differ from those of a new read."""
         assert isinstance(found, Found), found
         kept = [_text(row) for row in self.rows.values()]
         fresh = [_text(found.rows[name]) for name in found.state.entries]

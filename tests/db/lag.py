@@ -1,5 +1,5 @@
 """
-A probe that tells how long the reactor was kept from its work.
+A probe that measures for how long the reactor was blocked.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from twisted.internet.task import LoopingCall
 
 INTERVAL = 0.005
 WAITED = Path("/proc/thread-self/schedstat")
-"""Where Linux tells for how long a thread was ready to run, and others had the processors."""
+"""Linux's file with the time that a thread was runnable but waited for a processor."""
 
 
 class LagProbe:
     """
-    Ticks in the reactor; use it with `with`, then ask `quantile` or `own`.
+    A timer in the reactor that measures its delays during a `with` statement.
 
     Attributes:
-        lags: By how much each tick was late.
-        waits: How much of that the reactor was ready to run, and others had the processors.
+        lags: The delay of each tick, in seconds.
+        waits: The part of each delay for which the reactor's thread waited for a processor.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -50,21 +50,21 @@ class LagProbe:
         self._last, self._waited = now, waits
 
     def quantile(self, part: float) -> float:
-        """Give the lag, in seconds, that this part of all ticks stayed below."""
+        """Return a quantile of the lags, in seconds."""
         return _quantile(self.lags, part)
 
     def own(self, part: float) -> float:
-        """Give the lag without what is the doing of others on a busy machine."""
+        """Return a quantile of the lags without the time that the thread waited for a processor."""
         own = [max(0.0, lag - wait) for lag, wait in zip(self.lags, self.waits, strict=True)]
         return _quantile(own, part)
 
 
 async def least_lag(measure: Callable[[], Awaitable[LagProbe]], part: float, limit: float) -> float:
     """
-    Measure up to five times, until the lag of our own is below a limit; return the least.
+    Measure up to five times, until the lag of this process is below a limit; return the lowest.
 
-    What holds the reactor does so each time. A worker that another process keeps from the
-    processor while it has Python's lock does not, and nothing tells that lag from ours.
+    Code that blocks the reactor does so in each measurement. A worker thread that is descheduled while it
+    holds the GIL also delays the reactor, but rarely, and its delay cannot be told from the former.
     """
     least = math.inf
     for _ in range(5):
@@ -75,7 +75,7 @@ async def least_lag(measure: Callable[[], Awaitable[LagProbe]], part: float, lim
 
 
 def waited() -> float:
-    """Give the seconds for which this thread has waited for a processor so far, if anybody tells."""
+    """Return the seconds for which this thread has waited for a processor; 0 without `WAITED`."""
     try:
         return int(WAITED.read_text().split()[1]) / 1e9
     except OSError:

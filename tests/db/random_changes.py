@@ -1,5 +1,5 @@
 """
-Changes of a row at random, as a call gives them, each beside the SQL that says the same.
+Random changes of a row, as a call has them, each with equivalent SQL.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ VALUES: dict[str, list[Any]] = {
     "code": ["C1", "c77", "new", None], "shop": [1, 2, None, 77], "name": ["g1", "new", None],
     "secret": ["x"], "twice": [4],
 }  # fmt: skip
-"""Of columns that are given a value as it is."""
+"""Plain values, by column."""
 
 
 def literal(value: Any) -> str:
-    """Return a value as SQL."""
+    """Return a value as an SQL literal."""
     if value is None:
         return "NULL"
     if isinstance(value, bool | int | float):
@@ -31,40 +31,40 @@ def literal(value: Any) -> str:
 
 
 def document(value: Any) -> str:
-    """Return JSON as SQL."""
+    """Return a JSON value as an SQL literal."""
     return literal(json.dumps(value)) + "::jsonb"
 
 
 def array(values: Sequence[Any], type: str) -> str:
-    """Return an array as SQL."""
+    """Return an array as an SQL literal."""
     return f"ARRAY[{', '.join(map(literal, values))}]::{type}[]"
 
 
 class Dice:
     """
-    What is drawn by a seed.
+    A source of random values.
 
     Args:
-        seed: Of all that is drawn.
+        seed: Seed of the random generator.
     """
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
 
     def maybe(self, share: float) -> bool:
-        """Return true so often."""
+        """Return True with a probability."""
         return self.random.random() < share
 
     def pick(self, *values: Any) -> Any:
-        """Return one of some values."""
+        """Return a random one of the values."""
         return self.random.choice(values)
 
     def some(self, values: Sequence[Any], most: int) -> list[Any]:
-        """Return some of some values, in any order."""
+        """Return up to `most` of the values, in random order."""
         return self.random.sample(values, self.random.randint(1, min(most, len(values))))
 
     def json(self, depth: int = 2) -> Any:
-        """Make a JSON value."""
+        """Return a random JSON value."""
         simple = [None, 1, -2, "a", "it's", True, 1.5, "", "%s {x} \\"]
         if not depth or self.maybe(0.6):
             return self.pick(*simple)
@@ -73,7 +73,7 @@ class Dice:
         return {key: self.json(depth - 1) for key in self.random.sample(["a", "b", "l", "it's"], 2)}
 
     def texts(self) -> list[Any]:
-        """Make a list of texts."""
+        """Return a random list of strings."""
         return [
             self.pick("a", "b", None, "x1", "it's", "%") for _ in range(self.random.randint(0, 3))
         ]
@@ -81,15 +81,15 @@ class Dice:
 
 class Changes:
     """
-    Changes of some columns.
+    Random changes of some columns.
 
     Args:
-        dice: Draws them.
-        names: Of columns that may be changed.
+        dice: The source of random values.
+        names: The columns that may be changed.
 
     Attributes:
-        given: As a call has them.
-        sql: New values by column, of the row "g".
+        given: The changes as an argument of a call.
+        sql: An SQL expression for the new value of each column; "g" is the row.
     """
 
     def __init__(self, dice: Dice, names: Sequence[str]) -> None:
@@ -100,13 +100,13 @@ class Changes:
             getattr(self, f"_{name}", self._value)(name)
 
     def drop(self, names: set[str]) -> None:
-        """Leave out changes of some columns."""
+        """Remove the changes of some columns."""
         for name in names & self.sql.keys():
             del self.given[name], self.sql[name]
 
     @property
     def settings(self) -> str:
-        """Return what a SET clause says."""
+        """Return the assignments of a SET clause."""
         return ", ".join(f"{name} = {value}" for name, value in self.sql.items())
 
     def _number(self, name: str, values: Sequence[Any], type: str) -> None:

@@ -1,5 +1,5 @@
 """
-Writes at random, each beside the SQL that a person would type for it.
+Random writes, each with equivalent hand-written SQL.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ KEYS: list[tuple[Any, str, tuple[str, ...], tuple[str, ...]]] = [
     ("goods_code", "(lower(code))", ("code",), ()),
     ("goods_open", "(shop, n) WHERE open", ("shop", "n", "open"), ("shop", "n")),
 ]
-"""Of an upsert: on_conflict, in SQL, the columns that a row gives for it, and those that stay."""
+"""For upserts: `on_conflict`, its SQL, the columns that a row needs for it, and those not updated."""
 INDEXED = {
     "goods_code": "lower(g.code) = lower({code})",
     "goods_open": "g.shop = {shop} AND g.n = {n} AND g.open AND {open}",
 }
-"""What finds the row that an index finds."""
+"""The condition that finds the row with which a unique index conflicts."""
 
 
 class RuledShop(Model):
-    """A new shop, which has a city made of its key."""
+    """A model that sets the city of a new shop from its key."""
 
     TABLENAME = "shops"
 
@@ -59,22 +59,22 @@ class RuledShop(Model):
 
 
 class RuledGood(Model):
-    """A good, which has the number of its shop as its price, and is counted when it moves."""
+    """A model that sets the price of a new good to the number of its shop, and counts updates."""
 
     TABLENAME = "goods"
 
     def beforeCreate(self) -> bool:
-        """Set the price; refuse some."""
+        """Set the price; refuse goods whose n is 5."""
         self.price = self.shop
         return bool(self.n != 5)
 
     async def beforeUpdate(self) -> None:
-        """Count."""
+        """Increment n."""
         self.n = (self.n or 0) + 1
 
 
 class RuledLabel(Model):
-    """A new label, whose key is another than the one given."""
+    """A model that changes the key of a new label."""
 
     TABLENAME = "labels"
 
@@ -84,18 +84,18 @@ class RuledLabel(Model):
 
 
 RULED = (RuledShop, RuledGood, RuledLabel)
-"""Models whose rules the SQL of nested rows has as well."""
+"""The models; the SQL for nested rows includes their effects."""
 
 
 @dataclass
 class Statement:
     """
-    SQL of a write.
+    An SQL statement of a write.
 
     Args:
-        text: To run.
-        rows: How many it has to be about, or the write is refused.
-        most: How many it may be about.
+        text: The statement.
+        rows: Number of rows that it must affect, or else the write is refused.
+        most: Maximum number of rows that it may affect.
     """
 
     text: str
@@ -106,15 +106,15 @@ class Statement:
 @dataclass
 class Write:
     """
-    A write, and the SQL that does the same.
+    A write, and equivalent SQL.
 
     Args:
-        name: Of the procedure.
-        kwargs: Of the call.
-        sql: Statements, one after the other.
-        shaped: Makes the answer out of the rows of the statements.
-        free: Whether the service may refuse what PostgreSQL does, as its docs say.
-        locked: Keys of rows that somebody else has locked.
+        name: The procedure.
+        kwargs: The arguments of the call.
+        sql: The statements, in order.
+        shaped: Returns the result of the call from the rows of the statements.
+        free: Whether the service may refuse the write, as documented, although PostgreSQL runs it.
+        locked: Keys of rows that another session has locked.
     """
 
     name: str
@@ -127,11 +127,11 @@ class Write:
 
 class Writes:
     """
-    Makes writes at random.
+    A generator of random writes.
 
     Args:
-        seed: Of all that is drawn.
-        ruled: Whether the models of `RULED` are there.
+        seed: Seed of the random generator.
+        ruled: Whether the models in `RULED` are served.
     """
 
     def __init__(self, seed: int, ruled: bool = False) -> None:
@@ -142,7 +142,7 @@ class Writes:
         self.relation = self.columns = ""
 
     def one(self, nested: float = 0.2) -> Write:
-        """Make one of the writes; so often new rows with others inside."""
+        """Return a random write; with probability `nested`, a create with nested rows."""
         dice, self.kwargs = self.dice, {}
         if dice.maybe(nested):
             return self._nested()
@@ -198,7 +198,7 @@ class Writes:
         return self._updated(condition)
 
     def _claimed(self) -> Write:
-        """Make an update of the first rows of a filter."""
+        """Return an update of the first rows of a filter, as a job queue claims rows."""
         self.kwargs["where"], condition = self._where()
         order, by = self.dice.pick(
             (["-n", "id"], "g.n DESC, g.id"), (["price"], "g.price, g.id"), (["id"], "g.id")
@@ -247,19 +247,19 @@ class Writes:
                 answered = [{"old": row, "new": new.get(row["id"])} for row in found[0]]
             return answered[0] if one else {"rows": answered, "affected": len(answered)}
 
-        # of a join, PostgreSQL knows no key by which it would find rows again
+        # PostgreSQL knows no key of a view with a join, by which the service could find rows again
         free = self.relation == "shown" and bool(said) and not one
         return Write(f"{self.relation}.update", self.kwargs, statements, shaped, free)
 
     def _by_rows(self) -> Write:
-        """Make an update of rows each in its own way."""
+        """Return an update of several rows with different changes each."""
         by = ["shop", "name"] if self.relation == "goods" and self.dice.maybe(0.3) else ["id"]
         rows: Rows = []
         said = self._returning("old", "both", False)
         statements = []
         for id in self.dice.random.sample(range(1, 13), self.dice.random.randint(1, 4)):
             changes = self._changes()
-            # keys that move from row to row collide in one order and not in another
+            # whether changed keys collide depends on the order of the updates
             changes.drop({*by, "shop", "code", "name"})
             changes.drop(
                 {name for name, value in changes.given.items() if value == {"$default": True}}
@@ -312,9 +312,9 @@ class Writes:
         return Write(f"{self.relation}.delete", self.kwargs, [statement], shaped)
 
     def _upserted(self) -> Write:
-        """Make an upsert by any key, with or without a condition."""
+        """Return an upsert by any key, with or without a condition."""
         self.relation = "few" if self.relation == "few" else "goods"
-        # the indexes of its table are none of a view
+        # an upsert of a view cannot name the indexes of its table
         keys = KEYS[:2] if self.relation == "few" else KEYS
         key, target, of_key, stays = self.dice.pick(*keys)
         many = self.dice.maybe(0.6)
@@ -369,13 +369,13 @@ class Writes:
         return Write(f"{self.relation}.upsert", self.kwargs, [*before, *statements], shaped, free)
 
     def _is_free(self, key: Any, stays: Sequence[str], update: Any, looked: bool) -> bool:
-        """Return whether the service may refuse an upsert that PostgreSQL does."""
+        """Return whether the service may refuse an upsert that PostgreSQL runs."""
         few, conditional = self.relation == "few", "where" in self.kwargs
         computed = update.sql if isinstance(update, Changes) else {}
-        # a row that a policy hides, or the view does not show, is not asked, and so refused
+        # the condition is not evaluated on a row that a policy or the view hides, so it is refused
         free = conditional and (few or self.role == "clerk" or {*computed.values()} == {"DEFAULT"})
         free |= few and (looked or bool(computed))
-        # what is looked at first is found by the columns of a key
+        # old rows are read first, by the columns of a key
         return free or (looked and (isinstance(key, str) or not computed.keys().isdisjoint(stays)))
 
     def _new_rows(self, ids: Sequence[int], of_key: Sequence[str], numbered: bool) -> Rows:
@@ -385,7 +385,7 @@ class Writes:
         for id in ids:
             values = {"id": id, "shop": id % 5 or 1, "name": f"g{id}", "code": f"C{id}", "n": id * 3 % 25, "open": True}  # fmt: skip
             row = {name: values[name] for name in of_key}
-            if numbered:  # those of a sequence are drawn in another order
+            if numbered:  # PostgreSQL and the service draw from the sequence in different orders
                 row.setdefault("id", 100 + id)
             others = {
                 "price": self.dice.pick(5, "1.25", None), "tags": self.dice.texts(), "doc": self.dice.json(),
@@ -398,7 +398,7 @@ class Writes:
         return rows
 
     def _nested(self) -> Write:
-        """Make a shop with goods inside, or goods with a shop; with labels through their junction."""
+        """Return a create of a shop with goods, or of goods with a shop; with labels through a junction."""
         dice, sql, old = (
             self.dice,
             list[Statement](),
@@ -424,7 +424,7 @@ class Writes:
             link, number_of = dice.pick((None, ""), (3, "3"), ({"name": "Shop 2"}, "2"), (77, "77"))
             if link is not None:
                 first, number = [], number_of
-            for at, row in enumerate(goods):  # of several, the first alone makes the shop
+            for at, row in enumerate(goods):  # only the first good creates the shop
                 row["shops"] = {"$link": link} if link is not None else shop
                 if at and link is None:
                     row["shops"] = {"$link": 1}
@@ -453,7 +453,7 @@ class Writes:
 
 
 def _settings(update: Any, row: dict[str, Any], of_key: Sequence[str], stays: Sequence[str]) -> str:
-    """Return what an upsert sets in a row that is there, as SQL."""
+    """Return the SQL assignments of an upsert to an existing row."""
     if isinstance(update, Changes):
         return update.settings
     if update is None:
@@ -462,7 +462,7 @@ def _settings(update: Any, row: dict[str, Any], of_key: Sequence[str], stays: Se
 
 
 def _keyed(key: Sequence[str], row: dict[str, Any], update: Any) -> str:
-    """Return what finds the row that an upsert changes; of those left alone none is answered."""
+    """Return the SQL condition for the row that an upsert updates; "false" if it updates none."""
     parts = [f"g.{name} = {_new_value(name, row[name])}" for name in key if update != []]
     return " AND ".join(parts) or "false"
 

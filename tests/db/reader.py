@@ -1,5 +1,5 @@
 """
-A feed in a process of its own, which writes down what it publishes: `python -m tests.db.reader`.
+A feed in a separate process that writes what it publishes to a file: `python -m tests.db.reader`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def main(name: str, dsn: str, path: str, options: str) -> None:
     Run a feed until killed.
 
     Args:
-        name: Of this reader, in each line.
-        dsn: Of the database.
-        path: Of the file that gets a line for each change, at once.
-        options: Of the feed, as JSON.
+        name: Name of this reader, written to each line.
+        dsn: DSN of the database.
+        path: Path of the file to which a line is appended for each change.
+        options: Settings of the feed, as JSON.
     """
     lines = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
@@ -42,7 +42,7 @@ def main(name: str, dsn: str, path: str, options: str) -> None:
             )
             for each in changes
         ]  # fmt: skip
-        # A killed process may leave half a line; the next one begins with its own.
+        # A killed reader may leave an incomplete line; each line therefore begins with a newline.
         os.write(lines, ("\n" + "\n".join(words) + "\n").encode())
 
     listener = Listener(reactor, dsn)

@@ -1,5 +1,5 @@
 """
-Readers as processes: started, killed, stopped; and what they have written down.
+Feeds in separate processes that are started, killed and suspended, and the lines that they write.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.conftest import ROOT, wait_until
 
 @dataclass(frozen=True)
 class Line:
-    """A change as a reader has published it."""
+    """A change that a reader has published."""
 
     name: str
     at: float
@@ -37,12 +37,12 @@ class Line:
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """Its position."""
+        """The position of the change."""
         return self.epoch, self.tick, self.index
 
     @property
     def content(self) -> tuple[Any, ...]:
-        """What has to be the same whenever it is published."""
+        """The part that must be the same each time the change is published."""
         return (
             self.relation,
             self.op,
@@ -59,9 +59,9 @@ class Readers:
     Several readers of one database.
 
     Args:
-        dsn: Of the database.
-        path: Of the file with what they publish.
-        options: Of their feeds.
+        dsn: DSN of the database.
+        path: Path of the file to which they write.
+        options: Settings of their feeds.
     """
 
     def __init__(self, dsn: str, path: Path, **options: Any) -> None:
@@ -72,7 +72,7 @@ class Readers:
         path.touch()
 
     def start(self, name: str) -> None:
-        """Start one."""
+        """Start a reader."""
         command = [sys.executable, "-m", "tests.db.reader", name, self.dsn, str(self.path)]
         with Path(f"{self.path}.{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
@@ -84,47 +84,47 @@ class Readers:
             )
 
     def kill(self, name: str) -> None:
-        """Kill one."""
+        """Kill a reader."""
         self._processes[name].kill()
         self._processes[name].wait()
 
     def stand_still(self, name: str) -> None:
-        """Have one do nothing, its connections open."""
+        """Suspend a reader; its connections stay open."""
         os.kill(self._processes[name].pid, signal.SIGSTOP)
 
     def go_on(self, name: str) -> None:
-        """Have one go on."""
+        """Resume a suspended reader."""
         os.kill(self._processes[name].pid, signal.SIGCONT)
 
     def end(self) -> None:
-        """End all."""
+        """Kill all readers."""
         for process in self._processes.values():
             with suppress(ProcessLookupError):
                 process.kill()
             process.wait()
 
     def lines(self) -> list[Line]:
-        """Return what was published, in the order in which it was."""
+        """Return the published changes, in order of publication."""
         found = []
         for text in self.path.read_text().split("\n"):
-            with suppress(ValueError):  # of a reader that was killed at it
+            with suppress(ValueError):  # an incomplete line of a killed reader
                 if text:
                     found.append(Line(*json.loads(text)))
         return found
 
     def wait_for_other(self, began: float, name: str) -> None:
-        """Wait until one publishes after a time, and not the one of a name."""
+        """Wait until a reader other than `name` publishes, after the time `began`."""
         wait_until(lambda: self.last.at > began + 0.01 and self.last.name != name, 60)
 
     @property
     def last(self) -> Line:
-        """The newest."""
+        """Return the newest line."""
         return self.lines()[-1]
 
 
 @contextmanager
 def readers(dsn: str, path: Path, *names: str, **options: Any) -> Iterator[Readers]:
-    """Run some readers, until the body ends."""
+    """Run readers for the length of the body."""
     made = Readers(dsn, path, **options)
     try:
         for name in names:
@@ -135,7 +135,7 @@ def readers(dsn: str, path: Path, *names: str, **options: Any) -> Iterator[Reade
 
 
 def delivered(lines: list[Line]) -> list[Line]:
-    """Return what a client has that drops what is not beyond what it had; check the rest."""
+    """Return the lines that a client keeps which drops repeated positions; check the dropped lines."""
     kept: list[Line] = []
     content: dict[tuple[int, int, int], tuple[Any, ...]] = {}
     for line in lines:
@@ -143,5 +143,5 @@ def delivered(lines: list[Line]) -> list[Line]:
         assert known == line.content, f"another change at {line.place}"
         if not kept or line.place > kept[-1].place:
             kept.append(line)
-    assert {line.place for line in kept} == content.keys(), "one came after a later one"
+    assert {line.place for line in kept} == content.keys(), "a change came after a later one"
     return kept

@@ -1,5 +1,5 @@
 """
-A wire between client and server that can be read, and on which a tester may hold a hand.
+A relay between PostgreSQL clients and the server that records queries and can stall or cut connections.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ CLEANING = b"SET SESSION AUTHORIZATION DEFAULT;"
 
 class Relay:
     """
-    Relays TCP connections to the server, and keeps the queries that pass.
+    A TCP relay to the server that records the queries.
 
     Args:
-        dsn: Of the server.
-        slow_cancel: Seconds that a cancel request is held.
+        dsn: DSN of the server.
+        slow_cancel: Seconds for which a cancel request is delayed.
 
     Attributes:
-        dsn: To connect through the relay.
-        messages: The text of every simple query that went to the server.
-        flows: While it is not set, nothing passes, though all that comes is acknowledged.
-        lost: Whether the connection was cut that `lose` waits for.
+        dsn: DSN that leads through the relay.
+        messages: The text of each simple query sent to the server.
+        flows: While this event is cleared, nothing is forwarded, though TCP acknowledges what is sent.
+        lost: Whether the connection for which `lose` waits has been cut.
     """
 
     def __init__(self, dsn: str, slow_cancel: float = 0.0) -> None:
@@ -50,11 +50,11 @@ class Relay:
 
     @property
     def statements(self) -> list[bytes]:
-        """The messages less those that only clean the session after others."""
+        """The messages without those that only reset the session."""
         return [each for each in self.messages if not each.startswith(CLEANING)]
 
     def lose(self, word: bytes, arrives: bool) -> None:
-        """Cut the connection of the next query that has a word, before or after the server had it."""
+        """Cut the connection at the next query that contains `word`, before or after the server receives it."""
         self._losing, self.lost = (word, arrives), False
 
     def __enter__(self) -> Relay:
@@ -62,7 +62,7 @@ class Relay:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # A blocked accept() is not woken by close() alone.
+        # close() alone does not interrupt a blocked accept()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.flows.set()
@@ -77,7 +77,7 @@ class Relay:
         server = socket.socket(socket.AF_UNIX)
         back = threading.Thread(target=self._copy, args=(server, client), daemon=True)
         with client, server, contextlib.suppress(OSError, EOFError):
-            server.connect(self._target)  # which fails while the server is away
+            server.connect(self._target)  # fails while the server is down
             back.start()
             first = _read(client, 4)
             rest = _read(client, struct.unpack("!i", first)[0] - 4)
@@ -98,7 +98,7 @@ class Relay:
                     if losing[1]:
                         server.sendall(head + body)
                         server.shutdown(socket.SHUT_WR)
-                        back.join(5)  # it has answered, and gone
+                        back.join(5)  # until the server has closed the connection
                     self.lost = True
                     return
                 server.sendall(head + body)

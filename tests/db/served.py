@@ -1,5 +1,5 @@
 """
-A pool over a database, and models over the pool.
+A connection pool on a database, and models on the pool.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ async def database_at(
 
 @contextmanager
 def registry() -> Iterator[None]:
-    """Leave twistar's Registry as it was."""
+    """Restore twistar's Registry after the body."""
     pool, config, classes = Registry.DBPOOL, Registry.IMPL, dict(Registry.REGISTRATION)
     try:
         yield
@@ -52,14 +52,14 @@ def registry() -> Iterator[None]:
 async def load(
     database: Database, models: tuple[type[Model], ...] = (), schema: str = "public"
 ) -> LoadedModels:
-    """Return models of what the database holds now."""
+    """Return the models of the database's present relations."""
     catalog = await database.run(catalog_txn, (schema,), 1)
     return Models(database, models).load(catalog, Codec(catalog))
 
 
 @asynccontextmanager
 async def served(dsn: str, *models: type[Model], **limits: Any) -> AsyncIterator[Database]:
-    """Run a pool with these models over it."""
+    """Run a pool with these models."""
     with registry():
         async with database_at(dsn, **limits) as database:
             await load(database, models)
@@ -67,6 +67,6 @@ async def served(dsn: str, *models: type[Model], **limits: Any) -> AsyncIterator
 
 
 def model(table: str, **declared: Any) -> type[Model]:
-    """Make a model, called like its table."""
+    """Return a model class named like its table."""
     name = table.split(".")[-1].capitalize()
     return type(name, (Model,), {"TABLENAME": table, "__doc__": table, **declared})

@@ -1,5 +1,5 @@
 """
-PostgreSQL servers of a test's own, which it crashes, replicates and promotes.
+PostgreSQL servers for one test, which can be crashed, replicated and promoted.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from tests.conftest import execute, wait_until
 
 class Server:
     """
-    One server.
+    A PostgreSQL server.
 
     Args:
-        home: A directory of its own.
+        home: A directory for this server alone.
     """
 
     def __init__(self, home: Path) -> None:
@@ -39,16 +39,16 @@ class Server:
 
     @property
     def dsn(self) -> str:
-        """The way to it."""
+        """The DSN of the server."""
         return make_dsn(**self.cluster.parameters)
 
     @property
     def host(self) -> str:
-        """The directory of its socket."""
+        """The directory of the server's socket."""
         return self.cluster.parameters["host"]
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the server, and wait until it accepts connections."""
         self.cluster.prepare()
         self._process = subprocess.Popen(
             self.cluster.command(), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
@@ -56,25 +56,25 @@ class Server:
         wait_until(self._answers, 60, lambda: (self.home / "log").read_text()[-1000:])
 
     def crash(self) -> None:
-        """End it at once, as with `pg_ctl -m immediate stop`."""
+        """Shut down the server immediately, as `pg_ctl -m immediate stop` does."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(60)
             self._process = None
 
     def end(self) -> None:
-        """Be sure that it is gone."""
+        """Stop the server if it runs."""
         self.crash()
         self._log.close()
 
     def set(self, **settings: str) -> None:
-        """Set what can be set while it runs."""
+        """Change settings that do not need a restart."""
         for name, value in settings.items():
             execute(self.dsn, f"ALTER SYSTEM SET {name} = '{value}'")
         execute(self.dsn, "SELECT pg_reload_conf()")
 
     def standby(self, home: Path) -> Server:
-        """Return a standby of it, which runs."""
+        """Start and return a standby of this server."""
         other = Server(home)
         other.cluster.data.mkdir(mode=0o700)
         user = {}
@@ -90,13 +90,13 @@ class Server:
             [program, "-D", other.cluster.data, "-d", self.dsn, "-R", "-X", "stream", "-c", "fast"],
             check=True, capture_output=True, cwd="/", **user,
         )  # fmt: skip
-        # The socket is in there, too, and its lock names the primary's process.
+        # The copied directory has the primary's socket, and its lock file names the primary's process.
         (other.cluster.data / ".s.PGSQL.5432.lock").unlink(missing_ok=True)
         other.start()
         return other
 
     def promote(self) -> None:
-        """Make a standby the primary."""
+        """Promote a standby to primary."""
         assert execute(self.dsn, "SELECT pg_promote()") == [(True,)]
 
     def _answers(self) -> bool:
@@ -126,7 +126,7 @@ def servers(many: int) -> Iterator[list[Server]]:
 
 
 def any_primary(made: list[Server]) -> str:
-    """Return the way to whichever of the servers is the primary."""
+    """Return a DSN that connects to whichever of the servers is the primary."""
     return make_dsn(
         host=",".join(server.host for server in made),
         port=",".join("5432" for _ in made),

@@ -28,7 +28,7 @@ from service.db.connection import PgConnection, PgCursor
 from service.db.session_settings import SessionSettings, open_session
 from service.db.transaction import TransactionAborted
 from tests.conftest import execute
-from tests.db.feeds import forget
+from tests.db.feeds import clear_log
 from tests.db.ticks import snapshot_txn
 
 SCHEMA = f"""
@@ -78,7 +78,7 @@ class History:
 
 @pytest.fixture
 def history(dsn: str) -> Iterator[History]:
-    forget(dsn)
+    clear_log(dsn)
     connection = open_session(dsn, SessionSettings())
     prepare_txn(connection)
     yield History(connection, dsn)
@@ -150,7 +150,7 @@ def test_server_that_does_not_say_which_it_is_has_epochs_all_the_same(
     dsn: str, history: History
 ) -> None:
     """As some that are managed."""
-    forget(dsn)
+    clear_log(dsn)
     execute(
         dsn,
         "REVOKE EXECUTE ON FUNCTION pg_catalog.pg_control_system() FROM PUBLIC;"

@@ -17,7 +17,7 @@ from schema.changes import install
 from schema.triggers import ASLEEP
 from service.changes.topics import SubscribedRelations
 from tests.conftest import execute
-from tests.db.feeds import feeding, forget
+from tests.db.feeds import clear_log, feeding
 from tests.deferreds import pause, until
 
 SCHEMA = f"""
@@ -35,7 +35,7 @@ SELECT rowcast.track('items'), rowcast.track('notes');
 def emptied(dsn: str) -> None:
     """Begin each test with nothing."""
     execute(dsn, "TRUNCATE items, notes, plain")
-    forget(dsn)
+    clear_log(dsn)
 
 
 @pytest_twisted.ensureDeferred
@@ -47,7 +47,7 @@ async def test_commit_is_published_once(dsn: str) -> None:
         execute(dsn, "BEGIN; INSERT INTO items VALUES (9, 9); ROLLBACK")
         execute(dsn, "DELETE FROM items")
         await until(lambda: len(kept.changes) >= 3)
-        assert kept.told == [
+        assert kept.contents == [
             ("insert", (1,), None, {"id": 1, "n": 1}),
             ("update", (1,), {"id": 1, "n": 1}, {"id": 1, "n": 2}),
             ("delete", (1,), {"id": 1, "n": 2}, None),
@@ -329,7 +329,7 @@ async def test_ddl_that_fires_no_trigger_is_a_reset(dsn: str) -> None:
         execute(dsn, "ALTER TABLE notes ADD COLUMN more int DEFAULT 7")
         kept.feed.look()
         await until(lambda: kept.batches)
-        assert kept.told == [("reset", None, None, None)]
+        assert kept.contents == [("reset", None, None, None)]
         execute(dsn, "INSERT INTO notes VALUES (1, 'x')")
         await until(lambda: len(kept.changes) == 2)
         assert kept.changes[-1].new == {"id": 1, "note": "x", "more": 7}
@@ -347,9 +347,9 @@ async def test_ddl_is_not_waited_for(dsn: str) -> None:
             kept.feed.look()
             execute(dsn, "INSERT INTO items VALUES (1, 0)")
             await until(lambda: kept.batches)
-            assert kept.told[0][0] == "insert"
+            assert kept.contents[0][0] == "insert"
             holder.rollback()
-            await until(lambda: kept.told[-1][0] == "reset")
+            await until(lambda: kept.contents[-1][0] == "reset")
     holder.close()
 
 

@@ -16,7 +16,7 @@ from service.changes.invalidation import WatchedRuns
 from service.changes.positions import SnapshotPosition
 from service.changes.refresh import Run
 from tests.conftest import execute
-from tests.db.keeping import Kept, Reader
+from tests.db.kept_queries import KeptQuery, Reader
 
 VALUES = {
     "bool": ("true", "false"),
@@ -67,7 +67,7 @@ class Keeper:
 
     def __init__(self, dsn: str, queries: list[tuple[str, dict[str, Any]]]) -> None:
         self.reader = Reader(dsn)
-        self.kept = [Kept(self.reader, relation, "", query) for relation, query in queries]
+        self.kept = [KeptQuery(self.reader, relation, "", query) for relation, query in queries]
         self.watched = WatchedRuns()
         self.position: SnapshotPosition | None = None
         self.whole: list[Run] = []
@@ -111,7 +111,7 @@ def test_rows_are_read_again_by_keys_of_the_type(dsn: str, whole: list[Run], typ
     keeper = Keeper(dsn, QUERIES if grouped else QUERIES[:-1])
     try:
         assert all(kept.run.keyed is not None for kept in keeper.kept)
-        assert (Kept(keeper.reader, "parts", "", GROUPS).run.keyed is not None) is grouped
+        assert (KeptQuery(keeper.reader, "parts", "", GROUPS).run.keyed is not None) is grouped
         keeper.step()
         whole.clear()
         first, second, *_ = values

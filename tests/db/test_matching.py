@@ -20,7 +20,7 @@ from service.changes.touched import row_change
 from service.plan.read_plan import plan_find
 from service.request.read_request import Limits, parse_find
 from service.sql.select import select
-from tests.db.keeping import Reader
+from tests.db.kept_queries import Reader
 
 SCHEMA = f"""
 {install()}

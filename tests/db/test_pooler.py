@@ -29,7 +29,7 @@ from service.db.session_settings import SessionSettings, identity_of
 from service.db.transaction import statement_txn
 from tests.conftest import execute, missing, wait_until
 from tests.db.dispatchers import serving
-from tests.db.feeds import feeding, forget
+from tests.db.feeds import clear_log, feeding
 from tests.db.readers import delivered, readers
 from tests.db.served import database_at
 from tests.db.test_shared_runs import outcome, together, warm, widen
@@ -143,7 +143,7 @@ async def test_changes_behind_a_pooler_are_published_by_one_of_two(dsn: str, poo
         f"CREATE TABLE IF NOT EXISTS items (id int PRIMARY KEY); TRUNCATE items; {install()}"
         "SELECT rowcast.track('items')",
     )
-    forget(dsn)
+    clear_log(dsn)
     execute(dsn, f"ALTER DATABASE {name_of(dsn)} SET datestyle = 'German'")
     one = feeding(pooler, leads=False, lease=1.0)
     async with one as first, feeding(pooler, leads=False, lease=1.0) as second:
@@ -174,7 +174,7 @@ def test_readers_behind_a_pooler_that_end_lose_and_double_nothing(
     """Killed, and standing still and going on."""
     execute(dsn, f"CREATE TABLE IF NOT EXISTS events (id serial PRIMARY KEY); {install()}")
     execute(dsn, "TRUNCATE events; SELECT rowcast.track('events')")
-    forget(dsn)
+    clear_log(dsn)
     dice, stopping = random.Random(5), threading.Event()
 
     def write() -> None:

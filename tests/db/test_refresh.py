@@ -15,7 +15,7 @@ from service.changes.delta import State
 from service.changes.invalidation import WatchedRuns
 from service.changes.refresh import TouchedRows, batch_txn, by_keys_txn, whole_txn
 from service.changes.touched import Key, RowChange
-from tests.db.keeping import Kept, Reader
+from tests.db.kept_queries import KeptQuery, Reader
 
 SCHEMA = f"""
 CREATE TYPE mood AS ENUM ('sad', 'it''s "ok", 100%');
@@ -56,7 +56,7 @@ def reader(dsn: str) -> Iterator[Reader]:
 def test_rows_read_together_are_those_read_one_by_one(
     reader: Reader, relation: str, queries: list[dict[str, Any]], keys: list[list[Key]]
 ) -> None:
-    kept = [Kept(reader, relation, "", query) for query in queries]
+    kept = [KeptQuery(reader, relation, "", query) for query in queries]
     watched = WatchedRuns()
     for each in kept:
         watched.keep(each.run, State({}, ordered=False))
@@ -80,7 +80,7 @@ def test_many_changes_for_many_queries_are_not_looked_at_one_by_one(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(invalidation, "MOST_PAIRS", 3)
-    runs = [Kept(reader, "teams", "", {"select": ["id", f"n{n}:name"]}).run for n in range(2)]
+    runs = [KeptQuery(reader, "teams", "", {"select": ["id", f"n{n}:name"]}).run for n in range(2)]
     watched = WatchedRuns()
     for each in runs:
         watched.keep(each, State({}, ordered=False))
@@ -94,9 +94,9 @@ def test_many_changes_for_many_queries_are_not_looked_at_one_by_one(
 
 def test_queries_that_differ_in_their_values_share_what_they_can(reader: Reader) -> None:
     one, two, other = (
-        Kept(reader, "people", "", {"where": {"team": 1}, "select": ["id"]}).run,
-        Kept(reader, "people", "", {"where": {"team": 2}, "select": ["id"]}).run,
-        Kept(reader, "people", "", {"where": {"id": 2}, "select": ["id"]}).run,
+        KeptQuery(reader, "people", "", {"where": {"team": 1}, "select": ["id"]}).run,
+        KeptQuery(reader, "people", "", {"where": {"team": 2}, "select": ["id"]}).run,
+        KeptQuery(reader, "people", "", {"where": {"id": 2}, "select": ["id"]}).run,
     )
     watched = WatchedRuns()
     for each in (one, two, other):

@@ -18,7 +18,7 @@ from twisted.internet.threads import deferToThread
 from schema.changes import LEADER, install
 from tests.conftest import execute, wait_until
 from tests.db.captured import connect
-from tests.db.feeds import feeding, forget
+from tests.db.feeds import clear_log, feeding
 from tests.db.readers import delivered, readers
 from tests.deferreds import pause, until
 
@@ -64,7 +64,7 @@ class Writers:
 
 @pytest.fixture
 def writers(dsn: str) -> Iterator[Writers]:
-    forget(dsn)
+    clear_log(dsn)
     made = Writers(dsn)
     yield made
     made.stop()
@@ -106,7 +106,7 @@ def test_readers_that_end_in_any_way_lose_and_double_nothing(
 
 @pytest_twisted.ensureDeferred
 async def test_follower_knows_of_changes_and_publishes_none(dsn: str) -> None:
-    forget(dsn)
+    clear_log(dsn)
     async with feeding(dsn) as leader, feeding(dsn, leads=False) as follower:
         await until(lambda: follower.feed.well and follower.listener.listening)
         before = follower.calls
@@ -126,7 +126,7 @@ async def test_follower_knows_of_changes_and_publishes_none(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_leader_that_cannot_publish_leaves_it_to_one_that_can(dsn: str) -> None:
-    forget(dsn)
+    clear_log(dsn)
     async with feeding(dsn, lease=0.5) as leader, feeding(dsn, leads=False) as follower:
         await until(lambda: follower.feed.well)
         leader.able, leader.waits = False, Deferred()
@@ -149,7 +149,7 @@ async def test_leader_that_cannot_publish_leaves_it_to_one_that_can(dsn: str) ->
 
 @pytest_twisted.ensureDeferred
 async def test_session_that_ends_while_it_publishes_is_replaced(dsn: str) -> None:
-    forget(dsn)
+    clear_log(dsn)
     async with feeding(dsn) as leader:
         leader.waits = Deferred()
         execute(dsn, "INSERT INTO items (n) VALUES (1)")
@@ -164,7 +164,7 @@ async def test_session_that_ends_while_it_publishes_is_replaced(dsn: str) -> Non
 
 @pytest_twisted.ensureDeferred
 async def test_idle_readers_hold_nothing_back_from_vacuum(dsn: str) -> None:
-    forget(dsn)
+    clear_log(dsn)
     async with feeding(dsn) as leader, feeding(dsn, leads=False) as follower:
         await until(lambda: follower.feed.well and leader.asleep)
         held = (
@@ -183,7 +183,7 @@ async def test_idle_readers_hold_nothing_back_from_vacuum(dsn: str) -> None:
 @pytest_twisted.ensureDeferred
 async def test_transaction_that_writes_elsewhere_delays_nothing(dsn: str, postgres: str) -> None:
     """Neither one of this database nor one of another, which hold up what goes by the lowest xid."""
-    forget(dsn)
+    clear_log(dsn)
 
     async def latencies(kept: list[float]) -> None:
         async with feeding(dsn) as reader:

@@ -17,7 +17,7 @@ from service.plan.read_plan import plan_find
 from service.plan.watch_plan import keyed_rows
 from service.request.read_request import Limits, parse_find
 from tests.conftest import execute
-from tests.db.keeping import Kept, Reader
+from tests.db.kept_queries import KeptQuery, Reader
 from tests.db.ticks import snapshot_txn
 
 SCHEMA = f"""
@@ -72,7 +72,7 @@ def touched(
     **query: Any,
 ) -> Any:
     """Return the keys that a change touches: those of rows, and those of rows if there are any."""
-    kept = Kept(reader, relation, role, query)
+    kept = KeptQuery(reader, relation, role, query)
     if kept.run.keyed is None:
         return None
     plan = kept.run.keyed
@@ -189,16 +189,16 @@ def test_rows_without_a_key_of_their_own_are_not_found_by_it(
 def test_virtual_column_is_in_no_image(reader: Reader, dsn: str) -> None:
     """So it neither tells a group nor what a filter by it asks for."""
     groups = {"group": ["twice"], "measures": {"c": {"count": "*"}}}
-    assert Kept(reader, "derived", "", groups).run.keyed is None
-    assert Kept(reader, "derived", "", groups | {"group": ["n"]}).run.keyed is not None
-    run = Kept(reader, "derived", "", {"where": {"twice": 4, "n": 2}}).run
+    assert KeptQuery(reader, "derived", "", groups).run.keyed is None
+    assert KeptQuery(reader, "derived", "", groups | {"group": ["n"]}).run.keyed is not None
+    run = KeptQuery(reader, "derived", "", {"where": {"twice": 4, "n": 2}}).run
     assert run.keyed is not None
     assert [term.column for term in run.terms] == ["n"]
 
 
 def test_who_sees_less_climbs_for_himself_alone(reader: Reader) -> None:
-    direct = Kept(reader, "teams", "t_ann", {"embed": {"people": {"embed": {"notes": True}}}})
-    between = Kept(reader, "people", "t_ann", {"embed": {"skills": True}})
+    direct = KeptQuery(reader, "teams", "t_ann", {"embed": {"people": {"embed": {"notes": True}}}})
+    between = KeptQuery(reader, "people", "t_ann", {"embed": {"skills": True}})
     for kept, sees in ((direct, True), (between, False)):
         assert kept.run.keyed is not None
         assert kept.run.shape.shared

@@ -30,7 +30,7 @@ from service.changes.positions import SnapshotPosition
 from service.changes.refresh import by_keys_txn
 from service.changes.touched import RowChange, row_change
 from tests.db.captured import connect
-from tests.db.keeping import Kept, Reader
+from tests.db.kept_queries import KeptQuery, Reader
 from tests.db.ticks import snapshot_txn
 
 SECONDS, LEAST, WRITERS, SEED = 14.0, 1000, 5, 20
@@ -156,7 +156,7 @@ class Keeper:
     def __init__(self, dsn: str) -> None:
         self.reader = Reader(dsn)
         self.kept = [
-            Kept(self.reader, relation, role, query)
+            KeptQuery(self.reader, relation, role, query)
             for relation, query in QUERIES
             for role in ("", "f_ann", "f_bob")
         ]

@@ -18,7 +18,7 @@ from twisted.internet.threads import deferToThread
 from schema.changes import install
 from service.db.connection import PgCursor
 from tests.conftest import execute
-from tests.db.feeds import Kept, feeding, forget
+from tests.db.feeds import RecordingFeed, clear_log, feeding
 from tests.db.watched import Watcher, living
 from tests.deferreds import pause, until
 
@@ -36,11 +36,11 @@ INSERT = "INSERT INTO items (n) VALUES (1)"
 def emptied(dsn: str) -> None:
     """Begin each test with nothing."""
     execute(dsn, "TRUNCATE items RESTART IDENTITY")
-    forget(dsn)
+    clear_log(dsn)
 
 
 @asynccontextmanager
-async def watching(dsn: str, feed: Kept) -> AsyncIterator[Watcher]:
+async def watching(dsn: str, feed: RecordingFeed) -> AsyncIterator[Watcher]:
     """Watch the items, woken by a feed alone."""
     async with living(dsn, poll=NEVER) as live:
         forgetting = feed.feed.subscribe(live.watches.wake)

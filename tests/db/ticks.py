@@ -1,5 +1,5 @@
 """
-Changes as a feed hands them on, for tests of what becomes of them.
+Changes of the log as a feed passes them on, for tests of later steps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from service.db.session_settings import SessionSettings, open_session
 
 
 class Ticks:
-    """Makes ticks of the log, from its making on; closed by `close`."""
+    """A maker of ticks, beginning with the changes after its creation; `close` ends its session."""
 
     def __init__(self, dsn: str, most: int = 10_000) -> None:
         self._connection = open_session(dsn, SessionSettings())
@@ -23,7 +23,7 @@ class Ticks:
         self.next()
 
     def next(self) -> list[Change]:
-        """Make a tick of what is new, and return its changes."""
+        """Make a tick, and return its changes."""
         connection, epoch = self._connection, self._epoch.number
         found = next_txn(connection, self._last, epoch, self._most, "nobody")
         if found is None:
@@ -35,11 +35,11 @@ class Ticks:
         return list(net_changes(rows, tracked_txn(connection), self._last))
 
     def close(self) -> None:
-        """End its session."""
+        """Close the session."""
         self._connection.close()
 
 
 def snapshot_txn(connection: PgConnection) -> PgSnapshot:
-    """Return the snapshot of the transaction that is open, or else of this moment."""
+    """Return the snapshot of the open transaction, or a new one."""
     (text,) = connection.ask("SELECT pg_catalog.pg_current_snapshot()::text")
     return PgSnapshot.of(text)

@@ -1,5 +1,5 @@
 """
-Writers of all kinds, what observers see meanwhile, and readers that are wrong.
+Concurrent writers, an observer that records snapshots, and readers that are deliberately wrong.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ State = dict[tuple[str, int], dict[str, Any]]
 
 
 def content(rows: Cursor) -> State:
-    """Return what the tables hold."""
+    """Return the contents of the tables."""
     found: State = {}
     for name in RELATIONS:
         rows.execute(f"SELECT id, row_to_json(t) FROM {name} t")
@@ -47,13 +47,13 @@ def content(rows: Cursor) -> State:
 
 class Copy:
     """
-    A copy that is kept by changes.
+    A copy of the tables that changes maintain.
 
     Args:
-        state: What the tables held before the first of them.
+        state: The contents of the tables before the first change.
 
     Attributes:
-        wrong: Changes whose row before was another in the copy, and sums that no transaction left.
+        wrong: Changes whose old row differs from the copy, and totals that no transaction leaves.
     """
 
     def __init__(self, state: State) -> None:
@@ -70,7 +70,7 @@ class Copy:
             self.state[relation, new["id"]] = new
 
     def end(self) -> None:
-        """Look at a state that the database should have had."""
+        """Check the total of a state that the database must have had."""
         if (
             sum(row["amount"] for (name, _), row in self.state.items() if name == "accounts")
             != TOTAL
@@ -80,10 +80,10 @@ class Copy:
 
 class Threads:
     """
-    Threads that go on over the server's crashes, until they are stopped.
+    Threads that reconnect after crashes of the server, until they are stopped.
 
     Args:
-        dsn: Of the database.
+        dsn: DSN of the database.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -93,7 +93,7 @@ class Threads:
         self.counts: Counter[str] = Counter()
 
     def start(self, run: Callable[[Connection], None]) -> None:
-        """Run a function with a connection, again and again."""
+        """Run a function with a connection repeatedly, in a new thread."""
 
         def keep() -> None:
             while not self._stopping.is_set():
@@ -117,11 +117,11 @@ class Threads:
         self._threads[-1].start()
 
     def pause(self, seconds: float) -> None:
-        """Wait, unless it ends."""
+        """Wait for some seconds, or until the threads are stopped."""
         self._stopping.wait(seconds)
 
     def stop(self) -> None:
-        """Stop all."""
+        """Stop all threads."""
         self._stopping.set()
         for thread in self._threads:
             thread.join(60)
@@ -129,11 +129,11 @@ class Threads:
 
 class Writers(Threads):
     """
-    Eight of them, and one that holds a transaction open.
+    Eight writers, and a session that holds a transaction open.
 
     Args:
-        dsn: Of the database.
-        seed: Of what they do.
+        dsn: DSN of the database.
+        seed: Seed of the random writes.
     """
 
     def __init__(self, dsn: str, seed: int) -> None:
@@ -197,7 +197,7 @@ class Writers(Threads):
             _write_some(rows, dice)
 
     def _many_savepoints(self, rows: Cursor, dice: random.Random) -> None:
-        """Of more than 64 a snapshot does not list the subtransactions."""
+        """Use more than 64 savepoints: then a snapshot no longer lists the subtransactions."""
         for number in range(70):
             rows.execute("SAVEPOINT many")
             rows.execute("UPDATE items SET n = n + 1 WHERE id = %s", [dice.randint(1, ITEMS)])
@@ -250,7 +250,7 @@ def _move(rows: Cursor, source: int, target: int, amount: int) -> None:
 
 
 class Observer(Threads):
-    """Takes snapshots, each with all that is visible in it."""
+    """An observer that takes snapshots, each with the visible contents of the tables."""
 
     def __init__(self, dsn: str) -> None:
         super().__init__(dsn)
@@ -268,7 +268,7 @@ class Observer(Threads):
 
 
 Row = tuple[int, int, str, Any, Any]
-"""A row of the log: its number and transaction, the table, and the images."""
+"""A row of the log: its sequence number, transaction id, table, old and new image."""
 READ = """
 SELECT l.seq, l.xid::text::bigint, t.relation::text, l.old, l.new
   FROM rowcast.log l JOIN rowcast.tracked t ON t.id = l.relation
@@ -277,13 +277,13 @@ SELECT l.seq, l.xid::text::bigint, t.relation::text, l.old, l.new
 
 class WrongReader(Threads):
     """
-    A reader that one might write.
+    A plausible but wrong reader of the log.
 
     Args:
-        dsn: Of the database.
-        state: What the tables hold before the first change.
-        order: Of what is below the lowest transaction that runs; "" to read above the highest
-            number that was seen.
+        dsn: DSN of the database.
+        state: The contents of the tables before the first change.
+        order: ORDER BY of the rows below the lowest running transaction; "" to read the rows above
+            the highest sequence number seen.
     """
 
     def __init__(self, dsn: str, state: State, order: str = "") -> None:
@@ -312,13 +312,13 @@ class WrongReader(Threads):
         self.pause(0.01)
 
     def take(self, found: Iterable[Row]) -> None:
-        """Apply a batch."""
+        """Apply a batch of rows."""
         for _, _, relation, old, new in found:
             self.copy.apply(relation, old, new)
         self.copy.end()
 
     def end(self, final: State) -> int:
-        """Return how often it was wrong, with the rows that are at the end."""
+        """Return the number of errors, including rows that differ from the final contents."""
         keys = self.copy.state.keys() | final.keys()
         differ = sum(self.copy.state.get(key) != final.get(key) for key in keys)
         return len(self.copy.wrong) + differ

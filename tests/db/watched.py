@@ -1,5 +1,5 @@
 """
-Live queries without a router: a dispatcher with its cycles, and watchers that keep a copy.
+Live queries without a router: a dispatcher with cycles, and watchers that maintain a copy of the rows.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from tests.db.dispatchers import ANYONE, DirectCaller, serving
 from tests.deferreds import until
 
 
-class Lasts:
+class LongCall:
     """
-    A call that goes on.
+    A call that lasts until it is cancelled or fails, such as `watch`.
 
     Args:
-        answer: Of the dispatcher.
-        ended: Called with the error that it ends with.
+        answer: The coroutine of the dispatcher.
+        ended: Called with the error that ends the call.
 
     Attributes:
-        lasting: What is kept of it, once it has begun.
+        lasting: The `Lasting` that the handler returned; None before.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class Lasts:
         self._ended = ended
         self.lasting: Lasting | None = None
         self._begun: Deferred[Any] = Deferred.fromCoroutine(answer)
-        self._begun.addCallbacks(self._goes_on, lambda why: ended(why.value))
+        self._begun.addCallbacks(self._begin, lambda why: ended(why.value))
 
-    def _goes_on(self, lasting: Lasting) -> None:
+    def _begin(self, lasting: Lasting) -> None:
         self.lasting = lasting
         lasting.follow(self._ended)
 
     def cancel(self) -> None:
-        """End it, as its caller would."""
+        """Cancel the call, as its caller would."""
         if self.lasting is None:
             self._begun.cancel()
         else:
@@ -61,13 +61,13 @@ class Lasts:
 
 class Watcher:
     """
-    A call of `watch`, and the copy that it keeps.
+    A call of `watch`, with a copy of the rows.
 
     Attributes:
-        messages: All that came.
-        copy: The rows.
-        error: What it ended with, if it has.
-        held: While it is not None, messages are not taken until it fires.
+        messages: All messages received.
+        copy: The copy of the rows.
+        error: The error that ended the call; None before.
+        held: A Deferred; until it fires, the watcher does not accept further messages.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Watcher:
         self.error: BaseException | None = None
         self.held: Deferred[None] | None = None
         verb = f"{name}.watch"
-        self.call = Lasts(
+        self.call = LongCall(
             live.served.dispatcher.answer(verb, (), kwargs, caller, progress=self._take),
             self._ended,
         )
@@ -102,31 +102,31 @@ class Watcher:
         self.error = error
 
     def hold(self) -> None:
-        """Take no further message until `release`."""
+        """Accept no further messages until `release`."""
         self.held = Deferred()
 
     def release(self) -> None:
-        """Take the message that is held on, and those after it."""
+        """Accept messages again."""
         held, self.held = self.held, None
         assert held is not None
         held.callback(None)
 
     async def first(self) -> Copy:
-        """Wait for all rows."""
+        """Wait until the copy is complete."""
         await until(lambda: (self.messages and self.copy.complete) or self.error is not None)
         if self.error is not None:
             raise self.error
         return self.copy
 
     async def same(self) -> None:
-        """Wait until the copy is what `find` answers now."""
+        """Wait until the copy equals the result of `find` at the time of this call."""
         await self.first()
         rows = await self.find()
         await until(lambda: self._is(rows) or self.error is not None)
         assert self.error is None, self.error
 
     async def find(self) -> list[Any]:
-        """Answer the query as it is now."""
+        """Return the present result of the query by `find` or `aggregate`."""
         asked = {k: v for k, v in self.kwargs.items() if k not in ("since", "tx", "tables")}
         groups = "measures" in asked or "group" in asked
         if groups:
@@ -141,13 +141,13 @@ class Watcher:
         return as_set(self.copy.values) == as_set(rows)
 
     async def cancel(self) -> None:
-        """End the call, as its caller would."""
+        """Cancel the call, and wait for its end."""
         self.call.cancel()
         await until(lambda: self.error is not None)
         assert isinstance(self.error, CancelledError)
 
     async def resumed(self, live: Live | None = None, caller: Caller | None = None) -> Watcher:
-        """End the call, and return another one that goes on from its position with its copy."""
+        """Cancel the call, and return a new one that resumes at its position with its copy."""
         if self.error is None:
             await self.cancel()
         kwargs = {**self.kwargs, "since": self.copy.position}
@@ -155,7 +155,7 @@ class Watcher:
 
 
 def watch_of(watcher: Watcher) -> Watch:
-    """Return what is kept of a watcher's call, while it goes on."""
+    """Return the service's `Watch` of a watcher's call."""
     watch = watcher.call.lasting
     assert isinstance(watch, Watch)
     return watch
@@ -174,7 +174,7 @@ class Live:
 
 
 def begin_epoch(dsn: str) -> None:
-    """Begin the first epoch of a log, as the feed would: positions before it count for nothing."""
+    """Begin the first epoch of a log, as the feed does; positions are valid only from then on."""
     connection = open_session(dsn, SessionSettings())
     try:
         if installed_txn(connection):
@@ -187,7 +187,7 @@ def begin_epoch(dsn: str) -> None:
 async def living(
     dsn: str, limits: WatchLimits | None = None, poll: float = 0.02, **how: Any
 ) -> AsyncIterator[Live]:
-    """Serve a database with its live queries for the length of the body."""
+    """Serve a database with live queries for the length of the body."""
     begin_epoch(dsn)
     async with serving(dsn, **how) as served:
         cycle, first = (Cycle(reactor, dsn, SessionSettings()) for _ in range(2))

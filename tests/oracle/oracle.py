@@ -23,7 +23,7 @@ from service.errors import InternalError, ServiceError
 from tests.conftest import execute
 from tests.copies import Copy, as_set
 from tests.db.dispatchers import DirectCaller, serving
-from tests.db.watched import Lasts, Live, living
+from tests.db.watched import Live, LongCall, living
 from tests.deferreds import pause, until
 from tests.oracle.calls import draw_call
 from tests.oracle.past import Past
@@ -108,7 +108,7 @@ class Watcher:
         self.copy = Copy(groups=query.grouped)
         self.heard = False
         self.error: BaseException | None = None
-        self.call: Lasts | None = None
+        self.call: LongCall | None = None
         self.twin: Watcher | None = None
         self.on_step: Callable[[str], None] = lambda position: None
 
@@ -122,7 +122,7 @@ class Watcher:
         answer = served.dispatcher.answer(
             f"{self.query.name}.watch", (), kwargs, self.query.caller, progress=self._take
         )
-        self.call = Lasts(answer, self._ended)
+        self.call = LongCall(answer, self._ended)
 
     def _take(self, message: dict[str, Any]) -> Awaitable[None]:
         self.copy.take(message)

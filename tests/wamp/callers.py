@@ -22,7 +22,7 @@ KINDS = [f"{door} {name}" for door in ("rawsocket", "websocket") for name in SER
 
 
 class Caller(ApplicationSession):
-    """A client's session."""
+    """A session of a client."""
 
     def __init__(self, realm: str, hello: dict[str, Any], ticket: str = "") -> None:
         super().__init__(ComponentConfig(realm))
@@ -32,29 +32,29 @@ class Caller(ApplicationSession):
         self.gone: Deferred[None] = Deferred()
 
     def onConnect(self) -> None:
-        """Say hello, with what the test wants said."""
+        """Join with the HELLO details of the test."""
         self.join(self.config.realm, **self.hello)
 
     def onChallenge(self, challenge: Any) -> str:
-        """Show the ticket."""
+        """Return the ticket."""
         return self.ticket
 
     def onJoin(self, details: Any) -> None:
-        """Tell the test."""
+        """Fire `here`."""
         self.here.callback(self)
 
     def onUserError(self, fail: Any, msg: str) -> None:
-        """Keep quiet: the test sees the error."""
+        """Log nothing: the test receives the error."""
 
     def onClose(self, wasClean: bool) -> None:
-        """Tell the test."""
+        """Fire `gone`, and fail `here` if the session has not joined."""
         super().onClose(wasClean)
         if not self.here.called:
             self.here.errback(ConnectionError("not joined"))
         self.gone.callback(None)
 
     def close(self) -> Deferred[None]:
-        """Leave; fires when the connection is closed, within seconds: it may be one that reads nothing."""
+        """Leave; return a Deferred that fires when the connection is closed, by abort after some seconds."""
         from twisted.internet import reactor
 
         if self.is_attached():
@@ -72,10 +72,10 @@ async def join(router: Router, how: str, ticket: str = "", **hello: Any) -> Call
     Join as a client.
 
     Args:
-        router: Where.
-        how: "rawsocket cbor", "websocket json" and so on; "service cbor" is the private socket.
-        ticket: To log in with.
-        hello: More to say in HELLO.
+        router: The router.
+        how: Transport and serializer: "rawsocket cbor", "websocket json" …; "service cbor" is the private socket.
+        ticket: The ticket to authenticate with.
+        hello: Further HELLO details.
     """
     from twisted.internet import reactor
 
@@ -87,7 +87,7 @@ async def join(router: Router, how: str, ticket: str = "", **hello: Any) -> Call
         factory = WampWebSocketClientFactory(
             lambda: session, url=router.websocket, serializers=[serializer]
         )
-        # After autobahn's five seconds a busy machine would have a session that never joins.
+        # autobahn's default of 5 s is too short on a loaded machine: the session would never join
         factory.setProtocolOptions(openHandshakeTimeout=60)
     else:
         factory = WampRawSocketClientFactory(lambda: session, serializer=serializer)

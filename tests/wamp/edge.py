@@ -1,7 +1,7 @@
 """
-A service at the edge in a process of its own: `python -m tests.wamp.edge url realm prefix [how]`.
+A WAMP edge with a fake dispatcher, in a separate process: `python -m tests.wamp.edge url realm prefix [how]`.
 
-`how` is shared (the default) or single. Prints a line when it has joined.
+`how` is the registration: shared (the default) or single. Prints a line when it has joined.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-A client with the kit for Python, on a wire that can be cut, and what it watches.
+A client with the Python kit, behind a proxy that can cut its connection.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ INSERT INTO vehicles SELECT n, 'B ' || n, 1 + n % 5 FROM generate_series(1, 8) n
 
 class Client:
     """
-    A client behind a wire that can be cut.
+    A client behind a proxy that can cut its connection.
 
     Args:
-        router: Where.
-        options: Of the kit.
+        router: The router.
+        options: Options of the kit.
     """
 
     def __init__(self, router: Router, **options: Any) -> None:
@@ -66,7 +66,7 @@ class Client:
 
 
 async def say_goodbye(router: Router) -> None:
-    """Have the router end every client's session, as when it stops."""
+    """Let the router end the session of each client, as it does when it stops."""
     operator = await join(router, "service cbor")
     reason = "wamp.close.system_shutdown"
     await operator.call("wamp.session.kill_by_authrole", "anonymous", reason=reason)
@@ -74,7 +74,7 @@ async def say_goodbye(router: Router) -> None:
 
 
 async def same(db: Any, live: Any) -> None:
-    """Wait until the copy has what `find` answers."""
+    """Wait until the rows of a live query equal the result of `find`."""
 
     async def found() -> bool:
         page = await db.call(f"{live.name}.find", **live.query)

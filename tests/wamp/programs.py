@@ -1,5 +1,5 @@
 """
-Programs run for real by tests, and the processes they start.
+Programs that tests run in separate processes, and the children of these.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from schema.child import bound_to_parent
 from tests.conftest import wait_until
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # as a shell leaves it that puts the tests into the background; programs would inherit it
+    # a shell that runs the tests in the background sets SIGINT to be ignored, and programs inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Program:
     """
-    A program under way.
+    A running program.
 
     Args:
-        environ: What its environment says beyond the bare one.
+        environ: Environment variables, in addition to a minimal environment.
         arguments: The program and its arguments.
     """
 
     def __init__(self, environ: dict[str, str], *arguments: str) -> None:
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed by close)
-        # A test process that dies could not end it, nor what it has started.
+        # A crashed test process could not end the program and its children.
         command = [str(shutil.which(arguments[0])), *arguments[1:]]
         self._child = subprocess.Popen(
             bound_to_parent(command, signal.SIGTERM),
@@ -49,12 +49,12 @@ class Program:
 
     @property
     def output(self) -> str:
-        """All it has printed."""
+        """All that it has printed."""
         self._output.seek(0)
         return self._output.read()
 
     def says(self, words: str) -> None:
-        """Wait until it prints these words."""
+        """Wait until its output contains a text."""
         wait_until(lambda: words in self.output or not self.running(), 120, lambda: self.output)
         assert words in self.output, self.output
 
@@ -63,18 +63,18 @@ class Program:
         return self._child.poll() is None
 
     def ends(self, number: int | None = None, within: float = 120) -> int:
-        """Send a signal, if any, and wait for the end; gives the status."""
+        """Send a signal, if one is given, and wait for the end; return the exit status."""
         if number is not None:
             self._child.send_signal(number)
         try:
             return self._child.wait(within)
         except subprocess.TimeoutExpired:
-            self._child.send_signal(signal.SIGABRT)  # where it is, by faulthandler
+            self._child.send_signal(signal.SIGABRT)  # faulthandler prints where it is blocked
             self._child.wait()
             raise AssertionError(f"does not end:\n{self.output}") from None
 
     def close(self) -> None:
-        """Be sure that it is gone."""
+        """Kill the program if it still runs."""
         if self.running():
             self._child.kill()
             self._child.wait()
@@ -83,7 +83,7 @@ class Program:
 
 @contextmanager
 def program(environ: dict[str, str], *arguments: str) -> Iterator[Program]:
-    """Run a program for a while."""
+    """Run a program for the length of the body."""
     started = Program(environ, *arguments)
     try:
         yield started
@@ -92,17 +92,17 @@ def program(environ: dict[str, str], *arguments: str) -> Iterator[Program]:
 
 
 def tool(name: str) -> str:
-    """Name a program of this environment."""
+    """Return the path of a program of this virtual environment."""
     return str(Path(sys.executable).with_name(name))
 
 
 def parts(service: Program) -> list[psutil.Process]:
-    """List the processes that a service has started, with theirs."""
+    """Return the descendants of a service's process."""
     return psutil.Process(service.pid).children(recursive=True)
 
 
 def gone(processes: list[psutil.Process], within: float = 8.0) -> None:
-    """Wait until these have ended."""
+    """Wait until processes have ended."""
 
     def left() -> list[psutil.Process]:
         return [process for process in processes if alive(process)]
@@ -111,7 +111,7 @@ def gone(processes: list[psutil.Process], within: float = 8.0) -> None:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether a process runs; one that only waits to be buried does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -119,6 +119,6 @@ def alive(process: psutil.Process) -> bool:
 
 
 def port_open(port: str) -> bool:
-    """Whether somebody listens."""
+    """Return whether a process listens on a port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", int(port))) == 0

@@ -1,5 +1,5 @@
 """
-A client that says what it likes: messages as lists, over RawSocket and CBOR.
+A client that can send any message, as a list, over RawSocket and CBOR.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Raw:
     A blocking client, used from a thread.
 
     Args:
-        port: The router's, on 127.0.0.1.
-        realm: Which to join.
-        hello: More to say in HELLO.
+        port: The router's port on 127.0.0.1.
+        realm: The realm to join.
+        hello: Further HELLO details.
     """
 
     def __init__(self, port: int, realm: str, **hello: Any) -> None:
@@ -52,10 +52,10 @@ class Raw:
 
     def read(self, seconds: float = 10) -> list[Any]:
         """
-        Return the next message; an empty list for the end of the connection.
+        Return the next message; an empty list at the end of the connection.
 
         Raises:
-            TimeoutError: None comes.
+            TimeoutError: No message arrives.
         """
         self._socket.settimeout(seconds)
         try:
@@ -80,19 +80,19 @@ class Raw:
 
 
 async def raw(port: int, realm: str, **hello: Any) -> Raw:
-    """Join as such a client, without keeping the reactor."""
+    """Join as a `Raw` client, without blocking the reactor."""
     return await deferToThread(Raw, port, realm, **hello)
 
 
 def refusals(port: int, uri: str, seconds: float = 60) -> Counter[str]:
     """
-    Call, joining anew each time, until an answer comes.
+    Call in a new session each time, until a call is answered.
 
     Returns:
-        How often each error came before it.
+        The number of each error before that.
 
     Raises:
-        TimeoutError: None comes.
+        TimeoutError: No call is answered.
     """
     end, errors = time.monotonic() + seconds, Counter[str]()
     while time.monotonic() < end:

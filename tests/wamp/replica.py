@@ -1,5 +1,5 @@
 """
-A whole service in a process of its own, beside others: `python -m tests.wamp.replica dsn socket`.
+A complete service in a separate process, for tests with several: `python -m tests.wamp.replica dsn socket`.
 
 Prints a line when it has joined.
 """
@@ -22,11 +22,11 @@ from tests.wamp.service import UNHURRIED
 
 class Replica(ProcessProtocol):
     """
-    One as a child of this process.
+    A service as a child of this process.
 
     Attributes:
-        ready: Fires when it has joined.
-        ended: Fires when it has ended.
+        ready: A Deferred that fires when the service has joined.
+        ended: A Deferred that fires when its process has ended.
     """
 
     def __init__(self, dsn: str, router: Router) -> None:
@@ -37,22 +37,22 @@ class Replica(ProcessProtocol):
         reactor.spawnProcess(self, sys.executable, arguments, env=None, path=str(ROOT))
 
     def outReceived(self, data: bytes) -> None:
-        """Hear that it has joined."""
+        """Fire `ready`."""
         if not self.ready.called:
             self.ready.callback(None)
 
     def errReceived(self, data: bytes) -> None:
-        """Keep what went wrong."""
+        """Collect error output."""
         self.errors += data
 
     def processEnded(self, reason: object) -> None:
-        """Tell the test."""
+        """Fire `ended`."""
         if not self.ready.called:
             self.ready.errback(RuntimeError(self.errors.decode()))
         self.ended.callback(None)
 
     def kill(self) -> Deferred[None]:
-        """Kill it."""
+        """Kill the process; return `ended`."""
         if not self.ended.called:
             self.transport.signalProcess("KILL")
         return self.ended

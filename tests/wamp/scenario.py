@@ -1,5 +1,5 @@
 """
-One list of calls and their results, run by every client: `scenario.json` over `scenario.sql`.
+A list of calls and their results that each kind of client runs: `scenario.json` on `scenario.sql`.
 
 A step is `call` with `args` and `kwargs`, and `result`, or `error` with `message` and `details`;
 `parts` are the progressive results before the last. `{"$bytes": base64}` is binary,
@@ -24,7 +24,7 @@ SCHEMA = FILE.with_suffix(".sql").read_text()
 
 
 def read(text: str) -> Any:
-    """Read steps, the marked values as what they stand for."""
+    """Parse steps, and replace the marked values."""
     return json.loads(text, object_hook=_value)
 
 
@@ -35,7 +35,7 @@ def _value(found: dict[str, Any]) -> Any:
 
 
 async def run(caller: Caller, prefix: str, steps: Any) -> list[str]:
-    """Make the calls; gives what was not as it should be."""
+    """Make the calls; return the differences from the expected results."""
     wrong = []
     for step in steps:
         expected = step.get("result")

@@ -1,5 +1,5 @@
 """
-The whole service between a database and a router, in this process.
+The complete service between a database and a router, in this process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from service.wamp.client import WampConfig
 from tests.conftest import Router
 
 UNHURRIED = {"lock_timeout": 60, "tx_idle_timeout": 60}
-"""Settings of limits that a test would meet by the machine's being busy, where it is not about them."""
+"""Timeouts that load on the machine must not trigger in tests about something else."""
 
 
 @asynccontextmanager

@@ -1,5 +1,5 @@
 """
-An application for tests of both kinds of sessions: procedures that answer what tests look for.
+An application with hand-written procedures for tests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from service.procedures.registry import ProcedureCall, procedure
 
 @procedure("whoami")
 async def whoami(call: ProcedureCall) -> list[Any]:
-    """Return who calls, less the session's id."""
+    """Return the caller without its session id."""
     return [call.caller.authid, call.caller.authrole, call.caller.realm]
 
 
@@ -23,17 +23,17 @@ async def echo(call: ProcedureCall, value: Any = None) -> Any:
 
 @procedure("spoiled")
 async def spoiled(call: ProcedureCall) -> Any:
-    """Return what no message can carry."""
+    """Return a value that cannot be serialized."""
     return object()
 
 
 @procedure("wrong")
 async def wrong(call: ProcedureCall) -> Any:
-    """Have a bug."""
+    """Raise an unexpected exception."""
     raise KeyError("a secret")
 
 
 @procedure("sleep")
 async def sleep(call: ProcedureCall, seconds: float) -> Any:
-    """Wait in the database."""
+    """Sleep in PostgreSQL."""
     return await call.database.statement("SELECT pg_sleep(%s)", [seconds], retry=True)
