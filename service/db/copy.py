@@ -447,17 +447,14 @@ def import_txn(connection: PgConnection, statements: CopyIn, feed: CopySource, a
         ServiceError: The feed has found an invalid row.
         psycopg2.Error: PostgreSQL has refused a row.
     """
-    copy = statements.copy
-    defaults = statements.copy_with_defaults is not None and connection.server_version >= 160000
-    if defaults and statements.copy_with_defaults is not None:
-        copy = statements.copy_with_defaults
-    feed.attach(connection, defaults)
+    with_defaults = statements.copy_with_defaults if connection.server_version >= 160000 else None
+    feed.attach(connection, with_defaults is not None)
     with connection.cursor() as cursor:
         unlimited = "SET LOCAL statement_timeout = 0" if alone else ""
         if before := "; ".join(filter(None, [unlimited, statements.before])):
             cursor.execute(before)
         try:
-            cursor.copy_expert(copy, feed, CHUNK)
+            cursor.copy_expert(with_defaults or statements.copy, feed, CHUNK)
         except psycopg2.Error:
             # The error of PostgreSQL and psycopg2 says no more than "error in .read() call".
             if feed.error is not None:

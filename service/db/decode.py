@@ -64,10 +64,6 @@ def read_boolean(text: str) -> bool:
     return text == "t"
 
 
-def read_nothing(_text: str) -> None:
-    """Read void."""
-
-
 # Not psycopg2's typecasters for dates: they return the year 9999 for infinity, which would be stored when
 # it is written back, and raise for years before 1 or after 9999, so that the row could not be read.
 READERS: Mapping[FormName, Read] = {
@@ -80,7 +76,7 @@ READERS: Mapping[FormName, Read] = {
     "record": read_composite,
     "timestamp": read_timestamp,
     "timestamptz": read_timestamptz,
-    "void": read_nothing,
+    "void": lambda _: None,
 }
 """By form (service/datatypes); forms whose wire value is PostgreSQL's text are not listed."""
 

@@ -12,6 +12,7 @@ import os
 import random
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg2
@@ -95,6 +96,7 @@ class WatchedConnection:
             self.connection.close()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Subscription:
     """
     A subscription of one channel.
@@ -106,21 +108,14 @@ class Subscription:
         missed: Called whenever listening begins: notifications before that may have been missed.
     """
 
-    def __init__(
-        self,
-        listener: Listener,
-        channel: str,
-        received: Callable[[str], None],
-        missed: Callable[[], None],
-    ) -> None:
-        self.channel = channel
-        self.received = received
-        self.missed = missed
-        self._listener = listener
+    listener: Listener
+    channel: str
+    received: Callable[[str], None]
+    missed: Callable[[], None]
 
     def cancel(self) -> None:
         """End the subscription; its callbacks are not called any more."""
-        self._listener.unsubscribe(self)
+        self.listener.unsubscribe(self)
 
 
 class Listener(Service):

@@ -224,7 +224,7 @@ def _write(plan: WritePlan) -> Composable:
         relation=relation,
         columns=COMMA.join(Identifier(column.name) for column in plan.columns),
         rows=COMMA.join(
-            SQL("({values})").format(values=COMMA.join(map(_or_default, row))) for row in plan.rows
+            SQL("({values})").format(values=COMMA.join(map(new_value, row))) for row in plan.rows
         ),
         number=SQL(f"{len(plan.rows)}"),
         conflict=on_conflict(plan.conflict, plan.relation) if plan.conflict else EMPTY,
@@ -280,10 +280,6 @@ def reread_rows(
         embeds=embed_joins(returning.embeds, returning.json),
         order=order_by(returning.order, ORDER),
     )
-
-
-def _or_default(value: Bound | None) -> Composable:
-    return Parameter(value) if value else SQL("DEFAULT")
 
 
 def _guarded(
