@@ -103,7 +103,7 @@ def message_statement(
     """
     first = next((at for at, part in enumerate(parts) if _passes_checked_values(part, passed)), -1)
     # Of inserts behind `first`, whose values no other statement uses, the statistics are compared once
-    # at the end. The first statement saves what the statistics were before.
+    # at the end. `first`, or else a statement in front of all, saves what the statistics were before.
     in_statistics = [part for part in parts[first + 1 :] if _is_in_statistics(part, passed)]
     watched = {part.plan.relation: part for part in reversed(in_statistics)}
     saved = _save_inserted([*watched.values()]) if first < 0 else ""
@@ -173,7 +173,7 @@ def _save_count(part: MessagePart) -> Composable:
 
 
 def _save_inserted(parts: Sequence[MessagePart]) -> str:
-    """Build the statement that saves these numbers for several parts, and returns no row."""
+    """Build the statement that saves the row counts of several parts, and returns no row."""
     calls = SQL(" OR ").join(SQL("{} IS NULL").format(_save_count(each)) for each in parts)
     return f"SELECT WHERE {render([calls])[0]}; " if parts else ""
 
