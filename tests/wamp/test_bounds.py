@@ -301,7 +301,7 @@ async def test_caller_that_reads_nothing_is_sent_no_more(
     # The kernel's buffers take some, too.
     assert 4 <= calls.answered <= 40
     assert calls.answered + len(calls.refused) == 100
-    assert "answers to take before it gets more" in calls.refused[0].args[0]
+    assert "bytes of unread answers" in calls.refused[0].args[0]
     assert len(await caller.call("rowcast.give")) == MIB
 
 
@@ -358,7 +358,7 @@ async def test_rows_are_not_read_for_a_caller_that_takes_none(dsn: str, router: 
         read_on(caller)
         await gatherResults(calls.all)
         assert 2 <= calls.answered <= 25
-        assert "answers to take" in calls.refused[-1].args[0]
+        assert "bytes of unread answers" in calls.refused[-1].args[0]
         assert len((await caller.call("rowcast.wide.find"))["rows"]) == 1000
         assert not service.pool.stats().waiting
         await caller.close()
