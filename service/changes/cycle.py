@@ -32,7 +32,7 @@ from service.changes.log import (
     read_values,
 )
 from service.changes.positions import LAST_XID, PgSnapshot, Position, SnapshotPosition
-from service.changes.refresh import Run, TouchedRows, by_keys_txn, whole_txn
+from service.changes.refresh import Run, TouchedRows, all_rows_txn, by_keys_txn
 from service.changes.resume import SERVICE_ACTOR, MissedChanges
 from service.changes.touched import row_change
 from service.db.connection import PgConnection
@@ -105,7 +105,7 @@ class Order:
     Args:
         run: How the query is run.
         before: Its last known state; None before its first run.
-        whole: Whether all of its rows are wanted, whatever has changed.
+        all_rows: Whether all of its rows are wanted, whatever has changed.
         stale: Whether its rows may have changed without a row in the log.
         check: Whether to compare the state that follows from the log with a read of all rows.
         resumes: Positions at which callers have rows.
@@ -116,7 +116,7 @@ class Order:
 
     run: Run
     before: State | None
-    whole: bool = False
+    all_rows: bool = False
     stale: bool = False
     check: bool = False
     resumes: tuple[Position, ...] = ()
@@ -127,7 +127,7 @@ class Order:
     @property
     def asks(self) -> bool:
         """Whether to run the query even if no log row concerns it."""
-        return self.before is None or self.whole or self.stale or self.check
+        return self.before is None or self.all_rows or self.stale or self.check
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,7 +492,7 @@ def _joining_txn(
 
 
 def found_txn(
-    connection: PgConnection, order: Order, touched: ToRead, whole: bool = True
+    connection: PgConnection, order: Order, touched: ToRead, all_rows: bool = True
 ) -> Found | Failure | None:
     """
     Return what has changed in a query, None if nothing has, or the failure of the query.
@@ -501,10 +501,10 @@ def found_txn(
         connection: In the snapshot in which the changes were read.
         order: The query.
         touched: Which rows to read again, of each query that a change concerns.
-        whole: Whether all of its rows may be read; if not, `PUT_OFF` is returned if they have to be.
+        all_rows: Whether all of its rows may be read; if not, `PUT_OFF` is returned if they have to be.
     """
     try:
-        found = _found_txn(connection, order, touched, whole)
+        found = _found_txn(connection, order, touched, all_rows)
         if order.check and order.before is not None:
             found = _checked_txn(connection, order, found)
         return found
@@ -527,7 +527,7 @@ def _answers_txn(
     """
     todo = [order for order in orders if order.asks or order.run in touched]
     # Slow queries come last, but a query that was postponed moves up each time.
-    todo.sort(key=lambda order: order.run.whole / 2**order.late)
+    todo.sort(key=lambda order: order.run.duration / 2**order.late)
     found: dict[Run, Found | Failure | None] = {}
     late: dict[Run, float] = {}
     missed = MissedChanges([order.run for order in todo if order.resumes])
@@ -536,8 +536,8 @@ def _answers_txn(
     for order in todo:
         run, at = order.run, time.monotonic()
         heavy = run.heavy and budget < math.inf
-        whole = order.asks or touched[run] is None
-        if whole and (heavy or (found and at > began + budget)):
+        all_rows = order.asks or touched[run] is None
+        if all_rows and (heavy or (found and at > began + budget)):
             late[run] = max(0.0, run.until - at)
             continue
         answer = found_txn(connection, order, touched, not heavy)
@@ -552,17 +552,17 @@ def _answers_txn(
 
 
 def _found_txn(
-    connection: PgConnection, order: Order, touched: ToRead, whole: bool
+    connection: PgConnection, order: Order, touched: ToRead, all_rows: bool
 ) -> Found | None:
     run, before = order.run, order.before
-    if before is None or order.whole:
-        return _whole_txn(connection, order)
+    if before is None or order.all_rows:
+        return _read_all_txn(connection, order)
     if run not in touched:
         return None
     keys = touched[run]
     found = None if keys is None else by_keys_txn(connection, run, before, keys)
     if found is None:
-        return _whole_txn(connection, order) if whole else PUT_OFF
+        return _read_all_txn(connection, order) if all_rows else PUT_OFF
     return _different(before, found)
 
 
@@ -570,18 +570,18 @@ def _checked_txn(connection: PgConnection, order: Order, found: Found | None) ->
     """Read all rows; return what was found by the log, or all rows if that is wrong."""
     known = order.before if found is None else found.state
     assert known is not None
-    every = whole_txn(connection, order.run)
+    every = all_rows_txn(connection, order.run)
     if not difference(known, every.state):
         return found
     return Found(every.state, every.rows, drifted=True)
 
 
-def _whole_txn(connection: PgConnection, order: Order) -> Found | None:
-    found = whole_txn(connection, order.run)
+def _read_all_txn(connection: PgConnection, order: Order) -> Found | None:
+    found = all_rows_txn(connection, order.run)
     if order.before is None:
         return Found(found.state, found.rows)
     change = _different(order.before, found)
-    if not order.whole:
+    if not order.all_rows:
         return change
     # An unchanged state stays the same object: watches compare states by identity.
     return Found(change.state if change else order.before, found.rows)

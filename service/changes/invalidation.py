@@ -36,12 +36,12 @@ class Affected:
     The queries that the changes of a cycle affect.
 
     Attributes:
-        whole: Queries of which any row may have changed.
+        all_rows: Queries of which any row may have changed.
         own: For each query, the keys of changed rows of its root relation that may concern it.
         related: Groups of queries that read related rows, some of which have changed.
     """
 
-    whole: set[Run] = field(default_factory=set)
+    all_rows: set[Run] = field(default_factory=set)
     own: dict[Run, set[Key]] = field(default_factory=dict)
     related: set[RunGroup] = field(default_factory=set)
 
@@ -55,7 +55,7 @@ class RunGroup:
         keyed: How changes lead to keys of rows; None if they do not.
         runs: The queries.
         reads: Numbers of the tracked relations that they read.
-        whole: Those relations of which a change may change any row of the queries.
+        all_rows: Those relations of which a change may change any row of the queries.
         related: Those relations whose rows lead to keys of the queries' rows.
     """
 
@@ -64,10 +64,10 @@ class RunGroup:
         self.keyed = keyed
         self.runs: set[Run] = set()
         self.reads = reads
-        self.whole = reads
+        self.all_rows = reads
         self.related = frozenset[int]()
         if keyed is not None:
-            self.whole = (reads - keyed.keyed.keys()) | (keyed.whole & keyed.keyed.keys())
+            self.all_rows = (reads - keyed.keyed.keys()) | (keyed.all_rows & keyed.keyed.keys())
             self.related = keyed.related
 
 
@@ -86,7 +86,7 @@ class WatchedRuns:
         self._index: Index[Run] = Index()
         self._groups: dict[Hashable, RunGroup] = {}
         self._reading: dict[int, set[RunGroup]] = {}
-        self._whole: dict[int, set[RunGroup]] = {}
+        self._all_rows: dict[int, set[RunGroup]] = {}
         self._related: dict[int, set[RunGroup]] = {}
 
     def keep(self, run: Run, state: State) -> None:
@@ -109,16 +109,16 @@ class WatchedRuns:
         for change in changes:
             relation = change.relation
             if change.op not in ("I", "U", "D") or pairs > MOST_PAIRS:
-                _put_runs(found.whole, self._reading.get(relation))
+                _put_runs(found.all_rows, self._reading.get(relation))
                 continue
-            _put_runs(found.whole, self._whole.get(relation))
+            _put_runs(found.all_rows, self._all_rows.get(relation))
             matching = self._index.matching(relation, change.old, change.new)
             pairs += len(matching)
-            for run in matching - found.whole:
+            for run in matching - found.all_rows:
                 assert run.keyed is not None
                 keys = own_keys(run.keyed, [change])
                 if keys is None:
-                    found.whole.add(run)
+                    found.all_rows.add(run)
                 else:
                     found.own.setdefault(run, set()).update(keys)
             found.related |= self._related.get(relation, set())
@@ -153,7 +153,7 @@ class WatchedRuns:
     def _places(self, group: RunGroup) -> Iterator[tuple[dict[int, set[RunGroup]], frozenset[int]]]:
         """Yield the indexes that have a group, each with the relations under which they have it."""
         yield self._reading, group.reads
-        yield self._whole, group.whole
+        yield self._all_rows, group.all_rows
         yield self._related, group.related
 
 
@@ -185,13 +185,13 @@ def touched_txn(
     affected, states = watched.affected(changes), watched.states
     found: dict[Run, set[Key] | None] = dict(affected.own)
     for group in affected.related:
-        rest = [run for run in group.runs if run not in affected.whole]
+        rest = [run for run in group.runs if run not in affected.all_rows]
         if rest:
             touched = _related_txn(connection, rest[0], changes)
             for run, keys in _each(rest, touched, states):
                 before = found.get(run, set())
                 found[run] = None if keys is None or before is None else before | keys
-    found.update(dict.fromkeys(affected.whole))
+    found.update(dict.fromkeys(affected.all_rows))
     together = _together_txn(connection, found, states)
     return {
         run: None if keys is None else TouchedRows(frozenset(keys), together.get(run))

@@ -129,8 +129,8 @@ def parse_position(value: object, path: str = "since") -> Position:
             epoch, tick, index = map(int, found.groups())
             if max(epoch, index) < 2**31 and tick < 2**63:
                 return TickPosition(epoch, tick, index)
-        whole, mark, query = value.partition("~")
-        epoch_text, dot, snapshot = whole.partition(".")
+        head, mark, query = value.partition("~")
+        epoch_text, dot, snapshot = head.partition(".")
         known = not mark or _QUERY.fullmatch(query)
         if (
             dot

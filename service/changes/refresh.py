@@ -123,7 +123,7 @@ class Run:
         shown: Limit of the query if a window is kept; None without.
         spare: Number of rows that the window keeps behind the limit.
         last: Seconds that the last read of all rows took.
-        whole: Seconds that the shorter of the last two took: a single long one may only mean that
+        duration: Seconds that the shorter of the last two took: a single long one may only mean that
             PostgreSQL or this process was stopped for a while.
         until: Time on the monotonic clock from which all rows may be read again.
         resting: How many more times all rows are read before a read by key is tried again.
@@ -140,7 +140,7 @@ class Run:
     shown: int | None = None
     spare: int = 0
     last: float = 0.0
-    whole: float = 0.0
+    duration: float = 0.0
     until: float = 0.0
     resting: int = 0
 
@@ -152,7 +152,7 @@ class Run:
     @property
     def heavy(self) -> bool:
         """Return whether a read of all rows is slow."""
-        return self.whole > HEAVY
+        return self.duration > HEAVY
 
     @property
     def terms(self) -> Sequence[Term]:
@@ -163,13 +163,13 @@ class Run:
     def timed(self, began: float, ended: float) -> None:
         """Record the duration of a read of all rows; after a slow one the query rests."""
         before, self.last = self.last, ended - began
-        self.whole = min(self.last, before or self.last)
+        self.duration = min(self.last, before or self.last)
         if before:  # a first read may have been slow by chance, so it is followed by no rest
             self.rest(ended)
 
     def rest(self, now: float) -> None:
         """Read all rows again only after a rest, which keeps the database free for other queries."""
-        self.until = now + REST * self.whole if self.heavy else 0.0
+        self.until = now + REST * self.duration if self.heavy else 0.0
 
 
 def key_plan_of(
@@ -220,7 +220,7 @@ def run_of(
     return replace(plain, values=tuple(more), keyed=keyed, shown=shown, spare=spare)
 
 
-def whole_txn(connection: PgConnection, run: Run) -> FoundRows:
+def all_rows_txn(connection: PgConnection, run: Run) -> FoundRows:
     """
     Return all rows of a query, in the open transaction.
 
@@ -279,7 +279,7 @@ def by_keys_txn(
         read.
 
     Raises:
-        TooManyWatched, TooLarge: As `whole_txn`.
+        TooManyWatched, TooLarge: As `all_rows_txn`.
     """
     if run.keyed is None or not is_few(run, state, touched.keys):
         return None
@@ -298,7 +298,7 @@ def by_keys_txn(
         found = FoundRows(State(entries, state.ordered), found.rows)
     if found is not None and len(found.state.entries) > run.shape.most:
         raise TooManyWatched(run.shape.most)
-    if time.monotonic() - began > max(SLOW, run.whole):
+    if time.monotonic() - began > max(SLOW, run.duration):
         run.resting = PAUSE
     return found
 

@@ -95,7 +95,7 @@ class Rights:
 
     def hold_in(self, tick: Tick) -> bool:
         """Return whether the columns have not changed since before a tick, by the tick's snapshots."""
-        return all(tick.since.sees(_whole(half, tick.snapshot.xmax)) for half in self.shaped)
+        return all(tick.since.sees(_full_xid(half, tick.snapshot.xmax)) for half in self.shaped)
 
     def hold_for(self, change: Change) -> bool:
         """
@@ -111,7 +111,7 @@ class Rights:
         if self.hold_in(tick):
             return True
         for half in self.shaped:
-            xid = _whole(half, tick.snapshot.xmax)
+            xid = _full_xid(half, tick.snapshot.xmax)
             if not tick.snapshot.sees(xid) or (not tick.since.sees(xid) and xid > int(change.xid)):
                 return False
         images = [image for image in (change.old, change.new) if image is not None]
@@ -122,10 +122,10 @@ AllRights = Mapping[int, Rights]
 """Rights on relations, by their numbers in the log."""
 
 
-def _whole(xid: int, near: int) -> int:
+def _full_xid(xid: int, near: int) -> int:
     """Return the 64-bit id of a transaction from its lower 32 bits, given an id near to it."""
-    whole = (near >> 32 << 32) + xid
-    return whole - 2**32 if whole > near + 2**31 else whole
+    full = (near >> 32 << 32) + xid
+    return full - 2**32 if full > near + 2**31 else full
 
 
 def rights_txn(

@@ -71,7 +71,7 @@ class KeyPlan:
         rows: The query's root relation and its links to other relations.
         root: Number of the root relation in the log; None if it is not logged in full.
         keyed: For each logged relation that is read by links, by number, its aliases in the query.
-        whole: Numbers of relations of which a change touches all rows.
+        all_rows: Numbers of relations of which a change touches all rows.
         steps: Each link with the statement that looks up the rows it leads to; None in place of the
             statement if the changed row itself names them.
         readers: Functions that convert key values from JSON to their wire form; empty if none needs to.
@@ -80,7 +80,7 @@ class KeyPlan:
     rows: KeyedRows
     root: int | None
     keyed: Mapping[int, Sequence[str]]
-    whole: frozenset[int]
+    all_rows: frozenset[int]
     steps: Sequence[tuple[Way, Statement | None]]
     readers: Sequence[ReadImage | None] = ()
 
@@ -121,14 +121,14 @@ def key_plan(
             aliases[source] = found
             keyed.setdefault(found.id, []).append(source)
     others = [scan for scan in dependencies.scans if not _is_by_link(scan, aliases)]
-    whole = Dependencies(frozenset(others)).tracked(tracked)
+    all_rows = Dependencies(frozenset(others)).tracked(tracked)
     steps = _steps(catalog, rows)
     root = aliases[ROOT].id if ROOT in aliases else None
     if steps is None:
         return None
     columns = rows.relation.columns
     readers = [key_reader(catalog, catalog.type(columns[name].type)) for name in rows.key]
-    return KeyPlan(rows, root, keyed, whole, steps, readers if any(readers) else ())
+    return KeyPlan(rows, root, keyed, all_rows, steps, readers if any(readers) else ())
 
 
 def own_keys(plan: KeyPlan, changes: Iterable[RowChange]) -> set[Key] | None:
@@ -249,7 +249,7 @@ def _met(plan: KeyPlan, changes: Iterable[RowChange]) -> dict[str, set[Key]] | N
     met: dict[str, set[Key]] = {}
     leads = {way.source: _columns(plan.rows, way.source) for way in plan.rows.ways}
     for change in changes:
-        if change.relation in plan.whole:
+        if change.relation in plan.all_rows:
             return None
         for source in plan.keyed.get(change.relation, ()):
             if change.op not in ("I", "U", "D"):

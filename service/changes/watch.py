@@ -578,7 +578,7 @@ class Watches(Service):
         if self._runs.get(query.run) is query:  # its last watch may have ended meanwhile
             self._drop(query.run)
             self._runs[run] = query
-        run.last, run.whole, run.until = query.run.last, query.run.whole, query.run.until
+        run.last, run.duration, run.until = query.run.last, query.run.duration, query.run.until
         query.run = run
         query.invalidate()
 

@@ -371,7 +371,7 @@ def order_of(query: Query, wanted: set[Watch]) -> Order:
     return Order(
         query.run,
         query.state,
-        whole=bool(wanted),
+        all_rows=bool(wanted),
         stale=query.stale,
         late=query.late,
         resumes=tuple(sorted(resumes, key=str)),

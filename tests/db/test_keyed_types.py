@@ -94,9 +94,9 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 
     def noted(connection: Any, run: Run) -> Any:
         found.append(run)
-        return refresh.whole_txn(connection, run)
+        return refresh.all_rows_txn(connection, run)
 
-    monkeypatch.setattr(cycle, "whole_txn", noted)
+    monkeypatch.setattr(cycle, "all_rows_txn", noted)
     monkeypatch.setattr(refresh, "SLOW", 60.0)  # how busy the machine is has no say
     return found
 

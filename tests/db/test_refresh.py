@@ -13,7 +13,7 @@ from schema.changes import install
 from service.changes import invalidation
 from service.changes.delta import State
 from service.changes.invalidation import WatchedRuns
-from service.changes.refresh import TouchedRows, batch_txn, by_keys_txn, whole_txn
+from service.changes.refresh import TouchedRows, all_rows_txn, batch_txn, by_keys_txn
 from service.changes.touched import Key, RowChange
 from tests.db.kept_queries import KeptQuery, Reader
 
@@ -61,7 +61,7 @@ def test_rows_read_together_are_those_read_one_by_one(
     for each in kept:
         watched.keep(each.run, State({}, ordered=False))
     with reader.snapshot() as connection:
-        states = [whole_txn(connection, each.run).state for each in kept]
+        states = [all_rows_txn(connection, each.run).state for each in kept]
         found = batch_txn(
             connection, [(each.run, ask) for each, ask in zip(kept, keys, strict=True)]
         )

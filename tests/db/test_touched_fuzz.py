@@ -218,7 +218,9 @@ class WrongKeeper(Keeper):
             keyed = kept.run.keyed
             if blind and keyed is not None:
                 reads = frozenset(kept.run.reads & keyed.keyed.keys())
-                kept.run = replace(kept.run, keyed=replace(keyed, whole=frozenset()), reads=reads)
+                kept.run = replace(
+                    kept.run, keyed=replace(keyed, all_rows=frozenset()), reads=reads
+                )
 
     def _cycle(self, orders: Sequence[Order]) -> Sequence[Found | Failure | None]:
         connection = self.reader.connection

@@ -394,7 +394,7 @@ async def test_table_rewritten_within_a_cycle_is_told_as_it_was(dsn: str, change
         await slow.first()
         await watcher.first()
         for query in live.watches._queries.values():  # the slow one comes first, and at once
-            query.run.whole = 0.0 if query.run.shape.guarded else 0.05
+            query.run.duration = 0.0 if query.run.shape.guarded else 0.05
             query.run.until = 0.0
         connection = psycopg2.connect(dsn)  # which takes its time, too
         execute(dsn, "UPDATE teams SET name = 'x' WHERE id = 1; INSERT INTO notes VALUES ('c', 2)")
