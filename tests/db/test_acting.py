@@ -109,7 +109,7 @@ async def test_rolled_back_savepoint_takes_nothing_of_the_identity_with_it(dsn: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_function_says_who_somebody_is_for_its_own_operation_alone(dsn: str) -> None:
+async def test_claims_set_by_a_function_hold_for_its_operation_only(dsn: str) -> None:
     async with database_at(dsn) as database, database.transaction():
         with database.identity(ONE):
             await database.statement("SELECT become('eve')")

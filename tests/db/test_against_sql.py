@@ -266,7 +266,7 @@ async def test_cast_in_group_distinct_and_measures_is_that_of_its_sql(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_operand_that_means_nothing_is_refused_where_it_stands(
+async def test_invalid_operand_is_refused_with_its_path(
     db: DirectCaller, where: Any, path: str
 ) -> None:
     """Columns that are hidden are no more there than those that are not."""

@@ -150,7 +150,7 @@ QUESTIONS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("kwargs", "sql"), QUESTIONS)
 @pytest_twisted.ensureDeferred
-async def test_aggregate_with_filter_and_order_is_as_sql_has_it(
+async def test_aggregate_with_filter_and_order_equals_its_sql(
     db: DirectCaller, dsn: str, kwargs: dict[str, Any], sql: str
 ) -> None:
     """Which groups, in which order, as SQL has it."""

@@ -277,7 +277,9 @@ GUEST = Caller(7, "g", "guest", "realm1")
 
 @pytest.mark.serving(roles=ROLES)
 @pytest_twisted.ensureDeferred
-async def test_row_is_not_told_by_what_the_caller_may_not_see(db: DirectCaller, dsn: str) -> None:
+async def test_error_names_rows_only_by_columns_that_the_caller_may_read(
+    db: DirectCaller, dsn: str
+) -> None:
     """A role that may read some columns alone is shown these; none where policies hide rows."""
     execute(dsn, HIDDEN)
     await db.catch_up()

@@ -315,7 +315,7 @@ async def test_value_nested_too_deep_is_refused(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_call_of_two_functions_alike_is_refused_with_candidates(db: DirectCaller) -> None:
+async def test_call_of_ambiguous_functions_is_refused_with_candidates(db: DirectCaller) -> None:
     """Functions that take the same names are told, not guessed."""
     refused = await failure_of(db.call("fn.twin", a=None))
     assert isinstance(refused, InvalidArgument)
@@ -351,7 +351,7 @@ async def test_value_against_its_domain_is_check_violation(db: DirectCaller) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_error_raised_by_a_function_keeps_its_words(db: DirectCaller) -> None:
+async def test_error_raised_by_a_function_keeps_its_message(db: DirectCaller) -> None:
     """What a function raises comes through in its own words."""
     raised = await failure_of(db.call("fn.angry"))
     assert isinstance(raised, Raised)

@@ -172,7 +172,7 @@ async def test_session_that_stays_another_role_is_closed(db: DirectCaller) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_computed_column_without_the_whole_row_is_refused(db: DirectCaller) -> None:
+async def test_computed_column_without_select_on_all_columns_is_refused(db: DirectCaller) -> None:
     """A function of a row is there for a role that may read the whole row."""
     answer = db.dispatcher.answer
     found = await answer("notes.find", (), {"select": ["twice"], "order": ["-twice"]}, CLERK)

@@ -65,7 +65,7 @@ def refused(dsn: str, table: str, level: str = "full") -> str:
     return str(caught.value)
 
 
-def test_command_tracks_and_untracks_a_database_that_is_not_ours(dsn: str) -> None:
+def test_command_tracks_and_untracks_tables_of_a_foreign_database(dsn: str) -> None:
     environ = {"DATABASE_URL": dsn, "HOME": str(ROOT), "PATH": os.environ["PATH"]}
 
     def run(*words: str, status: int = 0) -> str:
@@ -184,7 +184,7 @@ def test_key_of_another_type_or_name_is_logged_as_it_is_once_that_is_noticed(tra
     assert found == [({"id": None},), ({"no": 0.30000000000000004},)]
 
 
-def test_services_hear_that_a_table_is_tracked_and_no_longer(tracked: str) -> None:
+def test_services_are_notified_when_a_table_is_tracked_and_untracked(tracked: str) -> None:
     listening = connect(tracked)
     listening.autocommit = True
     with listening.cursor() as rows:
@@ -311,7 +311,7 @@ def test_partitions_that_come_and_go_are_noticed(tracked: str) -> None:
     execute(tracked, "DROP TABLE apart")
 
 
-def test_table_that_becomes_a_part_of_another_says_so(tracked: str) -> None:
+def test_table_that_becomes_a_part_of_another_has_a_problem(tracked: str) -> None:
     """What is written through the other does not reach it, until either is tracked."""
     problem = "SELECT problem FROM rowcast.tracked WHERE name = 'public.things'"
     execute(tracked, "CREATE TABLE above (id int, n int, note text)")
@@ -349,7 +349,7 @@ def test_disabled_triggers_are_mended_by_tracking_again(tracked: str) -> None:
     assert execute(tracked, problem) == [("it is gone",)]
 
 
-def test_table_made_anew_goes_on_under_its_number(tracked: str) -> None:
+def test_recreated_table_keeps_its_tracking_id(tracked: str) -> None:
     ((id,),) = execute(tracked, "SELECT id FROM rowcast.tracked")
     execute(tracked, "DROP TABLE things; CREATE TABLE things (id int PRIMARY KEY)")
     execute(tracked, "INSERT INTO things VALUES (1)")
@@ -407,7 +407,7 @@ def test_relations_of_capture_once_installed_are_not_served(
         load()
 
 
-def test_install_again_keeps_what_is_there(tracked: str) -> None:
+def test_reinstall_keeps_existing_rows(tracked: str) -> None:
     execute(tracked, "UPDATE things SET n = 7")
     execute(tracked, install())
     assert execute(tracked, "SELECT op FROM rowcast.log") == [("U",)]

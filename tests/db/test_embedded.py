@@ -57,7 +57,7 @@ def test_server_with_too_long_a_socket_path_gets_a_short_one(state: Path) -> Non
     place.cluster.sockets.rmdir()
 
 
-def test_half_made_data_are_made_anew(state: Path) -> None:
+def test_incomplete_data_directory_is_created_again(state: Path) -> None:
     """A start that was interrupted does not spoil the next one."""
     (state / "pg.new").mkdir()
     (state / "pg.new" / "PG_VERSION").write_text("18")
@@ -104,7 +104,7 @@ def test_server_of_a_killed_visit_is_cleared_away(state: Path) -> None:
         assert execute(dsn, "SELECT 1") == [(1,)]
 
 
-def test_server_that_nobody_holds_is_stopped_and_started_anew(state: Path) -> None:
+def test_server_without_users_is_stopped_and_restarted(state: Path) -> None:
     """A server that nobody holds is stopped, and started by the one who needs it."""
     cluster = Cluster(state)
     cluster.prepare()
@@ -131,7 +131,7 @@ def test_server_that_is_leaving_is_waited_for(state: Path) -> None:
         assert not lock.exists()
 
 
-def test_server_that_cannot_start_is_told_with_its_last_words(state: Path) -> None:
+def test_server_that_cannot_start_is_reported_with_its_last_log_lines(state: Path) -> None:
     """What the server said last is part of the refusal."""
     cluster = Cluster(state)
     cluster.prepare()

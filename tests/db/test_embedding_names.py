@@ -63,7 +63,7 @@ ANSWERS: list[tuple[dict[str, Any], list[Any]]] = [
 
 @pytest.mark.parametrize(("kwargs", "expected"), ANSWERS)
 @pytest_twisted.ensureDeferred
-async def test_value_of_an_embed_stands_under_its_own_name(
+async def test_value_of_an_embed_has_its_own_name(
     db: DirectCaller, kwargs: dict[str, Any], expected: list[Any]
 ) -> None:
     """Each value stands under its own name."""

@@ -116,7 +116,7 @@ def test_position_of_a_tick_resumes_before_it(history: History) -> None:
         TickPosition(2**31 - 1, 2**63 - 1, 2**31 - 1),
     ],
 )
-def test_position_that_nobody_gave_is_gone(history: History, position: TickPosition) -> None:
+def test_position_never_issued_is_gone(history: History, position: TickPosition) -> None:
     history.tick()
     assert history.resumes(position) is None
 
@@ -180,7 +180,7 @@ def test_server_that_does_not_say_which_it_is_has_epochs_all_the_same(
     assert history.epoch.identified
 
 
-def test_log_whose_ticks_are_gone_begins_anew(dsn: str, history: History) -> None:
+def test_log_without_its_ticks_begins_a_new_epoch(dsn: str, history: History) -> None:
     position = TickPosition(1, history.tick().number, 1)
     execute(dsn, "DELETE FROM rowcast.ticks")
     assert history.begin().number == 2

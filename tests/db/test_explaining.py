@@ -269,7 +269,7 @@ async def test_analysis_ends_in_time_and_when_it_is_cancelled(db: DirectCaller, 
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_malformed_call_is_refused_where_it_stands(
+async def test_malformed_call_is_refused_with_its_path(
     db: DirectCaller, operation: Any, path: str
 ) -> None:
     refused = await failure_of(db.call("explain", operation))

@@ -60,7 +60,7 @@ async def test_commit_is_published_once(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rights_on_what_is_heard_come_with_the_changes(dsn: str) -> None:
+async def test_rights_on_subscribed_relations_come_with_the_changes(dsn: str) -> None:
     ids = dict(execute(dsn, "SELECT relation::text, id FROM rowcast.tracked"))
     async with feeding(dsn) as kept:
         kept.heard = SubscribedRelations([ids["items"]], ["feeding_reader"])
@@ -131,7 +131,7 @@ async def test_change_is_not_published_while_the_standby_does_not_have_its_tick(
 
 
 @pytest_twisted.ensureDeferred
-async def test_feed_before_a_log_of_another_role_is_not_well_and_says_so(dsn: str) -> None:
+async def test_feed_on_a_log_of_another_role_is_unhealthy_and_logs_why(dsn: str) -> None:
     execute(dsn, "CREATE ROLE feeding_stranger LOGIN PASSWORD 'x'")
     async with feeding(f"{dsn} user=feeding_stranger password=x", leads=False) as kept:
         await until(lambda: kept.feed.problem != "not started")
@@ -252,7 +252,7 @@ async def test_writer_that_saw_the_feed_awake_is_waited_for(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_commit_while_nobody_listens_is_looked_for(dsn: str) -> None:
+async def test_commit_while_not_listening_is_found_after_reconnect(dsn: str) -> None:
     """What it notifies is lost; the listener says so when it is back."""
     listener = (
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"

@@ -130,7 +130,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str | None]] = [
 
 @pytest.mark.parametrize(("where", "path", "message", "hint"), REFUSED)
 @pytest_twisted.ensureDeferred
-async def test_filter_that_means_nothing_is_refused_where_it_stands(
+async def test_invalid_filter_is_refused_with_its_path(
     db: DirectCaller, where: Any, path: str, message: str, hint: str | None
 ) -> None:
     """The path points at the word, also of what is in a list behind a null."""

@@ -146,7 +146,7 @@ async def test_unknown_hidden_or_generated_column_is_refused_before_the_model(
 
 
 @pytest_twisted.ensureDeferred
-async def test_import_that_a_model_refuses_tells_its_line(db: DirectCaller) -> None:
+async def test_import_refused_by_a_model_names_its_line(db: DirectCaller) -> None:
     """Refusals of a model, and of what it cannot be shown, tell the line in the whole import."""
 
     def refuse(self: Any) -> bool:

@@ -235,7 +235,7 @@ async def test_name_that_ends_too_early_says_what_comes_next(
 
 
 @pytest_twisted.ensureDeferred
-async def test_path_is_where_the_word_stands(db: DirectCaller) -> None:
+async def test_path_points_at_the_invalid_name(db: DirectCaller) -> None:
     """What is no list has no places in it; a type stands beside its column, not in it."""
     for kwargs, path in (
         ({"order": "n descending"}, "order"),
@@ -269,7 +269,7 @@ async def test_example_in_a_hint_is_a_call_of_the_relation(db: DirectCaller) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_dict_for_a_column_that_is_not_there_is_an_unknown_column(db: DirectCaller) -> None:
+async def test_dict_for_a_missing_column_is_an_unknown_column(db: DirectCaller) -> None:
     error = await refused(db, "things.find", [], {"where": {"nam": {"x": 1}}})
     assert error.message == 'no column "nam" in relation "things"'
     assert error.details["path"] == "where.nam"
@@ -346,7 +346,7 @@ async def test_missing_right_on_a_sequence_names_the_grant(dsn: str, db: DirectC
 
 
 @pytest_twisted.ensureDeferred
-async def test_column_that_is_called_as_all_are_stands_in_quotes(db: DirectCaller) -> None:
+async def test_column_named_asterisk_is_quoted(db: DirectCaller) -> None:
     """In measures, select lists, sort keys and filters."""
     (found,) = await db.call(
         "starred.aggregate",

@@ -522,7 +522,7 @@ async def test_upload_with_a_key_is_refused(db: DirectCaller, kwargs: dict[str, 
 
 
 @pytest_twisted.ensureDeferred
-async def test_procedure_under_a_key_may_not_commit_by_itself(db: DirectCaller, dsn: str) -> None:
+async def test_procedure_under_a_key_may_not_commit(db: DirectCaller, dsn: str) -> None:
     error = await refused(db, "fn.halves", idempotency_key="k")
     assert error.details["sqlstate"] == "2D000"
     assert notes(dsn) == 0

@@ -194,7 +194,7 @@ async def test_import_with_malformed_arguments_writes_nothing(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_import_that_fails_tells_line_and_column_alone(
+async def test_failed_import_names_line_and_column_only(
     dsn: str, db: DirectCaller, bad: dict[str, Any], kind: type[ServiceError], column: str
 ) -> None:
     """An error tells line and column, and shows nothing of the row."""
@@ -222,7 +222,7 @@ async def test_import_into_what_was_dropped_may_be_retried(dsn: str, db: DirectC
 
 
 @pytest_twisted.ensureDeferred
-async def test_csv_that_fails_tells_its_line(dsn: str, db: DirectCaller) -> None:
+async def test_failed_csv_names_its_line(dsn: str, db: DirectCaller) -> None:
     """Lines of CSV are counted as an editor counts them, header included."""
     refused = await failure_of(db.call("items.import", csv="id,name\n1,a\nx,the secret\n"))
     assert isinstance(refused, InvalidArgument)
@@ -272,7 +272,7 @@ async def test_import_into_views_and_under_row_security_is_written(
 
 
 @pytest_twisted.ensureDeferred
-async def test_upload_in_many_calls_is_there_after_the_last(dsn: str, db: DirectCaller) -> None:
+async def test_upload_in_many_calls_is_visible_after_the_last(dsn: str, db: DirectCaller) -> None:
     """Many calls are one COPY: nothing is there before the last, all of it after."""
     begun = await db.call("items.import", done=False)
     assert list(begun) == ["upload"]
@@ -355,9 +355,7 @@ async def test_upload_without_rows_ends_with_none(dsn: str, db: DirectCaller) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_upload_that_fails_keeps_nothing_and_tells_its_line(
-    dsn: str, db: DirectCaller
-) -> None:
+async def test_failed_upload_keeps_nothing_and_names_its_line(dsn: str, db: DirectCaller) -> None:
     """An error ends the upload; lines are counted over all of its calls."""
     begun = await db.call("items.import", [{"id": 1}, {"id": 2}], done=False)
     refused = await failure_of(db.call("items.import", [{"id": "x"}], **begun))
@@ -395,7 +393,7 @@ class Watched(Clock):
 
 
 @pytest_twisted.ensureDeferred
-async def test_upload_after_each_call_lets_others_have_their_turn(dsn: str) -> None:
+async def test_upload_pauses_after_each_call_for_other_calls(dsn: str) -> None:
     """A call of an upload is answered after half as long again, in which others have their turn."""
     async with serving(dsn) as db:
         clock = db.database.reactor = Watched()

@@ -348,7 +348,7 @@ async def test_savepoints_of_any_name_are_the_callers(dsn: str, begin: Begin) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_savepoints_of_one_name_are_there_one_after_the_other(dsn: str, begin: Begin) -> None:
+async def test_savepoints_of_one_name_shadow_each_other(dsn: str, begin: Begin) -> None:
     """As PostgreSQL has them: the last is meant, and its release uncovers the one before."""
     tx = await begin()
     for id in (1, 2):
@@ -365,7 +365,7 @@ async def test_savepoints_of_one_name_are_there_one_after_the_other(dsn: str, be
 
 @pytest.mark.parametrize("savepoint", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_victim_of_a_deadlock_without_savepoint_holds_nobody_up(
+async def test_deadlock_victim_without_savepoint_is_rolled_back_at_once(
     dsn: str, begin: Begin, savepoint: bool
 ) -> None:
     """It is rolled back at once; with a savepoint its caller may go on, and is told of the locks."""

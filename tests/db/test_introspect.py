@@ -141,7 +141,7 @@ def test_schemas_of_which_nothing_is_served_are_named(connected: connection) -> 
     assert refused.value.details["hint"] == 'did you mean "app.cars"?'
 
 
-def test_columns_of_a_relation_tell_type_default_and_limits(cars: Relation) -> None:
+def test_columns_of_a_relation_have_type_default_and_limits(cars: Relation) -> None:
     """A column tells its type, default and limits; hidden and dropped ones are not there."""
     assert list(cars.columns) == [
         *("id", "maker_id", "plate", "Name", "fixed", "mood", "pairs", "span", "doc", "code"),
@@ -198,7 +198,7 @@ def test_foreign_keys_of_partitions_are_not_repeated(catalog: Catalog, cars: Rel
     assert notes.foreign_keys == (ForeignKey("noted", ("n", "day"), ("app", "days"), ("n", "day")),)
 
 
-def test_constraints_with_a_hidden_column_are_not_there(cars: Relation) -> None:
+def test_constraints_with_a_hidden_column_are_omitted(cars: Relation) -> None:
     """Constraints name their columns, and are not there if one of these is hidden."""
     shown = {"apart": ("span",), "named": ("Name",), "cars_maker_id_fkey": ("maker_id",)}
     assert shown.items() <= cars.constraints.items()

@@ -121,7 +121,7 @@ def test_function_that_is_unknown_is_refused_with_the_nearest(catalog: Catalog) 
     assert refused.value.details["hint"] == 'did you mean "everyone"?'
 
 
-def test_function_without_execute_right_is_not_there(connected: connection) -> None:
+def test_function_without_execute_right_is_omitted(connected: connection) -> None:
     """What our role may not execute is not there."""
     execute(connected.dsn, "CREATE ROLE nobody_special")
     try:

@@ -187,7 +187,7 @@ async def test_duplicates_at_once_are_written_once(dsn: str, roles: Roles, name:
 
 
 @pytest_twisted.ensureDeferred
-async def test_duplicates_that_wait_for_the_row_are_answered_alike(dsn: str, roles: Roles) -> None:
+async def test_duplicates_that_wait_for_the_row_get_the_same_result(dsn: str, roles: Roles) -> None:
     async with planned(dsn, roles, sessions=4) as db:
         with closing(psycopg2.connect(dsn)) as other, other.cursor() as cursor:
             cursor.execute("UPDATE notes SET note = 'held' WHERE id = -1")

@@ -418,7 +418,7 @@ async def test_embeds_counted_listed_or_filtered_are_the_same_rows(
         unique_by=str, max_size=2,
     ).filter(lambda group: len({str(each)[:18] for each in group}) == len(group)),
 )  # fmt: skip
-async def test_groups_under_any_filter_add_up_to_the_whole(
+async def test_groups_under_any_filter_add_up_to_the_total(
     db: DirectCaller, where: Any, group: Any
 ) -> None:
     """Groups add up to the whole, and a condition on them takes some of them away."""

@@ -277,7 +277,7 @@ async def test_policies_read_what_is_the_callers_own(db: DirectCaller, dsn: str)
 
 
 @pytest_twisted.ensureDeferred
-async def test_numbers_of_rows_are_not_told(db: DirectCaller) -> None:
+async def test_lastval_does_not_leak_to_the_next_call(db: DirectCaller) -> None:
     """`lastval` does not know of a row that another call has created."""
     assert (await db.call("numbered.create", {"tenant": "x"}))["tenant"] == "x"
     assert "lastval" in str(await failure_of(db.call("fn.last_number")))

@@ -76,7 +76,9 @@ async def test_payloads_of_commits_arrive_once_in_order(dsn: str, heard: Heard) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_hearer_that_fails_is_logged_and_others_still_hear(dsn: str, heard: Heard) -> None:
+async def test_failing_subscriber_is_logged_and_others_are_still_notified(
+    dsn: str, heard: Heard
+) -> None:
     """What goes wrong with one notification leaves the next one alone."""
     await until(lambda: heard.listener.listening)
     notify(dsn, "bad", "good")
@@ -97,7 +99,7 @@ async def test_listener_whose_session_is_cut_listens_again(dsn: str, heard: Hear
 
 
 @pytest_twisted.ensureDeferred
-async def test_listener_without_a_database_tries_until_it_is_there(dsn: str) -> None:
+async def test_listener_without_a_database_retries_until_it_is_up(dsn: str) -> None:
     """It goes on trying until the database is there, and stops when told to."""
     where = ["dbname=no_such_database host=/nowhere"]
     heard = Heard(lambda: where[0])
@@ -164,7 +166,9 @@ async def test_listener_stopped_while_it_connects_is_closed(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_channels_begin_and_end_on_the_connection_that_stands(dsn: str, heard: Heard) -> None:
+async def test_channels_are_added_and_removed_on_the_open_connection(
+    dsn: str, heard: Heard
+) -> None:
     """Each subscriber hears its own channel, once it was told that it may have missed something."""
     await until(lambda: heard.listener.listening)
     before = execute(dsn, "SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
@@ -196,7 +200,7 @@ async def test_channels_begin_and_end_on_the_connection_that_stands(dsn: str, he
 
 
 @pytest_twisted.ensureDeferred
-async def test_second_subscriber_of_a_channel_is_told_at_once(dsn: str, heard: Heard) -> None:
+async def test_second_subscriber_of_a_channel_is_resynced_at_once(dsn: str, heard: Heard) -> None:
     """It is after the call has returned, and not if it has gone meanwhile."""
     await until(lambda: heard.listener.listening)
     found: list[str] = []
@@ -210,7 +214,7 @@ async def test_second_subscriber_of_a_channel_is_told_at_once(dsn: str, heard: H
 
 
 @pytest_twisted.ensureDeferred
-async def test_channels_after_a_cut_are_all_heard_again(dsn: str, heard: Heard) -> None:
+async def test_channels_after_a_cut_are_all_listened_to_again(dsn: str, heard: Heard) -> None:
     """Those too that began while the connection was down, whose subscribers are told once."""
     found: list[str] = []
     heard.listener.subscribe("a", partial(hear, found, "one"), partial(miss, found, "one"))

@@ -179,7 +179,7 @@ async def test_measure_in_select_is_a_value_of_the_row(db: DirectCaller, dsn: st
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_measure_that_is_none_is_refused_where_it_stands(
+async def test_invalid_measure_is_refused_with_its_path(
     db: DirectCaller, kwargs: dict[str, Any], path: str
 ) -> None:
     refused = await failure_of(db.call("shops.find", **kwargs))
@@ -287,7 +287,7 @@ def alike(found: Any, expected: Any) -> bool:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_measure_of_nothing_is_refused_where_it_stands(
+async def test_measure_without_a_column_is_refused_with_its_path(
     db: DirectCaller, measure: dict[str, Any], path: str
 ) -> None:
     refused = await failure_of(db.call("sales.aggregate", {"m": measure}))

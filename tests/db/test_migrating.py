@@ -66,7 +66,7 @@ def test_engine_for_several_hosts_takes_the_one_that_answers(dsn: str, tmp_path:
         )
 
 
-def test_migrations_at_once_run_one_after_the_other(dsn: str, tmp_path: Path) -> None:
+def test_concurrent_migrations_are_serialized(dsn: str, tmp_path: Path) -> None:
     """Of two migrations that race one waits for the other, and finds nothing left to do."""
     environ = {"DATABASE_URL": dsn, "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     upgrade = (sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "upgrade", "head")

@@ -82,7 +82,7 @@ WHERE c.oid = 'rowcast.idempotency_keys'::regclass AND acl.grantee <> c.relowner
 """
 
 
-def test_kept_keys_are_nobody_elses_whatever_the_default_privileges(postgres: str) -> None:
+def test_idempotency_keys_are_private_whatever_the_default_privileges(postgres: str) -> None:
     """Nor is a right that was granted later taken by another run."""
     generous = (
         "CREATE ROLE curious; ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO curious, PUBLIC"
@@ -98,7 +98,7 @@ def test_kept_keys_are_nobody_elses_whatever_the_default_privileges(postgres: st
         execute(at, "DROP OWNED BY curious; DROP ROLE curious")
 
 
-def test_schema_of_another_role_is_not_taken_for_ours(postgres: str) -> None:
+def test_schema_of_another_role_is_refused(postgres: str) -> None:
     """Its owner could put a table in the place of ours."""
     with database(postgres, "CREATE ROLE sly; CREATE SCHEMA rowcast AUTHORIZATION sly") as at:
         with pytest.raises(NotMade, match=r"^rowcast is another role's schema → "):
@@ -191,7 +191,7 @@ def test_migrations_written_as_sql_build_the_same(postgres: str) -> None:
         ]
 
 
-def test_demo_rows_that_are_there_are_not_made_again(base: str) -> None:
+def test_existing_demo_rows_are_not_inserted_again(base: str) -> None:
     """The demo rows are made where there are none, and not again."""
     assert sow(base) == "made 6 drivers, 8 vehicles, 40 actions"
     assert sow(base) == "nothing to do: the demo tables hold rows already"
@@ -238,7 +238,7 @@ def test_inspect_of_a_foreign_database_leaves_it_alone(postgres: str) -> None:
         assert "actions" not in names(at)
 
 
-def test_role_that_may_not_create_is_told_what_to_grant(postgres: str) -> None:
+def test_upgrade_by_role_without_create_says_what_to_grant(postgres: str) -> None:
     """Who may not make tables is told what to grant."""
     with database(postgres, "CREATE ROLE poor LOGIN CONNECTION LIMIT 3") as at:
         place = Place(url=psycopg2.extensions.make_dsn(at, user="poor"))

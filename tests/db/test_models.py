@@ -472,7 +472,7 @@ TYPES = {
 
 
 @pytest_twisted.ensureDeferred
-async def test_attribute_of_any_type_comes_back_as_it_went(dsn: str) -> None:
+async def test_attribute_of_any_type_survives_read_and_save(dsn: str) -> None:
     """What was read can be saved, unchanged by that, whatever its type."""
     columns = ", ".join(f"{name} {sql}" for name, (sql, _) in TYPES.items())
     execute(

@@ -140,9 +140,7 @@ async def test_link_finds_no_row_that_its_call_makes(dsn: str, models: Any) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_link_that_agrees_with_the_key_that_is_there_holds(
-    db: DirectCaller, dsn: str
-) -> None:
+async def test_link_that_agrees_with_the_given_key_is_accepted(db: DirectCaller, dsn: str) -> None:
     """A key that begins with a tenant stays in it; the rest is set."""
     await db.call("people.create", {"tid": 1, "pid": 9, OF_PEOPLE: [{"$link": {"name": "seven"}}]})
     await db.call("people.create", {"tid": "2", "pid": 9, OF_PEOPLE: [{"$link": [2, 6]}]})

@@ -211,7 +211,7 @@ async def test_row_that_is_linked_may_be_the_one_that_is_refused(
     "text", ["rowcast_left_out 0", "rowcast_left_out 1", "rowcast_left_out 99"]
 )
 @pytest_twisted.ensureDeferred
-async def test_value_that_reads_like_an_error_of_ours_is_refused_as_any_other(
+async def test_value_that_reads_like_an_internal_error_is_refused_like_any_other(
     db: DirectCaller, text: str
 ) -> None:
     """No caller's text is taken for what a statement says of itself."""

@@ -153,7 +153,7 @@ async def outcome(db: DirectCaller, dsn: str, values: Any) -> Any:
 @pytest_twisted.ensureDeferred
 @lawful(40)
 @given(seed=st.integers(0, 2**32))
-async def test_rows_are_created_alike_whatever_was_created_before(
+async def test_rows_are_created_the_same_with_and_without_cached_shape(
     db: DirectCaller, dsn: str, seed: int
 ) -> None:
     """With what is kept of a shape, or without: the answer, the refusal, and the rows in the tables."""
@@ -171,7 +171,7 @@ async def test_rows_are_created_alike_whatever_was_created_before(
 
 @lawful(1500)
 @given(seed=st.integers(0, 2**32), itself=st.booleans())
-def test_rows_are_planned_alike_whatever_was_planned_before(
+def test_rows_are_planned_the_same_with_and_without_cached_shape(
     db: DirectCaller, seed: int, itself: bool
 ) -> None:
     """The steps, and each value that they use, are those of rows that are planned anew."""

@@ -173,7 +173,7 @@ async def test_old_rows_are_bound_like_others(db: DirectCaller) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_old_rows_that_cannot_be_told_are_refused(
+async def test_returning_old_without_identifiable_rows_is_refused(
     db: DirectCaller, name: str, kwargs: dict[str, Any], path: str
 ) -> None:
     """Without a key, or where it changes, or where there is nothing old."""
@@ -184,7 +184,7 @@ async def test_old_rows_that_cannot_be_told_are_refused(
 
 @pytest.mark.parametrize("returning", ["new", "", 1, ["old"]])
 @pytest_twisted.ensureDeferred
-async def test_unknown_returning_is_refused_with_what_there_is(
+async def test_unknown_returning_is_refused_with_the_valid_values(
     db: DirectCaller, returning: Any
 ) -> None:
     """Where old rows can be told, those words are among it."""
@@ -195,7 +195,7 @@ async def test_unknown_returning_is_refused_with_what_there_is(
 
 
 @pytest_twisted.ensureDeferred
-async def test_changes_at_once_each_tell_the_value_before_them(db: DirectCaller) -> None:
+async def test_concurrent_changes_each_return_their_old_value(db: DirectCaller) -> None:
     """Rows are locked before they are read: no value is told twice."""
     calls = [
         ensureDeferred(

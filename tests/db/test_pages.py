@@ -73,7 +73,7 @@ QUERIES: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize("limit", [1, 4, 23, 30])
 @pytest.mark.parametrize(("relation", "query", "sql"), QUERIES)
 @pytest_twisted.ensureDeferred
-async def test_pages_there_and_back_are_the_rows_of_their_sql(
+async def test_pages_forward_and_backward_equal_their_sql(
     db: DirectCaller, dsn: str, relation: str, query: dict[str, Any], sql: str, limit: int
 ) -> None:
     """The pages back are those on the way there, in the same order."""

@@ -78,7 +78,7 @@ def test_statement_that_a_caller_has_replaced_is_not_run(connection: PgConnectio
     assert run(connection, DOUBLED, number=1, words=[]) == (2, [])
 
 
-def test_session_that_was_cleaned_plans_anew(connection: PgConnection) -> None:
+def test_reset_session_prepares_again(connection: PgConnection) -> None:
     run(connection, DOUBLED, number=1, words=[])
     connection.touch()
     connection.clean()
@@ -86,7 +86,7 @@ def test_session_that_was_cleaned_plans_anew(connection: PgConnection) -> None:
     assert run(connection, DOUBLED, number=3, words=[]) == (6, [])
 
 
-def test_session_that_is_renewed_plans_anew(connection: PgConnection) -> None:
+def test_renewed_session_prepares_again(connection: PgConnection) -> None:
     """As each is when the schema has changed."""
     run(connection, DOUBLED, number=1, words=[])
     connection.renew(1)

@@ -303,7 +303,7 @@ async def test_read_whose_connection_dies_is_run_again(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_database_that_is_not_there_is_unavailable(dsn: str) -> None:
+async def test_missing_database_is_unavailable(dsn: str) -> None:
     """A database that is not there is refused after `connect_wait`, without its reason."""
     nowhere = psycopg2.extensions.make_dsn(dsn, dbname="no_such_database")
     async with database_at(nowhere, connect_wait=0.2) as database:

@@ -217,7 +217,7 @@ async def test_relation_without_a_key_has_rows_and_no_key(publishing: Publishing
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_truncate_and_reset_are_of_the_whole_relation(publishing: Publishing) -> None:
+async def test_truncate_and_reset_are_published_for_the_relation(publishing: Publishing) -> None:
     nothing = {"schema": "public", "relation": "actions", "key": None, "row": None, "old": None}
     assert await publishing.events("TRUNCATE actions") == [
         ("rowcast.actions.changed.truncate.-", {"op": "truncate", **nothing})
@@ -269,7 +269,7 @@ async def test_relation_that_is_hidden_or_not_served_is_not_published(
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_key_of_a_hidden_column_is_not_told(publishing: Publishing) -> None:
+async def test_key_with_a_hidden_column_is_not_published(publishing: Publishing) -> None:
     (event,) = await publishing.of("INSERT INTO marked VALUES ('hush', 1)")
     assert event.topic == "rowcast.marked.changed.insert.-"
     assert event.event["key"] is None
@@ -289,7 +289,7 @@ async def test_row_that_moves_to_another_partition_is_of_the_root(publishing: Pu
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_relation_with_row_security_tells_nothing_but_that_it_changed(
+async def test_relation_with_row_security_publishes_only_that_it_changed(
     publishing: Publishing,
 ) -> None:
     for sql in (
@@ -519,7 +519,7 @@ async def test_audience_follows_what_is_granted_and_revoked_at_once(
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_that_a_relation_with_row_security_changed_is_for_those_who_may_read_any(
+async def test_touch_of_a_relation_with_row_security_is_for_roles_that_may_read_a_column(
     publishing: Publishing,
 ) -> None:
     (event,) = await publishing.of("INSERT INTO veiled VALUES (1)", ROLES)

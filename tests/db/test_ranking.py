@@ -90,7 +90,7 @@ async def test_order_by_rank_or_distance_is_that_of_its_sql(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_rank_or_distance_of_nothing_is_refused_where_it_stands(
+async def test_invalid_rank_or_distance_is_refused_with_its_path(
     db: DirectCaller, key: dict[str, Any], path: str
 ) -> None:
     refused = await failure_of(db.call("books.find", order=[key]))

@@ -157,7 +157,7 @@ async def test_column_of_the_one_related_row_is_refused_in_each_form(
 
 
 @pytest_twisted.ensureDeferred
-async def test_token_of_another_caller_shows_no_row_of_theirs(db: DirectCaller) -> None:
+async def test_page_token_of_another_caller_shows_only_own_rows(db: DirectCaller) -> None:
     """A page goes on from where a token stands, in the rows that its caller may see."""
     other = caller("clerk", "p0")
     query: dict[str, Any] = {"select": ["id"], "order": ["-amount"], "limit": 4}

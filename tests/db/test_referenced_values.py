@@ -279,7 +279,7 @@ async def test_functions_are_given_brought_values_as_they_are(
 
 
 @pytest_twisted.ensureDeferred
-async def test_brought_list_stands_for_the_values_of_a_list(db: DirectCaller, dsn: str) -> None:
+async def test_referenced_list_replaces_a_list_of_values(db: DirectCaller, dsn: str) -> None:
     """Where a list of values fits: in, any, append, an array; equal to an array without an operator."""
     stored(dsn, [1, 3], [2], [3])
     execute(

@@ -93,7 +93,7 @@ async def test_vehicles_of_a_driver_are_related_both_ways(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_relationships_by_uuid_and_text_keys_run_no_sql_of_theirs(dsn: str) -> None:
+async def test_relationships_by_uuid_and_text_keys_pass_keys_as_parameters(dsn: str) -> None:
     """Uuid and text keys are parameters; none is ever read as SQL."""
     async with served(dsn, *MODELS):
         parent, other = await Parent.find("p1"), await Parent.find("t1) OR (1=1")

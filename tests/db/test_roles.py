@@ -118,7 +118,7 @@ async def test_column_that_a_role_may_not_read_is_refused(db: DirectCaller) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_relation_that_a_role_may_not_use_is_not_there(db: DirectCaller) -> None:
+async def test_relation_that_a_role_may_not_use_is_unknown(db: DirectCaller) -> None:
     """A relation that a role may not use is not there, nor in what is embedded."""
     assert await db.call_as(STRANGER, "news.count") == 1
     assert isinstance(await failure_of(db.call_as(STRANGER, "notes.find")), NoSuchProcedure)
@@ -445,7 +445,7 @@ async def test_descriptions_under_random_rights_name_nothing_beyond_them(
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_of_a_security_definer_are_whole_and_described(dsn: str) -> None:
+async def test_rows_of_a_security_definer_have_all_columns_and_are_described(dsn: str) -> None:
     """A function with the rights of its owner gives whole rows, and they are described."""
     execute(
         dsn,

@@ -68,7 +68,7 @@ def kept(dsn: str) -> list[object]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_transaction_at_its_end_is_kept_or_undone_as_a_whole(dsn: str) -> None:
+async def test_transaction_commits_or_rolls_back_at_its_end(dsn: str) -> None:
     """The end of the body commits, an error in it rolls back and passes."""
     async with database_at(dsn) as database:
         async with database.transaction():
@@ -300,7 +300,7 @@ async def test_statement_after_a_first_one_that_does_not_parse_has_a_begin(dsn: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_serialization_failures_are_run_again(dsn: str) -> None:
+async def test_serialization_failures_are_retried(dsn: str) -> None:
     """Eight writers of one row, time and again: none needs more than the usual attempts."""
     async with database_at(dsn, most=10) as database:
         await insert(database, 0)
@@ -320,7 +320,7 @@ async def test_serialization_failures_are_run_again(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_transactions_in_a_deadlock_are_run_again(dsn: str) -> None:
+async def test_transactions_in_a_deadlock_are_retried(dsn: str) -> None:
     """Two transactions that lock the same rows crosswise both succeed."""
     execute(dsn, "INSERT INTO kept VALUES (1, '0'), (2, '0')")
     async with database_at(dsn) as database:
@@ -337,7 +337,7 @@ async def test_transactions_in_a_deadlock_are_run_again(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_transaction_whose_body_words_a_serialization_failure_is_run_again(dsn: str) -> None:
+async def test_transaction_that_wraps_a_serialization_failure_is_retried(dsn: str) -> None:
     """What the server asked for is known by the cause, whatever it was turned into."""
     attempts = []
     async with database_at(dsn) as database:
@@ -376,7 +376,7 @@ async def test_transaction_that_always_fails_ends_as_conflict(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_transaction_of_unknown_outcome_is_not_run_again(dsn: str) -> None:
+async def test_transaction_of_unknown_outcome_is_not_retried(dsn: str) -> None:
     """Not even where a serialization failure is the cause: half of a CALL may be kept."""
     execute(
         dsn,
@@ -572,7 +572,7 @@ async def test_transaction_without_a_worker_in_time_fails(dsn: str) -> None:
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_task_that_is_dropped_lets_its_worker_go(dsn: str, nested: bool) -> None:
+async def test_dropped_task_releases_its_worker(dsn: str, nested: bool) -> None:
     """A task that nobody holds any more does not keep a connection for ever."""
     async with database_at(dsn, most=2) as database:
 
@@ -649,7 +649,7 @@ async def test_retry_inside_a_transaction_is_left_to_the_outermost(dsn: str) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_savepoint_on_a_dead_connection_tells_the_first_error(dsn: str) -> None:
+async def test_savepoint_on_a_dead_connection_raises_the_first_error(dsn: str) -> None:
     """The first error is the one that is told."""
     async with database_at(dsn) as database:
 

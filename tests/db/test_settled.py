@@ -215,7 +215,7 @@ async def test_policies_are_those_of_each_caller(db: DirectCaller) -> None:
 
 @pytest.mark.serving(roles=ROLES)
 @pytest_twisted.ensureDeferred
-async def test_what_is_planned_does_not_say_who_called(db: DirectCaller) -> None:
+async def test_prepared_statement_does_not_contain_claims(db: DirectCaller) -> None:
     """A function that runs for another caller can read it; it is planned as the first one's role."""
     for _ in range(RUNS + 2):
         await db.call_as(CLERK, "own.get", 1)
@@ -226,7 +226,7 @@ async def test_what_is_planned_does_not_say_who_called(db: DirectCaller) -> None
 
 @pytest.mark.serving("public", "inner_st", roles=ROLES)
 @pytest_twisted.ensureDeferred
-async def test_schema_is_no_longer_used_by_who_may_not(db: DirectCaller, dsn: str) -> None:
+async def test_schema_is_refused_after_usage_is_revoked(db: DirectCaller, dsn: str) -> None:
     """Though the session has planned what reads it, and the service has not heard of that yet."""
     for _ in range(RUNS + 2):
         assert await db.call_as(CLERK, "inner_st.kept.get", 1) == {"id": 1}
@@ -240,7 +240,7 @@ async def test_schema_is_no_longer_used_by_who_may_not(db: DirectCaller, dsn: st
 
 
 @pytest_twisted.ensureDeferred
-async def test_session_that_a_function_ran_in_plans_anew(db: DirectCaller) -> None:
+async def test_session_after_a_function_call_prepares_again(db: DirectCaller) -> None:
     for _ in range(RUNS + 2):
         await db.call("lands.get", 1)
     assert len(await prepared(db)) == 1
@@ -288,7 +288,7 @@ async def test_statement_in_a_transaction_is_not_planned(db: DirectCaller) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_key_that_is_there_already_is_a_conflict(db: DirectCaller) -> None:
+async def test_existing_key_is_a_conflict(db: DirectCaller) -> None:
     """And no more of it is written than that."""
     for at in range(RUNS + 3):
         await db.call("lands.create", {"id": 500 + at}, returning=False)

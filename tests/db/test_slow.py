@@ -79,7 +79,7 @@ async def test_slow_statement_that_was_planned_before_is_logged_as_itself(dsn: s
 
 
 @pytest_twisted.ensureDeferred
-async def test_statement_in_named_transaction_says_so(dsn: str) -> None:
+async def test_slow_statement_in_named_transaction_is_logged_with_the_name(dsn: str) -> None:
     """The innermost name counts, to the end of its scope, in that task alone."""
 
     async def named() -> None:

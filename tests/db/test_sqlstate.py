@@ -456,9 +456,7 @@ def test_error_of_any_sqlstate_has_its_refusal(
     assert "SELECT" not in words
 
 
-def test_error_by_raise_keeps_the_words_of_its_author(
-    connected: connection, catalog: Catalog
-) -> None:
+def test_error_by_raise_keeps_its_message(connected: connection, catalog: Catalog) -> None:
     """What an author wrote in RAISE is what the caller reads."""
     for code in ("P0001", "PT402", "42501", "22023", "40001", "P0003"):
         assert refused(connected, catalog, f"SELECT fail('{code}', 'mine')").message == "mine"
@@ -500,7 +498,7 @@ def test_value_that_is_no_name_is_an_invalid_argument(
     assert found.details["path"] == "a"
 
 
-def test_error_in_sql_of_ours_is_a_bug(connected: connection, catalog: Catalog) -> None:
+def test_error_in_generated_sql_is_internal(connected: connection, catalog: Catalog) -> None:
     """A syntax error in our own SQL is a bug, not the caller's mistake."""
     assert refused(connected, catalog, "SELEC %s", [("a", "int4", "1")]) is None
 
@@ -529,7 +527,7 @@ def test_connection_that_is_lost_is_unavailable(dsn: str, catalog: Catalog) -> N
     assert type(refusal(raised.value)) is Unavailable
 
 
-def test_error_of_a_failed_connect_names_nobody() -> None:
+def test_error_of_a_failed_connect_shows_no_host_or_user() -> None:
     """Neither the host nor the user of a failed connect gets out."""
     with pytest.raises(psycopg2.OperationalError) as raised:
         psycopg2.connect("host=127.0.0.1 port=1 user=somebody password=pass")

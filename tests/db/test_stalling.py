@@ -182,7 +182,7 @@ async def test_silence_at_rollback_ends_the_scope(dsn: str, relay: Relay) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_silence_before_a_session_stands_is_not_waited_for(dsn: str, relay: Relay) -> None:
+async def test_connect_to_a_silent_server_is_given_up(dsn: str, relay: Relay) -> None:
     """A server that accepts and says nothing is not waited for; another try succeeds."""
     relay.flows.clear()
     async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
@@ -439,7 +439,9 @@ async def test_idle_transaction_keeps_no_worker(why: str, dsn: str, relay: Relay
 @pytest.mark.parametrize("where", ["options", "role"])
 @pytest.mark.parametrize(("given", "limit"), [("0", "300ms"), ("1h", "300ms"), ("200", "200ms")])
 @pytest_twisted.ensureDeferred
-async def test_limit_of_a_statement_is_ours(where: str, given: str, limit: str, dsn: str) -> None:
+async def test_statement_timeout_of_the_service_overrides_url_and_role(
+    where: str, given: str, limit: str, dsn: str
+) -> None:
     """Neither the URL nor the role has a statement run for longer; the URL may say less."""
     if where == "options":
         dsn = psycopg2.extensions.make_dsn(dsn, options=f"-c statement_timeout={given}")

@@ -65,7 +65,7 @@ async def reloaded(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_table_called_like_one_of_ours_is_served_without_its_rules(dsn: str) -> None:
+async def test_foreign_table_named_like_a_demo_table_is_served_without_its_model(dsn: str) -> None:
     """They are served as any other, without rules that speak of columns they lack."""
     said: list[Any] = []
     globalLogPublisher.addObserver(said.append)
@@ -89,7 +89,7 @@ async def test_table_called_like_one_of_ours_is_served_without_its_rules(dsn: st
 
 @pytest.mark.parametrize("without", ["columns", "table"])
 @pytest_twisted.ensureDeferred
-async def test_procedure_that_lacks_its_relation_is_not_there_until_it_is(
+async def test_procedure_without_its_relation_is_unknown_until_it_exists(
     dsn: str, without: str
 ) -> None:
     """There is no such procedure, until the relation is there."""

@@ -458,7 +458,7 @@ def test_relations_called_like_types_have_their_own_schemas(document: Any) -> No
     assert not judge.is_valid({"id": "one", "dates": "2024-01-01"})
 
 
-def test_parts_that_schemas_refer_to_are_there(document: Any) -> None:
+def test_referenced_schema_parts_exist(document: Any) -> None:
     """Whatever a schema refers to is among the parts."""
     names = {
         unquote(name).replace("~1", "/").replace("~0", "~")

@@ -232,7 +232,7 @@ async def test_answer_that_is_too_large_keeps_nothing(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_contending_batches_are_run_again(db: DirectCaller) -> None:
+async def test_contending_batches_are_retried(db: DirectCaller) -> None:
     """Serializable writers that read what they write: none is refused, and no money is lost."""
 
     async def move(source: int, target: int) -> None:
@@ -560,7 +560,7 @@ async def test_operations_that_refer_to_none_are_handed_to_the_worker_together(
 
 
 @pytest_twisted.ensureDeferred
-async def test_first_refusal_of_operations_that_run_together_is_told(db: DirectCaller) -> None:
+async def test_first_error_of_operations_that_run_together_is_raised(db: DirectCaller) -> None:
     """What one is refused for once it was answered, too, though one behind it fails in PostgreSQL."""
     create = op("accounts.create", {"id": 1, "owner": "x", "balance": 1})
     for operations, at, kind in (

@@ -59,7 +59,7 @@ CUT: list[tuple[dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("item", "sql", "kind"), CUT)
 @pytest_twisted.ensureDeferred
-async def test_time_cut_is_that_of_its_sql_wherever_it_stands(
+async def test_truncated_time_equals_its_sql_in_every_clause(
     db: DirectCaller, dsn: str, item: dict[str, Any], sql: str, kind: str
 ) -> None:
     """In select, in order forwards and back, in groups and in embeds."""
@@ -125,7 +125,7 @@ async def test_interval_is_cut(db: DirectCaller, dsn: str) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_cut_that_means_nothing_is_refused_where_it_stands(
+async def test_invalid_truncation_is_refused_with_its_path(
     db: DirectCaller, item: dict[str, Any], path: str
 ) -> None:
     refused = await failure_of(db.call("visits.find", select=[item]))

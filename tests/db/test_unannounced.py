@@ -155,7 +155,7 @@ TAKEN: list[Found] = [
 
 @pytest.mark.parametrize(("change", "name", "args", "kwargs", "answer"), [*NAMED, *TAKEN])
 @pytest_twisted.ensureDeferred
-async def test_change_nobody_announced_is_answered_at_once(
+async def test_unannounced_change_is_served_at_once(
     db: DirectCaller,
     dsn: str,
     change: str,
@@ -184,7 +184,7 @@ async def test_table_created_after_a_miss_is_answered(db: DirectCaller, dsn: str
 
 
 @pytest_twisted.ensureDeferred
-async def test_refusal_that_stands_reads_no_catalog(db: DirectCaller) -> None:
+async def test_refusal_that_the_database_confirms_reads_no_catalog(db: DirectCaller) -> None:
     """What the database would refuse too is refused, plainly, and costs no reading."""
     version = db.dispatcher.served.catalog.version
     for call in (db.call("nope.count"), db.call("hats.update", 1, {"worn": BIG})):

@@ -145,7 +145,9 @@ async def test_answer_of_rows_is_the_state_after_triggers(db: DirectCaller) -> N
 
 @pytest.mark.parametrize("written", [(), (Item,)])
 @pytest_twisted.ensureDeferred
-async def test_row_that_is_not_there_undoes_all(dsn: str, written: tuple[type[Model], ...]) -> None:
+async def test_missing_row_undoes_the_update_of_rows(
+    dsn: str, written: tuple[type[Model], ...]
+) -> None:
     """With its number; two rows of one key are refused as well."""
     execute(dsn, BEFORE_EACH)
     before = execute(dsn, "SELECT * FROM items ORDER BY id")

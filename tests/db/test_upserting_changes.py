@@ -76,7 +76,7 @@ KEYS = {"page": ["page"], "slot": "hits_slot_key", "lower(page)": "hits_lower"}
 @pytest.mark.parametrize("target", KEYS)
 @pytest.mark.parametrize(("update", "sql"), CHANGES, ids=[sql for _, sql in CHANGES])
 @pytest_twisted.ensureDeferred
-async def test_upsert_sets_rows_that_are_there_as_postgresql_does(
+async def test_upsert_updates_existing_rows_as_postgresql_does(
     db: DirectCaller, dsn: str, target: str, update: dict[str, Any], sql: str
 ) -> None:
     """Only those; new ones are as they are given. The same statement by hand says what is right."""

@@ -203,7 +203,7 @@ async def test_key_of_null_is_not_looked_for(db: DirectCaller, dsn: str) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_that_a_default_or_a_trigger_finds_is_told_from_one_that_is_hidden(
+async def test_row_found_by_a_default_or_trigger_is_distinguished_from_a_hidden_row(
     db: DirectCaller, dsn: str
 ) -> None:
     """Where all rows are new, a key may be a default."""
@@ -326,7 +326,7 @@ async def test_upserts_by_an_index_on_a_part_of_the_rows_answer_what_each_has_ch
 
 
 @pytest_twisted.ensureDeferred
-async def test_upsert_by_an_index_is_refused_where_a_model_sees_the_rows_that_are_there(
+async def test_upsert_by_an_index_is_refused_if_a_model_sees_existing_rows(
     dsn: str,
 ) -> None:
     """It is asked about new rows alone where they take over what is given."""

@@ -180,7 +180,7 @@ ROUND = {
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in ROUND.items() for value in values]
 )
-def test_value_of_any_type_comes_back_as_it_went(bench: Bench, name: str, value: Any) -> None:
+def test_value_of_any_type_round_trips(bench: Bench, name: str, value: Any) -> None:
     """What goes in comes out, and again."""
     once = bench.back(name, value)
     assert once == value
@@ -357,7 +357,7 @@ PROPERTIES: list[tuple[str, st.SearchStrategy[Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "values"), PROPERTIES)
-def test_value_of_any_kind_sent_comes_back(
+def test_value_of_any_kind_sent_round_trips(
     bench: Bench, name: str, values: st.SearchStrategy[Any]
 ) -> None:
     """Whatever is sent comes back."""

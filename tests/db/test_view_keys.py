@@ -276,7 +276,7 @@ WRITES = [
 
 @pytest.mark.parametrize(("verb", "args", "kwargs", "expected"), WRITES, ids=str)
 @pytest_twisted.ensureDeferred
-async def test_rows_of_a_key_that_only_a_comment_knows_come_back_as_written(
+async def test_rows_with_a_key_declared_by_comment_are_returned_as_written(
     db: DirectCaller, verb: str, args: Any, kwargs: Any, expected: Any
 ) -> None:
     """By RETURNING alone."""
@@ -295,7 +295,7 @@ async def test_pages_of_a_view_end_at_its_key(db: DirectCaller, dsn: str) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_comment_that_claims_a_key_that_is_not_there_is_logged(dsn: str) -> None:
+async def test_comment_that_declares_a_missing_key_is_logged(dsn: str) -> None:
     """Once, and the view is served without one."""
     with capturedLogs() as captured:
         async with serving(dsn) as db:

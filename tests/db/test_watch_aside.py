@@ -228,7 +228,7 @@ async def test_queries_of_one_session_are_not_read_at_once_in_two_snapshots(
 
 @pytest.mark.parametrize("comes_back", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_caller_that_waits_for_rows_hears_that_it_is_not_forgotten(
+async def test_caller_that_waits_for_rows_receives_alive_messages(
     dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch, comes_back: bool
 ) -> None:
     """Though nothing is known of what it has, but where it comes back from."""
@@ -249,7 +249,7 @@ async def test_caller_that_waits_for_rows_hears_that_it_is_not_forgotten(
 
 @pytest.mark.parametrize("rests", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_session_that_waits_hears_that_it_is_alive(
+async def test_waiting_session_receives_alive_messages(
     dsn: str, live: Live, lock: Connection, monkeypatch: pytest.MonkeyPatch, rests: bool
 ) -> None:
     """At the position that it has; what it wrote itself is told with the rows that have it."""
@@ -326,7 +326,7 @@ async def test_query_that_could_not_be_read_rests(dsn: str, live: Live, lock: Co
     [(Watches, "_take_outcome"), (WatchingSession, "keep"), (WatchingSession, "complete")],
 )
 @pytest_twisted.ensureDeferred
-async def test_fault_while_rows_are_read_aside_stops_nothing(
+async def test_error_in_a_read_beside_cycles_stops_no_cycle(
     dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch, where: type, name: str
 ) -> None:
     """Nor is the transaction left open in which they were to be read."""
@@ -353,7 +353,7 @@ async def test_fault_while_rows_are_read_aside_stops_nothing(
 
 
 @pytest_twisted.ensureDeferred
-async def test_table_truncated_while_rows_are_read_aside_is_told_as_it_was(
+async def test_table_truncated_during_a_read_beside_cycles_keeps_its_rows(
     dsn: str, live: Live, lock: Connection
 ) -> None:
     """To the snapshot it looks empty, which it was not by then."""

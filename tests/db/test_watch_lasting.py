@@ -42,7 +42,7 @@ async def live(dsn: str) -> AsyncIterator[Live]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_column_that_comes_or_goes_starts_all_rows_anew(dsn: str, live: Live) -> None:
+async def test_added_or_dropped_column_resets_all_rows(dsn: str, live: Live) -> None:
     """And nothing of it changes what names its columns."""
     every, named = live.watch("items"), live.watch("items", select=["id", "name"])
     await every.first()
@@ -97,7 +97,7 @@ async def test_watch_of_what_is_gone_ends_with_the_reason(dsn: str, live: Live) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_table_that_is_made_anew_is_watched_on(dsn: str, live: Live) -> None:
+async def test_recreated_table_continues_to_be_watched(dsn: str, live: Live) -> None:
     """In one transaction, tracked again."""
     watcher = live.watch("others", order=["n"])
     await watcher.first()
@@ -134,7 +134,7 @@ async def test_rights_that_change_change_the_rows(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_watch_goes_on_after_a_lost_connection(dsn: str, live: Live) -> None:
+async def test_watch_continues_after_a_lost_connection(dsn: str, live: Live) -> None:
     """Without a reset, whatever happened meanwhile."""
     watcher = live.watch("items")
     await watcher.first()
@@ -237,7 +237,7 @@ async def test_slow_caller_follows_rows_that_move_one_after_another(dsn: str, li
 
 
 @pytest_twisted.ensureDeferred
-async def test_caller_that_is_far_behind_gets_all_rows_anew(dsn: str, live: Live) -> None:
+async def test_caller_that_is_far_behind_is_reset(dsn: str, live: Live) -> None:
     """What waits for it is bounded."""
     held = live.watch("items")
     other = live.watch("items", Caller(2, None, None, "realm1"))
@@ -278,7 +278,7 @@ async def test_caller_that_takes_nothing_ends_its_watch_alone(dsn: str, live: Li
 
 
 @pytest_twisted.ensureDeferred
-async def test_quiet_watch_hears_that_nothing_has_changed(
+async def test_quiet_watch_receives_alive_messages(
     dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its position goes on, with what others write; the checksum is that of its rows."""

@@ -33,7 +33,7 @@ def tracked(server: Server) -> Server:
 
 
 @pytest_twisted.ensureDeferred
-async def test_watch_goes_on_after_a_crash(tracked: Server) -> None:
+async def test_watch_continues_after_a_crash(tracked: Server) -> None:
     """What was committed before it and after it is told, and no row anew."""
     async with living(tracked.dsn, WatchLimits()) as live:
         watchers = [live.watch("items", where={"n": {"lt": 40}}), live.watch("items", order=["-n"])]
@@ -51,7 +51,7 @@ async def test_watch_goes_on_after_a_crash(tracked: Server) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_that_a_crash_may_lose_is_not_told(tracked: Server) -> None:
+async def test_row_that_a_crash_may_lose_is_not_sent(tracked: Server) -> None:
     """Of writers that do not wait for the disk: whatever was told, the server still has it."""
     execute(tracked.dsn, "ALTER SYSTEM SET synchronous_commit = off")
     execute(tracked.dsn, "ALTER SYSTEM SET wal_writer_delay = '10s'")
@@ -71,7 +71,7 @@ async def test_row_that_a_crash_may_lose_is_not_told(tracked: Server) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_is_told_once_another_commit_has_brought_it_to_the_disk(
+async def test_row_is_sent_after_another_commit_has_flushed_it(
     tracked: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write of the cycle's own would wait for the disk once more than the tick that woke it."""
@@ -94,7 +94,7 @@ async def test_row_is_told_once_another_commit_has_brought_it_to_the_disk(
 
 
 @pytest_twisted.ensureDeferred
-async def test_number_of_a_transaction_that_a_crash_gives_out_again_is_heard(
+async def test_change_with_transaction_id_reused_after_crash_is_delivered(
     tracked: Server,
 ) -> None:
     """Whether what had it before, and was lost, concerned the query or not."""

@@ -193,7 +193,7 @@ async def test_rows_written_while_a_table_was_not_tracked_reach_watches(
 
 
 @pytest_twisted.ensureDeferred
-async def test_position_that_is_not_kept_or_not_ours_resets(dsn: str, live: Live) -> None:
+async def test_pruned_or_foreign_position_resets(dsn: str, live: Live) -> None:
     """Never is a change left out in silence."""
     watcher = live.watch("people")
     await watcher.first()
@@ -292,7 +292,7 @@ async def test_resumed_watch_whose_policy_asks_for_the_session_is_sent_all_rows(
 
 
 @pytest_twisted.ensureDeferred
-async def test_resumed_watch_under_a_policy_tells_no_keys_of_others(dsn: str) -> None:
+async def test_resumed_watch_under_a_policy_reveals_no_keys_of_hidden_rows(dsn: str) -> None:
     """Not even that there are rows with them: all rows come anew instead."""
     execute(
         dsn,
@@ -416,7 +416,7 @@ async def test_position_of_an_event_resumes_from_the_tick_before(dsn: str, live:
 
 
 @pytest_twisted.ensureDeferred
-async def test_resumed_rows_that_are_alike_leave_one_by_one(dsn: str) -> None:
+async def test_equal_rows_leave_a_resumed_watch_one_by_one(dsn: str) -> None:
     """Also when they do while another watch of the session waits for its rows."""
     execute(
         dsn,

@@ -107,7 +107,7 @@ def test_why_of_a_log_that_is_not_the_services_says_whose_it_is(tracked: str) ->
         track_table(tracked, "things", "full", True)
 
 
-def test_why_of_a_tracked_table_has_nothing_to_mend_but_that_nobody_reads(tracked: str) -> None:
+def test_why_of_a_tracked_table_without_a_reader_names_only_that(tracked: str) -> None:
     """A tick is as of a service that has read the log up to here."""
     assert failing(tracked, "things") == [
         "[-] nobody has read the log yet → start a service (make run)"
@@ -169,7 +169,7 @@ def test_why_of_what_cannot_be_tracked_advises_nothing_that_is_of_no_use(
 
 
 @pytest.mark.parametrize(("name", "keyed"), [("keyless", False), ("parts", True), ("child", False)])
-def test_why_of_what_is_not_tracked_says_so(tracked: str, name: str, keyed: bool) -> None:
+def test_why_of_an_untracked_table_is_untracked(tracked: str, name: str, keyed: bool) -> None:
     assert f"[-] it is not tracked → rowcast track public.{name}" in failing(tracked, name)
     advice = [check.mend for check in checks(tracked, name) if "primary key" in check.text]
     assert advice == [None if keyed else f"ALTER TABLE public.{name} ADD PRIMARY KEY (…)"]
@@ -221,7 +221,7 @@ def test_why_finds_triggers_that_do_not_fire(
         execute(tracked, undo)
 
 
-def test_why_tells_the_rights_of_a_role(tracked: str) -> None:
+def test_why_reports_the_rights_of_a_role(tracked: str) -> None:
     assert "[+] the role why_reader may read it" in [
         check.line() for check in checks(tracked, "things", "why_reader")
     ]
@@ -240,7 +240,7 @@ def test_why_tells_the_rights_of_a_role(tracked: str) -> None:
         execute(tracked, "ALTER TABLE things DISABLE ROW LEVEL SECURITY")
 
 
-def test_why_tells_what_a_level_leaves_out(tracked: str) -> None:
+def test_why_reports_what_a_level_omits(tracked: str) -> None:
     for level, words in (("keys", "have keys and no rows"), ("touch", "say no more than that")):
         track_table(tracked, "things", level, True)
         (line,) = [each.line() for each in checks(tracked, "things") if "level" in each.text]
@@ -248,7 +248,7 @@ def test_why_tells_what_a_level_leaves_out(tracked: str) -> None:
         assert line.endswith("→ rowcast track public.things --level full")
 
 
-def test_why_tells_of_triggers_of_an_older_version(tracked: str) -> None:
+def test_why_reports_triggers_of_an_older_version(tracked: str) -> None:
     track_table(tracked, "things", "keys", False)
     assert not any("older version" in each.text for each in checks(tracked, "things"))
     execute(
@@ -336,5 +336,5 @@ async def test_why_answers_callers_of_what_they_may_use(tracked: str, db: Direct
     assert error.details["hint"] == 'did you mean "things"?'
 
 
-def test_why_of_a_role_that_is_not_there_says_so(tracked: str) -> None:
+def test_why_of_a_missing_role_reports_it(tracked: str) -> None:
     assert failing(tracked, "things", "none") == ["[-] there is no public.things, or no role none"]

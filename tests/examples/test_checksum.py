@@ -65,7 +65,9 @@ def marked(value: Any) -> Any:
 
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.lists(VALUES, min_size=1, max_size=4), min_size=1, max_size=60), st.booleans())
-def test_checksum_of_the_page_in_javascript_is_ours(tables: list[list[Any]], ordered: bool) -> None:
+def test_javascript_checksum_on_the_page_equals_the_services(
+    tables: list[list[Any]], ordered: bool
+) -> None:
     """Keys and rows of every kind of value."""
     page = PAGE.read_text("utf-8")
     (shown,) = re.findall(r"```js\n(const table.*?)```", page, re.S)

@@ -57,7 +57,7 @@ def printed(output: str) -> list[str]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_list_in_python_is_printed_anew_for_each_commit(
+async def test_python_list_is_printed_again_for_each_commit(
     migrated: str, service: Serving, router: Router, tmp_path: Path
 ) -> None:
     environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(KITS)}
@@ -167,7 +167,7 @@ def _opened(port: int, url: str) -> Any:
 
 
 @pytest_twisted.ensureDeferred
-async def test_page_is_as_anybody_has_left_the_rows(
+async def test_page_shows_rows_written_by_any_client(
     page: str, chromium: Path, migrated: str, service: Serving, router: Router
 ) -> None:
     """In Chromium: what psql writes, what the page itself writes, and a refusal."""

@@ -71,7 +71,7 @@ async def test_neighbor_and_callers_share_rows(
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_flask_and_psql_write_is_seen_by_who_watches(
+async def test_writes_of_flask_and_psql_reach_watchers(
     neighbor: str, migrated: str, router: Router
 ) -> None:
     async with served(migrated, router, app=("app",)):

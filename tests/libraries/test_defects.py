@@ -524,7 +524,7 @@ def pause_deferred(seconds: float) -> Deferred[None]:
     "function", dict.fromkeys(DEFECTS.values()), ids=lambda function: function.__name__
 )
 @pytest_twisted.ensureDeferred
-async def test_defect_of_a_library_is_there(dsn: str, function: Defect) -> None:
+async def test_defect_of_a_library_still_exists(dsn: str, function: Defect) -> None:
     """A defect that ours has a remedy for; the function says which."""
     execute(dsn, TABLES)
     await function(dsn)

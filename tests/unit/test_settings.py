@@ -37,7 +37,7 @@ def problems(monkeypatch: pytest.MonkeyPatch, **environ: str) -> list[str]:
     return refused.value.problems
 
 
-def test_settings_without_a_word_mean_embedded() -> None:
+def test_empty_settings_mean_embedded() -> None:
     """Without a word the database and the router are the embedded ones."""
     settings = load()
     assert settings.place.embedded
@@ -73,7 +73,7 @@ def test_settings_from_the_environment_are_split_and_stripped(
     assert not settings.embedded_router
 
 
-def test_settings_with_problems_are_told_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_with_problems_are_all_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One start tells all that is wrong, in the words of the environment."""
     said = problems(
         monkeypatch,
@@ -113,7 +113,7 @@ def test_router_url_with_password_is_refused_without_it(
     assert "s3cret" not in said
 
 
-def test_settings_of_unknown_names_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_settings_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slip of the pen does not pass in silence."""
     assert problems(monkeypatch, ROWCAST_POOLMAX="3") == [
         "ROWCAST_POOLMAX is not a setting: did you mean ROWCAST_POOL_MAX?"
@@ -282,7 +282,7 @@ def test_unknown_setting_like_no_other_has_no_hint(monkeypatch: pytest.MonkeyPat
     assert problems(monkeypatch, ROWCAST_QUUX="1") == ["ROWCAST_QUUX is not a setting"]
 
 
-def test_names_of_settings_by_others_stand_for_ours() -> None:
+def test_other_names_of_settings_map_to_existing_settings() -> None:
     """The table names fields that there are, and no setting's own name as another's."""
     assert OTHER_NAMES.keys() <= Settings.model_fields.keys()
     own = {field.upper().replace("_", "") for field in Settings.model_fields}
@@ -315,7 +315,7 @@ def test_direct_url_beside_a_pooler_goes_past_it() -> None:
     assert "host=server" in place.direct_dsn()
 
 
-def test_server_without_ssl_is_told_with_the_way_out() -> None:
+def test_server_without_ssl_is_reported_with_the_way_out() -> None:
     """Who insists on SSL where there is none is told what to change."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         answering = threading.Thread(target=refuse_ssl, args=(server,))

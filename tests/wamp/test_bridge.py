@@ -66,7 +66,7 @@ def test_path_of_the_bridge_is_random_private_and_kept(tmp_path: Path) -> None:
     assert file.read_text() == path
 
 
-def test_path_that_others_may_read_is_made_anew(tmp_path: Path) -> None:
+def test_world_readable_path_file_is_written_again(tmp_path: Path) -> None:
     """A file that others may read, or an empty one, is written anew."""
     path = bridge(tmp_path)
     (tmp_path / FILE).chmod(0o644)

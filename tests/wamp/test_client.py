@@ -61,7 +61,7 @@ async def test_service_by_a_public_port_joins_and_may_not_register(
 
 
 @pytest_twisted.ensureDeferred
-async def test_router_that_is_not_there_is_passed_over(
+async def test_unreachable_router_is_skipped(
     router: Router, start_edge: StartEdge, call_from: Join
 ) -> None:
     """Routers that are not there are passed over at once."""
@@ -164,7 +164,7 @@ async def test_login_at_a_silent_router_is_given_up(
 
 
 @pytest_twisted.ensureDeferred
-async def test_router_away_for_long_is_told_once(
+async def test_router_away_for_long_is_logged_once(
     start_edge: StartEdge, logged: list[dict[str, Any]]
 ) -> None:
     """A router that is away for long is one line in the log, not one a try."""
@@ -178,7 +178,7 @@ async def test_router_away_for_long_is_told_once(
 
 
 @pytest_twisted.ensureDeferred
-async def test_registration_of_a_role_without_the_right_is_told(
+async def test_registration_without_permission_is_logged(
     router: Router, start_edge: StartEdge, logged: list[dict[str, Any]]
 ) -> None:
     """A role that may not register is told so, and the service tries on."""
@@ -287,7 +287,7 @@ async def test_large_result_by_websocket_keeps_the_connection(
 
 @pytest.mark.parametrize("login", [Ticket("rowcast", "wrong"), None])
 @pytest_twisted.ensureDeferred
-async def test_login_with_wrong_credentials_is_told_once_without_the_secret(
+async def test_login_with_wrong_credentials_is_logged_once_without_the_secret(
     login: Ticket | None,
     locked: tuple[Path, int],
     start_edge: StartEdge,

@@ -33,7 +33,7 @@ async def service(migrated: str, router: Router) -> AsyncIterator[Serving]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_examples_for_those_who_come_from_elsewhere_answer_what_they_say(
+async def test_examples_for_users_of_other_systems_return_what_the_page_says(
     service: Serving, router: Router
 ) -> None:
     session = await join(router, "websocket json")

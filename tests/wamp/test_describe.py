@@ -293,7 +293,7 @@ async def test_stats_after_calls_count_outcomes_and_verbs(caller: Caller) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_description_of_a_part_is_as_in_the_whole(caller: Caller) -> None:
+async def test_partial_description_equals_its_part_of_the_full_one(caller: Caller) -> None:
     """Some relations and functions alone are described as they are in the whole; all are named."""
     whole = await caller.call("rowcast.describe")
     # Not in the reactor: the router drops a service that gives no sign of life for 10 s.

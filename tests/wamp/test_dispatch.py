@@ -40,7 +40,7 @@ async def test_arguments_over_any_transport_arrive_as_sent(
 
 
 @pytest_twisted.ensureDeferred
-async def test_dispatcher_of_a_call_is_told_its_caller(
+async def test_dispatcher_of_a_call_receives_its_caller(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     """The dispatcher is told the caller's session, role and realm."""

@@ -521,7 +521,7 @@ async def test_call_without_rights_is_not_authorized(
 
 
 @pytest_twisted.ensureDeferred
-async def test_call_that_is_cancelled_is_told_after_its_query_stopped(
+async def test_cancelled_call_is_answered_after_its_query_has_stopped(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
     """A caller who cancels is told so, once the service has let go, and the query is stopped."""

@@ -156,7 +156,7 @@ async def test_answers_that_follow_each_other_are_not_held_back(
 
 
 @pytest_twisted.ensureDeferred
-async def test_callers_of_the_bridge_share_their_bound_and_are_told_so(
+async def test_callers_of_the_bridge_share_their_bound_and_the_refusal_says_so(
     one: Serving, router: Router
 ) -> None:
     """To the service all of them are one session."""
@@ -296,7 +296,7 @@ async def test_killed_client_frees_its_connections(dsn: str, one: Serving, route
 
 
 @pytest_twisted.ensureDeferred
-async def test_service_that_stops_rolls_back_and_the_other_one_says_so(
+async def test_stopped_service_rolls_back_and_the_other_one_reports_it(
     dsn: str, router: Router, call_from: Join
 ) -> None:
     """Killed or in order; a transaction of the one that is left goes on."""

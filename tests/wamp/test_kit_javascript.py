@@ -158,7 +158,7 @@ def names(rows: list[Any]) -> list[str]:
 
 @pytest.mark.parametrize("wired", ["json", "cbor", "msgpack"], indirect=True)
 @pytest_twisted.ensureDeferred
-async def test_live_query_follows_and_goes_on_after_cuts(
+async def test_live_query_is_updated_and_resumes_after_cuts(
     dsn: str, service: Serving, wired: Wired
 ) -> None:
     node = wired.program
@@ -207,7 +207,7 @@ async def test_kits_beside_each_other_wait_for_none(
 
 
 @pytest_twisted.ensureDeferred
-async def test_live_query_goes_on_after_the_router_has_said_goodbye(
+async def test_live_query_resumes_after_a_goodbye_of_the_router(
     dsn: str, service: Serving, router: Router, wired: Wired
 ) -> None:
     """After which autobahn by itself does not connect any more."""

@@ -70,7 +70,7 @@ async def test_live_query_is_what_find_answers(dsn: str, service: Serving, clien
 
 
 @pytest_twisted.ensureDeferred
-async def test_live_query_goes_on_after_its_connection_was_cut(
+async def test_live_query_resumes_after_its_connection_was_cut(
     dsn: str, service: Serving, client: Client
 ) -> None:
     live = client.db.live("drivers", order=["id"])
@@ -86,7 +86,7 @@ async def test_live_query_goes_on_after_its_connection_was_cut(
 
 
 @pytest_twisted.ensureDeferred
-async def test_live_query_goes_on_after_the_router_has_said_goodbye(
+async def test_live_query_resumes_after_a_goodbye_of_the_router(
     dsn: str, service: Serving, router: Router, client: Client
 ) -> None:
     live = client.db.live("drivers", order=["id"])

@@ -33,7 +33,7 @@ async def client(router: Router, dsn: str) -> AsyncIterator[Client]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_live_query_waits_for_a_service_and_goes_on_at_the_next(
+async def test_live_query_waits_for_a_service_and_resumes_at_the_next(
     dsn: str, router: Router, client: Client
 ) -> None:
     """A service that stops says so; until the next one is there, the router knows no procedure."""

@@ -66,7 +66,7 @@ print(sys.modules["web3"])
     assert "site-packages" not in said
 
 
-def test_what_the_router_leaves_out_is_missed_by_nobody_else() -> None:
+def test_router_without_omitted_packages_makes_keys_and_runs_user_code() -> None:
     """A node's keys are made as ever, and code of one's own in the router has its libraries."""
     said = in_router("""
 import crossbar, sys

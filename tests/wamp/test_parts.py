@@ -38,7 +38,7 @@ async def test_parts_for_any_client_arrive_once_in_order(
 
 
 @pytest_twisted.ensureDeferred
-async def test_call_without_on_progress_tells_the_dispatcher(
+async def test_call_without_on_progress_is_marked_for_the_dispatcher(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     """The dispatcher is told when a caller takes no parts."""

@@ -21,7 +21,7 @@ CALL = {"call": "actions.watch", "kwargs": {"where": {"status": False}, "limit":
 
 
 @pytest_twisted.ensureDeferred
-async def test_plan_where_the_setting_is_on_is_told(migrated: str, router: Router) -> None:
+async def test_plan_is_returned_if_the_setting_is_on(migrated: str, router: Router) -> None:
     async with served(migrated, router, explain=True):
         caller = await join(router, "websocket json")
         (plan,) = await caller.call("rowcast.explain", CALL)

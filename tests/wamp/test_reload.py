@@ -189,7 +189,7 @@ async def test_notifications_in_a_burst_cost_few_readings(
 
 
 @pytest_twisted.ensureDeferred
-async def test_change_nobody_announced_is_found_by_a_call(
+async def test_unannounced_change_is_found_by_a_call(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
     """A change that nobody told of is found out by a call that trips over it, and by itself."""
@@ -242,7 +242,7 @@ async def test_change_without_a_listener_is_read_when_it_is_back(
 
 
 @pytest_twisted.ensureDeferred
-async def test_migration_up_and_down_is_told_to_services(
+async def test_migration_up_and_down_notifies_services(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
     """`alembic upgrade` tells running services, and so does `downgrade`."""

@@ -189,7 +189,7 @@ def test_standing_service_that_is_killed_leaves_no_process(standing: Standing) -
         assert service.ends(signal.SIGINT) == 0
 
 
-def test_schema_that_is_not_there_is_told_at_the_start(
+def test_missing_schema_is_logged_at_start(
     environ: dict[str, str], migrated: str, router: Router
 ) -> None:
     """It starts, and says of which schema it has nothing."""
@@ -200,7 +200,7 @@ def test_schema_that_is_not_there_is_told_at_the_start(
         assert service.ends(signal.SIGINT) == 0
 
 
-def test_port_that_is_taken_is_told_with_the_way_out(environ: dict[str, str]) -> None:
+def test_taken_port_is_reported_with_the_way_out(environ: dict[str, str]) -> None:
     """The port is named, and the command that takes another."""
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", int(environ["PORT"])))
@@ -212,7 +212,7 @@ def test_port_that_is_taken_is_told_with_the_way_out(environ: dict[str, str]) ->
                 assert f"port {port} is taken → PORT={port + 1} make run" in service.output
 
 
-def test_settings_that_are_bad_are_told_all_at_once(environ: dict[str, str]) -> None:
+def test_invalid_settings_are_all_reported_at_once(environ: dict[str, str]) -> None:
     """Neither command starts, and both tell all that is wrong."""
     bad = environ | {"ROWCAST_POOL_MAX": "none", "DATABASE_URL": "mysql://u:s3cret@h/d"}
     for command in (RUN, TWISTD):
@@ -223,7 +223,7 @@ def test_settings_that_are_bad_are_told_all_at_once(environ: dict[str, str]) -> 
             assert second == "ROWCAST_POOL_MAX should be a valid integer"
 
 
-def test_database_that_is_not_there_is_told_without_the_password(environ: dict[str, str]) -> None:
+def test_missing_database_is_reported_without_the_password(environ: dict[str, str]) -> None:
     """A database that is not there is told in one sentence."""
     away = environ | {"DATABASE_URL": f"postgresql://u:s3cret@127.0.0.1:{free_port()}/d"}
     for command in (RUN, TWISTD):
@@ -233,7 +233,7 @@ def test_database_that_is_not_there_is_told_without_the_password(environ: dict[s
             assert "s3cret" not in service.output
 
 
-def test_router_that_is_not_installed_is_told_with_the_way_out(environ: dict[str, str]) -> None:
+def test_missing_router_is_reported_with_the_way_out(environ: dict[str, str]) -> None:
     """A missing router is told, with both ways to have one."""
     with program(environ | {"ROWCAST_CROSSBAR": "/nowhere/crossbar"}, *RUN) as service:
         assert service.ends() == 1

@@ -172,7 +172,7 @@ async def test_stopped_backend_costs_its_call_alone(
 
 
 @pytest_twisted.ensureDeferred
-async def test_stopped_postmaster_lets_sessions_go_on(
+async def test_stopped_postmaster_leaves_open_sessions_working(
     server: Server, service: Serving, caller: Caller
 ) -> None:
     """What has a connection is answered; a new one cannot be had, and calls say so."""
@@ -320,7 +320,7 @@ async def test_import_into_a_stalled_server_keeps_nothing(
 
 
 @pytest_twisted.ensureDeferred
-async def test_server_restarted_while_it_stands_still_is_used(router: Router) -> None:
+async def test_server_restarted_while_suspended_is_used(router: Router) -> None:
     """A new one in its place is used by itself, though the old one never said goodbye."""
     home = Path(tempfile.mkdtemp(prefix="rowcast-stopped-"))
     place = Place(state=home)

@@ -138,7 +138,7 @@ async def test_stream_in_a_test_arrives_in_parts(session: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_live_query_in_a_test_hears_of_changes(session: Any) -> None:
+async def test_live_query_in_a_test_receives_changes(session: Any) -> None:
     messages: list[Any] = []
     options = CallOptions(on_progress=messages.append)
     live = session.call("rowcast.actions.watch", where={"path": "/live"}, options=options)

@@ -136,7 +136,7 @@ async def test_write_with_too_large_an_answer_keeps_nothing(
 
 @pytest.mark.parametrize("how", KEPT)
 @pytest_twisted.ensureDeferred
-async def test_answer_that_is_too_large_after_a_commit_says_so(
+async def test_too_large_result_after_a_commit_says_that_it_is_committed(
     how: str, dsn: str, caller: Caller
 ) -> None:
     """What is kept is not called refused."""

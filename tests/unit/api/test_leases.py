@@ -108,7 +108,7 @@ def test_leases_are_bounded_by_session_and_in_all(leases: Leases[Thing]) -> None
         leases.drop(opened(leases, NOBODY), "failed")
 
 
-def test_callers_of_a_bridge_are_told_that_they_share_a_bound(leases: Leases[Thing]) -> None:
+def test_refusal_of_bridge_callers_says_that_they_share_a_bound(leases: Leases[Thing]) -> None:
     """The one who is refused may have none open himself."""
     for _ in range(2):
         opened(leases, BRIDGE)

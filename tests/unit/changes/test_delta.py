@@ -94,7 +94,7 @@ def test_rows_without_a_key_leave_once_for_each_copy(first: list[int], second: l
     assert copy.checksum() == now.state.checksum
 
 
-def test_row_that_moves_alone_is_the_only_one_told() -> None:
+def test_row_that_moves_alone_is_the_only_one_in_the_delta() -> None:
     """What the others stand in is the order that they had."""
     form = KeyForm("column", ("id",), ordered=True)
     before = found(form, [{"id": n} for n in range(100)])
@@ -105,7 +105,7 @@ def test_row_that_moves_alone_is_the_only_one_told() -> None:
     assert message["after"] == {"enter": [], "update": [49]}
 
 
-def test_rows_that_cannot_have_moved_are_not_told_to_have() -> None:
+def test_rows_that_cannot_have_moved_are_not_in_the_delta() -> None:
     form = KeyForm("column", ("id",), ordered=True)
     before, now = (found(form, [{"id": n} for n in order]) for order in ((1, 2, 3), (2, 3, 1)))
     assert difference(before.state, now.state).moved == {1}
@@ -120,7 +120,7 @@ def test_rows_that_cannot_have_moved_are_not_told_to_have() -> None:
     assert copy.values == [{"id": 2}, {"id": 3}, {"id": 1}]
 
 
-def test_key_that_stands_twice_is_refused() -> None:
+def test_duplicate_key_is_refused() -> None:
     """It would lose a row."""
     with pytest.raises(KeyRepeated):
         found(KeyForm("column", ("id",), ordered=False), [{"id": 1}, {"id": 1}])
@@ -138,7 +138,7 @@ def test_longest_rise_rises_and_leaves_out_no_more_than_needed(numbers: list[int
 
 
 @given(VALUES)
-def test_checksum_of_the_page_is_ours(value: Any) -> None:
+def test_checksum_on_the_page_equals_the_services(value: Any) -> None:
     """docs/live.md computes it in Python as the service does."""
     shown = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)[1]
     made: dict[str, Any] = {}

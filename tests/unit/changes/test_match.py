@@ -136,7 +136,7 @@ def test_index_is_what_asking_each_query_would_be() -> None:
     assert vars(index) == {"_relations": {}}
 
 
-def test_query_stands_in_few_places_however_many_values_it_asks_for() -> None:
+def test_query_has_few_index_entries_however_many_values_it_filters_by() -> None:
     index: Index[str] = Index()
     index.add("many", 1, [one_of(column, *range(1000)) for column in "abc"])
     index.add("some", 1, [one_of(column, *range(20)) for column in "abc"])

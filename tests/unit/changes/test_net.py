@@ -163,7 +163,7 @@ def test_second_truncate_is_the_one_that_counts() -> None:
     assert log.told == [("truncate", None, None, None), ("insert", (1,), None, C)]
 
 
-def test_reset_stands_for_all_of_its_relation() -> None:
+def test_reset_replaces_all_changes_of_its_relation() -> None:
     log = Log().add("U", A, B).add("R").add("I", new={"a": 1, "b": 2}, relation=2)
     assert log.told == [
         ("reset", None, None, None),
@@ -188,7 +188,7 @@ def test_statements_at_level_touch_are_one_touch() -> None:
     assert log.told == [("truncate", None, None, None), ("touch", None, None, None)]
 
 
-def test_level_keys_tells_what_became_of_each_key() -> None:
+def test_level_keys_gives_the_net_change_of_each_key() -> None:
     one, two = row(1), row(2)
     log = Log().add("U", one, one, 4).add("U", one, one, 4)
     assert log.told == [("update", (1,), one, one)]
@@ -217,7 +217,7 @@ def test_relation_that_is_no_longer_tracked_says_nothing() -> None:
     assert Log().add("I", new=A, relation=99).told == []
 
 
-def test_transactions_come_whole_in_the_order_of_their_last_numbers() -> None:
+def test_transactions_are_contiguous_in_the_order_of_their_last_sequence_numbers() -> None:
     log = Log().add("I", new=row(1), xid=20).add("I", new=row(2), xid=10)
     log.add("U", row(2), row(2, v=1), xid=10).add("I", new=row(3), xid=20)
     assert [(each.xid, each.key, each.last) for each in log.net] == [

@@ -79,7 +79,9 @@ def names(live: Any) -> list[str]:
     return [row["name"] for row in live.rows]
 
 
-def test_live_queries_change_together_when_their_step_is_whole(db: Any, session: Session) -> None:
+def test_live_queries_change_together_when_their_step_is_complete(
+    db: Any, session: Session
+) -> None:
     one, two = db.live("a"), db.live("b")
     session.tell(0, **rows("x"))
     session.tell(1, **rows("x", step=True))
@@ -129,9 +131,7 @@ def test_step_that_other_kits_wait_for_is_not_cut_short(
     assert (names(one), names(two)) == (["y"], ["y"])
 
 
-def test_lost_session_keeps_the_rows_and_the_next_one_goes_on_from_there(
-    db: Any, session: Session
-) -> None:
+def test_lost_session_keeps_the_rows_and_the_next_one_resumes(db: Any, session: Session) -> None:
     live = db.live("a", where={"id": 1})
     session.tell(0, **rows("x", step=True))
     session.tell(0, **{**rows("lost", position="2"), "complete": False})
@@ -190,7 +190,9 @@ def test_position_that_is_gone_is_not_asked_for_again(
     assert "since" not in session.calls[1][2]
 
 
-def test_copy_that_differs_is_asked_for_anew(db: Any, session: Session, clock: Clock) -> None:
+def test_copy_with_wrong_checksum_is_requested_again(
+    db: Any, session: Session, clock: Clock
+) -> None:
     live = db.live("a")
     session.tell(0, **rows("x", step=True))
     session.tell(0, type="alive", position="2", checksum=1)
@@ -202,7 +204,7 @@ def test_copy_that_differs_is_asked_for_anew(db: Any, session: Session, clock: C
     assert names(live) == ["y"]
 
 
-def test_copy_that_goes_on_to_differ_is_asked_for_ever_later(
+def test_copy_that_stays_wrong_is_requested_with_backoff(
     db: Any, session: Session, clock: Clock
 ) -> None:
     live = db.live("a")
@@ -218,9 +220,7 @@ def test_copy_that_goes_on_to_differ_is_asked_for_ever_later(
     assert names(live) == ["y"]
 
 
-def test_session_on_which_nothing_is_heard_is_given_up(
-    db: Any, session: Session, clock: Clock
-) -> None:
+def test_silent_session_is_given_up(db: Any, session: Session, clock: Clock) -> None:
     db.live("a")
     session.tell(0, **rows("x", step=True))
     for at in range(4):
@@ -265,7 +265,7 @@ def test_effect_that_is_covered_before_its_answer_comes_goes_with_that(
     assert names(live) == ["again"]
 
 
-def test_effect_that_nobody_covers_goes_in_time(db: Any, session: Session, clock: Clock) -> None:
+def test_effect_never_confirmed_expires(db: Any, session: Session, clock: Clock) -> None:
     live = db.live("a")
     session.tell(0, **rows("x", step=True))
     live.create({"id": 2, "name": "new"})
@@ -279,7 +279,7 @@ def test_effect_that_nobody_covers_goes_in_time(db: Any, session: Session, clock
     assert names(live) == ["x"]
 
 
-def test_listener_that_fails_stops_nobody(db: Any, session: Session) -> None:
+def test_failing_listener_does_not_stop_others(db: Any, session: Session) -> None:
     live = db.live("a")
     heard: list[Any] = []
     live.subscribe(lambda rows, change: 1 / 0)

@@ -46,7 +46,7 @@ def test_parameters_in_another_statement_are_not_found() -> None:
 
 
 @given(values, st.sampled_from(["", "BEGIN;", "SELECT set_config('role', 'é%%', true);"]))
-def test_mark_after_anything_is_found_where_it_stands(
+def test_mark_after_any_text_is_found_at_its_offset(
     given_values: list[str | None], words: str
 ) -> None:
     """A mark is found where it stands, whatever goes before it: parameters, and other words."""

@@ -98,7 +98,7 @@ def test_turn_that_does_not_come_is_not_waited_for() -> None:
     assert known.done == ["inner", "a"]
 
 
-def test_caller_who_leaves_the_queue_holds_up_nobody() -> None:
+def test_caller_who_leaves_the_queue_delays_no_other() -> None:
     known = Transactions()
     known.start("a")
     known.start("b")

@@ -537,7 +537,7 @@ def test_arguments_are_those_and_no_others(verb):
         ("default", [{"$default": True}], [{}, {"$default": False}, {"$default": True, "a": 1}]),
     ],
 )  # fmt: skip
-def test_shared_schema_takes_what_it_should_and_nothing_else(name, fits, does_not):
+def test_shared_schema_accepts_valid_values_only(name, fits, does_not):
     """What answers and arguments are made of takes what it should, and nothing else."""
     judge = judge_of(name)
     assert [each for each in fits if not judge.is_valid(each)] == []

@@ -67,7 +67,7 @@ def child(reactor: Processes, tmp_path: Path) -> Child:
     return Child(reactor, "the child", tmp_path / "child.log")
 
 
-def test_pauses_between_starts_grow_and_begin_anew(reactor: Processes, child: Child) -> None:
+def test_pauses_between_starts_grow_and_are_reset(reactor: Processes, child: Child) -> None:
     """One that ends at once waits longer each time; one that lived for a while does not."""
     child.startService()
     for pause in (FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE):
@@ -83,7 +83,7 @@ def test_pauses_between_starts_grow_and_begin_anew(reactor: Processes, child: Ch
     assert stopped.called
 
 
-def test_log_of_a_large_size_is_put_aside(reactor: Processes, child: Child) -> None:
+def test_large_log_is_rotated(reactor: Processes, child: Child) -> None:
     """A log does not grow for ever; the one before is kept."""
     child.log.write_bytes(b"x" * MAX_LOG)
     child.startService()

@@ -113,7 +113,7 @@ def test_hook_that_refuses_a_row_makes_it_invalid() -> None:
     assert error.details["fields"] == {"owner": ["is away"]}
 
 
-def test_change_of_a_row_is_validated_with_the_whole_row() -> None:
+def test_change_of_a_row_is_validated_with_the_entire_row() -> None:
     """Rules see the row as it would be; what hooks change beside the changes is added."""
 
     def before_update(self: Any) -> None:

@@ -148,7 +148,7 @@ def test_path_to_a_field_that_is_shown_goes_anywhere(path: str) -> None:
 @pytest.mark.parametrize(
     "path", ["who->secret", "friends->0->secret", "duo->who->secret", "who->0"]
 )
-def test_path_to_no_field_is_refused_with_those_there_are(path: str) -> None:
+def test_path_to_an_unknown_field_is_refused_with_the_known_ones(path: str) -> None:
     """A hidden field has no name here, so it is as unknown as any other."""
     with pytest.raises(UnknownName) as refused:
         find(select=[path])

@@ -99,7 +99,7 @@ def test_unique_foreign_key_relates_one_row() -> None:
     assert related(one, PEOPLE, embed("passports")).many is False
 
 
-def test_foreign_keys_alike_are_ambiguous_until_one_is_named() -> None:
+def test_several_foreign_keys_are_ambiguous_until_one_is_named() -> None:
     """The refusal names them, and each of its candidates means one."""
     with pytest.raises(InvalidArgument, match="several ways") as refused:
         related(SCHEMA, PEOPLE, embed("letters"))

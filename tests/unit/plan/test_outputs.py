@@ -43,7 +43,7 @@ def test_truncated_name_is_what_postgresql_keeps(name: str) -> None:
         assert len(name[: len(kept) + 1].encode()) > NAME_BYTES
 
 
-def test_names_that_postgresql_would_truncate_alike_are_refused() -> None:
+def test_names_that_postgresql_truncates_to_the_same_are_refused() -> None:
     """One of the two columns would be lost."""
     long = "é" * 40
     assert refuse_repeated(["a", long], "select", "") == {"a", "é" * 31}
@@ -117,7 +117,7 @@ def test_token_of_other_sort_keys_is_refused(keys: list[str]) -> None:
         found(order=["seats"], after=write_token(digest_of(*query), keys))
 
 
-def test_embed_replaces_a_column_that_nobody_asked_for() -> None:
+def test_embed_replaces_a_column_of_its_name_that_is_not_selected() -> None:
     """One of the same name; a column that is asked for is repeated, and that is refused."""
     scope = Scope(
         DEMO,

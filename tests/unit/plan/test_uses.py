@@ -90,7 +90,7 @@ def test_estimate_of_guarded_rows_is_refused(kwargs: Any) -> None:
         refuse_guarded(DEMO, found(catalog(drivers={"estimable": False}), **kwargs))
 
 
-def test_estimate_with_a_function_is_refused_where_there_are_policies() -> None:
+def test_estimate_with_a_function_is_refused_under_policies() -> None:
     """Nobody knows what it reads."""
     guarded = replace(catalog(vehicles={"estimable": False}), policies=True)
     for known in (catalog(vehicles={"estimable": False}), guarded):

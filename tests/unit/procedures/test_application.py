@@ -101,7 +101,7 @@ def test_load_takes_what_is_imported_by_name(write: Write) -> None:
     assert held(load_application(["shop", "rules"])) == ({"Item"}, {"items.sell"})
 
 
-def test_load_leaves_out_what_is_no_table_of_its_own(write: Write) -> None:
+def test_load_omits_classes_without_a_table(write: Write) -> None:
     """A base of several models, and classes made inside of functions."""
     text = f"{HEAD}class Base(Model): ...\nclass Item(Base): TABLENAME = 'items'\n"
     write("shop.py", f"{text}def make():\n    class Inner(Model): TABLENAME = 'inner'\nmake()")

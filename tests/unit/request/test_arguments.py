@@ -67,7 +67,7 @@ def test_unknown_argument_is_refused_with_what_is_meant(name: str, hint: str) ->
     assert refused.value.details["path"] == name
 
 
-def test_column_beside_its_argument_is_told_where_it_goes() -> None:
+def test_column_given_as_an_argument_is_refused_with_its_right_place() -> None:
     """Once it is known that there is such a column."""
     with pytest.raises(UnknownArgument) as refused:
         arguments(plate="B")
@@ -120,7 +120,7 @@ def test_item_of_a_list_has_its_place() -> None:
         items_with_paths(["a", "b"], "order", 1)
 
 
-def test_row_by_itself_is_no_list_of_rows() -> None:
+def test_single_row_is_not_a_list_of_rows() -> None:
     """So the answer is one row as well."""
     assert rows_of({"a": 1}, "values") == ([{"a": 1}], False)
     assert rows_of([{"a": 1}], "values") == ([{"a": 1}], True)

@@ -67,7 +67,7 @@ def test_overload_is_the_one_whose_types_are_closest(
     assert resolved([*functions, meant], a=value) is meant
 
 
-def test_overloads_that_fit_alike_are_refused() -> None:
+def test_equally_close_overloads_are_refused() -> None:
     """One is closer in one value, the other in another."""
     functions = [function(23, 25), function(25, 23)]
     with pytest.raises(InvalidArgument, match="several functions") as refused:

@@ -110,7 +110,7 @@ def outcome(where):
 
 @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(FILTERS, st.randoms(use_true_random=False), st.booleans())
-def test_filter_is_parsed_alike_whatever_was_parsed_before(where, chance, scalars):
+def test_filter_is_parsed_the_same_with_and_without_cached_shape(where, chance, scalars):
     """By the shape that another one has left, or its own, a filter is what it is when parsed anew."""
     first = {"a": where, "b": 1}
     plain = LEAVES[:9] if scalars else LEAVES

@@ -108,7 +108,7 @@ def test_arguments_missing_doubled_or_surplus_are_refused():
     ("count", "hint"),
     [("many", "one of exact, planned, estimated"), ("exakt", 'did you mean "exact"?')],
 )
-def test_unknown_count_mode_is_refused_with_those_there_are(count, hint):
+def test_unknown_count_mode_is_refused_with_the_valid_ones(count, hint):
     """Of a word that is like none, all are named."""
     with pytest.raises(InvalidArgument) as refused:
         find(count=count)

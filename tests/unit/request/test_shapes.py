@@ -79,7 +79,7 @@ def test_rows_that_mean_more_than_their_shape_have_none(rows: Any) -> None:
         RowsShape(rows, {"doc"}, 3)
 
 
-def test_what_stands_in_value_of_a_document_is_one_value() -> None:
+def test_operator_value_around_a_document_is_one_value() -> None:
     """However much of it there is."""
     inside = (
         [0] * 100_000,

@@ -15,7 +15,7 @@ from service.request.synonyms import (
 
 
 @pytest.mark.parametrize("synonym", SYNONYMS, ids=lambda each: f"{each.kind}-{each.ours}")
-def test_word_of_another_system_leads_to_ours(synonym: Synonym) -> None:
+def test_name_of_another_system_is_hinted_to_the_right_one(synonym: Synonym) -> None:
     """However it is written; but for one that is ours already, which is meant then."""
     for word in synonym.words:
         for written in (word, word.upper(), f"${word}"):
@@ -24,7 +24,7 @@ def test_word_of_another_system_leads_to_ours(synonym: Synonym) -> None:
             assert f'"{synonym.ours}"' in hint
 
 
-def test_word_is_compared_by_its_letters() -> None:
+def test_names_are_compared_by_their_letters() -> None:
     """Signs alone are left as they are: they are operators."""
     assert letters("order_By") == letters("$orderBy") == "orderby"
     assert letters("$") == "$"

@@ -21,7 +21,7 @@ def test_upsert_by_no_columns_is_refused(key: Any) -> None:
     assert refused.value.details["path"] == "on_conflict"
 
 
-def test_default_is_told_from_values() -> None:
+def test_default_is_distinguished_from_values() -> None:
     """A document is stored as it is, unless its only key would be an operator."""
     document = {"$schema": "s", "$id": "i"}
     for value, operand in (

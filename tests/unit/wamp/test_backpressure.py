@@ -91,7 +91,7 @@ def test_caller_that_takes_nothing_too_long_is_timeout() -> None:
 
 
 @pytest.mark.parametrize("caller", [7, None])
-def test_router_that_cannot_tell_paces_by_any_answer(caller: int | None) -> None:
+def test_router_without_buffer_sizes_paces_by_any_answer(caller: int | None) -> None:
     """Without the component, or without disclosure, any answer paces; another router is asked."""
     clock = Clock()
     unknown = ApplicationError(ApplicationError.NO_SUCH_PROCEDURE)
@@ -116,7 +116,7 @@ def test_stream_that_is_cancelled_leaves_the_question_as_it_is() -> None:
     asked.callback(0)
 
 
-def test_session_that_is_gone_asks_nobody() -> None:
+def test_lost_session_does_not_ask_the_router() -> None:
     """When the session is gone, nobody is asked."""
     clock, router = Clock(), Router(lambda uri: pytest.fail("it was asked"))
     router.lost = True

@@ -47,7 +47,7 @@ def test_departures_of_sessions_are_passed_on_once_in_order() -> None:
     assert gone == [7, 8, 10]
 
 
-def test_router_that_does_not_tell_is_no_hindrance() -> None:
+def test_router_without_departure_events_is_accepted() -> None:
     """The service joins all the same."""
     gone: list[int] = []
     joined(fail(ApplicationError(ApplicationError.NOT_AUTHORIZED)), gone)

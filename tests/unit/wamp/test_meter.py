@@ -20,7 +20,7 @@ def taken(*calls: Any) -> Meter:
     return meter
 
 
-def test_service_without_calls_says_so() -> None:
+def test_service_without_calls_reports_no_latency() -> None:
     """There is no latency then."""
     latency = {"p50": None, "p90": None, "p95": None, "p99": None}
     expected = {"outcomes": {}, "latency": latency, "verbs": {}}
