@@ -87,9 +87,9 @@ def test_many_changes_for_many_queries_are_not_looked_at_one_by_one(
     (teams,) = [each.id for each in reader.tracked if each.name == "teams"]
     changes = [RowChange(teams, "I", None, {"id": n, "name": "t"}) for n in range(4)]
     few, many = watched.affected(changes[:2]), watched.affected(changes)
-    assert few.whole == set()
+    assert few.all_rows == set()
     assert few.own == {run: {(0,), (1,)} for run in runs}
-    assert many.whole == set(runs)
+    assert many.all_rows == set(runs)
 
 
 def test_queries_that_differ_in_their_values_share_what_they_can(reader: Reader) -> None:

@@ -90,7 +90,7 @@ async def begun(live: Live, *watchers: Watcher) -> list[Run]:
     await until(lambda: not live.watches._asking)  # none is to be joined yet
     runs = [watch_of(each).query.run for each in watchers]
     for run in runs:
-        run.whole, run.until = 1.0, 0.0
+        run.duration, run.until = 1.0, 0.0
     for each in watchers:
         each.messages.clear()
     return runs
@@ -115,12 +115,12 @@ async def test_queries_that_a_chain_of_sessions_shares_are_read_together(
     runs[3].until = math.inf
     execute(dsn, "UPDATE loud SET name = 'later'")
     await cycles(live, 10)
-    assert runs[0].whole == 1.0  # it has not been read alone
+    assert runs[0].duration == 1.0  # it has not been read alone
     runs[3].until = 0.0
     await until(lambda: all(each.messages for each in (one, shared, also, three)))
     places = {each.messages[0]["position"].split("~")[0] for each in (one, shared, also, three)}
     assert len(places) == 1
-    assert all(run.whole < 1.0 for run in runs)
+    assert all(run.duration < 1.0 for run in runs)
 
 
 @pytest_twisted.ensureDeferred
@@ -219,9 +219,9 @@ async def test_queries_of_one_session_are_not_read_at_once_in_two_snapshots(
     execute(dsn, "INSERT INTO quick VALUES (1)")
     await until(lambda: watch_of(two).query.late)
     await cycles(live)
-    assert watch_of(two).query.run.whole == 1.0  # it has not been read
+    assert watch_of(two).query.run.duration == 1.0  # it has not been read
     lock.rollback()
-    await until(lambda: watch_of(two).query.run.whole < 1.0)
+    await until(lambda: watch_of(two).query.run.duration < 1.0)
     await one.same()
     await two.same()
 
@@ -306,7 +306,7 @@ async def test_query_that_could_not_be_read_rests(dsn: str, live: Live, lock: Co
     """As one that was; then it is read in another session."""
     watcher = slow(live, 1, MINE)
     (run,) = await begun(live, watcher)
-    run.whole = 1000.0
+    run.duration = 1000.0
     hold(lock, 1)
     execute(dsn, "UPDATE loud SET name = 'later'")
     await until(lambda: execute(dsn, READING.format(1)))
@@ -347,7 +347,7 @@ async def test_error_in_a_read_beside_cycles_stops_no_cycle(
     await until(lambda: faults)
     await until(lambda: not execute(dsn, OPEN))
     for word in ("one", "two"):
-        run.until, run.whole = 0.0, 1.0
+        run.until, run.duration = 0.0, 1.0
         execute(dsn, f"UPDATE loud SET name = '{word}'")
         await watcher.same()
 
@@ -359,7 +359,7 @@ async def test_table_truncated_during_a_read_beside_cycles_keeps_its_rows(
     """To the snapshot it looks empty, which it was not by then."""
     watcher, notes = slow(live, 1, MINE), live.watch("notes", caller=MINE)
     runs = await begun(live, watcher, notes)
-    runs[1].whole = 2.0  # it is read last
+    runs[1].duration = 2.0  # it is read last
     hold(lock, 1)
     execute(dsn, "UPDATE loud SET name = 'later'; INSERT INTO notes VALUES ('more')")
     await until(lambda: execute(dsn, READING.format(1)))
