@@ -26,6 +26,7 @@ FIRST = PgSnapshot(3, 3, ())
 NO_SYSTEM = 0
 """Stands for a system identifier that may not be read; PostgreSQL assigns no such identifier."""
 
+# In recovery, pg_walfile_name raises an error.
 TIMELINE = """
 CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN
     ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int

@@ -46,6 +46,7 @@ EACH_TIME = (
 )
 """Sent before each statement behind a pooler: other clients use the session in between."""
 
+# pg_locks shows the bigint key of an advisory lock as two halves, with objsubid = 1.
 HOLDER = f"""
     FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1

@@ -133,6 +133,7 @@ def _parse_images(texts: list[str]) -> list[Image]:
     try:
         found: list[Image] = _decode(f"[{','.join(texts)}]")[0]
     except (ValueError, InvalidOperation, RecursionError):
+        # One of them has a number or a nesting that the decoder refuses; `parse_image` copes with it.
         found = list(map(parse_image, texts))
     return found
 

@@ -127,6 +127,7 @@ def parse_position(value: object, path: str = "since") -> Position:
     if isinstance(value, str) and len(value) <= MOST_CHARACTERS:
         if found := _TICK.fullmatch(value):
             epoch, tick, index = map(int, found.groups())
+            # The types of PostgreSQL's columns: int for an epoch, bigint for a tick.
             if max(epoch, index) < 2**31 and tick < 2**63:
                 return TickPosition(epoch, tick, index)
         head, mark, query = value.partition("~")

@@ -53,6 +53,8 @@ _BETWEEN = """
 _COLUMNS = "seq, xid, at, relation, op, old, new"
 _SIZE = "coalesce(pg_column_size(old), 0) + coalesce(pg_column_size(new), 0)"
 
+# One statement, so the INSERT and the read of the log share the snapshot that becomes the tick's. A large
+# tick is returned without rows, and is then read in pages.
 NEXT = Planned(
     f"""
 WITH found AS MATERIALIZED (

@@ -194,6 +194,7 @@ class Watches(Service):
         since = None if options.since is None else parse_position(options.since)
         self._check_room(call)
         run = await self._run_of(call)
+        # Again: while the query was planned, the session may have started more, or the service stopped.
         self._check_room(call)
         session = self._session(call)
         # All watches of a session share one Caller object, to save memory.
