@@ -79,6 +79,11 @@ export class Copy {
     return this.columns.length === 1 ? row[this.columns[0]] : this.columns.map((name) => row[name]);
   }
 
+  /** Return the name of a row, also without its key. */
+  name(row) {
+    return this.columns?.every((name) => name in row) ? canonical(this.#key(row)) : Symbol();
+  }
+
   /** Add a row to entries, or replace the row with its key; return its name. */
   #put(entries, row, beside) {
     const own = !beside && !this.columns;  // without a key, equal rows are kept as often as received
@@ -150,7 +155,7 @@ export class Copy {
   }
 }
 
-/** Return the names for one more of some equal rows, and of the last of them. */
+/** Return the names of one more of some equal rows, and of the last. */
 function copies(entries, text) {
   let name = text, last = text;
   for (let copy = 2; entries.has(name); copy++) [last, name] = [name, `${text} ${copy}`];
@@ -204,7 +209,7 @@ export class Live {
   }
 
   /**
-   * Call a verb that writes, and show its effect until the rows include the write, or it has failed.
+   * Call a verb, and show its effect until the rows include the write, or it has failed.
    * The effect modifies a Map of the rows by the JSON of their keys.
    */
   async write(verb, args, kwargs, effect) {
@@ -228,13 +233,17 @@ export class Live {
   }
 
   create(values, kwargs) {
-    return this.write('create', [values], kwargs, (rows) => rows.set(Symbol('new'), values));
+    return this.write('create', [values], kwargs, (rows) => {
+      const name = this.#copy.name(values);
+      rows.set(name, rows.get(name) ?? values);
+    });
   }
 
   update(key, changes, kwargs) {
-    const name = canonical(key);
-    const effect = (rows) => rows.has(name) && rows.set(name, {...rows.get(name), ...changes});
-    return this.write('update', [key, changes], kwargs, effect);
+    return this.write('update', [key, changes], kwargs, (rows) => {
+      const name = canonical(key);
+      if (rows.has(name)) rows.set(name, {...rows.get(name), ...changes});
+    });
   }
 
   delete(key, kwargs) {
@@ -491,12 +500,12 @@ function deferred() {
   return made;
 }
 
-/** Act after a pause that grows with each failure, with jitter. */
+/** Act after a growing pause, with jitter. */
 function later(act, failures, least = 0) {
   return setTimeout(act, Math.max(least, Math.min(5, 0.1 * 2 ** failures)) * (500 + 1000 * Math.random()));
 }
 
-/** Return an error in the form of those of calls. */
+/** Return an error like those of calls. */
 function failure(error, why) {
   return {error, args: [String(why)], kwargs: {}};
 }
@@ -509,7 +518,7 @@ function check(value, never) {
   }
 }
 
-/** Run a function of the application or of autobahn; log its errors. */
+/** Run a function; log its errors. */
 function guarded(act, ...args) {
   try {
     act(...args);

@@ -197,6 +197,12 @@ class Copy:
         values = [row[name] for name in self._columns]
         return values[0] if len(values) == 1 else values
 
+    def name(self, row: Row) -> Any:
+        """Return the name of a row; an object of its own if the row does not have its key."""
+        if self._columns is None or not all(name in row for name in self._columns):
+            return object()
+        return canonical(self._key(row))
+
     def _put(self, entries: dict[Any, Entry], row: Row, keys: Sequence[Any] | None, at: int) -> Any:
         """Add a row to entries, or replace the row with its key; return its name."""
         if keys is None and self._columns is None:
@@ -395,16 +401,18 @@ class Live:
 
     def create(self, values: Mapping[str, Any], **kwargs: Any) -> Awaitable[Any]:
         """Create a row, and show it at once."""
-        token = object()
-        return self.write(
-            "create", values, effect=lambda rows: rows.update({token: values}), **kwargs
-        )
+
+        def effect(rows: Rows) -> None:
+            # The change may arrive before the answer: a row with this key is the new row itself.
+            rows.setdefault(self._copy.name(values), values)
+
+        return self.write("create", values, effect=effect, **kwargs)
 
     def update(self, key: Any, changes: Mapping[str, Any], **kwargs: Any) -> Awaitable[Any]:
         """Update the row with a key, and show the changes at once."""
-        name = canonical(key)
 
         def effect(rows: Rows) -> None:
+            name = canonical(key)  # here, since a key that cannot be sent fails the call
             if name in rows:
                 rows[name] = {**rows[name], **changes}
 
@@ -412,8 +420,9 @@ class Live:
 
     def delete(self, key: Any, **kwargs: Any) -> Awaitable[Any]:
         """Delete the row with a key, and hide it at once."""
-        name = canonical(key)
-        return self.write("delete", key, effect=lambda rows: rows.pop(name, None), **kwargs)
+        return self.write(
+            "delete", key, effect=lambda rows: rows.pop(canonical(key), None), **kwargs
+        )
 
     async def _write(
         self, verb: str, args: Sequence[Any], kwargs: Mapping[str, Any], mine: _Writing

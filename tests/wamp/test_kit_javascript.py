@@ -266,10 +266,14 @@ async def test_effect_of_a_write_is_shown_at_once_and_once(
     await until(lambda: node.of("w"))
     assert node.of("w")[0]["answer"]["name"] == "Eve"
     node.tell(id="x", write=["all", "create"], args=[{"id": 1, "name": "twice"}])
-    await until(lambda: node.of("x"))
+    node.tell(id="y", write=["all", "create"], args=[{"id": 6, "name": None}])
+    await until(lambda: node.of("x") and node.of("y"))
     assert node.of("x") == [{"id": "x", "error": "rowcast.error.unique_violation"}]
+    assert node.of("y") == [{"id": "y", "error": "rowcast.error.invalid_row"}]
     shown = [names(line["rows"]) for line in node.of("all")]
-    assert [*("Eve", "driver 2", "driver 3", "driver 4", "driver 5"), "twice"] in shown
+    assert [*("Eve", "driver 2", "driver 3", "driver 4", "driver 5"), None] in shown
+    # One whose key is there is the row itself, as when its change arrives before the answer.
+    assert not any("twice" in each for each in shown)
     first = next(at for at, each in enumerate(shown) if each[0] == "Eve")
     assert all(each[0] == "Eve" for each in shown[first:])
     await until(lambda: len(node.rows("all")) == 5)
@@ -320,7 +324,9 @@ async def test_what_cannot_be_sent_is_an_error_at_once(
         node.tell(id=f"find {name}", call="drivers.find", kwargs={"where": where})
         node.tell(id=f"live {name}", live="drivers", query={"where": where})
         node.tell(id=f"create {name}", write=["all", "create"], args=[where])
-        for verb in ("find", "live", "create"):
+        node.tell(id=f"update {name}", write=["all", "update"], args=[where, {"name": "x"}])
+        node.tell(id=f"delete {name}", write=["all", "delete"], args=[where])
+        for verb in ("find", "live", "create", "update", "delete"):
             id = f"{verb} {name}"
             await until(lambda id=id: node.of(id), 3)
             assert node.of(id) == [{"id": id, "error": "wamp.error.invalid_argument"}]

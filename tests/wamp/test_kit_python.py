@@ -221,12 +221,24 @@ async def test_effect_of_a_write_is_shown_at_once_and_once(
 async def test_effect_of_a_write_that_is_refused_goes(service: Serving, client: Client) -> None:
     live = client.db.live("drivers", order=["id"])
     before = await live.ready()
-    writing = live.create({"id": 1, "name": "twice"})
+    writing = live.create({"id": 6, "name": None})
     assert len(live.rows) == 6
     error = await failure_of(writing)
     assert isinstance(error, ApplicationError)
-    assert error.error == "rowcast.error.unique_violation"
+    assert error.error == "rowcast.error.invalid_row"
     assert live.rows == before
+
+
+@pytest_twisted.ensureDeferred
+async def test_new_row_whose_key_is_there_is_shown_once(service: Serving, client: Client) -> None:
+    """As when the change of `create` arrives before its answer."""
+    live = client.db.live("drivers", order=["id"])
+    before = await live.ready()
+    writing = live.create({"id": 1, "name": "twice"})
+    assert live.rows == before
+    error = await failure_of(writing)
+    assert isinstance(error, ApplicationError)
+    assert error.error == "rowcast.error.unique_violation"
 
 
 @pytest_twisted.ensureDeferred
@@ -264,6 +276,8 @@ async def test_what_cannot_be_sent_is_an_error_at_once(service: Serving, client:
         assert wrong.error is await failure_of(wrong.ready().addTimeout(3, reactor))
         assert isinstance(wrong.error, SerializationError)
         assert isinstance(await failure_of(live.create(where)), SerializationError)
+        assert isinstance(await failure_of(live.update(where, {"name": "x"})), SerializationError)
+        assert isinstance(await failure_of(live.delete(where)), SerializationError)
     assert live.rows == before
     assert await client.db.call("drivers.count") == 5
 
