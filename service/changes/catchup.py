@@ -183,6 +183,7 @@ class CatchUp:
         Raises:
             InvalidArgument: The position is invalid, or changes of a relation are not logged.
             PositionGone: The log does not have the changes after the position any more.
+            Unavailable: The catalog is older than the changes, and could not be read again.
         """
         given = Arguments(args, kwargs, ["since"], ["relations", "limit", "form"])
         since = parse_position(given.required("since"))
@@ -207,7 +208,11 @@ class CatchUp:
             )
             catalog = served.catalog
             if any(behind(catalog, each) for each in read.rights.values()):
-                await self._dispatcher.refresh()
+                # Without the catalog's columns the changes would be left out, and the position be past them.
+                if not await self._dispatcher.refresh():
+                    raise Unavailable(
+                        "the catalog is older than the changes, and cannot be read now"
+                    )
                 catalog = self._dispatcher.served_to(caller).catalog
             answer: dict[str, Any] | str = await self._database.run(
                 compute_txn, answer_of, read, catalog, role, form, self._max_bytes, retry=True

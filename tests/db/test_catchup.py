@@ -12,6 +12,7 @@ from typing import Any
 import psycopg2
 import pytest
 import pytest_twisted
+from twisted.internet.defer import succeed
 
 from schema.changes import install
 from service.api.roles import Roles
@@ -22,6 +23,7 @@ from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.dispatchers import ANYONE, DirectCaller
 from tests.db.ticks import Ticks
+from tests.deferreds import failure_of
 
 SCHEMA = f"""
 CREATE SCHEMA app;
@@ -563,6 +565,8 @@ async def test_table_written_to_while_it_was_not_tracked_is_to_be_read_again(
         steps = [*(each.format("gap") for each in gap), "UPDATE gap SET name = 'b' WHERE id = 2"]
         heard = missing.run(*(["; ".join(steps)] if at_once else steps))
         assert "reset" in {each.op for each in heard}, "who is subscribed hears it, too"
+        # On a busy machine the reading that `changes` waits for may take too long for a call.
+        await missing.db.catch_up()
         found = await missing.all_after(since)
         assert ("gap", "reset") in {(each["relation"], each["op"]) for each in found}
     finally:
@@ -588,10 +592,34 @@ async def test_partition_tracked_by_itself_once_detached_is_to_be_read_again(
             WRITE.format("part"),
             "SELECT rowcast.track('part')",
         )
+        await missing.db.catch_up()
         found = await missing.all_after(since)
         assert [each["relation"] for each in found if each["op"] == "reset"] == ["whole", "part"]
     finally:
         execute(missing.dsn, f"DROP TABLE whole, part; {FORGET}")
+
+
+@served
+@pytest_twisted.ensureDeferred
+async def test_changes_that_the_catalog_is_too_old_for_are_asked_for_again(
+    missing: Missing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not left out, with a position behind them, where the catalog cannot be read in time."""
+    since = await missing.position()
+    execute(missing.dsn, "CREATE TABLE newest (id int PRIMARY KEY); SELECT rowcast.track('newest')")
+    try:
+        missing.run("INSERT INTO newest VALUES (1)")
+        with monkeypatch.context() as patched:
+            patched.setattr(missing.db.dispatcher, "refresh", lambda: succeed(False))
+            refused = await failure_of(missing.changes(since))
+        assert isinstance(refused, Unavailable)
+        assert refused.details["retry"] is True
+        await missing.db.catch_up()
+        assert [each["row"] for each in await missing.all_after(since) if each["row"]] == [
+            {"id": 1}
+        ]
+    finally:
+        execute(missing.dsn, f"DROP TABLE newest; {FORGET}")
 
 
 RENAMED = [
