@@ -200,7 +200,7 @@ class Snapshot:
         column = relation.columns.get(name)
         return inf if column is None else self._column(column) + 4 * len(item.alias or "")
 
-    def at_hand(self, relation: Relation | None, hint: str) -> str:
+    def adapted_hint(self, relation: Relation | None, hint: str) -> str:
         """Return a hint whose example names relations and columns of this database."""
         catalog = self.catalog
         # Hints are written for the demo relations, which other databases lack.

@@ -95,13 +95,13 @@ class Dispatcher:
         limits: The bounds on what a call may ask for.
         max_bytes: Approximate maximum size of an answer on the wire, in bytes.
         roles: Maps callers to database roles.
-        refresh: Reads the catalog again if it has changed; called after a refusal for which an
-            outdated catalog may be the reason.
         process: The id of this process among those of the service.
         prefix: The prefix of the procedures' URIs, for hints.
 
     Attributes:
         backend: The database, and the bounds of all calls.
+        refresh: Reads the catalog again if it has changed; called after a refusal for which an outdated
+            catalog may be the reason.
         verbs: The verbs by name.
     """
 
@@ -111,11 +111,10 @@ class Dispatcher:
         limits: Limits,
         max_bytes: int,
         roles: Roles = Roles(),  # noqa: B008 - frozen
-        refresh: Refresh = lambda: succeed(True),
         process: str = "0" * 16,
         prefix: str = "rowcast",
     ) -> None:
-        self.refresh = refresh
+        self.refresh: Refresh = lambda: succeed(True)
         self.prefix = prefix
         self.backend = Backend(database, limits, max_bytes)
         self._roles = roles
@@ -177,18 +176,9 @@ class Dispatcher:
                     if procedure is not None:
                         return await self._run_procedure(name, args, kwargs, caller, actor)
                     assert snapshot is not None
+                    target = route.verb, route.relation, route.functions
                     call = Call(
-                        id,
-                        route.verb,
-                        route.relation,
-                        route.functions,
-                        args,
-                        kwargs,
-                        caller,
-                        snapshot,
-                        self.backend,
-                        state,
-                        progress,
+                        id, *target, args, kwargs, caller, snapshot, self.backend, state, progress
                     )
                     if handler is None and (inside or IDEMPOTENCY_KEY in kwargs):
                         call = self._admit(call)
@@ -237,7 +227,7 @@ class Dispatcher:
         if self.backend.database.level is not None:
             raise not_in_transaction("tx")
         # The name contains the transaction's secret, so the log shows the operation's name instead.
-        id, role = f"{random.getrandbits(128):032x}", self._roles.of(caller)
+        id, role = f"{random.getrandbits(128):032x}", self.role_of(caller)
         ORIGIN.set(Origin(id, "tx", role, "interactive"))
         served = self._served.get(role)
         catalog = served.catalog if served else None
@@ -351,7 +341,7 @@ class Dispatcher:
         # All other arguments decide whether a second call with the key is the same call.
         rest = {name: value for name, value in kwargs.items() if name != IDEMPOTENCY_KEY}
         # The role is part of it: what one role was answered must not reach another.
-        role, max_bytes = self._roles.of(caller), self.backend.max_bytes
+        role, max_bytes = self.role_of(caller), self.backend.max_bytes
         return Keyed(key_id(caller, key), role, procedure, args, rest, max_bytes, codec)
 
     def refused(self, error: Exception, call: Call) -> Exception:
@@ -393,7 +383,7 @@ class Dispatcher:
         if isinstance(error, UnknownArgument) and relation and error.name in relation.columns:
             error.of_column()
         if snapshot is not None and "hint" in error.details:
-            error.details["hint"] = snapshot.at_hand(relation, error.details["hint"])
+            error.details["hint"] = snapshot.adapted_hint(relation, error.details["hint"])
         return error
 
     async def _should_repeat(
@@ -446,7 +436,7 @@ class Dispatcher:
             NotAuthorized: The caller has no role in the database.
             Unavailable: The catalog has not been read yet.
         """
-        return self._served_as(self._roles.of(caller))
+        return self._served_as(self.role_of(caller))
 
     def _served_as(self, role: str) -> Snapshot:
         snapshot = self._served.get(role)
@@ -465,7 +455,7 @@ class Dispatcher:
         Raises:
             NotAuthorized: The caller has none.
         """
-        return self._roles.of(caller)
+        return self._role_of(caller.authrole)
 
     def renewed(self, call: Call) -> Call:
         """

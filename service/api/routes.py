@@ -108,7 +108,7 @@ def _verb_of_relation(
         raise NoSuchProcedure(
             f'"{relation.name}" has no verb "{clip(name)}"',
             relation=relation.name,
-            hint=snapshot.at_hand(relation, synonym_hint("verb", name, verbs) or "")
+            hint=snapshot.adapted_hint(relation, synonym_hint("verb", name, verbs) or "")
             or nearest(name, known)
             or f"verbs: {', '.join(known)}",
         )
