@@ -1,5 +1,5 @@
 """
-import: rows of any number, in one call or in many; all of them are kept, or none.
+import: any number of rows, in one call or in many, written atomically.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ BEFORE_EACH = 'TRUNCATE items, "odd %s", rows_of'
 
 
 def rows(dsn: str, what: str = "id, name, price", of: str = "items") -> list[tuple[object, ...]]:
-    """Give what is in a table."""
+    """Return the rows of a table."""
     return execute(dsn, f"SELECT {what} FROM {of} ORDER BY id")
 
 
@@ -60,7 +60,7 @@ def rows(dsn: str, what: str = "id, name, price", of: str = "items") -> list[tup
 async def test_rows_with_missing_columns_are_imported_with_defaults(
     dsn: str, db: DirectCaller
 ) -> None:
-    """Values take their wire forms; what one row lacks and another gives is its default."""
+    """Values are in wire form; a column that only some rows have is set to its default in the others."""
     given = [
         {
             "id": 1,
@@ -91,7 +91,7 @@ async def test_rows_with_missing_columns_are_imported_with_defaults(
 async def test_values_that_look_like_operators_are_imported_in_value(
     dsn: str, db: DirectCaller
 ) -> None:
-    """As new rows elsewhere have them: `$value` is around what is taken as it is."""
+    """As in other new rows, `$value` wraps a value that is taken literally."""
     documents = [{"$default": True}, {"$value": 1}, {"$add": 1, "n": 2}, {"$number": "1"}, None, 5]
     given = [{"id": at, "doc": {"$value": each}} for at, each in enumerate(documents)]
     await db.call("items.import", given)
@@ -108,7 +108,7 @@ async def test_values_that_look_like_operators_are_imported_in_value(
 
 @pytest_twisted.ensureDeferred
 async def test_rows_as_lists_with_named_columns_are_imported(dsn: str, db: DirectCaller) -> None:
-    """Rows may be lists, if the columns are named; names are identifiers, whatever they hold."""
+    """Rows may be lists if `columns` names the columns; any name is quoted as an identifier."""
     answer = await db.call("items.import", [[1, "a"], [2, "b"]], columns=["id", "name"])
     assert answer == {"rows": 2}
     assert rows(dsn, "id, name") == [(1, "a"), (2, "b")]
@@ -121,7 +121,7 @@ async def test_rows_as_lists_with_named_columns_are_imported(dsn: str, db: Direc
 
 @pytest_twisted.ensureDeferred
 async def test_csv_with_or_without_a_header_is_imported(dsn: str, db: DirectCaller) -> None:
-    """CSV is read by PostgreSQL; its header names the columns, unless the call does."""
+    """PostgreSQL reads the CSV; its header names the columns unless the call does."""
     assert await db.call("items.import", csv="id,name\n9,NULL\n") == {"rows": 1}
     assert (await db.call("items.delete", 9))["name"] == "NULL"
     text = '\ufeffid,name,"price"\r\n1,"a ""quoted"", one",1.5\r\n2,"",\r\n'
@@ -170,7 +170,7 @@ async def test_csv_with_or_without_a_header_is_imported(dsn: str, db: DirectCall
 async def test_import_with_malformed_arguments_writes_nothing(
     dsn: str, db: DirectCaller, arguments: dict[str, Any], path: str
 ) -> None:
-    """A malformed call is refused, and writes nothing."""
+    """The call is refused before anything is written."""
     refused = await failure_of(db.call("items.import", **arguments))
     assert isinstance(refused, InvalidArgument)
     assert refused.details["path"] == path
@@ -197,7 +197,7 @@ async def test_import_with_malformed_arguments_writes_nothing(
 async def test_failed_import_names_line_and_column_only(
     dsn: str, db: DirectCaller, bad: dict[str, Any], kind: type[ServiceError], column: str
 ) -> None:
-    """An error tells line and column, and shows nothing of the row."""
+    """The error has the line and the column, and no values of the row."""
     given = [{"id": 1, "name": "the secret"}, {"id": 2}, {"name": "the secret", **bad}, {"id": 4}]
     refused = await failure_of(db.call("items.import", given))
     assert isinstance(refused, kind)
@@ -209,12 +209,12 @@ async def test_failed_import_names_line_and_column_only(
 
 @pytest_twisted.ensureDeferred
 async def test_import_into_what_was_dropped_may_be_retried(dsn: str, db: DirectCaller) -> None:
-    """A column or a table that was dropped meanwhile is worth another try."""
+    """If a column or a table was dropped meanwhile, the error is retryable."""
     execute(dsn, "CREATE TABLE passing (id int PRIMARY KEY, name text)")
     db.catalogs.reload()
     await until(lambda: ("public", "passing") in db.dispatcher.served.catalog.relations)
     for drop in ("ALTER TABLE passing DROP COLUMN name", "DROP TABLE passing"):
-        db.dispatcher.refresh = lambda: succeed(True)  # what is served stays as it was
+        db.dispatcher.refresh = lambda: succeed(True)  # keeps the old schema cache
         execute(dsn, drop)
         refused = await failure_of(db.call("passing.import", [{"id": 1, "name": "a"}]))
         assert isinstance(refused, Unavailable)
@@ -223,7 +223,7 @@ async def test_import_into_what_was_dropped_may_be_retried(dsn: str, db: DirectC
 
 @pytest_twisted.ensureDeferred
 async def test_failed_csv_names_its_line(dsn: str, db: DirectCaller) -> None:
-    """Lines of CSV are counted as an editor counts them, header included."""
+    """Lines of CSV are counted as in an editor, including the header."""
     refused = await failure_of(db.call("items.import", csv="id,name\n1,a\nx,the secret\n"))
     assert isinstance(refused, InvalidArgument)
     assert refused.details["line"] == 3
@@ -239,7 +239,7 @@ async def test_failed_csv_names_its_line(dsn: str, db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_import_with_on_conflict_updates_what_is_named(dsn: str, db: DirectCaller) -> None:
-    """Rows that are there already take over what is given, what is named, or nothing."""
+    """Existing rows take all given columns, the named columns, or none."""
     execute(dsn, "INSERT INTO items (id, name, price) VALUES (1, 'old', 1)")
     given = [{"id": 1, "name": "new", "price": 2}, {"id": 2, "name": "two", "price": 2}]
     assert isinstance(await failure_of(db.call("items.import", given)), UniqueViolation)
@@ -263,7 +263,7 @@ async def test_import_with_on_conflict_updates_what_is_named(dsn: str, db: Direc
 async def test_import_into_views_and_under_row_security_is_written(
     dsn: str, db: DirectCaller
 ) -> None:
-    """What COPY itself cannot write to is written all the same."""
+    """COPY cannot write to these, so the import uses another statement."""
     assert await db.call("dear.import", [{"id": 1, "name": "gold", "price": 200}]) == {"rows": 1}
     refused = await failure_of(db.call("dear.import", [{"id": 2, "name": "tin", "price": 1}]))
     assert isinstance(refused, CheckViolation)
@@ -273,7 +273,7 @@ async def test_import_into_views_and_under_row_security_is_written(
 
 @pytest_twisted.ensureDeferred
 async def test_upload_in_many_calls_is_visible_after_the_last(dsn: str, db: DirectCaller) -> None:
-    """Many calls are one COPY: nothing is there before the last, all of it after."""
+    """All calls feed one COPY: no row is visible before the last call, all rows are after it."""
     begun = await db.call("items.import", done=False)
     assert list(begun) == ["upload"]
     for start in range(0, 3000, 1000):
@@ -290,7 +290,7 @@ async def test_upload_in_many_calls_is_visible_after_the_last(dsn: str, db: Dire
 
 @pytest_twisted.ensureDeferred
 async def test_upload_of_csv_cut_anywhere_is_imported(dsn: str, db: DirectCaller) -> None:
-    """CSV may be cut anywhere, and calls need not wait for each other."""
+    """CSV may be split anywhere, and calls may be pipelined."""
     text = "id,name\n" + "".join(f'{n},"é ""{n}""\n"\n' for n in range(500))
     begun = await db.call("items.import", csv=text[:20], done=False)
     calls = [
@@ -305,7 +305,7 @@ async def test_upload_of_csv_cut_anywhere_is_imported(dsn: str, db: DirectCaller
 
 @pytest_twisted.ensureDeferred
 async def test_call_after_the_last_of_an_upload_is_refused(dsn: str, db: DirectCaller) -> None:
-    """A call that comes while the last one is under way finds the upload done, and is told so."""
+    """A call that arrives while the last one runs is refused because the upload is complete."""
     begun = await db.call("items.import", [{"id": 1}], done=False)
     last, late, later = (
         Deferred.fromCoroutine(db.call("items.import", [{"id": n}], done=done, **begun))
@@ -321,7 +321,7 @@ async def test_call_after_the_last_of_an_upload_is_refused(dsn: str, db: DirectC
 
 @pytest_twisted.ensureDeferred
 async def test_csv_with_its_header_in_pieces_is_imported(dsn: str, db: DirectCaller) -> None:
-    """CSV may be cut within its header, too; one that never ends is refused."""
+    """CSV may be split within its header, too; a header that never ends is refused."""
     begun = await db.call("items.import", csv="\ufeffid,na", done=False)
     for piece in ('me,"pri', 'ce"\r', "\n1,a,2\r\n2"):
         assert await db.call("items.import", csv=piece, **begun) == begun
@@ -336,7 +336,7 @@ async def test_csv_with_its_header_in_pieces_is_imported(dsn: str, db: DirectCal
 
 @pytest_twisted.ensureDeferred
 async def test_rows_that_name_other_columns_each_are_imported(dsn: str, db: DirectCaller) -> None:
-    """Rows of a large call may each name other columns; one that is no row is pointed out."""
+    """The rows of a large call may have different columns; an invalid row is named by its position."""
     given: list[Any] = [{"id": n} for n in range(500)]
     given[400]["name"] = "named"
     assert await db.call("items.import", given) == {"rows": 500}
@@ -349,14 +349,14 @@ async def test_rows_that_name_other_columns_each_are_imported(dsn: str, db: Dire
 
 @pytest_twisted.ensureDeferred
 async def test_upload_without_rows_ends_with_none(dsn: str, db: DirectCaller) -> None:
-    """An upload may turn out to hold nothing."""
+    """An upload may be empty."""
     begun = await db.call("items.import", done=False, columns=["id"])
     assert await db.call("items.import", done=True, **begun) == {"rows": 0}
 
 
 @pytest_twisted.ensureDeferred
 async def test_failed_upload_keeps_nothing_and_names_its_line(dsn: str, db: DirectCaller) -> None:
-    """An error ends the upload; lines are counted over all of its calls."""
+    """An error ends the upload; lines are counted across its calls."""
     begun = await db.call("items.import", [{"id": 1}, {"id": 2}], done=False)
     refused = await failure_of(db.call("items.import", [{"id": "x"}], **begun))
     assert isinstance(refused, InvalidArgument)
@@ -380,21 +380,21 @@ async def test_failed_upload_keeps_nothing_and_names_its_line(dsn: str, db: Dire
 
 
 class Watched(Clock):
-    """A clock that goes on by a second whenever it is looked at, in the reactor's thread."""
+    """A clock that advances by a second each time that the reactor thread reads it."""
 
     def seconds(self) -> float:
-        """Give the time."""
+        """Return the time."""
         self.rightNow += 1.0
         return self.rightNow
 
     def callFromThread(self, function: Any, *args: Any) -> None:
-        """Call soon."""
+        """Call a function in the reactor thread."""
         reactor.callFromThread(function, *args)  # type: ignore[attr-defined]
 
 
 @pytest_twisted.ensureDeferred
 async def test_upload_pauses_after_each_call_for_other_calls(dsn: str) -> None:
-    """A call of an upload is answered after half as long again, in which others have their turn."""
+    """A call of an upload is answered after a pause of half its duration, for other calls."""
     async with serving(dsn) as db:
         clock = db.database.reactor = Watched()
         call = Deferred.fromCoroutine(db.call("items.import", [{"id": 1}], done=False))
@@ -403,7 +403,7 @@ async def test_upload_pauses_after_each_call_for_other_calls(dsn: str) -> None:
         clock.advance(PAUSE_RATIO)
         upload = await call
         slow = Deferred.fromCoroutine(db.call("items.import", [{"id": 2}], done=False, **upload))
-        clock.advance(60)  # a trigger, or a lock that somebody holds
+        clock.advance(60)  # as when a trigger or a lock delays it
         await until(clock.getDelayedCalls)
         clock.advance(MAX_PAUSE)
         await slow
@@ -413,7 +413,7 @@ async def test_upload_pauses_after_each_call_for_other_calls(dsn: str) -> None:
 @pytest.mark.serving(idle=0.4)
 @pytest_twisted.ensureDeferred
 async def test_upload_that_lies_idle_is_dropped(dsn: str, db: DirectCaller) -> None:
-    """An upload that lies idle is dropped, and its connection free."""
+    """Its connection is released."""
     begun = await db.call("items.import", [{"id": 1}], done=False)
     assert transactions(dsn)
     await until(lambda: not transactions(dsn))
@@ -426,7 +426,7 @@ async def test_upload_that_lies_idle_is_dropped(dsn: str, db: DirectCaller) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_uploads_of_a_session_that_is_gone_are_dropped(dsn: str, db: DirectCaller) -> None:
-    """A session that is gone takes its uploads along, and nobody else's."""
+    """Only the uploads of the lost session are dropped."""
     one, two = (Caller(n, None, None, "realm1") for n in (1, 2))
     mine = await db.call_as(one, "items.import", [{"id": 1}], done=False)
     theirs = await db.call_as(two, "items.import", [{"id": 2}], done=False)
@@ -443,7 +443,7 @@ async def test_uploads_of_a_session_that_is_gone_are_dropped(dsn: str, db: Direc
 
 @pytest_twisted.ensureDeferred
 async def test_session_cannot_take_every_upload(db: DirectCaller) -> None:
-    """Half of what there may be is one session's; others begin theirs, and one that ends is free."""
+    """A session may hold half of the uploads; other sessions may start theirs, and an ended one is free again."""
     one, two = (Caller(n, None, None, "realm1") for n in (1, 2))
     mine = [await db.call_as(one, "items.import", done=False) for _ in range(2)]
     refused = await failure_of(db.call_as(one, "items.import", done=False))
@@ -459,7 +459,7 @@ async def test_session_cannot_take_every_upload(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_upload_into_another_relation_is_refused(dsn: str, db: DirectCaller) -> None:
-    """An upload goes into one relation."""
+    """All calls of an upload must name the same relation."""
     begun = await db.call("items.import", done=False)
     refused = await failure_of(db.call("rows_of.import", [{"id": 1}], **begun))
     assert isinstance(refused, InvalidArgument)
@@ -468,7 +468,7 @@ async def test_upload_into_another_relation_is_refused(dsn: str, db: DirectCalle
 
 @pytest_twisted.ensureDeferred
 async def test_uploads_beyond_their_bound_are_refused(dsn: str, db: DirectCaller) -> None:
-    """Uploads leave connections to others."""
+    """The bound leaves connections for other calls."""
     begun = [await db.call("items.import", [{"id": n}], done=False) for n in range(3)]
     refused = await failure_of(db.call("items.import", done=False))
     assert isinstance(refused, Unavailable)
@@ -482,7 +482,7 @@ async def test_uploads_beyond_their_bound_are_refused(dsn: str, db: DirectCaller
 
 @pytest_twisted.ensureDeferred
 async def test_import_that_is_cancelled_keeps_nothing(dsn: str, db: DirectCaller) -> None:
-    """A call that is cancelled ends its import."""
+    """Cancelling the call rolls back its import."""
     execute(dsn, "CREATE TABLE IF NOT EXISTS lazy (id int CHECK (pg_sleep(0.05) IS NOT NULL))")
     db.catalogs.reload()
     await until(lambda: ("public", "lazy") in db.dispatcher.served.catalog.relations)
@@ -497,7 +497,7 @@ async def test_import_that_is_cancelled_keeps_nothing(dsn: str, db: DirectCaller
 
 @pytest_twisted.ensureDeferred
 async def test_upload_to_a_service_that_stops_keeps_nothing(dsn: str) -> None:
-    """A service that stops does not wait for an upload, and keeps nothing of it."""
+    """A stopping service does not wait for an upload, and rolls it back."""
     async with serving(dsn, idle=60) as db:
         await db.call("items.import", [{"id": 70}], done=False)
     await until(lambda: not transactions(dsn))
@@ -506,7 +506,7 @@ async def test_upload_to_a_service_that_stops_keeps_nothing(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_uploads_of_a_stopping_service_end_as_conflict(dsn: str) -> None:
-    """Its caller is told why; an upload in the midst of a call ends with that."""
+    """The caller receives the reason; an upload with a running call ends with that call."""
     async with serving(dsn) as db:
         one, two = [await db.call("items.import", [{"id": n}], done=False) for n in (1, 2)]
         running = Deferred.fromCoroutine(db.call("items.import", [{"id": 3}], **two))

@@ -1,5 +1,5 @@
 """
-Transactions that a caller holds open between calls.
+Interactive transactions, which a caller holds open between calls.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ ANN, BOB = (Caller(session, None, None, "realm1") for session in (1, 2))
 
 class Held:
     """
-    A transaction, as its caller has it.
+    A transaction from the point of view of its caller.
 
     Args:
-        db: What is served.
-        caller: Whose it is.
-        uri: What `transaction.begin` has answered.
+        db: The service.
+        caller: The caller.
+        uri: The URI that `transaction.begin` returned.
     """
 
     def __init__(self, db: DirectCaller, caller: Caller, uri: str) -> None:
@@ -70,7 +70,7 @@ class Held:
         return self.ask("", name, list(args), kwargs)
 
     def ask(self, command: str, *args: Any, caller: Caller | None = None) -> Deferred[Any]:
-        """Call the transaction's URI, or one below it."""
+        """Call a command of the transaction, such as commit."""
         name = f"{self.name}.{command}" if command else self.name
         return Deferred.fromCoroutine(
             self.db.dispatcher.answer(name, args, {}, caller or self.caller)
@@ -82,7 +82,7 @@ Begin = Callable[..., Any]
 
 @asynccontextmanager
 async def holding(dsn: str, most: int = 5, **limits: Any) -> AsyncIterator[Begin]:
-    """Serve the database with limits of its own; gives the function that begins a transaction."""
+    """Serve the database with other limits; yield a function that begins a transaction."""
     async with serving(dsn, "public", "other", most=most) as db:
         interactive = Interactive(
             db.database,
@@ -126,7 +126,7 @@ def transactions(dsn: str) -> list[Any]:
 
 
 async def conflict(call: Any) -> tuple[str | None, str | None]:
-    """Give reason and clock of the conflict that a call ends in."""
+    """Return the reason and the clock of the conflict that a call ends with."""
     error = await failure_of(call)
     assert isinstance(error, Conflict), error
     return error.details.get("reason"), error.details.get("clock")
@@ -134,7 +134,7 @@ async def conflict(call: Any) -> tuple[str | None, str | None]:
 
 @pytest_twisted.ensureDeferred
 async def test_operations_see_each_other_and_commit_keeps_them(dsn: str, begin: Begin) -> None:
-    """All in one session of the database; nobody else sees anything before the end."""
+    """All run in one PostgreSQL session; other sessions see nothing before the commit."""
     tx = await begin()
     assert transactions(dsn) == []
     assert await tx.call("items.create", {"id": 1, "name": "a"}) == {
@@ -166,7 +166,7 @@ async def test_rollback_after_a_write_keeps_nothing(dsn: str, begin: Begin) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_calls_sent_ahead_run_in_order(dsn: str, begin: Begin) -> None:
-    """Commit and all, without waiting for any answer."""
+    """This includes the commit, which is sent without waiting for any result."""
     tx = await begin()
     calls = [tx.call("items.create", {"id": 1, "name": "0"})]
     calls += [tx.call("items.update", 1, {"name": str(n)}) for n in range(1, 20)]
@@ -180,7 +180,7 @@ async def test_calls_sent_ahead_run_in_order(dsn: str, begin: Begin) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_error_fails_the_calls_behind_it(dsn: str, begin: Begin) -> None:
-    """With its cause, and until the transaction is rolled back; whatever kind of error it is."""
+    """They fail with its cause until the transaction is rolled back, whatever kind of error it is."""
     for bad, kind in (
         (("items.create", {"id": 1}), UniqueViolation),
         (("items.create", {"nope": 1}), InvalidArgument),
@@ -213,13 +213,13 @@ async def test_error_fails_the_calls_behind_it(dsn: str, begin: Begin) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_statement_is_on_its_way_before_the_one_before_it_is_answered(begin: Begin) -> None:
-    """It waits in the worker's queue, and not for a turn of the reactor."""
+    """It waits in the worker's queue, not in the reactor."""
     tx = await begin()
     await tx.call("items.count")
     (lease,) = tx.db.dispatcher._interactive.open._open.values()  # type: ignore[union-attr]
     calls = [tx.call("fn.wait", seconds=0.1), tx.call("items.count"), tx.call("items.count")]
     assert len(lease.held.level._open) == 3
-    calls.append(tx.ask("savepoint", "s"))  # which is about all of them
+    calls.append(tx.ask("savepoint", "s"))  # applies to all of them
     assert len(lease.held.level._open) == 3
     assert (await gatherResults(calls))[1:3] == [0, 0]
     await tx.ask("rollback")
@@ -229,7 +229,7 @@ async def test_statement_is_on_its_way_before_the_one_before_it_is_answered(begi
 async def test_what_was_sent_behind_a_refused_call_is_stopped_and_undone(
     dsn: str, begin: Begin
 ) -> None:
-    """The database did not refuse the first, so it has begun with those behind it."""
+    """The service refuses the first call, so PostgreSQL has already started the later ones."""
     tx = await begin()
     await tx.ask("savepoint", "s")
     missing, behind, slow, after = (
@@ -242,7 +242,7 @@ async def test_what_was_sent_behind_a_refused_call_is_stopped_and_undone(
     for each in (behind, slow, after):
         assert await conflict(each) == ("failed", None)
     back, count = tx.ask("rollback_to", "s"), tx.call("items.count")
-    await back.addTimeout(10, reactor)  # of the 20 seconds that one has slept
+    await back.addTimeout(10, reactor)  # less than the 20 seconds for which one would sleep
     assert await count == 0
     await tx.call("items.create", {"id": 2})
     await tx.ask("commit")
@@ -251,7 +251,7 @@ async def test_what_was_sent_behind_a_refused_call_is_stopped_and_undone(
 
 @pytest_twisted.ensureDeferred
 async def test_timeout_of_a_call_sent_ahead_is_its_own(begin: Begin) -> None:
-    """Not that of those before it, too."""
+    """The time of the calls before it does not count."""
     tx = await begin()
     await tx.call("items.count")
     slow = tx.call("fn.wait", seconds=4)
@@ -272,7 +272,7 @@ async def test_many_calls_behind_a_refused_one_all_have_its_cause(begin: Begin) 
 
 @pytest_twisted.ensureDeferred
 async def test_unknown_command_fails_the_calls_behind_it(dsn: str, begin: Begin) -> None:
-    """A mistyped rollback_to that was sent ahead does not end in a commit."""
+    """A pipelined commit after a misspelled rollback_to does not commit."""
     tx = await begin()
     await tx.call("items.create", {"id": 1})
     wrong, commit = tx.ask("rolback_to", "s"), tx.ask("commit")
@@ -295,7 +295,7 @@ async def test_commit_of_a_failed_transaction_rolls_back(dsn: str, begin: Begin)
 
 @pytest_twisted.ensureDeferred
 async def test_commit_that_fails_says_why(dsn: str, begin: Begin) -> None:
-    """What is checked at the end alone is the commit's own error."""
+    """A deferred constraint is an error of the commit."""
     tx = await begin()
     await tx.call("items.create", [{"id": 1, "later": 1}, {"id": 2, "later": 1}])
     error = await failure_of(tx.ask("commit"))
@@ -308,7 +308,7 @@ async def test_commit_that_fails_says_why(dsn: str, begin: Begin) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_savepoints_of_any_name_are_the_callers(dsn: str, begin: Begin) -> None:
-    """Of any name; rolled back to, one stays, and a failed transaction goes on."""
+    """After rolling back to it, a savepoint remains, and a failed transaction can continue."""
     tx = await begin()
     await tx.ask("savepoint", 'odd "name"')
     await tx.call("items.create", {"id": 1})
@@ -349,7 +349,7 @@ async def test_savepoints_of_any_name_are_the_callers(dsn: str, begin: Begin) ->
 
 @pytest_twisted.ensureDeferred
 async def test_savepoints_of_one_name_shadow_each_other(dsn: str, begin: Begin) -> None:
-    """As PostgreSQL has them: the last is meant, and its release uncovers the one before."""
+    """As in PostgreSQL, the name means the newest one, and releasing it uncovers the one before."""
     tx = await begin()
     for id in (1, 2):
         await tx.ask("savepoint", "s")
@@ -368,14 +368,14 @@ async def test_savepoints_of_one_name_shadow_each_other(dsn: str, begin: Begin) 
 async def test_deadlock_victim_without_savepoint_is_rolled_back_at_once(
     dsn: str, begin: Begin, savepoint: bool
 ) -> None:
-    """It is rolled back at once; with a savepoint its caller may go on, and is told of the locks."""
+    """With a savepoint, its caller may continue, and the error mentions the locks still held."""
     execute(dsn, "TRUNCATE guarded; INSERT INTO guarded VALUES (1), (2)")
     one, two = await begin(), await begin(BOB)
     for tx, id in ((one, 1), (two, 2)):
         await tx.call("guarded.update", id, {"name": "first"})
         if savepoint:
             await tx.ask("savepoint", "s")
-    # In a savepoint of the operation's own, since a trigger may write elsewhere what a refusal undoes.
+    # Each update has its own savepoint: a trigger may write to other tables, which a refusal must undo.
     work = [tx.call("guarded.update", id, {"name": "last"}) for tx, id in ((one, 2), (two, 1))]
     outcomes = DeferredList([each.addErrback(lambda failure: failure.value) for each in work])
     if savepoint:
@@ -393,7 +393,7 @@ async def test_deadlock_victim_without_savepoint_is_rolled_back_at_once(
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_that_failed_gives_its_connection_back(dsn: str, begin: Begin) -> None:
-    """Nothing but a rollback could follow; what its caller sends has the answers that it had."""
+    """Only a rollback could follow; further calls get the same errors as with the connection."""
     tx = await begin()
     await tx.call("items.create", {"id": 1})
     assert isinstance(await failure_of(tx.call("items.get", 9)), NotFound)
@@ -419,7 +419,7 @@ async def test_schema_of_each_operation_is_searched_after_a_savepoint_too(begin:
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_is_its_sessions_alone(begin: Begin) -> None:
-    """While it is open and afterwards; what is not there is a conflict, never unknown."""
+    """Other sessions are not authorized, while it is open and afterwards; an unknown transaction is a conflict."""
     tx = await begin()
     for over in (False, True):
         for command in ("", "commit"):
@@ -479,7 +479,7 @@ async def test_isolation_and_read_only_are_postgresqls(dsn: str, begin: Begin) -
 async def test_idle_transaction_is_rolled_back(
     dsn: str, idle: float, arguments: dict[str, Any]
 ) -> None:
-    """After the service's time, or the call's if that is less; its connection goes on."""
+    """After the idle timeout of the service or of `begin`, whichever is shorter; the connection is reused."""
     async with holding(dsn, idle=idle) as begin:
         tx = await begin(**arguments)
         pid = await tx.call("fn.pid")
@@ -492,7 +492,7 @@ async def test_idle_transaction_is_rolled_back(
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_that_lasts_too_long_is_rolled_back(dsn: str) -> None:
-    """Between calls, and in the midst of one, whose statement is stopped."""
+    """Both between calls and during one, whose statement is cancelled."""
     async with holding(dsn, whole=1.5) as begin:
         tx = await begin()
         await tx.call("items.create", {"id": 1})
@@ -508,7 +508,7 @@ async def test_transaction_that_lasts_too_long_is_rolled_back(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_statement_that_takes_too_long_fails_the_transaction(begin: Begin) -> None:
-    """By the operation's own limit; it names its clock, as waiting for a lock does."""
+    """The operation's own limit applies; the error names the clock, as that of a lock timeout does."""
     tx = await begin()
     error = await failure_of(tx.call("slow.find", timeout=0.1))
     assert isinstance(error, StatementTimeout)
@@ -551,7 +551,7 @@ async def test_transactions_beyond_the_bound_are_refused(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_session_that_leaves_has_its_statement_stopped(dsn: str, begin: Begin) -> None:
-    """What it has begun is rolled back at once, running or not; others' goes on."""
+    """Its transactions are rolled back at once, running or idle; those of other sessions continue."""
     one, two, other = await begin(), await begin(), await begin(BOB)
     for each in (one, two, other):
         await each.call("fn.pid")
@@ -582,7 +582,7 @@ async def test_stop_ends_what_lies_and_lets_what_runs_end(dsn: str, begin: Begin
 
 @pytest_twisted.ensureDeferred
 async def test_cancelled_call_fails_the_transaction(dsn: str, begin: Begin) -> None:
-    """One that runs is stopped on the server; one that waits for its turn leaves those behind it."""
+    """A running call is cancelled on the server; cancelling a waiting one affects no other call."""
     tx = await begin()
     await tx.call("items.create", {"id": 1})
     running, waiting, behind = (

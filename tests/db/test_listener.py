@@ -1,5 +1,5 @@
 """
-The listener: it hears, says when it may have missed something, and outlives the server.
+The listener: it passes notifications on, signals possible gaps, and reconnects after outages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHANNEL = 'odd "channel'
 
 
 class Heard:
-    """A listener, and what it has heard."""
+    """A listener with a record of its notifications and resyncs."""
 
     def __init__(self, dsn: Any) -> None:
         self.payloads: list[str] = []
@@ -68,7 +68,7 @@ def descriptors() -> int:
 
 @pytest_twisted.ensureDeferred
 async def test_payloads_of_commits_arrive_once_in_order(dsn: str, heard: Heard) -> None:
-    """Every payload arrives, once, in the order of commits, and says so when it begins."""
+    """Each payload arrives once, in commit order, after an initial resync."""
     await until(lambda: heard.resyncs == 1)
     notify(dsn, *map(str, range(500)))
     await until(lambda: len(heard.payloads) == 500)
@@ -79,7 +79,7 @@ async def test_payloads_of_commits_arrive_once_in_order(dsn: str, heard: Heard) 
 async def test_failing_subscriber_is_logged_and_others_are_still_notified(
     dsn: str, heard: Heard
 ) -> None:
-    """What goes wrong with one notification leaves the next one alone."""
+    """An error in one callback does not prevent the next notification."""
     await until(lambda: heard.listener.listening)
     notify(dsn, "bad", "good")
     await until(lambda: heard.payloads == ["bad", "good"])
@@ -87,7 +87,7 @@ async def test_failing_subscriber_is_logged_and_others_are_still_notified(
 
 @pytest_twisted.ensureDeferred
 async def test_listener_whose_session_is_cut_listens_again(dsn: str, heard: Heard) -> None:
-    """Its session is terminated again and again; it listens again, says so, leaks nothing."""
+    """After each termination of its session it reconnects, resyncs, and leaks no file descriptor."""
     await until(lambda: heard.resyncs == 1)
     before = descriptors()
     for count in range(2, 7):
@@ -100,7 +100,7 @@ async def test_listener_whose_session_is_cut_listens_again(dsn: str, heard: Hear
 
 @pytest_twisted.ensureDeferred
 async def test_listener_without_a_database_retries_until_it_is_up(dsn: str) -> None:
-    """It goes on trying until the database is there, and stops when told to."""
+    """It retries until the database accepts connections, and stops on stopService."""
     where = ["dbname=no_such_database host=/nowhere"]
     heard = Heard(lambda: where[0])
     heard.listener.startService()
@@ -117,7 +117,7 @@ async def test_listener_without_a_database_retries_until_it_is_up(dsn: str) -> N
 async def test_listener_that_finds_no_descriptor_left_tries_again(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As while a process has as many files open as it may."""
+    """As when the process has reached its limit of open files."""
     dup, full = os.dup, [OSError(errno.EMFILE, "Too many open files")]
 
     def dup_unless_full(number: int) -> int:
@@ -135,7 +135,7 @@ async def test_listener_that_finds_no_descriptor_left_tries_again(
 
 @pytest_twisted.ensureDeferred
 async def test_listener_of_a_server_that_is_away_for_long_tries_each_second() -> None:
-    """What readers wait for after an outage is no longer than that, however long it lasted."""
+    """The pause between attempts does not grow beyond a second, however long the outage lasts."""
     clock: Any = Clock()
     clock.callFromThread = reactor.callFromThread  # type: ignore[attr-defined]
     asked: list[float] = []
@@ -155,7 +155,7 @@ async def test_listener_of_a_server_that_is_away_for_long_tries_each_second() ->
 
 @pytest_twisted.ensureDeferred
 async def test_listener_stopped_while_it_connects_is_closed(dsn: str) -> None:
-    """A connection that comes too late is closed again."""
+    """A connection established after stopService is closed."""
     heard = Heard(dsn)
     heard.listener.startService()
     heard.listener.stopService()
@@ -169,7 +169,7 @@ async def test_listener_stopped_while_it_connects_is_closed(dsn: str) -> None:
 async def test_channels_are_added_and_removed_on_the_open_connection(
     dsn: str, heard: Heard
 ) -> None:
-    """Each subscriber hears its own channel, once it was told that it may have missed something."""
+    """Each subscriber receives the notifications of its channel, after an initial resync."""
     await until(lambda: heard.listener.listening)
     before = execute(dsn, "SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
     found: list[str] = []
@@ -201,7 +201,7 @@ async def test_channels_are_added_and_removed_on_the_open_connection(
 
 @pytest_twisted.ensureDeferred
 async def test_second_subscriber_of_a_channel_is_resynced_at_once(dsn: str, heard: Heard) -> None:
-    """It is after the call has returned, and not if it has gone meanwhile."""
+    """The resync comes after `subscribe` has returned, unless the subscription was cancelled meanwhile."""
     await until(lambda: heard.listener.listening)
     found: list[str] = []
     gone, _ = (
@@ -215,7 +215,7 @@ async def test_second_subscriber_of_a_channel_is_resynced_at_once(dsn: str, hear
 
 @pytest_twisted.ensureDeferred
 async def test_channels_after_a_cut_are_all_listened_to_again(dsn: str, heard: Heard) -> None:
-    """Those too that began while the connection was down, whose subscribers are told once."""
+    """This includes channels subscribed while the connection was down; these are resynced once."""
     found: list[str] = []
     heard.listener.subscribe("a", partial(hear, found, "one"), partial(miss, found, "one"))
     await until(lambda: heard.listener.listening)
@@ -231,7 +231,7 @@ async def test_channels_after_a_cut_are_all_listened_to_again(dsn: str, heard: H
 
 @pytest_twisted.ensureDeferred
 async def test_subscriptions_change_while_the_server_is_asked(dsn: str, heard: Heard) -> None:
-    """Whatever is subscribed and cancelled meanwhile, the last state holds."""
+    """Channels subscribed and cancelled while LISTEN runs end in the last requested state."""
     found: list[str] = []
     for n in range(30):
         each = heard.listener.subscribe("c", partial(hear, found, str(n)))
@@ -252,5 +252,5 @@ def miss(found: list[str], who: str) -> None:
 
 
 def listened(dsn: str) -> list[tuple[object, ...]]:
-    """Find the listener's session once it listens to less than before."""
+    """Return the listener's session after it has stopped listening to a channel."""
     return execute(dsn, "SELECT pid FROM pg_stat_activity WHERE query LIKE 'UNLISTEN%'")

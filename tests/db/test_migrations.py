@@ -1,5 +1,5 @@
 """
-Migrations: up, down and up again, and how a database stands to the code.
+Migrations up, down and up again, and the comparison of a database's revision with the code's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ORDER BY 1
 
 @pytest.fixture
 def base(migrated: str) -> Iterator[str]:
-    """Give a database at the code's revision, without rows, whatever a test does to it."""
+    """Yield a database at the code's revision, without rows; restore it after the test."""
     execute(migrated, "TRUNCATE actions, drivers, vehicles")
     yield migrated
     command.upgrade(alembic(migrated), "head")
@@ -45,7 +45,7 @@ def alembic(dsn: str, output: io.StringIO | None = None) -> Config:
 
 @contextmanager
 def database(postgres: str, setup: str) -> Iterator[str]:
-    """Have a database of a test's own for a while."""
+    """Create a database for the length of the body; yield its DSN."""
     execute(postgres, "CREATE DATABASE stranger")
     at = psycopg2.extensions.make_dsn(postgres, dbname="stranger")
     try:
@@ -56,17 +56,17 @@ def database(postgres: str, setup: str) -> Iterator[str]:
 
 
 def names(dsn: str) -> list[object]:
-    """Name all that stands in the schema."""
+    """Return the names of all relations in the schema."""
     return [row[0] for row in execute(dsn, LEFT)]
 
 
 def test_migrations_at_head_agree_with_the_declarations(base: str) -> None:
-    """The migrations make what the classes declare, checks and comments included."""
+    """The migrations create what the classes declare, including checks and comments."""
     command.check(alembic(base))
 
 
 def test_downgrade_to_base_leaves_alembics_table_alone(base: str) -> None:
-    """After the way down only Alembic's own table is left, and the way up is open again."""
+    """After the downgrade only Alembic's table is left, and an upgrade is possible again."""
     command.downgrade(alembic(base), "base")
     assert {str(name).lstrip("_") for name in names(base)} == {
         "alembic_version",
@@ -83,7 +83,7 @@ WHERE c.oid = 'rowcast.idempotency_keys'::regclass AND acl.grantee <> c.relowner
 
 
 def test_idempotency_keys_are_private_whatever_the_default_privileges(postgres: str) -> None:
-    """Nor is a right that was granted later taken by another run."""
+    """Running the setup again does not revoke a privilege that was granted later."""
     generous = (
         "CREATE ROLE curious; ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO curious, PUBLIC"
     )
@@ -99,7 +99,7 @@ def test_idempotency_keys_are_private_whatever_the_default_privileges(postgres: 
 
 
 def test_schema_of_another_role_is_refused(postgres: str) -> None:
-    """Its owner could put a table in the place of ours."""
+    """The schema's owner could replace the service's tables."""
     with database(postgres, "CREATE ROLE sly; CREATE SCHEMA rowcast AUTHORIZATION sly") as at:
         with pytest.raises(NotMade, match=r"^rowcast is another role's schema → "):
             make(at)
@@ -109,7 +109,7 @@ def test_schema_of_another_role_is_refused(postgres: str) -> None:
 
 
 def test_check_that_was_dropped_is_seen_by_autogenerate(base: str) -> None:
-    """A constraint that went missing in the database is noticed."""
+    """`alembic check` reports a constraint missing in the database."""
     execute(base, "ALTER TABLE actions DROP CONSTRAINT ck_actions_path_absolute")
     with pytest.raises(CommandError, match="path_absolute"):
         command.check(alembic(base))
@@ -117,7 +117,7 @@ def test_check_that_was_dropped_is_seen_by_autogenerate(base: str) -> None:
 
 
 def test_updated_at_of_a_changed_row_is_kept_by_the_database(base: str) -> None:
-    """The database keeps updated_at, and a client cannot forge it; no change is no change."""
+    """A trigger sets updated_at, so that a client cannot forge it; an update without changes leaves it."""
     execute(base, "INSERT INTO actions (action, path, updated_at) VALUES ('a', '/', 'epoch')")
     execute(base, "UPDATE actions SET action = action")
     assert execute(base, "SELECT updated_at = 'epoch' FROM actions") == [(True,)]
@@ -149,14 +149,14 @@ def test_updated_at_of_a_changed_row_is_kept_by_the_database(base: str) -> None:
 def test_row_against_a_constraint_is_refused_by_its_name(
     base: str, statement: str, constraint: str
 ) -> None:
-    """Rows that make no sense are refused, by a constraint that is named for it."""
+    """Invalid rows are refused by a constraint named for the rule."""
     with pytest.raises(psycopg2.IntegrityError) as refused:
         execute(base, statement)
     assert refused.value.diag.constraint_name == constraint
 
 
 def test_migrations_without_a_database_are_written_as_sql() -> None:
-    """The migrations can be written as SQL where no database is."""
+    """Offline mode writes the migrations as SQL."""
     output = io.StringIO()
     config = Config(
         ROOT / "alembic.ini", attributes={"configure_logging": False}, output_buffer=output
@@ -170,7 +170,7 @@ def test_migrations_without_a_database_are_written_as_sql() -> None:
 
 
 def test_migrations_written_as_sql_build_the_same(postgres: str) -> None:
-    """Run by psql it brings a database to head, and the way down leaves nothing."""
+    """The SQL run by psql migrates a database to head, and the downgrade's SQL leaves nothing."""
     written = io.StringIO()
     config = Config(
         ROOT / "alembic.ini", attributes={"configure_logging": False}, output_buffer=written
@@ -192,7 +192,7 @@ def test_migrations_written_as_sql_build_the_same(postgres: str) -> None:
 
 
 def test_existing_demo_rows_are_not_inserted_again(base: str) -> None:
-    """The demo rows are made where there are none, and not again."""
+    """Demo rows are inserted into empty tables only."""
     assert sow(base) == "made 6 drivers, 8 vehicles, 40 actions"
     assert sow(base) == "nothing to do: the demo tables hold rows already"
     assert execute(base, "SELECT count(*) FROM vehicles WHERE driver_id IS NULL") == [(1,)]
@@ -207,7 +207,7 @@ def test_inspect_of_a_database_at_head_has_no_problem(base: str) -> None:
 
 
 def test_inspect_of_a_database_behind_says_what_to_run(base: str) -> None:
-    """One that is behind is refused, with the command; or brought there."""
+    """An older database is refused with the command to run, or upgraded if that is allowed."""
     command.downgrade(alembic(base), "base")
     assert inspect(Place(url=base)).problem == (
         f"the database is at revision none, the code at {HEAD} → alembic upgrade head"
@@ -216,7 +216,7 @@ def test_inspect_of_a_database_behind_says_what_to_run(base: str) -> None:
 
 
 def test_inspect_of_a_database_ahead_says_update_the_code(base: str) -> None:
-    """One that is newer than the code is refused, upgrade or not."""
+    """A database newer than the code is refused, with and without upgrade."""
     execute(base, "UPDATE alembic_version SET version_num = 'f00'")
     try:
         for upgrade in (False, True):
@@ -228,7 +228,7 @@ def test_inspect_of_a_database_ahead_says_update_the_code(base: str) -> None:
 
 
 def test_inspect_of_a_foreign_database_leaves_it_alone(postgres: str) -> None:
-    """A database with relations and migrations of its own is served as it is."""
+    """A database with its own relations and migrations is served unchanged."""
     with database(
         postgres, "CREATE TABLE t (); CREATE TABLE alembic_version (version_num text)"
     ) as at:
@@ -239,7 +239,7 @@ def test_inspect_of_a_foreign_database_leaves_it_alone(postgres: str) -> None:
 
 
 def test_upgrade_by_role_without_create_says_what_to_grant(postgres: str) -> None:
-    """Who may not make tables is told what to grant."""
+    """The message has the GRANT that is missing."""
     with database(postgres, "CREATE ROLE poor LOGIN CONNECTION LIMIT 3") as at:
         place = Place(url=psycopg2.extensions.make_dsn(at, user="poor"))
         try:
@@ -255,7 +255,7 @@ def test_upgrade_by_role_without_create_says_what_to_grant(postgres: str) -> Non
 
 
 def test_empty_database_of_ones_own_asks_before_the_demo(postgres: str) -> None:
-    """Nothing is made in it until the one who starts it says so."""
+    """Nothing is created in it until the operator agrees."""
     with database(postgres, "SELECT 1") as at:
         problem = inspect(Place(url=at), upgrade=True).problem
         assert problem is not None
@@ -268,7 +268,7 @@ def test_empty_database_of_ones_own_asks_before_the_demo(postgres: str) -> None:
 
 
 def test_upgrade_beside_a_table_of_that_name_says_what_to_do(postgres: str) -> None:
-    """A database that has such a table already can be served as it is, or stamped."""
+    """The message names both ways: serve the database unchanged, or stamp it."""
     with database(postgres, "CREATE TABLE actions (id int)") as at:
         with pytest.raises(CommandError) as refused:
             command.upgrade(alembic(at), "head")
@@ -302,7 +302,7 @@ def test_upgrade_without_create_in_schema_says_what_to_grant(postgres: str) -> N
 
 
 def test_url_with_stray_password_is_refused_by_alembic_without_any_of_it() -> None:
-    """As by the service."""
+    """Alembic refuses it as the service does."""
     with pytest.raises(CommandError, match=r"^DATABASE_URL has no host and port") as refused:
         command.upgrade(alembic("postgresql://app:s3cret/x@127.0.0.1/db"), "head")
     assert "s3cret" not in str(refused.value)
@@ -319,7 +319,7 @@ CURED = [
 
 @pytest.mark.parametrize(("change", "cure"), CURED)
 def test_connection_that_fails_says_what_to_do(dsn: str, change: str, cure: str) -> None:
-    """Each ends in an arrow."""
+    """Each message ends with an arrow and the way out."""
     place = psycopg2.extensions.parse_dsn(dsn) | psycopg2.extensions.parse_dsn(change)
     problem = inspect(Place(url=psycopg2.extensions.make_dsn(**place))).problem
     assert problem is not None
@@ -327,7 +327,7 @@ def test_connection_that_fails_says_what_to_do(dsn: str, change: str, cure: str)
 
 
 def test_inspect_of_an_unreachable_database_names_it_without_the_password(tmp_path: Path) -> None:
-    """A database that cannot be reached is told in one sentence."""
+    """The message is one line."""
     url = f"postgresql://u:s3cret@/d?host={tmp_path}"
     problem = inspect(Place(url=url)).problem
     assert problem is not None
@@ -336,7 +336,7 @@ def test_inspect_of_an_unreachable_database_names_it_without_the_password(tmp_pa
 
 
 def test_inspect_of_two_heads_says_how_to_merge(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two heads are told, with the command that joins them."""
+    """The message has the command that merges two heads."""
     monkeypatch.setattr("alembic.script.ScriptDirectory.get_heads", lambda _: ["0001", "0002"])
     problem = inspect(Place(url=base)).problem
     assert problem == "the migrations have several heads (0001, 0002) → alembic merge heads"

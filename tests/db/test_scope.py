@@ -1,5 +1,5 @@
 """
-Transactions as scopes: who is in, who is not, and what is kept.
+Transactions as scopes: which tasks belong to them, when they commit, roll back and retry.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def kept(dsn: str) -> list[object]:
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_commits_or_rolls_back_at_its_end(dsn: str) -> None:
-    """The end of the body commits, an error in it rolls back and passes."""
+    """The end of the body commits; an exception in it rolls back and propagates."""
     async with database_at(dsn) as database:
         async with database.transaction():
             await insert(database, 1)
@@ -88,7 +88,7 @@ async def test_transaction_commits_or_rolls_back_at_its_end(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_begin_before_a_statement_costs_no_message(dsn: str) -> None:
-    """BEGIN travels with the first statement, cleaning with COMMIT; an empty one sends nothing."""
+    """BEGIN is sent with the first statement, the reset with COMMIT; an empty transaction sends nothing."""
     with Relay(dsn) as relay:
         async with database_at(relay.dsn, most=1) as database:
             await database.statement("SELECT 1")
@@ -105,7 +105,7 @@ async def test_begin_before_a_statement_costs_no_message(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_last_function_of_a_transaction_commits_with_it(dsn: str) -> None:
-    """Nothing comes after it; if it fails, nothing is kept; in a savepoint more may come."""
+    """No statement may follow it; if it fails, all is rolled back. After one in a savepoint, more may follow."""
 
     def insert_txn(connection: PgConnection, number: int) -> None:
         connection.command(f"INSERT INTO kept VALUES ({number})")
@@ -142,7 +142,7 @@ async def test_last_function_of_a_transaction_commits_with_it(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_task_beside_a_transaction_stays_outside(dsn: str) -> None:
-    """Unrelated work at the same time is neither joined nor lost by the rollback."""
+    """Concurrent unrelated work neither joins the transaction nor is rolled back with it."""
     async with database_at(dsn) as database:
 
         async def unrelated() -> None:
@@ -165,7 +165,7 @@ async def test_task_beside_a_transaction_stays_outside(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_transactions_at_once_end_on_their_own(dsn: str) -> None:
-    """Each of two overlapping transactions ends on its own."""
+    """Each of two overlapping transactions commits or rolls back independently."""
     async with database_at(dsn) as database:
 
         async def first() -> None:
@@ -189,7 +189,7 @@ async def test_transactions_at_once_end_on_their_own(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_plain_callbacks_stay_in_the_transaction(dsn: str) -> None:
-    """A chain of addCallback knows its transaction; twistar is made of such chains."""
+    """Callbacks added with addCallback, as twistar uses them, run in the transaction of their task."""
     async with database_at(dsn) as database:
 
         async def body() -> None:
@@ -209,7 +209,7 @@ async def test_plain_callbacks_stay_in_the_transaction(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_inside_a_transaction_is_a_savepoint(dsn: str) -> None:
-    """An inner failure undoes the inner scope alone."""
+    """An inner failure rolls back to the savepoint only."""
     async with database_at(dsn) as database, database.transaction():
         await insert(database, 1)
 
@@ -228,7 +228,7 @@ async def test_transaction_inside_a_transaction_is_a_savepoint(dsn: str) -> None
 
 @pytest_twisted.ensureDeferred
 async def test_savepoints_side_by_side_take_turns(dsn: str) -> None:
-    """Scopes that a transaction opens side by side do not tear at each other, three deep."""
+    """Concurrent savepoints of one transaction do not interleave, even three levels deep."""
     async with database_at(dsn) as database:
 
         async def third(number: int) -> None:
@@ -252,7 +252,7 @@ async def test_savepoints_side_by_side_take_turns(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_task_that_outlives_its_transaction_is_refused(dsn: str) -> None:
-    """It is told so, instead of writing outside; with a clean context it is free."""
+    """It is refused, instead of writing outside the transaction; with a clean context it may write."""
     async with database_at(dsn) as database:
 
         async def late() -> None:
@@ -270,7 +270,7 @@ async def test_task_that_outlives_its_transaction_is_refused(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_with_a_swallowed_error_does_not_commit(dsn: str) -> None:
-    """COMMIT of a broken transaction is a ROLLBACK, and says so."""
+    """PostgreSQL answers COMMIT of a failed transaction with ROLLBACK, and the service raises."""
     async with database_at(dsn) as database:
 
         async def body() -> None:
@@ -285,7 +285,7 @@ async def test_transaction_with_a_swallowed_error_does_not_commit(dsn: str) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_statement_after_a_first_one_that_does_not_parse_has_a_begin(dsn: str) -> None:
-    """It takes the BEGIN down with it; the next statement brings another one."""
+    """A syntax error prevents the BEGIN in the same message; the next statement sends BEGIN again."""
     async with database_at(dsn) as database:
 
         async def body() -> None:
@@ -301,7 +301,7 @@ async def test_statement_after_a_first_one_that_does_not_parse_has_a_begin(dsn: 
 
 @pytest_twisted.ensureDeferred
 async def test_serialization_failures_are_retried(dsn: str) -> None:
-    """Eight writers of one row, time and again: none needs more than the usual attempts."""
+    """Eight concurrent writers of one row all succeed within the usual number of attempts."""
     async with database_at(dsn, most=10) as database:
         await insert(database, 0)
         await database.statement("UPDATE kept SET note = '0'")
@@ -321,7 +321,7 @@ async def test_serialization_failures_are_retried(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_transactions_in_a_deadlock_are_retried(dsn: str) -> None:
-    """Two transactions that lock the same rows crosswise both succeed."""
+    """Two transactions that lock the same rows in opposite order both succeed."""
     execute(dsn, "INSERT INTO kept VALUES (1, '0'), (2, '0')")
     async with database_at(dsn) as database:
 
@@ -338,7 +338,7 @@ async def test_transactions_in_a_deadlock_are_retried(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_that_wraps_a_serialization_failure_is_retried(dsn: str) -> None:
-    """What the server asked for is known by the cause, whatever it was turned into."""
+    """A retryable error is recognized by the exception's cause, whatever exception wraps it."""
     attempts = []
     async with database_at(dsn) as database:
 
@@ -359,7 +359,7 @@ async def test_transaction_that_wraps_a_serialization_failure_is_retried(dsn: st
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_that_always_fails_ends_as_conflict(dsn: str) -> None:
-    """A transaction that never gets through fails as PostgreSQL said it."""
+    """It raises PostgreSQL's last error as a conflict."""
     attempts = []
     async with database_at(dsn) as database:
 
@@ -377,7 +377,7 @@ async def test_transaction_that_always_fails_ends_as_conflict(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_of_unknown_outcome_is_not_retried(dsn: str) -> None:
-    """Not even where a serialization failure is the cause: half of a CALL may be kept."""
+    """Even if a serialization failure is the cause: a CALL may have committed a part."""
     execute(
         dsn,
         "CREATE PROCEDURE half() LANGUAGE plpgsql AS $$ BEGIN INSERT INTO kept VALUES (1);"
@@ -401,7 +401,7 @@ async def test_transaction_of_unknown_outcome_is_not_retried(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_over_its_time_limit_is_rolled_back(dsn: str) -> None:
-    """The limit is for all attempts together, and stops the statement at the server."""
+    """The limit covers all attempts together, and cancels the running statement at the server."""
     async with database_at(dsn) as database:
 
         async def slow() -> None:
@@ -441,7 +441,7 @@ async def test_cancelled_transaction_is_rolled_back_and_not_run_again(dsn: str) 
 
 @pytest_twisted.ensureDeferred
 async def test_savepoint_that_is_read_only_refuses_writes_until_its_end(dsn: str) -> None:
-    """Whether it is kept or undone; a function in a worker has the same."""
+    """The end is a release or a rollback. The same holds for a function in a worker."""
 
     def insert_txn(connection: PgConnection) -> None:
         connection.command("INSERT INTO kept VALUES (9)")
@@ -462,7 +462,7 @@ async def test_savepoint_that_is_read_only_refuses_writes_until_its_end(dsn: str
 
 @pytest_twisted.ensureDeferred
 async def test_savepoint_of_stronger_isolation_than_its_transaction_is_refused(dsn: str) -> None:
-    """PostgreSQL cannot change it under way; what is as strong or stronger will do."""
+    """PostgreSQL cannot change the isolation of a running transaction; an equal or stronger one is accepted."""
     async with database_at(dsn) as database, database.transaction(isolation="repeatable read"):
         await insert(database, 1)
         with pytest.raises(InvalidArgument, match="run serializable") as caught:
@@ -481,13 +481,13 @@ async def test_savepoint_of_stronger_isolation_than_its_transaction_is_refused(d
 
 @pytest_twisted.ensureDeferred
 async def test_transactions_beyond_the_workers_all_end(dsn: str) -> None:
-    """Twenty transactions on three workers all end, and plain statements still get through."""
+    """Twenty transactions on three workers all end, and single statements run in between."""
     async with database_at(dsn, most=3) as database:
 
         async def hold(number: int) -> None:
             async with database.transaction():
                 await insert(database, number)
-                # Asks for a worker of its own while it keeps one.
+                # needs a second worker while it holds one
                 await contextvars.Context().run(database.statement, "SELECT 1")
                 await pause(0.01)
 
@@ -497,7 +497,7 @@ async def test_transactions_beyond_the_workers_all_end(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_function_by_atomic_is_one_transaction(dsn: str) -> None:
-    """A function in a worker is kept or undone as a whole; inside a scope, as a savepoint."""
+    """A function in a worker commits or rolls back atomically; inside a transaction, as a savepoint."""
 
     def two_txn(connection: PgConnection, first: int, second: int) -> str:
         connection.command(f"INSERT INTO kept VALUES ({first})")
@@ -521,7 +521,7 @@ async def test_function_by_atomic_is_one_transaction(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_constraint_that_is_deferred_fails_the_commit(dsn: str) -> None:
-    """An error that only COMMIT finds is the transaction's error."""
+    """An error raised by COMMIT is raised by the transaction."""
     async with database_at(dsn) as database:
         with pytest.raises(psycopg2.errors.UniqueViolation):
             async with database.transaction():
@@ -532,7 +532,7 @@ async def test_constraint_that_is_deferred_fails_the_commit(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_connection_lost_in_commit_is_outcome_unknown(dsn: str) -> None:
-    """Nobody can tell whether it was kept, and nobody claims to."""
+    """It is unknown whether the transaction committed."""
     execute(dsn, DIE)
     async with database_at(dsn) as database:
         with pytest.raises(OutcomeUnknown):
@@ -542,7 +542,7 @@ async def test_connection_lost_in_commit_is_outcome_unknown(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_connection_lost_before_commit_is_unavailable(dsn: str) -> None:
-    """The server hung up before COMMIT was sent: nothing was kept, try again."""
+    """The connection ends before COMMIT is sent, so nothing was committed and a retry is possible."""
     limits = SessionSettings(idle_in_transaction_session_timeout=0.1)
     async with database_at(dsn, limits) as database:
 
@@ -559,7 +559,7 @@ async def test_connection_lost_before_commit_is_unavailable(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_without_a_worker_in_time_fails(dsn: str) -> None:
-    """A transaction that gets no worker in time fails its first statement, and ends."""
+    """Its first statement fails, and the transaction ends."""
     async with database_at(dsn, most=1, acquire_timeout=0.1) as database:
         slow = database.statement("SELECT pg_sleep(0.7)")
         with pytest.raises(Unavailable):
@@ -573,7 +573,7 @@ async def test_transaction_without_a_worker_in_time_fails(dsn: str) -> None:
 @pytest.mark.parametrize("nested", [False, True])
 @pytest_twisted.ensureDeferred
 async def test_dropped_task_releases_its_worker(dsn: str, nested: bool) -> None:
-    """A task that nobody holds any more does not keep a connection for ever."""
+    """A task that was garbage-collected does not keep a connection."""
     async with database_at(dsn, most=2) as database:
 
         async def forgotten() -> None:
@@ -597,7 +597,7 @@ async def test_dropped_task_releases_its_worker(dsn: str, nested: bool) -> None:
 @pytest.mark.parametrize("form", ["text", "bytes", "composed", "many", "copy", "foreign"])
 @pytest_twisted.ensureDeferred
 async def test_statement_of_any_form_that_comes_first_is_inside(dsn: str, form: str) -> None:
-    """Every way to begin with a statement takes BEGIN along."""
+    """Each kind of first statement is sent with BEGIN."""
 
     def first_txn(connection: PgConnection) -> None:
         factory = DictCursor if form == "foreign" else None
@@ -629,7 +629,7 @@ async def test_statement_of_any_form_that_comes_first_is_inside(dsn: str, form: 
 
 @pytest_twisted.ensureDeferred
 async def test_retry_inside_a_transaction_is_left_to_the_outermost(dsn: str) -> None:
-    """Inside a transaction nothing is run again: the whole has to be."""
+    """A statement inside a transaction is not retried: only the entire transaction can be."""
     attempts = []
     async with database_at(dsn) as database:
 
@@ -650,7 +650,7 @@ async def test_retry_inside_a_transaction_is_left_to_the_outermost(dsn: str) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_savepoint_on_a_dead_connection_raises_the_first_error(dsn: str) -> None:
-    """The first error is the one that is told."""
+    """Later errors of the dead connection do not replace it."""
     async with database_at(dsn) as database:
 
         async def body() -> None:
@@ -666,7 +666,7 @@ async def test_savepoint_on_a_dead_connection_raises_the_first_error(dsn: str) -
 
 @pytest_twisted.ensureDeferred
 async def test_savepoint_without_a_worker_in_time_fails(dsn: str) -> None:
-    """A savepoint that cannot be set does not keep its transaction waiting."""
+    """The transaction does not wait for a savepoint that cannot be set."""
     async with database_at(dsn, most=1, acquire_timeout=0.1) as database:
         slow = database.statement("SELECT pg_sleep(0.7)")
 

@@ -1,5 +1,5 @@
 """
-Batches: operations of any verbs and functions in one transaction, all or nothing.
+Batches: operations of any verbs and functions in one atomic transaction.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ pytestmark = pytest.mark.serving("public", "other", max_bytes=100_000)
 
 @pytest.fixture(autouse=True)
 def accounts(db: DirectCaller, dsn: str) -> None:
-    """Put the accounts back to what they were."""
+    """Restore the accounts."""
     execute(
         dsn,
         "TRUNCATE accounts, entries RESTART IDENTITY;"
@@ -71,26 +71,26 @@ def op(name: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
 
 
 async def batch(db: DirectCaller, *operations: Any, **options: Any) -> Any:
-    """Make a batch."""
+    """Call a batch."""
     return await db.call("transaction", list(operations), **options)
 
 
 async def refusal_of(db: DirectCaller, *operations: Any, **options: Any) -> ServiceError:
-    """Make a batch that is refused, and return the refusal."""
+    """Call a batch that is refused, and return the error."""
     with pytest.raises(ServiceError) as caught:
         await batch(db, *operations, **options)
     return caught.value
 
 
 async def balances(db: DirectCaller) -> list[int]:
-    """Return what the accounts hold."""
+    """Return the balances of the accounts."""
     page = await db.call("accounts.find", select="balance", order="id")
     return [row["balance"] for row in page["rows"]]
 
 
 @pytest_twisted.ensureDeferred
 async def test_constraint_that_commit_finds_violated_is_named(db: DirectCaller) -> None:
-    """It was checked behind all operations, and is of none of them."""
+    """A deferred constraint is checked after all operations, so the error names none of them."""
     entry = {"account_id": 99, "amount": 1}
     refused = await refusal_of(db, op("entries.create", entry))
     assert isinstance(refused, ForeignKeyViolation)
@@ -101,7 +101,7 @@ async def test_constraint_that_commit_finds_violated_is_named(db: DirectCaller) 
 
 @pytest_twisted.ensureDeferred
 async def test_batch_answers_the_result_of_each_operation(db: DirectCaller) -> None:
-    """Each is what the call would answer by itself."""
+    """Each result is that of the single call."""
     found = await batch(
         db,
         op("accounts.create", {"id": 3, "owner": "Eve", "balance": 1}),
@@ -135,7 +135,7 @@ async def test_batch_answers_the_result_of_each_operation(db: DirectCaller) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_references_are_values_of_earlier_results(db: DirectCaller) -> None:
-    """In values, keys, filters and arguments of functions."""
+    """References work in values, keys, filters and arguments of functions."""
     found = await batch(
         db,
         op("accounts.create", {"id": 7, "owner": "Eve", "balance": 1}),
@@ -180,7 +180,7 @@ async def test_reference_to_nothing_is_refused(db: DirectCaller, reference: Any,
 
 @pytest_twisted.ensureDeferred
 async def test_error_names_its_operation_and_nothing_is_kept(db: DirectCaller) -> None:
-    """Whatever kind of error it is."""
+    """This holds for each kind of error."""
     taken = op("accounts.update", 1, {"balance": 0})
     for wrong, kind in (
         (op("accounts.update", 2, {"balance": -1}), CheckViolation),
@@ -197,7 +197,7 @@ async def test_error_names_its_operation_and_nothing_is_kept(db: DirectCaller) -
 
 @pytest_twisted.ensureDeferred
 async def test_error_at_commit_keeps_nothing(db: DirectCaller) -> None:
-    """It is of no operation."""
+    """The error names no operation."""
     refused = await refusal_of(db, op("entries.create", {"account_id": 9, "amount": 1}))
     assert isinstance(refused, ForeignKeyViolation)
     assert "operation" not in refused.details
@@ -206,7 +206,7 @@ async def test_error_at_commit_keeps_nothing(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_dry_run_answers_and_keeps_nothing(db: DirectCaller) -> None:
-    """What would fail at COMMIT fails, too."""
+    """Deferred constraints that would fail at COMMIT fail, too."""
     assert await batch(db, op("accounts.update", 1, {"balance": 0}), dry_run=True) == [
         {"id": 1, "owner": "Ada", "balance": 0}
     ]
@@ -225,7 +225,7 @@ async def test_read_only_batch_refuses_to_write(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_answer_that_is_too_large_keeps_nothing(db: DirectCaller) -> None:
-    """Each result would fit by itself."""
+    """Each single result would fit."""
     long = op("accounts.upsert", {"id": 3, "owner": "x" * 40_000, "balance": 0})
     assert isinstance(await refusal_of(db, *[long] * 3), TooLarge)
     assert await db.call("accounts.count") == 2
@@ -233,7 +233,7 @@ async def test_answer_that_is_too_large_keeps_nothing(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_contending_batches_are_retried(db: DirectCaller) -> None:
-    """Serializable writers that read what they write: none is refused, and no money is lost."""
+    """Serializable batches that read what they write: none is refused, and the total stays the same."""
 
     async def move(source: int, target: int) -> None:
         await batch(
@@ -255,7 +255,7 @@ async def test_contending_batches_are_retried(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_attempts_are_made_to_fail_where_that_is_allowed(dsn: str) -> None:
-    """Two fail and the third is kept; more than are made end in a conflict that counts them."""
+    """Two attempts fail and the third commits; if all fail, the conflict has their number."""
     async with serving(dsn, inject=True) as db:
         change = op("accounts.update", 1, {"balance": 7})
         (row,) = await batch(db, change, inject={"serialization_failure": 2})
@@ -297,7 +297,7 @@ IMPORTS = {
 @pytest.mark.parametrize("given", IMPORTS)
 @pytest_twisted.ensureDeferred
 async def test_import_of_one_call_is_an_operation(db: DirectCaller, given: str) -> None:
-    """Operations behind it see its rows, and may change and import more."""
+    """Later operations see its rows, and may change and import more."""
     counted, imported, row, again, changed = await batch(
         db,
         op("accounts.count"),
@@ -319,7 +319,7 @@ async def test_import_of_one_call_is_an_operation(db: DirectCaller, given: str) 
 
 @pytest_twisted.ensureDeferred
 async def test_imports_that_look_for_conflicts_follow_each_other(db: DirectCaller) -> None:
-    """Each has a temporary table of its own columns."""
+    """Each import has its own temporary table."""
     ada = {"id": 1, "owner": "Ada", "balance": 7}
     answers = await batch(
         db,
@@ -333,7 +333,7 @@ async def test_imports_that_look_for_conflicts_follow_each_other(db: DirectCalle
 
 @pytest_twisted.ensureDeferred
 async def test_import_brings_values_of_earlier_results(db: DirectCaller) -> None:
-    """A reference stands in rows as in those of `create`."""
+    """Rows may contain references, as those of `create` may."""
     made, imported = await batch(
         db,
         op("accounts.create", {"id": 7, "owner": "Eve"}),
@@ -348,7 +348,7 @@ async def test_import_brings_values_of_earlier_results(db: DirectCaller) -> None
 )
 @pytest_twisted.ensureDeferred
 async def test_import_is_undone_with_its_batch(db: DirectCaller, after: dict[str, Any]) -> None:
-    """All or nothing, whichever of the operations fails."""
+    """It is rolled back, whichever operation fails."""
     refused = await refusal_of(db, op("accounts.import", [{"id": 7, "owner": "Eve"}]), after)
     assert refused.details["operation"] == 1
     assert await db.call("accounts.count") == 2
@@ -356,7 +356,7 @@ async def test_import_is_undone_with_its_batch(db: DirectCaller, after: dict[str
 
 @pytest_twisted.ensureDeferred
 async def test_import_in_a_batch_leaves_the_time_limit_of_statements(db: DirectCaller) -> None:
-    """COPY is a statement like others where its rows are all there, and those behind it have a limit."""
+    """COPY of complete rows has the statement timeout, and so have the operations after it."""
     before, _, after = await batch(
         db, op("fn.limited"), op("accounts.import", [{"id": 7, "owner": "Eve"}]), op("fn.limited")
     )
@@ -366,7 +366,7 @@ async def test_import_in_a_batch_leaves_the_time_limit_of_statements(db: DirectC
 @pytest.mark.parametrize("given", [{"done": False}, {"upload": "x", "done": True}])
 @pytest_twisted.ensureDeferred
 async def test_upload_is_refused_as_an_operation(db: DirectCaller, given: dict[str, Any]) -> None:
-    """It has a transaction of its own, which spans calls."""
+    """An upload has its own transaction, which spans calls."""
     refused = await refusal_of(db, op("accounts.import", [{"id": 7, "owner": "Eve"}], **given))
     assert isinstance(refused, InvalidArgument)
     assert refused.message == '"import" cannot be called in a transaction'
@@ -407,7 +407,7 @@ async def test_malformed_batch_is_refused(
 @pytest.mark.parametrize("reference", ["0.rows.00.id", "0.rows.1.id", "0.rows.٠.id", "0.rows.0."])
 @pytest_twisted.ensureDeferred
 async def test_reference_past_a_list_is_refused(db: DirectCaller, reference: str) -> None:
-    """Positions are written as JSON writes numbers."""
+    """Positions are decimal numbers as in JSON."""
     refused = await refusal_of(
         db, op("accounts.find", limit=1), op("accounts.get", {"$ref": reference})
     )
@@ -435,7 +435,7 @@ async def test_name_that_is_nearly_one_has_a_hint(db: DirectCaller, name: str, h
 
 @pytest_twisted.ensureDeferred
 async def test_operation_of_another_schema_searches_that_first(db: DirectCaller) -> None:
-    """Functions look for names where they would in a call of their own."""
+    """Functions resolve names with the same search_path as in a single call."""
     found = await batch(db, op("fn.place"), op("other.fn.place"), op("fn.place"))
     assert found == ["here", "there", "here"]
 
@@ -461,7 +461,7 @@ async def test_batch_of_a_role_has_its_rights(dsn: str) -> None:
 async def test_batch_with_what_is_new_in_the_database_is_answered(
     db: DirectCaller, dsn: str
 ) -> None:
-    """The whole of it, again: nothing of the first attempt is kept."""
+    """The entire batch runs again: the first attempt is rolled back."""
     execute(dsn, "ALTER TABLE entries ADD note text")
     first, second = await batch(
         db,
@@ -483,7 +483,7 @@ async def test_batch_that_takes_too_long_keeps_nothing(db: DirectCaller) -> None
 
 @pytest_twisted.ensureDeferred
 async def test_procedure_written_by_hand_is_part_of_the_batch(db: DirectCaller) -> None:
-    """Its transactions are savepoints of the batch's."""
+    """Its transactions are savepoints in the batch's transaction."""
 
     async def spend(caller: Caller, args: Any, kwargs: Any) -> Any:
         async with db.database.transaction():
@@ -504,7 +504,7 @@ async def test_procedure_written_by_hand_is_part_of_the_batch(db: DirectCaller) 
 async def test_batch_sets_no_savepoint_for_what_all_of_it_would_undo(
     db: DirectCaller, monkeypatch: Any
 ) -> None:
-    """One is for a statement that can fail where another one then looks why."""
+    """A savepoint is only needed if another statement looks for the cause of a failure."""
     sent: list[str] = []
     command = PgConnection.command
 
@@ -534,7 +534,7 @@ async def test_batch_sets_no_savepoint_for_what_all_of_it_would_undo(
 @pytest.mark.parametrize(
     ("operations", "handed"),
     [
-        # and the one that keeps the worker
+        # the other job is the one that keeps the worker
         ([op("accounts.get", 1), op("accounts.find"), op("fn.add", a=1, b=2)], 3),
         ([op("accounts.get", 1), op("accounts.get", 2), op("accounts.count")], 2),
         ([op("accounts.update", at, {"balance": 9}) for at in (1, 2, 1, 2, 1)], 3),
@@ -546,7 +546,7 @@ async def test_batch_sets_no_savepoint_for_what_all_of_it_would_undo(
 async def test_operations_that_refer_to_none_are_handed_to_the_worker_together(
     db: DirectCaller, monkeypatch: Any, operations: list[dict[str, Any]], handed: int
 ) -> None:
-    """Each hand-over costs as much as a statement; what only reads is committed with the last one."""
+    """Passing a job to the worker costs as much as a statement; a read-only batch commits with the last one."""
     functions: list[Any] = []
     execute = Worker.execute
 
@@ -561,7 +561,7 @@ async def test_operations_that_refer_to_none_are_handed_to_the_worker_together(
 
 @pytest_twisted.ensureDeferred
 async def test_first_error_of_operations_that_run_together_is_raised(db: DirectCaller) -> None:
-    """What one is refused for once it was answered, too, though one behind it fails in PostgreSQL."""
+    """This includes a refusal after PostgreSQL has answered, even if a later operation fails in PostgreSQL."""
     create = op("accounts.create", {"id": 1, "owner": "x", "balance": 1})
     for operations, at, kind in (
         ([op("accounts.get", 1), op("accounts.get", 9), create], 1, NotFound),
@@ -578,7 +578,7 @@ async def test_first_error_of_operations_that_run_together_is_raised(db: DirectC
 
 @pytest_twisted.ensureDeferred
 async def test_rules_of_models_hold_for_each_operation(db: DirectCaller) -> None:
-    """A hook may change a row and write others; all of that ends with the batch."""
+    """A hook may change its row and write other rows; these writes belong to the batch's transaction."""
     served = db.dispatcher.served
     model = served.model(served.catalog.relation("public", "accounts")).model
 
@@ -617,7 +617,7 @@ async def test_rules_of_models_hold_for_each_operation(db: DirectCaller) -> None
 async def test_operation_that_ended_in_time_is_not_late_for_those_behind_it(
     db: DirectCaller,
 ) -> None:
-    """Operations go to the server together, and their results come back together: each has its own time."""
+    """Operations are sent together and answered together, but each has its own time limit."""
     quick, slow = {"timeout": 0.5}, {"seconds": 1.0, "timeout": 10.0}
     found = await batch(db, op("accounts.get", 1, **quick), op("fn.nap", **slow))
     assert found[0]["owner"] == "Ada"

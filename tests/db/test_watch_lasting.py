@@ -1,5 +1,5 @@
 """
-Live queries that outlast what happens to the database: DDL, rights, lost connections; and to callers.
+Live queries that continue after DDL, changed rights, lost connections and slow callers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SELECT rowcast.track('items'), rowcast.track('others');
 
 @pytest_twisted.async_yield_fixture
 async def live(dsn: str) -> AsyncIterator[Live]:
-    """Serve the module's database, which looks for changes of the catalog often."""
+    """Serve the module's database, with frequent checks for catalog changes."""
     execute(dsn, BEFORE_EACH)
     async with living(dsn, WatchLimits(max_bytes=60_000), every=0.05) as found:
         yield found
@@ -43,7 +43,7 @@ async def live(dsn: str) -> AsyncIterator[Live]:
 
 @pytest_twisted.ensureDeferred
 async def test_added_or_dropped_column_resets_all_rows(dsn: str, live: Live) -> None:
-    """And nothing of it changes what names its columns."""
+    """A query that selects its columns by name is not affected."""
     every, named = live.watch("items"), live.watch("items", select=["id", "name"])
     await every.first()
     await named.first()
@@ -68,7 +68,7 @@ async def test_added_or_dropped_column_resets_all_rows(dsn: str, live: Live) -> 
 async def test_rows_of_children_with_the_key_of_another_row_are_kept_apart(
     dsn: str, live: Live
 ) -> None:
-    """A primary key is not unique over the rows of tables that inherit from it."""
+    """A primary key is not unique across the tables that inherit from its table."""
     execute(dsn, "CREATE TABLE kinds_of (more int, PRIMARY KEY (id)) INHERITS (items)")
     execute(dsn, "SELECT rowcast.track('kinds_of'); INSERT INTO kinds_of VALUES (1, 'child')")
     await live.served.catch_up()
@@ -82,7 +82,7 @@ async def test_rows_of_children_with_the_key_of_another_row_are_kept_apart(
 
 @pytest_twisted.ensureDeferred
 async def test_watch_of_what_is_gone_ends_with_the_reason(dsn: str, live: Live) -> None:
-    """A column that it names, and a table."""
+    """A dropped column that the query names, and a dropped table."""
     column, table = live.watch("items", where={"note": "note"}), live.watch("others")
     await column.first()
     await table.first()
@@ -98,7 +98,7 @@ async def test_watch_of_what_is_gone_ends_with_the_reason(dsn: str, live: Live) 
 
 @pytest_twisted.ensureDeferred
 async def test_recreated_table_continues_to_be_watched(dsn: str, live: Live) -> None:
-    """In one transaction, tracked again."""
+    """The table is dropped, created and tracked in one transaction."""
     watcher = live.watch("others", order=["n"])
     await watcher.first()
     execute(
@@ -113,7 +113,7 @@ async def test_recreated_table_continues_to_be_watched(dsn: str, live: Live) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_rights_that_change_change_the_rows(dsn: str) -> None:
-    """A policy and a grant, without any change of a row; what may not be read ends the watch."""
+    """A changed policy or grant takes effect without a change of rows; a query that is refused ends."""
     execute(dsn, BEFORE_EACH + "GRANT SELECT ON items TO lasting_reader")
     ann = Caller(1, "ann", "user", "realm1")
     roles = Roles({"user": "lasting_reader"})
@@ -135,7 +135,7 @@ async def test_rights_that_change_change_the_rows(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_watch_continues_after_a_lost_connection(dsn: str, live: Live) -> None:
-    """Without a reset, whatever happened meanwhile."""
+    """It is not reset, whatever has changed meanwhile."""
     watcher = live.watch("items")
     await watcher.first()
     for n in range(3):
@@ -152,7 +152,7 @@ async def test_watch_continues_after_a_lost_connection(dsn: str, live: Live) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_other_epoch_is_watched_on(dsn: str, live: Live) -> None:
-    """Numbers of transactions mean nothing across it: all is read again, and compared."""
+    """Transaction ids are not comparable across epochs: all rows are read again and compared."""
     watcher = live.watch("items")
     await watcher.first()
     execute(dsn, "ALTER TABLE items DISABLE TRIGGER USER; DELETE FROM items WHERE id = 1")
@@ -183,7 +183,7 @@ async def test_watch_that_ends_leaves_nothing_in_the_cycle(dsn: str, live: Live)
 
 @pytest_twisted.ensureDeferred
 async def test_slow_caller_gets_one_delta_of_many_commits(dsn: str, live: Live) -> None:
-    """Of all watches of its session at once, at one position; others do not wait for it."""
+    """All watches of its session move to one position together; other sessions do not wait."""
     slow, fast = Caller(1, None, None, "realm1"), Caller(2, None, None, "realm1")
     held, beside = live.watch("items", slow), live.watch("others", slow)
     other = live.watch("items", fast)
@@ -214,7 +214,7 @@ async def test_slow_caller_gets_one_delta_of_many_commits(dsn: str, live: Live) 
 
 @pytest_twisted.ensureDeferred
 async def test_slow_caller_follows_rows_that_move_one_after_another(dsn: str, live: Live) -> None:
-    """Of all moves together other rows have moved than of each, and those are at hand."""
+    """The combined delta moves other rows than the single steps, and has these rows."""
     execute(dsn, "UPDATE items SET name = id")
     slow, fast = Caller(1, None, None, "realm1"), Caller(2, None, None, "realm1")
     held, other = (live.watch("items", each, order=["name"]) for each in (slow, fast))
@@ -238,7 +238,7 @@ async def test_slow_caller_follows_rows_that_move_one_after_another(dsn: str, li
 
 @pytest_twisted.ensureDeferred
 async def test_caller_that_is_far_behind_is_reset(dsn: str, live: Live) -> None:
-    """What waits for it is bounded."""
+    """The number of pending changes per caller is bounded."""
     held = live.watch("items")
     other = live.watch("items", Caller(2, None, None, "realm1"))
     await held.first()
@@ -257,13 +257,13 @@ async def test_caller_that_is_far_behind_is_reset(dsn: str, live: Live) -> None:
 
 
 def held_watches(live: Live) -> list[watch_module.Watch]:
-    """Return all watches that there are."""
+    """Return all watches of the service."""
     return [watch for query in live.watches._queries.values() for watch in query.watches]
 
 
 @pytest_twisted.ensureDeferred
 async def test_caller_that_takes_nothing_ends_its_watch_alone(dsn: str, live: Live) -> None:
-    """As the pace of the connection says; the next watch of the session goes on."""
+    """Back-pressure of the connection ends this watch; the other watch of the session continues."""
     one, two = live.watch("items"), live.watch("others")
     await one.first()
     await two.first()
@@ -281,7 +281,7 @@ async def test_caller_that_takes_nothing_ends_its_watch_alone(dsn: str, live: Li
 async def test_quiet_watch_receives_alive_messages(
     dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its position goes on, with what others write; the checksum is that of its rows."""
+    """The position advances with other commits; the checksum is that of the watcher's rows."""
     monkeypatch.setattr(silence, "ALIVE", 0.2)
     watcher = live.watch("items", order=["-id"])
     await watcher.first()
@@ -296,7 +296,7 @@ async def test_quiet_watch_receives_alive_messages(
 async def test_change_that_the_log_does_not_have_is_found_by_the_check(
     dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is counted, and the watchers get what there is."""
+    """It is counted, and the watchers receive the actual rows."""
     monkeypatch.setattr(watch_module, "CHECK", 0.2)
     watcher = live.watch("items")
     await watcher.first()
@@ -312,7 +312,7 @@ async def test_change_that_the_log_does_not_have_is_found_by_the_check(
 
 @pytest_twisted.ensureDeferred
 async def test_query_that_fails_ends_alone(dsn: str, live: Live) -> None:
-    """By what its rows have become; those beside it go on in the same cycle."""
+    """A changed row makes the query fail; the other queries of the cycle continue."""
     failing = live.watch("others", select=["id", "x:n::smallint"])
     beside = live.watch("others")
     await failing.first()
@@ -325,7 +325,7 @@ async def test_query_that_fails_ends_alone(dsn: str, live: Live) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_slow_query_holds_up_its_own_session_alone(dsn: str, live: Live) -> None:
-    """Others are told of each change at once, however many slow ones there are."""
+    """Other sessions receive each change at once, however many slow queries there are."""
     execute(
         dsn,
         "CREATE OR REPLACE FUNCTION slow() RETURNS SETOF others STABLE LANGUAGE plpgsql AS"
@@ -344,7 +344,7 @@ async def test_slow_query_holds_up_its_own_session_alone(dsn: str, live: Live) -
         began = reactor.seconds()
         await quick.same()
         delays.append(reactor.seconds() - began)
-    # What is run at once is one of them at most, and then it rests.
+    # At most one slow query runs at a time, followed by a rest.
     assert sum(delay > 0.25 for delay in delays) <= 4, delays
     for each in (*held, beside):
         await each.same()
@@ -354,7 +354,7 @@ async def test_slow_query_holds_up_its_own_session_alone(dsn: str, live: Live) -
 
 @pytest_twisted.ensureDeferred
 async def test_query_that_takes_too_long_ends(dsn: str) -> None:
-    """Also where its caller gives it less time than all have."""
+    """This includes a shorter timeout given by the caller."""
     execute(dsn, BEFORE_EACH)
     execute(
         dsn,

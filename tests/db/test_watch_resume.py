@@ -1,5 +1,5 @@
 """
-Live queries that go on from a position: what the log says is enough, or all rows come anew.
+Live queries that resume at a position: by the log if it suffices, otherwise with a reset.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ INSERT INTO pairs VALUES ('x', '2026-01-01', 1), ('x', '2026-01-02', 2);
 
 @pytest_twisted.async_yield_fixture
 async def live(dsn: str) -> AsyncIterator[Live]:
-    """Serve the module's database, with its rows as they were."""
+    """Serve the module's database with its initial rows."""
     execute(dsn, BEFORE_EACH)
     async with living(dsn, WatchLimits()) as found:
         yield found
@@ -65,7 +65,7 @@ UPDATE people SET id = 50 WHERE id = 20;
 async def test_resumed_watch_gets_what_it_missed_and_no_more(
     dsn: str, live: Live, order: list[str] | None
 ) -> None:
-    """Of one table, at a service that knows nothing of it."""
+    """The query reads one table, and the service has no state of the earlier watch."""
     asked = {"where": {"team": 1}} | ({"order": order} if order else {})
     watcher = live.watch("people", **asked)
     await watcher.first()
@@ -77,7 +77,7 @@ async def test_resumed_watch_gets_what_it_missed_and_no_more(
         (first,) = again.messages
         assert first["enter"] == []
         assert {row["id"] for row in first["update"]} == {2, 4, 50}
-        # not of 21, which was in another team all the time
+        # not of row 21, which was never in this team
         assert set(first["leave"]) == {1, 7, 20}
         assert again.copy.resets == 0
         assert again.copy.checksum() == first["checksum"]
@@ -87,7 +87,7 @@ async def test_resumed_watch_gets_what_it_missed_and_no_more(
 
 @pytest_twisted.ensureDeferred
 async def test_resumed_watch_of_keys_in_parts_gets_what_it_missed(dsn: str, live: Live) -> None:
-    """Keys are those of the wire: dates as text."""
+    """Keys are in wire form: dates are strings."""
     watcher = live.watch("pairs", select=["n"])
     await watcher.first()
     execute(dsn, "UPDATE pairs SET n = 9 WHERE n = 1; DELETE FROM pairs WHERE n = 2")
@@ -114,7 +114,7 @@ async def test_resumed_watch_of_keys_in_parts_gets_what_it_missed(dsn: str, live
 async def test_resumed_watch_of_related_rows_and_groups_gets_what_it_missed(
     dsn: str, live: Live, asked: dict[str, Any]
 ) -> None:
-    """By what leads from the changed rows to its own."""
+    """The relationships lead from the changed rows to the rows of the query."""
     watcher = live.watch("people", **asked)
     await watcher.first()
     await watcher.cancel()
@@ -131,7 +131,7 @@ async def test_resumed_watch_of_related_rows_and_groups_gets_what_it_missed(
 
 @pytest_twisted.ensureDeferred
 async def test_resumed_watch_without_changes_gets_an_empty_delta(dsn: str, live: Live) -> None:
-    """A window and groups too, since nothing that they read has changed."""
+    """This includes windows and groups, because nothing that they read has changed."""
     for asked in ({"limit": 2, "order": ["name"]}, {"measures": {"n": {"count": "*"}}}, {}):
         watcher = live.watch("people", **asked)
         await watcher.first()
@@ -148,7 +148,7 @@ async def test_resumed_watch_without_changes_gets_an_empty_delta(dsn: str, live:
 async def test_resumed_watch_is_sent_all_rows_where_the_log_does_not_say_which(
     dsn: str, live: Live
 ) -> None:
-    """Windows, distinct rows, what was truncated, and what is not kept."""
+    """Windows, distinct rows, truncated tables, and positions whose log was pruned."""
     for asked, write in (
         ({"limit": 2, "order": ["name"]}, "UPDATE people SET name = 'a' WHERE id = 9"),
         ({"distinct": True, "select": ["team"]}, "DELETE FROM people WHERE id = 1"),
@@ -174,7 +174,7 @@ async def test_resumed_watch_is_sent_all_rows_where_the_log_does_not_say_which(
 async def test_rows_written_while_a_table_was_not_tracked_reach_watches(
     dsn: str, live: Live, between: str | None
 ) -> None:
-    """One that lasts, and one that is resumed."""
+    """They reach a running watch and a resumed one."""
     lasting, left = live.watch("people"), live.watch("people", where={"team": 1})
     await lasting.first()
     await left.first()
@@ -188,13 +188,13 @@ async def test_rows_written_while_a_table_was_not_tracked_reach_watches(
         execute(dsn, each)
     again = await left.resumed()
     await again.same()
-    await live.served.catch_up()  # a service hears that it is tracked
+    await live.served.catch_up()  # the service loads that it is tracked
     await lasting.same()
 
 
 @pytest_twisted.ensureDeferred
 async def test_pruned_or_foreign_position_resets(dsn: str, live: Live) -> None:
-    """Never is a change left out in silence."""
+    """No change is ever omitted silently."""
     watcher = live.watch("people")
     await watcher.first()
     await watcher.cancel()
@@ -228,7 +228,7 @@ async def test_pruned_or_foreign_position_resets(dsn: str, live: Live) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_resumed_watch_of_other_rights_is_sent_all_rows(dsn: str) -> None:
-    """A grant in between changes what the caller may see; another session alone does not."""
+    """A grant in between changes what the caller may see; a new session alone does not."""
     execute(dsn, BEFORE_EACH)
     roles = Roles({"user": "resume_reader"})
     ann = Caller(1, "ann", "user", "realm1")
@@ -264,7 +264,7 @@ async def test_resumed_watch_of_other_rights_is_sent_all_rows(dsn: str) -> None:
 async def test_resumed_watch_whose_policy_asks_for_the_session_is_sent_all_rows(
     dsn: str, condition: str
 ) -> None:
-    """Itself, or in a function, whether or not one can look into that."""
+    """The policy reads the session itself, or in a function whose body may or may not be readable."""
     execute(
         dsn,
         "CREATE TABLE own (id int PRIMARY KEY); GRANT SELECT ON own TO resume_reader;"
@@ -293,7 +293,7 @@ async def test_resumed_watch_whose_policy_asks_for_the_session_is_sent_all_rows(
 
 @pytest_twisted.ensureDeferred
 async def test_resumed_watch_under_a_policy_reveals_no_keys_of_hidden_rows(dsn: str) -> None:
-    """Not even that there are rows with them: all rows come anew instead."""
+    """Leaving keys would reveal that hidden rows exist, so the watch is reset instead."""
     execute(
         dsn,
         """
@@ -330,7 +330,7 @@ async def test_resumed_watch_under_a_policy_reveals_no_keys_of_hidden_rows(dsn: 
 async def test_positions_that_many_have_made_up_are_not_all_looked_at(
     dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The newest are: those are of callers who lost their connection just now."""
+    """Only the newest are resolved: these belong to callers who have just lost their connection."""
     monkeypatch.setattr(resume, "MOST_MISSED", 1)
     watcher = live.watch("people")
     await watcher.first()
@@ -353,7 +353,7 @@ async def test_positions_that_many_have_made_up_are_not_all_looked_at(
 async def test_position_of_another_history_resets_before_its_epoch_begins(
     dsn: str, live: Live
 ) -> None:
-    """As after a promotion that lost commits: transactions have the same numbers, and did others."""
+    """As after a promotion that lost commits: the same transaction ids then stand for other transactions."""
     watcher = live.watch("people")
     await watcher.first()
     await watcher.cancel()
@@ -396,7 +396,7 @@ async def test_position_survives_a_promotion_that_lost_nothing(dsn: str, live: L
 
 @pytest_twisted.ensureDeferred
 async def test_position_of_an_event_resumes_from_the_tick_before(dsn: str, live: Live) -> None:
-    """So nothing of its own tick is missed."""
+    """So no change of the event's own tick is missed."""
     watcher = live.watch("people")
     await watcher.first()
     await watcher.cancel()
@@ -417,7 +417,7 @@ async def test_position_of_an_event_resumes_from_the_tick_before(dsn: str, live:
 
 @pytest_twisted.ensureDeferred
 async def test_equal_rows_leave_a_resumed_watch_one_by_one(dsn: str) -> None:
-    """Also when they do while another watch of the session waits for its rows."""
+    """This also holds while another watch of the session waits for its rows."""
     execute(
         dsn,
         """
@@ -447,7 +447,7 @@ async def test_equal_rows_leave_a_resumed_watch_one_by_one(dsn: str) -> None:
 async def test_resumed_watch_that_starts_over_before_it_was_answered_is_a_reset(
     dsn: str, live: Live, found: bool
 ) -> None:
-    """As when its table gets a column meanwhile: its caller has rows all the same."""
+    """For example when a column is added meanwhile: the caller still has rows."""
     caller, other = Caller(2, None, None, "realm1"), live.watch("people")
     watcher, sibling = live.watch("people", caller), live.watch("pairs", caller)
     for each in (other, watcher, sibling):
@@ -474,5 +474,5 @@ async def test_resumed_watch_that_starts_over_before_it_was_answered_is_a_reset(
 
 
 def watches_of(live: Live, caller: Caller) -> tuple[Watch, ...]:
-    """Return the watches of a session, in the order in which they came."""
+    """Return the watches of a session, in the order of their calls."""
     return live.watches._sessions[caller.session].members

@@ -1,5 +1,5 @@
 """
-What the environment may say, and what is answered when it makes no sense.
+Settings from the environment, and the messages for invalid ones.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(autouse=True)
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin with an environment that says nothing."""
+    """Remove all settings from the environment."""
     for name in list(os.environ):
         if name.startswith("ROWCAST_") or name in ("DATABASE_URL", "PORT"):
             monkeypatch.delenv(name)
 
 
 def problems(monkeypatch: pytest.MonkeyPatch, **environ: str) -> list[str]:
-    """Set variables, and give the sentences they are refused with."""
+    """Set variables, and return the messages with which they are refused."""
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InvalidSettings) as refused:
@@ -38,7 +38,7 @@ def problems(monkeypatch: pytest.MonkeyPatch, **environ: str) -> list[str]:
 
 
 def test_empty_settings_mean_embedded() -> None:
-    """Without a word the database and the router are the embedded ones."""
+    """Without settings, the database and the router are the embedded ones."""
     settings = load()
     assert settings.place.embedded
     assert settings.embedded_router
@@ -46,7 +46,7 @@ def test_empty_settings_mean_embedded() -> None:
 
 
 def test_urls_with_passwords_are_hidden_by_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the settings nor the place that is made of them show a password."""
+    """Neither the settings nor the `Place` made from them show a password."""
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:hidden1@h/db")
     monkeypatch.setenv("ROWCAST_DIRECT_URL", "postgresql://u:hidden2@h/db")
     settings = load()
@@ -58,7 +58,7 @@ def test_urls_with_passwords_are_hidden_by_their_place(monkeypatch: pytest.Monke
 def test_settings_from_the_environment_are_split_and_stripped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Lists are split at commas, blanks do not count, an empty value is none."""
+    """Lists are split at commas, whitespace is stripped, an empty value counts as unset."""
     monkeypatch.setenv("ROWCAST_SCHEMAS", " public , app ")
     monkeypatch.setenv("ROWCAST_ROUTER_URL", "wss://a/ws, rs://b:9000,unix:/run/router.sock")
     monkeypatch.setenv("ROWCAST_SHARED", "1")
@@ -74,7 +74,7 @@ def test_settings_from_the_environment_are_split_and_stripped(
 
 
 def test_settings_with_problems_are_all_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One start tells all that is wrong, in the words of the environment."""
+    """All problems are reported at once, with the names of the environment variables."""
     said = problems(
         monkeypatch,
         PORT="eighty",
@@ -94,7 +94,7 @@ def test_settings_with_problems_are_all_reported_at_once(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("url", ["ws://h:99999/ws", "rs://h:0", "ws://h,http://h", "unix:", "h:1"])
 def test_url_of_no_router_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """What is refused here is what the client could not read, neither more nor less."""
+    """Exactly the URLs that the WAMP client cannot parse are refused."""
     (said,) = problems(monkeypatch, ROWCAST_ROUTER_URL=url)
     assert said.startswith("ROWCAST_ROUTER_URL should ")
     with pytest.raises(ValueError, match="should "):
@@ -107,14 +107,14 @@ def test_url_of_no_router_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) 
 def test_router_url_with_password_is_refused_without_it(
     monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
-    """It would be logged, and logs nobody in."""
+    """The password would be logged, and the router ignores it."""
     (said,) = problems(monkeypatch, ROWCAST_ROUTER_URL=url)
     assert said.startswith("ROWCAST_ROUTER_URL should ")
     assert "s3cret" not in said
 
 
 def test_unknown_settings_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slip of the pen does not pass in silence."""
+    """A misspelled setting is not ignored."""
     assert problems(monkeypatch, ROWCAST_POOLMAX="3") == [
         "ROWCAST_POOLMAX is not a setting: did you mean ROWCAST_POOL_MAX?"
     ]
@@ -123,7 +123,7 @@ def test_unknown_settings_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_database_given_in_two_places_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Neither of two places of the database wins by chance."""
+    """Two settings for the database are an error, so that neither wins silently."""
     file = tmp_path / "url"
     file.write_text("postgres://h/d")
     said = problems(monkeypatch, DATABASE_URL="postgres://h/d", ROWCAST_DATABASE_URL_FILE=str(file))
@@ -133,7 +133,7 @@ def test_database_given_in_two_places_is_refused(
 
 
 def test_secrets_in_settings_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the list of settings nor a representation gives a secret away."""
+    """Neither the list of settings nor their repr shows a secret."""
     monkeypatch.setenv("DATABASE_URL", "postgres://u:s3cret@h/d")
     monkeypatch.setenv("ROWCAST_AUTHID", "rowcast")
     monkeypatch.setenv("ROWCAST_TICKET", "s3cret")
@@ -145,13 +145,13 @@ def test_secrets_in_settings_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_settings_once_read_do_not_change() -> None:
-    """What was read once stays."""
+    """Settings are frozen."""
     with pytest.raises(ValueError, match="frozen"):
         Settings().port = 1
 
 
 def test_page_of_settings_has_each_with_its_default() -> None:
-    """docs/settings.md names each setting with its default."""
+    """docs/settings.md lists each setting with its default."""
     page = (ROOT / "docs" / "settings.md").read_text("utf-8")
     for name, value, _ in Settings().lines():
         shown = value.replace(str(ROOT) + "/", "")
@@ -160,7 +160,7 @@ def test_page_of_settings_has_each_with_its_default() -> None:
 
 
 def test_settings_of_any_name_are_read_by_the_service() -> None:
-    """By a part of the service, or by a property of the settings that is."""
+    """Each is read by a module of the service, or by a property of the settings that is read."""
     modules = [*(ROOT / "service").rglob("*.py"), ROOT / "twistd.tac"]
     code = "".join(module.read_text("utf-8") for module in modules)
     read = set(re.findall(r"\b(?:settings|self)\.(\w+)", code))
@@ -181,12 +181,12 @@ def test_settings_of_any_name_are_read_by_the_service() -> None:
     ],
 )
 def test_url_that_libpq_takes_is_taken(url: str, expected: dict[str, str]) -> None:
-    """Every form of PostgreSQL's is taken, and SQLAlchemy's too."""
+    """Each form of a PostgreSQL URL is accepted, and SQLAlchemy's too."""
     assert expected.items() <= parse(url).items()
 
 
 def test_url_that_libpq_refuses_is_refused_without_the_password() -> None:
-    """The complaint names the parameter, and never the password."""
+    """The message names the parameter, and never the password."""
     with pytest.raises(InvalidUrl, match='has the parameter "pgbouncer"'):
         parse("postgres://u:s3cret@h/d?pgbouncer=true")
     with pytest.raises(InvalidUrl, match="is not a PostgreSQL URL") as refused:
@@ -216,7 +216,7 @@ def test_url_that_libpq_refuses_is_refused_without_the_password() -> None:
 def test_url_with_stray_password_is_refused_without_any_of_it(
     monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
-    """What libpq would take for a host, a port or a parameter is not printed."""
+    """Parts that libpq would parse as host, port or parameter may be of the password: they are not printed."""
     (said,) = problems(monkeypatch, DATABASE_URL=url)
     assert said.startswith("DATABASE_URL ")
     assert "s3cret" not in said
@@ -230,7 +230,7 @@ def test_url_with_stray_password_is_refused_without_any_of_it(
 def test_url_with_stray_password_refusal_says_how_to_encode_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The way out is in the message."""
+    """The message says how to percent-encode the password."""
     (said,) = problems(monkeypatch, DATABASE_URL="postgresql://app:hunter2@x/y@127.0.0.1/db")
     assert said == (
         "DATABASE_URL has no host and port where they should be"
@@ -241,14 +241,14 @@ def test_url_with_stray_password_refusal_says_how_to_encode_it(
 
 
 def test_url_with_line_break_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A secret read from a file often ends in one."""
+    """A secret read from a file often ends with a line break."""
     monkeypatch.setenv("DATABASE_URL", " postgresql://app:pw@h/db\n")
     assert "dbname=db" in load().place.dsn()
 
 
 @pytest.mark.parametrize("level", ["WARN", "Warn", " warn"])
 def test_log_level_in_any_case_is_taken(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
-    """Other programs spell levels in upper case."""
+    """Other programs write levels in upper case."""
     monkeypatch.setenv("ROWCAST_LOG_LEVEL", level)
     assert load().log_level == "warn"
 
@@ -272,18 +272,18 @@ def test_log_level_in_any_case_is_taken(monkeypatch: pytest.MonkeyPatch, level: 
 def test_unknown_setting_hints_what_is_meant(
     monkeypatch: pytest.MonkeyPatch, name: str, meant: str
 ) -> None:
-    """By the words of other programs, or by its letters."""
+    """The hint comes from the names of other programs, or from similar spelling."""
     said = problems(monkeypatch, **{name: "1"})
     assert said[0] == f"{name} is not a setting: did you mean {meant}?"
 
 
 def test_unknown_setting_like_no_other_has_no_hint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is made up."""
+    """No hint is better than a wrong one."""
     assert problems(monkeypatch, ROWCAST_QUUX="1") == ["ROWCAST_QUUX is not a setting"]
 
 
 def test_other_names_of_settings_map_to_existing_settings() -> None:
-    """The table names fields that there are, and no setting's own name as another's."""
+    """The table maps to existing fields, and no setting's own name to another setting."""
     assert OTHER_NAMES.keys() <= Settings.model_fields.keys()
     own = {field.upper().replace("_", "") for field in Settings.model_fields}
     others = [name for names in OTHER_NAMES.values() for name in names.split()]
@@ -292,7 +292,7 @@ def test_other_names_of_settings_map_to_existing_settings() -> None:
 
 
 def test_url_in_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
-    """A rotated password is found at the next connection."""
+    """A rotated password is used at the next connection."""
     file = tmp_path / "url"
     file.write_text("postgres://u:old@h/d\n")
     place = Place(file=file)
@@ -303,20 +303,20 @@ def test_url_in_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
 
 
 def test_url_without_keepalives_gets_them() -> None:
-    """Keepalives are set when a URL says nothing, and left as it says."""
+    """Keepalives are added to a URL without them, and unchanged in a URL with them."""
     assert "keepalives_idle=30" in Place(url="postgres://h/d").dsn()
     assert "keepalives_idle=5" in Place(url="postgres://h/d?keepalives_idle=5").dsn()
 
 
 def test_direct_url_beside_a_pooler_goes_past_it() -> None:
-    """LISTEN and migrations go past a pooler when told how."""
+    """LISTEN and migrations use the direct URL."""
     place = Place(url="postgres://pooler/d", direct="postgres://server/d")
     assert "host=pooler" in place.dsn()
     assert "host=server" in place.direct_dsn()
 
 
 def test_server_without_ssl_is_reported_with_the_way_out() -> None:
-    """Who insists on SSL where there is none is told what to change."""
+    """If SSL is required and the server has none, the message says what to change."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         answering = threading.Thread(target=refuse_ssl, args=(server,))
         answering.start()
@@ -329,7 +329,7 @@ def test_server_without_ssl_is_reported_with_the_way_out() -> None:
 
 
 def refuse_ssl(server: socket.socket) -> None:
-    """Answer libpq's first question as a PostgreSQL without SSL does."""
+    """Answer libpq's SSLRequest as a PostgreSQL server without SSL does."""
     connection, _ = server.accept()
     with connection:
         connection.recv(8)

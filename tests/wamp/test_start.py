@@ -1,5 +1,5 @@
 """
-Starting and stopping for real: `python -m service run`, twistd, and each way to fail.
+Starting and stopping real processes: `python -m service run`, twistd, and each failure at start.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.wamp.raw import refusals
 
 STOPS_WITHIN = 5.0
 QUICK = 10.0
-"""Seconds of the processor's time; it takes four or five."""
+"""Maximum CPU seconds of a start; it takes four or five."""
 
 
 RUN = (sys.executable, "-m", "service", "run")
@@ -44,7 +44,7 @@ ALEMBIC = (tool("alembic"), "-c", str(ROOT / "alembic.ini"))
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[dict[str, str]]:
-    """Give an environment with a state of its own."""
+    """Yield an environment with its own state directory."""
     with tempfile.TemporaryDirectory(prefix="rowcast-start-") as directory:
         yield {
             "HOME": directory,
@@ -58,18 +58,18 @@ def home() -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def environ(home: dict[str, str]) -> dict[str, str]:
-    """Give the environment with a port that nobody has."""
+    """Return the environment with a free port."""
     return home | {"PORT": str(free_port())}
 
 
 @pytest.fixture(scope="module")
 def migrated_home(home: dict[str, str]) -> None:
-    """Have the embedded database at the code's revision, by Alembic alone."""
+    """Migrate the embedded database with Alembic, without the service."""
     subprocess.run([*ALEMBIC, "upgrade", "head"], env=home, check=True, capture_output=True)
 
 
 def called(printed: str) -> dict[str, object]:
-    """Call what is printed for curl."""
+    """Run the request of the printed curl command."""
     (command,) = re.findall(r"curl .*", printed)
     _, _, body, _, header, url = shlex.split(command)
     request = Request(url, body.encode(), dict([header.split(": ")]))
@@ -79,7 +79,7 @@ def called(printed: str) -> dict[str, object]:
 
 
 def test_run_command_with_nothing_set_starts_everything(environ: dict[str, str]) -> None:
-    """`make run` says each step with its time, answers, and stops within five seconds."""
+    """`make run` prints each step with its time, answers calls, and stops within five seconds."""
     with program(environ, *RUN) as service:
         service.says("Ctrl-C stops everything")
         steps = re.findall(r"^ *\d+\.\d s  (\w+)", service.output, re.MULTILINE)
@@ -100,13 +100,13 @@ def test_run_command_with_nothing_set_starts_everything(environ: dict[str, str])
 @dataclass(frozen=True)
 class Standing:
     """
-    A service that has started with all in place.
+    A running service whose environment was prepared before its start.
 
     Args:
-        service: It.
+        service: Its process.
         environ: Its environment.
         took: Seconds until it was ready.
-        used: Seconds of the processor's time until then, its parts' with it.
+        used: CPU seconds until then, including its child processes.
     """
 
     service: Program
@@ -117,7 +117,7 @@ class Standing:
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[list[Standing]]:
-    """Keep what stands, for the tests of this module that leave it standing."""
+    """Keep the running service for the tests of this module that do not stop it."""
     kept: list[Standing] = []
     yield kept
     for each in kept:
@@ -126,14 +126,14 @@ def started() -> Iterator[list[Standing]]:
 
 @pytest.fixture
 def standing(started: list[Standing], environ: dict[str, str], migrated_home: None) -> Standing:
-    """Have a service that stands: the one that there is, unless its test has ended it."""
+    """Return a running service: the kept one, or a new one if a test has stopped it."""
     if not started or not started[-1].service.running():
         began = time.monotonic()
         service = Program(environ, *RUN)
         started.append(Standing(service, environ, 0, 0))
         service.says("ready")
         took = time.monotonic() - began
-        # Of the processor's time, for others may have it most of the time.
+        # CPU time, because other processes may delay the start
         each = [psutil.Process(service.pid), *parts(service)]
         used = sum(sum(one.cpu_times()[:4]) for one in each)
         started[-1] = Standing(service, environ, took, used)
@@ -141,7 +141,7 @@ def standing(started: list[Standing], environ: dict[str, str], migrated_home: No
 
 
 def test_standing_service_refuses_a_second_run_with_its_pid(standing: Standing) -> None:
-    """Beside a running one a second one ends with a sentence; Alembic finds the database."""
+    """A second service exits with one message; Alembic finds the running database."""
     first, environ = standing.service, standing.environ
     with program(environ | {"PORT": str(free_port())}, *RUN) as second:
         assert second.ends() == 1
@@ -155,7 +155,7 @@ def test_standing_service_refuses_a_second_run_with_its_pid(standing: Standing) 
 def test_standing_service_was_ready_soon(
     standing: Standing, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With all in place it is ready within ten seconds, on a machine that is not busy."""
+    """With a prepared environment it is ready within ten seconds on an idle machine."""
     with capsys.disabled():
         print(f"\nready after {standing.took:.1f} s, {standing.used:.1f} s the processor's")
     assert standing.used < QUICK
@@ -163,7 +163,7 @@ def test_standing_service_was_ready_soon(
 
 @pytest.mark.parametrize("which", ["controller", "worker"])
 def test_standing_service_starts_a_router_again_that_died(which: str, standing: Standing) -> None:
-    """A router that dies comes back; callers are told to try again until the service has joined."""
+    """A killed router is restarted; callers receive a retryable error until the service has joined."""
     service, again = standing.service, "the embedded router again in "
     before = service.output.count(again)
     [controller] = [
@@ -180,7 +180,7 @@ def test_standing_service_starts_a_router_again_that_died(which: str, standing: 
 
 
 def test_standing_service_that_is_killed_leaves_no_process(standing: Standing) -> None:
-    """A service that is killed takes its router and its PostgreSQL with it, and starts again."""
+    """A killed service ends its router and PostgreSQL, and can be started again."""
     children = parts(standing.service)
     standing.service.ends(signal.SIGKILL)
     gone(children)
@@ -192,7 +192,7 @@ def test_standing_service_that_is_killed_leaves_no_process(standing: Standing) -
 def test_missing_schema_is_logged_at_start(
     environ: dict[str, str], migrated: str, router: Router
 ) -> None:
-    """It starts, and says of which schema it has nothing."""
+    """The service starts, and logs the schema that does not exist."""
     own = {"DATABASE_URL": migrated, "ROWCAST_ROUTER_URL": f"unix:{router.socket}"}
     with program(environ | own | {"ROWCAST_SCHEMAS": "publik,public"}, *RUN) as service:
         service.says("procedures as rowcast.*; nothing of publik")
@@ -201,7 +201,7 @@ def test_missing_schema_is_logged_at_start(
 
 
 def test_taken_port_is_reported_with_the_way_out(environ: dict[str, str]) -> None:
-    """The port is named, and the command that takes another."""
+    """The message names the port, and the command that chooses another one."""
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", int(environ["PORT"])))
         holder.listen()
@@ -213,7 +213,7 @@ def test_taken_port_is_reported_with_the_way_out(environ: dict[str, str]) -> Non
 
 
 def test_invalid_settings_are_all_reported_at_once(environ: dict[str, str]) -> None:
-    """Neither command starts, and both tell all that is wrong."""
+    """Neither command starts, and both report all invalid settings."""
     bad = environ | {"ROWCAST_POOL_MAX": "none", "DATABASE_URL": "mysql://u:s3cret@h/d"}
     for command in (RUN, TWISTD):
         with program(bad, *command) as service:
@@ -224,7 +224,7 @@ def test_invalid_settings_are_all_reported_at_once(environ: dict[str, str]) -> N
 
 
 def test_missing_database_is_reported_without_the_password(environ: dict[str, str]) -> None:
-    """A database that is not there is told in one sentence."""
+    """The message is one line."""
     away = environ | {"DATABASE_URL": f"postgresql://u:s3cret@127.0.0.1:{free_port()}/d"}
     for command in (RUN, TWISTD):
         with program(away, *command) as service:
@@ -234,7 +234,7 @@ def test_missing_database_is_reported_without_the_password(environ: dict[str, st
 
 
 def test_missing_router_is_reported_with_the_way_out(environ: dict[str, str]) -> None:
-    """A missing router is told, with both ways to have one."""
+    """The message has both ways to get a router."""
     with program(environ | {"ROWCAST_CROSSBAR": "/nowhere/crossbar"}, *RUN) as service:
         assert service.ends() == 1
         assert "make .venv-router" in service.output
@@ -243,7 +243,7 @@ def test_missing_router_is_reported_with_the_way_out(environ: dict[str, str]) ->
 
 @pytest.mark.usefixtures("migrated_home")
 def test_twistd_with_everything_embedded_is_ready(environ: dict[str, str]) -> None:
-    """After `alembic upgrade head` twistd works by itself, in front."""
+    """After `alembic upgrade head`, twistd runs in the foreground without further steps."""
     with program(environ, *TWISTD) as service:
         service.says("ready")
         wait_until(lambda: port_open(environ["PORT"]), 5)
@@ -257,7 +257,7 @@ def test_twistd_with_everything_embedded_is_ready(environ: dict[str, str]) -> No
 def test_twistd_logs_what_is_asked_for(
     environ: dict[str, str], migrated: str, level: str, all_of_it: bool
 ) -> None:
-    """ROWCAST_LOG_LEVEL holds under twistd, too, wherever its log goes."""
+    """ROWCAST_LOG_LEVEL also applies under twistd, for each destination of its log."""
     log = Path(environ["HOME"]) / f"{level}.log"
     command = ("--pidfile=", "-n", f"--logfile={log}", "-y", str(ROOT / "twistd.tac"))
     own = {"DATABASE_URL": migrated, "ROWCAST_ROUTER_URL": "unix:/nowhere.sock"}
@@ -270,7 +270,7 @@ def test_twistd_logs_what_is_asked_for(
 
 @pytest.mark.usefixtures("migrated_home")
 def test_twistd_as_a_daemon_stops_with_its_parts(environ: dict[str, str]) -> None:
-    """Without -n it goes to the background; its parts start there and stop with it."""
+    """Without -n it daemonizes; its child processes start in the daemon and stop with it."""
     pidfile, log = Path(environ["HOME"]) / "twistd.pid", Path(environ["HOME"]) / "twistd.log"
     options = (f"--pidfile={pidfile}", f"--logfile={log}", "-y", str(ROOT / "twistd.tac"))
     with program(environ, tool("twistd"), *options) as starter:
@@ -285,7 +285,7 @@ def test_twistd_as_a_daemon_stops_with_its_parts(environ: dict[str, str]) -> Non
 
 
 def test_twistd_with_an_empty_database_says_what_to_run(environ: dict[str, str]) -> None:
-    """On a fresh embedded database twistd says what to run first."""
+    """On a new embedded database, twistd prints the command to run first."""
     with tempfile.TemporaryDirectory() as fresh:
         with program(environ | {"ROWCAST_STATE": fresh}, *TWISTD) as service:
             assert service.ends() == 1
@@ -296,7 +296,7 @@ def test_twistd_with_an_empty_database_says_what_to_run(environ: dict[str, str])
 def test_service_with_own_database_and_router_starts_nothing_embedded(
     environ: dict[str, str], migrated: str, router: Router
 ) -> None:
-    """With a database and a router of one's own nothing embedded starts."""
+    """With an external database and router, no embedded part starts."""
     own = environ | {"DATABASE_URL": migrated, "ROWCAST_ROUTER_URL": f"unix:{router.socket}"}
     for command in (TWISTD, RUN):
         with program(own, *command) as service:
@@ -318,7 +318,7 @@ LOCKED = Ed25519PrivateKey.generate().private_bytes(
 def test_a_key_that_cannot_be_read_ends_the_start(
     environ: dict[str, str], migrated: str, content: bytes, cure: str
 ) -> None:
-    """A key that cannot be read is told at the start, not tried for ever."""
+    """An unreadable key ends the start with a message, instead of being retried for ever."""
     key = Path(environ["HOME"], "key")
     key.write_bytes(content)
     own = {"DATABASE_URL": migrated, "ROWCAST_ROUTER_URL": "ws://127.0.0.1:1/ws"}
@@ -333,7 +333,7 @@ def test_a_key_that_cannot_be_read_ends_the_start(
 def test_a_database_of_another_revision_is_refused_by_twistd(
     environ: dict[str, str], migrated: str
 ) -> None:
-    """Twistd refuses a database that is not at the code's revision."""
+    """The command fails if the database is not at the code's revision."""
     execute(migrated, "UPDATE alembic_version SET version_num = 'f00'")
     try:
         with program(environ | {"DATABASE_URL": migrated}, *TWISTD) as service:

@@ -1,8 +1,8 @@
 """
-A PostgreSQL whose processes are stopped, or that hangs behind a proxy: what callers meet.
+Calls while PostgreSQL's processes are suspended, or a relay stalls the connections to it.
 
-Nobody closes a connection then, and nobody answers. Each call is answered within a bound, and all is
-well again without anybody's doing once the server goes on.
+No connection is closed then, and no query answered. Each call must be answered within a bound, and the
+service must recover without intervention when the server resumes.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from tests.wamp.service import served
 from tests.wamp.test_cancelling import kill
 
 LIMIT = 1.0
-"""Seconds of a statement."""
+"""The statement timeout in seconds."""
 BOUND = 20.0
-"""Seconds in which a call is answered: to connect, a statement's, two graces, and the same again."""
+"""Seconds in which a call is answered: twice the sum of connect timeout, statement timeout and two graces."""
 GIVEN_UP = {StatementTimeout.uri, Unavailable.uri}
 SCHEMA = """
 CREATE TABLE kept (id int PRIMARY KEY);
@@ -53,10 +53,10 @@ CREATE FUNCTION keep_slowly(n int) RETURNS void LANGUAGE sql AS
 
 class Server:
     """
-    A PostgreSQL whose processes a test may stop.
+    A PostgreSQL whose processes a test can suspend.
 
     Args:
-        dsn: Of the server.
+        dsn: DSN of the server.
         data: Its data directory.
     """
 
@@ -66,11 +66,11 @@ class Server:
 
     @property
     def postmaster(self) -> int:
-        """Its main process."""
+        """The process id of the postmaster."""
         return int((self._data / "postmaster.pid").read_text().split()[0])
 
     def backends(self) -> list[int]:
-        """Return the processes that serve clients, other than who asks."""
+        """Return the process ids of all other client backends."""
         sql = (
             "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
             " AND pid <> pg_backend_pid()"
@@ -79,7 +79,7 @@ class Server:
 
     @contextmanager
     def stopped(self, *pids: int) -> Iterator[None]:
-        """Have processes stand still for the length of the body."""
+        """Suspend processes for the length of the body."""
         try:
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
@@ -92,7 +92,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """Run a PostgreSQL of this module's own."""
+    """Run a PostgreSQL for this module alone."""
     home = Path(tempfile.mkdtemp(prefix="rowcast-stopped-"))
     with Place(state=home).running() as dsn:
         execute(dsn, SCHEMA)
@@ -117,7 +117,7 @@ async def caller(service: Serving, router: Router) -> AsyncIterator[Caller]:
 
 
 async def end_of(call: Any) -> str:
-    """Return how a call ends: as "result", or in an error's URI."""
+    """Return how a call ends: "result", or the URI of its error."""
     try:
         await call
     except ApplicationError as error:
@@ -126,18 +126,18 @@ async def end_of(call: Any) -> str:
 
 
 async def ends_of(calls: list[Any]) -> list[str]:
-    """Return how calls end, all of them within the bound."""
+    """Return how calls end; fail if one is not answered within the bound."""
     ends = gatherResults([ensureDeferred(end_of(call)) for call in calls])
     return list(await ends.addTimeout(BOUND, reactor))
 
 
 async def well(caller: Caller) -> bool:
-    """Return whether `health` says that the database answers."""
+    """Return whether `health` reports that the database answers."""
     return bool((await caller.call("rowcast.health"))["checks"]["postgres"])
 
 
 async def recovers(caller: Caller) -> None:
-    """Check that calls succeed again, all at once, without anybody's doing."""
+    """Check that concurrent calls succeed again without intervention."""
     end = time.monotonic() + BOUND
     while not await well(caller):
         assert time.monotonic() < end
@@ -147,7 +147,7 @@ async def recovers(caller: Caller) -> None:
 
 
 async def freed(service: Serving) -> None:
-    """Wait until no call has a connection; one may be tried for the catalog, again and again."""
+    """Wait until no call holds a connection; the reload of the catalog may still be trying one."""
     await until(lambda: service.pool.stats().busy <= 1, BOUND)
 
 
@@ -155,7 +155,7 @@ async def freed(service: Serving) -> None:
 async def test_stopped_backend_costs_its_call_alone(
     server: Server, service: Serving, caller: Caller
 ) -> None:
-    """Calls on other connections go on; the one on the stopped process is given up."""
+    """Calls on other connections continue; the call on the suspended backend is given up."""
     await gatherResults([caller.call("rowcast.naps.find") for _ in range(3)])
     slow = caller.call("rowcast.fn.keep_slowly", n=1)
     end = ensureDeferred(end_of(slow))
@@ -175,7 +175,7 @@ async def test_stopped_backend_costs_its_call_alone(
 async def test_stopped_postmaster_leaves_open_sessions_working(
     server: Server, service: Serving, caller: Caller
 ) -> None:
-    """What has a connection is answered; a new one cannot be had, and calls say so."""
+    """Calls with an open connection are answered; calls that need a new one are refused."""
     await gatherResults([caller.call("rowcast.naps.find") for _ in range(3)])
     backends = server.backends()
     with server.stopped(server.postmaster):
@@ -196,7 +196,7 @@ async def test_stopped_postmaster_leaves_open_sessions_working(
 async def test_stopped_server_answers_within_the_bound(
     server: Server, service: Serving, caller: Caller
 ) -> None:
-    """Reads are given up, of writes nothing is known; what waits is refused."""
+    """Reads are given up, writes have an unknown outcome, and waiting calls are refused."""
     await gatherResults([caller.call("rowcast.naps.find") for _ in range(3)])
     stopped = [server.postmaster, *server.backends()]
     calls = [
@@ -219,7 +219,7 @@ async def test_stopped_server_answers_within_the_bound(
 
 @pytest_twisted.async_yield_fixture
 async def relay(server: Server) -> AsyncIterator[Relay]:
-    """Put a relay before the server."""
+    """Run a relay to the server."""
     with Relay(server.dsn) as made:
         made.dsn = psycopg2.extensions.make_dsn(made.dsn, connect_timeout=2)
         yield made
@@ -227,7 +227,7 @@ async def relay(server: Server) -> AsyncIterator[Relay]:
 
 @pytest_twisted.async_yield_fixture
 async def behind(relay: Relay, router: Router) -> AsyncIterator[Serving]:
-    """Serve the database behind the relay."""
+    """Serve the database through the relay."""
     async with served(relay.dsn, router, statement_timeout=LIMIT, pool_max=3) as serving:
         await until(lambda: serving.listener.listening)
         yield serving
@@ -246,7 +246,7 @@ async def client(behind: Serving, router: Router) -> AsyncIterator[Caller]:
 async def test_catalog_is_read_once_the_server_answers(
     server: Server, relay: Relay, behind: Serving, client: Caller
 ) -> None:
-    """Reading that stalls is given up and tried again: what is new then is served."""
+    """A stalled read of the catalog is given up and retried, and then new relations are served."""
     execute(server.dsn, "CREATE TABLE newer (id int PRIMARY KEY)")
     reading = len(relay.messages)
     behind.catalogs.reload()
@@ -275,7 +275,7 @@ STREAMS: dict[str, Callable[[Caller, CallOptions], Any]] = {
 async def test_stream_from_a_stalled_server_ends_within_the_bound(
     how: str, relay: Relay, behind: Serving, client: Caller
 ) -> None:
-    """What has begun to be sent is given up in the middle, within the bound."""
+    """A stream that has already sent rows is given up."""
     begun: Deferred[None] = Deferred()
 
     def taken(_: Any) -> None:
@@ -297,7 +297,7 @@ async def test_stream_from_a_stalled_server_ends_within_the_bound(
 async def test_import_into_a_stalled_server_keeps_nothing(
     how: str, server: Server, relay: Relay, behind: Serving, client: Caller, router: Router
 ) -> None:
-    """Whether its caller cancels it, leaves or waits: it ends, and its connection is free."""
+    """Whether its caller cancels, leaves or waits, it ends and releases its connection."""
     importer = await join(router, "rawsocket cbor")
     begun = await importer.call("rowcast.kept.import", csv="id\n1000\n", done=False)
     relay.flows.clear()
@@ -321,7 +321,7 @@ async def test_import_into_a_stalled_server_keeps_nothing(
 
 @pytest_twisted.ensureDeferred
 async def test_server_restarted_while_suspended_is_used(router: Router) -> None:
-    """A new one in its place is used by itself, though the old one never said goodbye."""
+    """The service connects to the new server, although the old one never closed its connections."""
     home = Path(tempfile.mkdtemp(prefix="rowcast-stopped-"))
     place = Place(state=home)
     running = place.running()
