@@ -1,5 +1,5 @@
 """
-Functions and procedures through the dispatcher: every answer is what SQL itself answers.
+Functions and procedures through the dispatcher, compared with the results of SQL.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = [
 async def test_call_of_a_function_has_the_result_of_its_kind(
     db: DirectCaller, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any
 ) -> None:
-    """Arguments reach the function, and its result has the form of its kind."""
+    """The function receives its arguments, and the result has the form for its kind of function."""
     found = await db.call(f"fn.{name}", *args, **kwargs)
     assert found == expected
     assert type(found) is type(expected)
@@ -215,7 +215,7 @@ async def test_call_of_a_function_has_the_result_of_its_kind(
 
 @pytest_twisted.ensureDeferred
 async def test_rows_of_a_relation_from_a_function_lack_hidden_columns(db: DirectCaller) -> None:
-    """Rows of a relation are as everywhere: hidden columns are not among them."""
+    """Rows of a relation's type have no hidden columns, as everywhere."""
     found = await db.call("fn.everyone")
     assert found[0] == ADA
     assert [row["id"] for row in found] == [1, 2, 3]
@@ -258,7 +258,7 @@ REFUSED: list[tuple[str, tuple[Any, ...], dict[str, Any], str | None]] = [
 async def test_arguments_that_no_function_takes_are_refused_with_their_path(
     db: DirectCaller, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None
 ) -> None:
-    """Arguments that no function takes are refused, and where they stand is told."""
+    """Arguments that no function takes are refused with their path."""
     refused = await failure_of(db.call(f"fn.{name}", *args, **kwargs))
     assert isinstance(refused, InvalidArgument), refused
     if path is not None:
@@ -282,7 +282,7 @@ async def test_arguments_that_no_function_takes_are_refused_with_their_path(
 async def test_values_of_any_kind_are_answered_or_refused(
     db: DirectCaller, name: str, by_name: str, value: Any
 ) -> None:
-    """Whatever is given is answered, or refused as a call; never a bug of ours."""
+    """Any arguments lead to a result or a refusal, never to an internal error."""
     args, kwargs = ((), {by_name: value}) if by_name else ((value,), {})
     with suppress(InvalidArgument):
         await db.call(f"fn.{name}", *args, **kwargs)
@@ -299,7 +299,7 @@ async def test_record_with_two_columns_of_one_name_is_refused(db: DirectCaller) 
 
 @pytest_twisted.ensureDeferred
 async def test_value_nested_too_deep_is_refused(db: DirectCaller) -> None:
-    """A value nested beyond all measure is refused."""
+    """The limit of nesting depth is checked."""
     deep: list[Any] = []
     for _ in range(20_000):
         deep = [deep]
@@ -316,7 +316,7 @@ async def test_value_nested_too_deep_is_refused(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_call_of_ambiguous_functions_is_refused_with_candidates(db: DirectCaller) -> None:
-    """Functions that take the same names are told, not guessed."""
+    """If several functions take the same argument names, the error lists them."""
     refused = await failure_of(db.call("fn.twin", a=None))
     assert isinstance(refused, InvalidArgument)
     assert refused.details["candidates"] == ["twin(a integer)", "twin(a text)"]
@@ -330,7 +330,7 @@ async def test_call_of_ambiguous_functions_is_refused_with_candidates(db: Direct
 
 @pytest_twisted.ensureDeferred
 async def test_function_of_any_schema_and_name_is_called(db: DirectCaller) -> None:
-    """Functions of other schemas, and of any name, are reached; a relation "fn" as well."""
+    """Functions of other schemas and of any name can be called; a relation named "fn" too."""
     assert await db.call('app.fn.odd%20"%25name%2Ex', **{'a "%s(': 5}) == 5
     assert await db.call("app.fn.other") == "function"
     assert await db.call("app.fn.of_home") == 7
@@ -344,7 +344,7 @@ async def test_function_of_any_schema_and_name_is_called(db: DirectCaller) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_value_against_its_domain_is_check_violation(db: DirectCaller) -> None:
-    """A value that a domain refuses is refused as such."""
+    """A violated domain constraint is a check_violation."""
     refused = await failure_of(db.call("fn.moody", m="ok", s=11))
     assert isinstance(refused, CheckViolation)
     assert refused.details["constraint"] == "small_check"
@@ -352,7 +352,7 @@ async def test_value_against_its_domain_is_check_violation(db: DirectCaller) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_error_raised_by_a_function_keeps_its_message(db: DirectCaller) -> None:
-    """What a function raises comes through in its own words."""
+    """The error has the message of the function's RAISE."""
     raised = await failure_of(db.call("fn.angry"))
     assert isinstance(raised, Raised)
     assert (raised.message, raised.details["hint"]) == ("no", "ask nicely")
@@ -363,7 +363,7 @@ async def test_error_raised_by_a_function_keeps_its_message(db: DirectCaller) ->
 
 @pytest_twisted.ensureDeferred
 async def test_function_that_is_stable_may_not_write(db: DirectCaller, dsn: str) -> None:
-    """What promises not to write runs where it could not."""
+    """A STABLE function runs in a read-only transaction."""
     refused = await failure_of(db.call("fn.sneaky"))
     assert isinstance(refused, DatabaseRefused)
     assert refused.details["sqlstate"] == "25006"
@@ -374,7 +374,7 @@ async def test_function_that_is_stable_may_not_write(db: DirectCaller, dsn: str)
 
 @pytest_twisted.ensureDeferred
 async def test_rows_over_the_limit_are_refused_and_not_kept(db: DirectCaller, dsn: str) -> None:
-    """Over the limits nothing is kept, and the refusal names the way out."""
+    """If a limit is exceeded, the call is rolled back, and the error names the way out."""
     many = await failure_of(db.call("fn.numbers", n=51))
     assert isinstance(many, TooLarge)
     assert "RETURNS TABLE has find" in many.details["hint"]
@@ -395,7 +395,7 @@ async def test_rows_over_the_limit_are_refused_and_not_kept(db: DirectCaller, ds
 
 @pytest_twisted.ensureDeferred
 async def test_max_affected_without_rows_to_return_is_refused(db: DirectCaller) -> None:
-    """Where no rows come back, a bound for them is refused rather than forgotten."""
+    """For a function without rows, `max_affected` is refused instead of ignored."""
     assert await db.call("fn.nothing") is None
     for call in (
         db.call("fn.nothing", max_affected=1),
@@ -410,7 +410,7 @@ async def test_max_affected_without_rows_to_return_is_refused(db: DirectCaller) 
 
 @pytest_twisted.ensureDeferred
 async def test_procedure_that_commits_answers_its_out_arguments(db: DirectCaller, dsn: str) -> None:
-    """A procedure may commit; what comes back of it is its OUT arguments."""
+    """A procedure may commit; the result is its OUT arguments."""
     assert await db.call("fn.work", who=60) == {"n": 6, "said": "done"}
     assert await db.call("fn.work", who=61, n=1, form="lists") == {
         "columns": ["said", "n"], "rows": [["done", 2]],
@@ -422,7 +422,7 @@ async def test_procedure_that_commits_answers_its_out_arguments(db: DirectCaller
 
 @pytest_twisted.ensureDeferred
 async def test_procedure_whose_session_dies_is_outcome_unknown(db: DirectCaller, dsn: str) -> None:
-    """Nobody knows what it has committed by then, and nobody is told to try it again."""
+    """It is unknown what it has committed, so the error is not retryable."""
     refused = await failure_of(db.call("fn.dying", who=80))
     assert isinstance(refused, OutcomeUnknown)
     assert execute(dsn, "DELETE FROM people WHERE id = 80 RETURNING id") == [(80,)]
@@ -430,7 +430,7 @@ async def test_procedure_whose_session_dies_is_outcome_unknown(db: DirectCaller,
 
 @pytest_twisted.ensureDeferred
 async def test_function_in_a_transaction_is_rolled_back_with_it(db: DirectCaller, dsn: str) -> None:
-    """A function is part of the transaction that it is called in."""
+    """Its writes belong to the transaction that it is called in."""
     database = db.database
     with suppress(RuntimeError):
         async with database.transaction():
@@ -442,7 +442,7 @@ async def test_function_in_a_transaction_is_rolled_back_with_it(db: DirectCaller
 
 @pytest_twisted.ensureDeferred
 async def test_function_that_was_dropped_is_refused(db: DirectCaller, dsn: str) -> None:
-    """A function that is gone is refused, and looked for again."""
+    """The call is refused, and the catalog is read again."""
     execute(dsn, "CREATE FUNCTION brief() RETURNS int LANGUAGE sql AS 'SELECT 1'")
     async with serving(dsn) as other:
         assert await other.call("fn.brief") == 1

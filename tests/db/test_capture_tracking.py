@@ -1,5 +1,5 @@
 """
-Tracking tables: by command, by migration, and what is noticed of tables that are altered.
+Tracking tables by command and by migration, and the effects of DDL on tracked tables.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TRIGGERS = "SELECT count(*) FROM pg_trigger WHERE tgname ~ 'rowcast' AND tgparen
 
 @pytest.fixture
 def tracked(dsn: str) -> Iterator[str]:
-    """Track `things`, made anew, and nothing else."""
+    """Create `things` again, and track it alone."""
     execute(dsn, "DROP TABLE IF EXISTS things CASCADE")
     execute(dsn, "CREATE TABLE things (id int PRIMARY KEY, n int, note text)")
     execute(dsn, "INSERT INTO things VALUES (1, 1, 'a')")
@@ -59,7 +59,7 @@ def tracked(dsn: str) -> Iterator[str]:
 
 
 def refused(dsn: str, table: str, level: str = "full") -> str:
-    """Return why a table is not tracked."""
+    """Return the message with which tracking a table is refused."""
     with pytest.raises(TrackingRefused) as caught:
         track_table(dsn, table, level, True)
     return str(caught.value)
@@ -109,7 +109,7 @@ def test_table_that_cannot_be_tracked_is_refused(
 
 
 def test_migration_tracks_by_name_and_schema(dsn: str) -> None:
-    """And what it has written is what `track` of the command line would."""
+    """It writes the same as the `track` command."""
     with engine(dsn).connect() as connection:
         context = MigrationContext.configure(connection)
         with Operations.context(context), context.begin_transaction():
@@ -141,7 +141,7 @@ UPDATE rowcast.tracked SET (shape, noticed) = (SELECT s, s FROM rowcast.shape(re
 
 
 def test_triggers_of_an_older_version_are_replaced_and_nothing_is_lost(tracked: str) -> None:
-    """What was written before and after has the same form, so nobody has to read the table again."""
+    """Rows of the log before and after have the same form, so no reader has to read the table again."""
     track_table(tracked, "things", "keys", True)
     ((id, since),) = execute(tracked, "SELECT id, since::text FROM rowcast.tracked")
     execute(tracked, OLD.format(id=id))
@@ -174,7 +174,7 @@ def test_table_that_cannot_be_tracked_today_keeps_its_triggers_and_stops_no_migr
 
 
 def test_key_of_another_type_or_name_is_logged_as_it_is_once_that_is_noticed(tracked: str) -> None:
-    """Its function says what it needs of the writer's session, by the types that there were."""
+    """The trigger function fixes session settings by the key's types, so it has to be generated again."""
     track_table(tracked, "things", "keys", True)
     execute(tracked, "ALTER TABLE things ALTER id TYPE float8; ALTER TABLE things RENAME id TO no")
     execute(tracked, "INSERT INTO things VALUES (2)")
@@ -198,7 +198,7 @@ def test_services_are_notified_when_a_table_is_tracked_and_untracked(tracked: st
 
 
 def test_plain_owner_tracks_its_own_tables(dsn: str) -> None:
-    """Without being a superuser, and with the grants that the refusals name."""
+    """No superuser is needed, only the privileges that the refusals name."""
     execute(dsn, "CREATE ROLE plain LOGIN; GRANT CREATE ON SCHEMA public TO plain")
     at = make_dsn(dsn, user="plain")
     ((name,),) = execute(dsn, "SELECT current_database()")
@@ -228,7 +228,7 @@ def test_plain_owner_tracks_its_own_tables(dsn: str) -> None:
 
 
 def test_busy_table_is_not_waited_for_long(tracked: str) -> None:
-    """While a lock is waited for, writers wait behind it."""
+    """While the command waits for its lock, writers queue behind it."""
     busy = connect(tracked)
     with busy.cursor() as cursor:
         cursor.execute("INSERT INTO keyless VALUES (1)")
@@ -257,7 +257,7 @@ NOTICED = {
 
 @pytest.mark.parametrize("ddl", NOTICED.values(), ids=NOTICED)
 def test_ddl_that_changes_rows_without_a_trigger_is_noticed(tracked: str, ddl: str) -> None:
-    """Once; and readers that resume from before find in the log that they have to read again."""
+    """It is noticed once, and readers that resume from before find a reset in the log."""
     ((id,),) = execute(tracked, "SELECT id FROM rowcast.tracked")
     notice = "SELECT rowcast.notice()"
     assert execute(tracked, notice) == []
@@ -284,7 +284,7 @@ UNNOTICED = [
 @pytest.mark.parametrize("statement", UNNOTICED)
 def test_ddl_that_leaves_rows_alone_is_not_noticed(tracked: str, statement: str) -> None:
     connection = connect(tracked)
-    connection.autocommit = True  # VACUUM would not run among other statements
+    connection.autocommit = True  # VACUUM cannot run in a transaction
     with connection.cursor() as cursor:
         cursor.execute(statement)
     connection.close()
@@ -297,7 +297,7 @@ def test_partitions_that_come_and_go_are_noticed(tracked: str) -> None:
     execute(tracked, "CREATE TABLE apart (id int NOT NULL); INSERT INTO apart VALUES (2)")
     for ddl in (
         "ALTER TABLE parts ATTACH PARTITION apart FOR VALUES IN (2)",
-        "TRUNCATE apart",  # which has no trigger for it yet
+        "TRUNCATE apart",  # it has no TRUNCATE trigger yet
         "ALTER TABLE parts DETACH PARTITION part",
         "ALTER TABLE parts ATTACH PARTITION part FOR VALUES IN (1)",
         "ALTER TABLE part DISABLE TRIGGER USER",
@@ -312,7 +312,7 @@ def test_partitions_that_come_and_go_are_noticed(tracked: str) -> None:
 
 
 def test_table_that_becomes_a_part_of_another_has_a_problem(tracked: str) -> None:
-    """What is written through the other does not reach it, until either is tracked."""
+    """Writes through the other table are not captured until either table is tracked again."""
     problem = "SELECT problem FROM rowcast.tracked WHERE name = 'public.things'"
     execute(tracked, "CREATE TABLE above (id int, n int, note text)")
     execute(tracked, "ALTER TABLE things INHERIT above; SELECT rowcast.notice()")
@@ -371,7 +371,7 @@ def test_tracking_again_with_another_level_asks_to_read_again(tracked: str) -> N
 
 
 def test_renamed_key_does_not_stop_writers(tracked: str) -> None:
-    """Capture never is a reason for a write to fail, whatever the table has become."""
+    """Capture never makes a write fail, whatever DDL has changed the table."""
     track_table(tracked, "things", "keys", True)
     execute(tracked, "ALTER TABLE things RENAME id TO number")
     execute(tracked, "UPDATE things SET n = 5")
@@ -383,7 +383,7 @@ def test_renamed_key_does_not_stop_writers(tracked: str) -> None:
 
 
 def test_key_that_was_replaced_by_another_column_is_logged_by_its_name(tracked: str) -> None:
-    """As a migration does to an integer that becomes a bigint."""
+    """As a migration does that replaces an integer key by a bigint one."""
     track_table(tracked, "things", "keys", True)
     execute(tracked, "ALTER TABLE things ADD wide bigint; UPDATE things SET wide = id")
     execute(tracked, "ALTER TABLE things DROP id; ALTER TABLE things RENAME wide TO id")
@@ -416,7 +416,7 @@ def test_reinstall_keeps_existing_rows(tracked: str) -> None:
 
 @pytest.mark.parametrize("role", ["postgres", "member"])
 def test_functions_that_another_role_brings_are_the_owners(dsn: str, role: str) -> None:
-    """They write with their owner's rights, and he has to be able to replace them."""
+    """The functions are SECURITY DEFINER, and their owner must be able to replace them."""
     ((name,),) = execute(dsn, "SELECT current_database()")
     execute(dsn, f"CREATE ROLE owns LOGIN; GRANT CREATE ON DATABASE {name} TO owns")
     execute(dsn, "CREATE ROLE member LOGIN IN ROLE owns")
@@ -438,7 +438,7 @@ def test_schema_that_others_use_is_left(tracked: str) -> None:
 
 
 def test_log_is_brought_up_to_date_beside_a_writer(tracked: str) -> None:
-    """Nobody waits for a transaction that has written to a tracked table and goes on."""
+    """The upgrade does not wait for an open transaction that has written to a tracked table."""
     writer = connect(tracked)
     writer.cursor().execute("INSERT INTO things VALUES (7)")
     execute(tracked, f"SET lock_timeout = '2s'; {install()}")

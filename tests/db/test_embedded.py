@@ -1,5 +1,5 @@
 """
-The embedded PostgreSQL: started for a visit, left as it was found.
+The embedded PostgreSQL: started for a command, and left as it was before.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ with Place(state=Path(sys.argv[1])).running():
 
 @pytest.fixture
 def state() -> Iterator[Path]:
-    """Give a place of one's own: pytest, when it begins, shuts the way to its own for all others."""
+    """Yield a directory; pytest's own temporary directories are not accessible to other users."""
     with tempfile.TemporaryDirectory(prefix="rowcast-state-") as directory:
         yield Path(directory)
 
 
 def test_server_after_a_visit_is_stopped_and_keeps_its_data(state: Path) -> None:
-    """It runs while it is needed, keeps what was written, and is gone after that."""
+    """It runs while it is needed, keeps its data, and is stopped afterwards."""
     place = Place(state=state)
     assert place.cluster.fresh
     with place.running() as dsn:
@@ -50,7 +50,7 @@ def test_server_after_a_visit_is_stopped_and_keeps_its_data(state: Path) -> None
 
 
 def test_server_with_too_long_a_socket_path_gets_a_short_one(state: Path) -> None:
-    """A socket path that is too long for the system gets a short one."""
+    """A socket path beyond the system's limit is replaced by a short one."""
     place = Place(state=state / ("x" * 120))
     with place.running() as dsn:
         assert execute(dsn, "SELECT 1") == [(1,)]
@@ -58,7 +58,7 @@ def test_server_with_too_long_a_socket_path_gets_a_short_one(state: Path) -> Non
 
 
 def test_incomplete_data_directory_is_created_again(state: Path) -> None:
-    """A start that was interrupted does not spoil the next one."""
+    """An interrupted start does not prevent the next one."""
     (state / "pg.new").mkdir()
     (state / "pg.new" / "PG_VERSION").write_text("18")
     with Place(state=state).running() as dsn:
@@ -66,7 +66,7 @@ def test_incomplete_data_directory_is_created_again(state: Path) -> None:
 
 
 def test_server_in_any_locale_has_utf8(state: Path) -> None:
-    """Whatever the locale of the machine is, text is UTF-8 and has upper case."""
+    """In any locale of the machine, the encoding is UTF-8, and upper() works."""
     with Place(state=state).running() as dsn:
         assert execute(dsn, "SELECT upper('é'), current_setting('server_encoding')") == [
             ("É", "UTF8")
@@ -92,7 +92,7 @@ def test_visits_at_once_take_turns(state: Path) -> None:
 
 
 def test_server_of_a_killed_visit_is_cleared_away(state: Path) -> None:
-    """A command that was killed leaves no server in the way of the next."""
+    """The server of a killed command does not block the next command."""
     command = [sys.executable, "-c", VISIT, str(state)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -105,7 +105,7 @@ def test_server_of_a_killed_visit_is_cleared_away(state: Path) -> None:
 
 
 def test_server_without_users_is_stopped_and_restarted(state: Path) -> None:
-    """A server that nobody holds is stopped, and started by the one who needs it."""
+    """A server that no process uses is stopped, and started by the next process that needs it."""
     cluster = Cluster(state)
     cluster.prepare()
     command = cluster.command()
@@ -118,7 +118,7 @@ def test_server_without_users_is_stopped_and_restarted(state: Path) -> None:
 
 
 def test_server_that_is_leaving_is_waited_for(state: Path) -> None:
-    """A server that listens no more, but still has its data, is waited for."""
+    """A server that no longer listens but still holds its data directory is waited for."""
     cluster = Cluster(state)
     cluster.prepare()
     lock = cluster.data / "postmaster.pid"
@@ -132,7 +132,7 @@ def test_server_that_is_leaving_is_waited_for(state: Path) -> None:
 
 
 def test_server_that_cannot_start_is_reported_with_its_last_log_lines(state: Path) -> None:
-    """What the server said last is part of the refusal."""
+    """The error contains the last lines of the server's log."""
     cluster = Cluster(state)
     cluster.prepare()
     with (cluster.data / "postgresql.conf").open("a") as settings:
@@ -142,7 +142,7 @@ def test_server_that_cannot_start_is_reported_with_its_last_log_lines(state: Pat
 
 
 def test_server_of_a_service_is_shared_and_left_running(state: Path) -> None:
-    """While a service holds it, a command uses the service's server, and leaves it running."""
+    """While a service uses the server, a command shares it and leaves it running."""
     cluster = Cluster(state)
     assert cluster.claim.take("the service")
     cluster.prepare()

@@ -1,5 +1,5 @@
 """
-Idempotency keys: what is called again with one is answered as before, and written once.
+Idempotency keys: a repeated call returns the first result and writes once.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ CREATE PROCEDURE halves() LANGUAGE plpgsql AS $$ BEGIN
 
 
 class Ruled(Model):
-    """Has rules that look at the database, and one that changes the row."""
+    """A model with validations that query the database, and a hook that changes the row."""
 
     TABLENAME = "ruled"
 
     async def beforeSave(self) -> bool:
-        """Number the note by what is there."""
+        """Number the note by the existing rows."""
         there = await Ruled.count()
         self.note = f"{self.note} after {there}"
         return True
@@ -85,7 +85,7 @@ Ruled.VALIDATIONS = ()
 
 
 class Plain(Model):
-    """Has a rule that looks at what is given alone."""
+    """A model with a validation of given values only."""
 
     TABLENAME = "plain"
     VALIDATIONS = (not_blank("note"),)
@@ -103,7 +103,7 @@ WAITING = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND
 async def ask(
     db: DirectCaller, name: str, /, *args: Any, caller: Caller = ANN, **kwargs: Any
 ) -> Any:
-    """Call as somebody who has logged in."""
+    """Call as an authenticated caller."""
     return await db.call_as(caller, name, *args, **kwargs)
 
 
@@ -114,7 +114,7 @@ async def refused(db: DirectCaller, name: str, /, *args: Any, **kwargs: Any) -> 
 
 
 def notes(dsn: str, table: str = "notes") -> int:
-    """Return how many there are."""
+    """Return the number of rows."""
     ((found,),) = execute(dsn, f"SELECT count(*) FROM {table}")
     assert isinstance(found, int)
     return found
@@ -189,7 +189,7 @@ MESSAGES: list[tuple[str, list[Any], dict[str, Any], int]] = [
     ("fn.ticket", [], {"step": 2}, 2),
     ("plain.create", [{"note": "x"}], {}, 2),
     ("plain.update", [1, {"note": "x"}], {}, 2),
-    ("ruled.create", [{"note": "x"}], {}, 3),  # its rule asks the database
+    ("ruled.create", [{"note": "x"}], {}, 3),  # its validation queries the database
     ("ruled.update", [1, {"note": "x"}], {}, 4),
     ("transaction", [[{"call": "notes.create", "args": [NOTE]}] * 3], {}, 4),
     ("transaction", [[{"call": "plain.create", "args": [{"note": "x"}]}] * 3], {}, 4),
@@ -207,7 +207,7 @@ async def test_key_travels_with_the_first_message_and_its_result_with_commit(
     kwargs: dict[str, Any],
     messages: int,
 ) -> None:
-    """So that all there is beside those of the write is COMMIT, whatever rules its model has."""
+    """So the only additional message is COMMIT, whatever validations the model has."""
     for table in ("notes", "ruled", "plain"):
         execute(dsn, f"INSERT INTO {table} (note) VALUES ('first')")
     await ask(db, name, *args, **kwargs, idempotency_key="first")
@@ -229,7 +229,7 @@ async def test_key_travels_with_the_first_message_and_its_result_with_commit(
 async def test_session_plans_what_keeps_keys_once_until_code_of_others_has_run(
     db: DirectCaller, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That may have put statements of its own in their place."""
+    """Such code may have replaced the prepared statements."""
     sent: list[str] = []
     command = PgConnection.command
 
@@ -312,7 +312,7 @@ async def test_other_call_under_a_key_is_refused(
 
 @pytest_twisted.ensureDeferred
 async def test_key_is_of_its_caller_and_realm(db: DirectCaller, dsn: str) -> None:
-    """Nor can a name be cut in another place."""
+    """Concatenating caller and key otherwise does not give the same key."""
     callers = [ANN, BOB, Caller(7, "ann", "clerk", "realm2"), Caller(1, 'ann","k', "clerk", "r")]
     for caller in callers:
         await ask(db, "notes.create", {"note": "x"}, idempotency_key="k", caller=caller)
@@ -362,7 +362,7 @@ async def test_call_with_a_null_key_is_run_each_time(db: DirectCaller, dsn: str)
 async def test_keyword_of_a_function_of_that_name_is_the_functions(
     db: DirectCaller, dsn: str
 ) -> None:
-    """In `args` it is the function's, and beside it ours."""
+    """Within `args` it is an argument of the function, beside `args` it is the service's."""
     one, two = [await ask(db, "fn.own", idempotency_key="k") for _ in range(2)]
     assert one != two
     assert notes(dsn, "rowcast.idempotency_keys") == 0
@@ -400,7 +400,7 @@ async def test_read_with_a_key_is_refused(db: DirectCaller, name: str, args: lis
 async def test_call_that_fails_under_a_key_is_not_kept(
     db: DirectCaller, dsn: str, name: str, args: list[Any], kwargs: dict[str, Any], kind: type
 ) -> None:
-    """A retry tries again, and another call may have the key."""
+    """A retry runs again, and another call may use the key."""
     for _ in range(2):
         assert isinstance(await refused(db, name, *args, **kwargs, idempotency_key="k"), kind)
     assert notes(dsn) + notes(dsn, "ruled") + notes(dsn, "rowcast.idempotency_keys") == 0
@@ -422,7 +422,7 @@ async def test_duplicates_at_once_wait_for_the_first(db: DirectCaller, dsn: str,
 
 @pytest_twisted.ensureDeferred
 async def test_duplicate_waits_longer_than_for_a_lock(dsn: str, db: DirectCaller) -> None:
-    """What takes longer than `lock_timeout` is waited for all the same, up to the call's timeout."""
+    """It waits beyond `lock_timeout`, up to the call's timeout."""
     async with serving(dsn, lock_timeout=0.2) as other:
         first = ensureDeferred(ask(other, "fn.slow", seconds=0.8, idempotency_key="k"))
         await until(lambda: execute(dsn, WAITING.format("PgSleep")))
@@ -435,7 +435,7 @@ async def test_duplicate_waits_longer_than_for_a_lock(dsn: str, db: DirectCaller
 async def test_duplicate_whose_connection_is_lost_ends_in_an_error(
     db: DirectCaller, dsn: str
 ) -> None:
-    """While it waits for the first: what it is refused with is no error that has itself for a cause."""
+    """The connection is lost while it waits for the first call; the error must not be its own cause."""
     first = ask(db, "fn.slow", seconds=1.0, idempotency_key="k")
     slow = [{"call": "fn.slow", "kwargs": {"seconds": 0}}]
     running = ensureDeferred(first)
@@ -467,7 +467,7 @@ async def test_duplicate_of_a_call_that_fails_does_its_work(db: DirectCaller, ds
 async def test_batches_of_any_isolation_are_written_once(
     db: DirectCaller, dsn: str, isolation: str
 ) -> None:
-    """Eight keys, each from three callers at once."""
+    """Eight keys with three concurrent calls each."""
     calls = [
         ensureDeferred(
             ask(
@@ -614,7 +614,7 @@ async def test_old_keys_are_pruned_and_younger_ones_stay(db: DirectCaller, dsn: 
 async def test_keys_are_looked_for_soon_after_the_start_and_then_now_and_then(
     db: DirectCaller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A service that is started more often than it looks would prune none."""
+    """Otherwise a service restarted more often than its interval would never prune."""
     clock, looks = Clock(), list[float]()
     monkeypatch.setattr(db.database, "reactor", clock)
     pruner = Pruner(db.database, 86_400)

@@ -1,5 +1,5 @@
 """
-The pool: one round trip a statement, limits, timeouts, dead connections, an orderly close.
+The pool: one round trip per statement, limits, timeouts, dead connections, graceful close.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def kill_sessions(dsn: str) -> None:
 
 
 def begun(dsn: str, part: str) -> bool:
-    """Whether the server works on a statement with these words in it."""
+    """Return whether the server runs a statement that contains a text."""
     return bool(execute(dsn, f"SELECT 1 {SESSIONS} AND state = 'active' AND query LIKE '%{part}%'"))
 
 
 @pytest_twisted.ensureDeferred
 async def test_statement_in_autocommit_is_one_message(dsn: str) -> None:
-    """A single statement runs in autocommit; no BEGIN, no COMMIT, and the session is cleaned."""
+    """A single statement is sent without BEGIN and COMMIT, and the session is reset."""
     with Relay(dsn) as relay:
         async with database_at(relay.dsn, most=1) as database:
             await database.statement("SELECT 1")
@@ -64,7 +64,7 @@ async def test_statement_in_autocommit_is_one_message(dsn: str) -> None:
 @pytest.mark.parametrize("inside", [False, True])
 @pytest_twisted.ensureDeferred
 async def test_worker_without_a_job_keeps_no_result(dsn: str, inside: bool) -> None:
-    """Of a large answer it would be memory for as long as nobody calls, or a transaction lies idle."""
+    """A large result would occupy memory until the next call, or while a transaction is idle."""
 
     class Result:
         pass
@@ -84,7 +84,7 @@ async def test_worker_without_a_job_keeps_no_result(dsn: str, inside: bool) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_job_that_is_done_is_freed_without_a_collection(dsn: str) -> None:
-    """With what it was given: a collection of all there is stops the service for longer."""
+    """The job is freed with its arguments by reference counts: a full garbage collection blocks for longer."""
     async with database_at(dsn, most=1) as database:
         given = Given()
         seen = ref(given)
@@ -100,7 +100,7 @@ async def test_job_that_is_done_is_freed_without_a_collection(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_session_of_any_age_has_the_settings(dsn: str) -> None:
-    """Limits and formats hold for every session, and the user's own options stay."""
+    """Limits and formats are set in each session, and the user's own options are kept."""
     given = psycopg2.extensions.make_dsn(
         dsn, options="-c timezone=Asia/Tokyo -c work_mem=7MB", application_name="mine"
     )
@@ -125,7 +125,7 @@ async def test_session_of_any_age_has_the_settings(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_schemas_that_are_served_are_searched_first(dsn: str) -> None:
-    """Unqualified names are looked for in our schemas, then where the database itself would."""
+    """Unqualified names are resolved in the served schemas, then in the database's own search_path."""
     given = psycopg2.extensions.make_dsn(dsn, options="-c search_path=own")
     async with database_at(given, SessionSettings(schemas=("app", "o'dd \"%s"))) as database:
         assert await database.statement("SHOW search_path") == [('"app", "o\'dd ""%s", own',)]
@@ -144,7 +144,7 @@ async def test_schemas_that_are_served_are_searched_first(dsn: str) -> None:
 )
 @pytest_twisted.ensureDeferred
 async def test_session_that_was_changed_is_put_right(dsn: str, words: str, name: str) -> None:
-    """What a function sets for its session does not reach the next caller."""
+    """Session settings changed by a function do not affect the next caller."""
     async with database_at(dsn, SessionSettings(schemas=("app",)), most=1) as database:
         before = await database.statement(f"SHOW {name}")
         (backend,) = await database.statement("SELECT pg_backend_pid()")
@@ -155,7 +155,7 @@ async def test_session_that_was_changed_is_put_right(dsn: str, words: str, name:
 
 @pytest_twisted.ensureDeferred
 async def test_parameters_of_a_connection_string_are_kept(dsn: str) -> None:
-    """A parameter of libpq that the connection string has is never overridden."""
+    """A libpq parameter in the connection string is never overridden."""
     given = psycopg2.extensions.make_dsn(dsn, connect_timeout=9, keepalives_idle=7)
     async with database_at(given) as database:
         used = await database.run(lambda connection: connection.get_dsn_parameters())
@@ -165,7 +165,7 @@ async def test_parameters_of_a_connection_string_are_kept(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_statement_timeout_is_the_servers(dsn: str) -> None:
-    """A statement over the session's limit is stopped by the server itself."""
+    """The server cancels a statement that exceeds the session's statement_timeout."""
     async with database_at(dsn, SessionSettings(statement_timeout=0.1)) as database:
         with pytest.raises(psycopg2.errors.QueryCanceled):
             await database.statement("SELECT pg_sleep(5)")
@@ -173,7 +173,7 @@ async def test_statement_timeout_is_the_servers(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_slow_queries_leave_the_reactor_free(dsn: str) -> None:
-    """With 16 slow queries under way, the loop's lag stays below 10 ms (p99)."""
+    """With 16 slow queries running, the loop lag stays below 10 ms (p99)."""
     async with database_at(dsn, most=16) as database:
         await gatherResults([database.statement("SELECT pg_sleep(0.1)") for _ in range(16)])
 
@@ -206,7 +206,7 @@ class Owner:
 @pytest.mark.parametrize("light", [True, False])
 @pytest_twisted.ensureDeferred
 async def test_jobs_lie_ready_for_many_owners_of_small_answers(dsn: str, light: bool) -> None:
-    """None of a greedy owner's is before those of others that came later, but for what it had."""
+    """Jobs of a greedy owner do not run before later jobs of others, except those already ready."""
     came: list[str] = []
     async with database_at(dsn, most=1) as database:
         scheduler, gate = database.pool.scheduler, threading.Event()
@@ -233,14 +233,14 @@ async def test_jobs_lie_ready_for_many_owners_of_small_answers(dsn: str, light: 
         await gatherResults([first, *done])
     had = came.index(others[0])
     assert came[:had] == [f"greedy {at}" for at in range(had)]
-    assert had <= 1 + READY  # those that it had before anybody else came
+    assert had <= 1 + READY  # those that were ready before the others came
     assert [name for name in came if name in others] == others
     assert len(came) == len(done)
 
 
 @pytest_twisted.ensureDeferred
 async def test_caller_in_vain_for_a_connection_is_refused_in_time(dsn: str) -> None:
-    """A full pool refuses after `acquire_timeout`, and counts it."""
+    """A full pool refuses after `acquire_timeout`, and counts the refusal."""
     async with database_at(dsn, most=1, acquire_timeout=0.2) as database:
         slow = database.statement("SELECT pg_sleep(2)")
         error = await failure_of(database.statement("SELECT 1"))
@@ -255,7 +255,7 @@ async def test_caller_in_vain_for_a_connection_is_refused_in_time(dsn: str) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_call_over_its_own_time_limit_is_stopped(dsn: str) -> None:
-    """A call over its own limit fails at once, and its query is stopped on the server."""
+    """A call that exceeds its own limit fails at once, and its query is cancelled on the server."""
     async with database_at(dsn) as database:
         call = database.statement("SELECT pg_sleep(7)", timeout=0.2)
         assert isinstance(await failure_of(call), StatementTimeout)
@@ -277,7 +277,7 @@ async def test_dead_idle_connections_are_noticed(dsn: str) -> None:
 @pytest.mark.parametrize("retry", [True, False], ids=["read", "write"])
 @pytest_twisted.ensureDeferred
 async def test_session_lost_right_after_a_look_fails_no_query(dsn: str, retry: bool) -> None:
-    """Reads do not look at a session that was looked at just now; writes always do."""
+    """Before a read, a session is not checked again if it was just checked; before a write, always."""
     async with database_at(dsn, most=1) as database:
         for _ in range(5):
             before = [
@@ -292,7 +292,7 @@ async def test_session_lost_right_after_a_look_fails_no_query(dsn: str, retry: b
 
 @pytest_twisted.ensureDeferred
 async def test_read_whose_connection_dies_is_run_again(dsn: str) -> None:
-    """A read is run again when its connection dies under it; a write is not."""
+    """A read is retried if its connection dies; a write is not."""
     async with database_at(dsn, most=2) as database:
         read = database.statement("SELECT pg_sleep(0.5), 'read'", retry=True)
         write = database.statement("SELECT pg_sleep(0.5), 'write'")
@@ -304,7 +304,7 @@ async def test_read_whose_connection_dies_is_run_again(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_missing_database_is_unavailable(dsn: str) -> None:
-    """A database that is not there is refused after `connect_wait`, without its reason."""
+    """Calls are refused after `connect_wait`, without PostgreSQL's reason."""
     nowhere = psycopg2.extensions.make_dsn(dsn, dbname="no_such_database")
     async with database_at(nowhere, connect_wait=0.2) as database:
         error = await failure_of(database.statement("SELECT 1"))
@@ -325,7 +325,7 @@ async def test_session_older_than_its_age_is_replaced(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_read_that_fails_in_a_session_of_one_use_runs_once(dsn: str) -> None:
-    """That such a session is closed after its job is no loss of a connection."""
+    """Closing such a session after its job does not count as a lost connection."""
     runs = []
 
     def read_txn(connection: PgConnection) -> None:
@@ -344,7 +344,7 @@ async def test_read_that_fails_in_a_session_of_one_use_runs_once(dsn: str) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_read_stopped_while_its_connection_is_replaced_does_not_run_again(dsn: str) -> None:
-    """There is no query to stop then, so it must not begin."""
+    """At that time there is no query to cancel, so the query must not start."""
     runs, connecting, go = [], threading.Event(), threading.Event()
 
     def read_txn(connection: PgConnection) -> None:
@@ -362,14 +362,14 @@ async def test_read_stopped_while_its_connection_is_replaced_does_not_run_again(
         await until(connecting.is_set)
         read.cancel()
         assert isinstance(await failure_of(read), CancelledError)
-        await pause(0.1)  # for the canceler, which finds nothing to stop
+        await pause(0.1)  # for the canceler, which finds no query
         go.set()
         assert await database.statement("SELECT 1") == [(1,)]
     assert runs == [0]
 
 
 def test_close_waits_for_the_canceler(dsn: str) -> None:
-    """It reads what closing a connection frees."""
+    """The canceler reads the connection object that closing frees."""
     connection = open_session(dsn, SessionSettings())
     thread = threading.Thread(target=connection.close)
     with connection.lock:
@@ -382,7 +382,7 @@ def test_close_waits_for_the_canceler(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_close_during_a_query_stops_it(dsn: str) -> None:
-    """With a 30 s query and an open transaction, close is done in 2 s and never blocks."""
+    """With a 30 s query and an open transaction, close finishes in 2 s and never blocks the reactor."""
     pool = PgPool(dsn, reactor, limits=PoolLimits(most=3))
     pool.start()
     slow = pool.runQuery("SELECT pg_sleep(30)")
@@ -404,7 +404,7 @@ async def test_close_during_a_query_stops_it(dsn: str) -> None:
 @pytest.mark.parametrize("inside", [False, True])
 @pytest_twisted.ensureDeferred
 async def test_close_does_not_wait_for_what_cannot_be_stopped(dsn: str, inside: bool) -> None:
-    """A job that no cancel reaches is left to itself; whoever waits for it is told."""
+    """A job that cannot be cancelled is abandoned, and its caller receives an error."""
     stuck, go = threading.Event(), threading.Event()
     pool = PgPool(dsn, reactor)
     pool.start()
@@ -439,7 +439,7 @@ async def test_close_does_not_wait_for_what_cannot_be_stopped(dsn: str, inside: 
 
 @pytest_twisted.ensureDeferred
 async def test_close_ends_an_open_transaction(dsn: str) -> None:
-    """A transaction that lies idle is rolled back by close."""
+    """close() rolls back an idle transaction."""
     async with database_at(dsn) as database:
         await database.statement("CREATE TABLE left_open (id int)")
         context = database.transaction()
@@ -451,7 +451,7 @@ async def test_close_ends_an_open_transaction(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_pool_by_the_names_of_adbapi_works(dsn: str) -> None:
-    """Code that knows adbapi can use the pool; an interaction is one transaction."""
+    """The pool has the methods of adbapi; an interaction is one transaction."""
     async with database_at(dsn) as database:
         pool = database.pool
         assert await pool.runOperation("CREATE TABLE face (id int)") is None

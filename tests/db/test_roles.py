@@ -119,7 +119,7 @@ async def test_column_that_a_role_may_not_read_is_refused(db: DirectCaller) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_relation_that_a_role_may_not_use_is_unknown(db: DirectCaller) -> None:
-    """A relation that a role may not use is not there, nor in what is embedded."""
+    """Such a relation does not exist for the role, in embeds either."""
     assert await db.call_as(STRANGER, "news.count") == 1
     assert isinstance(await failure_of(db.call_as(STRANGER, "notes.find")), NoSuchProcedure)
     assert isinstance(await failure_of(db.call_as(BOSS, "news.find")), NoSuchProcedure)
@@ -129,7 +129,7 @@ async def test_relation_that_a_role_may_not_use_is_unknown(db: DirectCaller) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_claims_of_a_caller_are_seen_by_policies_and_gone_after(db: DirectCaller) -> None:
-    """Policies can ask who calls; nothing is left behind for the next call."""
+    """Policies can read the claims; they are reset before the next call."""
     odd = caller("clerk", "o'hara %s \\ \" ; --", 2**53 - 1)
     assert (await db.call_as(odd, "me.find"))["rows"] == [
         {
@@ -152,7 +152,7 @@ async def test_claims_of_a_caller_are_seen_by_policies_and_gone_after(db: Direct
 
 @pytest_twisted.ensureDeferred
 async def test_call_with_a_role_is_one_message(dsn: str) -> None:
-    """The role and the claims travel with the statement: a call stays one round trip."""
+    """The role and the claims are sent with the statement, so a call remains one round trip."""
     with Relay(dsn) as relay:
         async with serving(relay.dsn, roles=ROLES) as db:
             await db.call_as(CLERK, "notes.get", 1)
@@ -167,7 +167,7 @@ async def test_call_with_a_role_is_one_message(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_caller_without_a_role_is_not_authorized(dsn: str) -> None:
-    """A caller without a role gets nothing."""
+    """Each call of a caller without a role is refused."""
     async with serving(dsn, roles=Roles({"clerk": "rc_clerk"})) as callee:
         for name in ("notes.find", "news.find", "nope.find"):
             refused = await failure_of(callee.call_as(STRANGER, name))
@@ -177,7 +177,7 @@ async def test_caller_without_a_role_is_not_authorized(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_role_that_cannot_be_served_is_named_with_its_setting_and_the_cure(dsn: str) -> None:
-    """Others are served; the log says what the operator has to do."""
+    """Other roles are served, and the log says what the operator has to do."""
     execute(dsn, "CREATE ROLE rc_plain LOGIN; CREATE ROLE rc_alone; GRANT rc_clerk TO rc_plain")
     roles = Roles({"clerk": "rc_clerk", "boss": "rc_nobody"}, "rc_alone")
     plain = psycopg2.extensions.make_dsn(dsn, user="rc_plain")
@@ -197,7 +197,7 @@ async def test_role_that_cannot_be_served_is_named_with_its_setting_and_the_cure
 
 @pytest_twisted.ensureDeferred
 async def test_calls_of_roles_at_once_keep_their_own(db: DirectCaller) -> None:
-    """Many calls of different roles at once never take each other's."""
+    """Concurrent calls of different roles never run with each other's role."""
 
     async def count(who: Caller, expected: int) -> None:
         for _ in range(20):
@@ -236,7 +236,7 @@ ORDERS = st.sampled_from([[], ["-id"], ["owner", "-text"], ["-owner"]])
 async def test_policies_at_random_show_nothing_beyond_them(
     dsn: str, visible: list[int], columns: str, where: Any, order: Any
 ) -> None:
-    """Whatever the policy and the grants, nobody sees, counts, filters or sorts beyond them."""
+    """With any policies and grants, no role can read, count, filter or sort by hidden rows and columns."""
     rows = ",".join(map(str, visible)) or "NULL"
     execute(
         dsn,
@@ -265,7 +265,7 @@ async def test_policies_at_random_show_nothing_beyond_them(
 
 
 class Paid(Model):
-    """A note with a rule that sets what a clerk has no right to."""
+    """A model with a hook that sets a column for which a clerk has no privilege."""
 
     TABLENAME = "notes"
 
@@ -276,7 +276,7 @@ class Paid(Model):
 
 @pytest_twisted.ensureDeferred
 async def test_rule_that_sets_a_column_beyond_the_role_is_refused(dsn: str) -> None:
-    """A model writes no further than its caller may, and the refusal does not say what."""
+    """A model writes with its caller's privileges, and the refusal does not name the column."""
     async with serving(dsn, roles=ROLES, written=(Paid,)) as callee:
         row = {"id": 80, "owner": "p1", "text": "x"}
         calls = [
@@ -343,7 +343,7 @@ NEAR: list[tuple[str, dict[str, Any]]] = [
 async def test_rights_at_random_are_named_by_no_refusal(
     dsn: str, rights: dict[str, set[str]]
 ) -> None:
-    """No refusal names a column on which a role has no right at all, nor does describe."""
+    """Neither refusals nor `describe` name a column on which the role has no privilege."""
     grants = [f"{right} ({name})" for name, found in rights.items() for right in sorted(found)]
     execute(
         dsn,
@@ -377,7 +377,7 @@ FUNCTIONS = tuple(f"{verb}_{soil}" for soil in SOIL for verb in ("takes", "gives
 
 
 def beds() -> str:
-    """Give tables, each with a word of its own in whatever can be named, and functions of rows."""
+    """Return SQL for tables whose every name has a unique word, and for functions of their rows."""
     sql = ["DROP SCHEMA IF EXISTS beds CASCADE; CREATE SCHEMA beds; GRANT USAGE ON SCHEMA beds"
            " TO rc_clerk;"]  # fmt: skip
     for soil in SOIL:
@@ -419,7 +419,7 @@ def beds() -> str:
 async def test_descriptions_under_random_rights_name_nothing_beyond_them(
     dsn: str, rights: dict[str, set[str]], run: set[str]
 ) -> None:
-    """Nothing is described by a name on which the role has no right, in any part of it."""
+    """No part of a description contains a name on which the role has no privilege."""
     grants = [
         f"GRANT {right} ({name}) ON beds.{name.split('_')[0]} TO rc_clerk;"
         for name, found in rights.items()
@@ -446,7 +446,7 @@ async def test_descriptions_under_random_rights_name_nothing_beyond_them(
 
 @pytest_twisted.ensureDeferred
 async def test_rows_of_a_security_definer_have_all_columns_and_are_described(dsn: str) -> None:
-    """A function with the rights of its owner gives whole rows, and they are described."""
+    """A SECURITY DEFINER function returns all columns, and the description has them."""
     execute(
         dsn,
         "CREATE TABLE safe (code text, pin int DEFAULT 1); INSERT INTO safe VALUES ('a', 2);"
@@ -478,7 +478,7 @@ async def test_rows_of_a_security_definer_have_all_columns_and_are_described(dsn
 
 @pytest_twisted.ensureDeferred
 async def test_statement_by_twistars_pool_runs_as_the_caller(db: DirectCaller) -> None:
-    """What a procedure asks the Registry's pool runs as its caller, in its caller's transaction."""
+    """A query through the Registry's pool runs with the caller's role, in the caller's transaction."""
     who = "SELECT current_user::text, current_setting('rowcast.authid', true)"
 
     def ask(cursor: Any) -> Any:
@@ -506,7 +506,7 @@ async def test_statement_by_twistars_pool_runs_as_the_caller(db: DirectCaller) -
 
 @pytest_twisted.ensureDeferred
 async def test_violation_inside_a_trigger_shows_no_hidden_key(db: DirectCaller) -> None:
-    """The key of a row that somebody else writes, and the caller may not see, is not shown."""
+    """The key of a row that a trigger writes and the caller may not read is not shown."""
     calls = [db.call_as(CLERK, "news.create", {"id": 9}), db.call_as(CLERK, "fn.stashed")]
     for call in calls:
         refused = await failure_of(call)

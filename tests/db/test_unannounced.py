@@ -274,7 +274,7 @@ ENDED = [
 async def test_relation_hidden_or_revoked_without_notice_ends(
     dsn: str, change: str, name: str, kwargs: dict[str, Any]
 ) -> None:
-    """A comment or a lost right takes effect with nobody calling and nobody notifying."""
+    """A comment or a revoked privilege takes effect without a call and without a notification."""
     execute(
         dsn,
         "DROP ROLE IF EXISTS hatter; DROP ROLE IF EXISTS hatters; CREATE ROLE hatter;"
@@ -311,7 +311,7 @@ async def _answered(db: DirectCaller, name: str, kwargs: dict[str, Any]) -> Any:
 
 @pytest_twisted.ensureDeferred
 async def test_column_whose_right_was_revoked_is_refused_or_left_out(dsn: str) -> None:
-    """What a role may read no longer is refused, or left out, at the first call."""
+    """A column that a role may no longer read is refused, or omitted, from the first call on."""
     execute(dsn, "DROP ROLE IF EXISTS hatter; CREATE ROLE hatter")
     execute(dsn, "GRANT USAGE ON SCHEMA public TO hatter; GRANT SELECT ON hats TO hatter")
     async with serving(dsn, roles=Roles({}, "hatter")) as db:
@@ -349,7 +349,7 @@ READS: list[tuple[str, dict[str, Any], Any]] = [
 async def test_relation_no_column_of_which_may_be_read_is_refused_until_it_is_granted(
     dsn: str, name: str, kwargs: dict[str, Any], answer: Any
 ) -> None:
-    """Also as related rows, and answered by the first call after the GRANT."""
+    """This includes related rows, from the first call after the GRANT on."""
     execute(dsn, "CREATE TABLE pins (id int PRIMARY KEY, hat int REFERENCES hats)")
     execute(dsn, "INSERT INTO pins VALUES (1, 1); DROP ROLE IF EXISTS hatter; CREATE ROLE hatter")
     execute(dsn, "GRANT USAGE ON SCHEMA public TO hatter; GRANT SELECT, INSERT ON pins TO hatter")
@@ -358,7 +358,7 @@ async def test_relation_no_column_of_which_may_be_read_is_refused_until_it_is_gr
         refused = await failure_of(db.call(name, **kwargs))
         assert isinstance(refused, NotAuthorized)
         assert refused.details["sqlstate"] == "42501"
-        # A write answers what may be read of its rows: nothing.
+        # a write returns only columns that may be read: none
         assert await db.call("hats.create", {"id": 3, "maker": "Di"}) == {}
         execute(dsn, "DELETE FROM hats WHERE id = 3; ALTER TABLE hats ALTER code RESTART WITH 2")
         await db.catch_up()
@@ -369,7 +369,7 @@ async def test_relation_no_column_of_which_may_be_read_is_refused_until_it_is_gr
 
 
 def is_served(dispatcher: Dispatcher, caller: Caller) -> bool:
-    """Whether anything is served to the role of a caller."""
+    """Return whether any relation is served to the role of a caller."""
     try:
         dispatcher.served_to(caller)
     except NotAuthorized:
@@ -379,7 +379,7 @@ def is_served(dispatcher: Dispatcher, caller: Caller) -> bool:
 
 @pytest_twisted.ensureDeferred
 async def test_dropped_role_is_refused_and_keeps_no_other_from_what_is_new(dsn: str) -> None:
-    """At start as well as later; what comes back is served again."""
+    """Both at start and later; a role that is created again is served again."""
     execute(dsn, "DROP ROLE IF EXISTS hatter; DROP ROLE IF EXISTS capper")
     execute(dsn, "CREATE ROLE hatter; GRANT USAGE ON SCHEMA public TO hatter")
     roles = Roles({"h": "hatter", "c": "capper"})
@@ -462,7 +462,7 @@ STILL = [
 
 
 def test_fingerprint_after_a_change_differs(dsn: str) -> None:
-    """Each change of what can be served makes another fingerprint, and nothing else does."""
+    """Each change of the served catalog changes the fingerprint, and nothing else does."""
     execute(dsn, "DROP ROLE IF EXISTS fp_role; CREATE ROLE fp_role")
     execute(dsn, "CREATE TEMP TABLE first (id int)")
     last = _fingerprint(dsn)
@@ -480,7 +480,7 @@ def test_fingerprint_after_a_change_differs(dsn: str) -> None:
 
 
 def test_fingerprint_after_a_late_commit_differs(dsn: str) -> None:
-    """A change is not missed for a transaction that began later and ended before."""
+    """A change is not missed if a transaction began after it and ended before it."""
     early, late = psycopg2.connect(dsn), psycopg2.connect(dsn)
     with early.cursor() as first, late.cursor() as second:
         first.execute("SELECT txid_current()")
@@ -505,7 +505,7 @@ def _fingerprint(dsn: str, last: fingerprint.Fingerprint | None = None) -> finge
 
 
 def test_catalogs_that_are_read_are_all_watched() -> None:
-    """No statement that reads the catalog asks a part of it whose changes would be missed."""
+    """The fingerprint covers each catalog that the introspection reads."""
     modules = (introspect, introspect_sql, introspect_functions, introspect_views)
     texts = [
         each
@@ -528,7 +528,7 @@ def test_catalogs_that_are_read_are_all_watched() -> None:
 async def test_look_after_a_long_one_is_in_time_for_who_asks_for_it(
     dsn: str, db: DirectCaller
 ) -> None:
-    """However long the last one took, as long as two can be had in that time."""
+    """However long the last check took, as long as two checks fit into the time."""
     clock = Clock()
     catalogs = Catalogs(
         clock, db.database, ("public",), db.dispatcher, Models(db.database, ()), every=None

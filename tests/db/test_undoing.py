@@ -1,5 +1,5 @@
 """
-What a scope has given up is never committed, whenever its task is cancelled.
+Writes of a failed or cancelled scope are never committed, whenever its task is cancelled.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ async def insert(database: Database, number: int) -> None:
 
 
 async def sleeping(dsn: str) -> None:
-    """Wait until the server is at a pg_sleep."""
+    """Wait until the server runs pg_sleep."""
     asleep = "query LIKE 'SELECT pg_sleep%' AND state = 'active'"
     await until(lambda: execute(dsn, f"SELECT 1 FROM pg_stat_activity WHERE {asleep}"))
 
@@ -66,7 +66,7 @@ async def ended(database: Database) -> None:
 async def test_savepoint_cancelled_at_its_end_is_undone(
     dsn: str, inner: Callable[[Database], Awaitable[None]]
 ) -> None:
-    """The cancel is heard, and the savepoint is undone, whatever the outer scope goes on to do."""
+    """The cancellation is raised and the savepoint rolled back, whatever the outer scope does next."""
     async with database_at(dsn) as database:
         caught: list[BaseException] = []
 
@@ -89,7 +89,7 @@ async def test_savepoint_cancelled_at_its_end_is_undone(
 
 @pytest_twisted.ensureDeferred
 async def test_savepoint_over_its_time_limit_at_its_end_is_undone(dsn: str) -> None:
-    """A part of a transaction that took too long leaves nothing behind."""
+    """A savepoint that exceeded its time limit is rolled back."""
     async with database_at(dsn) as database, database.transaction():
         with pytest.raises(StatementTimeout):
             await database.within(0.2, ended(database))
@@ -99,7 +99,7 @@ async def test_savepoint_over_its_time_limit_at_its_end_is_undone(dsn: str) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_cancelled_during_its_rollback_is_cancelled(dsn: str) -> None:
-    """It is heard as well."""
+    """The cancellation is raised, too."""
     async with database_at(dsn) as database:
         task = ensureDeferred(given_up(database))
         await sleeping(dsn)
@@ -111,7 +111,7 @@ async def test_transaction_cancelled_during_its_rollback_is_cancelled(dsn: str) 
 
 @pytest_twisted.ensureDeferred
 async def test_savepoint_that_cannot_be_undone_fails_its_transaction(dsn: str) -> None:
-    """The whole transaction is undone, though its scope goes on."""
+    """The entire transaction is rolled back, even if its scope continues."""
     async with database_at(dsn) as database:
 
         async def lost() -> None:
@@ -132,7 +132,7 @@ async def test_savepoint_that_cannot_be_undone_fails_its_transaction(dsn: str) -
 
 
 def test_session_whose_savepoint_cannot_be_undone_is_closed(dsn: str) -> None:
-    """The server undoes the whole transaction; nobody else may commit what is left of it."""
+    """Closing it rolls back the transaction, so that no later job can commit the rest."""
     connection = psycopg2.connect(dsn, connection_factory=PgConnection)
     connection.command("BEGIN; INSERT INTO kept VALUES (7)")
     with pytest.raises(psycopg2.Error):
@@ -143,7 +143,7 @@ def test_session_whose_savepoint_cannot_be_undone_is_closed(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_savepoint_whose_body_swallowed_an_error_is_undone(dsn: str) -> None:
-    """It fails, and is undone; the outer scope may go on."""
+    """It fails and is rolled back; the outer scope may continue."""
     async with database_at(dsn) as database:
 
         async def inner() -> None:
@@ -159,7 +159,7 @@ async def test_savepoint_whose_body_swallowed_an_error_is_undone(dsn: str) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_savepoint_of_a_dropped_task_leaves_nothing(dsn: str) -> None:
-    """A task that nobody holds any more leaves nothing in a transaction that goes on."""
+    """The savepoint of a garbage-collected task is rolled back in a transaction that continues."""
     async with database_at(dsn) as database:
         at: list[bool] = []
 
@@ -181,7 +181,7 @@ async def test_savepoint_of_a_dropped_task_leaves_nothing(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_rollback_of_a_function_is_sent_by_itself(dsn: str) -> None:
-    """It is the function's own end that undoes, not only the worker that tidies up after it."""
+    """The function itself rolls back, not only the worker's clean-up after it."""
 
     def undone_txn(connection: PgConnection) -> tuple[int, int]:
         connection.begin("BEGIN")
@@ -198,7 +198,7 @@ async def test_rollback_of_a_function_is_sent_by_itself(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_rollback_of_what_never_began_sends_nothing(dsn: str) -> None:
-    """A noted BEGIN is forgotten; of a closed session there is nothing to undo."""
+    """A deferred BEGIN is discarded; a closed session has nothing to roll back."""
 
     def never_txn(connection: PgConnection) -> None:
         connection.begin("BEGIN")
@@ -220,7 +220,7 @@ async def test_rollback_of_what_never_began_sends_nothing(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_commit_of_what_failed_is_an_error(dsn: str) -> None:
-    """COMMIT that is answered by ROLLBACK keeps nothing; one of what never began is not sent."""
+    """A COMMIT answered by ROLLBACK raises; the COMMIT of a transaction that never began is not sent."""
 
     def swallowed_txn(connection: PgConnection) -> None:
         connection.begin("BEGIN")

@@ -1,5 +1,5 @@
 """
-Upsert through the dispatcher: new rows come, rows that are there change, each once.
+Upsert through the dispatcher: new rows are inserted, existing rows updated.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ PICK: dict[str, Any] = {"select": ["id", "size", "note"]}
 
 @pytest_twisted.ensureDeferred
 async def test_upsert_of_one_row_inserts_or_updates_it(db: DirectCaller) -> None:
-    """A row comes or changes, and is answered as it is then."""
+    """The row is inserted or updated, and returned."""
     new = await db.call("items.upsert", {"id": 9, "code": "n", "size": 5}, **PICK)
     assert new == {"id": 9, "size": 5, "note": None}
     row = await db.call("items.upsert", {"id": 1, "code": "a", "size": 5})
@@ -92,14 +92,14 @@ async def test_upsert_of_one_row_inserts_or_updates_it(db: DirectCaller) -> None
 async def test_upsert_by_another_unique_key_keeps_the_primary_key(
     db: DirectCaller, key: Any
 ) -> None:
-    """Any unique key tells which row it is; the row keeps its primary key."""
+    """Any unique key can identify the row, which keeps its primary key."""
     row = await db.call("items.upsert", {"code": "b", "size": 8}, on_conflict=key, **PICK)
     assert row == {"id": 2, "size": 8, "note": "two"}
 
 
 @pytest_twisted.ensureDeferred
 async def test_upsert_by_a_unique_index_updates_its_row(db: DirectCaller) -> None:
-    """A unique index that is no constraint will do, by its columns and by its name."""
+    """A unique index without a constraint works by its columns and by its name."""
     for note, key in (("x", ["name"]), ("y", "bare_name")):
         row = await db.call("bare.upsert", {"name": "n", "note": note}, on_conflict=key)
         assert row == {"name": "n", "note": note}
@@ -110,7 +110,7 @@ async def test_upsert_by_a_unique_index_updates_its_row(db: DirectCaller) -> Non
 
 @pytest_twisted.ensureDeferred
 async def test_upsert_of_many_rows_answers_in_their_order(db: DirectCaller) -> None:
-    """A list comes back in its order; a row keeps what its new one does not speak of."""
+    """The result has the order of the list; an existing row keeps the columns that are not given."""
     rows = await db.call(
         "items.upsert",
         [{"id": 2, "code": "b", "note": "new"}, {"id": 1, "code": "a", "size": 9}, {"code": "c"}],
@@ -135,7 +135,7 @@ async def test_upsert_of_many_rows_answers_in_their_order(db: DirectCaller) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_upsert_by_a_key_its_type_rewrites_finds_its_row(db: DirectCaller) -> None:
-    """What the type of a key makes of a value tells which row it is."""
+    """The row is identified by the key value after conversion to the column's type."""
     key = {"a": "1.26", "b": 1.26, "c": "2026-01-01T00:00:00.7", "d": "x"}
     rows = [{**key, "note": "n"}, {**key, "a": 2, "extra": "e"}]
     key_columns = ["a", "b", "c", "d"]
@@ -150,7 +150,7 @@ async def test_upsert_by_a_key_its_type_rewrites_finds_its_row(db: DirectCaller)
 
 @pytest_twisted.ensureDeferred
 async def test_upsert_with_update_takes_over_the_named_columns(db: DirectCaller) -> None:
-    """Only the named columns are taken over; with none, rows that are there stay."""
+    """Only the named columns are updated; with an empty list, existing rows are unchanged."""
     values = {"id": 1, "code": "z", "size": 50, "note": "z"}
     row = await db.call("items.upsert", values, update=["size", "hits"], **PICK)
     assert row == {"id": 1, "size": 50, "note": "one"}
@@ -168,7 +168,7 @@ async def test_upsert_with_update_takes_over_the_named_columns(db: DirectCaller)
 
 @pytest_twisted.ensureDeferred
 async def test_upsert_with_order_and_embed_answers_both(db: DirectCaller) -> None:
-    """Rows come back sorted and with related ones, as of any write."""
+    """The rows are returned sorted and with related rows, as from each write."""
     rows = await db.call(
         "items.upsert",
         [{"id": 1, "code": "a", "owner": 1}, {"id": 5, "code": "e"}],
@@ -181,7 +181,7 @@ async def test_upsert_with_order_and_embed_answers_both(db: DirectCaller) -> Non
 
 @pytest_twisted.ensureDeferred
 async def test_upsert_that_cannot_be_is_refused_and_writes_nothing(db: DirectCaller) -> None:
-    """What cannot be is said, with its place, and nothing is written."""
+    """The error has the path of the invalid argument, and nothing is written."""
     twice = [{"id": 5, "code": "x"}, {"id": 5, "code": "y"}]
     refused = await failure_of(db.call("items.upsert", twice))
     assert isinstance(refused, InvalidArgument)
@@ -210,7 +210,7 @@ async def test_upsert_that_cannot_be_is_refused_and_writes_nothing(db: DirectCal
 
 @pytest_twisted.ensureDeferred
 async def test_upsert_into_a_view_goes_by_the_keys_of_its_table(db: DirectCaller) -> None:
-    """A view has the keys of its table, if PostgreSQL finds them."""
+    """A view has the keys of its table if PostgreSQL can infer them."""
     for note in ("x", "y"):
         row = await db.call("labels.upsert", {"code": "v", "note": note}, on_conflict=["code"])
         assert row == {"code": "v   ", "note": note}
@@ -222,7 +222,7 @@ async def test_upsert_into_a_view_goes_by_the_keys_of_its_table(db: DirectCaller
 
 @pytest_twisted.ensureDeferred
 async def test_upsert_into_partitions_goes_to_the_right_one(db: DirectCaller, dsn: str) -> None:
-    """A row goes to its partition, whether it is there already or not."""
+    """A row is written to its partition, whether it exists or not."""
     rows = [{"y": 1999, "id": 1, "note": "a"}, {"y": 2001, "id": 1, "note": "b"}]
     for _ in range(2):
         assert await db.call("years.upsert", rows, returning=False) == {"affected": 2}
@@ -231,7 +231,7 @@ async def test_upsert_into_partitions_goes_to_the_right_one(db: DirectCaller, ds
 
 @pytest_twisted.ensureDeferred
 async def test_upserts_at_once_make_one_row(db: DirectCaller) -> None:
-    """Of many callers at once each is answered, and there is one row."""
+    """Each of many concurrent callers gets a result, and one row exists."""
     calls = [
         ensureDeferred(db.call("pairs.upsert", {"a": 5, "b": "x", "note": str(at)}))
         for at in range(20)
@@ -246,7 +246,7 @@ async def test_upserts_at_once_make_one_row(db: DirectCaller) -> None:
 )
 @pytest_twisted.ensureDeferred
 async def test_upsert_by_a_deferrable_key_is_refused(db: DirectCaller, on_conflict: Any) -> None:
-    """PostgreSQL upserts by no key that is checked late: that is known before it is asked."""
+    """PostgreSQL cannot upsert by a deferrable key, so the service refuses before sending the statement."""
     row = {"id": 1, "code": 1, "a": 1}
     key = {} if on_conflict is None else {"on_conflict": on_conflict}
     calls = [db.call("late.upsert", row, **key), db.call("late.import", [row], update=[], **key)]
@@ -260,7 +260,7 @@ async def test_upsert_by_a_deferrable_key_is_refused(db: DirectCaller, on_confli
 
 @pytest_twisted.ensureDeferred
 async def test_upsert_by_a_key_with_nulls_keeps_its_row(db: DirectCaller, dsn: str) -> None:
-    """Where NULL is a value like others, a row that has it in its key keeps its own, too."""
+    """With NULLS NOT DISTINCT, a row with NULL in its key is found, too."""
     execute(
         dsn, "INSERT INTO gaps VALUES (NULL, 'x', 'kept'), (NULL, NULL, 'kept'), (1, 'x', 'old')"
     )
@@ -274,7 +274,7 @@ async def test_upsert_by_a_key_with_nulls_keeps_its_row(db: DirectCaller, dsn: s
 async def test_upsert_by_a_partial_index_on_expressions_updates_its_row(
     db: DirectCaller, dsn: str
 ) -> None:
-    """Rows are met by the expression, and only those that the index is on."""
+    """Rows conflict by the expression, and only rows that the index covers."""
     by: dict[str, Any] = {"on_conflict": "people_email", "select": ["id", "email", "note", "team"]}
     execute(dsn, "TRUNCATE people RESTART IDENTITY")
     first = {"email": "Ann@X", "team": 1, "rate": "a", "note": "one"}
@@ -306,7 +306,7 @@ async def test_upsert_by_a_partial_index_on_expressions_updates_its_row(
 async def test_upsert_by_the_name_of_an_index_updates_its_row(
     db: DirectCaller, dsn: str, name: str, row: dict[str, Any]
 ) -> None:
-    """Every unique index that PostgreSQL can go by is gone by, in an import as well."""
+    """Each unique index that PostgreSQL can infer can be used, in an import as well."""
     execute(dsn, "TRUNCATE people RESTART IDENTITY")
     made = await db.call("people.upsert", row, on_conflict=name)
     again = await db.call("people.upsert", row, on_conflict=name)
@@ -317,7 +317,7 @@ async def test_upsert_by_the_name_of_an_index_updates_its_row(
 
 @pytest_twisted.ensureDeferred
 async def test_exclusion_constraint_leaves_rows_alone(db: DirectCaller, dsn: str) -> None:
-    """By an exclusion constraint rows can be skipped, and not be changed."""
+    """With an exclusion constraint, conflicting rows can be skipped but not updated."""
     execute(dsn, "TRUNCATE people RESTART IDENTITY")
     row = {"during": "[1,5)"}
     assert await db.call("people.upsert", row, on_conflict="apart", update=[]) is not None
@@ -339,7 +339,7 @@ async def test_exclusion_constraint_leaves_rows_alone(db: DirectCaller, dsn: str
 )
 @pytest_twisted.ensureDeferred
 async def test_index_that_cannot_be_gone_by_is_refused(dsn: str, name: str, says: str) -> None:
-    """Deferrable keys, indexes whose building failed, and what speaks of hidden columns."""
+    """Deferrable keys, invalid indexes, and indexes on hidden columns."""
     with suppress(psycopg2.errors.UniqueViolation, psycopg2.errors.DuplicateTable):
         execute(dsn, "CREATE UNIQUE INDEX CONCURRENTLY broken ON twins (code)")
     relation, row = ("twins", {"id": 1}) if name == "broken" else ("people", {"note": "x"})
@@ -358,7 +358,7 @@ async def test_index_that_cannot_be_gone_by_is_refused(dsn: str, name: str, says
 
 @pytest_twisted.ensureDeferred
 async def test_key_without_columns_is_refused(db: DirectCaller) -> None:
-    """Of a view, too, whose keys the service does not know."""
+    """This includes a view whose keys the service does not know."""
     for relation in ("items", "labels"):
         refused = await failure_of(db.call(f"{relation}.upsert", {"code": "a"}, on_conflict=[]))
         assert isinstance(refused, InvalidArgument)
@@ -384,7 +384,7 @@ CONDITIONS: list[tuple[Any, str]] = [
 async def test_upsert_with_where_changes_the_rows_of_which_it_holds(
     db: DirectCaller, dsn: str, where: Any, sql: str
 ) -> None:
-    """Rows that are there and miss it stay, and are not answered; new ones come. SQL says the same."""
+    """Existing rows that do not match are unchanged and not returned; new rows are inserted, as in SQL."""
     execute(dsn, "UPDATE items SET owner = 1 WHERE id = 2")
     rows = [{"id": at, "code": f"n{at}", "size": 10 * at} for at in (1, 2, 3)]
     answer = await db.call("items.upsert", rows, where=where, select=["id", "size", "note"])
@@ -403,7 +403,7 @@ async def test_upsert_with_where_changes_the_rows_of_which_it_holds(
 
 @pytest_twisted.ensureDeferred
 async def test_upsert_with_where_that_a_row_misses_answers_null(db: DirectCaller) -> None:
-    """Of a single dict, too; by the name of an index as by a key; and affected does not count it."""
+    """This holds for a single dict, by index name and by key; `affected` does not count the row."""
     row = {"id": 1, "code": "z", "note": "new"}
     assert await db.call("items.upsert", row, where={"note": "other"}) is None
     none = await db.call("items.upsert", row, where={"note": "other"}, returning=False)
@@ -420,7 +420,7 @@ async def test_upsert_with_where_that_a_row_misses_answers_null(db: DirectCaller
 
 @pytest_twisted.ensureDeferred
 async def test_upsert_with_where_that_cannot_be_is_refused(db: DirectCaller) -> None:
-    """With update: [] nothing asks it; columns and operands are refused as in any filter."""
+    """With `update: []` the filter would never be evaluated; columns and operands are checked as in any filter."""
     row = {"id": 1, "code": "z"}
     for where, update, path in (
         ({"id": 1}, [], "where"),

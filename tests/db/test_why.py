@@ -1,5 +1,5 @@
 """
-`why`: each reason for which nothing is heard of a table's changes has its line, with what mends it.
+`why`: a line for each reason why a table's changes do not arrive, with the remedy.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.serving(roles=ROLES)
 
 @pytest.fixture
 def tracked(dsn: str) -> Iterator[str]:
-    """Track `things`, and nothing else."""
+    """Track only `things`."""
     track_table(dsn, "things", "full", True)
     yield dsn
     execute(dsn, remove())
@@ -108,7 +108,7 @@ def test_why_of_a_log_that_is_not_the_services_says_whose_it_is(tracked: str) ->
 
 
 def test_why_of_a_tracked_table_without_a_reader_names_only_that(tracked: str) -> None:
-    """A tick is as of a service that has read the log up to here."""
+    """The tick inserted here looks as if a service had read the log up to it."""
     assert failing(tracked, "things") == [
         "[-] nobody has read the log yet → start a service (make run)"
     ]
@@ -159,7 +159,7 @@ def test_why_of_a_tracked_table_without_a_reader_names_only_that(tracked: str) -
 def test_why_of_what_cannot_be_tracked_advises_nothing_that_is_of_no_use(
     tracked: str, name: str, line: str
 ) -> None:
-    """Neither a key nor to track it, also where there is no log; rights count all the same."""
+    """Neither a primary key nor tracking is advised, even without a log; rights are checked anyway."""
     grant = f'GRANT SELECT ON public.{name} TO "why_nobody"'
     expected = [line, f"[-] the role why_nobody may not read it → {grant}"]
     assert [check.line() for check in checks(tracked, name, "why_nobody")] == expected
@@ -176,7 +176,7 @@ def test_why_of_an_untracked_table_is_untracked(tracked: str, name: str, keyed: 
 
 
 def test_why_says_which_process_leads(tracked: str) -> None:
-    """By the name of the session that holds the lock, whatever the operator calls sessions."""
+    """The name comes from the session that holds the lock, whatever application_name the operator sets."""
 
     def leads() -> list[str]:
         return [
@@ -263,7 +263,7 @@ def test_why_reports_triggers_of_an_older_version(tracked: str) -> None:
 
 
 def test_try_is_timed_until_the_log_is_read(tracked: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is told of a change: the row is as it was."""
+    """`try` publishes no change, because the row stays the same."""
     connection = open_session(tracked, SessionSettings())
     try:
         with pytest.raises(NotTried):
@@ -313,7 +313,7 @@ def test_service_says_what_of_itself_keeps_events_from_coming(
 
 @pytest_twisted.ensureDeferred
 async def test_why_answers_callers_of_what_they_may_use(tracked: str, db: DirectCaller) -> None:
-    """Who may not read a table is not told that it is there, nor of the log."""
+    """A caller without SELECT on a table learns neither that it exists nor anything about the log."""
     said = Check(None, "of the service itself")
     leaders = []
 

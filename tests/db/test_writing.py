@@ -1,5 +1,5 @@
 """
-Writing through the dispatcher: what is kept, what is refused, what comes back.
+Writes through the dispatcher: stored rows, refusals and results.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ BEFORE_EACH = (
 
 @pytest_twisted.ensureDeferred
 async def test_create_of_a_row_answers_it_as_stored(db: DirectCaller, dsn: str) -> None:
-    """A new row comes back with what the database made of it."""
+    """The result has the defaults and generated values of the database."""
     row = await db.call(
         "things.create", {"name": "new", "doc": {"a": [1, None]}, "data": b"\0\xff"}
     )
@@ -95,7 +95,7 @@ async def test_create_of_a_row_answers_it_as_stored(db: DirectCaller, dsn: str) 
 
 @pytest_twisted.ensureDeferred
 async def test_create_of_a_list_answers_in_its_order(db: DirectCaller) -> None:
-    """A list of rows comes back in its order; a missing key is the default."""
+    """The result has the order of the list; a missing column is set to its default."""
     rows = await db.call(
         "things.create",
         [{"name": "a"}, {"name": "b", "size": 5}, {"name": "c", "size": {"$default": True}}],
@@ -129,7 +129,7 @@ async def test_create_of_a_list_answers_in_its_order(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_create_of_many_empty_rows_inserts_as_many(db: DirectCaller) -> None:
-    """As many rows come as the list has dicts, also if none of them says anything."""
+    """Each empty dict inserts a row of defaults."""
     assert await db.call("log.create", [{}, {}, {}]) == [{"note": None}] * 3
     assert await db.call("log.count") == 3
     assert await db.call("log.create", [{}]) == [{"note": None}]
@@ -139,7 +139,7 @@ async def test_create_of_many_empty_rows_inserts_as_many(db: DirectCaller) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_create_of_a_list_with_one_bad_row_keeps_none(db: DirectCaller) -> None:
-    """One bad row keeps a whole list out."""
+    """One invalid row rolls back the entire list."""
     refused = await failure_of(db.call("things.create", [{"name": "ok"}, {"name": "one"}]))
     assert isinstance(refused, UniqueViolation)
     assert await db.call("things.count") == 3
@@ -147,7 +147,7 @@ async def test_create_of_a_list_with_one_bad_row_keeps_none(db: DirectCaller) ->
 
 @pytest_twisted.ensureDeferred
 async def test_update_by_key_answers_the_changed_row(db: DirectCaller) -> None:
-    """Changes by key answer the row; without changes it is answered as it is."""
+    """The result is the changed row; without changes, it is the present row."""
     changed = await db.call("things.update", 1, {"size": 9}, select=["id", "size", "twice"])
     assert changed == {"id": 1, "size": 9, "twice": 18}
     assert await db.call("things.update", 1, {}, select=["size"]) == {"size": 9}
@@ -165,7 +165,7 @@ async def test_update_by_key_answers_the_changed_row(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_update_with_stale_expect_is_conflict(db: DirectCaller) -> None:
-    """What is expected of a row is checked with the write; else the row as it is comes back."""
+    """`expect` is checked by the write itself; on a conflict the error has the present row."""
     same = {"size": 1, "doc": None, "raw": None}
     assert await db.call("things.update", 1, {"size": 2}, expect=same, select=["size"]) == {
         "size": 2
@@ -187,7 +187,7 @@ async def test_update_with_stale_expect_is_conflict(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_update_by_filter_answers_rows_and_their_number(db: DirectCaller) -> None:
-    """Changes to many rows say which and how many; a bound keeps all of them out."""
+    """The result has the rows and their number; if `max_affected` is exceeded, nothing is written."""
     answer = await db.call(
         "things.update",
         where={"size": {"gt": 1}},
@@ -213,7 +213,7 @@ async def test_update_by_filter_answers_rows_and_their_number(db: DirectCaller) 
 
 @pytest_twisted.ensureDeferred
 async def test_delete_by_key_or_filter_answers_what_was_deleted(db: DirectCaller) -> None:
-    """A deleted row comes back whole; many say how many."""
+    """By key the result is the entire row; by filter it has the number, too."""
     row = await db.call("things.delete", 2, select=["id", "name"])
     assert row == {"id": 2, "name": "two"}
     assert isinstance(await failure_of(db.call("things.delete", 2)), NotFound)
@@ -235,7 +235,7 @@ async def test_delete_by_key_or_filter_answers_what_was_deleted(db: DirectCaller
 async def test_create_of_invalid_rows_names_every_failing_column(
     db: DirectCaller, values: dict[str, Any], fields: dict[str, Any]
 ) -> None:
-    """Every failing column comes back at once, before anything is sent."""
+    """The error has all invalid columns, before any statement is sent."""
     refused = await failure_of(db.call("things.create", values))
     assert isinstance(refused, InvalidRow)
     assert refused.details["fields"] == fields
@@ -262,7 +262,7 @@ async def test_create_of_invalid_rows_names_every_failing_column(
 async def test_create_with_a_value_not_of_its_type_is_refused(
     db: DirectCaller, values: dict[str, Any], path: str
 ) -> None:
-    """A value that is none of its column is refused with its place."""
+    """A value of the wrong type is refused with its path."""
     refused = await failure_of(db.call("things.create", values))
     assert isinstance(refused, InvalidArgument), refused
     assert refused.details["path"] == path
@@ -270,7 +270,7 @@ async def test_create_with_a_value_not_of_its_type_is_refused(
 
 @pytest_twisted.ensureDeferred
 async def test_write_against_a_constraint_names_it(db: DirectCaller) -> None:
-    """The database's own word, with the constraint and its columns."""
+    """The error has PostgreSQL's message, the constraint and its columns."""
     refused = await failure_of(db.call("things.create", {"name": "one"}))
     assert isinstance(refused, UniqueViolation)
     assert refused.details["columns"] == ["name"]
@@ -292,7 +292,7 @@ async def test_write_against_a_constraint_names_it(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_write_under_a_trigger_is_filled_refused_or_dropped(db: DirectCaller) -> None:
-    """A trigger may fill a required column, say no, and drop a row."""
+    """A trigger may fill a required column, raise an error, and suppress a row."""
     assert await db.call("stamped.create", {"id": 1}) == {"id": 1, "by": "trigger"}
     refused = await failure_of(db.call("stamped.create", {"id": -1}))
     assert isinstance(refused, Raised)
@@ -304,7 +304,7 @@ async def test_write_under_a_trigger_is_filled_refused_or_dropped(db: DirectCall
 
 @pytest_twisted.ensureDeferred
 async def test_write_through_a_view_reaches_its_table(db: DirectCaller) -> None:
-    """A view that PostgreSQL can write through is written through."""
+    """An updatable view can be written."""
     assert await db.call("small.create", {"name": "v", "size": 5}, select=["name", "size"]) == {
         "name": "v",
         "size": 5,
@@ -324,7 +324,7 @@ async def test_write_through_a_view_reaches_its_table(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_view_without_writes_has_no_such_verb(db: DirectCaller, dsn: str) -> None:
-    """What PostgreSQL cannot write through has no such verb, until a trigger does it."""
+    """A view that is not updatable has no writing verbs until it has an INSTEAD OF trigger."""
     for relation, column in (("sizes", "size"), ("kept", "id")):
         for verb, kwargs in (
             ("create", {"values": {column: 1}}),
@@ -348,7 +348,7 @@ async def test_view_without_writes_has_no_such_verb(db: DirectCaller, dsn: str) 
 
 @pytest_twisted.ensureDeferred
 async def test_write_with_too_large_an_answer_is_not_kept(db: DirectCaller) -> None:
-    """What cannot be answered is rolled back."""
+    """If the result is too large, the write is rolled back."""
     refused = await failure_of(
         db.call("things.create", {"name": "huge", "doc": {"x": "y" * 200_000}})
     )
@@ -362,7 +362,7 @@ async def test_write_with_too_large_an_answer_is_not_kept(db: DirectCaller) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_updates_at_once_with_the_same_expect_let_one_win(db: DirectCaller) -> None:
-    """Of many writers that expect the same, one wins and the others hear of it."""
+    """Of concurrent updates with the same `expect`, one succeeds and the others end as conflict."""
     calls = [
         ensureDeferred(db.call("things.update", 1, {"size": 10 + at}, expect={"size": 1}))
         for at in range(8)
@@ -374,7 +374,7 @@ async def test_updates_at_once_with_the_same_expect_let_one_win(db: DirectCaller
 
 @pytest_twisted.ensureDeferred
 async def test_writes_in_a_deadlock_are_tried_again(db: DirectCaller) -> None:
-    """Two writes that lock each other out both succeed, one of them at a later try."""
+    """Both writes of a deadlock succeed, one of them after a retry."""
     execute_all = [
         ensureDeferred(
             db.call(
@@ -392,7 +392,7 @@ async def test_writes_in_a_deadlock_are_tried_again(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_write_of_one_narrow_row_is_one_message(db: DirectCaller) -> None:
-    """A write by key whose answer cannot be large needs no transaction around it."""
+    """A write by key whose result cannot be large needs no explicit transaction."""
     database = db.catalogs._database
     atomic, calls = database.atomic, []
     database.atomic = lambda *args, **kwargs: calls.append(args) or atomic(*args, **kwargs)
@@ -406,7 +406,7 @@ async def test_write_of_one_narrow_row_is_one_message(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_create_of_a_row_without_columns_answers_it(dsn: str) -> None:
-    """A written row that has no column is a row all the same; an empty list selects all."""
+    """A written row without columns is returned as an empty row; an empty list selects all columns."""
     execute(dsn, "CREATE TABLE IF NOT EXISTS blank ()")
     async with serving(dsn) as db:
         assert await db.call("blank.create", {}) == {}
@@ -416,7 +416,7 @@ async def test_create_of_a_row_without_columns_answers_it(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_rows_of_which_nothing_is_wanted(db: DirectCaller) -> None:
-    """A written row of which nothing is selected is a row all the same."""
+    """A written row without selected columns is returned as an empty row."""
     nothing: dict[str, Any] = {"select": [], "embed": {"owners": {"select": [], "inner": True}}}
     assert await db.call("things.create", {"name": "a", "owner": 1}, **nothing) == {}
     answer = await db.call("things.update", where={"owner": 1}, changes={"size": 1}, **nothing)
@@ -425,7 +425,7 @@ async def test_rows_of_which_nothing_is_wanted(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_rows_without_a_match_are_not_answered(db: DirectCaller) -> None:
-    """An inner embed picks what is answered of the written rows, not what is written."""
+    """An inner embed filters the returned rows, not the written ones."""
     ada = {"owners": {"select": ["name"], "where": {"name": "Ada"}, "inner": True}}
     back: dict[str, Any] = {"select": ["name"], "embed": ada}
     match = {"name": "a", "owners": {"name": "Ada"}}
@@ -451,7 +451,7 @@ async def test_rows_without_a_match_are_not_answered(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_defaults_of_what_the_database_makes(db: DirectCaller) -> None:
-    """A column that the database makes takes its default, as PostgreSQL has it, and no value."""
+    """A generated column accepts only its default, as in PostgreSQL."""
     default = {"$default": True}
     row = {"id": 1, "n": 2, "twice": default, "at": default}
     assert await db.call("made.create", row) == {"id": 1, "n": 2, "twice": 4, "at": 1}

@@ -1,5 +1,5 @@
 """
-What a write answers is the state after it, and what it refuses has written nothing.
+The result of a write is the state after it, and a refused write has written nothing.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ async def test_create_embeds_what_its_trigger_wrote(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_create_many_keeps_the_order(db: DirectCaller) -> None:
-    """Rows of a bulk come back as they were given, each with its own."""
+    """Bulk rows are returned in the given order, each with its own related rows."""
     made = await db.call(
         "orders.create",
         [{"note": f"{n}"} for n in range(30)],
@@ -149,7 +149,7 @@ async def test_create_many_keeps_the_order(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_update_embeds_what_its_trigger_wrote(db: DirectCaller) -> None:
-    """So are those of a changed row, by key and by a filter, and of an upserted one."""
+    """The same holds for updates by key and by filter, and for upserts."""
     changed = await db.call("orders.update", 1, {"note": "b"}, select=["n_logs"], embed=LOG)
     assert changed == {
         "n_logs": 2,
@@ -190,7 +190,7 @@ async def test_row_is_as_triggers_left_it(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_total_of_a_parent_is_embedded_fresh(db: DirectCaller) -> None:
-    """A to-one row is as the statement's triggers left it."""
+    """An embedded parent row has the changes of the statement's triggers."""
     embed = {"orders": {"select": ["total"]}}
     made = await db.call("lines.create", {"order": 1, "n": 5}, select=["n"], embed=embed)
     assert made == {"n": 5, "orders": {"total": 12}}
@@ -200,7 +200,7 @@ async def test_total_of_a_parent_is_embedded_fresh(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_delete_answers_the_row_as_it_was(db: DirectCaller) -> None:
-    """Of a deleted row its columns stay; what is related to it is what is left."""
+    """The columns are those before the delete; related rows are those that remain."""
     gone = await db.call(
         "orders.delete", 1, select=["id", "note", "total", "n_logs"], embed={"lines": True}
     )
@@ -224,7 +224,7 @@ WIDE = {
 @pytest.mark.parametrize("name", ["gone", "moved"])
 @pytest_twisted.ensureDeferred
 async def test_row_that_is_gone_is_as_it_was_written(db: DirectCaller, name: str) -> None:
-    """A trigger that moves the row on leaves what was written as the answer."""
+    """If a trigger moves the row away, the result is the row as written."""
     row = {**WIDE, "name": name}
     made = await db.call("stamps.create", row)
     plain = await db.call("stamps.create", {**row, "id": 8, "name": "plain"})
@@ -233,14 +233,14 @@ async def test_row_that_is_gone_is_as_it_was_written(db: DirectCaller, name: str
 
 @pytest_twisted.ensureDeferred
 async def test_row_out_of_a_view_is_as_it_was_written(db: DirectCaller) -> None:
-    """A view that does not show the row any more answers it all the same."""
+    """A row that the view no longer shows is still returned."""
     made = await db.call("shown.create", {"id": 1, "name": "hidden"})
     assert made == {"id": 1, "name": "hidden", "seen": 0}
 
 
 @pytest_twisted.ensureDeferred
 async def test_function_that_writes_is_read_afterwards(db: DirectCaller) -> None:
-    """Rows that a function inserts have their related rows, in each form of find."""
+    """Rows inserted by a function have their related rows, in each form of find."""
     ways: list[dict[str, Any]] = [{}, {"count": "exact"}, {"where": {"order_log.what": "insert"}}]
     for at, way in enumerate(ways):
         found = await db.call(
@@ -265,7 +265,7 @@ async def test_function_that_writes_is_read_afterwards(db: DirectCaller) -> None
 
 @pytest_twisted.ensureDeferred
 async def test_flows_of_a_function_that_writes_are_read_afterwards(db: DirectCaller) -> None:
-    """Streams and exports of such rows have what is related to them, too."""
+    """Streams and exports of such rows have related rows, too."""
     taker = Taker(db)
     await taker.call("fn.place.stream", args={"note": "50%"}, select=["note"], embed=LOG)
     rows = [row for part in taker.parts for row in part]
@@ -277,7 +277,7 @@ async def test_flows_of_a_function_that_writes_are_read_afterwards(db: DirectCal
 
 @pytest_twisted.ensureDeferred
 async def test_within_a_transaction_deferred_triggers_wait(db: DirectCaller, dsn: str) -> None:
-    """A write that is part of more leaves deferred constraints for the end of it."""
+    """A write in a transaction leaves deferred constraints to the transaction's end."""
     async with db.database.transaction():
         assert (await db.call("late.create", {"id": 1})) == {"id": 1, "n": 0}
         assert (await db.call("orders.create", {"note": "t"}, select=["n_logs"])) == {"n_logs": 1}
@@ -340,7 +340,7 @@ async def test_refused_write_has_written_nothing(
     kind: type[ServiceError],
     inside: bool,
 ) -> None:
-    """Not even what a trigger or a rule wrote elsewhere, alone or in a transaction that goes on."""
+    """Writes of triggers and rules to other tables are undone, too, alone or in a continuing transaction."""
     state = (
         "SELECT * FROM kept ORDER BY id",
         "SELECT * FROM ruled",
@@ -359,7 +359,7 @@ async def test_refused_write_has_written_nothing(
 
 @pytest_twisted.ensureDeferred
 async def test_bulk_answers_what_was_written(db: DirectCaller, dsn: str) -> None:
-    """A write of many rows is no refusal, whatever a trigger leaves out."""
+    """A write of many rows succeeds even if a trigger suppresses some."""
     made = await db.call("kept.create", [{"id": 5, "n": 13}, {"id": 6, "n": 2}])
     assert made == [{"id": 6, "n": 2}]
     changed = await db.call("kept.update", where={"id": 13}, changes={"n": 1})
@@ -372,12 +372,12 @@ async def test_bulk_answers_what_was_written(db: DirectCaller, dsn: str) -> None
 async def test_write_of_one_short_row_is_one_message(
     db: DirectCaller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Triggers make no second round trip: what is refused fails in the message itself."""
+    """Triggers cause no second round trip: a refused write fails within the message."""
     sent: list[str] = []
     execute_one = PgCursor.execute
 
     def counted(cursor: PgCursor, query: Any, vars: Any = None, **how: Any) -> None:
-        if not how.get("clean"):  # else the session's own: COMMIT, or what cleans it
+        if not how.get("clean"):  # not the session's own messages: COMMIT, or its reset
             sent.append(query)
         execute_one(cursor, query, vars, **how)
 
@@ -403,7 +403,7 @@ async def test_write_of_one_short_row_is_one_message(
 
 @pytest_twisted.ensureDeferred
 async def test_rows_that_may_not_be_read_are_written(dsn: str) -> None:
-    """With returning false nothing of a row is read, so that a policy need not show it."""
+    """With `returning: false` no row is read, so no SELECT policy has to allow it."""
     execute(dsn, HIDDEN)
     async with serving(dsn, roles=Roles({"anonymous": "rowcast_writer"})) as db:
         made = await db.call_as(WRITER, "posted.create", {"note": "x"}, returning=False)
@@ -418,14 +418,14 @@ async def test_rows_that_may_not_be_read_are_written(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_key_that_a_trigger_changes_is_followed(db: DirectCaller, dsn: str) -> None:
-    """A cascade comes back to the row though the call does not name the key."""
+    """A cascade changes the key of the row, although the call does not set it."""
     execute(dsn, "DELETE FROM renamed; INSERT INTO renamed VALUES (1, 1, 1)")
     assert await db.call("renamed.update", 1, {"name": 4}) == {"id": 4, "name": 4, "root": 4}
 
 
 @pytest_twisted.ensureDeferred
 async def test_row_of_a_join_is_not_mistaken_for_another(db: DirectCaller) -> None:
-    """A view that shows one key many times answers the row that its trigger wrote."""
+    """For a view that shows one key several times, the result is the row that its trigger wrote."""
     made = await db.call("order_lines.create", {"id": 1, "n": 9}, order=["n"])
     assert made == {"id": 1, "n": 9, "note": None}
 

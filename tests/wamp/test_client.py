@@ -1,5 +1,5 @@
 """
-The service finds its router, comes back to it, and leaves it in order.
+The service connects to its router, reconnects, and leaves gracefully.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.wamp.test_session import Listening
 
 
 def told(events: list[dict[str, Any]]) -> list[str]:
-    """Give the reasons that were logged for having no session."""
+    """Return the logged reasons for being without a session."""
     return [event["reason"] for event in events if "reason" in event]
 
 
@@ -41,7 +41,7 @@ def told(events: list[dict[str, Any]]) -> list[str]:
 async def test_service_by_a_public_port_joins_and_may_not_register(
     way: str, router: Router, start_edge: StartEdge
 ) -> None:
-    """A service joins by socket; by the public port it joins too, and may not register."""
+    """A service joins through the Unix socket; through the public port it joins but may not register."""
     urls = {
         "unix": f"unix:{router.socket}",
         "websocket": router.websocket,
@@ -64,7 +64,7 @@ async def test_service_by_a_public_port_joins_and_may_not_register(
 async def test_unreachable_router_is_skipped(
     router: Router, start_edge: StartEdge, call_from: Join
 ) -> None:
-    """Routers that are not there are passed over at once."""
+    """The next URL is tried at once."""
     nobody = [f"rs://127.0.0.1:{free_port()}", "unix:/nowhere.sock"]
     edge = await start_edge(urls=[*nobody, f"unix:{router.socket}"], first_delay=60, max_delay=60)
     caller = await call_from()
@@ -76,7 +76,7 @@ async def test_unreachable_router_is_skipped(
 async def test_service_that_lost_its_connection_is_registered_again(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """A service that lost its connection is back, registered, and says so."""
+    """A service that lost its connection rejoins, registers and logs it."""
     edge = await start_edge()
     caller = await call_from()
     for n in range(3):
@@ -89,7 +89,7 @@ async def test_service_that_lost_its_connection_is_registered_again(
 
 @pytest_twisted.ensureDeferred
 async def test_stop_without_a_router_ends(start_edge: StartEdge) -> None:
-    """Stopping works at any time: while there is no router, while it does not answer, twice."""
+    """Stopping works at any time: without a router, with a silent router, and twice."""
     edge = await start_edge(urls=["unix:/nowhere.sock"], wait=False)
     await edge.client.stopService()
     first, second = edge.client.stopService(), edge.client.stopService()
@@ -99,7 +99,7 @@ async def test_stop_without_a_router_ends(start_edge: StartEdge) -> None:
 
 
 class Silent(Protocol):
-    """A router that accepts and says nothing."""
+    """A router that accepts connections and sends nothing."""
 
     def connectionMade(self) -> None:
         """Count."""
@@ -112,7 +112,7 @@ class Silent(Protocol):
 
 @pytest_twisted.ensureDeferred
 async def test_stop_while_router_is_silent_ends(start_edge: StartEdge) -> None:
-    """A router that never answers the greeting does not hold the stop up."""
+    """A router that never answers the HELLO does not delay the stop."""
     factory: Any = Factory.forProtocol(Silent)
     factory.noisy = False
     factory.accepted, factory.lost = Deferred(), Deferred()
@@ -145,7 +145,7 @@ async def test_service_that_was_stopped_can_be_started_again(
 async def test_login_at_a_silent_router_is_given_up(
     start_edge: StartEdge, logged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A router that accepts and says nothing is given up; a session that stands is not."""
+    """A router that accepts connections and sends nothing is given up; a joined session is not."""
     monkeypatch.setattr("service.wamp.client.CONNECT_TIMEOUT", 0.1)
     factory: Any = Factory.forProtocol(Silent)
     factory.noisy = False
@@ -167,7 +167,7 @@ async def test_login_at_a_silent_router_is_given_up(
 async def test_router_away_for_long_is_logged_once(
     start_edge: StartEdge, logged: list[dict[str, Any]]
 ) -> None:
-    """A router that is away for long is one line in the log, not one a try."""
+    """A long outage is logged once, not at each attempt."""
     edge = await start_edge(
         urls=["unix:/nowhere.sock"], wait=False, first_delay=0.001, max_delay=0.001
     )
@@ -181,7 +181,7 @@ async def test_router_away_for_long_is_logged_once(
 async def test_registration_without_permission_is_logged(
     router: Router, start_edge: StartEdge, logged: list[dict[str, Any]]
 ) -> None:
-    """A role that may not register is told so, and the service tries on."""
+    """The missing permission is logged, and the service keeps trying."""
     edge = await start_edge(urls=[router.rawsocket], wait=False)
     while not told(logged):
         await tick()
@@ -194,7 +194,7 @@ SECRET = "a ticket of 20 letters"
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[tuple[Path, int]]:
-    """Run a router whose only door asks for a ticket or a key; gives its folder and port."""
+    """Run a router that requires a ticket or a key; yield its directory and port."""
     home = Path(tempfile.mkdtemp(prefix="rowcast-locked-"))
     key = Ed25519PrivateKey.generate()
     (home / "raw").write_bytes(key.private_bytes_raw())
@@ -256,7 +256,7 @@ def locked() -> Iterator[tuple[Path, int]]:
 async def test_service_with_a_ticket_or_a_key_is_let_in(
     url: str, method: str, locked: tuple[Path, int], start_edge: StartEdge
 ) -> None:
-    """A service with a ticket or a key gets in, by RawSocket and by WebSocket."""
+    """A service with a ticket or a key joins, over RawSocket and over WebSocket."""
     home, port = locked
     login = (
         Ticket("rowcast", SECRET) if method == "ticket" else Cryptosign("rowcast", home / method)
@@ -269,7 +269,7 @@ async def test_service_with_a_ticket_or_a_key_is_let_in(
 async def test_large_result_by_websocket_keeps_the_connection(
     locked: tuple[Path, int], start_edge: StartEdge
 ) -> None:
-    """A service that connects by WebSocket keeps its connection, whatever it answers."""
+    """A service connected over WebSocket keeps its connection, whatever results it sends."""
     _, port = locked
     observer = Listening()
     url = f"ws://127.0.0.1:{port}/ws"
@@ -293,7 +293,7 @@ async def test_login_with_wrong_credentials_is_logged_once_without_the_secret(
     start_edge: StartEdge,
     logged: list[dict[str, Any]],
 ) -> None:
-    """Bad credentials are one clear line without the secret, and tried again."""
+    """Wrong credentials are logged in one line without the secret, and login is retried."""
     _, port = locked
     config = {} if login is None else {"login": login}
     edge = await start_edge(urls=[f"rs://127.0.0.1:{port}"], wait=False, **config)
@@ -309,7 +309,7 @@ async def test_login_with_wrong_credentials_is_logged_once_without_the_secret(
 async def test_procedures_of_a_stopped_service_are_gone(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """A stopped service has said goodbye: its procedures are gone when the stop is over."""
+    """A stopped service has left: its procedures are unregistered when the stop has finished."""
     edge = await start_edge()
     caller = await call_from()
     await edge.client.stopService()
@@ -319,11 +319,11 @@ async def test_procedures_of_a_stopped_service_are_gone(
 
 
 def accepts(port: int) -> bool:
-    """Whether somebody accepts connections on a TCP port of 127.0.0.1."""
+    """Return whether a process accepts connections on a TCP port of 127.0.0.1."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def tick() -> Deferred[None]:
-    """Let the reactor go round."""
+    """Return a Deferred that fires in the next reactor iteration."""
     return deferLater(reactor, 0.005, lambda: None)

@@ -1,5 +1,5 @@
 """
-Calls reach the dispatcher as they were made, can be cancelled, and are seen off when the service stops.
+Calls reach the dispatcher unchanged, can be cancelled, and are answered when the service stops.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ async def test_arguments_over_any_transport_arrive_as_sent(
 async def test_dispatcher_of_a_call_receives_its_caller(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """The dispatcher is told the caller's session, role and realm."""
+    """The dispatcher receives the caller's session, role and realm."""
     await start_edge()
     caller = await call_from()
     got = await caller.call("rowcast.caller")
@@ -76,7 +76,7 @@ async def test_refusal_of_a_call_has_uri_message_and_details(
 async def test_bug_in_a_call_is_answered_by_an_id_alone(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """What went wrong inside stays inside."""
+    """The caller sees nothing of the exception."""
     edge = await start_edge()
     caller = await call_from()
     edge.dispatcher.on("give", lambda: {}["secret"])
@@ -90,7 +90,7 @@ async def test_bug_in_a_call_is_answered_by_an_id_alone(
 async def test_call_that_is_cancelled_is_stopped_in_the_dispatcher(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """Cancelling a call cancels what the dispatcher is doing for it."""
+    """Cancelling a call cancels the dispatcher's work for it."""
     edge = await start_edge()
     caller = await call_from()
     begun, stopped = edge.dispatcher.begun(), edge.dispatcher.stopped()
@@ -108,7 +108,7 @@ async def test_call_that_is_cancelled_is_stopped_in_the_dispatcher(
 async def test_call_of_a_caller_that_left_is_stopped(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """A caller who goes takes its running calls along."""
+    """When a caller leaves, its running calls are cancelled."""
     edge = await start_edge()
     caller = await call_from()
     begun, stopped = edge.dispatcher.begun(), edge.dispatcher.stopped()
@@ -122,7 +122,7 @@ async def test_call_of_a_caller_that_left_is_stopped(
 
 @pytest_twisted.ensureDeferred
 async def test_stop_during_calls_answers_them_first(start_edge: StartEdge, call_from: Join) -> None:
-    """A stopping service answers what runs and refuses what comes, to be tried again."""
+    """A stopping service answers running calls, and refuses new ones with a retryable error."""
     edge = await start_edge()
     caller = await call_from()
     begun = edge.dispatcher.begun()
@@ -141,7 +141,7 @@ async def test_stop_during_calls_answers_them_first(start_edge: StartEdge, call_
 
 @pytest_twisted.ensureDeferred
 async def test_stop_during_a_long_call_cancels_it(start_edge: StartEdge, call_from: Join) -> None:
-    """What outlasts the drain is cancelled, and its caller told."""
+    """A call that outlasts the drain is cancelled, and its caller receives an error."""
     edge = await start_edge(drain=0.05)
     caller = await call_from()
     begun = edge.dispatcher.begun()
@@ -158,7 +158,7 @@ async def test_stop_during_a_long_call_cancels_it(start_edge: StartEdge, call_fr
 async def test_stop_leaves_behind_what_does_not_end(
     start_edge: StartEdge, call_from: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call that goes on though it was cancelled does not keep the service."""
+    """A call that ignores its cancellation does not keep the service from stopping."""
     monkeypatch.setattr(dispatch, "CANCEL_TIMEOUT", 0.05)
     edge = await start_edge(drain=0.05)
     caller = await call_from()
@@ -182,7 +182,7 @@ async def test_stop_leaves_behind_what_does_not_end(
 
 
 def test_service_whose_router_does_not_confirm_leaves_after_a_while() -> None:
-    """Leaving waits for the router to confirm, for a while."""
+    """Leaving waits for the router's confirmation for a limited time."""
     clock = Clock()
     leaver = dispatch.Callee(clock, FakeDispatcher().answer, "rowcast", shared=True)
     leaver._registration = SimpleNamespace(id=1, unregister=Deferred)
@@ -196,7 +196,7 @@ def test_service_whose_router_does_not_confirm_leaves_after_a_while() -> None:
 async def test_calls_of_a_lost_connection_are_cancelled(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """Without a router there is nobody to answer; the queries stop."""
+    """Without a router no result can be delivered, so the queries are cancelled."""
     edge = await start_edge()
     caller = await call_from()
     begun, stopped = edge.dispatcher.begun(), edge.dispatcher.stopped()
@@ -215,7 +215,7 @@ async def test_calls_of_a_lost_connection_are_cancelled(
 async def test_service_restarted_beside_its_predecessor_takes_over(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """A restarted service gets its prefix though its predecessor still holds it."""
+    """A restarted service takes over its prefix although its predecessor is still registered."""
     old = await start_edge()
     caller = await call_from()
     begun = old.dispatcher.begun()
@@ -236,7 +236,7 @@ async def test_service_restarted_beside_its_predecessor_takes_over(
 async def test_services_that_share_are_called_in_turn(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """Two services that share are called in turn; one that stops leaves the other its calls."""
+    """Two services with shared registrations are called alternately; when one stops, the other gets all calls."""
     one, two = await start_edge(shared=True), await start_edge(shared=True)
     caller = await call_from()
     for n in range(10):
@@ -255,7 +255,7 @@ async def test_services_that_share_are_called_in_turn(
 async def test_service_alone_beside_a_shared_one_takes_its_calls(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """Changing the setting does not keep a new service out."""
+    """A changed setting does not prevent a new service from registering."""
     shared = await start_edge(shared=True)
     single = await start_edge(shared=False)
     caller = await call_from()
@@ -264,7 +264,7 @@ async def test_service_alone_beside_a_shared_one_takes_its_calls(
 
 
 class Child(ProcessProtocol):
-    """A service in a process of its own, to be killed."""
+    """A service in a separate process that a test kills."""
 
     def __init__(self) -> None:
         self.ready: Deferred[None] = Deferred()
@@ -272,16 +272,16 @@ class Child(ProcessProtocol):
         self.errors = b""
 
     def outReceived(self, data: bytes) -> None:
-        """Hear that it has joined."""
+        """Record that it has joined."""
         if not self.ready.called:
             self.ready.callback(None)
 
     def errReceived(self, data: bytes) -> None:
-        """Keep what went wrong."""
+        """Collect error output."""
         self.errors += data
 
     def processEnded(self, reason: Any) -> None:
-        """Tell the test."""
+        """Record that it has ended."""
         if not self.ready.called:
             self.ready.errback(RuntimeError(self.errors.decode()))
         self.ended.callback(None)
@@ -291,7 +291,7 @@ class Child(ProcessProtocol):
 async def test_service_killed_beside_another_fails_its_running_calls_alone(
     router: Router, start_edge: StartEdge, call_from: Join
 ) -> None:
-    """Kill -9 of one of two services fails its running calls at once and no later one."""
+    """SIGKILL of one of two services fails its running calls at once, and no later call."""
     from twisted.internet import reactor
 
     edge = await start_edge(shared=True)

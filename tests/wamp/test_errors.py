@@ -1,5 +1,5 @@
 """
-Every row of docs/errors.md, raised for real: PostgreSQL, the service, the router, a caller.
+Each row of docs/errors.md, raised by a real PostgreSQL, service, router or caller.
 """
 
 from __future__ import annotations
@@ -103,11 +103,11 @@ class Case:
     A call that the database or the service refuses.
 
     Args:
-        uri: Of the error.
-        call: The procedure, less the prefix.
-        args: Of the call.
-        kwargs: Of the call.
-        message: A part of what the caller reads.
+        uri: URI of the error.
+        call: The procedure, without the prefix.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
+        message: A part of the error's message.
         details: All keyword arguments of the error.
     """
 
@@ -142,14 +142,14 @@ CASES = [
         details={"path": "where.size.in.1"},
     ),
     Case(
-        "wamp.error.invalid_argument",  # a hidden column is as good as none
+        "wamp.error.invalid_argument",  # a hidden column does not exist for callers
         "things.create",
         [{"id": 9, "secret": "x"}],
         message='no column "secret"',
         details={"path": "values.secret"},
     ),
     Case(
-        "wamp.error.invalid_argument",  # in a row, so nothing of the call is to blame
+        "wamp.error.invalid_argument",  # in a stored row, so no argument of the call is at fault
         "mangled.find",
         message="invalid byte sequence",
         details={"sqlstate": "22021"},
@@ -246,7 +246,7 @@ CASES = [
         },
     ),
     Case(
-        "rowcast.error.not_null_violation",  # a view does not tell what its table demands
+        "rowcast.error.not_null_violation",  # a view does not show NOT NULL constraints of its table
         "named.create",
         [{"id": 9}],
         message='"name" must not be null',
@@ -357,14 +357,14 @@ APART = {
     "rowcast.error.internal",
     "rowcast.error.position_gone",
 }
-"""What takes more than one call to raise, and so has tests of its own (tests/db/test_catchup.py)."""
+"""Errors that take several calls to raise; they have their own tests (tests/db/test_catchup.py)."""
 
 OTHER = "rowcast.other"
-"""Prefix of services with settings of their own; errors keep their URIs under any prefix."""
+"""Prefix of services with other settings; error URIs do not depend on the prefix."""
 
 
 async def refused(call: Deferred[Any]) -> ApplicationError:
-    """Give the error that a call ends in, once it is seen to be as every error must be."""
+    """Return the error of a call, after checks that hold for each error."""
     try:
         found = await call
     except ApplicationError as error:
@@ -379,7 +379,7 @@ async def refused(call: Deferred[Any]) -> ApplicationError:
 
 
 def running(dsn: str, relation: str) -> int:
-    """Count the statements that the server runs on a relation."""
+    """Return the number of running statements on a relation."""
     ((found,),) = execute(
         dsn,
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
@@ -389,13 +389,13 @@ def running(dsn: str, relation: str) -> int:
 
 
 def documented() -> list[str]:
-    """Give the error URIs of docs/errors.md, in its order."""
+    """Return the error URIs of docs/errors.md, in order."""
     table = (ROOT / "docs" / "errors.md").read_text("utf-8")
     return re.findall(r"^\| `([\w.]+)` \|", table, re.MULTILINE)
 
 
 def declared() -> set[str]:
-    """Give the error URIs of the classes of service/errors.py."""
+    """Return the error URIs of the classes in service/errors.py."""
     return {
         value.uri
         for value in vars(errors).values()
@@ -406,7 +406,7 @@ def declared() -> set[str]:
 
 
 def test_errors_of_the_page_are_those_declared_and_raised() -> None:
-    """What is documented is what the classes declare, and is raised below."""
+    """The documented errors are those that the classes declare and that the cases below raise."""
     page = documented()
     assert len(page) == len(set(page))
     assert set(page) == declared()
@@ -414,7 +414,7 @@ def test_errors_of_the_page_are_those_declared_and_raised() -> None:
 
 
 def test_details_of_the_page_are_those_of_the_classes() -> None:
-    """The page names the keyword arguments that an error may carry, all of them."""
+    """The page names all keyword arguments that an error may have."""
     first = (ROOT / "docs" / "errors.md").read_text("utf-8").split("| URI |")[0]
     assert set(re.findall(r"`(\w+)`", first)) - {"args", "kwargs"} == errors.DETAILS.keys()
 
@@ -424,7 +424,7 @@ def test_details_of_the_page_are_those_of_the_classes() -> None:
 async def test_call_that_is_refused_has_uri_message_and_details(
     service: Serving, caller: Caller, case: Case
 ) -> None:
-    """The caller reads the URI, a sentence, and the details that help, no more."""
+    """The error has exactly the expected URI, message and details."""
     error = await refused(caller.call(f"rowcast.{case.call}", *case.args, **case.kwargs))
     assert (error.error, error.kwargs) == (case.uri, case.details)
     assert case.message in error.args[0]
@@ -434,7 +434,7 @@ async def test_call_that_is_refused_has_uri_message_and_details(
 async def test_delete_over_max_affected_keeps_its_rows(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
-    """Rows are as they were after a write that was refused for their number."""
+    """A write refused for its number of rows changes nothing."""
     kwargs = {"where": {"id": {"lt": 4}}, "max_affected": 2}
     assert (await refused(caller.call("rowcast.things.delete", **kwargs))).kwargs
     assert execute(dsn, "SELECT count(*) FROM things") == [(5,)]
@@ -464,14 +464,14 @@ SLEEPING = (
     "SELECT count(*)::int FROM pg_stat_activity"
     " WHERE datname = current_database() AND wait_event = 'PgSleep'"
 )
-"""How many have taken their first lock, and wait until somebody waits for them."""
+"""Number of transactions that hold their first lock and wait until another one waits for them."""
 
 
 @pytest_twisted.ensureDeferred
 async def test_write_in_a_deadlock_is_tried_again(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
-    """Of two that wait for each other, the service gives way, and tries again by itself."""
+    """In a deadlock with another session, the service's write is the victim, and is retried."""
     other = psycopg2.connect(dsn)
     with other.cursor() as cursor:
         cursor.execute("SET deadlock_timeout = '1min'")
@@ -490,7 +490,7 @@ async def test_write_in_a_deadlock_is_tried_again(
 
 @pytest.fixture
 def reader(dsn: str) -> Iterator[str]:
-    """Make a role that may read things and owners, and write neither; gives its way in."""
+    """Create a role that may read but not write things and owners; yield its DSN."""
     execute(
         dsn,
         "CREATE ROLE errors_reader LOGIN; GRANT SELECT ON things, owners TO errors_reader;"
@@ -504,7 +504,7 @@ def reader(dsn: str) -> Iterator[str]:
 async def test_call_without_rights_is_not_authorized(
     router: Router, caller: Caller, dsn: str, reader: str
 ) -> None:
-    """What the service's role may not do is refused, and what it may not see does not exist."""
+    """What the service's role may not do is refused; what it may not read does not exist."""
     async with served(reader, router, prefix=OTHER):
         error = await refused(caller.call(f"{OTHER}.things.create", {"id": 9}))
         assert error.error == "wamp.error.not_authorized"
@@ -524,7 +524,7 @@ async def test_call_without_rights_is_not_authorized(
 async def test_cancelled_call_is_answered_after_its_query_has_stopped(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
-    """A caller who cancels is told so, once the service has let go, and the query is stopped."""
+    """The caller receives `canceled` after the service has cancelled the query on the server."""
     pending = caller.call("rowcast.slow.find")
     await until(lambda: running(dsn, "slow"))
     (request,) = caller._call_reqs
@@ -540,7 +540,7 @@ async def test_cancelled_call_is_answered_after_its_query_has_stopped(
 async def test_call_that_outlasts_the_drain_is_unavailable_and_stops_on_the_server(
     router: Router, caller: Caller, dsn: str
 ) -> None:
-    """It kept nothing, and the caller may call another service."""
+    """It is rolled back, and the caller may retry at another service."""
     async with served(dsn, router, prefix=OTHER):
         pending = caller.call(f"{OTHER}.slow.find")
         await until(lambda: running(dsn, "slow"))
@@ -554,7 +554,7 @@ async def test_call_that_outlasts_the_drain_is_unavailable_and_stops_on_the_serv
 async def test_call_of_a_deferred_cancelled_or_connection_lost_is_stopped(
     service: Serving, router: Router, dsn: str
 ) -> None:
-    """A Deferred that is cancelled, and a connection that breaks, stop the query as well."""
+    """Cancelling the Deferred and losing the connection cancel the query, too."""
     session = await join(router, "rawsocket cbor")
     pending = session.call("rowcast.slow.find")
     await until(lambda: running(dsn, "slow"))
@@ -572,7 +572,7 @@ async def test_call_of_a_deferred_cancelled_or_connection_lost_is_stopped(
 async def test_timeout_of_a_call_is_bounded_by_the_services(
     router: Router, caller: Caller, dsn: str
 ) -> None:
-    """The service's own limit holds for who names none, and for who names a longer one."""
+    """The service's limit applies to calls without a timeout and to calls with a longer one."""
     async with served(dsn, router, prefix=OTHER, statement_timeout=1):
         for kwargs in ({}, {"timeout": 20}):
             error = await refused(caller.call(f"{OTHER}.slow.find", **kwargs))
@@ -584,7 +584,7 @@ async def test_timeout_of_a_call_is_bounded_by_the_services(
 async def test_answer_over_the_limit_is_refused_and_its_write_undone(
     router: Router, caller: Caller, dsn: str
 ) -> None:
-    """An answer over the limit is not sent; of a write with such an answer nothing is kept."""
+    """A result over the limit is not sent, and its write is rolled back."""
     async with served(dsn, router, prefix=OTHER, max_bytes=20_000):
         for name, args, kwargs in (
             ("big.find", [], {}),
@@ -605,7 +605,7 @@ async def test_answer_over_the_limit_is_refused_and_its_write_undone(
 async def test_call_in_vain_for_a_connection_is_unavailable_with_retry_after(
     router: Router, caller: Caller, dsn: str
 ) -> None:
-    """Who waits in vain for a connection is told to come back, and when."""
+    """The error has `retry_after`."""
     async with served(dsn, router, prefix=OTHER, pool_max=1) as other:
         holding = caller.call(f"{OTHER}.slow.find")
         await until(lambda: running(dsn, "slow"))
@@ -625,7 +625,7 @@ async def test_call_in_vain_for_a_connection_is_unavailable_with_retry_after(
 async def test_call_without_a_database_is_unavailable_until_it_is_back(
     router: Router, caller: Caller, dsn: str, postgres: str, service: Serving
 ) -> None:
-    """While the database takes no connections calls may be tried again; then they succeed."""
+    """While the database accepts no connections, calls end with a retryable error; then they succeed."""
     ((name,),) = execute(dsn, "SELECT current_database()")
     scheduler = service.pool.scheduler
     limits = scheduler.limits
@@ -650,7 +650,7 @@ async def test_call_without_a_database_is_unavailable_until_it_is_back(
 async def test_bug_in_a_procedure_is_internal_with_an_id_alone(
     service: Serving, caller: Caller
 ) -> None:
-    """Of a bug the caller gets the id alone; the log has the rest under it."""
+    """The caller receives only an id, under which the log has the traceback."""
 
     async def divide(call: ProcedureCall, by: int) -> float:
         return 1 / by

@@ -1,5 +1,5 @@
 """
-The kit for JavaScript: in Node, against what the service says and against the service.
+The JavaScript kit in Node: with generated messages, and with a running service.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from tests.wamp import kit_client
 SCHEMA = kit_client.SCHEMA
 SEEDS = 40
 MOST = 6000
-"""Bytes of the kit, gzipped, without autobahn."""
+"""Maximum size of the gzipped kit in bytes, without autobahn."""
 
 
 def test_copy_is_the_state_after_each_step() -> None:
-    """As the one for Python; it verifies the checksums of values of all kinds, too."""
+    """As for the Python kit; it also verifies the checksums of all kinds of values."""
     told, wanted = [], []
     queries = [
         (query, partial(steps, name, many=8), form.ordered) for name, (form, query) in FORMS.items()
@@ -68,7 +68,7 @@ def test_copy_is_the_state_after_each_step() -> None:
 
 
 def test_kit_is_small() -> None:
-    """As it stands, comments and all."""
+    """The limit includes comments."""
     assert len(gzip.compress(JAVASCRIPT.read_bytes(), 9)) <= MOST
 
 
@@ -77,7 +77,7 @@ def test_kit_imports_nothing() -> None:
 
 
 class Program(ProcessProtocol):
-    """Node with the kit: told by lines what to do, and what it has printed."""
+    """A Node process with the kit: it receives commands as lines, and its output is recorded."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -91,7 +91,7 @@ class Program(ProcessProtocol):
         self.lines += map(json.loads, lines)
 
     def errReceived(self, data: bytes) -> None:
-        """Keep what is said in the end."""
+        """Collect error output."""
         self.errors += data
 
     def processEnded(self, reason: Any) -> None:
@@ -99,7 +99,7 @@ class Program(ProcessProtocol):
         self.ended.callback(reason.value.exitCode)
 
     def tell(self, **command: Any) -> None:
-        """Have it do something."""
+        """Send a command."""
         assert self.transport is not None
         self.transport.write(json.dumps(command).encode() + b"\n")
 
@@ -109,18 +109,18 @@ class Program(ProcessProtocol):
         return found[-1] if found else []
 
     def of(self, id: str) -> list[dict[str, Any]]:
-        """Return what was printed of a command."""
+        """Return the output of a command."""
         return [line for line in self.lines if line.get("id") == id]
 
 
 class Wired:
     """
-    The program behind a wire that can be cut.
+    The program behind a proxy that can cut its connection.
 
     Args:
-        router: Where.
-        serializer: Of its sessions.
-        silence: Of the kit, in seconds.
+        router: The router.
+        serializer: Serializer of the sessions.
+        silence: The kit's option `silence`, in seconds.
     """
 
     def __init__(self, router: Router, serializer: str = "json", silence: float = 40) -> None:
@@ -136,7 +136,7 @@ class Wired:
         )
 
     async def close(self) -> None:
-        """End it, as it ends by itself once nothing is open."""
+        """Close the kit, after which the process ends without being killed."""
         self.program.tell(close="all")
         self.program.transport.closeStdin()
         assert await self.program.ended == 0, self.program.errors.decode()
@@ -187,8 +187,8 @@ async def test_live_query_is_updated_and_resumes_after_cuts(
 async def test_kits_beside_each_other_wait_for_none(
     dsn: str, service: Serving, wired: Wired, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each has a session of its own, and so its own steps."""
-    monkeypatch.setattr(silence, "ALIVE", 3600.0)  # or a message would come by that
+    """Each query has its own session, and so its own steps."""
+    monkeypatch.setattr(silence, "ALIVE", 3600.0)  # otherwise an alive message would arrive
     node = wired.program
     node.tell(id="one", live="drivers", query={"order": ["id"]})
     node.tell(id="other", kit=1, live="vehicles", query={"order": ["id"]})
@@ -210,7 +210,7 @@ async def test_kits_beside_each_other_wait_for_none(
 async def test_live_query_resumes_after_a_goodbye_of_the_router(
     dsn: str, service: Serving, router: Router, wired: Wired
 ) -> None:
-    """After which autobahn by itself does not connect any more."""
+    """After a GOODBYE, autobahn does not reconnect on its own."""
     node = wired.program
     node.tell(id="all", live="drivers", query={"order": ["id"]})
     await until(lambda: len(node.rows("all")) == 5)
@@ -242,7 +242,7 @@ async def test_reader_that_is_slow_has_all_in_the_end(
 
 @pytest_twisted.ensureDeferred
 async def test_calls_end_by_themselves(dsn: str, service: Serving, wired: Wired) -> None:
-    """Cut off, autobahn leaves a call that is under way without an end."""
+    """After a cut, autobahn never settles a running call."""
     node = wired.program
     node.tell(id="first", call="drivers.count")
     await until(lambda: node.of("first") == [{"id": "first", "answer": 5}])
@@ -290,7 +290,7 @@ async def test_live_query_that_is_refused_says_why(service: Serving, wired: Wire
 async def test_connection_that_stalls_before_it_opens_is_given_up(
     service: Serving, router: Router
 ) -> None:
-    """Autobahn by itself waits for the router for ever."""
+    """Autobahn alone would wait for the router for ever."""
     modules()
     wired = Wired(router, silence=2.0)
     node = wired.program
@@ -309,7 +309,7 @@ async def test_connection_that_stalls_before_it_opens_is_given_up(
 async def test_what_cannot_be_sent_is_an_error_at_once(
     request: pytest.FixtureRequest, service: Serving, wired: Wired
 ) -> None:
-    """Autobahn sends rows without their functions, and says nothing of what it cannot encode."""
+    """Autobahn silently drops functions in rows, and reports no encoding errors."""
     node = wired.program
     node.tell(id="all", live="drivers", query={"order": ["id"]})
     await until(lambda: len(node.rows("all")) == 5)

@@ -1,5 +1,5 @@
 """
-`service.testing` for tests of others: its sessions answer as those behind a router do.
+`service.testing`, for tests of applications: its sessions behave like those behind a router.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROW = {"action": "go", "path": "/home"}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """Run what an application's tests run: an embedded server, migrated, and some tables."""
+    """Run an embedded server with migrations and some tables, as an application's tests do."""
     with postgres(sql=scenario.SCHEMA) as dsn:
         yield dsn
 
@@ -68,7 +68,7 @@ async def refusal(call: Any) -> tuple[str, list[Any], dict[str, Any]]:
 
 @pytest_twisted.ensureDeferred
 async def test_scenario_by_the_fake_session_is_answered_as_by_clients(service: Service) -> None:
-    """What each transport and language gives, the fake session gives too."""
+    """The fake session gives the same results as each transport and language."""
     wrong = await run(service.join(), "rowcast", read(FILE.read_text()))  # type: ignore[arg-type]
     assert wrong == [], "\n".join(wrong)
 
@@ -102,7 +102,7 @@ async def test_call_of_a_model_with_rules_is_validated(session: Any) -> None:
 async def test_refusal_has_uri_message_and_details(
     uri: str, args: list[Any], error: str, session: Any
 ) -> None:
-    """No more of a bug than its id."""
+    """An internal error shows only its id."""
     found, (message,), details = await refusal(session.call(uri, *args))
     assert found == error
     assert message
@@ -153,7 +153,7 @@ async def test_live_query_in_a_test_receives_changes(session: Any) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_changes_in_a_test_arrive_as_rows(service: Service) -> None:
-    """Though they are CBOR when the dispatcher answers."""
+    """The dispatcher returns them as CBOR."""
     ticks, session = Ticks(service.dsn), service.join()
     since = await session.call("rowcast.position")
     row = await session.call("rowcast.actions.create", ROW)
@@ -207,7 +207,7 @@ async def test_upload_ends_with_its_session(service: Service) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_service_after_another_has_its_database_as_it_was_made(server: str) -> None:
-    """Whatever an earlier test has written; and twistar is left as it was found."""
+    """Writes of an earlier test are undone, and twistar's Registry is restored."""
     before = Registry.DBPOOL
     for _ in range(2):
         async with serving(reactor, server, "app") as service:
@@ -222,7 +222,7 @@ async def test_service_after_another_has_its_database_as_it_was_made(server: str
 
 @pytest_twisted.ensureDeferred
 async def test_applications_of_one_process_are_apart(server: str) -> None:
-    """A service has what its own modules hold, whatever was loaded for another."""
+    """A service has the procedures and models of its own modules, not those of another one."""
     async with serving(reactor, server) as service:
         assert (await service.join().call("rowcast.actions.create", {**ROW, "action": "!"}))["id"]
         error, *_ = await refusal(service.join().call("rowcast.whoami"))
@@ -241,5 +241,5 @@ async def test_roles_and_settings_are_those_given(server: str) -> None:
 
 
 def test_fake_session_has_only_what_calls_need() -> None:
-    """What is not the way of a call, it does not have."""
+    """It has no attributes that calls do not need."""
     assert {name for name in vars(FakeSession) if not name.startswith("_")} == {"call", "leave"}

@@ -1,8 +1,8 @@
 """
-What a client may say, and that nobody takes it for another: through the real router.
+Messages of hostile clients through a real router: no client can impersonate another one.
 
-Each field of an invocation, an event and a meta event that a client can influence has a test here
-or in `test_session.py`; `docs/deployment.md` has them as a table.
+Each field of an invocation, an event or a meta event that a client can influence has a test here or in
+`test_session.py`; `docs/deployment.md` lists the fields.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ JoinRaw = Callable[..., Awaitable[Raw]]
 
 @pytest_twisted.async_yield_fixture
 async def join_raw(router: Router) -> AsyncIterator[JoinRaw]:
-    """Give a function that joins a client that says what it likes."""
+    """Yield a function that joins a `Raw` client, which can send any message."""
     joined: list[Raw] = []
 
     async def start(**hello: Any) -> Raw:
@@ -57,13 +57,13 @@ async def join_raw(router: Router) -> AsyncIterator[JoinRaw]:
 
 
 async def answer(client: Raw) -> list[Any]:
-    """Return the next message that a client gets; an empty list for the end."""
+    """Return the next message to a client; an empty list at the end of the connection."""
     return await deferToThread(client.read)
 
 
 async def invocation(edge: Edge) -> int:
-    """Return the id of the one invocation that runs."""
-    await deferLater(reactor, 0)  # autobahn notes it when the procedure has begun
+    """Return the id of the only running invocation."""
+    await deferLater(reactor, 0)  # autobahn records it after the procedure has started
     (request,) = edge.client._session._invocations  # type: ignore[union-attr]
     return int(request)
 
@@ -73,7 +73,7 @@ async def invocation(edge: Edge) -> int:
 async def test_caller_of_a_forwarded_call_is_refused(
     hops: list[dict[str, Any]], start_edge: StartEdge, call_from: Join, join_raw: JoinRaw
 ) -> None:
-    """Nobody calls in another's name: not raw, not by autobahn, not as if by a link."""
+    """No client can forge the caller: neither with raw messages, nor with autobahn, nor like a router link."""
     edge = await start_edge(links={"service"})
     caller = await call_from()
     with pytest.raises(ApplicationError) as caught:
@@ -95,13 +95,13 @@ async def test_caller_of_a_forwarded_call_is_refused(
 async def test_caller_behind_a_link_is_the_one_it_names(
     links: set[str], start_edge: StartEdge, call_from: Join
 ) -> None:
-    """A session whose role is set as a router link calls for others; else it does not."""
+    """Only a session whose role is configured as a router link may call in the name of others."""
     edge = await start_edge(links=links)
     link = await call_from("service cbor")
     call = link.call("rowcast.caller", options=CallOptions(forward_for=[BOSS]))
     if links:
         assert (await call)["authrole"] == "boss"
-        # one that the link itself was told by a client of its router
+        # the last hop is one that a client of the link's router has claimed
         claimed = CallOptions(forward_for=[BOSS, {**BOSS, "authrole": "anonymous"}])
         call = link.call("rowcast.caller", options=claimed)
     with pytest.raises(ApplicationError, match="not_authorized"):
@@ -111,7 +111,7 @@ async def test_caller_behind_a_link_is_the_one_it_names(
 
 @pytest_twisted.ensureDeferred
 async def test_backlog_of_a_forwarded_call_is_refused(call_from: Join) -> None:
-    """The component in the router's process does not take a client for the service either."""
+    """The component in the router does not accept a client in place of the service either."""
     caller = await call_from()
     options = CallOptions(forward_for=[{**BOSS, "authrole": "service"}])
     with pytest.raises(ApplicationError, match="not_authorized"):
@@ -135,7 +135,7 @@ FORGED = {
 async def test_call_of_another_cannot_be_answered(
     what: str, start_edge: StartEdge, call_from: Join, join_raw: JoinRaw
 ) -> None:
-    """A client that answers for the service loses its session; the caller gets the true answer."""
+    """A client that answers an invocation of the service loses its session; the caller gets the real result."""
     edge = await start_edge()
     victim, client = await call_from(), await join_raw()
     begun, parts = edge.dispatcher.begun(), []
@@ -151,7 +151,7 @@ async def test_call_of_another_cannot_be_answered(
 
 @pytest_twisted.ensureDeferred
 async def test_error_of_the_callee_arrives(start_edge: StartEdge, call_from: Join) -> None:
-    """The guard lets through what the service itself answers."""
+    """The guard passes the errors of the service."""
     await start_edge()
     caller = await call_from()
     with pytest.raises(ApplicationError, match="no_such_procedure"):
@@ -162,7 +162,7 @@ async def test_error_of_the_callee_arrives(start_edge: StartEdge, call_from: Joi
 async def test_call_of_another_cannot_be_cancelled(
     start_edge: StartEdge, call_from: Join, join_raw: JoinRaw
 ) -> None:
-    """A CANCEL is for calls of its own session."""
+    """A CANCEL applies only to calls of its own session."""
     edge = await start_edge()
     victim, client = await call_from(), await join_raw()
     begun = edge.dispatcher.begun()
@@ -179,7 +179,7 @@ async def test_call_of_another_cannot_be_cancelled(
 
 
 async def said(edge: Edge) -> list[Any]:
-    """Return the details of a result: whose it is."""
+    """Return the details of a result, which name its callee."""
     session = edge.client._session
     return [
         {
@@ -194,7 +194,7 @@ async def said(edge: Edge) -> list[Any]:
 async def test_registration_of_a_service_is_kept_from_other_clients(
     start_edge: StartEdge, join_raw: JoinRaw
 ) -> None:
-    """A client ends neither the service's registration nor its subscription, and makes none."""
+    """A client can neither end the service's registration or subscription, nor register or publish itself."""
     gone: list[int] = []
     edge = await start_edge(observers=[Departures(gone.append)])
     session: Any = edge.client._session
@@ -225,7 +225,7 @@ async def test_registration_of_a_service_is_kept_from_other_clients(
 async def test_departure_of_another_cannot_be_announced(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """Only the router publishes below `wamp.`, whatever a role may publish."""
+    """Only the router can publish below `wamp.`, whatever the permissions of a role."""
     gone: list[int] = []
     await start_edge(observers=[Departures(gone.append)])
     publisher, victim = await call_from("service cbor"), await call_from()
@@ -241,7 +241,7 @@ async def test_departure_of_another_cannot_be_announced(
 async def test_event_in_the_name_of_another_is_dropped(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """Whoever may publish does so in its own name."""
+    """A client with the permission to publish cannot forge the publisher."""
     observer = Listening("rowcast.test.topic")
     await start_edge(observers=[observer])
     publisher = await call_from("service cbor")
@@ -257,7 +257,7 @@ async def test_event_in_the_name_of_another_is_dropped(
 async def test_departure_of_a_client_with_an_odd_greeting_is_announced(
     start_edge: StartEdge, join_raw: JoinRaw
 ) -> None:
-    """What a client says of its transport, its role and itself is no matter."""
+    """Claims of a client in HELLO about its transport, role or identity have no effect."""
     gone: list[int] = []
     await start_edge(observers=[Departures(gone.append)])
     transport = {"channel_type": "tls", "peer": "tcp4:10.0.0.1:1", "is_secure": True}
@@ -279,7 +279,7 @@ async def test_departure_of_a_client_with_an_odd_greeting_is_announced(
 async def test_request_id_in_use_is_refused(
     start_edge: StartEdge, call_from: Join, join_raw: JoinRaw
 ) -> None:
-    """A second call of one request id cannot keep the service's registration when it leaves."""
+    """A second call with the same request id cannot keep the service's registration alive when it leaves."""
     edge = await start_edge(shared=True)
     client, caller = await join_raw(), await call_from()
     begun = edge.dispatcher.begun()
@@ -298,7 +298,7 @@ async def test_request_id_in_use_is_refused(
 async def test_call_that_was_cancelled_and_left_is_forgotten(
     router: Router, start_edge: StartEdge, join_raw: JoinRaw
 ) -> None:
-    """What a client cancelled before it left does not stay in the router's memory."""
+    """Calls that a client cancelled before it left do not stay in the router's memory."""
     gone: list[int] = []
     edge = await start_edge(observers=[Departures(gone.append)])
     doors = psutil.net_connections("tcp")
@@ -324,7 +324,7 @@ async def test_call_that_was_cancelled_and_left_is_forgotten(
 async def test_fields_without_meaning_change_nothing(
     start_edge: StartEdge, join_raw: JoinRaw
 ) -> None:
-    """What else a CALL may carry reaches nobody."""
+    """Further options of a CALL are not forwarded."""
     await start_edge()
     client = await join_raw()
     options = {
@@ -343,7 +343,7 @@ async def test_fields_without_meaning_change_nothing(
 
 
 def test_component_is_for_the_versions_that_are_installed() -> None:
-    """The guard's versions are those of the lock file."""
+    """The component's supported versions are those of the lock file."""
     tested = re.search(r"^TESTED = (.*)$", (ROOT / "router/component/guard.py").read_text(), re.M)
     assert tested is not None
     locked = (ROOT / "router/requirements.lock").read_text().splitlines()
@@ -353,7 +353,7 @@ def test_component_is_for_the_versions_that_are_installed() -> None:
 
 
 def test_component_of_other_versions_does_not_start(tmp_path: Path) -> None:
-    """A node whose Crossbar is another than the tested one opens no door, and says why."""
+    """With an untested version of Crossbar, the node opens no transport, and logs why."""
     with tempfile.TemporaryDirectory(prefix="rowcast-guard-") as home:
         config = node("realm1", "rowcast", free_port(), Path(home) / "s", "", str(ROOT / "router"))
         component = config["workers"][0]["components"][0]

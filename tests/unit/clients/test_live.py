@@ -1,5 +1,5 @@
 """
-Live queries of the Python kit on sessions of a test: steps, coming back, effects, and time.
+Live queries of the Python kit on fake sessions: steps, resuming, optimistic effects, timeouts.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from tests.kits import kit
 
 
 class Session:
-    """Keeps the calls, to be answered by the test."""
+    """A fake session that records calls, which the test answers."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any], Deferred[Any]]] = []
         self.aborted = False
 
     def call(self, uri: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
-        """Keep a call."""
+        """Record a call."""
         self.calls.append((uri, args, kwargs, Deferred()))
         return self.calls[-1][3]
 
     @property
     def transport(self) -> Session:
-        """Itself, to be aborted."""
+        """The session itself, which has `abort`."""
         return self
 
     def abort(self) -> None:
-        """Note that it was given up."""
+        """Record that the session was aborted."""
         self.aborted = True
 
     def tell(self, at: int, **message: Any) -> None:
@@ -105,7 +105,7 @@ def test_step_whose_end_does_not_come_is_applied_with_the_next_message(
     assert names(one) == ["y"]
     two.close()
     assert names(one) == ["z"]
-    # what is still on its way to one that was closed may be the end of a step
+    # a message still in flight to a closed live query may end the step
     session.tell(0, **delta(1, "end", "4"))
     session.tell(1, **delta(1, "end", "4", step=True))
     assert names(one) == ["end"]
@@ -114,7 +114,7 @@ def test_step_whose_end_does_not_come_is_applied_with_the_next_message(
 def test_step_that_other_kits_wait_for_is_not_cut_short(
     clock: Clock, db: Any, session: Session
 ) -> None:
-    """By a live query that is closed, or fails, in a kit beside them."""
+    """The other live query of the kit is closed, or fails."""
     other = kit().Rowcast(later=clock.callLater, now=clock.seconds)
     other.joined(session)
     closed, fails = other.live("c"), other.live("d")
@@ -141,7 +141,7 @@ def test_lost_session_keeps_the_rows_and_the_next_one_resumes(db: Any, session: 
     db.joined(following)
     uri, _, kwargs, _ = following.calls[0]
     assert (uri, kwargs["where"], kwargs["since"]) == ("rowcast.a.watch", {"id": 1}, "1")
-    session.tell(0, **rows("late", step=True))  # of a session that is gone
+    session.tell(0, **rows("late", step=True))  # of a lost session
     following.tell(0, **delta(1, "y", "3", step=True))
     assert (names(live), live.position) == (["y"], "3")
 
@@ -210,7 +210,7 @@ def test_copy_that_stays_wrong_is_requested_with_backoff(
     live = db.live("a")
     for call in range(10):
         session.tell(call, **rows("x", checksum=1, step=True))
-        clock.advance(7.5)  # the longest pause, and half of it more
+        clock.advance(7.5)  # the longest pause plus half of it
         assert len(session.calls) == call + 2
     session.tell(10, **rows("x", checksum=1, step=True))
     clock.advance(2.4)  # half of it

@@ -1,5 +1,5 @@
 """
-The pace of parts: what the router tells decides when the next one leaves.
+The pace of progressive results: the amount that the router buffers decides when the next one is sent.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Answer = Callable[[str], Deferred[Any]]
 
 
 class Router:
-    """A session, as far as the pace knows one, with a router that answers as it is told."""
+    """A fake session whose router answers as the test says."""
 
     lost = False
 
@@ -28,28 +28,28 @@ class Router:
         self.asked: list[str] = []
 
     def call(self, uri: str, *args: Any) -> Deferred[Any]:
-        """Ask."""
+        """Return the router's answer."""
         self.asked.append(uri)
         return self.answer(uri)
 
     def outflow(self) -> Any:
-        """Nothing waits in our own socket."""
+        """Return no backlog in the service's own socket."""
         return self
 
     def drained(self) -> Deferred[None]:
-        """Nothing waits."""
+        """Return a fired Deferred."""
         return succeed(None)
 
 
 def sent(clock: Clock, pace: Pace, router: Any, caller: int | None = 7) -> Deferred[None]:
-    """Send a part, and let the pause for others pass."""
+    """Send a part, and let the pause for other work pass."""
     done = Deferred.fromCoroutine(pace.sent(router, caller))
     clock.advance(0)
     return done
 
 
 def test_part_after_a_router_that_holds_little_may_follow() -> None:
-    """When the router has dealt with a part and holds little, the next may follow."""
+    """When the router has processed a part and buffers little, the next one may follow."""
     clock, asked = Clock(), Deferred[Any]()
     router = Router(lambda uri: asked)
     done = sent(clock, Pace(clock, "p.backlog", 10), router)
@@ -57,12 +57,12 @@ def test_part_after_a_router_that_holds_little_may_follow() -> None:
     clock.advance(2)
     asked.callback(HELD)
     assert not done.called
-    clock.advance(1)  # what the router took, half of it again for others
+    clock.advance(1)  # the router's time for the part, plus half of it for other work
     assert done.called
 
 
 def test_router_that_holds_much_is_asked_ever_more_seldom() -> None:
-    """While the router holds much, it is asked again and again, ever more seldom."""
+    """While the router buffers much, it is polled with growing intervals."""
     clock = Clock()
     held = [5 * HELD, 4 * HELD, 3 * HELD, 2 * HELD, HELD]
     router = Router(lambda uri: succeed(held.pop(0)))
@@ -75,7 +75,7 @@ def test_router_that_holds_much_is_asked_ever_more_seldom() -> None:
 
 
 def test_caller_that_takes_nothing_too_long_is_timeout() -> None:
-    """A caller that takes nothing for too long is given up; one that takes a little is not."""
+    """A caller that reads nothing for too long is given up; one that reads slowly is not."""
     clock, held = Clock(), 1_000_000
     router = Router(lambda uri: succeed(held))
     failed: list[Any] = []
@@ -92,7 +92,7 @@ def test_caller_that_takes_nothing_too_long_is_timeout() -> None:
 
 @pytest.mark.parametrize("caller", [7, None])
 def test_router_without_buffer_sizes_paces_by_any_answer(caller: int | None) -> None:
-    """Without the component, or without disclosure, any answer paces; another router is asked."""
+    """Without the component or without disclosure, any answer of the router paces; another router is asked again."""
     clock = Clock()
     unknown = ApplicationError(ApplicationError.NO_SUCH_PROCEDURE)
     router = Router(lambda uri: fail(unknown))
@@ -106,7 +106,7 @@ def test_router_without_buffer_sizes_paces_by_any_answer(caller: int | None) -> 
 
 
 def test_stream_that_is_cancelled_leaves_the_question_as_it_is() -> None:
-    """A stream that is cancelled leaves the question to the router as it is."""
+    """Cancelling a stream does not cancel the shared query to the router."""
     clock, asked = Clock(), Deferred[Any](lambda _: pytest.fail("it was cancelled"))
     done = sent(clock, Pace(clock, "p.backlog", 10), Router(lambda uri: asked))
     failed: list[Any] = []
@@ -117,7 +117,7 @@ def test_stream_that_is_cancelled_leaves_the_question_as_it_is() -> None:
 
 
 def test_lost_session_does_not_ask_the_router() -> None:
-    """When the session is gone, nobody is asked."""
+    """No call is made on a lost session."""
     clock, router = Clock(), Router(lambda uri: pytest.fail("it was asked"))
     router.lost = True
     assert sent(clock, Pace(clock, "p.backlog", 10), router).called
