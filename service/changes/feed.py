@@ -364,11 +364,11 @@ class Feed(Service):
             return None
 
         # The thread goes on to COMMIT without waiting for the reactor, which may be busy.
-        def tell(*found: Any) -> None:
+        def hand_over(*found: Any) -> None:
             self._reactor.callFromThread(there.callback, found)
 
         most, look_up = self._settings.most, self._subscribed().rights_txn
-        made = last, epoch, most, TICKS, awaken, look_up, tell
+        made = last, epoch, most, TICKS, awaken, look_up, hand_over
         durable = self._delivery.in_thread(make_txn, connection, *made)
         durable.addErrback(failed)
         try:

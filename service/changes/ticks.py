@@ -172,13 +172,13 @@ def make_txn(
     channel: str,
     awaken: bool,
     look_up: Callable[[PgConnection, list[LogRow]], Found],
-    tell: Callable[[Made | None, Found], object],
+    hand_over: Callable[[Made | None, Found], object],
 ) -> None:
     """
     Make the next tick, if the log has new rows; the tick is durable when this function returns.
 
-    The commit waits milliseconds for the disk. `tell` hands the rows over before the commit, so the
-    reactor can prepare the events meanwhile.
+    The commit waits milliseconds for the disk. `hand_over` is called before it, so that the reactor can
+    prepare the events meanwhile.
 
     Args:
         connection: In autocommit.
@@ -189,7 +189,7 @@ def make_txn(
         awaken: Whether the commit of a tick also releases the lock that makes writers notify.
         look_up: Called with the rows that were read, to look up who may read them in the same
             transaction.
-        tell: Called with the results of `next_txn` and `look_up`, before the commit.
+        hand_over: Called with the results of `next_txn` and `look_up`, before the commit.
 
     Raises:
         TransactionAborted: The server answered COMMIT by rolling back.
@@ -198,7 +198,7 @@ def make_txn(
     # that the statement relies on would have to be set first.
     made = next_txn(connection, last, epoch, most, channel, held=not connection.pooled)
     rows = None if made is None else made[1]
-    tell(made, look_up(connection, rows or []))
+    hand_over(made, look_up(connection, rows or []))
     if made is not None and not connection.pooled:
         connection.ending = f"{AWAKEN};" if awaken else ""
         commit_txn(connection)

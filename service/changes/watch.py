@@ -117,7 +117,7 @@ class Watches(Service):
         self._due = poll
         self._running: Deferred[None] | None = None
         self._resting: Deferred[None] | None = None
-        self._woken = self._stopping = self._telling = False
+        self._woken = self._stopping = self._passing = False
         self.cycles = self.drift = 0
 
     def now(self) -> float:
@@ -273,7 +273,7 @@ class Watches(Service):
     def _move(self) -> None:
         """Send sessions the steps that are due, up to the position of the last cycle."""
         place, moved = self._place, self._moved
-        if place is None or self._telling:
+        if place is None or self._passing:
             return
         self._moved = {}
         for session in moved:
@@ -350,11 +350,11 @@ class Watches(Service):
         self.cycles += 1
         if checked:
             self._checked = self.now()
-        self._telling = True
+        self._passing = True
         try:
             self._take_outcome(outcome, wanted)
         finally:
-            self._telling = False
+            self._passing = False
             if outcome.aside is not None:  # always: only `_read` ends the transaction that it holds
                 reading = Deferred.fromCoroutine(self._read(outcome.aside, wanted))
                 self._readings.add(reading)
@@ -365,7 +365,7 @@ class Watches(Service):
         self._due = min([self._due, *rests(asking)])
         for watch in self._silence.due(self.now()):
             watch.silent = True
-            watch.session.tell(watch)
+            watch.session.schedule(watch)
             self._moved[watch.session] = None
         self._move()
 
@@ -466,7 +466,7 @@ class Watches(Service):
             if query.since is not None and query.run in outcome.joined:
                 query.join()
                 for watch in query.watches:
-                    watch.session.tell(watch)
+                    watch.session.schedule(watch)
                     self._moved[watch.session] = None
             if not (query.stale or any(watch.wanting for watch in query.watches)):
                 self._asking.discard(query)
@@ -481,7 +481,7 @@ class Watches(Service):
             query.put_off(0)
         query.stale = query.renewed = False
         if found is not None:
-            self._tell(query, found, wanted)
+            self._pass_on(query, found, wanted)
         if found is not None or was_late:
             for watch in query.watches:
                 watch.session.moves = True  # the other watches of the session have waited
@@ -502,7 +502,7 @@ class Watches(Service):
             orders.append(replace(order_of(random.choice(known), set()), check=True))
         return bool(known)
 
-    def _tell(self, query: Query, found: Found, wanted: set[Watch]) -> None:
+    def _pass_on(self, query: Query, found: Found, wanted: set[Watch]) -> None:
         """Pass the new state of a query on to its watches."""
         if found.drifted:
             self.drift += 1

@@ -118,7 +118,7 @@ class WatchingSession:
         else:
             self._held.discard(watch)
 
-    def tell(self, watch: Watch) -> None:
+    def schedule(self, watch: Watch) -> None:
         """Include a watch in the next step."""
         self._pending[watch] = None
         self.moves = True
@@ -140,11 +140,11 @@ class WatchingSession:
         for watch in self.members if seen else ():
             if watch.tx:
                 watch.covered += tuple(map(str, seen))
-                self.tell(watch)
+                self.schedule(watch)
 
     def queue_rows(self, watch: Watch, weight: int) -> None:
         """Count rows that wait for the caller; if they exceed the limit, start over with all rows later."""
-        self.tell(watch)
+        self.schedule(watch)
         self._waiting += weight
         if self.busy and self._waiting > self._most:
             self._waiting = 0
@@ -177,7 +177,7 @@ class WatchingSession:
         """Drop the kept position: merge its deltas into the later ones."""
         for watch, (_, changed) in self._kept.items():
             watch.changed = changed | (watch.changed or {})
-            self.tell(watch)
+            self.schedule(watch)
         self._kept, self._kept_at = {}, None
 
     def complete(self, queries: Collection[Query]) -> None:

@@ -443,9 +443,8 @@ class Callee(SessionObserver):
 
     def _refused(self, session: SafeSession, caller: int | None) -> None:
         self.meter.refused()
-        session.sizes.weigh = self._accounts.of(
-            caller
-        ).weigh  # the refusal is sent right after this
+        # The refusal is sent right after this.
+        session.sizes.weigh = self._accounts.of(caller).weigh
 
     def _cancel_again(self, running: Deferred[Any]) -> None:
         # `called` does not mean finished: a callback may have returned a Deferred, which is awaited.

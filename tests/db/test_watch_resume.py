@@ -467,7 +467,7 @@ async def test_resumed_watch_that_starts_over_before_it_was_answered_is_a_reset(
     watch.start_over()
     await until(lambda: watch.rows is not None)
     watch.session._held.discard(before)
-    watch.session.tell(watch)
+    watch.session.schedule(watch)
     watch.session.go()
     await again.same()
     assert again.messages[0].get("reset") is True
