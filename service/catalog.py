@@ -1,8 +1,9 @@
 """
 The catalog: relations, columns, keys, types and functions of the database as frozen values, with look-ups.
 
-`db/introspect` reads it; all other code looks names up here. Hidden relations and columns are not part of it, so
-no code can reach them by mistake. A look-up of an unknown name raises, with the nearest known name as the hint.
+`db/introspect` reads it; all other code looks names up here. Hidden relations and columns are not part of
+it, so no code can reach them by mistake. A look-up of an unknown name raises, with the nearest known name
+as the hint.
 """
 
 from __future__ import annotations
@@ -291,6 +292,7 @@ class Relation:
 
         PostgreSQL enforces it, it is never null, and the role may read it.
         """
+        # Not the key that a comment declares, by which a write could find rows that the call did not name.
         keys: list[tuple[str, ...]] = []
         if self.has_children:
             return ()

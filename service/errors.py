@@ -29,7 +29,7 @@ The errors that a caller can get, as a tree of classes.
     ├─ InternalError        a bug in the service: the caller only gets an id
     └─ Relayed              an error of another process of the service
 
-A class has the data of one error and words its message. Its `uri` is the error URI for WAMP callers; `details`
+A class has the data of one error and words its message. Its `uri` is the error URI for callers; `details`
 are the keyword arguments of the WAMP error, whose names have to be in `DETAILS`.
 """
 
@@ -440,8 +440,8 @@ def in_line(text: object, length: int = 300) -> str:
     """
     Return a text of a WAMP peer for a line of the log.
 
-    A URI may contain any character but white space, and a router's reason any at all. Neither may forge a line
-    of the log, or control the terminal of its reader.
+    A URI may contain any character but white space, and a router's reason any at all. Neither may forge a
+    line of the log, or control the terminal of its reader.
     """
     return visible(clip(text, length)).replace("\n", "\\n")
 

@@ -133,8 +133,8 @@ def check(value: Any, levels: int = LEVELS) -> None:
     """
     Check that a value can be sent to every client.
 
-    It may consist of str, bool, None, bytes, integers of 64 bits, finite floats, and lists and str-keyed dicts
-    of these. Subclasses are refused, because serializers differ in how they treat them.
+    It may consist of str, bool, None, bytes, integers of 64 bits, finite floats, and lists and str-keyed
+    dicts of these. Subclasses are refused, because serializers differ in how they treat them.
 
     Raises:
         TooDeep: The value has more levels than `levels`.

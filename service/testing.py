@@ -1,10 +1,10 @@
 """
 Support for tests of an application's procedures and models: a real database, and sessions without a router.
 
-`postgres` runs the embedded server; `serving` serves a copy of its database, so that each test starts from the
-same state. Only the path from a client through Crossbar is left out: `FakeSession.call` passes its arguments to
-the dispatcher. It answers and raises like autobahn's `session.call`; the same tests pass on both
-(`tests/wamp/test_testing.py`).
+`postgres` runs the embedded server; `serving` serves a copy of its database, so that each test starts from
+the same state. Only the path from a client through Crossbar is left out: `FakeSession.call` passes its
+arguments to the dispatcher. It answers and raises like autobahn's `session.call`; the same tests pass on
+both (`tests/wamp/test_testing.py`).
 """
 
 from __future__ import annotations

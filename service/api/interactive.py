@@ -1,11 +1,11 @@
 """
 Interactive transactions: a session holds a transaction open between calls, under a URI of its own.
 
-`transaction.begin` answers the URI, which contains the id of this process. A call of the URI runs an operation
-in the transaction; the commands below the URI end it or set savepoints. Statements run in the order of their
-calls, so a caller can send calls ahead without waiting for answers. A call waits for the one before it only
-until that one's statements have been sent, because a worker keeps their order. Once a call fails, those
-behind it fail.
+`transaction.begin` answers the URI, which contains the id of this process. A call of the URI runs an
+operation in the transaction; the commands below the URI end it or set savepoints. Statements run in the
+order of their calls, so a caller can send calls ahead without waiting for answers. A call waits for the one
+before it only until that one's statements have been sent, because a worker keeps their order. Once a call
+fails, those behind it fail.
 """
 
 from __future__ import annotations

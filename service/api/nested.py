@@ -1,8 +1,9 @@
 """
 The verb create with related rows among the values: new rows, or links to existing ones.
 
-Everything runs in one transaction. It is one job of a pool thread if none of the models has rules. Otherwise
-each message is a job, before which the models validate its rows, which have the keys of the rows created so far.
+Everything runs in one transaction. It is one job of a pool thread if none of the models has rules.
+Otherwise each message is a job, before which the models validate its rows, which have the keys of the rows
+created so far.
 """
 
 from __future__ import annotations
@@ -155,12 +156,12 @@ class KeptTree:
 
 
 def _kept(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> KeptTree | None:
-    """Return the plan of a shape, from the cache if it is there; None if the shape is too large or refused."""
+    """Return the plan of a shape, from the cache if it is there; None if it is too large or refused."""
     if shaped.size > MAX_SHAPE:
         return None
     relation, trees = write.relation_of(call), call.snapshot.trees
     key = relation, _ends(call), options.request, shaped.shape
-    # To parse and plan rows with the keys of an earlier call took two thirds of the reactor's time for a create.
+    # To parse and plan rows with the keys of an earlier call took two thirds of the reactor's time.
     found = trees.get(key)
     if found is None:
         found = _planned(call, options, shaped)

@@ -195,7 +195,7 @@ class Catalogs(Service):
         return True, self._every
 
     async def _rest(self, least: float, most: float | None) -> None:
-        """Wait `least` seconds, then until a caller asks or `most` seconds have passed; not after `reload`."""
+        """Wait `least` seconds, then until a caller asks or `most` have passed; not after `reload`."""
         now = self._reactor.seconds()
         soon, late = now + least, None if most is None else now + max(least, most)
         while self.running and not self._ordered:
@@ -312,7 +312,7 @@ class Catalogs(Service):
         outdated, self._codecs = self._codecs, [codec, *(each.codec for each in served.values())]
         for each in outdated:
             each.current = False
-        # By the old catalog some statements certainly changed nothing in the session; that may no longer hold.
+        # By the old catalog some statements certainly changed nothing in a session; that may have changed.
         self._database.pool.clean()
 
 

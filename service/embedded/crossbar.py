@@ -1,12 +1,13 @@
 """
 The embedded router: Crossbar, in a virtual environment of its own, as a supervised child process.
 
-It has two transports. Whoever can open its private Unix socket has the role of the service. On one TCP port of
-127.0.0.1 every session is `anonymous`, and may call and subscribe below the prefix. Clients get no permission
-for the empty prefix, which would include `wamp.session.kill` and `register`.
+It has two transports. Whoever can open its private Unix socket has the role of the service. On one TCP port
+of 127.0.0.1 every session is `anonymous`, and may call and subscribe below the prefix. Clients get no
+permission for the empty prefix, which would include `wamp.session.kill` and `register`.
 
-Crossbar's HTTP bridge answers pages of every origin, with credentials, and has no setting to prevent that. So a
-page from anywhere could use the database of the user who opens it, if it knew the URL: the path is a secret.
+Crossbar's HTTP bridge answers pages of every origin, with credentials, and has no setting to prevent that.
+So a page from anywhere could use the database of the user who opens it, if it knew the URL: the path is a
+secret.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ FILE = "bridge"
 SERIALIZERS = ["cbor", "msgpack", "json"]
 
 MAX_MESSAGE = 16 * 1024 * 1024
-"""Maximum bytes of a message: the limit of RawSocket, set for WebSocket too, so both can read every answer."""
+"""Maximum bytes of a message: the limit of RawSocket, set for WebSocket too, so both read every answer."""
 
 
 SOCKET = "service.sock"

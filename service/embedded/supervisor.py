@@ -1,8 +1,8 @@
 """
 A supervised child process, which runs as long as its service; the embedded PostgreSQL is one.
 
-The database's revision is read and upgraded by a child process as well, so that Alembic and SQLAlchemy are not
-loaded into the memory of the service.
+The database's revision is read and upgraded by a child process as well, so that Alembic and SQLAlchemy are
+not loaded into the memory of the service.
 """
 
 from __future__ import annotations

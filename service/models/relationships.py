@@ -1,8 +1,8 @@
 """
 Relationships of models: twistar's BELONGSTO, HASONE, HASMANY and HABTM.
 
-They are resolved once, when the class is created. Keys are parameters of the columns' types, and a `set` is one
-transaction. `preload` loads a relationship of many objects with one statement.
+They are resolved once, when the class is created. Keys are parameters of the columns' types, and a `set` is
+one transaction. `preload` loads a relationship of many objects with one statement.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """
 Procedures and models written by hand: how they are declared and loaded, and how procedures are called.
 
-`ROWCAST_APP` names the modules of an application. There is no global registry: a model or a procedure belongs
-to the application because one of its modules contains it, so two services or tests in one process can have two
-applications. Arguments are named, checked and refused like those of generated procedures.
+`ROWCAST_APP` names the modules of an application. There is no global registry: a model or a procedure
+belongs to the application because one of its modules contains it, so two services or tests in one process
+can have two applications. Arguments are named, checked and refused like those of generated procedures.
 """
 
 from __future__ import annotations
