@@ -80,7 +80,7 @@ pytestmark = pytest.mark.serving("public", "fn_other", roles=ROLES)
 
 @pytest_twisted.ensureDeferred
 async def test_function_by_a_role_runs_with_its_rights(db: DirectCaller, dsn: str) -> None:
-    """A function runs as the role, sees what the role sees, and is there if it may be called."""
+    """A function runs as the role, sees what the role may read, and exists if the role may execute it."""
     answer = db.dispatcher.answer
     assert await answer("fn.whoami", (), {}, CLERK) == "fn_clerk"
     assert await answer("fn.whoami", (), {}, STRANGER) == "fn_anyone"
@@ -94,7 +94,7 @@ async def test_function_by_a_role_runs_with_its_rights(db: DirectCaller, dsn: st
 
 
 async def sessions(db: DirectCaller) -> set[tuple[str, str, str]]:
-    """Tell who the sessions of the pool are, of all of them at once."""
+    """Return the roles of all sessions of the pool."""
     sql = (
         "SELECT current_user::text, coalesce(current_setting('rowcast.authid', true), ''),"
         " current_setting('search_path')"
@@ -103,7 +103,7 @@ async def sessions(db: DirectCaller) -> set[tuple[str, str, str]]:
 
 
 async def of_all(db: DirectCaller, sql: str) -> list[list[Any]]:
-    """Ask all sessions of the pool: none is asked twice, since each waits for the others."""
+    """Run a query in each session of the pool once: a barrier keeps each session busy until all have run it."""
     many = db.pool.scheduler.limits.most
     barrier = threading.Barrier(many)
 
@@ -117,7 +117,7 @@ async def of_all(db: DirectCaller, sql: str) -> list[list[Any]]:
 
 @pytest_twisted.ensureDeferred
 async def test_procedure_that_commits_runs_as_its_caller_alone(db: DirectCaller, dsn: str) -> None:
-    """They do so as the caller, who is gone from the session however they end."""
+    """It runs as the caller; however it ends, the session's role is reset."""
     own = {("postgres", "", '"public", "fn_other", "$user", public')}
     answer = db.dispatcher.answer
     assert await answer("fn.stepwise", (), {"many": 2}, CLERK) == {"who": "fn_clerk 2"}
@@ -144,7 +144,7 @@ async def test_procedure_that_commits_runs_as_its_caller_alone(db: DirectCaller,
 
 @pytest_twisted.ensureDeferred
 async def test_procedure_that_commits_in_a_transaction_is_refused(db: DirectCaller) -> None:
-    """One that commits where it cannot is refused, and told when it may."""
+    """The error says when a procedure may commit."""
     async with db.database.transaction() as level:
         refused = await failure_of(db.dispatcher.answer("fn.stepwise", (), {"many": 1}, CLERK))
         assert isinstance(refused, DatabaseRefused)
@@ -155,7 +155,7 @@ async def test_procedure_that_commits_in_a_transaction_is_refused(db: DirectCall
 
 @pytest_twisted.ensureDeferred
 async def test_session_that_stays_another_role_is_closed(db: DirectCaller) -> None:
-    """Where a session cannot be made itself again, nobody ever gets it."""
+    """A session whose role cannot be reset is never used again."""
 
     async def pids() -> set[int]:
         return {pid for ((pid,),) in await of_all(db, "SELECT pg_backend_pid()")}
@@ -173,7 +173,7 @@ async def test_session_that_stays_another_role_is_closed(db: DirectCaller) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_computed_column_without_select_on_all_columns_is_refused(db: DirectCaller) -> None:
-    """A function of a row is there for a role that may read the whole row."""
+    """A computed column exists for roles that may read all columns of the row."""
     answer = db.dispatcher.answer
     found = await answer("notes.find", (), {"select": ["twice"], "order": ["-twice"]}, CLERK)
     assert found["rows"] == [{"twice": 8}, {"twice": 2}]
@@ -186,7 +186,7 @@ async def test_computed_column_without_select_on_all_columns_is_refused(db: Dire
 
 @pytest_twisted.ensureDeferred
 async def test_functions_described_to_a_role_are_those_it_may_call(db: DirectCaller) -> None:
-    """A role is told of the functions that it may call."""
+    """The description contains the functions that the role may execute."""
     catalog = db.dispatcher.served_to(CLERK).catalog
     document = describe(catalog, "rowcast", "0", db.dispatcher.verbs, {})
     functions = document["functions"]

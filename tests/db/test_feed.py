@@ -1,5 +1,5 @@
 """
-The feed: what is committed is published, once and in order, by one of those that run.
+The feed: committed changes are published once and in order, by one of the running feeds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SELECT rowcast.track('items'), rowcast.track('notes');
 
 @pytest.fixture(autouse=True)
 def emptied(dsn: str) -> None:
-    """Begin each test with nothing."""
+    """Empty the tables and the log before each test."""
     execute(dsn, "TRUNCATE items, notes, plain")
     clear_log(dsn)
 
@@ -110,7 +110,7 @@ async def test_change_that_was_not_published_is_published_again_at_its_position(
 
 @pytest_twisted.ensureDeferred
 async def test_change_is_not_published_while_the_standby_does_not_have_its_tick(dsn: str) -> None:
-    """A standby that is not there stands for a disk that is slow."""
+    """A missing synchronous standby delays the commit like a slow disk."""
     async with feeding(dsn) as kept:
         await until(lambda: kept.asleep)
         try:
@@ -179,7 +179,7 @@ async def test_large_tick_is_published_in_pages_in_order(
         keys = [key for each in kept.changes for key in (each.key or ())]
         assert keys == [*range(1001, 1011), *range(400)]
         assert sum(each.last for each in kept.changes) == 21
-        # each batch has whole transactions
+        # each batch has only complete transactions
         assert all(batch[-1].last for batch in kept.batches)
 
 
@@ -227,7 +227,7 @@ async def test_transaction_with_too_many_bytes_is_a_reset(
 
 @pytest_twisted.ensureDeferred
 async def test_feed_that_has_nothing_to_do_sleeps_until_a_writer_notifies(dsn: str) -> None:
-    """With no look of its own, so each commit has to have told."""
+    """Polling is switched off, so each commit must have notified the feed."""
     async with feeding(dsn, fallback=600.0) as kept:
         for number in range(20):
             await until(lambda: kept.asleep)
@@ -253,7 +253,7 @@ async def test_writer_that_saw_the_feed_awake_is_waited_for(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_commit_while_not_listening_is_found_after_reconnect(dsn: str) -> None:
-    """What it notifies is lost; the listener says so when it is back."""
+    """The notification is lost, and the listener's resync after the reconnect replaces it."""
     listener = (
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE query LIKE 'LISTEN%' AND datname = current_database()"
@@ -280,7 +280,7 @@ async def test_leader_prunes_what_is_old(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_no_commit_is_slept_through(dsn: str) -> None:
-    """Of writers that commit while the feed falls asleep, and with no look of its own."""
+    """Writers commit while the feed falls asleep, and polling is switched off."""
 
     def write(number: int) -> None:
         dice, connection = random.Random(number), psycopg2.connect(dsn)
@@ -337,7 +337,7 @@ async def test_ddl_that_fires_no_trigger_is_a_reset(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_ddl_is_not_waited_for(dsn: str) -> None:
-    """One that tracks a table in a long transaction keeps nothing from being read."""
+    """Tracking a table in a long transaction does not block the feed."""
     holder = psycopg2.connect(dsn)
     with holder.cursor() as rows:
         rows.execute("SELECT rowcast.track('plain')")
@@ -373,7 +373,7 @@ async def test_feed_without_a_log_waits_for_one(dsn: str) -> None:
 
 
 def asleep(dsn: str) -> bool:
-    """Whether a reader has writers notify it."""
+    """Return whether a feed sleeps until writers notify it."""
     held = (
         f"SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = {ASLEEP & 0xFFFFFFFF}"
         " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"

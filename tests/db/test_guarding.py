@@ -1,5 +1,5 @@
 """
-Writes over the wire of rows about which a model has a say.
+Calls that write rows whose model has hooks or validations.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ BEFORE_EACH = (
 
 
 def guard(db: DirectCaller, hook: Callable[..., Any], name: str = "beforeDelete") -> None:
-    """Give the model of boxes a hook."""
+    """Add a hook to the model of boxes."""
     served = db.dispatcher.served
     setattr(served.model(served.catalog.relation("public", "boxes")).model, name, hook)
 
 
 @pytest_twisted.ensureDeferred
 async def test_delete_refused_by_the_hook_keeps_all_rows(db: DirectCaller) -> None:
-    """What the hook refuses stays, and all that was to go with it."""
+    """If the hook refuses one row, all rows of the call are kept."""
     guard(db, lambda self: not self.sealed)
     refused = await failure_of(db.call("boxes.delete", 4))
     assert isinstance(refused, InvalidRow)
@@ -58,7 +58,7 @@ async def test_delete_refused_by_the_hook_keeps_all_rows(db: DirectCaller) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_delete_with_a_hook_refuses_like_one_without(db: DirectCaller) -> None:
-    """No row, another row than expected, and too many are told in the same way."""
+    """The errors for no row, a failed `expect` and too many rows are the same."""
     asked: list[int] = []
     guard(db, lambda self: asked.append(self.id))
     assert isinstance(await failure_of(db.call("boxes.delete", 9)), NotFound)
@@ -75,7 +75,7 @@ async def test_delete_with_a_hook_refuses_like_one_without(db: DirectCaller) -> 
 async def test_delete_hook_runs_in_the_transaction_of_the_delete(
     db: DirectCaller, dsn: str
 ) -> None:
-    """What the hook does is of the same transaction: it stays if the row goes, and only then."""
+    """Writes of the hook belong to the same transaction, and are kept only if the row is deleted."""
 
     async def empty(self: Any) -> None:
         await self.database().statement("DELETE FROM things WHERE box = %s", [self.id])
@@ -93,7 +93,7 @@ async def test_delete_hook_runs_in_the_transaction_of_the_delete(
 
 @pytest_twisted.ensureDeferred
 async def test_row_that_matches_meanwhile_is_conflict(db: DirectCaller, dsn: str) -> None:
-    """A row that nobody was asked about is not deleted; the caller may try again."""
+    """A row that the hook has not seen is not deleted; the error is retryable."""
 
     def meanwhile(self: Any) -> None:
         execute(dsn, "INSERT INTO boxes VALUES (7, 'late') ON CONFLICT DO NOTHING")
@@ -108,7 +108,7 @@ async def test_row_that_matches_meanwhile_is_conflict(db: DirectCaller, dsn: str
 
 @pytest_twisted.ensureDeferred
 async def test_update_of_a_row_not_validated_is_conflict(db: DirectCaller, dsn: str) -> None:
-    """Likewise, a row that no rule has seen is not changed."""
+    """A row that no validation has seen is not updated."""
 
     def meanwhile(self: Any) -> None:
         execute(dsn, "INSERT INTO boxes VALUES (7, 'late') ON CONFLICT DO NOTHING")
@@ -147,7 +147,7 @@ async def test_unknown_hidden_or_generated_column_is_refused_before_the_model(
 
 @pytest_twisted.ensureDeferred
 async def test_import_refused_by_a_model_names_its_line(db: DirectCaller) -> None:
-    """Refusals of a model, and of what it cannot be shown, tell the line in the whole import."""
+    """Errors of the model, and of values that cannot be converted for it, have the line in the entire import."""
 
     def refuse(self: Any) -> bool:
         return self.label != "bad"
@@ -181,7 +181,7 @@ async def test_import_refused_by_a_model_names_its_line(db: DirectCaller) -> Non
 
 @pytest_twisted.ensureDeferred
 async def test_rows_that_the_model_changes_one_by_one_come_as_json(db: DirectCaller) -> None:
-    """Each is written by a statement of its own, whose values are JSON like those of others."""
+    """Each row is written by its own statement, whose values are JSON as in other statements."""
 
     def label(self: Any) -> None:
         self.label = f'box "{self.id}"'
@@ -197,7 +197,7 @@ async def test_rows_that_the_model_changes_one_by_one_come_as_json(db: DirectCal
 
 @pytest_twisted.ensureDeferred
 async def test_update_of_a_model_with_rules_is_three_messages(dsn: str) -> None:
-    """The row with BEGIN, the update without a savepoint, COMMIT; one without rules for it."""
+    """SELECT with BEGIN, UPDATE without a savepoint, COMMIT; one message without validations."""
     execute(dsn, "TRUNCATE boxes, things; INSERT INTO boxes VALUES (1, 'one')")
     with Relay(dsn) as relay:
         async with serving(relay.dsn, most=1) as db:

@@ -1,5 +1,5 @@
 """
-Refusals that point at the right place, and name the way out.
+Refusals with the path of the invalid argument and a hint at the way out.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ CREATE FUNCTION other.made() RETURNS int LANGUAGE sql AS 'SELECT 1';
 async def refused(
     db: DirectCaller, name: str, args: list[Any], kwargs: dict[str, Any]
 ) -> ServiceError:
-    """Make a call that is refused."""
+    """Make a call that must be refused; return its error."""
     error = await failure_of(db.call(name, *args, **kwargs))
     assert isinstance(error, ServiceError), error
     return error
@@ -228,7 +228,7 @@ INCOMPLETE = [
 async def test_name_that_ends_too_early_says_what_comes_next(
     db: DirectCaller, name: str, hint: str
 ) -> None:
-    """Not what is called nearly so, as `transaction` for `actions`."""
+    """A similar name of another kind, as `transaction` for `actions`, is not suggested."""
     error = await refused(db, name, [], {})
     assert isinstance(error, NoSuchProcedure)
     assert error.details["hint"] == hint
@@ -236,7 +236,7 @@ async def test_name_that_ends_too_early_says_what_comes_next(
 
 @pytest_twisted.ensureDeferred
 async def test_path_points_at_the_invalid_name(db: DirectCaller) -> None:
-    """What is no list has no places in it; a type stands beside its column, not in it."""
+    """A path has an index only for a list; the path of a cast is beside that of its column."""
     for kwargs, path in (
         ({"order": "n descending"}, "order"),
         ({"order": ["n descending"]}, "order.0"),
@@ -250,7 +250,7 @@ async def test_path_points_at_the_invalid_name(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_key_of_a_relation_without_one_is_not_asked_for(db: DirectCaller) -> None:
-    """Its verb is not there, with a key or without."""
+    """`get` does not exist, with or without a key argument."""
     for args in ([], [1]):
         error = await refused(db, "keyless.get", args, {})
         assert isinstance(error, NoSuchProcedure)
@@ -259,7 +259,7 @@ async def test_key_of_a_relation_without_one_is_not_asked_for(db: DirectCaller) 
 
 @pytest_twisted.ensureDeferred
 async def test_example_in_a_hint_is_a_call_of_the_relation(db: DirectCaller) -> None:
-    """It is one that runs, once its values are filled in."""
+    """The call in the example runs when its placeholders are replaced by values."""
     error = await refused(db, "things.find", [], {"sort": "n"})
     hint = error.details["hint"]
     assert hint == 'did you mean "order", as in things.find(order=["-n", "id"])?'
@@ -292,7 +292,7 @@ async def test_number_that_overflows_names_its_column(
 
 @pytest_twisted.ensureDeferred
 async def test_function_of_records_has_no_verbs_and_says_why(db: DirectCaller) -> None:
-    """Its answer is what it gives; only columns that are declared can be asked for."""
+    """Only rows with declared columns can be filtered and selected from."""
     assert await db.call("fn.records") == [{"a": 1, "b": 2}]
     error = await refused(db, "fn.records.find", [], {})
     assert isinstance(error, NoSuchProcedure)
@@ -328,7 +328,7 @@ async def test_rule_of_a_write_that_reads_its_rows_again_is_refused_with_what_wo
 
 @pytest_twisted.ensureDeferred
 async def test_missing_right_on_a_sequence_names_the_grant(dsn: str, db: DirectCaller) -> None:
-    """The right to write rows is not the right to the sequence that numbers them."""
+    """INSERT on a table does not include USAGE on the sequence of its key."""
     execute(dsn, "CREATE ROLE hinted; GRANT SELECT, INSERT ON counted TO hinted")
     person = Caller(1, "ada", "clerk", "realm1")
     try:
@@ -347,7 +347,7 @@ async def test_missing_right_on_a_sequence_names_the_grant(dsn: str, db: DirectC
 
 @pytest_twisted.ensureDeferred
 async def test_column_named_asterisk_is_quoted(db: DirectCaller) -> None:
-    """In measures, select lists, sort keys and filters."""
+    """This holds in measures, select lists, sort keys and filters."""
     (found,) = await db.call(
         "starred.aggregate",
         {"all": {"count": "*"}, "n": {"count": '"*"'}, "s": {"sum": {"column": '"*"::int'}}},
@@ -382,7 +382,7 @@ async def test_misspelled_procedure_written_by_hand_is_in_the_hint(
     """Beside the verbs, and where there is no relation of the name."""
 
     async def answer(*_: Any) -> None:
-        """Answer nothing."""
+        """Return None."""
 
     names = ("things.mend", "desk.open", "app.desk.closed")
     db.dispatcher.add(dict.fromkeys(names, answer))

@@ -1,8 +1,8 @@
 """
-What holds of any tree of new rows: each row is there once, and refers to the rows that it stands in.
+Properties of nested creates: each row exists once, and refers to the rows that contain it.
 
-Trees are made at random, of rows that each have a name of their own. Which row refers to which is noted
-while a tree is made, and read back by plain SQL.
+Random trees have rows with unique names. The references between rows are recorded while a tree is made,
+and compared with those that plain SQL reads.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ NAMES = "SELECT name FROM nodes UNION ALL SELECT name FROM leaves UNION ALL SELE
 
 class Trees:
     """
-    Makes trees, and notes what they come to.
+    A generator of random trees that records the rows and references they must lead to.
 
     Args:
-        seed: Of all that is made at random.
+        seed: Seed of the random generator.
     """
 
     def __init__(self, seed: int) -> None:
@@ -71,11 +71,11 @@ class Trees:
         self.written = 0
 
     def maybe(self, chance: float) -> bool:
-        """Toss a coin."""
+        """Return True with a probability."""
         return self.random.random() < chance
 
     def name(self, kind: str) -> str:
-        """Make a name that no row has."""
+        """Return a new unique name."""
         name = (
             f"{kind}{len(self.names)}{self.random.choice(['', ' %s', ', x', chr(39), '(1)=(2)'])}"
         )
@@ -84,11 +84,11 @@ class Trees:
         return name
 
     def some(self, make: Callable[[int], tuple[Any, str]], depth: int) -> list[tuple[Any, str]]:
-        """Make up to three of something, each with its name."""
+        """Return up to three results of `make`, each with its name."""
         return [make(depth - 1) for _ in range(self.random.randint(0, 3))] if depth else []
 
     def node(self, depth: int, has_up: bool = False) -> tuple[dict[str, Any], str]:
-        """Make a new node."""
+        """Return a new node."""
         name = self.name("n")
         row: dict[str, Any] = {"name": name}
         if self.maybe(0.4):
@@ -112,19 +112,19 @@ class Trees:
         return row, name
 
     def child(self, depth: int, up: str) -> tuple[Any, str]:
-        """Make a node under another one, or link one that is there."""
+        """Return a new node below another one, or a link to an existing node."""
         row, name = self.free("n", "node", up) or self.node(depth, has_up=True)
         self.edges.add(("node", name, up))
         return row, name
 
     def leaf_of(self, depth: int, node: str) -> tuple[Any, str]:
-        """Make a leaf of a node, or link one that is there."""
+        """Return a new leaf of a node, or a link to an existing leaf."""
         row, name = self.free("l", "leaf", node) or self.leaf(depth)
         self.edges.add(("leaf", name, node))
         return row, name
 
     def free(self, kind: str, edge: str, to: str) -> tuple[Any, str] | None:
-        """Link a row that is there, which refers to one new row at most."""
+        """Return a link to an existing row that refers to at most one new row."""
         old = f"old {kind}{self.random.randint(1, 9)}"
         if old in self.linked or not self.maybe(0.3):
             return None
@@ -133,13 +133,13 @@ class Trees:
         return {"$link": {"name": old}}, old
 
     def old_node(self) -> tuple[Any, str]:
-        """Link a node that is there, by one of its keys."""
+        """Return a link to an existing node, by one of its keys."""
         number = self.random.randint(1, 9)
         old = f"old n{number}"
         return {"$link": self.random.choice([number, {"name": old}, [number]])}, old
 
     def leaf(self, depth: int, alone: bool = False) -> tuple[dict[str, Any], str]:
-        """Make a new leaf."""
+        """Return a new leaf."""
         name = self.name("l")
         row: dict[str, Any] = {"name": name}
         if self.maybe(0.3):
@@ -156,7 +156,7 @@ class Trees:
         return row, name
 
     def mark_or_old(self, depth: int) -> tuple[Any, str]:
-        """Make a mark, or link one that is there."""
+        """Return a new mark, or a link to an existing one."""
         if self.maybe(0.4):
             number = self.random.randint(1, 9)
             old, a = f"old m{number}", number % 3
@@ -171,7 +171,7 @@ class Trees:
 
 
 def tree(made: Trees) -> tuple[str, Any]:
-    """Make a row with rows inside, or several, and say of which relation they are."""
+    """Return the relation and the values of a nested create of one or several rows."""
     relation = made.random.choice(["nodes", "leaves"])
     rows = [
         (made.node(3) if relation == "nodes" else made.leaf(3, alone=True))[0]
@@ -186,7 +186,7 @@ def tree(made: Trees) -> tuple[str, Any]:
 async def test_rows_of_any_tree_refer_to_those_they_stand_in(
     db: DirectCaller, dsn: str, seed: int
 ) -> None:
-    """And no others are made; the answer shows as many rows as are written."""
+    """No other rows are created, and the result has all of them."""
     execute(dsn, ROWS)
     made = Trees(seed)
     relation, values = tree(made)
@@ -214,7 +214,7 @@ async def test_rows_of_any_tree_refer_to_those_they_stand_in(
 async def test_tree_with_one_row_that_is_wrong_makes_none(
     db: DirectCaller, dsn: str, seed: int
 ) -> None:
-    """Wherever it stands: the path leads to it, or to the row, and nothing is kept."""
+    """At any depth, the path leads to the value or its row, and nothing is written."""
     execute(dsn, ROWS)
     made = Trees(seed)
     relation, values = tree(made)
@@ -239,7 +239,7 @@ async def test_tree_with_one_row_that_is_wrong_makes_none(
 
 
 def new_rows(values: Any, path: str) -> Any:
-    """Find the new rows of a tree, each with where it stands."""
+    """Yield the new rows of a tree, each with its path."""
     if isinstance(values, list):
         for at, each in enumerate(values):
             yield from new_rows(each, f"{path}.{at}")

@@ -1,5 +1,5 @@
 """
-Behind a transaction pooler: settings hold in every transaction, and nowhere else.
+The service behind a transaction pooler: its settings apply in each of its transactions only.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/s
 
 @pytest.fixture(scope="module", autouse=True)
 def needed() -> None:
-    """Say so where there is no pgbouncer."""
+    """Skip the tests if pgbouncer is not installed (in CI, fail)."""
     if PGBOUNCER is None:
         missing("the tests behind a pooler need it → apt-get install pgbouncer")
 
 
 @pytest.fixture(params=["", "options"], ids=["refuses options", "drops options"])
 def pooler(dsn: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run a pgbouncer before the test's database; gives its DSN."""
+    """Run a pgbouncer in front of the test's database; yield its DSN."""
     given = psycopg2.extensions.parse_dsn(dsn)
     home = Path(tempfile.mkdtemp(prefix="rowcast-pooler-"))
     home.chmod(0o755)
@@ -61,7 +61,7 @@ def pooler(dsn: str, request: pytest.FixtureRequest) -> Iterator[str]:
         f"ignore_startup_parameters = extra_float_digits,{request.param}\n"
     )
     command = [str(PGBOUNCER), "-q", str(home / "pgbouncer.ini")]
-    if os.geteuid() == 0:  # it refuses to be root
+    if os.geteuid() == 0:  # it refuses to run as root
         command[1:1] = ["-u", pwd.getpwnam("nobody").pw_name]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     made = f"host=127.0.0.1 port={port} dbname=pooled user=anyone sslmode=disable"
@@ -81,7 +81,7 @@ def pooler(dsn: str, request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest_twisted.ensureDeferred
 async def test_settings_hold_in_every_transaction(dsn: str, pooler: str) -> None:
-    """Limits and formats are there for statements, functions and scopes, and do not leak."""
+    """Limits and formats are set for statements, functions and transactions, and do not leak."""
     names = ("statement_timeout", "TimeZone", "IntervalStyle", "bytea_output", "search_path")
     sql = "SELECT " + ", ".join(f"current_setting('{name}')" for name in names)
     wanted = [("3s", "UTC", "iso_8601", "hex", '"o\'dd ""%s", "$user", public')]
@@ -114,7 +114,7 @@ async def test_settings_hold_in_every_transaction(dsn: str, pooler: str) -> None
 async def test_procedure_behind_a_pooler_runs_as_its_caller_and_may_not_commit(
     dsn: str, pooler: str
 ) -> None:
-    """One is called as the caller; one that commits is refused, and no session stays somebody."""
+    """A procedure runs as the caller; one that commits is refused; no session keeps a caller's role."""
     execute(
         dsn,
         "CREATE OR REPLACE PROCEDURE ends(INOUT who text) LANGUAGE plpgsql AS"
@@ -137,7 +137,7 @@ async def test_procedure_behind_a_pooler_runs_as_its_caller_and_may_not_commit(
 
 @pytest_twisted.ensureDeferred
 async def test_changes_behind_a_pooler_are_published_by_one_of_two(dsn: str, pooler: str) -> None:
-    """By looks alone, and without a lock: the one leads that has made the newest tick."""
+    """Without notifications and session locks: the feed that made the newest tick leads."""
     execute(
         dsn,
         f"CREATE TABLE IF NOT EXISTS items (id int PRIMARY KEY); TRUNCATE items; {install()}"
@@ -148,7 +148,7 @@ async def test_changes_behind_a_pooler_are_published_by_one_of_two(dsn: str, poo
     one = feeding(pooler, leads=False, lease=1.0)
     async with one as first, feeding(pooler, leads=False, lease=1.0) as second:
         await until(lambda: first.feed.leading or second.feed.leading)
-        # Of a log without ticks both may begin to lead; the first one that is made tells.
+        # On a log without ticks both may start to lead; the first tick decides.
         execute(dsn, "INSERT INTO items VALUES (-1)")
         await until(lambda: first.changes or second.changes)
         leader, other = (first, second) if first.changes else (second, first)
@@ -171,7 +171,7 @@ async def test_changes_behind_a_pooler_are_published_by_one_of_two(dsn: str, poo
 def test_readers_behind_a_pooler_that_end_lose_and_double_nothing(
     dsn: str, pooler: str, tmp_path: Path
 ) -> None:
-    """Killed, and standing still and going on."""
+    """The leader is killed, or suspended and resumed."""
     execute(dsn, f"CREATE TABLE IF NOT EXISTS events (id serial PRIMARY KEY); {install()}")
     execute(dsn, "TRUNCATE events; SELECT rowcast.track('events')")
     clear_log(dsn)
@@ -207,7 +207,7 @@ def name_of(dsn: str) -> str:
 
 @pytest_twisted.ensureDeferred
 async def test_write_behind_a_pooler_is_committed(dsn: str, pooler: str) -> None:
-    """A single statement is committed; a failing one leaves the connection fit for use."""
+    """A single statement is committed; after a failing one the connection remains usable."""
     execute(dsn, "DROP TABLE IF EXISTS pooled; CREATE TABLE pooled (id int PRIMARY KEY)")
     async with database_at(pooler, most=2) as database:
         await database.statement("INSERT INTO pooled VALUES (1)")
@@ -232,7 +232,7 @@ async def test_write_behind_a_pooler_is_committed(dsn: str, pooler: str) -> None
 
 @pytest_twisted.ensureDeferred
 async def test_listening_in_vain_is_known(dsn: str, pooler: str) -> None:
-    """LISTEN would be accepted and never deliver; the listener says so instead."""
+    """The pooler accepts LISTEN but never delivers notifications; the listener detects and reports it."""
     heard: list[str] = []
     listener = Listener(reactor, pooler)
     listener.subscribe("c", heard.append)
@@ -259,11 +259,11 @@ SELECT current_setting('app.tenant', true) IN ('', NULL), current_setting('DateS
 
 @pytest_twisted.ensureDeferred
 async def test_settings_left_by_others_behind_a_pooler_are_not_found(dsn: str, pooler: str) -> None:
-    """Other clients of a pooler may leave what they like: our calls do not find it."""
+    """Session state left by other clients of the pooler does not affect calls of the service."""
     execute(dsn, "CREATE SEQUENCE IF NOT EXISTS pooled_numbers")
     others = [psycopg2.connect(pooler) for _ in range(2)]
     async with database_at(pooler, most=2) as database:
-        for other in others:  # at once, so that each has another server connection
+        for other in others:  # concurrently, so that each has another server connection
             with other.cursor() as cursor:
                 cursor.execute(LEFT)
         for other in others:
@@ -288,7 +288,7 @@ async def test_settings_left_by_others_behind_a_pooler_are_not_found(dsn: str, p
 
 @pytest_twisted.ensureDeferred
 async def test_deferred_triggers_leave_nothing_behind_a_pooler(dsn: str, pooler: str) -> None:
-    """What runs at COMMIT runs before the session is cleaned."""
+    """Deferred triggers run at COMMIT, before the session is reset."""
     execute(
         dsn,
         "DROP TABLE IF EXISTS late; CREATE TABLE late (id int);"
@@ -307,7 +307,7 @@ async def test_deferred_triggers_leave_nothing_behind_a_pooler(dsn: str, pooler:
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_that_is_held_has_each_operations_identity(dsn: str, pooler: str) -> None:
-    """Set anew where the pooler's session has none of ours; the path is the session's own again."""
+    """It is set again for each server session of the pooler; afterwards search_path is restored."""
     who = (
         "SELECT current_user::text, current_setting('rowcast.authid', true),"
         " current_setting('search_path'), current_setting('idle_in_transaction_session_timeout')"
@@ -329,7 +329,7 @@ async def test_transaction_that_is_held_has_each_operations_identity(dsn: str, p
 
 @pytest_twisted.ensureDeferred
 async def test_reads_by_key_share_a_run_behind_a_pooler(dsn: str, pooler: str) -> None:
-    """Nothing is prepared there; the shared statement runs in a transaction like any other."""
+    """No statement is prepared behind a pooler; the shared statement runs in a transaction."""
     execute(dsn, "DROP TABLE IF EXISTS lands")
     execute(dsn, "CREATE TABLE lands AS SELECT i AS id, i * 10 AS n FROM generate_series(1, 9) i")
     execute(dsn, "ALTER TABLE lands ADD PRIMARY KEY (id)")

@@ -1,5 +1,5 @@
 """
-`preload`: a statement for each relationship and level, and nothing that was not asked for.
+`preload`: one statement per relationship and level, for the requested relationships only.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ INSERT INTO notes VALUES (1, 'Line', '1'), (2, 'Line', '2'), (3, 'Word', 'fast')
 
 
 class Maker(Model):
-    """Somebody, known by country and name."""
+    """A model whose key is country and name."""
 
     TABLENAME = "makers"
     HASMANY: ClassVar = [
@@ -61,7 +61,7 @@ class Maker(Model):
 
 
 class Line(Model):
-    """A line with stops, one plan, words, notes, a maker, and a line above it."""
+    """A line with stops, a plan, words, notes, a maker, and a parent line."""
 
     TABLENAME = "lines"
     BELONGSTO: ClassVar = [
@@ -117,7 +117,7 @@ def tables(dsn: str) -> None:
 
 @asynccontextmanager
 async def counted(dsn: str) -> AsyncIterator[tuple[Database, Count]]:
-    """Serve the models on one connection; yields what returns the statements since its last call."""
+    """Serve the models on one connection; yield a function that returns the statements since its last call."""
     with Relay(dsn) as relay:
         async with served(relay.dsn, *MODELS, most=2) as database:
             await Word.find("fast")
@@ -132,7 +132,7 @@ async def counted(dsn: str) -> AsyncIterator[tuple[Database, Count]]:
 
 
 async def each(rows: list[Any], name: str) -> list[Any]:
-    """Get a relationship of one row after the other."""
+    """Get a relationship of each row, one after another."""
     return [await getattr(row, name).get() for row in rows]
 
 
@@ -150,7 +150,7 @@ async def each(rows: list[Any], name: str) -> list[Any]:
 async def test_preload_of_every_kind_is_what_each_row_gets(
     dsn: str, model: type[Model], names: list[str]
 ) -> None:
-    """One statement for all rows, then none; each row has what it would have got by itself."""
+    """There is one statement for all rows, and then none; each row has the same related rows as without it."""
     async with counted(dsn) as (_, since):
         rows = await model.find(orderby=model.meta().key)
         for name in names:
@@ -172,7 +172,7 @@ async def test_preload_of_every_kind_is_what_each_row_gets(
 
 @pytest_twisted.ensureDeferred
 async def test_preload_of_a_path_is_a_statement_for_each_level(dsn: str) -> None:
-    """What two paths begin with is loaded once."""
+    """A common prefix of two paths is loaded once."""
     async with counted(dsn) as (_, since):
         stops = await Stop.find(orderby="id")
         since()
@@ -190,7 +190,7 @@ async def test_preload_of_a_path_is_a_statement_for_each_level(dsn: str) -> None
 
 @pytest_twisted.ensureDeferred
 async def test_find_with_preload_has_the_relationships(dsn: str) -> None:
-    """In every form of `find`: many, one by key, through a relationship; by name or list."""
+    """This holds for each form of `find`: many, one by key, through a relationship; by name or list."""
     async with counted(dsn) as (_, since):
         lines = await Line.find(orderby="id", preload=["stops", "parent.made_by"])
         assert since() == 4
@@ -211,7 +211,7 @@ async def test_find_with_preload_has_the_relationships(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_preload_of_nothing_sends_nothing(dsn: str) -> None:
-    """No objects, or none that refers to another."""
+    """There are no objects, or none of them refers to another row."""
     async with counted(dsn) as (_, since):
         roots = await Line.find(where=["parent_id IS NULL"])
         since()
@@ -223,7 +223,7 @@ async def test_preload_of_nothing_sends_nothing(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_preload_of_an_unknown_name_is_refused(dsn: str) -> None:
-    """Columns, methods and names that another class has are no relationships."""
+    """Columns, methods and relationships of other classes are refused."""
     async with counted(dsn) as (_, since):
         lines = await Line.all()
         since()
@@ -237,7 +237,7 @@ async def test_preload_of_an_unknown_name_is_refused(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_preload_of_several_classes_is_a_statement_for_each(dsn: str) -> None:
-    """The others may be of several classes, and so may the objects."""
+    """Both the related rows and the objects may be of several classes."""
     async with counted(dsn) as (_, since):
         notes = await Note.find(where=["id < 5"], orderby="id")
         since()
@@ -255,7 +255,7 @@ async def test_preload_of_several_classes_is_a_statement_for_each(dsn: str) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_preload_of_a_key_that_cannot_be_fails(dsn: str) -> None:
-    """As the relationship of that row does; the others stay as they were."""
+    """It fails like the relationship of that row; the other rows are unchanged."""
     async with counted(dsn) as _:
         notes = await Note.find(orderby="id")
         assert isinstance(await failure_of(preload(notes[:5], "about")), InvalidArgument)
@@ -266,7 +266,7 @@ async def test_preload_of_a_key_that_cannot_be_fails(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_conditions_are_never_answered_by_what_was_preloaded(dsn: str) -> None:
-    """Arguments of `find` and `count` are a statement."""
+    """`find` and `count` with arguments send a statement."""
     async with counted(dsn) as (_, since):
         lines = await Line.find(orderby="id", preload=["stops", "words", "plan"])
         since()
@@ -280,7 +280,7 @@ async def test_conditions_are_never_answered_by_what_was_preloaded(dsn: str) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_relationship_once_preloaded_is_kept_until_it_changes(dsn: str) -> None:
-    """`refresh`, `set`, `clear` and another key end it, a save of other columns does not."""
+    """`refresh`, `set`, `clear` and a changed key discard it; a save of other columns does not."""
     async with counted(dsn) as (_, since):
         stops = await Stop.find(orderby="id", preload="line")
         lines = await Line.find(orderby="id", preload=["stops", "words", "plan"])
@@ -313,7 +313,7 @@ async def test_relationship_once_preloaded_is_kept_until_it_changes(dsn: str) ->
 
 @pytest_twisted.ensureDeferred
 async def test_key_that_changes_while_it_is_preloaded_is_not_answered(dsn: str) -> None:
-    """What was loaded is of the key that the row had."""
+    """The loaded rows belong to the key that the row had before."""
     async with counted(dsn) as _:
         stop = await Stop.find(1)
         loading = preload([stop], "line")
@@ -328,7 +328,7 @@ async def _line(stop: Stop) -> Any:
 
 @pytest_twisted.ensureDeferred
 async def test_rows_of_one_key_share_what_was_preloaded(dsn: str) -> None:
-    """The same object for each of them; a list is each call's own."""
+    """They share the objects, but each call returns its own list."""
     async with counted(dsn) as _:
         first, second = await Stop.find(where=["line_id = 1"], limit=(2, 0), preload="line.stops")
         line = await first.line.get()
@@ -339,7 +339,7 @@ async def test_rows_of_one_key_share_what_was_preloaded(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_preload_runs_in_the_callers_transaction(dsn: str) -> None:
-    """It sees what was written there; `refresh` forgets it after a rollback."""
+    """It sees rows written there; after a rollback, `refresh` discards them."""
     async with counted(dsn) as (database, _):
         lines = await Line.find(orderby="id")
         async with database.transaction() as level:
@@ -353,7 +353,7 @@ async def test_preload_runs_in_the_callers_transaction(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_preload_runs_as_the_caller(dsn: str) -> None:
-    """A role is given what it may see, and no more."""
+    """A role receives only rows that it may read."""
     execute(
         dsn,
         "DROP ROLE IF EXISTS rider; CREATE ROLE rider; GRANT USAGE ON SCHEMA public TO rider;"
@@ -373,7 +373,7 @@ async def test_preload_runs_as_the_caller(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_preload_of_many_rows_leaves_the_reactor_free(dsn: str) -> None:
-    """Thousands of rows are one statement, and the reactor turns meanwhile."""
+    """Thousands of rows are one statement, and do not block the reactor."""
     execute(
         dsn,
         "INSERT INTO lines SELECT i, 'more', 1 FROM generate_series(7, 3006) i;"
@@ -399,7 +399,7 @@ async def test_preload_of_many_rows_leaves_the_reactor_free(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_preload_that_is_cancelled_keeps_nothing(dsn: str) -> None:
-    """Its statement is stopped, and rows get what they ask for by themselves."""
+    """Its statement is cancelled, and each row loads its own relationships."""
     async with counted(dsn) as _:
         lines = await Line.find(orderby="id")
         loading = preload(lines, "stops")
@@ -411,13 +411,13 @@ async def test_preload_that_is_cancelled_keeps_nothing(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_rows_are_kept_by_nothing_but_their_objects(dsn: str) -> None:
-    """What was preloaded goes with the row, and no row holds another one of its page."""
+    """Preloaded rows are freed with their row, and no row references another one of its page."""
     async with counted(dsn) as (database, _):
         lines = await Line.find(orderby="id", preload="stops")
         kept, gone = ref(lines[0]), ref(lines[1])
         stop = ref((await lines[1].stops.get())[0])
         del lines[1:]
-        # A worker keeps the result of its last job until the next one.
+        # A worker references the result of its last job until the next one.
         await gatherResults([database.statement("SELECT pg_sleep(0.1)") for _ in range(2)])
         gc.collect()
         assert gone() is None
@@ -427,7 +427,7 @@ async def test_rows_are_kept_by_nothing_but_their_objects(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_after_init_of_preloaded_objects_has_run(dsn: str) -> None:
-    """As for each object that is found."""
+    """It runs as for each object that `find` returns."""
     seen = []
 
     async def after_init(self: Stop) -> None:
@@ -444,7 +444,7 @@ async def test_after_init_of_preloaded_objects_has_run(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_keys_of_several_columns_can_be_set_and_cleared(dsn: str) -> None:
-    """Like others."""
+    """They behave like keys of one column."""
     async with counted(dsn):
         makers, lines = await Maker.find(orderby="country"), await Line.find(orderby="id")
         await makers[0].lines.set(lines[:2])
@@ -460,7 +460,7 @@ async def test_keys_of_several_columns_can_be_set_and_cleared(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_generated_models_have_the_relationships_of_their_foreign_keys(dsn: str) -> None:
-    """And preload them like others, composite keys included."""
+    """They preload them like declared ones, including composite keys."""
     with Relay(dsn) as relay:
         async with served(relay.dsn, most=1) as database:
             models = await load(database, ())

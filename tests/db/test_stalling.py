@@ -35,19 +35,19 @@ from tests.deferreds import failure_of, pause, until
 SCHEMA = "CREATE TABLE kept (id int, note text)"
 QUICK = SessionSettings(statement_timeout=0.6, grace=0.3)
 BOUND = 8.0
-"""Seconds in which all ends: a statement's, two graces, and two for each connect and cancel."""
+"""Seconds in which each call ends: statement timeout, two graces, two seconds for connect and for cancel."""
 
 
 @pytest.fixture
 def relay(dsn: str) -> Any:
-    """Put a relay before the server."""
+    """Run a relay to the server."""
     with Relay(dsn) as made:
         made.dsn = psycopg2.extensions.make_dsn(made.dsn, connect_timeout=2)
         yield made
 
 
 async def recovers(database: Database, relay: Relay, threads: int) -> None:
-    """Check that every worker is free again, and answers once the server does."""
+    """Check that each worker is free again, and works when the server answers again."""
     await until(lambda: not database.pool.stats().busy, BOUND)
     assert len(workers()) <= threads
     relay.flows.set()
@@ -58,7 +58,7 @@ async def recovers(database: Database, relay: Relay, threads: int) -> None:
 
 
 def workers() -> list[str]:
-    """Name the threads of the pool."""
+    """Return the names of the pool's threads."""
     return [each.name for each in threading.enumerate() if each.name.startswith("pg-")]
 
 
@@ -96,7 +96,7 @@ async def savepoint(database: Database) -> Any:
 
 
 async def procedure(database: Database) -> Any:
-    """Have a statement that may commit by itself."""
+    """Call a procedure that may commit."""
     sql = "DO $$BEGIN INSERT INTO kept VALUES (4); COMMIT; PERFORM pg_sleep(0.2); END$$"
     return await database.run(PgConnection.command, sql, ending=True)
 
@@ -128,7 +128,7 @@ async def test_silent_server_keeps_no_worker(
     dsn: str,
     relay: Relay,
 ) -> None:
-    """Who waits is answered in time, with what is known; the sessions are given up."""
+    """Callers receive an error in time that says what is known, and the sessions are given up."""
     async with database_at(relay.dsn, QUICK, most=4, connect_wait=0.1) as database:
         await gatherResults([database.statement("SELECT pg_sleep(0.1)") for _ in range(4)])
         threads = len(workers())
@@ -148,12 +148,12 @@ async def test_silent_server_keeps_no_worker(
             assert isinstance(seen, end), seen
             if end is Unavailable:
                 assert seen.details["retry"] is True
-        await recovers(database, relay, threads + 4)  # and those that cancel
+        await recovers(database, relay, threads + 4)  # four threads send the cancel requests
 
 
 @pytest_twisted.ensureDeferred
 async def test_silence_at_commit_is_outcome_unknown(dsn: str, relay: Relay) -> None:
-    """Nobody knows whether the server has it."""
+    """It is unknown whether the server has committed."""
     async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
 
         async def work() -> None:
@@ -167,7 +167,7 @@ async def test_silence_at_commit_is_outcome_unknown(dsn: str, relay: Relay) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_silence_at_rollback_ends_the_scope(dsn: str, relay: Relay) -> None:
-    """The error of the body arrives, and nothing is kept."""
+    """The body's error is raised, and nothing is committed."""
     async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
 
         async def work() -> None:
@@ -183,7 +183,7 @@ async def test_silence_at_rollback_ends_the_scope(dsn: str, relay: Relay) -> Non
 
 @pytest_twisted.ensureDeferred
 async def test_connect_to_a_silent_server_is_given_up(dsn: str, relay: Relay) -> None:
-    """A server that accepts and says nothing is not waited for; another try succeeds."""
+    """A server that accepts connections but sends nothing is given up; the next attempt succeeds."""
     relay.flows.clear()
     async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
         began = time.monotonic()
@@ -200,7 +200,7 @@ async def test_connect_to_a_silent_server_is_given_up(dsn: str, relay: Relay) ->
 async def test_silence_during_an_import_ends_it_and_keeps_nothing(
     moment: str, dsn: str, relay: Relay
 ) -> None:
-    """It ends, keeps nothing, and frees its worker; a slow caller alone does not end it."""
+    """It ends, is rolled back and releases its worker; a slow caller alone does not end it."""
     async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
         feed = CopySource(reactor, lambda rows, _: iter([rows]))
         spelled = CopyIn(None, "COPY kept (id, note) FROM STDIN", None)
@@ -236,7 +236,7 @@ async def test_silence_during_an_import_ends_it_and_keeps_nothing(
 
 @pytest_twisted.ensureDeferred
 async def test_silence_during_an_export_ends_it(dsn: str, relay: Relay) -> None:
-    """So does a COPY whose blocks stay away, and not one that nobody asks for blocks."""
+    """A COPY whose blocks do not arrive ends, too, but not one whose caller requests no blocks."""
     async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
         blocks = Blocks(reactor)
 
@@ -269,7 +269,7 @@ async def test_silence_during_an_export_ends_it(dsn: str, relay: Relay) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_close_of_a_pool_in_silence_ends_within_the_bound(dsn: str, relay: Relay) -> None:
-    """It takes no longer than any, says what is known, and leaves no thread behind."""
+    """It takes no longer than a call, reports the known outcome, and leaves no thread behind."""
     before = set(workers())
     async with database_at(relay.dsn, connect_wait=0.1, most=3) as database:
         await database.statement("SELECT 1")
@@ -288,7 +288,7 @@ async def test_close_of_a_pool_in_silence_ends_within_the_bound(dsn: str, relay:
 async def test_listener_at_a_silent_server_is_replaced(
     dsn: str, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that says nothing is asked now and then whether it is there."""
+    """The listener queries the server from time to time, and reconnects if no answer comes."""
     monkeypatch.setattr(listening, "PULSE", 0.2)
     monkeypatch.setattr(listening, "PULSE_TIMEOUT", 0.3)
     heard: list[str] = []
@@ -357,7 +357,7 @@ def copied_in(connection: PgConnection) -> Any:
 
 @pytest.fixture(scope="module")
 def naps(dsn: str) -> None:
-    """Make tables that take their time."""
+    """Create a table, and one whose trigger sleeps."""
     execute(
         dsn,
         "CREATE TABLE napping (id int); CREATE TABLE naps (id int);"
@@ -374,7 +374,7 @@ def naps(dsn: str) -> None:
 async def test_silence_under_any_way_to_send_ends_the_statement(
     work: Callable[[PgConnection], Any], dsn: str, naps: None, relay: Relay
 ) -> None:
-    """Every statement is waited for with a limit, by whatever cursor and method it is sent."""
+    """Each statement has a time limit, whatever cursor and method sends it."""
     async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
         await database.statement("SELECT 1")
         if work is copied_out:
@@ -391,7 +391,7 @@ async def test_silence_under_any_way_to_send_ends_the_statement(
 async def test_other_ways_to_send_stay_in_their_transaction(
     work: Callable[[PgConnection], Any], dsn: str, naps: None
 ) -> None:
-    """What is sent first takes BEGIN along, and nothing is sent for a job that was stopped."""
+    """The first statement is sent with BEGIN, and nothing is sent for a cancelled job."""
 
     def both_txn(connection: PgConnection) -> str:
         work(connection)
@@ -413,7 +413,7 @@ async def test_other_ways_to_send_stay_in_their_transaction(
 @pytest.mark.parametrize("why", ["silent server", "server without a limit"])
 @pytest_twisted.ensureDeferred
 async def test_idle_transaction_keeps_no_worker(why: str, dsn: str, relay: Relay) -> None:
-    """A task that waits for something else inside of it finds it ended; its worker is free."""
+    """A task that waits for something else inside it finds the transaction ended; its worker is released."""
     settings = SessionSettings(0.6, idle_in_transaction_session_timeout=0.5, grace=0.3)
     async with database_at(relay.dsn, settings, connect_wait=0.1) as database:
 
@@ -442,7 +442,7 @@ async def test_idle_transaction_keeps_no_worker(why: str, dsn: str, relay: Relay
 async def test_statement_timeout_of_the_service_overrides_url_and_role(
     where: str, given: str, limit: str, dsn: str
 ) -> None:
-    """Neither the URL nor the role has a statement run for longer; the URL may say less."""
+    """Neither the URL nor the role can raise statement_timeout; the URL may lower it."""
     if where == "options":
         dsn = psycopg2.extensions.make_dsn(dsn, options=f"-c statement_timeout={given}")
     else:
@@ -463,7 +463,7 @@ async def test_statement_timeout_of_the_service_overrides_url_and_role(
 
 
 def test_host_that_answers_after_silent_ones_is_reached(relay: Relay) -> None:
-    """The time to connect is for all hosts, so that the third is reached before it is over."""
+    """The connect timeout is for all hosts together, and the third host is reached within it."""
     with socket.create_server(("127.0.0.1", 0)) as dead:
         port = dead.getsockname()[1]
         given = psycopg2.extensions.parse_dsn(relay.dsn)
@@ -476,7 +476,7 @@ def test_host_that_answers_after_silent_ones_is_reached(relay: Relay) -> None:
 
 
 def test_silence_while_a_session_is_set_up_ends_the_connect(relay: Relay) -> None:
-    """What psycopg2 sends of its own accord, once it is connected, is waited for with a limit."""
+    """The statements that psycopg2 sends on its own after connecting have a time limit."""
 
     class Seen(list[bytes]):
         def append(self, message: bytes) -> None:
@@ -494,7 +494,7 @@ def test_silence_while_a_session_is_set_up_ends_the_connect(relay: Relay) -> Non
 
 @pytest_twisted.ensureDeferred
 async def test_statement_that_heeds_a_late_cancel_has_timed_out(dsn: str) -> None:
-    """A server that does answer has stopped it: the same again would take as long again."""
+    """The server has cancelled it, so the error is not retryable: a retry would take as long."""
 
     def longer_txn(connection: PgConnection) -> None:
         connection.command("SET statement_timeout = 0")

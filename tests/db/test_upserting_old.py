@@ -1,5 +1,5 @@
 """
-Upsert that looks at the rows first: with them as they were, and with models that have a say in changes.
+Upsert that reads the rows first: for `returning: old` and `both`, and for models that validate changes.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ PICK: dict[str, Any] = {"select": ["id", "n", "noted"]}
 
 
 class Counted(Model):
-    """Counts no further than 50."""
+    """A model that refuses counts above 50."""
 
     TABLENAME = "items"
 
     def beforeUpdate(self) -> bool:
-        """Refuse more."""
+        """Refuse a count above 50."""
         return bool(self.n <= 50)
 
 
@@ -65,7 +65,7 @@ def row(id: int, n: int | None = None, noted: str | None = None) -> dict[str, An
 async def test_upsert_answers_rows_as_they_were(
     dsn: str, name: str, written: tuple[type[Model], ...]
 ) -> None:
-    """Null for those that are new; beside what triggers have made of them; in the order of the call."""
+    """Old rows are null for new ones, come beside the rows as triggers left them, in the order of the call."""
     execute(dsn, BEFORE_EACH)
     async with serving(dsn, written=written) as db:
         kwargs = {"on_conflict": ["id"], **PICK}
@@ -110,7 +110,7 @@ async def test_upsert_answers_rows_as_they_were(
 async def test_upsert_answers_old_rows_by_another_key_with_embeds_in_a_batch(
     db: DirectCaller, dsn: str
 ) -> None:
-    """As they were when the batch came to them."""
+    """Old rows are those at the time of the operation in the batch."""
     kwargs: dict[str, Any] = {"on_conflict": "items_code_key", "returning": "both"}
     kwargs |= {"select": ["n"], "embed": {"owners": {"select": ["name"]}}}
     call = {
@@ -133,7 +133,7 @@ async def test_upsert_answers_old_rows_by_another_key_with_embeds_in_a_batch(
 
 @pytest_twisted.ensureDeferred
 async def test_many_rows_are_answered_as_they_were(db: DirectCaller, dsn: str) -> None:
-    """So many that they are read in a pool thread."""
+    """There are so many rows that a pool thread reads them."""
     rows = [{"id": id, "n": 9} for id in range(150, 0, -1)]
     for kwargs, there in (({"update": []}, set[int]()), ({}, {1, 2, 3, 4})):
         execute(dsn, BEFORE_EACH)
@@ -144,7 +144,7 @@ async def test_many_rows_are_answered_as_they_were(db: DirectCaller, dsn: str) -
 
 @pytest_twisted.ensureDeferred
 async def test_row_that_comes_meanwhile_is_met_as_it_came(db: DirectCaller, dsn: str) -> None:
-    """The upsert waits for whoever makes it, and goes again: nothing passes for new that was there."""
+    """The upsert waits for the concurrent insert and is retried, so the row does not count as new."""
     with psycopg2.connect(dsn) as other, other.cursor() as cursor:
         cursor.execute("INSERT INTO items (id, n) VALUES (30, 30)")
         kwargs = {"update": {"n": {"$add": 1}}, "returning": "both", **PICK}
@@ -163,7 +163,7 @@ async def test_row_that_comes_meanwhile_is_met_as_it_came(db: DirectCaller, dsn:
 
 @pytest_twisted.ensureDeferred
 async def test_model_has_a_say_in_what_an_upsert_computes(dsn: str) -> None:
-    """Of the rows that are there it sees the changes with their values, and refuses them all or none."""
+    """The model sees existing rows with the computed changes, and refuses all rows or none."""
     execute(dsn, BEFORE_EACH)
     async with serving(dsn, written=(Counted,)) as db:
         add: dict[str, Any] = {"update": {"n": {"$add": 20}}, "select": ["id", "n"]}
@@ -189,7 +189,7 @@ async def test_model_has_a_say_in_what_an_upsert_computes(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_key_of_null_is_not_looked_for(db: DirectCaller, dsn: str) -> None:
-    """Where it may be there once: elsewhere a row without one is new."""
+    """With NULLS NOT DISTINCT such a key is refused; otherwise a row with a NULL key is always new."""
     both = {"returning": "both", "select": ["id"]}
     for row in ({"id": 1, "slot": None}, {"id": 1}, {"id": 1, "slot": {"$default": True}}):
         refused = await failure_of(db.call("places.upsert", row, on_conflict=["slot"], **both))
@@ -206,7 +206,7 @@ async def test_key_of_null_is_not_looked_for(db: DirectCaller, dsn: str) -> None
 async def test_row_found_by_a_default_or_trigger_is_distinguished_from_a_hidden_row(
     db: DirectCaller, dsn: str
 ) -> None:
-    """Where all rows are new, a key may be a default."""
+    """If all rows are new, a key may be a default."""
     execute(dsn, "TRUNCATE owned; INSERT INTO owned (name) VALUES ('a')")
     by: dict[str, Any] = {"on_conflict": ["owner", "name"], "update": {"n": {"$add": 1}}}
     both = {**by, "returning": "both", "select": ["name", "n"]}
@@ -295,7 +295,7 @@ async def test_upsert_of_old_rows_that_cannot_be_answered_is_refused(
 async def test_upsert_by_an_index_on_expressions_answers_rows_as_they_were(
     db: DirectCaller, dsn: str, update: Any
 ) -> None:
-    """In the order of the call; what is undone on the way leaves no trace."""
+    """They are written in the order of the call; attempts that are rolled back leave no trace."""
     rows = [{"id": 60, "code": "New", "n": 45}, {"id": 50, "code": "C1", "n": 41}]
     kwargs: dict[str, Any] = {"on_conflict": "items_lower", "update": update, "returning": "both"}
     both = [{"old": None, "new": row(60, 45)}, {"old": row(1), "new": row(1, 41, "1 to 41")}]

@@ -1,5 +1,5 @@
 """
-Live queries that take long, of which all rows are read aside: in turn, after rests, and in spite of faults.
+Slow live queries, whose rows are read beside the cycles: one after another, after rests, and despite errors.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ MINE, OTHERS, THIRD = (replace(ANYONE, session=number) for number in (1, 2, 3))
 
 @pytest_twisted.async_yield_fixture
 async def live(dsn: str) -> AsyncIterator[Live]:
-    """Serve the module's database, with its rows as they were."""
+    """Serve the module's database with its initial rows."""
     execute(dsn, BEFORE_EACH)
     async with living(dsn, WatchLimits(timeout=20, asides=2)) as found:
         yield found
@@ -68,14 +68,14 @@ async def live(dsn: str) -> AsyncIterator[Live]:
 
 @pytest.fixture
 def lock(dsn: str) -> Iterator[Connection]:
-    """Return a connection that can keep a query from being read."""
+    """Return a connection that can block the read of a query."""
     connection = psycopg2.connect(dsn)
     yield connection
     connection.close()
 
 
 def hold(lock: Connection, number: int) -> None:
-    """Keep `slow(number)` from being read, until the lock is rolled back."""
+    """Block the read of `slow(number)` until the lock's transaction is rolled back."""
     lock.cursor().execute("SELECT pg_advisory_xact_lock(%s)", (number,))
 
 
@@ -84,10 +84,10 @@ def slow(live: Live, number: int, caller: Any) -> Watcher:
 
 
 async def begun(live: Live, *watchers: Watcher) -> list[Run]:
-    """Wait for the first rows, and have the queries taken for some that take long and have rested."""
+    """Wait for the first rows, and mark the queries as slow and rested."""
     for each in watchers:
         await each.first()
-    await until(lambda: not live.watches._asking)  # none is to be joined yet
+    await until(lambda: not live.watches._asking)  # no query has yet to join a cycle
     runs = [watch_of(each).query.run for each in watchers]
     for run in runs:
         run.duration, run.until = 1.0, 0.0
@@ -97,7 +97,7 @@ async def begun(live: Live, *watchers: Watcher) -> list[Run]:
 
 
 async def cycles(live: Live, many: int = 3) -> None:
-    """Wait until some more cycles have been run."""
+    """Wait for some more cycles."""
     last = live.watches.cycles + many
     await until(lambda: live.watches.cycles >= last)
 
@@ -115,7 +115,7 @@ async def test_queries_that_a_chain_of_sessions_shares_are_read_together(
     runs[3].until = math.inf
     execute(dsn, "UPDATE loud SET name = 'later'")
     await cycles(live, 10)
-    assert runs[0].duration == 1.0  # it has not been read alone
+    assert runs[0].duration == 1.0  # unchanged: it has not been read alone
     runs[3].until = 0.0
     await until(lambda: all(each.messages for each in (one, shared, also, three)))
     places = {each.messages[0]["position"].split("~")[0] for each in (one, shared, also, three)}
@@ -147,7 +147,7 @@ async def test_query_that_stood_still_once_does_not_rest_for_that(
 async def test_query_that_stood_still_at_first_does_not_rest_for_that(
     dsn: str, live: Live, lock: Connection
 ) -> None:
-    """It is read aside, since it may take long, but at once."""
+    """It is read beside the cycles because it may be slow, but immediately."""
     hold(lock, 1)
     watcher = slow(live, 1, MINE)
     await until(lambda: execute(dsn, READING.format(1)))
@@ -219,7 +219,7 @@ async def test_queries_of_one_session_are_not_read_at_once_in_two_snapshots(
     execute(dsn, "INSERT INTO quick VALUES (1)")
     await until(lambda: watch_of(two).query.late)
     await cycles(live)
-    assert watch_of(two).query.run.duration == 1.0  # it has not been read
+    assert watch_of(two).query.run.duration == 1.0  # unchanged: it has not been read
     lock.rollback()
     await until(lambda: watch_of(two).query.run.duration < 1.0)
     await one.same()
@@ -286,7 +286,7 @@ async def test_waiting_session_receives_alive_messages(
 async def test_query_whose_last_watch_leaves_while_it_is_read_is_not_read_again(
     dsn: str, live: Live, lock: Connection
 ) -> None:
-    """Though it could not be read."""
+    """This holds although it could not be read."""
     quick, watcher = live.watch("quick", caller=OTHERS), slow(live, 1, MINE)
     await quick.first()
     await begun(live, watcher)
@@ -303,7 +303,7 @@ async def test_query_whose_last_watch_leaves_while_it_is_read_is_not_read_again(
 
 @pytest_twisted.ensureDeferred
 async def test_query_that_could_not_be_read_rests(dsn: str, live: Live, lock: Connection) -> None:
-    """As one that was; then it is read in another session."""
+    """It rests like a query that was read; then it is read in another session."""
     watcher = slow(live, 1, MINE)
     (run,) = await begun(live, watcher)
     run.duration = 1000.0
@@ -329,7 +329,7 @@ async def test_query_that_could_not_be_read_rests(dsn: str, live: Live, lock: Co
 async def test_error_in_a_read_beside_cycles_stops_no_cycle(
     dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch, where: type, name: str
 ) -> None:
-    """Nor is the transaction left open in which they were to be read."""
+    """The transaction of the failed read is not left open either."""
     watcher = slow(live, 1, MINE)
     (run,) = await begun(live, watcher)
     faults: list[str] = []
@@ -337,7 +337,7 @@ async def test_error_in_a_read_beside_cycles_stops_no_cycle(
     def fail(*args: Any) -> Any:
         if live.watches._asking and not faults:
             faults.append(name)
-            run.until = math.inf  # so that no other reading ends what this one has begun
+            run.until = math.inf  # so that no other read ends what this one has begun
             raise RuntimeError("a fault of ours")
         return works(*args)
 
@@ -356,7 +356,7 @@ async def test_error_in_a_read_beside_cycles_stops_no_cycle(
 async def test_table_truncated_during_a_read_beside_cycles_keeps_its_rows(
     dsn: str, live: Live, lock: Connection
 ) -> None:
-    """To the snapshot it looks empty, which it was not by then."""
+    """TRUNCATE is not MVCC-safe: to an older snapshot the table looks empty although it was not."""
     watcher, notes = slow(live, 1, MINE), live.watch("notes", caller=MINE)
     runs = await begun(live, watcher, notes)
     runs[1].duration = 2.0  # it is read last

@@ -1,5 +1,5 @@
 """
-No page from elsewhere reaches the database through its reader's browser.
+Web pages of other origins cannot reach the database through a user's browser.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BODY = json.dumps({"procedure": "rowcast.health"})
 
 
 def asked(router: Router, method: str, path: str, **headers: str) -> tuple[int, dict[str, str]]:
-    """Ask as a page from elsewhere would; gives the status and the headers."""
+    """Send a request as a page of another origin does; return the status and the headers."""
     with closing(HTTPConnection("127.0.0.1", router.port, timeout=10)) as connection:
         connection.request(method, path, BODY, {"Origin": ELSEWHERE} | headers)
         with connection.getresponse() as answer:
@@ -32,14 +32,14 @@ def asked(router: Router, method: str, path: str, **headers: str) -> tuple[int, 
 @pytest.mark.parametrize("path", ["/", "/call", "/call-", "/ws", "/../call-for-test"])
 @pytest.mark.parametrize("method", ["OPTIONS", "POST", "PUT"])
 def test_call_of_a_web_page_finds_no_bridge(router: Router, method: str, path: str) -> None:
-    """Wherever a page sends its calls, nobody takes them, and nothing shows the way."""
+    """No path that a page could know answers calls or reveals the bridge."""
     status, headers = asked(router, method, path, **{"Content-Type": "application/json"})
     assert status >= 400
     assert "access-control-allow-origin" not in headers
 
 
 def test_websocket_of_a_foreign_page_is_refused(router: Router) -> None:
-    """The WebSocket takes pages of this machine, and no others."""
+    """The WebSocket accepts only pages from this machine."""
     shake = {
         "Connection": "Upgrade",
         "Upgrade": "websocket",
@@ -52,12 +52,12 @@ def test_websocket_of_a_foreign_page_is_refused(router: Router) -> None:
 
 
 def test_call_by_the_secret_path_is_answered(router: Router) -> None:
-    """The bridge is there."""
+    """The bridge answers on its secret path."""
     assert asked(router, "POST", urlsplit(router.http).path)[0] == 200
 
 
 def test_path_of_the_bridge_is_random_private_and_kept(tmp_path: Path) -> None:
-    """It is random, its file is its owner's alone, and it stays the same."""
+    """The path is random, its file is readable by its owner only, and it stays the same."""
     path = bridge(tmp_path / "a")
     assert len(path) >= len("call-") + 32
     assert bridge(tmp_path / "a") == path != bridge(tmp_path / "b")
@@ -67,7 +67,7 @@ def test_path_of_the_bridge_is_random_private_and_kept(tmp_path: Path) -> None:
 
 
 def test_world_readable_path_file_is_written_again(tmp_path: Path) -> None:
-    """A file that others may read, or an empty one, is written anew."""
+    """A file that others may read, or an empty one, is written again."""
     path = bridge(tmp_path)
     (tmp_path / FILE).chmod(0o644)
     other = bridge(tmp_path)
@@ -78,7 +78,7 @@ def test_world_readable_path_file_is_written_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["development", "production"])
 def test_pages_in_router_have_no_bridge(name: str) -> None:
-    """The configurations that one may copy do not answer every origin."""
+    """The example configurations do not accept all origins."""
     config = json.loads((ROOT / "router" / f"{name}.json").read_text("utf-8"))
     transports = config["workers"][0]["transports"]
     assert not any("web" in transport for transport in transports)

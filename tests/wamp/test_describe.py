@@ -1,5 +1,5 @@
 """
-What the service says of itself: describe, health and stats, as a caller reads them.
+describe, health and stats, as a caller receives them.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ async def test_start_line_counts_the_procedures_that_are_described(
 
 @pytest_twisted.ensureDeferred
 async def test_description_of_a_service_names_what_calls_name(caller: Caller) -> None:
-    """It says whose it is, and has what is served under the names that calls use."""
+    """It names the service, and has all that is served, under the names that calls use."""
     document = await caller.call("rowcast.describe")
     assert document.keys() >= DOCUMENT
     assert document["prefix"] == "rowcast"
@@ -107,7 +107,9 @@ async def test_description_of_a_service_names_what_calls_name(caller: Caller) ->
     assert document["schemas"] == ["app", "apart"]
     own = {"describe", "health", "stats", "transaction", "transaction.begin", "why"}
     own |= {"changes", "position"}
-    assert document["procedures"].keys() == own  # there are no actions here to complete
+    assert (
+        document["procedures"].keys() == own
+    )  # without the table actions, its procedure is missing
     names = {"owners", "things", "held", "app.stats", "odd%20name", "keyless", "named", "counted"}
     assert set(document["relations"]) == names | {"kept", "apart.things"}
     for name, relation in document["relations"].items():
@@ -122,7 +124,7 @@ async def test_description_of_a_service_names_what_calls_name(caller: Caller) ->
 
 @pytest_twisted.ensureDeferred
 async def test_description_of_a_relation_has_kinds_keys_and_defaults(caller: Caller) -> None:
-    """Kinds, comments, keys, defaults and what the database makes itself are told."""
+    """The description has kinds, comments, keys, defaults and generated columns."""
     relations = (await caller.call("rowcast.describe"))["relations"]
     owners, things = relations["owners"], relations["things"]
     assert (owners["kind"], owners["comment"]) == ("table", "Who owns things")
@@ -159,7 +161,7 @@ async def test_description_of_a_relation_has_kinds_keys_and_defaults(caller: Cal
 
 @pytest_twisted.ensureDeferred
 async def test_verbs_of_a_relation_are_those_that_work(caller: Caller) -> None:
-    """Exactly the verbs that work are listed."""
+    """It lists exactly the verbs that work."""
     relations = (await caller.call("rowcast.describe"))["relations"]
     reading = {"find", "count", "exists"}
     assert set(relations["things"]["verbs"]) >= reading | {"get", "create", "update", "delete"}
@@ -171,7 +173,7 @@ async def test_verbs_of_a_relation_are_those_that_work(caller: Caller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_relation_that_is_hidden_or_unserved_is_not_described(caller: Caller) -> None:
-    """What is hidden, or not served, is not there, nor named by what refers to it."""
+    """Hidden and unserved relations are neither described nor named by foreign keys to them."""
     document = await caller.call("rowcast.describe")
     assert not document["relations"]["held"]["foreign_keys"]
     for word in ("secret", "vault'", "nobody", "@hidden", "unserved"):
@@ -180,7 +182,7 @@ async def test_relation_that_is_hidden_or_unserved_is_not_described(caller: Call
 
 @pytest_twisted.ensureDeferred
 async def test_schema_of_a_column_holds_for_its_values(caller: Caller) -> None:
-    """Each column's JSON Schema is one, and holds for the rows that are really answered."""
+    """The JSON Schema of each column is valid, and the returned rows match it."""
     for name, values in VALUES.items():
         for value in values[1]:
             await caller.call("rowcast.kept.create", {name: value}, returning=False)
@@ -220,14 +222,14 @@ async def test_schema_of_a_column_holds_for_its_values(caller: Caller) -> None:
 async def test_schema_of_a_column_refuses_what_no_answer_has(
     caller: Caller, relation: str, column: str, wrong: Any
 ) -> None:
-    """They do not hold for what an answer cannot have."""
+    """Values that no result can have do not match the schemas."""
     found = (await caller.call("rowcast.describe"))["relations"][relation]["columns"][column]
     assert not Draft202012Validator(found["json_schema"]).is_valid(wrong)
 
 
 @pytest.fixture
 def clerk(dsn: str) -> Iterator[str]:
-    """Make a role of few rights; gives its way in."""
+    """Create a role with few privileges; yield its DSN."""
     execute(
         dsn,
         "CREATE ROLE clerk LOGIN; GRANT USAGE ON SCHEMA app TO clerk;"
@@ -242,7 +244,7 @@ def clerk(dsn: str) -> Iterator[str]:
 async def test_relation_without_rights_is_not_described(
     router: Router, clerk: str, caller: Caller
 ) -> None:
-    """Nothing is described that the service's role may not use, and no verb that it may not."""
+    """Only relations and verbs that the service's role may use are described."""
     async with served(clerk, router, prefix="rowcast.clerk", schemas=("app", "apart")):
         relations = (await caller.call("rowcast.clerk.describe"))["relations"]
         assert set(relations) == {"things", "owners", "held"}
@@ -263,7 +265,7 @@ async def test_relation_without_rights_is_not_described(
 
 @pytest_twisted.ensureDeferred
 async def test_stats_after_calls_count_outcomes_and_verbs(caller: Caller) -> None:
-    """Calls are counted by how they ended, and by verb; the pool has gauges and counters."""
+    """Calls are counted by outcome and by verb; the pool has gauges and counters."""
     before = await caller.call("rowcast.stats")
     await caller.call("rowcast.owners.find")
     with pytest.raises(ApplicationError):
@@ -294,9 +296,9 @@ async def test_stats_after_calls_count_outcomes_and_verbs(caller: Caller) -> Non
 
 @pytest_twisted.ensureDeferred
 async def test_partial_description_equals_its_part_of_the_full_one(caller: Caller) -> None:
-    """Some relations and functions alone are described as they are in the whole; all are named."""
+    """A part describes its relations and functions like the full document, and names all others."""
     whole = await caller.call("rowcast.describe")
-    # Not in the reactor: the router drops a service that gives no sign of life for 10 s.
+    # Not in the reactor thread: the router drops a service that is silent for 10 s.
     await deferToThread(Draft202012Validator.check_schema, whole)
     part = await caller.call("rowcast.describe", relations=["things", "apart.things"])
     await deferToThread(Draft202012Validator.check_schema, part)
@@ -318,7 +320,7 @@ async def test_partial_description_equals_its_part_of_the_full_one(caller: Calle
 async def test_description_over_the_limit_is_refused_with_what_to_ask(
     dsn: str, router: Router, caller: Caller
 ) -> None:
-    """What does not fit into one answer is refused, and says how to ask for a part."""
+    """A description too large for one result is refused, and the error says how to request a part."""
     async with served(dsn, router, prefix="rowcast.small", schemas=("app",), max_bytes=70_000):
         with pytest.raises(ApplicationError) as caught:
             await caller.call("rowcast.small.describe")
@@ -330,7 +332,7 @@ async def test_description_over_the_limit_is_refused_with_what_to_ask(
 
 @pytest_twisted.ensureDeferred
 async def test_calls_through_the_router_are_as_described(caller: Caller) -> None:
-    """What is sent and answered through the router is what the schemas say."""
+    """Arguments and results through the router match the schemas."""
     described = Described(await caller.call("rowcast.describe"))
     for name, args, kwargs in (
         ("things.get", [1], {}),
@@ -370,7 +372,7 @@ async def test_calls_through_the_router_are_as_described(caller: Caller) -> None
 async def test_parts_of_a_progressive_call_are_as_described(
     caller: Caller, verb: str, kwargs: dict[str, Any]
 ) -> None:
-    """Each progressive result is what the schema of parts says, and so is the end."""
+    """Each progressive result matches the schema of parts, and the final result its own schema."""
     described = Described(await caller.call("rowcast.describe", relations=["owners"]))
     parts: list[Any] = []
     options = CallOptions(on_progress=parts.append)
@@ -388,7 +390,7 @@ async def test_parts_of_a_progressive_call_are_as_described(
 @pytest.mark.parametrize("name", ["describe", "health", "stats"])
 @pytest_twisted.ensureDeferred
 async def test_call_with_arguments_but_a_timeout_is_refused(caller: Caller, name: str) -> None:
-    """They take a timeout, as all do, and nothing else."""
+    """They take only a timeout."""
     await caller.call(f"rowcast.{name}", timeout=5)
     for args, kwargs in (([1], {}), ([], {"x": 1}), ([], {"timeout": "x"})):
         with pytest.raises(ApplicationError) as caught:
@@ -398,7 +400,7 @@ async def test_call_with_arguments_but_a_timeout_is_refused(caller: Caller, name
 
 @pytest_twisted.ensureDeferred
 async def test_health_without_postgresql_is_not_ready(router: Router, caller: Caller) -> None:
-    """While PostgreSQL is gone the service lives and is not ready; afterwards it is again."""
+    """While PostgreSQL is down, the service is live but not ready; afterwards it is ready again."""
     home = Path(tempfile.mkdtemp(prefix="rowcast-health-"))
     place = Place(state=home)
     try:

@@ -1,5 +1,5 @@
 """
-Transactions held open through the router, beside another service, and by callers that go.
+Interactive transactions through the router, with a second service, and by callers that disconnect.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ async def joined(session, details):
 component.start(reactor)
 reactor.run()
 """
-"""A client that holds two transactions, a statement running in one of them."""
+"""A client program that holds two transactions, with a statement running in one of them."""
 
 
 @pytest.fixture(autouse=True)
@@ -58,14 +58,14 @@ def empty(dsn: str) -> None:
 
 @pytest_twisted.async_yield_fixture
 async def one(dsn: str, router: Router) -> AsyncIterator[Serving]:
-    """Serve the database; the module's own service would have been displaced by others."""
+    """Serve the database with a service per test; other services would displace one of the module."""
     async with served(dsn, router) as service:
         yield service
 
 
 @pytest_twisted.async_yield_fixture
 async def two(dsn: str, router: Router) -> AsyncIterator[list[Serving]]:
-    """Serve the database twice."""
+    """Serve the database with two services."""
     async with served(dsn, router, shared=True) as one, served(dsn, router, shared=True) as other:
         yield [one, other]
 
@@ -78,7 +78,7 @@ async def begin(caller: Caller, **kwargs: Any) -> str:
 
 
 async def reason(call: Any) -> str | None:
-    """Give the reason of the conflict that a call is answered by."""
+    """Return the reason of the conflict that a call ends with."""
     error = await failure_of(call)
     assert isinstance(error, ApplicationError), error
     assert error.error == "rowcast.error.conflict", error
@@ -123,7 +123,7 @@ async def test_transaction_by_any_transport_is_kept_at_its_commit(
 async def test_calls_sent_ahead_arrive_in_order_at_their_process(
     dsn: str, two: list[Serving], call_from: Join
 ) -> None:
-    """With the router taking turns for all other calls, and many more than run at once."""
+    """The router alternates between services for all other calls, and more calls are sent than run at once."""
     caller = await call_from()
     number = 150
     for _ in range(3):
@@ -141,11 +141,11 @@ async def test_calls_sent_ahead_arrive_in_order_at_their_process(
 async def test_answers_that_follow_each_other_are_not_held_back(
     how: str, one: Serving, router: Router
 ) -> None:
-    """Nagle's algorithm in the router would have every second one wait for 40 ms and more."""
+    """With Nagle's algorithm in the router, every second call would wait for 40 ms or more."""
     caller = await join(router, how)
     tx = await begin(caller)
     least = 1.0
-    for _ in range(200):  # of which one is not disturbed by whatever else the machine does
+    for _ in range(200):  # at least one of these is not delayed by load on the machine
         began = monotonic()
         await gatherResults([caller.call(tx, "items.count") for _ in range(3)])
         least = min(least, monotonic() - began)
@@ -159,7 +159,7 @@ async def test_answers_that_follow_each_other_are_not_held_back(
 async def test_callers_of_the_bridge_share_their_bound_and_the_refusal_says_so(
     one: Serving, router: Router
 ) -> None:
-    """To the service all of them are one session."""
+    """For the service they are all one session."""
 
     def asked(procedure: str) -> Any:
         body = json.dumps({"procedure": procedure}).encode()
@@ -203,7 +203,7 @@ async def test_transactions_of_two_services_are_each_in_its_own(
 async def test_bug_in_a_transaction_is_logged_without_its_secret(
     one: Serving, call_from: Join
 ) -> None:
-    """Whoever reads the log could end it as its holder, behind an HTTP bridge."""
+    """Behind an HTTP bridge, a reader of the log could otherwise commit the transaction of another caller."""
 
     async def wrong(*args: Any) -> None:
         raise KeyError("wrong")
@@ -250,7 +250,7 @@ async def test_error_of_an_operation_fails_those_sent_behind_it(
 async def test_session_that_goes_has_its_transactions_rolled_back(
     how: str, dsn: str, two: list[Serving], router: Router
 ) -> None:
-    """At each service, and with a statement running; its connections are free in a moment."""
+    """This holds at each service and with a running statement; its connections are released at once."""
     caller = await join(router, "rawsocket cbor")
     held = [await begin(caller) for _ in range(4)]
     for n, tx in enumerate(held):
@@ -278,7 +278,7 @@ def running(dsn: str) -> int:
 
 @pytest_twisted.ensureDeferred
 async def test_killed_client_frees_its_connections(dsn: str, one: Serving, router: Router) -> None:
-    """A client's process is killed: 11 to 24 ms later, with the machine busy, they were free."""
+    """The connections were free 11 to 24 ms after SIGKILL of the client, on a loaded machine."""
     command = [sys.executable, "-c", HOLDER, router.websocket]
     client = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
@@ -287,7 +287,7 @@ async def test_killed_client_frees_its_connections(dsn: str, one: Serving, route
         client.kill()
         killed = monotonic()
         await until(lambda: not one.pool.stats().busy, 10)
-        assert monotonic() - killed < 2  # of the 10 seconds that they may lie idle
+        assert monotonic() - killed < 2  # less than the idle timeout of 10 seconds
         assert transactions(dsn) == 0
     finally:
         client.kill()
@@ -299,7 +299,7 @@ async def test_killed_client_frees_its_connections(dsn: str, one: Serving, route
 async def test_stopped_service_rolls_back_and_the_other_one_reports_it(
     dsn: str, router: Router, call_from: Join
 ) -> None:
-    """Killed or in order; a transaction of the one that is left goes on."""
+    """One service is killed or stopped; a transaction of the other service continues."""
     caller = await call_from()
     async with served(dsn, router, shared=True) as stays:
         replica = Replica(dsn, router)

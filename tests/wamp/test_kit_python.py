@@ -1,5 +1,5 @@
 """
-The kit for Python: live copies over everything that can happen to a connection and to a service.
+The Python kit: live queries while connections and services fail.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCHEMA = kit_client.SCHEMA
 
 @pytest.fixture(autouse=True)
 def rows(dsn: str) -> None:
-    """Begin each test with the same rows."""
+    """Restore the rows before each test."""
     execute(dsn, kit_client.RESET)
 
 
@@ -112,8 +112,8 @@ async def test_live_query_that_is_refused_says_why_and_ends(
 async def test_kits_that_share_a_session_change_together(
     dsn: str, service: Serving, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message that says that a step is whole goes to one of them alone."""
-    monkeypatch.setattr(silence, "ALIVE", 3600.0)  # or a message would come by that
+    """Only one of them receives the message that completes a step."""
+    monkeypatch.setattr(silence, "ALIVE", 3600.0)  # otherwise an alive message would arrive
     other = kit().Rowcast(client.component, prefix=client.db.uri("")[:-1])
     drivers = client.db.live("drivers", order=["id"])
     vehicles = other.live("vehicles", order=["id"])
@@ -139,7 +139,7 @@ async def test_kits_that_share_a_session_change_together(
     client.proxy.cut()
     await until(lambda: client.db.session is None)
     await follow("again")
-    # nobody has seen the one without the other
+    # no state was shown with only one of the two changes
     assert {first == second or first.startswith("driver ") for first, second in seen} == {True}
     assert drivers.mismatches == vehicles.mismatches == 0
     drivers.close()
@@ -152,7 +152,7 @@ async def test_kits_that_share_a_session_change_together(
 async def test_call_in_flight_ends_when_its_connection_is_cut(
     service: Serving, client: Client
 ) -> None:
-    """With autobahn alone it may be waited for in vain."""
+    """With autobahn alone, the call might never end."""
     await client.db.call("drivers.count")
     running = client.db.call("fn.nap", seconds=20.0)
     await pause(0.2)
@@ -160,7 +160,7 @@ async def test_call_in_flight_ends_when_its_connection_is_cut(
     error = await failure_of(running)
     assert isinstance(error, ApplicationError)
     assert error.error == "rowcast.client.lost"
-    assert await client.db.call("drivers.count") == 5  # by the session after that
+    assert await client.db.call("drivers.count") == 5  # in the next session
 
 
 @pytest_twisted.ensureDeferred
@@ -177,7 +177,7 @@ async def test_call_without_an_answer_ends_in_time(service: Serving, client: Cli
 async def test_reader_that_is_slow_has_all_in_the_end(
     dsn: str, service: Serving, client: Client
 ) -> None:
-    """What it missed meanwhile comes as fewer deltas, or all of it anew."""
+    """Missed changes arrive as fewer deltas, or as a reset."""
     live = client.db.live("drivers", order=["id"])
     await live.ready()
     client.proxy.stall()
@@ -213,7 +213,7 @@ async def test_effect_of_a_write_is_shown_at_once_and_once(
     assert (await making)["id"] == 6
     await leaving
     await same(client.db, live)
-    # from the first effect on, nobody has seen the row as it was before
+    # from the first effect on, the row was never shown with its old values
     assert all(names[0] == "Eve" for names in seen[1:])
 
 
@@ -231,7 +231,7 @@ async def test_effect_of_a_write_that_is_refused_goes(service: Serving, client: 
 
 @pytest_twisted.ensureDeferred
 async def test_new_row_whose_key_is_there_is_shown_once(service: Serving, client: Client) -> None:
-    """As when the change of `create` arrives before its answer."""
+    """For example when the change by `create` arrives before its result."""
     live = client.db.live("drivers", order=["id"])
     before = await live.ready()
     writing = live.create({"id": 1, "name": "twice"})
@@ -245,7 +245,7 @@ async def test_new_row_whose_key_is_there_is_shown_once(service: Serving, client
 async def test_connection_that_stalls_before_it_joins_is_given_up(
     service: Serving, router: Router
 ) -> None:
-    """Autobahn by itself waits for the router's welcome for ever."""
+    """Autobahn alone waits for the router's WELCOME for ever."""
     client = Client(router, silence=1.0)
     stalled: list[Any] = []
 

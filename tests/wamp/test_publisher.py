@@ -1,6 +1,5 @@
 """
-Publishing through a router that takes its time, refuses, or goes away; and what it tells of
-subscriptions.
+Publishing through a router that is slow, refuses events or fails; and its subscription events.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def publications(numbers: range, audience: Audience = Audience()) -> list[Public
 
 
 async def heard_by(caller: Caller, uri: str = "rowcast.", match: str = "prefix") -> list[int]:
-    """Subscribe; return the list that grows by the number of each event that comes."""
+    """Subscribe; return a list to which the number of each received event is appended."""
     found: list[int] = []
     await caller.subscribe(
         lambda event: found.append(event["n"]), uri, SubscribeOptions(match=match)
@@ -84,7 +83,7 @@ async def test_connection_that_is_lost_leaves_no_event_out_and_keeps_the_order(
 async def test_session_that_the_router_ends_leaves_no_event_out(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """By a GOODBYE, after which the connection is there for a moment."""
+    """The session ends with GOODBYE, after which the connection remains open for a short time."""
     publisher = Publisher(reactor)
     await start_edge(observers=[publisher])
     found = await heard_by(await call_from())
@@ -100,13 +99,13 @@ async def test_session_that_the_router_ends_leaves_no_event_out(
 
 
 class CutOnce(SessionObserver):
-    """Loses the first session while it is joined, and does not mind."""
+    """An observer that cuts the first session in `joined`, without raising."""
 
     def __init__(self) -> None:
         self.cut = False
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
-        """Cut, and wait until the session knows."""
+        """Cut the connection, and wait until the session has noticed."""
         if not self.cut:
             self.cut = True
             session._open.transport.abortConnection()
@@ -118,7 +117,7 @@ class CutOnce(SessionObserver):
 async def test_session_lost_while_it_is_joined_is_none_to_publish_by(
     first: bool, start_edge: StartEdge, call_from: Join
 ) -> None:
-    """What waits to be published waits for the next one: no loop tries this one for ever."""
+    """Pending events wait for the next session, instead of being retried on this one for ever."""
     publisher, cut = Publisher(reactor), CutOnce()
     sending = Deferred.fromCoroutine(publisher.send(publications(range(3))))
     found = await heard_by(await call_from())
@@ -130,10 +129,10 @@ async def test_session_lost_while_it_is_joined_is_none_to_publish_by(
 
 
 class Failing(SessionObserver):
-    """Fails each time it is told that the session has left."""
+    """An observer whose `left` raises."""
 
     def left(self) -> None:
-        """Fail."""
+        """Raise an exception."""
         raise RuntimeError("of the test")
 
 
@@ -167,7 +166,7 @@ async def test_events_wait_for_a_router_that_is_away(start_edge: StartEdge) -> N
 async def test_router_that_does_not_acknowledge_is_none_to_publish_by_until_it_does(
     start_edge: StartEdge,
 ) -> None:
-    """So whoever leads gives up, and another service may have a router that answers."""
+    """So the leader can give up, and another service with a working router can lead."""
     clock = Clock()
     publisher = Publisher(clock)
     edge = await start_edge(observers=[publisher])
@@ -251,7 +250,7 @@ async def test_event_comes_to_its_audience_alone(start_edge: StartEdge, call_fro
 async def test_router_that_knows_no_audience_gets_no_event_that_has_one(
     start_edge: StartEdge, call_from: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would give it to everybody."""
+    """Otherwise the router would deliver it to all subscribers."""
     monkeypatch.setattr(SafeSession, "can_restrict", False)
     publisher = Publisher(reactor)
     await start_edge(observers=[publisher])
@@ -321,7 +320,7 @@ async def test_subscription_that_is_ended_is_forgotten(
 async def test_questions_of_a_session_that_the_router_ends_are_no_failure(
     start_edge: StartEdge, call_from: Join, logged: list[dict[str, Any]]
 ) -> None:
-    """They end with it, while the connection is there for a moment."""
+    """They end with the session, while the connection remains open for a short time."""
     subscriptions = Subscriptions(reactor)
     edge = await start_edge(observers=[subscriptions])
     await heard_by(await call_from(), "rowcast.things.changed..", "wildcard")

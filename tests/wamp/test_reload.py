@@ -1,5 +1,5 @@
 """
-A changed schema is served without a restart, and calls under way do not notice.
+A changed schema is served without a restart, and running calls are not affected.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.wamp.callers import Caller
 from tests.wamp.service import served
 
 GATE = 61
-"""Key of an advisory lock: who holds it keeps the calls of the view `gated` waiting."""
+"""Key of an advisory lock; while it is held, calls of the view `gated` wait."""
 
 TABLES = f"""
 DROP SCHEMA public CASCADE; CREATE SCHEMA public;
@@ -56,7 +56,7 @@ async def service(dsn: str, router: Router, tables: None) -> AsyncIterator[Servi
 
 @contextmanager
 def shut(dsn: str) -> Iterator[None]:
-    """Keep the gate shut for the length of the body."""
+    """Hold the lock for the length of the body."""
     keeper = psycopg2.connect(dsn)
     try:
         with keeper.cursor() as cursor:
@@ -67,17 +67,17 @@ def shut(dsn: str) -> Iterator[None]:
 
 
 def waiting(dsn: str) -> bool:
-    """Whether a call waits at the gate."""
+    """Return whether a call waits for the lock."""
     return bool(execute(dsn, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
 
 
 def relations(service: Serving) -> dict[str, Relation]:
-    """Give the relations served now, by name."""
+    """Return the relations served now, by name."""
     return {name: each for (_, name), each in service.dispatcher.served.catalog.relations.items()}
 
 
 async def change(service: Serving, dsn: str, sql: str) -> None:
-    """Change the schema and say so, in one transaction; done when the service has read it."""
+    """Change the schema and notify the service, in one transaction; return after it has reloaded."""
     mark = uuid4().hex
     execute(
         dsn, f"BEGIN; {sql}; COMMENT ON TABLE steady IS '{mark}'; NOTIFY rowcast_schema; COMMIT"
@@ -86,7 +86,7 @@ async def change(service: Serving, dsn: str, sql: str) -> None:
 
 
 async def refusal(call: Deferred[Any]) -> ApplicationError:
-    """Give the error that a call ends in."""
+    """Return the error of a call."""
     with pytest.raises(ApplicationError) as caught:
         await call
     return caught.value
@@ -96,7 +96,7 @@ async def refusal(call: Deferred[Any]) -> ApplicationError:
 async def test_table_created_and_dropped_is_served_meanwhile(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
-    """A table can be called once it is there, and no more once it is gone."""
+    """A table can be called after CREATE, and no longer after DROP."""
     error = await refusal(caller.call("rowcast.fresh.find"))
     assert error.error == "wamp.error.no_such_procedure"
     await change(service, dsn, "CREATE TABLE fresh (id int PRIMARY KEY, name text)")
@@ -115,7 +115,7 @@ async def test_table_created_and_dropped_is_served_meanwhile(
 async def test_column_dropped_or_added_is_refused_or_answered(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
-    """A dropped column vanishes from answers and from what a call may name; a new one appears."""
+    """A dropped column disappears from results and arguments; a new one appears."""
     assert await caller.call("rowcast.shifting.get", 1) == {"id": 1, "name": "one", "size": 1}
     await change(service, dsn, "ALTER TABLE shifting DROP COLUMN size")
     assert await caller.call("rowcast.shifting.get", 1) == {"id": 1, "name": "one"}
@@ -140,7 +140,7 @@ async def test_column_dropped_or_added_is_refused_or_answered(
 async def test_call_under_way_is_answered_by_the_catalog_it_began_with(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
-    """A call answers with the catalog it began with, though its relation is gone meanwhile."""
+    """A call keeps the catalog that it began with, even if its relation is dropped meanwhile."""
     with shut(dsn):
         call = caller.call("rowcast.gated.find", limit=1)
         await until(lambda: waiting(dsn))
@@ -155,7 +155,7 @@ async def test_call_under_way_is_answered_by_the_catalog_it_began_with(
 async def test_calls_of_other_tables_during_changes_are_answered(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
-    """Callers of other tables see nothing of twenty changes, not even one that fails."""
+    """Calls of other tables are not affected by twenty changes, one of which fails."""
     done = False
     answered = 0
 
@@ -179,7 +179,7 @@ async def test_calls_of_other_tables_during_changes_are_answered(
 async def test_notifications_in_a_burst_cost_few_readings(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
-    """A burst of notifications costs a few readings, and the last change is not missed."""
+    """A burst of notifications causes few reloads, and the last change is not missed."""
     await change(service, dsn, "SELECT 1")
     before = service.dispatcher.served.catalog.version
     for number in range(100):
@@ -192,7 +192,7 @@ async def test_notifications_in_a_burst_cost_few_readings(
 async def test_unannounced_change_is_found_by_a_call(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
-    """A change that nobody told of is found out by a call that trips over it, and by itself."""
+    """A change without a notification is found by a call that fails because of it, and by polling."""
     await change(service, dsn, "SELECT 1")
     execute(dsn, "ALTER TABLE shifting DROP COLUMN size")
     assert (await caller.call("rowcast.shifting.find"))["rows"] == [{"id": 1, "name": "one"}]
@@ -208,7 +208,7 @@ async def test_unannounced_change_is_found_by_a_call(
 async def test_catalog_that_failed_to_load_is_read_again(
     service: Serving, caller: Caller, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A catalog of which nothing could be made is read again."""
+    """If building a snapshot from a catalog fails, the catalog is read again."""
     monkeypatch.setattr(catalogs, "LONG_PAUSE", 0.05)
     failures = [ValueError("on purpose"), ValueError("again")]
     load = service.catalogs._models.load
@@ -228,7 +228,7 @@ async def test_catalog_that_failed_to_load_is_read_again(
 async def test_change_without_a_listener_is_read_when_it_is_back(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
-    """What changed while nobody listened is read when the listener is back."""
+    """Changes while the listener was disconnected are read when it reconnects."""
     await change(service, dsn, "SELECT 1")
     execute(
         dsn,
@@ -245,7 +245,7 @@ async def test_change_without_a_listener_is_read_when_it_is_back(
 async def test_migration_up_and_down_notifies_services(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
-    """`alembic upgrade` tells running services, and so does `downgrade`."""
+    """Both `alembic upgrade` and `downgrade` notify running services."""
     config = Config(
         ROOT / "alembic.ini", attributes={"place": Place(url=dsn), "configure_logging": False}
     )

@@ -1,8 +1,7 @@
 """
-A call has one answer, whichever road it takes: options, serializer, router, batch, held transaction.
+A call has the same result by each way: options, serializer, router, batch, interactive transaction.
 
-The answer of a plain call over RawSocket with CBOR is what the others are held against; that it is right
-is for the tests of each verb.
+The reference is the result of a plain call over RawSocket with CBOR; other tests check that it is correct.
 """
 
 from __future__ import annotations
@@ -149,14 +148,14 @@ WRITES = [
 
 STATE = "SELECT * FROM (SELECT 1 t, to_jsonb(v) r FROM vehicles v UNION ALL SELECT 2, to_jsonb(d)\
  FROM drivers d UNION ALL SELECT 3, to_jsonb(p) FROM places p) s ORDER BY t, r::text"
-"""All rows, however they were written."""
+"""Query for all rows."""
 
 Asked = Callable[[str, tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
-"""Makes a call and returns its answer."""
+"""A function that makes a call and returns its result."""
 
 
 async def outcome(asked: Asked, given: Given) -> Any:
-    """Return what a call is answered, or what it is refused with."""
+    """Return the result of a call, or its error."""
     try:
         return await asked(*given)
     except ApplicationError as error:
@@ -232,14 +231,14 @@ def with_receipt(caller: Caller) -> Asked:
 
 @pytest.fixture(scope="module")
 def stock_router() -> Iterator[Router]:
-    """Run a router that discloses nobody."""
+    """Run a router that does not disclose callers."""
     with crossbar_running(disclosed=False) as found:
         yield found
 
 
 @pytest_twisted.async_yield_fixture(scope="module")
 async def behind_stock_router(dsn: str, stock_router: Router) -> AsyncIterator[Serving]:
-    """Serve the module's database there."""
+    """Serve the module's database behind that router."""
     async with served(dsn, stock_router) as serving:
         yield serving
 
@@ -264,12 +263,12 @@ WRITING = {road: READING[road] for road in READING if "read" not in road and "dr
 
 
 async def answers(asked: Asked, calls: list[Given]) -> list[Any]:
-    """Make calls that read; return what each is answered."""
+    """Make reading calls; return the outcome of each."""
     return [await outcome(asked, given) for given in calls]
 
 
 async def effects(asked: Asked, calls: list[Given], dsn: str) -> list[Any]:
-    """Make calls that write, each to the same rows; return what each is answered, and the rows."""
+    """Make writing calls, each on the same initial rows; return each outcome with the rows after it."""
     found = []
     for given in calls:
         execute(dsn, FILL)
@@ -285,7 +284,7 @@ def differing(calls: list[Given], usual: list[Any], other: list[Any]) -> str:
 
 @pytest_twisted.async_yield_fixture(scope="module")
 async def usual(dsn: str, service: Serving, router: Router) -> AsyncIterator[tuple[list[Any], ...]]:
-    """Make all calls by the plain road."""
+    """Make all calls without options over RawSocket with CBOR."""
     caller = await join(router, "rawsocket cbor")
     written = await effects(plain(caller), WRITES, dsn)
     execute(dsn, FILL)
@@ -299,7 +298,7 @@ async def usual(dsn: str, service: Serving, router: Router) -> AsyncIterator[tup
 async def test_read_by_another_road_has_the_same_answer(
     how: str, road: str, dsn: str, usual: tuple[list[Any], ...], router: Router
 ) -> None:
-    """Options, batches and transactions change nothing of what is read."""
+    """Options, batches and transactions do not change the results of reads."""
     execute(dsn, FILL)
     caller = await join(router, how)
     assert not differing(READS, usual[0], await answers(READING[road](caller), READS))
@@ -311,7 +310,7 @@ async def test_read_by_another_road_has_the_same_answer(
 async def test_write_by_another_road_does_the_same(
     road: str, dsn: str, usual: tuple[list[Any], ...], router: Router
 ) -> None:
-    """Nor of what is written and answered."""
+    """They do not change the written rows and the results of writes either."""
     caller = await join(router, "websocket msgpack")
     assert not differing(WRITES, usual[1], await effects(WRITING[road](caller), WRITES, dsn))
     await caller.close()
@@ -326,7 +325,7 @@ async def test_undisclosed_caller_has_the_same_answers(
     behind_stock_router: Serving,
     stock_router: Router,
 ) -> None:
-    """Nor does a router that says nobody's name."""
+    """A router that does not disclose callers does not change results either."""
     execute(dsn, FILL)
     caller = await join(stock_router, how)
     assert not differing(READS, usual[0], await answers(plain(caller), READS))

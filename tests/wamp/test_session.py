@@ -1,7 +1,7 @@
 """
 No single call, result, event or login may take the service down or leave a call unanswered.
 
-Each test is a message that does so to a service on stock autobahn.
+Each test sends a message that would do so with unmodified autobahn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MEBIBYTE = 2**20
 
 
 def nested(levels: int) -> Any:
-    """Give a list in a list in a list."""
+    """Return a list nested to a depth."""
     value: Any = 1
     for _ in range(levels):
         value = [value]
@@ -39,20 +39,20 @@ def nested(levels: int) -> Any:
 
 
 async def refused(caller: Caller, name: str, *args: Any, **kwargs: Any) -> ApplicationError:
-    """Call what must not succeed; gives the error."""
+    """Make a call that must fail; return its error."""
     with pytest.raises(ApplicationError) as caught:
         await caller.call(f"rowcast.{name}", *args, **kwargs)
     return caught.value
 
 
 async def unharmed(edge: Edge, caller: Caller, session: object) -> None:
-    """Make sure that the service is in the session it was in, and answers."""
+    """Check that the service still has the same session, and answers."""
     assert await caller.call("rowcast.echo", "still here") == "still here"
     assert session_of(edge) is session
 
 
 def session_of(edge: Edge) -> object:
-    """Give what changes when a service joins anew."""
+    """Return an object that changes when the service joins again."""
     return edge.dispatch._registration
 
 
@@ -97,7 +97,7 @@ async def test_result_of_a_wrong_type_is_internal_with_an_id(
 async def test_result_over_the_limit_is_refused_with_a_hint(
     size: int, start_edge: StartEdge, call_from: Join
 ) -> None:
-    """A result over the limit is refused, in few words, with what to do."""
+    """A result over the limit is refused with a short error that says what to do."""
     edge = await start_edge()
     caller = await call_from()
     session = session_of(edge)
@@ -111,7 +111,7 @@ async def test_result_over_the_limit_is_refused_with_a_hint(
 
 @pytest_twisted.ensureDeferred
 async def test_result_nested_too_deep_is_refused(start_edge: StartEdge, call_from: Join) -> None:
-    """A result that the router's decoder would choke on is refused; a deep one passes."""
+    """A result too deep for the router's decoder is refused; one at the limit passes."""
     edge = await start_edge()
     caller = await call_from("rawsocket json")
     session = session_of(edge)
@@ -129,7 +129,7 @@ async def test_result_nested_too_deep_is_refused(start_edge: StartEdge, call_fro
 async def test_argument_nested_too_deep_is_refused_to_its_sender(
     how: str, start_edge: StartEdge, call_from: Join
 ) -> None:
-    """A deep argument is refused to the one who sent it."""
+    """The caller that sent a deep argument receives an error."""
     edge = await start_edge()
     caller = await call_from(how)
     session = session_of(edge)
@@ -147,7 +147,7 @@ async def test_argument_nested_too_deep_is_refused_to_its_sender(
 async def test_keyword_named_as_one_of_autobahns_arrives(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """A keyword may have any name: those of autobahn's own parameters too."""
+    """A keyword may have any name, including names of autobahn's own parameters."""
     edge = await start_edge()
     caller = await call_from()
     session = session_of(edge)
@@ -159,7 +159,7 @@ async def test_keyword_named_as_one_of_autobahns_arrives(
 
 @pytest_twisted.ensureDeferred
 async def test_maps_with_integer_keys_are_refused(start_edge: StartEdge, call_from: Join) -> None:
-    """Keys that are no strings, in the keywords or within, end in an error to the caller."""
+    """Map keys other than strings, at any depth, end in an error for the caller."""
     edge = await start_edge()
     caller = await call_from()
     session = session_of(edge)
@@ -167,7 +167,7 @@ async def test_maps_with_integer_keys_are_refused(start_edge: StartEdge, call_fr
         await caller.call("rowcast.echo", {1: {2: 3}})
     rude = await call_from()
     rude._transport.sendString(cbor2.dumps([48, 1, {}, "rowcast.arguments", [], {1: 2}]))
-    await rude.gone  # the router sees to that one
+    await rude.gone  # the router closes this connection
     await unharmed(edge, caller, session)
 
 
@@ -176,13 +176,13 @@ async def test_maps_with_integer_keys_are_refused(start_edge: StartEdge, call_fr
 async def test_arguments_of_odd_values_leave_the_session_joined(
     how: str, start_edge: StartEdge, call_from: Join
 ) -> None:
-    """Strings with NUL, NaN, long integers: whatever comes, the service stays."""
+    """Strings with NUL, NaN and long integers do not end the session."""
     edge = await start_edge()
     caller = await call_from(how)
     session = session_of(edge)
     odd: list[Any] = ["a\0bc", float("nan"), float("inf"), 2**63, -(2**63), b"\0\1", "\u2028"]
     if "json" not in how:
-        odd.append("\0abc")  # WAMP's JSON would take it for binary
+        odd.append("\0abc")  # WAMP's JSON would decode it as binary
     for value in odd:
         edge.dispatcher.calls = 0
         await raw_call(caller, "rowcast.caller", [value], {"key": value})
@@ -200,7 +200,7 @@ async def test_uri_at_the_edge_of_the_grammar_is_refused_with_a_hint(
     session = session_of(edge)
     for name in ["ehco", "日本.get", "a%2Eb.get", "'; drop", "\0", "\x7f", "%", "x" * 70_000, "é"]:
         if " " in name:
-            continue  # the router closes the connection of a caller who sends white space
+            continue  # the router closes the connection of a caller that sends whitespace in a URI
         error = await refused(caller, name)
         assert error.error == ApplicationError.NO_SUCH_PROCEDURE, name
     assert (await refused(caller, "ehco")).kwargs == {"hint": 'did you mean "echo"?'}
@@ -211,11 +211,11 @@ class Cipher:
     """A payload codec, so that autobahn sends opaque arguments."""
 
     def encode(self, is_originating: bool, uri: str, args: Any = None, kwargs: Any = None) -> Any:
-        """Give opaque bytes."""
+        """Return opaque bytes."""
         return EncodedPayload(b"opaque", "cryptobox", "json", None)
 
     def decode(self, is_originating: bool, uri: str, encoded_payload: Any) -> Any:
-        """Read nothing."""
+        """Return nothing."""
         return uri, [], {}
 
 
@@ -223,7 +223,7 @@ class Cipher:
 async def test_arguments_that_are_encrypted_are_refused(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """Encrypted payloads are refused in our own words."""
+    """Encrypted payloads are refused by the service, not by autobahn."""
     edge = await start_edge()
     caller = await call_from()
     session = session_of(edge)
@@ -235,7 +235,7 @@ async def test_arguments_that_are_encrypted_are_refused(
 
 
 class Listening:
-    """A observer that subscribes, as a publisher or a watcher would."""
+    """An observer that subscribes, as the publisher does."""
 
     def __init__(self, *topics: str) -> None:
         self.topics = topics
@@ -251,17 +251,17 @@ class Listening:
             await session.subscribe(self.hear, topic, SubscribeOptions(details_arg=DETAILS))
 
     def hear(self, args: Any, kwargs: Any, details: Any) -> None:
-        """Keep an event."""
+        """Record an event."""
         self.events.append((args, kwargs))
         fire(self.heard)
 
     def next(self) -> Deferred[None]:
-        """Give a Deferred that fires with the next event."""
+        """Return a Deferred that fires at the next event."""
         self.heard.append(Deferred())
         return self.heard[-1]
 
     def displaced(self, registration: int) -> None:
-        """Keep it."""
+        """Record the registration."""
         self.displacements.append(registration)
 
     async def leaving(self) -> None:
@@ -275,7 +275,7 @@ class Listening:
 async def test_event_nested_too_deep_is_dropped_and_the_session_stays(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """An event too deep is dropped, one with odd keywords heard, and the session goes on."""
+    """A too deep event is dropped, one with odd keywords is received, and the session continues."""
     observer = Listening("rowcast.test.topic")
     edge = await start_edge(observers=[observer])
     publisher = await call_from("service cbor")
@@ -299,7 +299,7 @@ async def test_event_nested_too_deep_is_dropped_and_the_session_stays(
 async def test_login_with_deep_details_leaves_the_session_joined(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """A greeting with a deep `authextra` reaches everyone who follows logins; we stay."""
+    """A HELLO with a deep `authextra` reaches all subscribers of logins; the service stays joined."""
     observer = Listening("wamp.session.on_join")
     edge = await start_edge(observers=[observer])
     session = session_of(edge)
@@ -313,7 +313,7 @@ async def test_login_with_deep_details_leaves_the_session_joined(
 
 @pytest_twisted.ensureDeferred
 async def test_own_calls_end_with_the_connection(start_edge: StartEdge) -> None:
-    """What the service itself waits for fails when the connection is lost."""
+    """Pending calls of the service itself fail when the connection is lost."""
     observer = Listening()
     edge = await start_edge(observers=[observer])
     session = observer.session
@@ -331,7 +331,7 @@ async def test_own_calls_end_with_the_connection(start_edge: StartEdge) -> None:
 async def test_own_call_with_a_result_too_deep_fails(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """A result or an error too deep fails the call that asked for it."""
+    """A too deep result or error fails its call."""
     observer = Listening()
     edge = await start_edge(observers=[observer])
     session = observer.session
@@ -350,7 +350,7 @@ async def test_own_call_with_a_result_too_deep_fails(
 
 
 def raw_call(caller: Caller, uri: str, args: list[Any], kwargs: dict[Any, Any]) -> Any:
-    """Call with keywords that Python's own call syntax would not take."""
+    """Call with keyword arguments that Python's call syntax does not allow."""
     request = caller._request_id_gen.next()
     reply: Deferred[Any] = Deferred()
     caller._call_reqs[request] = CallRequest(request, uri, reply, CallOptions())

@@ -1,5 +1,5 @@
 """
-What `describe` says of arguments holds: what a verb takes fits its schema, whatever it is.
+Properties of `describe`: arguments that a verb accepts match its schema, for generated arguments.
 """
 
 from __future__ import annotations
@@ -50,24 +50,24 @@ LIMITS = Limits()
 
 
 def parse_stream(args, kwargs):
-    """Read the arguments of `stream`."""
+    """Parse the arguments of `stream`."""
     _, rest = parse_chunk(kwargs)
     return parse_unpaged(args, rest, LIMITS, "x")
 
 
 def parse_export(args, kwargs):
-    """Read the arguments of `export`."""
+    """Parse the arguments of `export`."""
     format, rest = parse_format(kwargs)
     check_format(format, parse_stream(args, rest).request.embeds)
 
 
 def parse_any_update(args, kwargs):
-    """Read the arguments of `update`."""
+    """Parse the arguments of `update`."""
     (parse_update_rows if "rows" in kwargs else parse_update)(args, kwargs, LIMITS)
 
 
 def parse_watch(args, kwargs):
-    """Read the arguments of `watch`."""
+    """Parse the arguments of `watch`."""
     _, rest = parse_options(kwargs)
     parse_watched(args, rest, LIMITS, "x", 100)
 
@@ -227,12 +227,12 @@ LIKELY = {
 
 @cache
 def described() -> Described:
-    """Describe what every document has."""
+    """Return the definitions that all descriptions share."""
     return Described({"$defs": shared(VERBS)})
 
 
 def takes(verb, kwargs):
-    """Tell whether a verb takes these arguments, as far as it looks at them by themselves."""
+    """Return whether a verb's parser accepts these arguments."""
     try:
         idempotency_key_of(kwargs.get(IDEMPOTENCY_KEY))  # as the dispatcher does
         PARSERS[verb]((), kwargs)
@@ -242,19 +242,19 @@ def takes(verb, kwargs):
 
 
 def faults(verb, kwargs):
-    """List what the schema of a verb's arguments has against them."""
+    """Return the validation errors of arguments by the schema of a verb."""
     schema = {"$ref": f"#/$defs/arguments.{verb}"}
     return list(described().validator(schema, verb).iter_errors(kwargs))
 
 
 def database():
-    """Build a database that nobody connects to."""
+    """Return a database without connections."""
     reactor = MemoryReactorClock()
     return Database(PgPool("", reactor), reactor)
 
 
 def test_verbs_of_the_service_are_all_tested():
-    """No verb is left out."""
+    """This module tests each verb."""
     assert VERBS.keys() == PARSERS.keys(), "PARSERS of this module has what parses each verb"
     assert VERBS.keys() == Dispatcher(database(), LIMITS, 1).verbs.keys()
 
@@ -262,7 +262,7 @@ def test_verbs_of_the_service_are_all_tested():
 @settings(max_examples=500, deadline=None)
 @given(verb=st.sampled_from(list(VERBS)), data=st.data())
 def test_argument_that_is_taken_is_described(verb, data):
-    """Arguments that a verb takes fit; so what does not fit is refused."""
+    """Accepted arguments match the schema; so arguments that do not match are refused."""
     names = sorted(VERBS[verb].arguments["properties"])
     needed = VERBS[verb].arguments.get("required", [])
     chosen = data.draw(st.lists(st.sampled_from([*names, "nonsense"]), max_size=4, unique=True))
@@ -355,7 +355,7 @@ def test_argument_that_is_taken_is_described(verb, data):
     ],
 )  # fmt: skip
 def test_argument_not_described_is_refused(verb, kwargs):
-    """The schemas say something."""
+    """The schemas are not trivially true."""
     assert faults(verb, kwargs)
     assert not takes(verb, kwargs)
 
@@ -382,7 +382,7 @@ def test_item_in_place_of_a_list_is_taken(verb, kwargs):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_positional_arguments_beyond_those_named_are_refused(verb):
-    """As many arguments go by position as are named."""
+    """Only the documented number of positional arguments is accepted."""
     many = len(VERBS[verb].positional)
     takes = f"takes {many or 'no'} positional argument{'s'[many == 1 :]}, got 9"
     with pytest.raises(InvalidArgument, match=takes):
@@ -392,7 +392,7 @@ def test_positional_arguments_beyond_those_named_are_refused(verb):
 @settings(max_examples=300, deadline=None)
 @given(type=st.sampled_from(list(catalog().types.values())), value=ANYTHING)
 def test_value_that_the_codec_takes_fits_its_schema(type, value):
-    """A value that the codec takes for a type fits its schema."""
+    """A value that the codec accepts for a type matches the type's schema."""
     held = catalog()
     defs = Definitions(held, shared(VERBS))
     schema = given_for(defs, type, nullable=True)
@@ -422,7 +422,7 @@ SHARED = [
 
 @pytest.mark.parametrize(("name", "answer"), SHARED)
 def test_answer_lacks_none_of_its_keys(name, answer):
-    """Each key of a shared form of answers is needed; a list of find has `next`, too."""
+    """Each key of a shared result schema is required; that of find has `next`, too."""
     validator = described().validator({"$ref": f"#/$defs/{name}"}, f"shared.{name}")
     assert validator.is_valid(answer)
     for key in answer:
@@ -438,7 +438,7 @@ def test_lists_of_find_have_next():
 
 @pytest.mark.parametrize(("verb", "answer", "needed"), ANSWERED)
 def test_answer_has_its_keys_and_no_others(verb, answer, needed):
-    """What a call answers is described so that a key of none, or one too many, is a fault."""
+    """A result with a missing key or an additional one does not match its schema."""
     validator = described().validator({"$ref": f"#/$defs/result.{verb}"}, f"result.{verb}")
     assert validator.is_valid(answer)
     assert not validator.is_valid({**answer, "other": 1})
@@ -447,7 +447,7 @@ def test_answer_has_its_keys_and_no_others(verb, answer, needed):
 
 
 def test_schema_of_every_part_is_valid():
-    """A document is valid JSON Schema (2020-12), and all that it refers to is in it."""
+    """A document is valid JSON Schema (2020-12), and contains all schemas that it refers to."""
     document = describe(catalog(), "rowcast", "1", VERBS, {})
     found = Described(document)
     found.validator({}).check_schema(document)
@@ -458,7 +458,7 @@ def test_schema_of_every_part_is_valid():
 
 
 def test_errors_of_any_class_are_described():
-    """What an error may carry is there, and every URI."""
+    """The description has each error URI and the details that an error may have."""
     assert shared(VERBS)["carried"]["properties"] == DETAILS
     known = {each.uri for each in vars(errors).values() if hasattr(each, "uri")}
     listed = {kind.uri for kinds in errors_by_procedure(VERBS.values()).values() for kind in kinds}
@@ -483,18 +483,18 @@ EXACT = {
     "export": [{"rows": 3, "bytes": 5}],
     "import": [{"rows": 3}, {"upload": "x"}],
 }
-"""Answers of verbs whose answers have one form, or two."""
+"""Results of verbs that have one or two forms of result."""
 WRONG = [None, [], "x", -1, {}, {"rows": -1}, {"rows": "3"}, {"upload": 1}, {"bytes": 5}]
 
 
 def judge_of(name):
-    """Give what judges by a shared part."""
+    """Return a validator for a shared schema."""
     return Draft202012Validator({**shared(VERBS)[name], "$defs": shared(VERBS)})
 
 
 @pytest.mark.parametrize("verb", EXACT)
 def test_answers_are_what_is_said_and_no_more(verb):
-    """An answer fits, and with a key more or less, or of another kind, it does not."""
+    """A result matches; with an additional, missing or differently typed key it does not."""
     judge = judge_of(f"result.{verb}")
     for answer in EXACT[verb]:
         assert judge.is_valid(answer)
@@ -507,11 +507,11 @@ def test_answers_are_what_is_said_and_no_more(verb):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_arguments_are_those_and_no_others(verb):
-    """A call with an argument that there is not does not fit."""
+    """A call with an unknown argument does not match."""
     given = {"key": 1, "values": {}, "changes": {}, "measures": {"n": {"count": "*"}}}
     takes = VERBS[verb].arguments
     kwargs = {name: given[name] for name in takes.get("required", ())}
-    if verb == "import":  # takes rows in one of several ways, and nothing without them
+    if verb == "import":  # requires rows, in one of several ways
         kwargs = {"rows": []}
     if verb == "get":
         kwargs = {"key": 1}
@@ -538,12 +538,12 @@ def test_arguments_are_those_and_no_others(verb):
     ],
 )  # fmt: skip
 def test_shared_schema_accepts_valid_values_only(name, fits, does_not):
-    """What answers and arguments are made of takes what it should, and nothing else."""
+    """Each shared schema of arguments and results matches the valid values and no others."""
     judge = judge_of(name)
     assert [each for each in fits if not judge.is_valid(each)] == []
     assert [each for each in does_not if judge.is_valid(each)] == []
 
 
 def test_table_of_verbs_has_a_schema_for_each_progressive_result():
-    """Those that send parts stand in no batch."""
+    """Verbs with progressive results cannot be operations of a batch."""
     assert {name for name, verb in VERBS.items() if verb.progress} == {"stream", "export", "watch"}

@@ -1,5 +1,5 @@
 """
-Writes validated by a model.
+Validations and hooks of models.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RELATION = CATALOG.relation("public", "actions")
 
 
 def model(**declared: Any) -> type[Model]:
-    """Make a model of actions with these rules."""
+    """Return a model class of actions with these validations and hooks."""
     made = type("Action", (Model,), {"TABLENAME": "actions", **declared})
     made.META = Meta(RELATION, CATALOG, CODEC, frozenset(dir(made)))
     return made
@@ -37,7 +37,7 @@ def bound(made: type[Model]) -> BoundModel:
 
 
 def test_model_with_validations_or_hooks_has_rules() -> None:
-    """Without validations and hooks of that kind of write no object need be built, no row read."""
+    """Without validations and hooks for a kind of write, no object is built and no row is read."""
 
     def kinds(made: type[Model]) -> list[bool]:
         return [made.has_rules(creating) for creating in (True, False)]
@@ -54,7 +54,7 @@ def test_model_with_validations_or_hooks_has_rules() -> None:
 
 
 def test_untouched_values_are_the_very_wire_values() -> None:
-    """The very wire values come back, so that they are written as they were sent."""
+    """Unchanged values remain the same wire values, so they are written as sent."""
     values = {"action": "x" * 3, "doc": {"a": [1]}, "owner": "5"}
     validated = result_of(bound(model()).validate_insert(values, CODEC, "values"))
     assert validated == values
@@ -62,7 +62,7 @@ def test_untouched_values_are_the_very_wire_values() -> None:
 
 
 def test_rules_on_wire_values_see_python_values() -> None:
-    """A moment is a datetime and digits are a number, whatever the caller sent."""
+    """Validations see a timestamp as datetime and a numeric string as number."""
     seen: dict[str, Any] = {}
 
     def look(subject: Any) -> None:
@@ -74,7 +74,7 @@ def test_rules_on_wire_values_see_python_values() -> None:
 
 
 def test_values_set_by_hooks_are_written() -> None:
-    """BeforeCreate and beforeSave may change a row and add to it, at once or later."""
+    """Both beforeCreate and beforeSave may change and add values, synchronously or asynchronously."""
 
     async def before_create(self: Any) -> None:
         self.owner = 7
@@ -91,7 +91,7 @@ def test_values_set_by_hooks_are_written() -> None:
 
 
 def test_columns_that_fail_are_all_named() -> None:
-    """Validations are all asked before anything is refused."""
+    """All validations run before the row is refused."""
     made = model(VALIDATIONS=[not_blank("action", "raw"), not_blank("mood")])
     error = result_of(failure_of(bound(made).validate_insert({"action": " "}, CODEC, "values.3")))
     assert isinstance(error, InvalidRow)
@@ -102,7 +102,7 @@ def test_columns_that_fail_are_all_named() -> None:
 
 
 def test_hook_that_refuses_a_row_makes_it_invalid() -> None:
-    """By False, or by naming columns."""
+    """A hook refuses by returning False or by adding errors to columns."""
     refusing = model(beforeSave=lambda self: False)
     error = result_of(failure_of(bound(refusing).validate_insert({}, CODEC, "values")))
     assert isinstance(error, InvalidRow)
@@ -114,7 +114,7 @@ def test_hook_that_refuses_a_row_makes_it_invalid() -> None:
 
 
 def test_change_of_a_row_is_validated_with_the_entire_row() -> None:
-    """Rules see the row as it would be; what hooks change beside the changes is added."""
+    """Validations see the row with its changes; further changes by hooks are added."""
 
     def before_update(self: Any) -> None:
         if self.status and self.owner == 1:
@@ -135,7 +135,7 @@ def test_change_of_a_row_is_validated_with_the_entire_row() -> None:
 
 
 def test_value_of_the_wrong_type_is_refused_with_its_path() -> None:
-    """It is refused before any rule looks at it, with its path."""
+    """It is refused before any validation runs."""
     error = result_of(
         failure_of(bound(model()).validate_insert({"owner": "five"}, CODEC, "values.0"))
     )
@@ -144,7 +144,7 @@ def test_value_of_the_wrong_type_is_refused_with_its_path() -> None:
 
 
 def test_object_that_was_changed_has_its_wire_form() -> None:
-    """What was read goes out as it came, what was set in its wire form."""
+    """Values that were read are unchanged; values that were set are in wire form."""
     made = model()
     (found,) = made.hydrate(
         [(1, "a", False, {"x": 1}, *[None] * 5, "2026-01-01T00:00:00Z")], made.META
@@ -159,14 +159,14 @@ def test_object_that_was_changed_has_its_wire_form() -> None:
 
 @pytest.mark.parametrize("value", ["", "  ", None])
 def test_value_of_white_space_is_blank(value: str | None) -> None:
-    """White space is no text."""
+    """A string of whitespace counts as blank."""
     made = model(VALIDATIONS=[not_blank("action")])
     subject = made(action=value)
     assert result_of(subject.isValid()) is False
 
 
 def swallow(subject: Any) -> None:
-    """Ask for a value of the row, and go on without it."""
+    """Read a value of the row, and ignore that it is missing."""
     try:
         subject.owner  # noqa: B018
     except Exception:
@@ -174,7 +174,7 @@ def swallow(subject: Any) -> None:
 
 
 async def later(subject: Any) -> None:
-    """Take everything, in a while."""
+    """Accept everything, asynchronously."""
 
 
 def set_owner(subject: Any) -> None:
@@ -203,7 +203,7 @@ UNSEEN: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
 def test_change_is_accepted_unseen_if_no_rule_asks_for_the_row(
     rules: dict[str, Any], changes: dict[str, Any], accepted: bool
 ) -> None:
-    """Whatever is not certain is left to the rules with the row before them."""
+    """If the result is not certain, the validations run again with the entire row."""
     assert bound(model(**rules)).accepts_unseen(changes, CODEC) is accepted
 
 
@@ -231,7 +231,7 @@ def test_new_row_is_accepted_at_once_if_no_rule_waits_or_sets_anything(
 
 
 def test_rule_that_waits_is_asked_at_once_no_more() -> None:
-    """It may have sent a query, which was in vain."""
+    """It may have sent a query that was of no use."""
     asked: list[Any] = []
 
     def waits(subject: Any) -> Any:
@@ -258,14 +258,14 @@ def test_blank_that_a_row_has_already_is_left_alone() -> None:
 
 
 def test_model_with_a_delete_hook_knows_it() -> None:
-    """Without a hook before a delete no row need be read."""
+    """Without a beforeDelete hook no row is read."""
     assert not model(beforeSave=lambda self: None).has_delete_hook()
     assert model(beforeDelete=lambda self: None).has_delete_hook()
     assert not Model.has_delete_hook()
 
 
 def test_hook_that_refuses_a_delete_makes_it_invalid() -> None:
-    """By False, or by saying why; it sees the row."""
+    """A hook refuses by returning False or by adding an error; it sees the row."""
     current = {"id": 1, "action": "go", "made": "2026-11-21T14:03:00Z"}
     seen: list[Any] = []
     made = model(beforeDelete=lambda self: seen.append((self.id, self.made.year)))
