@@ -206,9 +206,9 @@ class Arguments:
                 hint=takes or hint,
             )
         self._given: dict[str, Any] = dict(zip(leading, positional, strict=False))
-        names = {*leading, *known, *OPTIONS}
         for name, value in keywords.items():
-            if name not in names:
+            if not (name in known or name in leading or name in OPTIONS):
+                names = {*leading, *known, *OPTIONS}
                 raise UnknownArgument(name, names, _meant(name, value, names), takes)
             if name in self._given:
                 raise InvalidArgument(f'"{name}" is given twice', path=name)

@@ -34,6 +34,35 @@ MAX_EMBEDS = 100
 """Embeds of one call; each is a subselect that PostgreSQL has to plan."""
 
 
+Embeds = tuple[Embed, ...]
+PlainEmbed = tuple[tuple[str, Literal[True] | tuple[tuple[str, str | bool], ...]], ...]
+"""The items of an `embed`: names, and options that are strings or booleans."""
+
+MAX_PLAIN, MAX_WORD = 16, 128
+"""Limits of a plain `embed`, since callers choose the keys of the cache: items, and characters of a string."""
+
+
+def plain_embed(embed: Any) -> PlainEmbed | None:
+    """Return an `embed` in a form that can be hashed; None if it has other options, or is large."""
+    if type(embed) is not dict or len(embed) > MAX_PLAIN:
+        return None
+    plain: list[Any] = []
+    for name, options in embed.items():
+        if type(name) is not str or len(name) > MAX_WORD:
+            return None
+        if options is True:
+            plain.append((name, True))
+            continue
+        if type(options) is not dict or len(options) > MAX_PLAIN:
+            return None
+        for option, value in options.items():
+            text = type(value) is str and len(value) <= MAX_WORD
+            if type(option) is not str or not (text or type(value) is bool):
+                return None
+        plain.append((name, tuple(options.items())))
+    return tuple(plain)
+
+
 class EmbedParser:
     """
     Parser of one `embed`.

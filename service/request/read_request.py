@@ -14,6 +14,7 @@ import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -26,7 +27,7 @@ from service.request.arguments import (
     items_with_paths,
     unwrap,
 )
-from service.request.embeds import EmbedParser
+from service.request.embeds import EmbedParser, Embeds, PlainEmbed, plain_embed
 from service.request.filters import FilterParser
 from service.request.measures import parse_measures
 from service.request.requests import (
@@ -498,12 +499,24 @@ def null_in_key(path: str, column: str = "") -> InvalidArgument:
     )
 
 
-def parse_embed(given: Arguments, values: Values, limits: Limits) -> tuple[Embed, ...]:
+def parse_embed(given: Arguments, values: Values, limits: Limits) -> Embeds:
     """Parse `embed`."""
     embed = given.value("embed")
     if embed is None:
         return ()
-    return EmbedParser(values, limits.max_embed_depth, limits.max_depth).parse(embed)
+    depths = limits.max_embed_depth, limits.max_depth
+    plain = plain_embed(embed)
+    found = _parse_plain_embed(plain, *depths) if plain is not None else None
+    return EmbedParser(values, *depths).parse(embed) if found is None else found
+
+
+@lru_cache(256)
+def _parse_plain_embed(plain: PlainEmbed, max_embed_depth: int, max_depth: int) -> Embeds | None:
+    """Parse an `embed` once for all calls; None if it has values, which each call brings itself."""
+    values = Values()
+    embed = {name: options if options is True else dict(options) for name, options in plain}
+    found = EmbedParser(values, max_embed_depth, max_depth).parse(embed)
+    return None if len(values) else found
 
 
 def parse_form(given: Arguments) -> Form:

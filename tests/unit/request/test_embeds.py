@@ -9,7 +9,8 @@ import pytest
 from service.errors import InvalidArgument
 from service.request.arguments import Values
 from service.request.embeds import MAX_EMBEDS, EmbedParser, default_embed
-from service.request.requests import Embed
+from service.request.read_request import Limits, Parsed, parse_get
+from service.request.requests import Embed, GetRequest
 
 
 def parsed(embed: Any, max_depth: int = 2) -> tuple[Embed, ...]:
@@ -63,3 +64,40 @@ def test_list_of_names_is_refused_with_the_dict_that_is_meant() -> None:
     with pytest.raises(InvalidArgument) as refused:
         parsed(["a", "b"])
     assert refused.value.details["hint"] == 'as in {"a": true, "b": true}'
+
+
+def in_call(embed: Any) -> Parsed[GetRequest]:
+    """Parse the call of a `get` with an embed."""
+    return parse_get((), {"key": 7, "embed": embed}, Limits())
+
+
+@pytest.mark.parametrize("embed", [{"a": True}, {"a": {"relation": "b", "inner": True}, "c": {}}])
+def test_embed_without_values_is_parsed_once(embed: Any) -> None:
+    """With the same result as without the cache."""
+    first, second = (in_call(dict(embed)).request.embeds for _ in range(2))
+    assert first is second
+    assert first == EmbedParser(Values(), Limits().max_embed_depth, Limits().max_depth).parse(embed)
+
+
+@pytest.mark.parametrize(
+    ("embed", "values"),
+    [
+        ({"a": {"limit": 3}}, (7, 3)),
+        ({"a": {"select": "data->>x"}}, (7, "x")),
+        ({"a": {"where": {"b": "y"}}}, (7, "y")),
+        ({"a": {"embed": {"b": {"limit": 2}}}}, (7, 2)),
+    ],
+)
+def test_embed_adds_its_values_to_each_call(embed: Any, values: tuple[Any, ...]) -> None:
+    assert [in_call(embed).values for _ in range(3)] == [values] * 3
+
+
+@pytest.mark.parametrize(
+    "embed", [{"a": {"inner": 1}}, {"a": {"relation": "x" * 999 + "\0"}}, {"": True}]
+)
+def test_wrong_embed_is_refused_each_time(embed: Any) -> None:
+    """Also after an equal one: 1 and true are equal, and have equal hashes."""
+    in_call({"a": {"inner": True}})
+    for _ in range(3):
+        with pytest.raises(InvalidArgument):
+            in_call(embed)

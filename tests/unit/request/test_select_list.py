@@ -6,7 +6,7 @@ import pytest
 
 from service.errors import InvalidArgument
 from service.request.arguments import Values
-from service.request.select_list import parse_item, parse_one, parse_reference
+from service.request.select_list import parse_item, parse_one, parse_order, parse_reference
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,14 @@ def test_cast_named_twice_is_refused():
     with pytest.raises(InvalidArgument) as refused:
         parse_one({"column": "id::text", "cast": "int"}, "select.0", Values())
     assert refused.value.details["path"] == "select.0.cast"
+
+
+def test_plain_sort_key_is_cached_by_name_direction_and_path() -> None:
+    """A key that adds a value, such as a step of a JSON path, is parsed in each call."""
+    (up,), (down,) = (parse_order([name], Values()) for name in ("a", "-a"))
+    assert (up.reference, up.descending, down.descending) == (down.reference, False, True)
+    assert parse_order(["b", "a"], Values())[1].reference.path == "order.1"
+    for _ in range(2):
+        values = Values()
+        parse_order(["data->>x", "a"], values)
+        assert values.freeze() == ("x",)
