@@ -1,5 +1,5 @@
 """
-Aggregates through the dispatcher: every answer is what SQL itself answers.
+Aggregates through the dispatcher, compared with the results of SQL.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ MEASURES: list[tuple[dict[str, Any], str]] = [
 async def test_measure_over_any_groups_gives_what_sql_gives(
     db: DirectCaller, dsn: str, measure: dict[str, Any], sql: str
 ) -> None:
-    """A function gives what SQL gives, over all rows, over groups, and over none."""
+    """A measure equals the aggregate in SQL over all rows, over groups, and over no rows."""
     for condition, where in (("true", None), ("amount > 2", {"amount": {"gt": 2}}), ("false", {"id": 0})):  # fmt: skip
         rows = execute(dsn, f"SELECT {sql} FROM sales WHERE {condition}")
         assert await db.call("sales.aggregate", {"m": measure}, where=where) == [{"m": rows[0][0]}]
@@ -118,7 +118,7 @@ GROUPS: list[tuple[Any, str]] = [
 async def test_groups_of_a_call_are_those_of_sql_in_order(
     db: DirectCaller, dsn: str, group: Any, sql: str
 ) -> None:
-    """Groups are those of SQL; the same call gives them in the same order."""
+    """Groups equal those of SQL, and the same call returns them in the same order."""
     width = 1 if isinstance(group, str) else len(group)
     places = ", ".join(str(at) for at in range(1, width + 1))
     rows = execute(dsn, f"SELECT {sql}, count(*) FROM sales GROUP BY {places} ORDER BY {places}")
@@ -153,7 +153,7 @@ QUESTIONS: list[tuple[dict[str, Any], str]] = [
 async def test_aggregate_with_filter_and_order_equals_its_sql(
     db: DirectCaller, dsn: str, kwargs: dict[str, Any], sql: str
 ) -> None:
-    """Which groups, in which order, as SQL has it."""
+    """The groups and their order are those of SQL."""
     where, rest = ("WHERE seller = 2", "") if sql == "WHERE" else ("", sql)
     rows = execute(
         dsn,
@@ -166,7 +166,7 @@ async def test_aggregate_with_filter_and_order_equals_its_sql(
 
 @pytest_twisted.ensureDeferred
 async def test_string_agg_of_bytes_joins_by_the_bytes_of_the_separator(db: DirectCaller) -> None:
-    """Bytes are joined by the bytes of a separator."""
+    """The separator of bytea values is its UTF-8 bytes."""
     measure = {"string_agg": "data", "distinct": True, "separator": "é"}
     measures = {"m": measure, "text": {**measure, "cast": "text"}}
     found = await db.call("sales.aggregate", measures, where={"id": [1, 2]})
@@ -175,7 +175,7 @@ async def test_string_agg_of_bytes_joins_by_the_bytes_of_the_separator(db: Direc
 
 @pytest_twisted.ensureDeferred
 async def test_aggregate_of_a_view_gives_its_distinct_groups(db: DirectCaller) -> None:
-    """Any relation can be aggregated, and groups alone are the distinct rows."""
+    """Any relation can be aggregated, and groups without measures are its distinct rows."""
     found = await db.call("paid.aggregate", {}, group=["seller"])
     assert found == [{"seller": 1}, {"seller": 2}, {"seller": 3}, {"seller": None}]
     assert await db.call("paid.aggregate", measures=COUNT, having={"n": 0}) == []
@@ -183,7 +183,7 @@ async def test_aggregate_of_a_view_gives_its_distinct_groups(db: DirectCaller) -
 
 @pytest_twisted.ensureDeferred
 async def test_aggregate_over_the_limit_is_too_large(db: DirectCaller) -> None:
-    """An answer weighs so much."""
+    """The limit is on the size of the result in bytes."""
     refused = await failure_of(
         db.call("sales.aggregate", {str(at): {"array_agg": "doc"} for at in range(100)})
     )
@@ -193,7 +193,7 @@ async def test_aggregate_over_the_limit_is_too_large(db: DirectCaller) -> None:
 @pytest.mark.parametrize("name", ["many.aggregate", "fn.many.aggregate"])
 @pytest_twisted.ensureDeferred
 async def test_groups_beyond_a_page_are_all_answered(name: str, dsn: str) -> None:
-    """All groups come, whatever a page of rows may hold; too many are refused, or come in parts."""
+    """All groups are returned, whatever the limit of rows per page; too many are refused, or streamed."""
     async with serving(dsn, max_rows=30) as db:
         groups = {"measures": {}, "group": ["n"]}
         refused = await failure_of(db.call(name, **groups))
@@ -229,7 +229,7 @@ async def test_groups_beyond_a_page_are_all_answered(name: str, dsn: str) -> Non
 async def test_measure_that_does_not_fit_its_type_is_refused(
     db: DirectCaller, measures: dict[str, Any], kwargs: dict[str, Any], path: str
 ) -> None:
-    """What a type lacks, or nobody may see, is refused with its place."""
+    """Operations that a type lacks and hidden columns are refused with their path."""
     refused = await failure_of(db.call("sales.aggregate", measures, **kwargs))
     assert isinstance(refused, InvalidArgument), refused
     assert refused.details["path"] == path
@@ -257,7 +257,7 @@ async def test_measure_that_does_not_fit_its_type_is_refused(
 async def test_function_that_does_not_fit_anywhere_is_refused_with_its_path(
     db: DirectCaller, name: str, kwargs: dict[str, Any], path: str
 ) -> None:
-    """A function or a cast that a type lacks has its place, wherever in a call it stands."""
+    """The error for a function or cast that a type lacks has a path, wherever in the call it is."""
     refused = await failure_of(db.call(name, **kwargs))
     assert isinstance(refused, InvalidArgument), refused
     assert refused.details["path"] == path
@@ -267,7 +267,7 @@ async def test_function_that_does_not_fit_anywhere_is_refused_with_its_path(
 
 @pytest_twisted.ensureDeferred
 async def test_aggregate_with_sql_in_its_names_runs_none_of_it(db: DirectCaller, dsn: str) -> None:
-    """Whatever is written where a name, function or separator goes stays one."""
+    """SQL in place of a name, function or separator is quoted or refused."""
     evil = 'n"; DROP TABLE sales; --'
     good = {"string_agg": "mood::text", "distinct": True}
     (found,) = await db.call("sales.aggregate", {evil: {**good, "separator": "'; DROP"}})
@@ -291,7 +291,7 @@ async def test_aggregate_with_sql_in_its_names_runs_none_of_it(db: DirectCaller,
 async def test_embed_with_measures_gives_those_of_the_related_rows(
     db: DirectCaller, dsn: str
 ) -> None:
-    """An embed may be measures of the related rows, in groups or not."""
+    """An embed may have measures of the related rows, with or without groups."""
     measures = {"n": {"count": "*"}, "worth": {"sum": "price"}, "mean": {"avg": "amount"}}
     found = await db.call("people.find", select=["id"], embed={"sales": {"measures": measures}})
     rows = execute(
@@ -322,7 +322,7 @@ async def test_embed_with_measures_gives_those_of_the_related_rows(
 
 @pytest_twisted.ensureDeferred
 async def test_embed_with_measures_goes_wherever_an_embed_goes(db: DirectCaller) -> None:
-    """Beside rows of the same relation, spread, deeper, of one row, of none."""
+    """Besides rows of the same relation, spread, nested deeper, for one row, for no row."""
     row = await db.call(
         "people.get",
         3,

@@ -1,7 +1,7 @@
 """
-Readers of the log beside many writers: nothing lost, nothing twice, every state a real one.
+Readers of the log beside many writers: nothing is lost or repeated, and each state is a committed one.
 
-Three readers that one might write run beside ours and have to fail, or the writers would prove
+Three plausible but wrong readers run beside the service's and must fail; otherwise the writers would prove
 nothing.
 """
 
@@ -37,7 +37,7 @@ WRONG = {"above the highest number": "", "by transaction": "xid, seq", "by numbe
 def test_readers_that_are_killed_beside_writers_deliver_every_change_in_order(
     seed: int, tmp_path: Path
 ) -> None:
-    """And PostgreSQL crashes in the middle of it."""
+    """PostgreSQL crashes meanwhile."""
     dice = random.Random(seed)
     with servers(1) as (server,):
         start = prepared(server)
@@ -45,7 +45,7 @@ def test_readers_that_are_killed_beside_writers_deliver_every_change_in_order(
         writers, observer = Writers(server.dsn, seed), Observer(server.dsn)
         with readers(server.dsn, tmp_path / "lines", "a", "b", poll=0.01) as found:
             try:
-                # On a busy machine readers publish little between two kills: until there is enough to check.
+                # On a loaded machine readers publish little between two kills: repeat until it is enough to check.
                 kills = _disturb(
                     server,
                     found,
@@ -78,7 +78,7 @@ def test_readers_that_are_killed_beside_writers_deliver_every_change_in_order(
 
 
 def prepared(server: Server) -> State:
-    """Return what is there in the beginning; transactions may be prepared."""
+    """Configure prepared transactions, and return the initial contents of the tables."""
     execute(server.dsn, "ALTER SYSTEM SET max_prepared_transactions = 20")
     server.crash()
     server.start()
@@ -87,7 +87,7 @@ def prepared(server: Server) -> State:
 
 
 def state(server: Server) -> State:
-    """Return what the tables hold."""
+    """Return the contents of the tables."""
     connection = psycopg2.connect(server.dsn)
     with connection.cursor() as rows:
         found = content(rows)
@@ -98,7 +98,7 @@ def state(server: Server) -> State:
 def _disturb(
     server: Server, found: Readers, dice: random.Random, enough: Callable[[], bool]
 ) -> int:
-    """Kill the reader that publishes, again and again, and once the server; return how often."""
+    """Kill the publishing reader repeatedly, and once the server; return the number of kills."""
     wait_until(lambda: bool(found.lines()), 60)
     ends, crashes, kills = time.monotonic() + SECONDS, time.monotonic() + SECONDS / 2, 0
     while time.monotonic() < ends or not enough():
@@ -115,7 +115,7 @@ def _disturb(
 
 
 def settled(server: Server, found: Readers) -> State:
-    """Return what is there in the end, once all of it was published."""
+    """Return the final contents, after all changes have been published."""
     for (name,) in execute(server.dsn, "SELECT gid FROM pg_prepared_xacts"):
         execute(server.dsn, f"COMMIT PREPARED '{name}'")
     behind = """
@@ -124,14 +124,14 @@ def settled(server: Server, found: Readers) -> State:
     """
     wait_until(lambda: execute(server.dsn, behind) == [(0,)], 60)
     ((tick,),) = execute(server.dsn, "SELECT max(tick) FROM rowcast.ticks WHERE changes > 0")
-    # One with no net change is not published; the next commit shows that all before was.
+    # A transaction without a net change is not published; a later commit shows that all before it was.
     execute(server.dsn, "UPDATE items SET n = n + 1 WHERE id = (SELECT min(id) FROM items)")
     wait_until(lambda: found.last.tick > int(str(tick)), 60)
     return state(server)
 
 
 def check_states(kept: list[Line], names: dict[Any, Any], start: State, final: State) -> None:
-    """Each row before is the one of the copy, and after each transaction the sum is as it was."""
+    """Check that each old row equals the copy, and that the total is constant after each transaction."""
     copy = Copy(start)
     for line in kept:
         copy.apply(names[line.relation], line.old, line.new)
@@ -142,7 +142,7 @@ def check_states(kept: list[Line], names: dict[Any, Any], start: State, final: S
 
 
 def check_positions(kept: list[Line]) -> None:
-    """Within a tick the changes are counted up, and each transaction stands together."""
+    """Check that changes are numbered within a tick, and that each transaction is contiguous."""
     for before, line in pairwise(kept):
         following = line.tick == before.tick and line.index > before.index
         assert following or line.tick > before.tick, (before, line)
@@ -159,7 +159,7 @@ def check_snapshots(
     final: State,
     seen: list[tuple[PgSnapshot, State]],
 ) -> None:
-    """What is visible in a snapshot leads to its rows, and the rest from there to the end."""
+    """Check that the changes visible in a snapshot lead to its rows, and the others to the final rows."""
     assert len(seen) > 20
     for snapshot, there in seen:
         before, after = Copy(start), Copy(there)
@@ -173,7 +173,7 @@ def check_snapshots(
 
 
 def check_made_again(server: Server, kept: list[Line], names: dict[Any, Any], start: State) -> None:
-    """Ticks are the same when they are made again, and any run of them can be had as one."""
+    """Check that reading ticks again gives the same changes, singly and in ranges."""
     connection = open_session(server.dsn, SessionSettings())
     tracked = tracked_txn(connection)
     copy, states = Copy(start), dict[int, State]()
@@ -206,6 +206,6 @@ def check_made_again(server: Server, kept: list[Line], names: dict[Any, Any], st
 
 
 def rows_of(connection: PgConnection, tick: Tick) -> list[Any]:
-    """Return the rows of a tick, all pages of them."""
+    """Return the rows of all pages of a tick."""
     pages = pages_txn(connection, tick, 10_000)
     return [row for page in pages for row in page_txn(connection, page)]

@@ -1,5 +1,5 @@
 """
-Values that an update computes out of those that are there, held against SQL written by hand.
+Values that an update computes from stored values, compared with hand-written SQL.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ OF_PATHS = [
 
 
 def stored(dsn: str, column: str, sql: str) -> tuple[str, bool]:
-    """Return a column as text, and whether it is what an expression of SQL gives for it."""
+    """Return a column as text, and whether it equals an SQL expression."""
     ((declared,),) = execute(
         dsn,
         "SELECT format_type(atttypid, atttypmod) FROM pg_attribute"
@@ -146,7 +146,7 @@ def stored(dsn: str, column: str, sql: str) -> tuple[str, bool]:
 async def test_computed_value_is_what_postgresql_computes(
     db: DirectCaller, dsn: str, column: str, before: str, change: Any, after: str
 ) -> None:
-    """By key and by filter: what is stored, and what is answered."""
+    """The stored and the returned values, by key and by filter."""
     execute(dsn, f"UPDATE things SET {column} = {before}")
     row = await db.call("things.update", 1, {column: change})
     text, as_wanted = stored(dsn, column, after)
@@ -163,7 +163,7 @@ async def test_computed_value_is_what_postgresql_computes(
 async def test_path_sets_what_is_named_and_leaves_the_rest(
     db: DirectCaller, dsn: str, before: str, changes: Any, after: str, column: str
 ) -> None:
-    """Objects and lists on the way are made; json is set like jsonb."""
+    """Missing objects and lists on the path are created; json is set like jsonb."""
     execute(dsn, f"UPDATE things SET {column} = {before}")
     changes = {name.replace("doc", column, 1): value for name, value in changes.items()}
     await db.call("things.update", 1, changes)
@@ -196,7 +196,7 @@ async def test_most_and_longest_paths_are_each_computed(
     way: str,
     steps: list[str],
 ) -> None:
-    """A cost that grew with each path by a factor would end in the time limit of statements."""
+    """If the cost grew exponentially with the paths, the statement would time out."""
 
     def document(leaf: Callable[[int], Any]) -> dict[str, Any]:
         return {f"k{at}": reduce(lambda inner, key: {key: inner}, steps, leaf(at)) for at in paths}
@@ -276,7 +276,7 @@ REFUSED = [
 async def test_value_that_cannot_be_computed_is_refused_and_nothing_written(
     db: DirectCaller, dsn: str, before: str, changes: Any, path: str | None, message: str
 ) -> None:
-    """With the place that is to blame; what the row held stays."""
+    """The error has the path, and the row is unchanged."""
     if before:
         execute(dsn, f"UPDATE things SET {before}")
     row = await db.call("things.get", 1)
@@ -308,7 +308,7 @@ async def test_rows_share_the_steps_of_their_paths(db: DirectCaller, dsn: str) -
 
 @pytest_twisted.ensureDeferred
 async def test_unknown_operator_is_refused_with_the_nearest(db: DirectCaller) -> None:
-    """And with the way to a value that looks like one."""
+    """The hint also says how to write a value that looks like an operator."""
     with pytest.raises(InvalidArgument) as refused:
         await db.call("things.update", 1, {"doc": {"$appendd": [1]}})
     assert refused.value.details["hint"] == (
@@ -318,7 +318,7 @@ async def test_unknown_operator_is_refused_with_the_nearest(db: DirectCaller) ->
 
 @pytest_twisted.ensureDeferred
 async def test_computed_value_that_breaks_a_check_is_refused(db: DirectCaller, dsn: str) -> None:
-    """By the check of a domain, as any value."""
+    """The check of a domain refuses it like any value."""
     execute(dsn, "UPDATE things SET level = 99")
     with pytest.raises(CheckViolation):
         await db.call("things.update", 1, {"level": {"$add": 1}})
@@ -329,7 +329,7 @@ async def test_computed_value_that_breaks_a_check_is_refused(db: DirectCaller, d
 async def test_new_row_computes_nothing_and_takes_values_as_they_are(
     db: DirectCaller, verb: str
 ) -> None:
-    """There is nothing yet to compute out of."""
+    """A new row has no stored value to compute from."""
     for value in ({"$add": 1}, {"$merge": {}}, {"$nothing": 1}):
         with pytest.raises(InvalidArgument) as refused:
             await db.call(f"things.{verb}", {"id": 2, "doc": value})
@@ -346,7 +346,7 @@ async def test_new_row_computes_nothing_and_takes_values_as_they_are(
 async def test_expected_value_is_taken_as_it_is_where_it_says_so(
     db: DirectCaller, dsn: str
 ) -> None:
-    """What is expected computes nothing."""
+    """Values in `expect` are not computed."""
     execute(dsn, """UPDATE things SET doc = '{"$add": 1}', i4 = 1""")
     row = await db.call(
         "things.update", 1, {"i4": {"$add": 1}}, expect={"doc": {"$value": {"$add": 1}}, "i4": 1}
@@ -358,7 +358,7 @@ async def test_expected_value_is_taken_as_it_is_where_it_says_so(
 
 @pytest_twisted.ensureDeferred
 async def test_computed_changes_at_once_are_all_kept(db: DirectCaller, dsn: str) -> None:
-    """Each is computed out of what the ones before it have written."""
+    """Each is computed from the value written by the previous one."""
     execute(dsn, "UPDATE things SET i4 = 0, doc = '{}'")
     calls = [
         db.call("things.update", 1, {"i4": {"$add": 1}, f"doc->k{at}": at}) for at in range(40)
@@ -403,7 +403,7 @@ HOSTILE = st.one_of(
 async def test_hostile_path_sets_that_place_or_is_refused(
     db: DirectCaller, dsn: str, keys: list[str], value: str
 ) -> None:
-    """Whatever is in a key, it is a key; nothing else changes."""
+    """Any string is a valid JSON key, and nothing else changes."""
     execute(dsn, f"{BEFORE_EACH}, (2)")
     path = "->".join(["doc", *map(quoted_item, keys)])
     try:

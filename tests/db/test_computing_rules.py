@@ -1,5 +1,5 @@
 """
-Computed values before the rules of a model, and before the rights of a role.
+Computed values with the validations of a model, and with the rights of a role.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ ADDER, BLIND, READER = (Caller(1, name, name, "realm1") for name in ("adder", "b
 
 
 class Account(Model):
-    """Never overdrawn; notes what it is going to hold."""
+    """A model that refuses a negative balance and records the new balance."""
 
     TABLENAME = "accounts"
     SEEN: ClassVar[list[tuple[Any, ...]]] = []
 
     def beforeUpdate(self) -> None:
-        """Note the balance."""
+        """Record the balance."""
         self.SEEN.append((self.id, self.balance, self.doc))
         if self.balance is not None:
             self.noted = f"{self.balance} by {self.owner}"
@@ -68,13 +68,13 @@ def covered(account: Account) -> None:
 
 
 class Paper(Model):
-    """Makes a document that looks like an operator."""
+    """A model that sets a document that looks like an operator."""
 
     TABLENAME = "papers"
     SEEN: ClassVar[list[Any]] = []
 
     def beforeCreate(self) -> None:
-        """Note the document."""
+        """Set the document."""
         self.SEEN.append(getattr(self, "doc", None))
         self.made = {"$default": True}
 
@@ -86,7 +86,7 @@ RULED = pytest.mark.serving(written=(Account, Paper))
 @RULED
 @pytest_twisted.ensureDeferred
 async def test_rules_see_the_value_that_postgresql_computes(db: DirectCaller) -> None:
-    """Rounded as it will be stored; what they make of it is written beside it."""
+    """Validations see the value rounded as stored; values set by hooks are written, too."""
     Account.SEEN.clear()
     changes = {"balance": {"$multiply": "1.0001"}, "doc->a": {"$value": {"$add": 1}}}
     row = await db.call("accounts.update", 1, changes)
@@ -99,7 +99,7 @@ async def test_rules_see_the_value_that_postgresql_computes(db: DirectCaller) ->
 @RULED
 @pytest_twisted.ensureDeferred
 async def test_rules_see_imported_values_as_they_are_meant(db: DirectCaller, dsn: str) -> None:
-    """Out of `$value`, and not the default; what they make is a value, whatever it looks like."""
+    """Validations see the value inside `$value`; values set by hooks are literal, whatever they look like."""
     Paper.SEEN.clear()
     given = [{"id": 1, "doc": {"$value": {"$add": 1}}}, {"id": 2, "doc": {"$default": True}}]
     await db.call("papers.import", given)
@@ -119,7 +119,7 @@ async def test_rules_see_imported_values_as_they_are_meant(db: DirectCaller, dsn
 @RULED
 @pytest_twisted.ensureDeferred
 async def test_computed_value_that_rules_refuse_is_not_written(db: DirectCaller, dsn: str) -> None:
-    """Neither of its row nor of others in the call."""
+    """Neither its row nor other rows of the call are written."""
     before = execute(dsn, "SELECT * FROM accounts ORDER BY id")
     changes = {"balance": {"$add": "-15"}}
     for target in ({"key": 1}, {"where": {"owner": "a"}}):
@@ -132,7 +132,7 @@ async def test_computed_value_that_rules_refuse_is_not_written(db: DirectCaller,
 @RULED
 @pytest_twisted.ensureDeferred
 async def test_rules_see_each_row_with_its_own_value(db: DirectCaller) -> None:
-    """One call for many rows; null plus something is null."""
+    """One call updates many rows; NULL plus a value is NULL."""
     answer = await db.call(
         "accounts.update",
         all=True,
@@ -153,7 +153,7 @@ async def test_rules_see_each_row_with_its_own_value(db: DirectCaller) -> None:
 @RULED
 @pytest_twisted.ensureDeferred
 async def test_computed_changes_at_once_under_rules_are_all_kept(db: DirectCaller) -> None:
-    """Rows are locked while their rules look at them."""
+    """Rows are locked while validations run on them."""
     calls = [
         ensureDeferred(db.call("accounts.update", 1, {"balance": {"$add": -1}})) for _ in range(14)
     ]
@@ -167,7 +167,7 @@ async def test_computed_changes_at_once_under_rules_are_all_kept(db: DirectCalle
 async def test_computed_change_is_bound_like_others(
     dsn: str, written: tuple[type[Model], ...]
 ) -> None:
-    """By what is expected, by max_affected, by the key, and by the transaction around it."""
+    """The refusals are by `expect`, `max_affected`, a missing key and the surrounding transaction."""
     execute(dsn, BEFORE_EACH)
     more = {"balance": {"$add": "2.5"}}
     async with serving(dsn, written=written) as db:
@@ -209,7 +209,7 @@ async def test_computed_change_is_bound_like_others(
 
 @pytest_twisted.ensureDeferred
 async def test_computing_takes_the_right_to_read_the_column(dsn: str) -> None:
-    """Beside the one to update it; the refusal says so, and names no column that is not there."""
+    """It needs SELECT besides UPDATE on the column; the refusal says so, and names no hidden column."""
     execute(dsn, BEFORE_EACH)
     add, back = {"balance": {"$add": 1}}, {"select": ["id"]}
     async with serving(dsn, roles=ROLES) as db:
@@ -236,7 +236,7 @@ async def test_computing_takes_the_right_to_read_the_column(dsn: str) -> None:
 @pytest.mark.parametrize("old", [None, "old", "both"])
 @pytest_twisted.ensureDeferred
 async def test_changes_of_no_row_are_refused_as_those_of_one(dsn: str, old: str | None) -> None:
-    """By the rights of the role, whatever is answered."""
+    """The role's rights are checked, whatever `returning` says."""
     execute(dsn, BEFORE_EACH)
     call: Any = {"where": {"id": 99}, "changes": {"owner": "x"}, "returning": old}
     async with serving(dsn, roles=ROLES) as db:
@@ -248,7 +248,7 @@ async def test_changes_of_no_row_are_refused_as_those_of_one(dsn: str, old: str 
 
 @pytest_twisted.ensureDeferred
 async def test_policies_and_hidden_columns_hold_for_computed_values(dsn: str) -> None:
-    """No row is computed that may not be seen, and none that may not be written."""
+    """Rows that the role may not read or write are not computed."""
     execute(dsn, BEFORE_EACH)
     async with serving(dsn, roles=ROLES) as db:
         answer = await db.call_as(

@@ -1,5 +1,5 @@
 """
-Epochs: which positions still mean what they meant.
+Epochs: which positions remain valid.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SELECT rowcast.track('items');
 
 
 class History:
-    """A reader, tick by tick."""
+    """A reader that makes ticks one by one."""
 
     def __init__(self, connection: PgConnection, dsn: str) -> None:
         self.connection = connection
@@ -47,12 +47,12 @@ class History:
         self.epoch, self.last = begin_txn(connection, 0)
 
     def write(self, many: int = 1) -> None:
-        """Commit some rows, each by itself."""
+        """Commit some rows, each in its own transaction."""
         for _ in range(many):
             execute(self.dsn, "INSERT INTO items (n) VALUES (1)")
 
     def tick(self) -> Tick:
-        """Write a row, and make the tick that has it."""
+        """Write a row, and make the tick that contains it."""
         self.write()
         found = next_txn(self.connection, self.last, self.epoch.number, 100, "ticks")
         assert found is not None
@@ -60,19 +60,19 @@ class History:
         return self.last
 
     def begin(self, known: int | None = None) -> Epoch:
-        """Begin as another leader."""
+        """Begin to lead, as another process would."""
         self.epoch, self.last = begin_txn(
             self.connection, self.last.number if known is None else known
         )
         return self.epoch
 
     def resumes(self, position: TickPosition | SnapshotPosition) -> int | None:
-        """Return how many rows of the log a client gets; None if its position is gone."""
+        """Return the number of log rows after a client's position; None if the position is gone."""
         found = resume_txn(self.connection, position)
         return None if found is None else len(read_txn(self.connection, found))
 
     def elsewhere(self, column: str) -> None:
-        """Have the database be one of another history."""
+        """Change the recorded identity, as if the database had another history."""
         execute(self.dsn, f"UPDATE rowcast.epochs SET {column} = {column} + 1")
 
 
@@ -149,7 +149,7 @@ def test_position_outlives_a_promotion_that_lost_nothing(history: History) -> No
 def test_server_that_does_not_say_which_it_is_has_epochs_all_the_same(
     dsn: str, history: History
 ) -> None:
-    """As some that are managed."""
+    """As on some managed services."""
     clear_log(dsn)
     execute(
         dsn,
@@ -164,7 +164,7 @@ def test_server_that_does_not_say_which_it_is_has_epochs_all_the_same(
         position = TickPosition(1, history.tick().number, 1)
         assert history.begin() == epoch_now_txn(history.connection) == history.epoch
         assert history.resumes(position) == 1
-        # A dump that was restored has seen more than there has been.
+        # a restored dump has positions beyond the new server's transaction ids
         execute(dsn, "UPDATE rowcast.ticks SET snapshot = '9000000:9000000:'")
         assert history.begin().number == 2
         assert history.resumes(position) is None
@@ -205,7 +205,7 @@ def test_position_in_a_tick_that_a_promotion_lost_is_gone(dsn: str, history: His
 
 
 def test_fewer_ticks_than_were_known_begin_an_epoch(dsn: str, history: History) -> None:
-    """A volume that was set back: the same server by all that it says."""
+    """As after restoring a volume: the server's identity is the same."""
     lost = history.tick()
     execute(dsn, f"DELETE FROM rowcast.ticks WHERE tick = {lost.number}")
     assert history.begin().number == 2
@@ -227,7 +227,7 @@ def test_dump_restored_elsewhere_begins_with_an_empty_log(dsn: str, history: His
     assert history.last.number > tick.number
     assert history.resumes(TickPosition(1, tick.number, 1)) is None
     assert history.resumes(seen) is None
-    # what was under way meanwhile is not lost
+    # transactions that ran meanwhile are not lost
     assert history.tick().rows == 2
 
 
@@ -303,14 +303,14 @@ def test_log_above_its_size_is_pruned_from_its_beginning(dsn: str, history: Hist
 
 
 def test_tick_that_the_server_has_rolled_back_is_an_error(history: History) -> None:
-    """PostgreSQL answers COMMIT of a transaction that has failed by ROLLBACK, and no error."""
+    """PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK, without an error."""
 
     def spoil(*made: object) -> None:
         with pytest.raises(psycopg2.Error):
             history.connection.command("SELECT 1 / 0")
 
     def nothing(*read: object) -> None:
-        """Look nothing up."""
+        """Return None."""
 
     history.write()
     with pytest.raises(TransactionAborted):
@@ -341,7 +341,7 @@ def test_many_positions_are_looked_up_by_as_many_statements_as_one(
 
 
 def test_position_that_is_being_pruned_keeps_all_that_follows(dsn: str, history: History) -> None:
-    """What a transaction has found to be there is there until its end."""
+    """Log rows that a transaction has found remain until its end."""
     ticks = [history.tick() for _ in range(3)]
     reader = open_session(dsn, SessionSettings())
     reader.command("BEGIN ISOLATION LEVEL REPEATABLE READ")

@@ -1,5 +1,5 @@
 """
-Changes over crashes and promotions of PostgreSQL: none lost, or clients are told.
+Changes across crashes and promotions of PostgreSQL: none is lost without notice.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ SELECT rowcast.track('items');
 
 class Writer:
     """
-    A thread that inserts rows, whatever becomes of the servers.
+    A thread that inserts rows and reconnects after failures.
 
     Args:
-        dsn: Of whichever is the primary.
-        words: What it sets in its session.
+        dsn: DSN that leads to the present primary.
+        words: SQL that sets up its session.
 
     Attributes:
-        kept: Rows whose COMMIT was answered.
+        kept: Rows whose COMMIT was acknowledged.
     """
 
     def __init__(self, dsn: str, words: str = "") -> None:
@@ -89,7 +89,7 @@ def pair() -> Iterator[list[Server]]:
 
 
 def replayed(found: list[Server]) -> bool:
-    """Whether a standby has all that the primary has."""
+    """Return whether the standby has replayed all WAL of the primary."""
     ((lsn,),) = execute(found[0].dsn, "SELECT pg_current_wal_lsn()")
     return execute(found[1].dsn, f"SELECT pg_last_wal_replay_lsn() >= '{lsn}'") == [(True,)]
 
@@ -97,7 +97,7 @@ def replayed(found: list[Server]) -> bool:
 def test_crashes_lose_no_change_and_publish_none_that_they_lose(
     primary: Server, tmp_path: Path
 ) -> None:
-    """Though writers do not wait for the disk: what was published was on it."""
+    """Writers use synchronous_commit = off, but published changes were flushed to disk before."""
     writer = Writer(primary.dsn, "SET synchronous_commit = off")
     try:
         with readers(primary.dsn, tmp_path / "lines", "a", "b") as found:
@@ -135,14 +135,14 @@ def test_synchronous_promotion_loses_no_change(pair: list[Server], tmp_path: Pat
         writer.stop()
     assert sorted(line.key[0] for line in kept) == there
     assert set(writer.kept) <= set(there)
-    # a client goes on from any position that it had
+    # a client can resume from each position that it had
     for line in (kept[0], next(each for each in reversed(kept) if each.epoch == 1)):
         assert resumes(pair[1].dsn, TickPosition(*line.place))
 
 
 @pytest_twisted.ensureDeferred
 async def test_asynchronous_promotion_makes_lost_positions_gone(pair: list[Server]) -> None:
-    """The new primary gives the numbers of transactions and ticks to others."""
+    """The new primary reuses the lost transaction ids and tick numbers."""
     dsn = any_primary(pair)
     async with feeding(dsn) as kept:
         await deferToThread(execute, dsn, "INSERT INTO items (n) VALUES (1)")
@@ -180,7 +180,7 @@ async def test_standby_is_refused_until_it_is_promoted(pair: list[Server]) -> No
 
 
 def resumes(dsn: str, position: Position) -> bool:
-    """Whether a client may go on from a position."""
+    """Return whether a client can resume from a position."""
     connection = open_session(dsn, SessionSettings())
     try:
         return resume_txn(connection, position) is not None

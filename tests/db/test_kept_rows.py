@@ -77,7 +77,7 @@ def emptied(dsn: str) -> None:
 
 
 async def ask(db: DirectCaller, name: str, /, *args: Any, key: str = "", **kwargs: Any) -> Any:
-    """Call under a key, one of its own if none is given."""
+    """Call with an idempotency key, a new one if none is given."""
     key = key or f"key {next(KEYS)}"
     return await db.call_as(ANN, name, *args, idempotency_key=key, **kwargs)
 
@@ -86,7 +86,7 @@ async def ask(db: DirectCaller, name: str, /, *args: Any, key: str = "", **kwarg
 async def planned(
     dsn: str, roles: Roles, sessions: int = 1, **options: Any
 ) -> AsyncIterator[DirectCaller]:
-    """Serve by sessions that have planned the writes of the tests."""
+    """Serve with sessions that have prepared the writes of the tests."""
     async with serving(dsn, most=sessions, roles=roles, **options) as db:
         for name, args in (
             ("notes.create", lambda _: [{"note": "x"}]),
@@ -106,7 +106,7 @@ def rows(dsn: str) -> list[tuple[object, ...]]:
 
 
 def stored(dsn: str) -> list[bool]:
-    """Return, for each result that is stored, whether it is a row that one message has written."""
+    """Return for each stored result whether it is a row written by a single message."""
     query = "SELECT get_byte(result, 0) = 255 FROM rowcast.idempotency_keys"
     return [bool(each) for (each,) in execute(dsn, query)]
 
@@ -144,7 +144,7 @@ async def test_row_is_written_and_stored_in_one_message(
 
 @pytest_twisted.ensureDeferred
 async def test_values_of_a_stored_row_are_those_of_the_row(dsn: str, roles: Roles) -> None:
-    """By whichever service they are read, and however the row was written."""
+    """This holds for each service that reads them, and for each way of writing the row."""
     async with planned(dsn, roles) as db, serving(dsn, roles=roles) as other:
         first = await ask(db, "things.create", VALUES, key="k")
         assert stored(dsn) == [True]
@@ -167,7 +167,7 @@ async def test_stored_row_has_the_columns_that_it_had(dsn: str, roles: Roles) ->
     assert any(stored(dsn))
     execute(dsn, "ALTER TABLE grown DROP COLUMN gone, ADD COLUMN more int DEFAULT 2")
     async with serving(dsn, most=1, roles=roles) as db:
-        # past the check that answers are as described: this one is not any more
+        # without the check against the description, which the old row no longer matches
         call = "grown.create", [{"note": "x"}], {"idempotency_key": "k"}
         assert await db.dispatcher.answer(*call, ANN) == first
 
@@ -181,7 +181,7 @@ async def test_duplicates_at_once_are_written_once(dsn: str, roles: Roles, name:
             calls = [ensureDeferred(ask(db, name, *args, key="k")) for _ in range(12)]
             first, *others = await gatherResults(calls)
             assert all(each == first for each in others)
-    # numbers of rows that were undone are gone
+    # sequence values of rolled back rows are lost
     assert [row[1:] for row in rows(dsn)] == [row[1:] for row in expected]
     assert len(stored(dsn)) == 1
 
@@ -236,7 +236,7 @@ async def test_large_row_is_stored_as_ever(dsn: str, roles: Roles) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_row_is_answered_though_its_write_is_refused_by_now(dsn: str, roles: Roles) -> None:
-    """Since another row has its number, or it is gone."""
+    """Another row has its key now, or the row was deleted."""
     async with planned(dsn, roles) as db:
         first = await ask(db, "notes.create", {"note": "new", "n": 5}, key="create")
         assert first == await ask(db, "notes.create", {"note": "new", "n": 5}, key="create")

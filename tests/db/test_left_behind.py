@@ -1,5 +1,5 @@
 """
-What a call leaves behind in its session: nothing, whoever made it.
+No call leaves state behind in its PostgreSQL session.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ LEFT = {
     "cursor": "DECLARE left_here CURSOR WITH HOLD FOR SELECT 1",
     "number": "SELECT nextval('public.numbers')",
 }
-"""Each kind of state that a session has, and a statement that leaves it behind."""
+"""By kind of session state: a statement that leaves it behind."""
 
 STATE = """
 SELECT json_build_object(
@@ -137,7 +137,7 @@ SELECT json_build_object(
 
 
 async def state(db: DirectCaller) -> dict[str, Any]:
-    """Tell all that there is to a session; a number is another matter."""
+    """Return the state of a session, with `lastval` as "number"."""
     ((found,),) = await db.database.statement(STATE)
     try:
         found["number"] = await db.database.statement("SELECT lastval()")
@@ -148,7 +148,7 @@ async def state(db: DirectCaller) -> dict[str, Any]:
 
 @pytest_twisted.async_yield_fixture
 async def db(dsn: str) -> AsyncIterator[DirectCaller]:
-    """Serve it, with one session for all."""
+    """Serve the database with one session for all calls."""
     async with serving(dsn, roles=ROLES, most=1) as callee:
 
         async def by_hand(*_: Any) -> None:
@@ -180,7 +180,7 @@ CODE: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def order(dsn: str, words: str) -> None:
-    """Say what is to be left behind."""
+    """Store the statement that the code of the tests is to run."""
     execute(dsn, "DELETE FROM todo")
     execute(dsn, "INSERT INTO todo VALUES ($words$" + words + "$words$)")
 
@@ -188,7 +188,7 @@ def order(dsn: str, words: str) -> None:
 @pytest.mark.parametrize("code", CODE)
 @pytest_twisted.ensureDeferred
 async def test_code_of_any_kind_leaves_nothing(db: DirectCaller, dsn: str, code: str) -> None:
-    """Whatever state it is, and whatever code: the next caller has the session as it was."""
+    """Whatever the state and the kind of code, the next call has a clean session."""
     name, kwargs = CODE[code]
     before = await state(db)
     for left, words in LEFT.items():
@@ -199,7 +199,7 @@ async def test_code_of_any_kind_leaves_nothing(db: DirectCaller, dsn: str, code:
 
 @pytest_twisted.ensureDeferred
 async def test_policies_and_cascades_leave_nothing(db: DirectCaller, dsn: str) -> None:
-    """A policy runs for whoever reads, a trigger of another table where a delete leads."""
+    """Policies run code on reads, and triggers of other tables on cascading deletes."""
     before = await state(db)
     for words in (LEFT["custom setting"], LEFT["work_mem"], LEFT["advisory lock"]):
         order(dsn, words)
@@ -216,7 +216,7 @@ async def test_policies_and_cascades_leave_nothing(db: DirectCaller, dsn: str) -
 @pytest.mark.parametrize("caller", [ANYONE, CLERK], ids=["superuser", "role"])
 @pytest_twisted.ensureDeferred
 async def test_settings_changed_by_a_call_are_put_back(db: DirectCaller, caller: Caller) -> None:
-    """Every setting that can be set at all has its own value again, for every next caller."""
+    """Each setting has its initial value again for the next call."""
     before = await state(db)
     backend = await db.database.statement("SELECT pg_backend_pid()")
     changed = await db.dispatcher.answer("fn.set_all", (), {}, caller)
@@ -228,7 +228,7 @@ async def test_settings_changed_by_a_call_are_put_back(db: DirectCaller, caller:
 @pytest.mark.parametrize("left", LEFT)
 @pytest_twisted.ensureDeferred
 async def test_calls_that_fail_leave_nothing(db: DirectCaller, dsn: str, left: str) -> None:
-    """An error undoes settings and no locks; a call that takes too long is no other matter."""
+    """An error rolls back settings but not advisory locks; the same holds for a timeout."""
     before = await state(db)
     order(dsn, LEFT[left])
     assert await failure_of(db.dispatcher.answer("fn.leave_and_fail", (), {}, ANYONE))
@@ -249,7 +249,7 @@ async def test_calls_that_fail_leave_nothing(db: DirectCaller, dsn: str, left: s
 
 @pytest_twisted.ensureDeferred
 async def test_lock_of_a_function_is_free_once_it_is_answered(db: DirectCaller, dsn: str) -> None:
-    """Whoever has the answer, or the refusal, can take what the function had locked."""
+    """When the caller has the result or the error, the function's locks are released."""
     order(dsn, LEFT["advisory lock"])
     free = "SELECT pg_try_advisory_lock(7)"
     for name in ("leave", "leave_and_commit", "leave_and_fail"):
@@ -270,7 +270,7 @@ async def _failing(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_policies_read_what_is_the_callers_own(db: DirectCaller, dsn: str) -> None:
-    """What one caller's function sets chooses no rows for another."""
+    """Settings made by one caller's function do not affect the policies of another caller."""
     order(dsn, "SET app.tenant = 'red'")
     await db.call_as(CLERK, "fn.leave")
     assert (await db.call_as(CLERK, "tenants.find"))["rows"] == []
@@ -278,7 +278,7 @@ async def test_policies_read_what_is_the_callers_own(db: DirectCaller, dsn: str)
 
 @pytest_twisted.ensureDeferred
 async def test_lastval_does_not_leak_to_the_next_call(db: DirectCaller) -> None:
-    """`lastval` does not know of a row that another call has created."""
+    """`lastval` does not return the sequence value of another call."""
     assert (await db.call("numbered.create", {"tenant": "x"}))["tenant"] == "x"
     assert "lastval" in str(await failure_of(db.call("fn.last_number")))
     await db.call("numbered.create", {"tenant": "x"})
@@ -290,7 +290,7 @@ async def test_lastval_does_not_leak_to_the_next_call(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_random_numbers_cannot_be_foretold(db: DirectCaller, dsn: str) -> None:
-    """A seed that a function sets is the seed of nobody else."""
+    """`setseed` in a function does not affect other callers."""
     order(dsn, "SELECT setseed(0.5)")
     found = set()
     for _ in range(3):
@@ -332,11 +332,11 @@ async def test_call_without_code_is_not_cleaned_up_after(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_code_that_is_added_later_leaves_nothing_either(dsn: str) -> None:
-    """Once the catalog is read again, sessions are clean, whatever was not known before."""
+    """After the catalog is read again, sessions are reset after the new code."""
     both = threading.Barrier(2, timeout=10)
 
     def unknown_txn(connection: PgConnection) -> None:
-        connection.command("SET work_mem = '7MB'")  # as if it could not
+        connection.command("SET work_mem = '7MB'")  # as code that the catalog does not show
         both.wait()
 
     def asked_txn(connection: PgConnection) -> Any:
@@ -354,7 +354,7 @@ async def test_code_that_is_added_later_leaves_nothing_either(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_call_by_an_older_catalog_is_cleaned_up_after(db: DirectCaller) -> None:
-    """What is certain by a catalog is so for as long as that is the last one."""
+    """That a relation has no code is certain only with the newest catalog."""
     sets = Statement("SELECT set_config('work_mem', '7MB', false)", (), "x", ("a",), pure=True)
     old = db.dispatcher.served
     await db.database.run(value_txn, old.codec, sets, ())
@@ -367,7 +367,7 @@ async def test_call_by_an_older_catalog_is_cleaned_up_after(db: DirectCaller) ->
 
 @pytest_twisted.ensureDeferred
 async def test_sessions_of_languages_with_memory_end(db: DirectCaller, dsn: str) -> None:
-    """Where code can keep what no statement takes away, its session is closed."""
+    """If a language can keep state that no statement resets, the session is closed."""
     execute(dsn, "CREATE LANGUAGE left_perl HANDLER plpgsql_call_handler")
     assert await db.catalogs.refresh()
 
@@ -390,7 +390,7 @@ async def test_sessions_of_languages_with_memory_end(db: DirectCaller, dsn: str)
 async def test_session_is_given_up_where_code_keeps_what_no_statement_takes_away(
     dsn: str, lasting: bool
 ) -> None:
-    """By the extensions that the database has; without one sessions are used again."""
+    """The extensions of the database decide; without such an extension, sessions are reused."""
     execute(dsn, "DROP EXTENSION IF EXISTS dblink")
     execute(dsn, "CREATE OR REPLACE FUNCTION who() RETURNS int LANGUAGE plpgsql"
                  " AS 'BEGIN RETURN pg_backend_pid(); END'")  # fmt: skip

@@ -1,7 +1,7 @@
 """
-Models: what is found, what is written, and what is refused.
+Models: finding, saving and refusals.
 
-The names of the tests say what stock twistar gets wrong; docs/twistar.md has the list.
+The tests are named for what unmodified twistar gets wrong; docs/twistar.md has the list.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def tables(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_insert_is_one_message_and_fills_the_object(dsn: str) -> None:
-    """Keys, defaults and generated columns are there after `save`, at no further cost."""
+    """After `save`, the object has its key, defaults and generated columns, without another message."""
     Filled = model("filled")
     with Relay(dsn) as relay:
         async with served(relay.dsn, Filled, most=1):
@@ -105,7 +105,7 @@ async def test_key_of_any_type_finds_its_row(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_save_writes_changed_columns_only(dsn: str) -> None:
-    """Two people who change different columns both succeed."""
+    """Two clients that change different columns both succeed."""
     Things = model("things")
     async with served(dsn, Things):
         key = (await Things(name="first", amount=1).save()).id
@@ -119,7 +119,7 @@ async def test_save_writes_changed_columns_only(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_save_of_a_deleted_row_is_stale(dsn: str) -> None:
-    """Saving or refreshing it is refused; deleting it deletes none."""
+    """Saving or refreshing it raises; deleting it deletes no row."""
     Things = model("things")
     async with served(dsn, Things):
         ghost = await Things(name="ghost").save()
@@ -134,7 +134,7 @@ async def test_save_of_a_deleted_row_is_stale(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_find_for_update_keeps_others_waiting(dsn: str) -> None:
-    """`find(for_update=True)` reads for a change."""
+    """`find(for_update=True)` locks the row."""
     Things = model("things")
     async with served(dsn, Things) as database:
         thing = await Things(name="x").save()
@@ -151,7 +151,7 @@ async def test_find_for_update_keeps_others_waiting(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_columns_of_reserved_names_are_quoted(dsn: str) -> None:
-    """Reserved words, capitals, percent signs and question marks are names like any other."""
+    """Names may be reserved words and contain capitals, percent signs and question marks."""
     Order = model("order")
     async with served(dsn, Order) as database:
         await Order(**{"group": "g", "userName": "U", "100%?": 7}).save()
@@ -187,7 +187,7 @@ async def test_columns_of_reserved_names_are_quoted(dsn: str) -> None:
 async def test_condition_with_a_placeholder_or_percent_finds_its_rows(
     dsn: str, where: list[Any], count: int
 ) -> None:
-    """A `?` is a parameter where it stands alone, and a `%` is itself."""
+    """Only a `?` outside literals and operators is a parameter; a `%` is literal."""
     Documents = model("documents")
     execute(dsn, "INSERT INTO documents (doc, words) VALUES ('{\"a\": 1}', '50%')")
     async with served(dsn, Documents):
@@ -198,7 +198,7 @@ async def test_condition_with_a_placeholder_or_percent_finds_its_rows(
 
 @pytest_twisted.ensureDeferred
 async def test_find_by_null_or_list_matches_and_by_no_column_is_refused(dsn: str) -> None:
-    """None is NULL, a list is any of its values, and only columns can be named."""
+    """None matches NULL, a list matches any of its values, and only columns can be named."""
     Things = model("things")
     execute(dsn, "INSERT INTO things (name) VALUES ('a'), ('b'), (NULL)")
     async with served(dsn, Things):
@@ -215,7 +215,7 @@ async def test_find_by_null_or_list_matches_and_by_no_column_is_refused(dsn: str
 )
 @pytest_twisted.ensureDeferred
 async def test_sql_in_orderby_limit_or_group_is_refused(dsn: str, orderby: str) -> None:
-    """orderby, limit and group take what they are for, and nothing else."""
+    """orderby, limit and group accept only column lists and numbers."""
     Things = model("things")
     async with served(dsn, Things):
         with pytest.raises(ValueError, match="cannot order by"):
@@ -244,7 +244,7 @@ async def test_find_with_order_limit_and_offset_answers_the_page(dsn: str) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_keywords_of_unknown_names_are_refused(dsn: str) -> None:
-    """A typing error in a keyword is an error."""
+    """A misspelled keyword raises."""
     Things = model("things")
     async with served(dsn, Things):
         with pytest.raises(AttributeError, match="nmae"):
@@ -255,7 +255,7 @@ async def test_keywords_of_unknown_names_are_refused(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_column_named_like_a_method_has_an_underscore(dsn: str) -> None:
-    """They are reached with an underscore after the name, and harm nothing."""
+    """The attribute of such a column has a trailing underscore, and the method still works."""
     Clashes = model("clashes")
     async with served(dsn, Clashes):
         made = await Clashes(errors_="e", delete_="d", find_=3).save()
@@ -267,7 +267,7 @@ async def test_column_named_like_a_method_has_an_underscore(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_changes_of_the_schema_arrive_with_the_catalog(dsn: str) -> None:
-    """After a reload a new column is written and a dropped one forgotten."""
+    """After a reload, a new column is written and a dropped one ignored."""
     Things = model("things")
     async with served(dsn, Things) as database:
         thing = await Things(name="x").save()
@@ -280,7 +280,7 @@ async def test_changes_of_the_schema_arrive_with_the_catalog(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_missing_table_is_not_a_missing_privilege(dsn: str) -> None:
-    """No error is dressed up as another one."""
+    """Each of the two has its own error."""
     Missing, Things = model("missing"), model("things")
     async with served(dsn, Missing, Things) as database:
         assert isinstance(await failure_of(Missing(a=1).save()), ImaginaryTableError)
@@ -295,7 +295,7 @@ async def test_missing_table_is_not_a_missing_privilege(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_concurrent_find_or_create_is_one_row(dsn: str) -> None:
-    """Many at once agree on one object."""
+    """Concurrent calls return one row."""
     Uniques = model("uniques")
     async with served(dsn, Uniques, most=4):
         found = await gatherResults([Uniques.findOrCreate(name="n") for _ in range(12)])
@@ -305,7 +305,7 @@ async def test_concurrent_find_or_create_is_one_row(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_insert_many_with_columns_in_any_order_writes_each_to_its_own(dsn: str) -> None:
-    """Values go to the columns that they are named for, whatever their order."""
+    """Values are written to the columns of their names, whatever their order."""
     Pairs = model("pairs")
     async with served(dsn, Pairs):
         config = Registry.getConfig()
@@ -317,7 +317,7 @@ async def test_insert_many_with_columns_in_any_order_writes_each_to_its_own(dsn:
 
 @pytest_twisted.ensureDeferred
 async def test_json_changed_in_place_is_written(dsn: str) -> None:
-    """A document read can be saved again, and a change inside it is seen."""
+    """A document can be saved again after it was read, and a change inside it is detected."""
     Documents = model("documents")
     async with served(dsn, Documents):
         made = await Documents(doc=["a", {"b": 1}]).save()
@@ -331,7 +331,7 @@ async def test_json_changed_in_place_is_written(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_relation_without_a_key_can_be_read_and_written(dsn: str) -> None:
-    """It can be read and written to; its rows cannot be told apart."""
+    """Rows can be inserted and found; deleting one raises, because it has no key."""
     Bare = model("bare")
     async with served(dsn, Bare):
         made = await Bare(name="x").save()
@@ -342,7 +342,7 @@ async def test_relation_without_a_key_can_be_read_and_written(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_objects_are_equal_by_class_and_key(dsn: str) -> None:
-    """Objects of one row are one; unsaved ones are themselves; a repr shows the key alone."""
+    """Objects of one row are equal, unsaved ones only to themselves; a repr shows only the key."""
     Codes, Keys = model("codes"), model("keys")
     async with served(dsn, Codes, Keys):
         made = await Codes(code="c", name="secret").save()
@@ -359,7 +359,7 @@ async def test_objects_are_equal_by_class_and_key(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_error_of_a_validation_is_raised(dsn: str) -> None:
-    """Nothing is saved past an error in a validation, a hook or afterInit."""
+    """An error in a validation, a hook or afterInit prevents the save."""
     execute(dsn, "INSERT INTO things (name) VALUES ('there')")
 
     def raises(_: Record) -> None:
@@ -377,7 +377,7 @@ async def test_error_of_a_validation_is_raised(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_save_of_an_invalid_object_raises_unless_not_strict(dsn: str) -> None:
-    """`save` raises with every reason; tolerant models do as twistar does."""
+    """`save` raises with all errors; with STRICT off, models behave like twistar's."""
     Things = model("things")
     Things.validatesPresenceOf("name")
     Things.validatesLengthOf("name", range=range(1, 5))
@@ -395,7 +395,7 @@ async def test_save_of_an_invalid_object_raises_unless_not_strict(dsn: str) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_uniqueness_of_a_taken_value_is_refused(dsn: str) -> None:
-    """It holds against other rows, and an error of the database is no answer."""
+    """The value is compared with other rows, and a database error is raised instead of counted as unique."""
     Uniques = model("uniques")
     Uniques.validatesUniquenessOf("name")
     async with served(dsn, Uniques):
@@ -409,7 +409,7 @@ async def test_uniqueness_of_a_taken_value_is_refused(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_hooks_run_in_twistars_order(dsn: str) -> None:
-    """They may be plain, coroutine functions or give Deferreds; False refuses."""
+    """Hooks may be plain functions, coroutine functions or return Deferreds; False refuses."""
     seen: list[str] = []
 
     async def before_create(self: Record) -> None:
@@ -433,7 +433,7 @@ async def test_hooks_run_in_twistars_order(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_delete_refused_by_its_hook_keeps_the_row(dsn: str) -> None:
-    """BeforeDelete can keep the row; the object then lives on."""
+    """If beforeDelete refuses, the row and the object remain."""
     Things = model("things", beforeDelete=lambda self: False)
     async with served(dsn, Things):
         made = await Things(name="x").save()
@@ -473,7 +473,7 @@ TYPES = {
 
 @pytest_twisted.ensureDeferred
 async def test_attribute_of_any_type_survives_read_and_save(dsn: str) -> None:
-    """What was read can be saved, unchanged by that, whatever its type."""
+    """A value that was read can be saved unchanged, whatever its type."""
     columns = ", ".join(f"{name} {sql}" for name, (sql, _) in TYPES.items())
     execute(
         dsn,
@@ -501,7 +501,7 @@ async def test_attribute_of_any_type_survives_read_and_save(dsn: str) -> None:
 async def test_value_of_the_wrong_type_is_refused_before_it_is_sent(
     dsn: str, sql: str, value: object
 ) -> None:
-    """They are refused before they are sent, with the column's name."""
+    """The error has the column's name, and nothing is sent."""
     execute(dsn, f"CREATE TABLE picky (id serial PRIMARY KEY, value {sql})")
     Picky = model("picky")
     async with served(dsn, Picky):
@@ -512,7 +512,7 @@ async def test_value_of_the_wrong_type_is_refused_before_it_is_sent(
 
 @pytest_twisted.ensureDeferred
 async def test_timestamps_need_a_time_zone(dsn: str) -> None:
-    """A naive datetime would be taken for whatever zone the session is in."""
+    """A naive datetime would be interpreted in the session's time zone."""
     Filled = model("filled")
     async with served(dsn, Filled):
         with pytest.raises(ValueError, match="time zone"):
@@ -523,7 +523,7 @@ async def test_timestamps_need_a_time_zone(dsn: str) -> None:
 async def test_many_objects_leave_the_reactor_free(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Objects are made in the worker; five thousand of them stop nothing."""
+    """Objects are made in the worker; five thousand of them do not block the reactor."""
     execute(dsn, "INSERT INTO things (name) SELECT 'n' FROM generate_series(1, 5000)")
     Things = model("things")
     async with served(dsn, Things):
@@ -540,13 +540,13 @@ async def test_many_objects_leave_the_reactor_free(
             found = await Things.find(orderby="id")
         assert makers
         assert all(name.startswith("pg-") for name in makers)
-        assert probe.own(1) < 1  # and nothing else is long; on a busy machine, too
+        assert probe.own(1) < 1  # no single block is long, even on a loaded machine
         assert [found[0].id, found[-1].id, len(found)] == [1, 5000, 5000]
 
 
 @pytest_twisted.ensureDeferred
 async def test_log_of_twistar_shows_no_values(dsn: str) -> None:
-    """Twistar's LOG gives the statements, without what is bound to them."""
+    """Twistar's LOG has the statements without their parameters."""
     seen: list[dict[str, Any]] = []
     globalLogPublisher.addObserver(seen.append)
     InteractionBase.LOG = True

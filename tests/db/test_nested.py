@@ -1,7 +1,7 @@
 """
 Nested create: related rows among the values, new ones and links, in one transaction.
 
-What is right is said by plain SQL: the tables as they are afterwards.
+Plain SQL checks the contents of the tables afterwards.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ BEFORE_EACH = (
 
 @pytest_twisted.ensureDeferred
 async def test_new_row_with_rows_of_each_kind_makes_all_of_them(db: DirectCaller) -> None:
-    """What it refers to, what refers to it, and what is behind a junction; the answer embeds it."""
+    """Parents, children and rows behind a junction are created, and the result embeds them."""
     made = await db.call(
         "orders.create",
         {
@@ -161,7 +161,7 @@ async def test_nested_rows_are_those_that_sql_says(
 
 @pytest_twisted.ensureDeferred
 async def test_link_to_a_row_that_refers_elsewhere_moves_it(db: DirectCaller, dsn: str) -> None:
-    """It is updated, so that it refers to the new row."""
+    """The linked row is updated to refer to the new row."""
     await db.call("orders.create", {"customer_id": 1, "lines": [{"sku": "a"}, {"sku": "b"}]})
     made = await db.call(
         "orders.create",
@@ -181,7 +181,7 @@ VALUES = {
 
 @pytest_twisted.ensureDeferred
 async def test_values_of_rows_that_are_numbered_are_as_those_of_others(db: DirectCaller) -> None:
-    """Whether rows are written by INSERT or by MERGE, a value is stored and refused alike."""
+    """INSERT and MERGE store and refuse the same values."""
     by = {"kinds!id=up_id": [{"v": "x"}]}
     [one, other] = await db.call("kinds.create", [{**VALUES, **by}, {**VALUES, **by}], embed={})
     alone = await db.call("kinds.create", VALUES)
@@ -196,7 +196,7 @@ async def test_values_of_rows_that_are_numbered_are_as_those_of_others(db: Direc
 
 @pytest_twisted.ensureDeferred
 async def test_rows_that_cannot_be_merged_are_made_one_by_one(db: DirectCaller, dsn: str) -> None:
-    """A relation with rules takes no MERGE, and an old server gives nothing back of one."""
+    """A relation with rules does not support MERGE, and an old server has no RETURNING for it."""
     values = [
         {"name": f"r{at}", "ruled_rows": [{"name": f"r{at}.{n}"} for n in range(3)]}
         for at in range(4)
@@ -325,7 +325,7 @@ TABLES = [
 
 
 async def counts(db: DirectCaller) -> list[int]:
-    """Count the rows of all tables."""
+    """Return the number of rows of each table."""
     return [await db.call(f"{name}.count") for name in TABLES]
 
 
@@ -346,7 +346,7 @@ async def test_nested_row_that_cannot_be_is_refused_with_its_place(
 
 @pytest_twisted.ensureDeferred
 async def test_ambiguous_relationship_is_refused_with_its_candidates(db: DirectCaller) -> None:
-    """As by embed, and each candidate is a way out."""
+    """The refusal is that of an embed, and each candidate works."""
     refused = await failure_of(db.call("orders.create", {"customers": NEW}))
     assert refused.details["path"] == "values.customers"
     assert refused.details["candidates"] == ["orders_biller_id_fkey", "orders_customer_id_fkey"]
@@ -357,7 +357,7 @@ async def test_ambiguous_relationship_is_refused_with_its_candidates(db: DirectC
 
 @pytest_twisted.ensureDeferred
 async def test_rows_of_relations_that_are_related_twice_nest_as_described(dsn: str) -> None:
-    """By `relation!via`, where no name means one relationship alone."""
+    """`relation!via` names one of two relationships to the same relation."""
     tables = (
         "CREATE TABLE teams (id int PRIMARY KEY); CREATE TABLE matches"
         " (id int PRIMARY KEY, home int REFERENCES teams, away int REFERENCES teams)"
@@ -371,7 +371,7 @@ async def test_rows_of_relations_that_are_related_twice_nest_as_described(dsn: s
 
 @pytest_twisted.ensureDeferred
 async def test_upsert_of_nested_rows_is_refused(db: DirectCaller) -> None:
-    """It points at the relationship, and at create."""
+    """The error has the path of the relationship, and its hint names `create`."""
     refused = await failure_of(
         db.call("orders.upsert", {"customer_id": 1, "lines": [{"sku": "a"}]})
     )
@@ -382,7 +382,7 @@ async def test_upsert_of_nested_rows_is_refused(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_nested_rows_in_a_batch_refer_to_results(db: DirectCaller, dsn: str) -> None:
-    """A reference stands anywhere in them, and the batch keeps all or nothing."""
+    """References may be anywhere in nested rows, and the batch is atomic."""
     first = {"call": "customers.create", "args": [NEW]}
     nest = {"customer_id": {"$link": {"$ref": "0.id"}}, "lines": [{"sku": {"$ref": "0.name"}}]}
     second = {"call": "orders.create", "args": [nest]}
@@ -398,7 +398,7 @@ async def test_nested_rows_in_a_batch_refer_to_results(db: DirectCaller, dsn: st
 
 @pytest_twisted.ensureDeferred
 async def test_many_nested_rows_take_a_statement_for_each_place(db: DirectCaller, dsn: str) -> None:
-    """However many they are, each parent has its own; and the reactor does not parse them."""
+    """Each parent has its own children, however many there are, and the reactor does not parse them."""
     values = [
         {"name": f"c{at}", "orders!customer_id": [
             {"note": f"c{at}", "lines": [{"sku": f"{n}", "qty": at + 1} for n in range(3)]}]}
@@ -414,7 +414,7 @@ async def test_many_nested_rows_take_a_statement_for_each_place(db: DirectCaller
 
 @pytest_twisted.ensureDeferred
 async def test_answer_of_nested_rows_that_is_too_large_keeps_none(dsn: str) -> None:
-    """As of any write."""
+    """The write is rolled back, as each write with a too large result."""
     async with serving(dsn, max_bytes=2000) as db:
         before = await counts(db)
         values = {"customer_id": 1, "lines": [{"sku": f"{n}", "doc": "x" * 90} for n in range(30)]}
@@ -425,7 +425,7 @@ async def test_answer_of_nested_rows_that_is_too_large_keeps_none(dsn: str) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_calls_of_one_shape_write_each_their_own_values(db: DirectCaller, dsn: str) -> None:
-    """What is kept of a shape has no value of the call that it was made for, and no refusal."""
+    """A cached shape contains neither the values nor the refusal of the call for which it was made."""
     for n in (1, 2, 3):
         line = {"sku": f"s{n}", "qty": n, "doc": {"a": [n, None], "b": {"c": f"{n}"}}}
         made = await db.call(

@@ -1,5 +1,5 @@
 """
-What is kept of the shape of new rows: a call after others of its shape writes what it would by itself.
+The cache of nested creates by shape: a call after others of its shape writes the same as without the cache.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ DOCUMENTS: list[Any] = [
 
 class Pairs:
     """
-    Makes pairs of values, of one shape for the most part.
+    A generator of pairs of values that mostly have the same shape.
 
     Args:
-        seed: Of all that is made at random.
+        seed: Seed of the random generator.
     """
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
 
     def value(self) -> Any:
-        """Make a pair of values of a column."""
+        """Return a pair of values of a column."""
         pick = self.random.choice
         kind = self.random.random()
         if kind < 0.1:
@@ -79,7 +79,7 @@ class Pairs:
         return pick(DOCUMENTS), pick(DOCUMENTS)
 
     def row(self, columns: dict[str, str], depth: int) -> Any:
-        """Make a pair of new rows, or of links."""
+        """Return a pair of new rows, or of links."""
         if depth < 2 and self.random.random() < 0.2:
             keys = [
                 (1, 2),
@@ -142,7 +142,7 @@ ALL = " UNION ALL ".join(
 
 
 async def outcome(db: DirectCaller, dsn: str, values: Any) -> Any:
-    """Create rows; gives the answer, or the refusal, and what there is then."""
+    """Create rows; return the result or the error, and the contents of the tables afterwards."""
     try:
         answer = await db.call("boxes.create", values)
     except ServiceError as error:
@@ -156,7 +156,7 @@ async def outcome(db: DirectCaller, dsn: str, values: Any) -> Any:
 async def test_rows_are_created_the_same_with_and_without_cached_shape(
     db: DirectCaller, dsn: str, seed: int
 ) -> None:
-    """With what is kept of a shape, or without: the answer, the refusal, and the rows in the tables."""
+    """The results, the errors and the tables are equal with and without a cached shape."""
     first, second = Pairs(seed).row(BOX, 2)
     db.dispatcher.served_to(ANYONE).trees.clear()
     execute(dsn, BEFORE)
@@ -174,7 +174,7 @@ async def test_rows_are_created_the_same_with_and_without_cached_shape(
 def test_rows_are_planned_the_same_with_and_without_cached_shape(
     db: DirectCaller, seed: int, itself: bool
 ) -> None:
-    """The steps, and each value that they use, are those of rows that are planned anew."""
+    """The steps and their values equal those of a new plan."""
     first, second = Pairs(seed).row(BOX, 2)
     snapshot, limits = db.dispatcher.served_to(ANYONE), Limits()
     snapshot.trees.clear()
@@ -209,7 +209,7 @@ def test_rows_are_planned_the_same_with_and_without_cached_shape(
 
 @pytest_twisted.ensureDeferred
 async def test_values_that_are_brought_are_written_as_they_are(db: DirectCaller, dsn: str) -> None:
-    """Among rows of a shape that is kept, and in the options of the call."""
+    """This holds in rows of a cached shape, and in the options of the call."""
     execute(dsn, BEFORE)
     first = {"doc": {"a": [1]}, "tags": ["x", "y"], "code": "z"}
     row = {name: {"$ref": f"0.{name}"} for name in ("doc", "tags")}
@@ -252,7 +252,7 @@ OPTIONS: list[tuple[dict[str, Any], Any]] = [
 @pytest.mark.parametrize("seed", range(3))
 @pytest_twisted.ensureDeferred
 async def test_options_are_those_of_each_call(db: DirectCaller, dsn: str, seed: int) -> None:
-    """Whichever came before with rows of the same shape: names, and values apart from them."""
+    """Earlier calls with rows of the same shape do not change the names and values in the options."""
     execute(dsn, BEFORE)
     db.dispatcher.served_to(ANYONE).trees.clear()
     values = {"n": 1, "lines": [{"name": "a", "qty": 1}, {"name": "b", "qty": 2}]}

@@ -1,5 +1,5 @@
 """
-Settings that values rely on are ours, whoever says otherwise: environment, URL, role, database.
+The service fixes the settings that values depend on, whatever environment, URL, role and database say.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ OWNERS = (
     "|enable_|cpu_|jit|geqo|.*_cost$|.*collapse_limit$|.*parallel.*|cursor_tuple|hash_mem|recursive_w"
     "|default_toast|client_min|gin_fuzzy|allow_|trace|timezone_abb)"
 )
-"""What decides about other things than values, and is the database's to say."""
+"""Settings that do not affect values, and are left to the database."""
 
 
 async def answers(db: DirectCaller) -> list[Any]:
-    """Write and read values of all kinds, by every way that there is."""
+    """Write and read values of all types, in all ways."""
     call = db.call
     taker = Taker(db)
     await call("things.delete", all=True)
@@ -92,7 +92,7 @@ async def answers(db: DirectCaller) -> list[Any]:
 
 
 def hostile(dsn: str) -> dict[str, str]:
-    """Give another value than its own to each setting that can have one."""
+    """Return a value other than the present one for each setting that can be changed."""
     connection = psycopg2.connect(dsn)
     found: dict[str, str] = {}
     with connection.cursor() as cursor:
@@ -119,7 +119,7 @@ def hostile(dsn: str) -> dict[str, str]:
 
 
 def flags(settings: dict[str, str]) -> str:
-    """Spell settings as `options`."""
+    """Return settings as libpq `options`."""
     return " ".join(
         "-c " + f"{name}={value}".replace(" ", "\\ ") for name, value in settings.items()
     )
@@ -127,7 +127,7 @@ def flags(settings: dict[str, str]) -> str:
 
 @contextmanager
 def said(route: str, dsn: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Have settings be said in some place; gives the way to the database then."""
+    """Set settings by a route; yield the DSN to use."""
     settings = hostile(dsn)
     assert {name.lower() for name in settings} >= HOSTILE.keys()
     name = psycopg2.extensions.parse_dsn(dsn)["dbname"]
@@ -160,7 +160,7 @@ def said(route: str, dsn: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> I
 async def test_values_are_the_same_whatever_is_set(
     dsn: str, route: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every answer is that of a session of which nobody has said anything."""
+    """Each result is that of a session without other settings."""
     async with serving(dsn) as db:
         wanted = await answers(db)
     assert wanted[0]["day"] == "2024-03-04"
@@ -169,4 +169,4 @@ async def test_values_are_the_same_whatever_is_set(
         async with serving(told) as db:
             assert await answers(db) == wanted
             await db.database.statement("SELECT set_config('work_mem', '7MB', false)")
-            assert await answers(db) == wanted  # in a session that was cleaned
+            assert await answers(db) == wanted  # in a session after its reset

@@ -1,5 +1,5 @@
 """
-Reading through the dispatcher: every answer is what SQL itself answers.
+Reads through the dispatcher, compared with the results of SQL.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ pytestmark = pytest.mark.serving("public", "app", max_rows=100, max_bytes=100_00
 
 
 async def ids(db: DirectCaller, **kwargs: Any) -> list[int]:
-    """Give the ids that a find finds."""
+    """Return the ids of the rows that `find` returns."""
     found = await db.call("things.find", select=["id"], **kwargs)
     return [row["id"] for row in found["rows"]]
 
 
 @pytest_twisted.ensureDeferred
 async def test_get_by_key_answers_the_row_without_hidden_columns(db: DirectCaller) -> None:
-    """A row by key, whole or in part; the hidden column is not there."""
+    """`get` returns the entire row or selected columns, without the hidden column."""
     row = await db.call("things.get", 3)
     assert "secret" not in row
     assert row["price"] == "4.50"
@@ -78,7 +78,7 @@ async def test_get_by_key_answers_the_row_without_hidden_columns(db: DirectCalle
 
 @pytest_twisted.ensureDeferred
 async def test_relation_of_any_name_but_hidden_is_served(db: DirectCaller) -> None:
-    """Any name can be served; hidden and reserved ones cannot, except under their schema."""
+    """Relations of any name are served; those with reserved names only with their schema; hidden ones never."""
     key = "6b0c0e1e-0000-4000-8000-000000000001"
     row = await db.call("app.Odd%2E%20na%25me.get", key)
     assert row == {"id": key, "a.b->c": 5}
@@ -168,7 +168,7 @@ FILTERS: list[tuple[dict[str, Any], str]] = [
 async def test_filter_by_any_operator_finds_what_sql_finds(
     db: DirectCaller, dsn: str, where: dict[str, Any], sql: str
 ) -> None:
-    """Every operator finds the rows that SQL finds, and count and exists agree."""
+    """Each operator finds the same rows as SQL, and `count` and `exists` agree."""
     expected = [row[0] for row in execute(dsn, f"SELECT id FROM things WHERE {sql} ORDER BY id")]
     assert await ids(db, where=where) == expected
     assert await db.call("things.count", where=where) == len(expected)
@@ -196,7 +196,7 @@ ORDERS: list[tuple[list[Any], str]] = [
 async def test_pages_in_any_order_follow_each_other(
     db: DirectCaller, dsn: str, order: list[Any], sql: str, limit: int
 ) -> None:
-    """Pages follow each other without gaps and repeats, whatever the order and its nulls."""
+    """Pages have no gaps and no duplicates, whatever the order and its nulls."""
     expected = [row[0] for row in execute(dsn, f"SELECT id FROM things ORDER BY {sql}")]
     found: list[int] = []
     after = None
@@ -212,7 +212,7 @@ async def test_pages_in_any_order_follow_each_other(
 
 @pytest_twisted.ensureDeferred
 async def test_page_after_an_insert_before_it_is_the_same(db: DirectCaller, dsn: str) -> None:
-    """A row that comes before the end of a page does not shift the next one."""
+    """A row inserted before the end of a page does not shift the next page."""
     first = await db.call("pairs.find", limit=2, select=["a", "b"])
     execute(dsn, "INSERT INTO pairs VALUES (0, 'a')")
     second = await db.call("pairs.find", limit=2, select=["a", "b"], after=first["next"])
@@ -223,7 +223,7 @@ async def test_page_after_an_insert_before_it_is_the_same(db: DirectCaller, dsn:
 
 @pytest_twisted.ensureDeferred
 async def test_token_of_another_query_is_refused(db: DirectCaller) -> None:
-    """A token goes with its question alone."""
+    """A page token is valid only for the query that returned it."""
     first = await db.call("things.find", limit=1, where={"size": 1})
     for other in ({"where": {"size": 2}}, {"where": {"size": 1}, "order": ["name"]}, {}):
         refused = await failure_of(db.call("things.find", after=first["next"], **other))
@@ -233,7 +233,7 @@ async def test_token_of_another_query_is_refused(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_limit_and_offset_at_their_ends_are_answered(db: DirectCaller) -> None:
-    """Zero rows, offsets past the end, and the ceiling."""
+    """A limit of zero, offsets past the end, and the maximum limit work."""
     empty = await db.call("things.find", limit=0)
     assert empty["rows"] == []
     assert await ids(db, limit=1, after=(await db.call("things.find", limit=0))["next"]) == [1]
@@ -248,7 +248,7 @@ async def test_limit_and_offset_at_their_ends_are_answered(db: DirectCaller) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_pages_of_rows_without_a_key_lose_and_repeat_none(db: DirectCaller) -> None:
-    """Rows that the sort keys do not tell apart neither repeat nor get lost between pages."""
+    """Rows with equal sort keys are neither repeated nor lost between pages."""
     for key in ("size", "-size"):
         seen: list[str] = []
         page: dict[str, Any] = {"next": None}
@@ -260,7 +260,7 @@ async def test_pages_of_rows_without_a_key_lose_and_repeat_none(db: DirectCaller
 
 @pytest_twisted.ensureDeferred
 async def test_count_of_each_mode_is_answered_with_the_page(db: DirectCaller) -> None:
-    """Exact, planned, and estimated, which is exact for few rows."""
+    """The modes are exact, planned and estimated; the last is exact for few rows."""
     where = {"size": {"gt": 3}}
     exact = await db.call("things.find", where=where, limit=1, count="exact")
     assert exact["count"] == await db.call("things.count", where=where)
@@ -274,7 +274,7 @@ async def test_count_of_each_mode_is_answered_with_the_page(db: DirectCaller) ->
 
 @pytest_twisted.ensureDeferred
 async def test_estimate_below_the_counted_rows_is_not_answered(dsn: str) -> None:
-    """The planner may expect fewer rows than were counted before it was asked."""
+    """The planner's estimate may be below the number of rows that were already counted."""
     execute(
         dsn,
         """
@@ -308,14 +308,14 @@ async def test_estimate_below_the_counted_rows_is_not_answered(dsn: str) -> None
 async def test_match_on_a_type_with_its_own_uses_that(
     db: DirectCaller, condition: dict[str, Any], found: list[int]
 ) -> None:
-    """Match is the type's own where it has one; the other patterns see its text."""
+    """`match` uses the type's own operator if there is one; other patterns use the text form."""
     page = await db.call("shelves.find", where={"place": condition}, select=["id"])
     assert [row["id"] for row in page["rows"]] == found
 
 
 @pytest_twisted.ensureDeferred
 async def test_distinct_in_a_find_gives_what_sql_gives(db: DirectCaller, dsn: str) -> None:
-    """Distinct rows, and one row for each value."""
+    """Both DISTINCT and DISTINCT ON work."""
     found = await db.call("things.find", distinct=True, select=["open", "mood"], order=["-mood"])
     rows = execute(dsn, "SELECT DISTINCT open, mood FROM things ORDER BY mood DESC, open")
     assert [(row["open"], row["mood"]) for row in found["rows"]] == rows
@@ -342,7 +342,7 @@ async def test_distinct_in_a_find_gives_what_sql_gives(db: DirectCaller, dsn: st
 
 @pytest_twisted.ensureDeferred
 async def test_select_with_casts_aliases_and_paths_gives_their_values(db: DirectCaller) -> None:
-    """Casts, aliases and steps give what they say."""
+    """Casts, aliases and JSON paths give the expected values."""
     select = [
         "id",
         "n:name",
@@ -399,7 +399,7 @@ async def test_select_with_casts_aliases_and_paths_gives_their_values(db: Direct
 async def test_operand_that_does_not_fit_is_refused_with_its_path(
     db: DirectCaller, kwargs: dict[str, Any], path: str
 ) -> None:
-    """An operand that does not fit is refused with its place, by us or by PostgreSQL."""
+    """An invalid operand is refused with its path, whether the service or PostgreSQL refuses it."""
     refused = await failure_of(db.call("things.find", **kwargs))
     assert isinstance(refused, InvalidArgument), refused
     assert refused.details["path"] == path
@@ -409,7 +409,7 @@ async def test_operand_that_does_not_fit_is_refused_with_its_path(
 async def test_find_with_sql_in_its_names_and_values_runs_none_of_it(
     db: DirectCaller, dsn: str
 ) -> None:
-    """Whatever is written where a name or a value goes stays a name or a value."""
+    """SQL in place of a name or a value is treated as a name or a value."""
     evil = 'id"; DROP TABLE things; --'
     for kwargs in (
         {"where": {evil: 1}},
@@ -432,7 +432,7 @@ async def test_find_with_sql_in_its_names_and_values_runs_none_of_it(
 
 @pytest_twisted.ensureDeferred
 async def test_answer_over_the_limit_is_too_large(db: DirectCaller) -> None:
-    """An answer that would be too large says so, and what to do."""
+    """The error says that the result is too large, and what to do."""
     refused = await failure_of(db.call("blobs.find"))
     assert isinstance(refused, TooLarge)
     assert "limit" in refused.details["hint"]
@@ -441,7 +441,7 @@ async def test_answer_over_the_limit_is_too_large(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_find_over_its_timeout_is_stopped_on_the_server(db: DirectCaller, dsn: str) -> None:
-    """A call that takes longer than it may is stopped on the server."""
+    """The query of a call that exceeds its timeout is cancelled on the server."""
     execute(
         dsn,
         "CREATE OR REPLACE VIEW slow AS SELECT pg_sleep(10)::text AS waited; NOTIFY rowcast_schema",
@@ -458,7 +458,7 @@ async def test_find_over_its_timeout_is_stopped_on_the_server(db: DirectCaller, 
 async def test_get_after_a_dropped_column_is_answered_without_it(
     db: DirectCaller, dsn: str
 ) -> None:
-    """A call that trips over a dropped column is answered without it."""
+    """A call that fails because of a dropped column is retried without it."""
     execute(dsn, "CREATE TABLE fleeting (id int PRIMARY KEY, a int, b int)")
     db.catalogs.reload()
     await until(lambda: ("public", "fleeting") in db.dispatcher.served.catalog.relations)

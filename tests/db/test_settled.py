@@ -1,5 +1,5 @@
 """
-Statements of calls that go by a key or write new rows: a session plans them once.
+Prepared statements: a session prepares the statements of calls by key and of inserts once.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _prepared_txn(connection: PgConnection) -> list[tuple[str, int]]:
 
 
 async def prepared(db: DirectCaller) -> list[tuple[str, int]]:
-    """Return the statements that the one session has planned, and how often each has run since."""
+    """Return the prepared statements of the only session, and how often each has run."""
     found: list[tuple[str, int]] = await db.database.run(_prepared_txn, retry=True)
     return found
 
@@ -99,7 +99,7 @@ UNSETTLED: list[tuple[str, dict[str, Any]]] = [
 
 
 async def outcome(db: DirectCaller, name: str, kwargs: dict[str, Any]) -> Any:
-    """Return the answer to a call, or its refusal."""
+    """Return the result of a call, or its error."""
     try:
         return await db.call(name, **kwargs)
     except ServiceError as error:
@@ -111,7 +111,7 @@ async def outcome(db: DirectCaller, name: str, kwargs: dict[str, Any]) -> Any:
 async def test_settled_statement_is_planned_once(
     db: DirectCaller, name: str, kwargs: dict[str, Any]
 ) -> None:
-    """From its second run or so on; what it answers is the same."""
+    """It is prepared after a few runs, and the results stay the same."""
     once = name.endswith(("create", "delete"))
     for _ in range(RUNS):
         await outcome(db, name, kwargs)
@@ -119,7 +119,7 @@ async def test_settled_statement_is_planned_once(
     first = await outcome(db, name, kwargs)
     ((statement, runs),) = await prepared(db)
     assert "%s" not in statement.replace("na%me", "")
-    # A row that is there already, or no more: it is run, and refused.
+    # Rows that already exist or no longer exist: the statement runs and the call is refused.
     assert await outcome(db, name, kwargs) == first
     assert await prepared(db) == [(statement, runs + 1)] or once
 
@@ -165,7 +165,7 @@ async def test_intervals_are_read_in_the_unit_of_their_column(db: DirectCaller) 
 async def test_refusal_is_that_of_a_statement_that_is_not_planned(
     db: DirectCaller, name: str, good: dict[str, Any], bad: dict[str, Any]
 ) -> None:
-    """With the place of the value in the call; and the session goes on."""
+    """The error has the path of the value, and the session remains usable."""
     await outcome(db, "evens.create", {"values": {"id": 1}})
     before = await outcome(db, name, bad)
     assert isinstance(before, tuple)
@@ -192,7 +192,7 @@ async def test_refusal_is_that_of_a_statement_that_is_not_planned(
 async def test_changed_table_is_read_by_what_was_planned_before(
     db: DirectCaller, dsn: str, change: str
 ) -> None:
-    """As it would be by the same text: the plan is thrown away, or its statement is sent anew."""
+    """As without preparing: the plan is discarded, or the statement is sent again."""
     for _ in range(RUNS + 2):
         row = await db.call("changing.get", 1)
         await db.call("changing.update", 1, {"v": 2}, select=["id"])
@@ -216,7 +216,7 @@ async def test_policies_are_those_of_each_caller(db: DirectCaller) -> None:
 @pytest.mark.serving(roles=ROLES)
 @pytest_twisted.ensureDeferred
 async def test_prepared_statement_does_not_contain_claims(db: DirectCaller) -> None:
-    """A function that runs for another caller can read it; it is planned as the first one's role."""
+    """Code that runs for another caller could read it in pg_prepared_statements."""
     for _ in range(RUNS + 2):
         await db.call_as(CLERK, "own.get", 1)
     ((text, _),) = await prepared(db)
@@ -227,7 +227,7 @@ async def test_prepared_statement_does_not_contain_claims(db: DirectCaller) -> N
 @pytest.mark.serving("public", "inner_st", roles=ROLES)
 @pytest_twisted.ensureDeferred
 async def test_schema_is_refused_after_usage_is_revoked(db: DirectCaller, dsn: str) -> None:
-    """Though the session has planned what reads it, and the service has not heard of that yet."""
+    """The session has a prepared statement, and the service has not yet noticed the REVOKE."""
     for _ in range(RUNS + 2):
         assert await db.call_as(CLERK, "inner_st.kept.get", 1) == {"id": 1}
     assert len(await prepared(db)) == 1
@@ -268,7 +268,7 @@ async def test_statement_that_is_gone_is_sent_as_it_is(db: DirectCaller) -> None
 async def test_session_keeps_a_bounded_number(
     db: DirectCaller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that ran last."""
+    """The statements that ran last are kept."""
     monkeypatch.setattr(planned, "KEPT", 2)
     for columns in (["id"], ["n"], ["id"], ["code"], ["id", "n"]):
         for _ in range(RUNS + 1):
@@ -289,7 +289,7 @@ async def test_statement_in_a_transaction_is_not_planned(db: DirectCaller) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_existing_key_is_a_conflict(db: DirectCaller) -> None:
-    """And no more of it is written than that."""
+    """The error is the same for a prepared insert, and no other row is written."""
     for at in range(RUNS + 3):
         await db.call("lands.create", {"id": 500 + at}, returning=False)
     error = await failure_of(db.call("lands.create", {"id": 500}, returning=False))

@@ -1,5 +1,5 @@
 """
-Typed definitions: what compilers say of them, and of code that uses them.
+Typed clients: the messages of compilers about them and about code that uses them.
 """
 
 from __future__ import annotations
@@ -290,13 +290,16 @@ WRONG_TS = [
 def document(dsn: str) -> Any:
     """Describe a database with names and types of all kinds."""
     catalog = read_catalog(dsn, ("public",))
-    verbs = {**VERBS, "peek": replace(VERBS["find"], name="peek")}  # which no template has
+    verbs = {
+        **VERBS,
+        "peek": replace(VERBS["find"], name="peek"),
+    }  # a verb without a method in the templates
     return describe(catalog, "rowcast", "1", verbs, {"hello.greet": greet})
 
 
 @pytest.fixture(scope="module")
 def mypy(document: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Return what mypy says of the module and of its uses: one run for all, which takes seconds."""
+    """Return mypy's messages about the module and its uses; one run for all tests, because it takes seconds."""
     body = "".join(f"    {wrong}\n" for wrong in WRONG_PY)
     files = {
         "made.py": python(document),
@@ -311,7 +314,7 @@ def mypy(document: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def tsc(document: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Return what tsc says of the declarations and of their uses: one run for all."""
+    """Return tsc's messages about the declarations and their uses; one run for all tests."""
     head = 'import { Session } from "./made";\ndeclare const session: Session;\n'
     files = {
         "made.ts": typescript(document),
@@ -330,7 +333,7 @@ def check(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def said(command: list[str], files: dict[str, str], folder: Path) -> list[str]:
-    """Return the lines that a compiler prints."""
+    """Return the output lines of a compiler."""
     for name, text in files.items():
         (folder / name).write_text(text)
     run = check(command, folder)
@@ -339,36 +342,36 @@ def said(command: list[str], files: dict[str, str], folder: Path) -> list[str]:
 
 
 def about(name: str, lines: list[str]) -> list[str]:
-    """Return what is said of a file, or of what it imports."""
+    """Return the messages about a file, or about what it imports."""
     return [line for line in lines if line.startswith((name, "made."))]
 
 
 def test_stubs_for_python_are_taken_by_mypy(mypy: list[str]) -> None:
-    """Mypy takes the module, knows the types in it, and refuses what does not fit."""
+    """Mypy accepts the module, knows its types, and refuses wrong uses."""
     assert about("use.py", mypy) == []
     for at, wrong in enumerate(WRONG_PY, 4):
         assert any(line.startswith(f"wrong.py:{at}: error") for line in mypy), (wrong, mypy)
 
 
 def test_stubs_for_typescript_are_taken_by_tsc(tsc: list[str]) -> None:
-    """Tsc takes the declarations, knows the types in them, and refuses what does not fit."""
+    """Tsc accepts the declarations, knows their types, and refuses wrong uses."""
     assert about("use.ts", tsc) == []
     for at, wrong in enumerate(WRONG_TS, 3):
         assert any(line.startswith(f"wrong.ts({at},") for line in tsc), (wrong, tsc)
 
 
 def test_typescript_options_may_be_null(tsc: list[str]) -> None:
-    """Those of each verb that the service takes null for."""
+    """Each option for which the service accepts null may be null."""
     assert about("options.ts", tsc) == []
 
 
 def test_python_options_may_be_none(mypy: list[str]) -> None:
-    """Those of each verb that the service takes null for; writes are typed for rows as they are."""
+    """Each option for which the service accepts null may be None; writes have the types of the rows."""
     assert about("options.py", mypy) == []
 
 
 def nullable(document: Any) -> Iterator[tuple[str, str]]:
-    """Give verbs of relations, each with a keyword that may be null, or something else."""
+    """Yield verbs of relations, each with a keyword that may be null or another value."""
     parts = document["$defs"]
     for verb, described in document["verbs"].items():
         for name, schema in parts[f"arguments.{verb}"]["properties"].items():
@@ -383,7 +386,7 @@ POSITIONAL = {
     "delete": "1", "import": "[made]",
 }  # fmt: skip
 BY_FILTER = {"where", "all", "limit", "skip_locked"}
-"""What `update` and `delete` take without a key alone."""
+"""Keywords that `update` and `delete` accept only without a key."""
 
 
 def options_ts(document: Any) -> str:
@@ -432,12 +435,12 @@ async def use(service: Service, made: ThingsInsert, change: ThingsUpdate) -> Non
 
 
 def compiler() -> list[str]:
-    """Give TypeScript's compiler, installed if it is not there yet."""
+    """Return the command of TypeScript's compiler; install it if it is missing."""
     return [program(), str(modules() / "typescript" / "bin" / "tsc")]
 
 
 def test_relations_of_odd_names_have_types_of_their_own(document: Any) -> None:
-    """Relations whose names differ in odd characters alone have different types."""
+    """Relations whose names differ only in special characters have different types."""
     made = typescript(document)
     names = re.findall(r"^export interface (\w+)", made, re.M)
     assert len(names) == len(set(names))
@@ -445,7 +448,7 @@ def test_relations_of_odd_names_have_types_of_their_own(document: Any) -> None:
 
 
 def test_relations_called_like_types_have_their_own_schemas(document: Any) -> None:
-    """A table and a type of one name are two things, in the parts that schemas refer to as well."""
+    """A table and a type with the same name have different schemas in `$defs`."""
     parts = document["$defs"]
     for name in ("date", "text", "int4", "new"):
         assert set(parts[f"new.{name}"]["properties"]) == {"id", name, "str", "😀"}
@@ -459,7 +462,7 @@ def test_relations_called_like_types_have_their_own_schemas(document: Any) -> No
 
 
 def test_referenced_schema_parts_exist(document: Any) -> None:
-    """Whatever a schema refers to is among the parts."""
+    """Each `$ref` names an existing part."""
     names = {
         unquote(name).replace("~1", "/").replace("~0", "~")
         for name in re.findall(r'"#/\$defs/([^"]+)"', json.dumps(document))
@@ -468,7 +471,7 @@ def test_referenced_schema_parts_exist(document: Any) -> None:
 
 
 def test_verbs_of_any_relation_have_a_signature(document: Any) -> None:
-    """Whatever can be called is there, in both languages."""
+    """Each procedure has a signature in both languages."""
     uris = {
         *(f"rowcast.{name}.{verb}" for name, relation in document["relations"].items()
           for verb in relation["verbs"]),
@@ -481,7 +484,7 @@ def test_verbs_of_any_relation_have_a_signature(document: Any) -> None:
 
 
 def test_methods_of_python_stubs_make_their_calls(document: Any) -> None:
-    """The methods call what they are called after, with what they are given."""
+    """Each method calls the procedure of its name with its arguments."""
     space: dict[str, Any] = {"__name__": "made"}
     exec(python(document), space)
     calls: list[Any] = []

@@ -1,5 +1,5 @@
 """
-Several readers: one publishes, and another goes on where it ends, however it ends.
+Several readers: one publishes, and another continues where it ends, however it ends.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def writers(dsn: str) -> Iterator[Writers]:
 def test_readers_that_end_in_any_way_lose_and_double_nothing(
     dsn: str, writers: Writers, tmp_path: Path
 ) -> None:
-    """Killed, standing still with their connections open, and their sessions ended."""
+    """The leader is killed, suspended with open connections, or its sessions are terminated."""
     dice, took = random.Random(7), dict[str, list[float]]()
     with readers(dsn, tmp_path / "lines", "a", "b", "c", lease=LEASE) as found:
         wait_until(lambda: bool(found.lines()), 60)
@@ -173,7 +173,7 @@ async def test_idle_readers_hold_nothing_back_from_vacuum(dsn: str) -> None:
         )
         found = []
         for _ in range(10):
-            # by chance one of its statements runs at this moment
+            # one of its statements may happen to run now
             found.append(int(str((await deferToThread(execute, dsn, held))[0][0])))
             await pause(0.05)
         assert 0 in found[:5]
@@ -182,7 +182,7 @@ async def test_idle_readers_hold_nothing_back_from_vacuum(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_that_writes_elsewhere_delays_nothing(dsn: str, postgres: str) -> None:
-    """Neither one of this database nor one of another, which hold up what goes by the lowest xid."""
+    """Neither in this database nor in another one; both delay readers that go by the lowest running xid."""
     clear_log(dsn)
 
     async def latencies(kept: list[float]) -> None:

@@ -1,5 +1,5 @@
 """
-Which rows of a query changes touch, and which they leave alone.
+Which rows of a query are touched by changes, and which are not.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def test_rows_without_a_key_of_their_own_are_not_found_by_it(
 
 
 def test_virtual_column_is_in_no_image(reader: Reader, dsn: str) -> None:
-    """So it neither tells a group nor what a filter by it asks for."""
+    """So neither groups nor filters by it can be evaluated from the log."""
     groups = {"group": ["twice"], "measures": {"c": {"count": "*"}}}
     assert KeptQuery(reader, "derived", "", groups).run.keyed is None
     assert KeptQuery(reader, "derived", "", groups | {"group": ["n"]}).run.keyed is not None

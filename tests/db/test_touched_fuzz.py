@@ -1,7 +1,7 @@
 """
-Rows kept by the keys that changes touch are the rows of a new query, whatever writers do meanwhile.
+Rows updated by the touched keys equal those of a new query, whatever writers do meanwhile.
 
-Wrong ways of keeping them run beside it and have to fail, or the writers would prove nothing.
+Deliberately wrong variants run beside it and must fail; otherwise the writers would prove nothing.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ QUERIES = [
 
 
 def write(dsn: str, seed: int, stop: threading.Event) -> None:
-    """Run transactions of all kinds until told to stop, some rolled back, some slow."""
+    """Run random transactions until stopped: some roll back, some are slow."""
     dice = random.Random(seed)
     connection = connect(dsn)
     with connection.cursor() as rows:
@@ -147,10 +147,10 @@ def _some(rows: cursor, dice: random.Random) -> None:
 
 class Keeper:
     """
-    Keeps the queries by cycles.
+    Queries whose rows cycles update.
 
     Args:
-        dsn: Of the database.
+        dsn: DSN of the database.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -167,7 +167,7 @@ class Keeper:
         self.compared = 0
 
     def step(self) -> None:
-        """Run a cycle, and compare each query with a new one, which the same cycle runs."""
+        """Run a cycle, and compare each query with a new one that the same cycle runs."""
         orders = [kept.order for kept in self.kept]
         orders += [Order(kept.plain, None, True) for kept in self.kept]
         found = self._cycle(orders)
@@ -177,7 +177,7 @@ class Keeper:
             self.compared += 1
             if kept.differs(right):
                 self.wrong.append((kept.role, str(kept.query)))
-                kept.state = None  # all rows the next time
+                kept.state = None  # so that the next cycle reads all rows
 
     def _cycle(self, orders: Sequence[Order]) -> Sequence[Found | Failure | None]:
         asking = [order for order in orders if order.asks]
@@ -194,14 +194,14 @@ class Keeper:
 
 class WrongKeeper(Keeper):
     """
-    Keeps them in a way that is wrong.
+    Queries whose rows are updated with a deliberate error.
 
     Args:
-        dsn: Of the database.
-        change: What it makes of the changes of a cycle.
-        late: Whether it reads rows in a later snapshot than the changes.
-        blind: Whether it leaves out what is read by policies.
-        flag: Whether it knows if a window is all there is.
+        dsn: DSN of the database.
+        change: Alters the changes of a cycle.
+        late: Whether rows are read in a later snapshot than the changes.
+        blind: Whether tables that only policies read are ignored.
+        flag: Whether it is known if a window has all matching rows.
     """
 
     def __init__(
@@ -255,7 +255,7 @@ class WrongKeeper(Keeper):
 
 @pytest.fixture
 def start_writers(dsn: str) -> Iterator[Callable[[], None]]:
-    """Return what starts the writers, which run to the end of the test."""
+    """Yield a function that starts the writers, which run until the end of the test."""
     stop = threading.Event()
     threads = [
         threading.Thread(target=write, args=(dsn, SEED * 100 + number, stop))

@@ -1,5 +1,5 @@
 """
-Upsert that looks at the rows first, by roles that may not see or change all: as plain SQL has it.
+Upsert that reads the rows first, by roles with restricted rights, compared with plain SQL.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ pytestmark = pytest.mark.serving(roles=ROLES)
 
 
 class Watched(Model):
-    """Counts no further than 50, new or old."""
+    """A model that refuses counts above 50 of new and existing rows."""
 
     TABLENAME = "notes"
 
     def beforeSave(self) -> bool:
-        """Refuse more."""
+        """Refuse a count above 50."""
         return self.n is None or bool(self.n <= 50)
 
 
@@ -59,7 +59,7 @@ class Watched(Model):
 async def test_upsert_takes_the_right_to_update_what_it_changes(
     db: DirectCaller, dsn: str, update: Any, plate: str
 ) -> None:
-    """And no other column that its rows give."""
+    """It needs no privilege on the other columns that its rows give."""
     row, kwargs = {"plate": plate, "model": "car", "seats": 9}, {"select": ["model", "seats"]}
     both = await db.call_as(GUEST, "buses.upsert", row, update=update, returning="both", **kwargs)
     old = {"model": "bus", "seats": 4} if plate == "old" else None
@@ -118,7 +118,7 @@ async def test_row_that_may_not_be_changed_is_left_alone_where_the_upsert_does_s
 async def test_row_that_a_view_never_shows_is_not_to_be_tried_again(
     db: DirectCaller, dsn: str, kwargs: dict[str, Any], batch: bool
 ) -> None:
-    """No later call would do better, nor transaction."""
+    """The error is not retryable, because no later call or transaction would succeed."""
     kwargs = {"on_conflict": ["id"], "values": {"id": 4, "n": 5}, **kwargs}
     refused = await failure_of(
         db.call_as(GUEST, "transaction", [{"call": "few.upsert", "kwargs": kwargs}])
@@ -180,7 +180,7 @@ async def test_row_that_is_refused_is_named_by_its_place_in_the_call(
 async def test_row_left_alone_is_new_to_policies_as_in_any_upsert(
     db: DirectCaller, dsn: str
 ) -> None:
-    """PostgreSQL checks what would be inserted before it looks for what is there."""
+    """PostgreSQL checks the row to insert before it looks for an existing one."""
     execute(dsn, "ALTER POLICY make ON notes WITH CHECK (n < 30)")
     try:
         row, where = {"id": 3, "n": 40}, {"n": 99}

@@ -1,5 +1,5 @@
 """
-Live queries over a server that dies: they go on without a reset, and tell nothing that it has lost.
+Live queries while the server crashes: they continue without a reset, and never send lost rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ server = outage_server
 
 @pytest.fixture
 def tracked(server: Server) -> Server:
-    """Track a table of the server's."""
+    """Track a table on the server."""
     execute(
         server.dsn,
         f"{changes.install()} DROP TABLE IF EXISTS items; CREATE TABLE items (id int PRIMARY KEY, n int);"
@@ -34,7 +34,7 @@ def tracked(server: Server) -> Server:
 
 @pytest_twisted.ensureDeferred
 async def test_watch_continues_after_a_crash(tracked: Server) -> None:
-    """What was committed before it and after it is told, and no row anew."""
+    """Commits before and after the crash are delivered, and no row is sent again."""
     async with living(tracked.dsn, WatchLimits()) as live:
         watchers = [live.watch("items", where={"n": {"lt": 40}}), live.watch("items", order=["-n"])]
         for each in watchers:
@@ -52,7 +52,7 @@ async def test_watch_continues_after_a_crash(tracked: Server) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_row_that_a_crash_may_lose_is_not_sent(tracked: Server) -> None:
-    """Of writers that do not wait for the disk: whatever was told, the server still has it."""
+    """Writers use synchronous_commit = off: each row that was sent must survive the crash."""
     execute(tracked.dsn, "ALTER SYSTEM SET synchronous_commit = off")
     execute(tracked.dsn, "ALTER SYSTEM SET wal_writer_delay = '10s'")
     execute(tracked.dsn, "SELECT pg_reload_conf()")
@@ -74,7 +74,7 @@ async def test_row_that_a_crash_may_lose_is_not_sent(tracked: Server) -> None:
 async def test_row_is_sent_after_another_commit_has_flushed_it(
     tracked: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A write of the cycle's own would wait for the disk once more than the tick that woke it."""
+    """The cycle does not write, because a commit would wait for the disk once more than the tick."""
     execute(tracked.dsn, "ALTER SYSTEM SET synchronous_commit = off")
     execute(tracked.dsn, "ALTER SYSTEM SET wal_writer_delay = '10s'")
     execute(tracked.dsn, "SELECT pg_reload_conf()")
@@ -97,7 +97,7 @@ async def test_row_is_sent_after_another_commit_has_flushed_it(
 async def test_change_with_transaction_id_reused_after_crash_is_delivered(
     tracked: Server,
 ) -> None:
-    """Whether what had it before, and was lost, concerned the query or not."""
+    """This holds whether the lost transaction with the same id concerned the query or not."""
     execute(tracked.dsn, "ALTER SYSTEM SET synchronous_commit = off")
     execute(tracked.dsn, "ALTER SYSTEM SET wal_writer_delay = '10s'")
     execute(tracked.dsn, "SELECT pg_reload_conf()")

@@ -1,5 +1,5 @@
 """
-A write that its caller cancels: what the caller is answered, and what is in the table.
+Writes that the caller cancels: the caller's result, and the contents of the table.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CREATE TRIGGER slow BEFORE INSERT ON kept FOR EACH ROW EXECUTE FUNCTION slow();
 
 
 async def keep_in_steps(call: ProcedureCall, id: int) -> int:
-    """Write in a transaction, and look at it afterwards."""
+    """Write in a transaction, and read the row afterwards."""
     async with call.database.transaction():
         await call.database.statement("INSERT INTO kept VALUES (%s)", [id], fetch=False)
         await call.database.statement("INSERT INTO lines (kept) VALUES (%s)", [id], fetch=False)
@@ -63,13 +63,13 @@ async def keep_then_look(call: ProcedureCall, id: int) -> Any:
 
 
 async def keep_apart(call: ProcedureCall, id: int) -> None:
-    """Write twice, each for itself."""
+    """Write twice, in two transactions."""
     await call.database.statement("INSERT INTO kept VALUES (%s)", [id], fetch=False)
     await call.database.statement("INSERT INTO kept VALUES (%s)", [id + 1000000], fetch=False)
 
 
 async def keep_slowly(call: ProcedureCall, id: int) -> None:
-    """Write for long."""
+    """Write slowly."""
     sql = "INSERT INTO kept VALUES (%s, 1, 'slow')"
     await call.database.statement(sql, [id], fetch=False)
 
@@ -91,7 +91,7 @@ WRITTEN = {
 
 @pytest.fixture(scope="module", autouse=True)
 def written(service: Serving) -> None:
-    """Serve procedures written by hand."""
+    """Serve the hand-written procedures."""
     models = Models(service.database)
     declared = {name: Declared(each) for name, each in WRITTEN.items()}
     codec = lambda: service.dispatcher.served.codec  # noqa: E731
@@ -99,12 +99,12 @@ def written(service: Serving) -> None:
 
 
 def kill(caller: Caller, mode: str | None = "kill") -> None:
-    """Cancel the call that was made last, in modes that autobahn's own cancel does not have."""
+    """Cancel the last call, in modes that autobahn's cancel does not support."""
     caller._transport.send(message.Cancel(max(caller._call_reqs), mode=mode))
 
 
 async def end_of(call: Any) -> str:
-    """Return how a call ends: as "result", or in an error's URI."""
+    """Return how a call ends: "result", or the URI of its error."""
     try:
         await call
     except ApplicationError as error:
@@ -113,7 +113,7 @@ async def end_of(call: Any) -> str:
 
 
 async def upload(caller: Caller, id: int) -> Any:
-    """Import in several calls; the one to be cancelled is the last."""
+    """Import in several calls; the last one is to be cancelled."""
     begun = await caller.call("rowcast.kept.import", csv=f"id\n{id}\n", done=False)
     return caller.call("rowcast.kept.import", csv=f"{id + 1000000}\n", done=True, **begun)
 
@@ -142,9 +142,9 @@ WRITES: dict[str, tuple[int, Callable[[Caller, int], Any]]] = {
     "by hand, and read": (1, lambda caller, id: caller.call("rowcast.look", id)),
     "by hand, each for itself": (2, lambda caller, id: caller.call("rowcast.apart", id)),
 }
-"""How many rows each write keeps, and how it is made."""
+"""By kind of write: the number of rows that it writes, and a function that calls it."""
 MAY_BE_KEPT = ("procedure", "by hand, and", "by hand, each")
-"""Of these it is not always known what was kept: they may end after a part was committed."""
+"""Kinds of which a part may have been committed when they end."""
 IDS = count(1)
 TIMES = 60
 
@@ -154,7 +154,7 @@ TIMES = 60
 async def test_cancelled_write_is_answered_as_it_ended(
     how: str, dsn: str, service: Serving, router: Router
 ) -> None:
-    """In mode "kill" a result is kept as a whole, and of what is canceled nothing is."""
+    """In mode "kill", a call with a result is committed, and a canceled call is rolled back."""
     chance = random.Random(7)
     parts, write = WRITES[how]
     ends: dict[int, str] = {}
@@ -169,7 +169,9 @@ async def test_cancelled_write_is_answered_as_it_ended(
                 call = await call
             began = reactor.seconds()
             end = ensureDeferred(end_of(call))
-            if chance.random() > 0.2:  # else at once, however slow this machine is
+            if (
+                chance.random() > 0.2
+            ):  # otherwise immediately, so that some cancels are early on slow machines, too
                 await pause(chance.uniform(0, 1.2) * took)
             if end.called:
                 took = (took + reactor.seconds() - began) / 2
@@ -209,7 +211,7 @@ async def test_cancelled_write_is_answered_as_it_ended(
 async def test_write_that_takes_too_long_keeps_nothing(
     how: str, end: str, dsn: str, caller: Caller
 ) -> None:
-    """A timeout says that nothing was kept; a procedure may have committed before it."""
+    """`timeout` means that nothing was committed; a procedure may have committed before."""
     id = next(IDS)
     sleep = {"id": id, "note": "slow"}
     calls: dict[str, Callable[[], Any]] = {
@@ -225,7 +227,7 @@ async def test_write_that_takes_too_long_keeps_nothing(
 
 @pytest_twisted.ensureDeferred
 async def test_timeout_after_a_commit_is_not_a_timeout(dsn: str, caller: Caller) -> None:
-    """What was committed before the time limit, and what comes after it, is half of a call."""
+    """If a part was committed before the time limit, the outcome is unknown."""
     id = next(IDS)
     assert await end_of(caller.call("rowcast.half", id, timeout=0.3)) == OutcomeUnknown.uri
     assert execute(dsn, f"SELECT id FROM kept WHERE id = {id}") == [(id,)]
@@ -234,7 +236,7 @@ async def test_timeout_after_a_commit_is_not_a_timeout(dsn: str, caller: Caller)
 @pytest.mark.parametrize("verb", ["find", "create"])
 @pytest_twisted.ensureDeferred
 async def test_cancelled_call_stops_on_the_server(verb: str, dsn: str, caller: Caller) -> None:
-    """It is answered as canceled, and nothing of it runs on."""
+    """It ends as canceled, and no query of it continues to run."""
     if verb == "find":
         call = end_of(caller.call("rowcast.naps.find"))
     else:
@@ -251,7 +253,7 @@ async def test_cancelled_call_stops_on_the_server(verb: str, dsn: str, caller: C
 async def test_cancel_by_another_mode_is_answered_at_once(
     mode: str | None, dsn: str, caller: Caller
 ) -> None:
-    """The caller hears "canceled" while the write goes on, or is stopped; the session stays."""
+    """The caller receives `canceled` while the write continues or is cancelled; the session stays open."""
     id = next(IDS)
     end = ensureDeferred(end_of(caller.call("rowcast.kept.create", {"id": id, "note": "slow"})))
     await until(lambda: running(dsn, '"kept"'))

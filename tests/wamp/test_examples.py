@@ -1,7 +1,7 @@
 """
-The examples of docs/ do what they say, one after the other.
+The examples of docs/ give the documented results, run one after another.
 
-A comment `# → …` below a call is what it answers; `…` in it stands for any text.
+A comment `# → …` below a call is its result; `…` in it stands for any text.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ INSERT INTO actions (action, path, created_at, updated_at)
 
 @pytest_twisted.async_yield_fixture(scope="module")
 async def service(migrated: str, router: Router) -> AsyncIterator[Serving]:
-    """Serve the schema that comes with the project, what the page adds to it, and a few rows."""
+    """Serve the project's own schema with the additions of the page and a few rows."""
     execute(migrated, ROWS + "".join(code(PAGE, "sql")))
     async with served(migrated, router) as serving:
         yield serving
@@ -53,7 +53,7 @@ async def caller(service: Serving, router: Router) -> AsyncIterator[Caller]:
 
 
 def told(lines: list[str]) -> Any:
-    """Give what the comment at the head of these lines says that a call answers."""
+    """Return the result in the comment at the beginning of these lines."""
     if not lines or not lines[0].startswith("# → "):
         return None
     words = [lines[0].removeprefix("# → ")]
@@ -65,7 +65,7 @@ def told(lines: list[str]) -> Any:
 
 
 def alike(found: Any, expected: Any) -> bool:
-    """Compare, with any text in place of `…`."""
+    """Return whether a result equals the expected one, in which `…` stands for any text."""
     if isinstance(found, dict) and isinstance(expected, dict):
         return found.keys() == expected.keys() and all(
             alike(found[key], expected[key]) for key in found
@@ -74,7 +74,7 @@ def alike(found: Any, expected: Any) -> bool:
 
 
 async def run(text: str, names: dict[str, Any]) -> int:
-    """Run an example; gives how many of its answers were told, and right."""
+    """Run an example; return the number of documented results, all of which were right."""
     lines, told_of = text.splitlines(), 0
     for node in ast.parse(text).body:
         if isinstance(node, ast.Expr):
@@ -96,7 +96,7 @@ async def _done(tree: ast.AST, mode: str, names: dict[str, Any]) -> Any:
 
 @pytest_twisted.ensureDeferred
 async def test_examples_of_the_procedures_page_answer_what_it_says(caller: Caller) -> None:
-    """Every example of the page runs, and answers what it says."""
+    """Each example of the page runs and gives the documented result."""
     parts: list[Any] = []
     rows = [{"action": "run", "path": f"/{at}"} for at in range(2000)]
     names = {
@@ -113,7 +113,7 @@ async def test_examples_of_the_procedures_page_answer_what_it_says(caller: Calle
 
 @pytest_twisted.ensureDeferred
 async def test_filters_of_the_page_match_the_rows_they_should(caller: Caller) -> None:
-    """The filters of the page mean the rows that they should."""
+    """The filters of the page match the described rows."""
     text, columns, related = code(DOCS / "filters.md", "python")
     rows = [
         {"action": "deploy", "path": "/srv/app"},
@@ -151,7 +151,7 @@ async def test_filters_of_the_page_match_the_rows_they_should(caller: Caller) ->
 
 @pytest_twisted.ensureDeferred
 async def test_policy_of_the_roles_page_shows_a_clerk_own_notes_alone(dsn: str) -> None:
-    """The policy of the page shows a clerk their own notes alone, to read and to change."""
+    """With the policy of the page, a clerk can read and change only their own notes."""
     (text,) = code(DOCS / "roles.md", "sql")
     notes = "CREATE TABLE notes (id int PRIMARY KEY, owner text, text text);"
     rows = "INSERT INTO notes VALUES (1, 'ada', 'of Ada'), (2, 'bob', 'of Bob');"
