@@ -1,5 +1,5 @@
 """
-Catch-up: what was missed comes again, to each caller what its role may see.
+Catch-up: `changes` returns missed changes, as far as the caller's role may read them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ STAFF, DESK, GUEST = (
 
 @dataclass
 class Missing:
-    """A log, and callers who have missed some of it."""
+    """A log, and callers that have missed some changes."""
 
     db: DirectCaller
     dsn: str
@@ -69,7 +69,7 @@ class Missing:
         dispatcher.add(catchup.procedures(), once=False)
 
     def run(self, *statements: str) -> list[Any]:
-        """Run statements, each a tick; returns the changes."""
+        """Run statements, each in its own tick; return the changes."""
         found = []
         for each in statements:
             execute(self.dsn, each)
@@ -101,7 +101,7 @@ class Missing:
 async def missing(
     db: DirectCaller, dsn: str, request: pytest.FixtureRequest
 ) -> AsyncIterator[Missing]:
-    """Serve the log of the module's database, read up to now."""
+    """Serve the log of the module's database, from the present position on."""
     ticks = Ticks(dsn)
     mark = request.node.get_closest_marker("serving")
     made = Missing(db, dsn, ticks, mark.kwargs.get("roles") or Roles())
@@ -207,7 +207,7 @@ async def test_changes_after_each_position_are_the_rest(missing: Missing) -> Non
 
 
 async def busy(missing: Missing) -> tuple[str, list[Any]]:
-    """Make ticks with a transaction that runs through some, and one of many; return all changes."""
+    """Make ticks, one transaction that spans several, and one with many changes; return all changes."""
     since, running = await missing.position(), psycopg2.connect(missing.dsn)
     with running.cursor() as cursor:
         found = missing.run("INSERT INTO actions VALUES (1, 'a')", "DELETE FROM actions")
@@ -241,7 +241,7 @@ async def test_changes_are_the_same_however_many_ticks_are_read_at_once(
     for at, (position, _, _) in enumerate(every):
         (change, *_) = (await missing.changes(position, limit=1))["changes"] or [None]
         assert (change and change["position"]) == (every[at + 1][0] if every[at + 1 :] else None)
-    monkeypatch.setattr("service.changes.ticks.PAGE_BYTES", 1000)  # none are read at once
+    monkeypatch.setattr("service.changes.ticks.PAGE_BYTES", 1000)  # no two ticks are read together
     found = await missing.all_after(since, limit=7)
     assert [(each["position"], each["op"], each["tx"]) for each in found] == every
 
@@ -316,7 +316,7 @@ async def test_page_is_bounded_in_bytes(missing: Missing) -> None:
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_changes_of_some_relations_are_asked_for_by_the_names_of_procedures(
+async def test_changes_of_some_relations_are_selected_by_their_names_in_procedures(
     missing: Missing,
 ) -> None:
     since = await missing.position()
@@ -383,7 +383,7 @@ HOSTILE = [
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_since_that_is_no_position_is_refused(missing: Missing) -> None:
+async def test_invalid_since_is_refused(missing: Missing) -> None:
     for since in HOSTILE:
         with pytest.raises(InvalidArgument) as caught:
             await missing.db.dispatcher.answer("changes", [since], {}, ANYONE)
@@ -422,7 +422,9 @@ async def test_position_that_is_not_known_or_not_kept_is_gone(missing: Missing) 
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_without_a_log_the_refusal_says_how_to_have_one(missing: Missing) -> None:
+async def test_changes_without_a_log_are_refused_with_the_way_to_install_it(
+    missing: Missing,
+) -> None:
     position = await missing.position()
     execute(missing.dsn, "ALTER TABLE rowcast.log RENAME TO elsewhere")
     try:
@@ -474,7 +476,7 @@ async def test_caller_sees_the_columns_that_its_role_may_read(missing: Missing) 
 
 @with_roles
 @pytest_twisted.ensureDeferred
-async def test_relation_with_row_security_says_that_it_has_changed_to_who_may_read_it(
+async def test_relation_with_row_security_returns_touches_to_roles_that_may_read_it(
     missing: Missing,
 ) -> None:
     since = await missing.position(STAFF)
@@ -496,7 +498,7 @@ async def test_relation_with_row_security_says_that_it_has_changed_to_who_may_re
 @with_roles
 @pytest_twisted.ensureDeferred
 async def test_rights_count_as_they_are_when_the_changes_are_read(missing: Missing) -> None:
-    """Whatever the catalog that is served says: it is behind by then."""
+    """This holds although the served catalog is out of date."""
     since = await missing.position(STAFF)
     missing.run("INSERT INTO actions VALUES (1, 'a', 'x')")
     try:
@@ -551,7 +553,7 @@ GAPS = {
 @pytest.mark.parametrize("at_once", [False, True], ids=["one by one", "in one transaction"])
 @pytest.mark.parametrize("gap", GAPS.values(), ids=GAPS)
 @pytest_twisted.ensureDeferred
-async def test_table_written_to_while_it_was_not_tracked_is_to_be_read_again(
+async def test_table_written_while_untracked_is_reset(
     missing: Missing, gap: list[str], at_once: bool
 ) -> None:
     execute(
@@ -565,7 +567,7 @@ async def test_table_written_to_while_it_was_not_tracked_is_to_be_read_again(
         steps = [*(each.format("gap") for each in gap), "UPDATE gap SET name = 'b' WHERE id = 2"]
         heard = missing.run(*(["; ".join(steps)] if at_once else steps))
         assert "reset" in {each.op for each in heard}, "who is subscribed hears it, too"
-        # On a busy machine the reading that `changes` waits for may take too long for a call.
+        # On a loaded machine the reload that `changes` waits for may exceed the call's timeout.
         await missing.db.catch_up()
         found = await missing.all_after(since)
         assert ("gap", "reset") in {(each["relation"], each["op"]) for each in found}
@@ -575,7 +577,7 @@ async def test_table_written_to_while_it_was_not_tracked_is_to_be_read_again(
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_partition_tracked_by_itself_once_detached_is_to_be_read_again(
+async def test_partition_tracked_alone_after_detach_is_reset(
     missing: Missing,
 ) -> None:
     execute(
@@ -604,7 +606,7 @@ async def test_partition_tracked_by_itself_once_detached_is_to_be_read_again(
 async def test_changes_that_the_catalog_is_too_old_for_are_asked_for_again(
     missing: Missing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are not left out, with a position behind them, where the catalog cannot be read in time."""
+    """If the catalog cannot be read in time, they are not omitted from a page whose position is beyond them."""
     since = await missing.position()
     execute(missing.dsn, "CREATE TABLE newest (id int PRIMARY KEY); SELECT rowcast.track('newest')")
     try:
@@ -645,7 +647,7 @@ async def test_hidden_column_is_not_shown_under_a_name_that_another_one_has_sinc
     )
     since = await missing.position()
     missing.run("INSERT INTO swapped VALUES (1, 'a', 'hush')", "DELETE FROM swapped")
-    # Its reset, by `rowcast.notice`, may come later.
+    # the reset by `rowcast.notice` may be logged later
     missing.run(ddl)
     answer = await missing.changes(since, relations=["swapped"])
     assert {each["op"] for each in answer["changes"]} == {"reset"}

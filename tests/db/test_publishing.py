@@ -1,5 +1,5 @@
 """
-What is published of changes, and for whom.
+The events of changes, and their audiences.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ TRUNCATE actions, coded, loose, keyed, touchy, stats, veiled, buried, marked, ap
 
 @dataclass
 class Publishing:
-    """Topics over a database, and what they have published."""
+    """Topics on a database, with a record of what they publish."""
 
     db: DirectCaller
     dsn: str
@@ -80,7 +80,7 @@ class Publishing:
     asked: int = 0
 
     def topics(self, roles: Roles = Roles(), database: Database | None = None) -> Topics:  # noqa: B008 - frozen
-        """Make topics that publish here."""
+        """Return topics that publish to this object."""
         return Topics(
             database or self.db.database,
             self.db.dispatcher,
@@ -99,18 +99,18 @@ class Publishing:
         self.sent += publications
 
     async def changes(self, sql: str) -> list[Change]:
-        """Run SQL, and return what the log has of it."""
+        """Run SQL, and return its changes in the log."""
         execute(self.dsn, sql)
         return self.ticks.next()
 
     async def of(self, sql: str, roles: Roles = Roles()) -> list[Publication]:  # noqa: B008 - frozen
-        """Run SQL, and return what is published of it."""
+        """Run SQL, and return its publications."""
         self.sent.clear()
         await self.topics(roles).publish(await self.changes(sql), succeed(None), {})
         return list(self.sent)
 
     async def events(self, sql: str, roles: Roles = Roles()) -> list[tuple[str, Any]]:  # noqa: B008 - frozen
-        """Run SQL, and return topics and events, less what differs from run to run."""
+        """Run SQL, and return topics and events, without fields that differ between runs."""
         found = []
         for each in await self.of(sql, roles):
             event = {key: value for key, value in each.event.items() if key not in VARYING}
@@ -123,7 +123,7 @@ VARYING = {"position", "prev", "tx", "at", "last"}
 
 @pytest_twisted.async_yield_fixture
 async def publishing(db: DirectCaller, dsn: str) -> AsyncIterator[Publishing]:
-    """Give topics over the database, of which the log up to now is forgotten."""
+    """Yield topics on the database, beginning after the present end of the log."""
     await db.catalogs.refresh()
     ticks = Ticks(dsn)
     yield Publishing(db, dsn, ticks)
@@ -344,7 +344,7 @@ async def test_change_that_was_not_durable_is_not_the_one_before(publishing: Pub
 async def test_row_security_that_the_catalog_does_not_know_yet_is_kept(
     publishing: Publishing,
 ) -> None:
-    """The catalog is read again a moment after it has changed; a row is written in the same one."""
+    """A row is written after the catalog has changed and before the service has read it again."""
     topics = publishing.topics()
     await topics.publish(
         await publishing.changes("INSERT INTO actions VALUES (1)"), succeed(None), {}
@@ -530,7 +530,7 @@ async def test_touch_of_a_relation_with_row_security_is_for_roles_that_may_read_
 @served
 @pytest_twisted.ensureDeferred
 async def test_changes_wait_for_a_connection(publishing: Publishing) -> None:
-    """With all connections taken the events come later, and none is left out."""
+    """If all connections are in use, events are delayed, and none is omitted."""
     changes = await publishing.changes("INSERT INTO actions VALUES (1)")
     async with database_at(publishing.dsn, most=1, acquire_timeout=0.2) as database:
         held = database.statement("SELECT pg_sleep(2)")

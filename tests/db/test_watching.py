@@ -1,5 +1,5 @@
 """
-Live queries over a real database: every kind of query, whoever writes.
+Live queries on a real database: each kind of query, with writes from any client.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ INSERT INTO members VALUES ('ann'), ('bob');
 
 @pytest_twisted.async_yield_fixture
 async def live(dsn: str) -> AsyncIterator[Live]:
-    """Serve the module's database, with its rows as they were."""
+    """Serve the module's database with its initial rows."""
     execute(dsn, BEFORE_EACH)
     async with living(dsn, WatchLimits(session=5, rows=50)) as found:
         yield found
@@ -114,8 +114,8 @@ QUERIES = {
 
 @pytest.mark.parametrize("kind", QUERIES)
 @pytest_twisted.ensureDeferred
-async def test_copy_stays_what_find_answers(dsn: str, live: Live, kind: str) -> None:
-    """After each write of anybody, for each kind of query."""
+async def test_copy_equals_find_after_each_write(dsn: str, live: Live, kind: str) -> None:
+    """This holds after each write of any client, for each kind of query."""
     name, asked = QUERIES[kind]
     watcher = live.watch(name, **asked)
     await watcher.first()
@@ -129,8 +129,8 @@ async def test_copy_stays_what_find_answers(dsn: str, live: Live, kind: str) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_without_a_key_are_their_own(dsn: str, live: Live) -> None:
-    """One of two that are alike leaves alone; in an order, all come again."""
+async def test_rows_without_a_key_are_their_own_keys(dsn: str, live: Live) -> None:
+    """One of two equal rows can leave alone; with an order, all rows are sent again."""
     watcher, ordered = live.watch("notes"), live.watch("notes", order=["body"])
     await watcher.first()
     await ordered.first()
@@ -147,7 +147,7 @@ async def test_rows_without_a_key_are_their_own(dsn: str, live: Live) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_key_of_several_columns_is_a_list(dsn: str, live: Live) -> None:
-    """In the order of the primary key."""
+    """The list has the order of the primary key."""
     watcher = live.watch("seats", where={"taken": False})
     await watcher.first()
     execute(dsn, "UPDATE seats SET taken = NOT taken")
@@ -158,7 +158,7 @@ async def test_key_of_several_columns_is_a_list(dsn: str, live: Live) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_watch_of_what_is_not_logged_is_refused(live: Live) -> None:
-    """With what to do."""
+    """The error says how to track the table."""
     with pytest.raises(DatabaseRefused, match="untold") as caught:
         await live.watch("untold").first()
     refusal = {"relation": "untold", "hint": "rowcast track untold", "sqlstate": "55000"}
@@ -170,7 +170,7 @@ async def test_watch_of_what_is_not_logged_is_refused(live: Live) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_identical_watches_share_one_query(dsn: str, live: Live) -> None:
-    """A later one gets the rows as they are, and both what changes; nothing is left of them."""
+    """A later one receives the present rows, and both receive changes; nothing remains when both have ended."""
     first = live.watch("people", where={"team": 1})
     await first.first()
     execute(dsn, "UPDATE people SET name = 'x' WHERE id = 2")
@@ -190,7 +190,7 @@ async def test_identical_watches_share_one_query(dsn: str, live: Live) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_rows_over_the_limit_are_too_large(dsn: str, live: Live) -> None:
-    """At the beginning, and when a watched query comes to have them."""
+    """Both at the beginning, and when the limit is exceeded later."""
     watcher = live.watch("people")
     await watcher.first()
     execute(dsn, "INSERT INTO people SELECT n FROM generate_series(100, 150) n")
@@ -204,7 +204,7 @@ async def test_rows_over_the_limit_are_too_large(dsn: str, live: Live) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_watches_over_the_limit_are_refused(live: Live) -> None:
-    """Of one session, and not of others."""
+    """The limit is per session."""
     ann, bob = (Caller(each, None, None, "realm1") for each in (1, 2))
     watchers = [live.watch("people", ann, limit=n) for n in range(5)]
     for each in watchers:
@@ -218,7 +218,7 @@ async def test_watches_over_the_limit_are_refused(live: Live) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_callers_see_what_their_role_may(dsn: str) -> None:
-    """Rows come and go with the right to see them, which another table gives."""
+    """Rows enter and leave when another table, which the policy reads, changes."""
     execute(dsn, BEFORE_EACH)
     roles = Roles({"user": "watch_reader"})
     ann, bob = (Caller(n, name, "user", "realm1") for n, name in enumerate(("ann", "bob")))
@@ -241,7 +241,7 @@ async def test_callers_see_what_their_role_may(dsn: str) -> None:
 async def step_held(
     dsn: str, tx: bool = False, **limits: int
 ) -> AsyncIterator[tuple[Live, list[Watcher]]]:
-    """Serve two watches of one session that have rows to take: one has begun to, and is held on."""
+    """Serve two watches of one session with pending rows; one has started to receive them, and is held."""
     execute(dsn, BEFORE_EACH + "INSERT INTO notes SELECT 'n', n FROM generate_series(1, 1200) n")
     async with living(dsn, WatchLimits(rows=5000, **limits)) as live:
         mine = replace(ANYONE, session=1)
@@ -264,7 +264,7 @@ async def step_held(
 
 @pytest_twisted.ensureDeferred
 async def test_step_is_ended_though_its_last_watch_has_left(dsn: str) -> None:
-    """Whoever waits for the end of a step has it from another one."""
+    """Another watch then receives the message that ends the step."""
     async with step_held(dsn) as (_, (sent, waits)):
         assert waits.messages == []
         await waits.cancel()
@@ -274,11 +274,11 @@ async def test_step_is_ended_though_its_last_watch_has_left(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_step_is_ended_though_all_that_is_left_of_it_starts_over(dsn: str) -> None:
-    """More than may wait has come while the step was sent, and its last watch has left."""
+async def test_step_is_ended_though_its_remaining_watches_are_reset(dsn: str) -> None:
+    """While the step was sent, the queue has overflowed, and the last watch of the step has left."""
     async with step_held(dsn, max_bytes=1 << 20) as (_, (sent, waits)):
         execute(dsn, "INSERT INTO notes VALUES (repeat('long', 150000), 1)")
-        # On a busy machine 30 s were not enough twice; it is not known what took them.
+        # On a loaded machine 30 s were not enough twice; the reason is not known.
         await until(lambda: watch_of(sent).base is None, 90)
         await waits.cancel()
         sent.release()
@@ -290,7 +290,7 @@ async def test_step_is_ended_though_all_that_is_left_of_it_starts_over(dsn: str)
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_is_covered_by_no_step_from_before_it(dsn: str) -> None:
-    """Though it comes while the step is sent."""
+    """The transaction commits while the step is being sent."""
     async with step_held(dsn, tx=True) as (live, both):
         insert = "INSERT INTO notes VALUES ('c', 2) RETURNING pg_current_xact_id()::text"
         ((tx,),) = execute(dsn, insert)
@@ -312,8 +312,8 @@ SLEEPING = (
 
 
 @pytest_twisted.ensureDeferred
-async def test_slow_first_run_keeps_nobody_waiting(dsn: str) -> None:
-    """Neither other sessions nor other watches of its own; it is at one position with them then."""
+async def test_slow_first_run_delays_no_other_watch(dsn: str) -> None:
+    """Neither other sessions nor watches of its own session wait; afterwards it has their position."""
     execute(
         dsn,
         BEFORE_EACH + "CREATE OR REPLACE FUNCTION slow() RETURNS SETOF teams STABLE LANGUAGE sql"
@@ -330,7 +330,7 @@ async def test_slow_first_run_keeps_nobody_waiting(dsn: str) -> None:
         await until(lambda: all(len(each.messages) == 2 for each in quick))
         assert execute(dsn, SLEEPING)
         assert slow.messages == []
-        # what is written before its rows are there is in them
+        # writes before its rows arrive are in these rows
         execute(dsn, "UPDATE teams SET name = 'later' WHERE id = 1; DELETE FROM notes")
         await slow.first()
         await slow.same()
@@ -343,7 +343,7 @@ async def test_slow_first_run_keeps_nobody_waiting(dsn: str) -> None:
 async def test_query_that_begins_while_rows_change_has_them_as_they_are(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that came between its first run and the cycle from which it goes on with the others."""
+    """Changes between its first run and the first cycle that includes it are not lost."""
     execute(dsn, BEFORE_EACH)
     async with living(dsn) as live:
         one = live.watch("notes")
@@ -381,8 +381,8 @@ async def test_query_that_begins_while_rows_change_has_them_as_they_are(
     "change", ["TRUNCATE notes", "ALTER TABLE notes ALTER body TYPE varchar USING body || ''"]
 )
 @pytest_twisted.ensureDeferred
-async def test_table_rewritten_within_a_cycle_is_told_as_it_was(dsn: str, change: str) -> None:
-    """To the snapshot of the cycle it looks empty, which it was not by then."""
+async def test_table_rewritten_during_a_cycle_keeps_its_rows(dsn: str, change: str) -> None:
+    """Rewriting is not MVCC-safe: to the snapshot of the cycle the table looks empty although it was not."""
     execute(
         dsn,
         BEFORE_EACH + "ALTER TABLE notes ALTER body TYPE text;"
@@ -393,10 +393,10 @@ async def test_table_rewritten_within_a_cycle_is_told_as_it_was(dsn: str, change
         slow, watcher = live.watch("fn.slow"), live.watch("notes")
         await slow.first()
         await watcher.first()
-        for query in live.watches._queries.values():  # the slow one comes first, and at once
+        for query in live.watches._queries.values():  # the slow query runs first, without a rest
             query.run.duration = 0.0 if query.run.shape.guarded else 0.05
             query.run.until = 0.0
-        connection = psycopg2.connect(dsn)  # which takes its time, too
+        connection = psycopg2.connect(dsn)  # connecting takes time, too
         execute(dsn, "UPDATE teams SET name = 'x' WHERE id = 1; INSERT INTO notes VALUES ('c', 2)")
         await until(lambda: execute(dsn, SLEEPING))
         with connection, connection.cursor() as rows:
@@ -413,10 +413,10 @@ async def test_table_rewritten_within_a_cycle_is_told_as_it_was(dsn: str, change
 
 
 @pytest_twisted.ensureDeferred
-async def test_function_nobody_can_look_into_is_run_again_on_what_it_may_read(
+async def test_function_with_opaque_body_is_run_again_after_changes_of_tracked_tables(
     dsn: str, live: Live
 ) -> None:
-    """Any tracked table without `tables`, and those alone with it."""
+    """Without `tables`, a change of any tracked table runs it again; with `tables`, only changes of these."""
     execute(
         dsn,
         "CREATE OR REPLACE FUNCTION hidden_read() RETURNS SETOF teams STABLE LANGUAGE plpgsql"
@@ -440,7 +440,7 @@ async def test_function_nobody_can_look_into_is_run_again_on_what_it_may_read(
 
 @pytest_twisted.ensureDeferred
 async def test_function_that_may_write_is_not_watched(dsn: str, live: Live) -> None:
-    """It would run again and again."""
+    """A watched function runs repeatedly, and would repeat its writes."""
     execute(
         dsn,
         "CREATE OR REPLACE FUNCTION writes() RETURNS SETOF teams LANGUAGE sql AS 'SELECT * FROM teams'",
@@ -451,8 +451,8 @@ async def test_function_that_may_write_is_not_watched(dsn: str, live: Live) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_transaction_that_the_rows_have_already_is_covered_at_once(dsn: str) -> None:
-    """The answer to a write may come after the delta that shows it: no further cycle is waited for."""
+async def test_transaction_already_in_the_rows_is_covered_at_once(dsn: str) -> None:
+    """If the result of a write arrives after the delta that shows it, no further cycle is awaited."""
     execute(dsn, BEFORE_EACH)
     async with living(dsn, poll=60) as live:
         watcher = live.watch("people", caller=Caller(7, "ann", "ann", "realm1"), tx=True)
@@ -469,8 +469,8 @@ WAITING = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND 
 
 
 @pytest_twisted.ensureDeferred
-async def test_slow_query_that_runs_again_keeps_no_other_session_waiting(dsn: str) -> None:
-    """Its own session comes to one commit, with all of its watches, when its rows are there."""
+async def test_slow_query_that_runs_again_delays_no_other_session(dsn: str) -> None:
+    """All watches of its own session move to one commit together, when its rows have been read."""
     execute(
         dsn,
         BEFORE_EACH + "CREATE OR REPLACE FUNCTION slow() RETURNS SETOF teams STABLE LANGUAGE sql"
@@ -486,7 +486,7 @@ async def test_slow_query_that_runs_again_keeps_no_other_session_waiting(dsn: st
         for word in ("first", "second"):
             lock.cursor().execute("SELECT pg_advisory_xact_lock(7)")
             for run in live.watches._runs:
-                run.until = 0.0  # as if it had rested
+                run.until = 0.0  # as if its rest were over
             execute(
                 dsn,
                 f"BEGIN; UPDATE teams SET name = '{word}' WHERE id = 1;"
@@ -502,7 +502,7 @@ async def test_slow_query_that_runs_again_keeps_no_other_session_waiting(dsn: st
             assert slow.messages == beside.messages == []
             lock.rollback()
             await until(lambda: slow.messages and beside.messages)
-            # at one commit, without what has come to the notes since
+            # at one commit, without later changes of the notes
             first, other = slow.messages[0], beside.messages[0]
             assert first["position"].split("~")[0] == other["position"].split("~")[0]
             assert ("step" in first) != ("step" in other)

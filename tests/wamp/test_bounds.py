@@ -1,5 +1,5 @@
 """
-What one caller may have under way, and that others are served meanwhile.
+Limits of what one caller may have in flight, while others are served.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.wamp.service import served
 
 MIB = 2**20
 UNDER_WAY = 32
-"""Calls of a session that the router hands on, as in router/component/pace.py."""
+"""Number of calls per session that the router forwards at a time, as in router/component/pace.py."""
 SCHEMA = """
 CREATE TABLE wide AS SELECT i AS id, repeat('x', 4000) AS body FROM generate_series(1, 1000) i;
 CREATE TABLE small AS SELECT i AS id FROM generate_series(1, 10) i;
@@ -36,7 +36,7 @@ CREATE VIEW slow AS SELECT 1 AS id FROM pg_sleep(0.01);
 
 
 class Calls:
-    """Calls of one caller, and how they end."""
+    """Calls of one caller, and their outcomes."""
 
     def __init__(self, caller: Caller, number: int, uri: str, *args: Any) -> None:
         self.answered = 0
@@ -57,7 +57,7 @@ class Calls:
         self.refused.append(why.value)
 
     async def seen(self, edge: Edge, running: int, refused: int) -> None:
-        """Wait until so many have begun with the dispatcher, and so many were refused."""
+        """Wait until that many calls have reached the dispatcher, and that many were refused."""
         await until(lambda: (len(edge.dispatcher.waiting), len(self.refused)) == (running, refused))
 
 
@@ -65,7 +65,7 @@ class Calls:
 async def test_calls_of_a_session_beyond_the_bound_are_refused(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """The first five run, the next two are refused before any work; others are served."""
+    """The first five run, the next two are refused without work; other sessions are served."""
     edge = await start_edge(bounds=Bounds(session_calls=5))
     caller, other = await call_from(), await call_from()
     calls = Calls(caller, 7, "rowcast.wait")
@@ -81,10 +81,10 @@ async def test_calls_of_a_session_beyond_the_bound_are_refused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_client_with_very_many_calls_has_few_of_them_under_way(
+async def test_client_with_very_many_calls_has_few_of_them_forwarded(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """The router keeps back what would stand before others' calls, and hands it on as it is answered."""
+    """The router holds back further calls, and forwards them as earlier ones are answered."""
     edge = await start_edge(bounds=Bounds(running=5_000, wait=60.0))
     caller, other = await call_from(), await call_from("websocket json")
     calls = Calls(caller, 3_000, "rowcast.wait")
@@ -102,7 +102,7 @@ async def test_client_with_very_many_calls_has_few_of_them_under_way(
 async def test_cancel_of_a_call_that_the_router_keeps_back_ends_it(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """A CANCEL is heard from whoever has very many calls: of one that runs, and of one that waits."""
+    """A session with very many calls can cancel running and held back ones."""
     edge = await start_edge(bounds=Bounds(wait=60.0))
     caller = await call_from()
     calls = [caller.call("rowcast.wait") for _ in range(2 * UNDER_WAY)]
@@ -112,7 +112,7 @@ async def test_cancel_of_a_call_that_the_router_keeps_back_ends_it(
         with pytest.raises(CancelledError):
             await call
     await until(lambda: edge.dispatcher.cancelled == 1)
-    # The one that was left has its turn, and those that were cancelled never have.
+    # The remaining call is forwarded, and the cancelled ones never are.
     await until(lambda: edge.dispatcher.calls == UNDER_WAY + 1)
     edge.dispatcher.release()
     await gatherResults(calls[1 : UNDER_WAY + 1])
@@ -124,7 +124,7 @@ async def test_cancel_of_a_call_that_the_router_keeps_back_ends_it(
 async def test_calls_kept_back_for_a_service_that_dies_go_to_the_next(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """What a lost service had under way counts no longer: the calls behind it are answered."""
+    """Calls of a lost service no longer count, so the calls held back after them are answered."""
     first, caller = await start_edge(shared=True, bounds=Bounds(wait=60.0)), await call_from()
     calls = [caller.call("rowcast.wait") for _ in range(3 * UNDER_WAY)]
     await until(lambda: len(first.dispatcher.waiting) == UNDER_WAY)
@@ -141,10 +141,10 @@ async def test_calls_kept_back_for_a_service_that_dies_go_to_the_next(
 
 @pytest.mark.parametrize("how", ["calls with progress", "a session that others call"])
 @pytest_twisted.ensureDeferred
-async def test_session_that_is_not_bounded_has_all_its_calls_under_way(
+async def test_calls_that_do_not_count_are_all_forwarded(
     start_edge: StartEdge, call_from: Join, router: Router, how: str
 ) -> None:
-    """What lasts until it is cancelled does not count, nor what a callee calls on behalf of others."""
+    """Calls that last until cancelled do not count, nor do calls that a callee makes for others."""
     edge = await start_edge(bounds=Bounds(running=5_000, session_calls=5_000, wait=60.0))
     progress, caller = CallOptions(on_progress=lambda _: None), await call_from()
     if how != "calls with progress":
@@ -161,10 +161,10 @@ async def test_session_that_is_not_bounded_has_all_its_calls_under_way(
 
 
 @pytest_twisted.ensureDeferred
-async def test_large_answer_costs_no_more_than_small_ones_of_its_size(
+async def test_large_result_costs_the_router_no_more_than_small_ones(
     start_edge: StartEdge, router: Router
 ) -> None:
-    """The router copies a message once, however many pieces it comes in."""
+    """The router copies a message once, however many segments it arrives in."""
     edge = await start_edge()
     edge.dispatcher.on("large", lambda: "x" * 7 * MIB)
     edge.dispatcher.on("small", lambda: "x" * (MIB // 2))
@@ -183,12 +183,12 @@ async def test_large_answer_costs_no_more_than_small_ones_of_its_size(
 
     large = await deferToThread(cost, 10, "rowcast.large")
     small = await deferToThread(cost, 140, "rowcast.small")
-    # Copied with each piece it was 13 to 20 times as much.
+    # With a copy per segment, the cost was 13 to 20 times as high.
     assert large < 5 * small
 
 
 def router_process(router: Router) -> psutil.Process:
-    """Return the process that listens where clients connect: a worker of Crossbar's."""
+    """Return the Crossbar worker that listens on the port for clients."""
     for child in psutil.Process().children(recursive=True):
         for each in child.net_connections("tcp"):
             if each.status == psutil.CONN_LISTEN and each.laddr.port == router.port:
@@ -197,10 +197,10 @@ def router_process(router: Router) -> psutil.Process:
 
 
 @pytest_twisted.ensureDeferred
-async def test_calls_of_all_leave_room_for_another_session(
+async def test_calls_of_many_sessions_leave_room_for_another_one(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """A session may have half of what is left: there is something for the next, to the last."""
+    """A session may use half of the remaining capacity, so some is left for each further session."""
     edge = await start_edge(bounds=Bounds(total_calls=8))
     running, all_calls = 0, []
     for more in (4, 2, 1, 1, 0):
@@ -219,7 +219,7 @@ async def test_calls_of_all_leave_room_for_another_session(
 async def test_calls_beyond_those_that_run_wait_in_order(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """Two run, the others wait: one is cancelled and never begins, the rest follow."""
+    """Two calls run and the others wait; a cancelled one never starts, the rest follow in order."""
     edge = await start_edge(bounds=Bounds(running=2))
     caller = await call_from()
     calls = Calls(caller, 2, "rowcast.wait")
@@ -241,7 +241,7 @@ async def test_calls_beyond_those_that_run_wait_in_order(
 
 @pytest_twisted.ensureDeferred
 async def test_call_that_waits_too_long_is_refused(start_edge: StartEdge, call_from: Join) -> None:
-    """What has not begun in time is refused without any work; what runs goes on."""
+    """A call that has not started in time is refused without work; running calls continue."""
     edge = await start_edge(bounds=Bounds(running=2, wait=0.3))
     calls = Calls(await call_from(), 5, "rowcast.wait")
     await calls.seen(edge, 2, 3)
@@ -258,7 +258,7 @@ async def test_call_that_waits_too_long_is_refused(start_edge: StartEdge, call_f
 async def test_arguments_beyond_the_bound_are_refused(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """What arguments weigh counts while their calls run; one call alone may be of any size."""
+    """The size of arguments counts while their calls run; a single call may have any size."""
     edge = await start_edge(bounds=Bounds(session_bytes=MIB, total_bytes=4 * MIB))
     caller, other = await call_from(), await call_from()
     calls = Calls(caller, 3, "rowcast.wait", "x" * 700_000)
@@ -273,20 +273,20 @@ async def test_arguments_beyond_the_bound_are_refused(
 
 
 def stop_reading(caller: Caller) -> None:
-    """Take nothing any more."""
+    """Stop reading from the connection."""
     caller._transport.transport.pauseProducing()
 
 
 def read_on(caller: Caller) -> None:
-    """Take what there is."""
+    """Resume reading from the connection."""
     caller._transport.transport.resumeProducing()
 
 
 @pytest_twisted.ensureDeferred
-async def test_caller_that_reads_nothing_is_sent_no_more(
+async def test_caller_that_reads_nothing_receives_no_more_results(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """Its calls wait, then are refused, while others are served; when it reads, it is served."""
+    """Its calls wait and are then refused, while others are served; when it reads again, it is served."""
     edge = await start_edge(bounds=Bounds(session_bytes=4 * MIB, wait=1.0))
     edge.dispatcher.on("give", lambda: "x" * MIB)
     caller, other = await call_from(), await call_from()
@@ -298,7 +298,7 @@ async def test_caller_that_reads_nothing_is_sent_no_more(
     await until(lambda: not edge.dispatch.in_progress, 10)
     read_on(caller)
     await gatherResults(calls.all)
-    # The kernel's buffers take some, too.
+    # The kernel's socket buffers take some results, too.
     assert 4 <= calls.answered <= 40
     assert calls.answered + len(calls.refused) == 100
     assert "bytes of unread answers" in calls.refused[0].args[0]
@@ -309,7 +309,7 @@ async def test_caller_that_reads_nothing_is_sent_no_more(
 async def test_callers_that_read_nothing_leave_room_for_another_session(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """The bound of all holds for any number of sessions, and one that reads is served."""
+    """The total limit holds for any number of sessions, and a session that reads is served."""
     edge = await start_edge(bounds=Bounds(total_bytes=16 * MIB, wait=1.0))
     edge.dispatcher.on("give", lambda: "x" * (MIB // 4))
     idle = [await call_from() for _ in range(3)]
@@ -332,7 +332,7 @@ async def test_callers_that_read_nothing_leave_room_for_another_session(
 async def test_reader_of_large_answers_gets_them_all(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """A caller that takes what it is sent waits a little at most, and is refused nothing."""
+    """A caller that reads its results waits only briefly, and no call is refused."""
     await start_edge(bounds=Bounds(session_bytes=4 * MIB, total_bytes=16 * MIB))
     caller = await call_from()
     calls = Calls(caller, 60, "rowcast.echo", "x" * 60_000)
@@ -342,7 +342,7 @@ async def test_reader_of_large_answers_gets_them_all(
 
 @pytest_twisted.ensureDeferred
 async def test_rows_are_not_read_for_a_caller_that_takes_none(dsn: str, router: Router) -> None:
-    """Of 60 calls that were begun at once most never reach a worker; others are served."""
+    """Most of 60 concurrent calls never reach a worker; others are served."""
     bounds = {"session_bytes": 8 * MIB, "total_bytes": 64 * MIB, "pool_timeout": 1}
     async with served(dsn, router, **bounds) as service:
         caller, other = [await join(router, "rawsocket cbor") for _ in range(2)]
@@ -366,8 +366,8 @@ async def test_rows_are_not_read_for_a_caller_that_takes_none(dsn: str, router: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_sessions_that_leave_free_what_they_have_not_taken(dsn: str, router: Router) -> None:
-    """What lies for callers counts until they are gone; one that reads is served all the time."""
+async def test_sessions_that_leave_free_their_unread_results(dsn: str, router: Router) -> None:
+    """Unread results count until their callers are gone; a caller that reads is always served."""
     bounds = {"session_bytes": 8 * MIB, "total_bytes": 32 * MIB, "pool_timeout": 1}
     async with served(dsn, router, **bounds):
         idle = [await join(router, "rawsocket cbor") for _ in range(4)]
@@ -388,8 +388,8 @@ async def test_sessions_that_leave_free_what_they_have_not_taken(dsn: str, route
 
 
 @pytest_twisted.ensureDeferred
-async def test_sessions_have_workers_in_turn(dsn: str, router: Router) -> None:
-    """A call is served after a few of another's 400 that came before, not after all of them."""
+async def test_sessions_share_workers_fairly(dsn: str, router: Router) -> None:
+    """A call is served after a few of the 400 earlier calls of another session, not after all of them."""
     async with served(dsn, router, pool_max=2, pool_timeout=60) as service:
         caller, other = [await join(router, "rawsocket cbor") for _ in range(2)]
         await other.call("rowcast.small.get", 1)

@@ -1,5 +1,5 @@
 """
-Two services side by side: what belongs to one of them is reached by way of both.
+Two services with shared registrations: state of one service can be reached through both.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def table(dsn: str) -> None:
 
 @pytest_twisted.async_yield_fixture
 async def two(dsn: str, router: Router, table: None) -> AsyncIterator[list[Serving]]:
-    """Serve the database twice."""
+    """Serve the database with two services."""
     async with served(dsn, router, shared=True) as one, served(dsn, router, shared=True) as other:
         yield [one, other]
 
 
 def uploads(services: list[Serving]) -> list[int]:
-    """Count the uploads that each service has open."""
+    """Return the number of open uploads of each service."""
     return [len(each.dispatcher._importing.uploads) for each in services]
 
 
@@ -48,17 +48,17 @@ def kept(dsn: str) -> list[Any]:
 
 
 async def refusal_of(call: Any) -> ApplicationError:
-    """Give the error that a call is answered by."""
+    """Return the error of a call."""
     error = await failure_of(call)
     assert isinstance(error, ApplicationError), error
     return error
 
 
 @pytest_twisted.ensureDeferred
-async def test_upload_goes_on_by_way_of_every_service(
+async def test_upload_continues_through_each_service(
     dsn: str, two: list[Serving], call_from: Join
 ) -> None:
-    """Whichever gets a call, the rows come to the one COPY; an upload each way at the same time."""
+    """Whichever service receives a call, its rows reach the one COPY; two uploads run at the same time."""
     caller: Caller = await call_from()
     begun = [
         await caller.call(IMPORT, [{"id": n * 100, "name": None}], done=False) for n in range(2)
@@ -68,7 +68,7 @@ async def test_upload_goes_on_by_way_of_every_service(
         for at, upload in enumerate(begun):
             answer = await caller.call(IMPORT, [{"id": at * 100 + n, "name": "é"}], **upload)
             assert answer == upload
-        await caller.call("rowcast.copies.count")  # so that each call has its turn at each service
+        await caller.call("rowcast.copies.count")  # so that each call reaches each service in turn
         if n == 5:
             assert kept(dsn) == []
     for at, upload in enumerate(begun):
@@ -81,10 +81,8 @@ async def test_upload_goes_on_by_way_of_every_service(
 
 
 @pytest_twisted.ensureDeferred
-async def test_errors_are_relayed_with_all_that_they_say(
-    dsn: str, two: list[Serving], call_from: Join
-) -> None:
-    """The error that ends an upload, and that there is none afterwards, by way of each service."""
+async def test_errors_are_relayed_completely(dsn: str, two: list[Serving], call_from: Join) -> None:
+    """Through each service: the error that ends an upload, and the refusal of calls after it."""
     caller = await call_from()
     for _ in range(2):
         begun = await caller.call(IMPORT, [{"id": 1}, {"id": 2}], done=False)
@@ -102,7 +100,7 @@ async def test_errors_are_relayed_with_all_that_they_say(
 
 
 @pytest_twisted.ensureDeferred
-async def test_upload_is_its_sessions_alone_by_way_of_every_service(
+async def test_upload_belongs_to_its_session_at_each_service(
     dsn: str, two: list[Serving], call_from: Join
 ) -> None:
     owner, other = await call_from(), await call_from()
@@ -115,7 +113,7 @@ async def test_upload_is_its_sessions_alone_by_way_of_every_service(
 
 @pytest.mark.parametrize("how", ["leaves", "vanishes"])
 @pytest_twisted.ensureDeferred
-async def test_caller_that_goes_ends_its_uploads_where_they_are(
+async def test_uploads_of_a_lost_caller_end_at_their_service(
     how: str, two: list[Serving], router: Router
 ) -> None:
     caller = await join(router, "rawsocket cbor")
@@ -132,7 +130,7 @@ async def test_caller_that_goes_ends_its_uploads_where_they_are(
 async def test_calls_that_may_overtake_each_other_are_refused(
     dsn: str, two: list[Serving], call_from: Join
 ) -> None:
-    """The router takes turns, so that a part would come before the one that it follows."""
+    """The router alternates between services, so a part could arrive before its predecessor."""
     caller = await call_from()
     begun = await caller.call(IMPORT, csv="id\n1\n", done=False)
     calls = [caller.call(IMPORT, csv=f"{n}\n", **begun) for n in range(2, 12)]
@@ -144,10 +142,10 @@ async def test_calls_that_may_overtake_each_other_are_refused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_cancelled_call_ends_the_upload_by_way_of_every_service(
+async def test_cancelled_call_ends_the_upload_through_each_service(
     dsn: str, two: list[Serving], call_from: Join
 ) -> None:
-    """The rows wait for a lock; a cancel of the call stops them at the service that has them."""
+    """The rows wait for a lock; cancelling the call cancels the upload at the service that has it."""
     caller = await call_from()
     for _ in range(2):
         begun = await caller.call(IMPORT, [{"id": 1}], done=False)
@@ -165,7 +163,7 @@ async def test_cancelled_call_ends_the_upload_by_way_of_every_service(
 
 
 def inserted(dsn: str) -> Any:
-    """Insert a row without committing it: whoever inserts the same key waits."""
+    """Insert a row without committing it, so that an insert of the same key waits."""
     connection = psycopg2.connect(dsn)
     connection.cursor().execute("INSERT INTO copies VALUES (7)")
     return connection
@@ -183,7 +181,7 @@ def waiting(dsn: str) -> list[Any]:
 async def test_call_passed_on_by_a_client_is_not_authorized(
     dsn: str, two: list[Serving], call_from: Join
 ) -> None:
-    """A client that knows an upload, its process and its session gets nothing by it."""
+    """A client that knows an upload, its process and its session cannot use it."""
     owner, thief = await call_from(), await call_from()
     begun = await owner.call(IMPORT, [{"id": 1}], done=False)
     process = begun["upload"].partition(".")[0]
@@ -208,14 +206,14 @@ async def test_call_passed_on_by_a_client_is_not_authorized(
 
 
 async def join_as_service(call_from: Join) -> Caller:
-    """Join by the private socket, with the service's role."""
+    """Join through the private socket, with the service's role."""
     caller: Caller = await call_from("service cbor")
     return caller
 
 
 @pytest_twisted.ensureDeferred
-async def test_process_that_is_not_there_is_a_conflict(two: list[Serving], call_from: Join) -> None:
-    """Whether it has been there or not; whatever is called of it."""
+async def test_unknown_process_is_a_conflict(two: list[Serving], call_from: Join) -> None:
+    """This holds for processes that have existed and others, and for each call."""
     caller = await call_from()
     process = new_process()
     for _ in range(2):
@@ -227,7 +225,7 @@ async def test_process_that_is_not_there_is_a_conflict(two: list[Serving], call_
 
 @pytest.fixture
 def other_router() -> Iterator[Router]:
-    """Run another router, with which none is linked."""
+    """Run another router, without a link to the first one."""
     with crossbar_running() as found:
         yield found
 
@@ -236,7 +234,7 @@ def other_router() -> Iterator[Router]:
 async def test_why_says_whether_the_leader_is_at_this_router(
     dsn: str, router: Router, other_router: Router
 ) -> None:
-    """Its events are published there, and nowhere else."""
+    """The leader publishes events only at its own router."""
     track_table(dsn, "copies", "full", True)
 
     async def said(at: Router) -> tuple[bool | None, str]:
@@ -255,14 +253,14 @@ async def test_why_says_whether_the_leader_is_at_this_router(
                 f"process {process} leads, at another router: no event is published at this one"
             )
             assert await said(other_router) == (False, elsewhere)
-    # What a session there, or at a router that is linked, has registered is served here.
+    # A leader is found here by its registration, at this router or at a linked one.
     async with (
         served(dsn, router, shared=True) as leader,
         served(dsn, router, shared=True) as follower,
     ):
         await until(lambda: leader.feed.leading or follower.feed.leading)
         texts = set()
-        while len(texts) < 2:  # shared calls go to one after the other
+        while len(texts) < 2:  # shared calls alternate between the services
             ok, text = await said(router)
             assert ok
             texts.add(text.partition(":")[0])
@@ -272,10 +270,8 @@ async def test_why_says_whether_the_leader_is_at_this_router(
 
 
 @pytest_twisted.ensureDeferred
-async def test_killed_service_takes_its_uploads_along(
-    dsn: str, router: Router, call_from: Join
-) -> None:
-    """The caller is told so by the one that is left, between calls and in the midst of one."""
+async def test_uploads_of_a_killed_service_end(dsn: str, router: Router, call_from: Join) -> None:
+    """The remaining service reports it to the caller, both between calls and during one."""
     async with served(dsn, router, shared=True) as here:
         replica = Replica(dsn, router)
         await replica.ready

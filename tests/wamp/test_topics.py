@@ -1,5 +1,5 @@
 """
-Topics as subscribers of each kind see them.
+Topics, as each kind of subscriber receives them.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ async def empty(service: Serving, dsn: str) -> AsyncIterator[Serving]:
 
 
 def run(dsn: str, sql: str) -> None:
-    """Run statements as psql would, each a transaction."""
+    """Run statements outside the service, each in its own transaction."""
     for statement in filter(None, map(str.strip, sql.split(";"))):
         execute(dsn, statement)
 
 
 class Subscriber:
-    """Keeps what comes, by subscription."""
+    """A subscriber that records events by subscription."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
@@ -109,7 +109,7 @@ class Subscriber:
         return await self._caller.subscribe(heard, uri, options)
 
     def seen(self) -> dict[str, list[str]]:
-        """Return what came, in words."""
+        """Return the received events as text, by subscription."""
         return {uri: [_words(each) for each in found] for uri, found in self.events.items()}
 
 
@@ -181,7 +181,7 @@ async def test_subscriber_notices_a_gap_by_prev(empty: Serving, dsn: str, call_f
 
 
 @pytest_twisted.ensureDeferred
-async def test_client_can_publish_no_event_and_subscribe_to_nothing_else(
+async def test_client_cannot_publish_events_or_subscribe_to_other_topics(
     empty: Serving, dsn: str, call_from: Join
 ) -> None:
     caller = await call_from()
@@ -195,27 +195,27 @@ async def test_client_can_publish_no_event_and_subscribe_to_nothing_else(
 
 
 class Program(ProcessProtocol):
-    """A program of Node's that subscribes, and prints what comes."""
+    """A Node program that subscribes and prints events."""
 
     def __init__(self) -> None:
         self.said = self.complaints = ""
         self.ended: Deferred[None] = Deferred()
 
     def outReceived(self, data: bytes) -> None:
-        """Keep a part of the output."""
+        """Collect output."""
         self.said += data.decode()
 
     def errReceived(self, data: bytes) -> None:
-        """Keep a part of the complaints."""
+        """Collect error output."""
         self.complaints += data.decode()
 
     def processEnded(self, reason: Any) -> None:
-        """Tell the test."""
+        """Record that the process has ended."""
         self.ended.callback(None)
 
     @property
     def lines(self) -> list[Any]:
-        """What came, as JSON."""
+        """The received events, parsed from JSON."""
         return [
             json.loads(line) for line in self.said.splitlines(keepends=True) if line[-1] == "\n"
         ]

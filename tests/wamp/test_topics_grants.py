@@ -1,5 +1,5 @@
 """
-Topics at the router, by who may read which columns.
+Topics at the router, and column privileges.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SELECT rowcast.track('granted'), rowcast.track('open');
 
 
 @pytest_twisted.ensureDeferred
-async def test_event_comes_to_those_alone_who_may_read_all_of_its_columns(
+async def test_event_is_delivered_only_to_roles_that_may_read_all_of_its_columns(
     dsn: str, router: Router, call_from: Join
 ) -> None:
     async with served(dsn, router, roles="service=topics_reader", anonymous="topics_guest"):
@@ -42,7 +42,7 @@ async def test_event_comes_to_those_alone_who_may_read_all_of_its_columns(
         execute(dsn, "REVOKE SELECT (phone) ON granted FROM topics_guest")
         execute(dsn, "INSERT INTO granted VALUES (3, 'c', '557')")
         execute(dsn, "INSERT INTO open VALUES (2)")
-        # How many events of `granted` come before depends on the ticks: a reset is one for each.
+        # The number of earlier events of `granted` depends on the ticks: each tick has at most one reset.
         last = {"id": 2}
         await until(lambda: all(each[-1]["row"] == last for each in (guest, reader)))
         assert reader[2]["relation"] == "granted"

@@ -1,5 +1,5 @@
 """
-Live queries through a router: the rows, and then what is different in them, until it is ended.
+Live queries through a router: the rows, and then their changes, until the call is cancelled.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SELECT rowcast.track(t) FROM unnest('{{drivers,values,blobs}}'::regclass[]) t;
 
 
 class Watching:
-    """A call of `watch`, and the copy that its messages keep."""
+    """A call of `watch`, with the copy that its messages maintain."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Watching:
         self.call.addErrback(self.ended.append)
 
     def take(self, message: dict[str, Any]) -> None:
-        """Keep the rows."""
+        """Apply a message to the copy."""
         self.messages.append(message)
         self.copy.take(message)
 
@@ -60,7 +60,7 @@ class Watching:
 async def test_watch_gives_rows_and_then_what_changes(
     dsn: str, service: Serving, caller: Caller
 ) -> None:
-    """A snapshot comes first, then a delta for each change, until the caller cancels."""
+    """A snapshot is sent first, then a delta for each change, until the caller cancels."""
     live = Watching(caller, "drivers", where={"id": {"lte": 3}}, select=["id", "name"])
     await until(lambda: live.messages)
     (first,) = live.messages
@@ -85,7 +85,7 @@ async def test_watch_gives_rows_and_then_what_changes(
 async def test_copy_behind_each_serializer_has_the_checksum(
     dsn: str, service: Serving, call_from: Join, how: str
 ) -> None:
-    """Whatever it makes of numbers and binary, the checksum is that of the service."""
+    """However it represents numbers and binary, the checksum equals that of the service."""
     caller = await call_from(how)
     live = Watching(caller, "values", order=["-id"])
     await until(lambda: live.copy.complete)
@@ -100,7 +100,7 @@ async def test_copy_behind_each_serializer_has_the_checksum(
 
 @pytest_twisted.ensureDeferred
 async def test_caller_that_leaves_frees_all(service: Serving, call_from: Join) -> None:
-    """Watches, queries, rows and sessions; by leaving, and by being cut off."""
+    """Watches, queries, rows and sessions are freed, whether it leaves or loses its connection."""
     for end in ("leave", "abort"):
         caller = await call_from("rawsocket json")
         for n in range(5):
@@ -117,7 +117,7 @@ async def test_caller_that_leaves_frees_all(service: Serving, call_from: Join) -
 
 @pytest_twisted.ensureDeferred
 async def test_many_watches_leave_room_for_calls(service: Serving, caller: Caller) -> None:
-    """A watch takes no turn of the session's once it stands."""
+    """A watch does not count towards the session's running calls after its first rows."""
     lives = [Watching(caller, "drivers", where={"id": n}) for n in range(100)]
     await until(lambda: all(each.copy.complete for each in lives))
     assert await caller.call("rowcast.drivers.count") == 5
@@ -130,10 +130,10 @@ async def test_many_watches_leave_room_for_calls(service: Serving, caller: Calle
 
 
 @pytest_twisted.ensureDeferred
-async def test_own_transactions_are_told_once_they_are_included(
+async def test_own_transactions_are_sent_when_they_are_included(
     dsn: str, service: Serving, caller: Caller
 ) -> None:
-    """With the delta that shows them, and by themselves where nothing of the query has changed."""
+    """They are sent with the delta that shows them, or alone if no row of the query has changed."""
     live = Watching(caller, "drivers", where={"id": {"lt": 100}}, tx=True)
     plain = Watching(caller, "drivers", where={"id": {"lt": 100}})
     await until(lambda: live.copy.complete and plain.copy.complete)
@@ -152,10 +152,10 @@ async def test_own_transactions_are_told_once_they_are_included(
 
 
 @pytest_twisted.ensureDeferred
-async def test_caller_that_stops_reading_holds_up_nobody_and_catches_up(
+async def test_caller_that_stops_reading_delays_no_other_and_catches_up(
     dsn: str, service: Serving, caller: Caller, call_from: Join
 ) -> None:
-    """What waits for it in the service is bounded; when it reads again, it has what there is."""
+    """Its queue in the service is bounded; when it reads again, it receives the present rows."""
     slow = await call_from("rawsocket cbor")
     held, live = (Watching(each, "blobs", order=["id"]) for each in (slow, caller))
     await until(lambda: held.copy.complete and live.copy.complete)
