@@ -287,7 +287,8 @@ def verbs() -> dict[str, tuple[list[set[str]], set[str]]]:
 async def test_verbs(service: Serving, caller: Caller) -> None:
     """Each documented verb exists, and takes the documented arguments and no others."""
     documented = verbs()
-    assert documented.keys() == service.dispatcher.verbs.keys()
+    differ = "the table of docs/procedures.md does not have exactly the verbs of the service"
+    assert documented.keys() == service.dispatcher.verbs.keys(), differ
     candidates = set().union(*(names for _, names in documented.values()), {"timeout", "nonsense"})
     for verb, (positional, names) in documented.items():
         taken = set()
@@ -569,7 +570,8 @@ def test_errors_of_each_verb() -> None:
     found["written"] = set().union(*found.values())
     own_procedures = {"describe", "health", "stats", "transaction.begin", "why", "position"}
     described = errors_by_procedure(VERBS.values())
-    assert found.keys() == described.keys() - own_procedures
+    differ = f"the table of {DESCRIBING.name} lacks a procedure, or has one too many"
+    assert found.keys() == described.keys() - own_procedures, differ
     for verb, kinds in described.items():
         uris = {kind.uri for kind in kinds}
         if verb not in own_procedures:

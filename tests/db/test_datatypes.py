@@ -77,7 +77,8 @@ def test_row_is_of_a_type_that_its_category_agrees_with(server: Server, name: st
     sql = "SELECT typcategory, typnamespace = 'pg_catalog'::regnamespace FROM pg_type WHERE typname = %s"
     category, built_in = server.row(sql, name)
     wanted = FORMS_OF_STRINGS.get(TYPES[name].form)
-    assert (category == wanted) if wanted else category not in "SN"
+    form = f'{name} has the form "{TYPES[name].form}" and the category {category}'
+    assert (category == wanted) if wanted else category not in "SN", form
     assert built_in is not TYPES[name].extension
 
 

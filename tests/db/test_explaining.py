@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import ensureDeferred
 
 from service.api.roles import Roles
+from service.api.verbs import VERBS
 from service.errors import (
     DatabaseRefused,
     InvalidArgument,
@@ -116,6 +117,12 @@ async def test_plan_of_a_live_query_is_that_of_its_sql(
 ) -> None:
     async with living(dsn) as live:
         await check_plans(live.served, dsn, operation, statements, analyze)
+
+
+def test_plans_of_each_verb_that_reads_are_tested() -> None:
+    explained = {operation["call"].rpartition(".")[2] for operation, _ in (*READS, *WATCHES)}
+    reading = {name for name, verb in VERBS.items() if not verb.writes}
+    assert explained == reading, "READS of this module lacks a verb, or explain does not accept it"
 
 
 async def check_plans(

@@ -374,6 +374,8 @@ def nullable(document: Any) -> Iterator[tuple[str, str]]:
     """Yield verbs of relations, each with a keyword that may be null or another value."""
     parts = document["$defs"]
     for verb, described in document["verbs"].items():
+        required = parts[f"arguments.{verb}"].get("required")
+        assert verb in POSITIONAL or not required, f"POSITIONAL lacks what {verb} requires"
         for name, schema in parts[f"arguments.{verb}"]["properties"].items():
             takes = Draft202012Validator({**schema, "$defs": parts})
             only = schema == {"type": "null"}

@@ -532,10 +532,10 @@ def test_hstore_with_the_extension_is_a_dict(bench: Bench, value: dict[str, str 
         assert refused.value.details["path"] == path
 
 
-def test_value_of_the_wire_has_a_python_form(bench: Bench) -> None:
-    """Models see every value, and what they give back is the same on the wire."""
-    for name, values in ROUND.items():
-        for value in values:
-            python = bench.codec.python(bench.type(name), value, "v")
-            back = bench.back(name, python)
-            assert back == value or name == "json", name
+@pytest.mark.parametrize("name", ROUND)
+def test_value_of_the_wire_has_a_python_form(bench: Bench, name: str) -> None:
+    """Models see each value in Python's form, which the codec encodes as the same value."""
+    for value in ROUND[name]:
+        python = bench.codec.python(bench.type(name), value, "v")
+        back = bench.back(name, python)
+        assert back == value or name == "json"

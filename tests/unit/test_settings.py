@@ -156,7 +156,9 @@ def test_page_of_settings_has_each_with_its_default() -> None:
     for name, value, _ in Settings().lines():
         shown = value.replace(str(ROOT) + "/", "")
         default = "" if shown == "-" else f"`{shown}`"
-        assert f"| `{name}` | {default} |" in page, f"docs/settings.md lacks {name}"
+        assert f"| `{name}` | {default} |" in page, (
+            f"docs/settings.md lacks {name}, or its default differs"
+        )
 
 
 def test_settings_of_any_name_are_read_by_the_service() -> None:
@@ -164,7 +166,8 @@ def test_settings_of_any_name_are_read_by_the_service() -> None:
     modules = [*(ROOT / "service").rglob("*.py"), ROOT / "twistd.tac"]
     code = "".join(module.read_text("utf-8") for module in modules)
     read = set(re.findall(r"\b(?:settings|self)\.(\w+)", code))
-    assert Settings.model_fields.keys() <= read
+    unread = Settings.model_fields.keys() - read
+    assert not unread, "no module of service/ reads settings.<field>"
 
 
 @pytest.mark.parametrize(
