@@ -3,13 +3,14 @@ The table of PostgreSQL's data types: one row for each.
 
 Values of a type without a row are sent and received as PostgreSQL's text. To add a type, add its row to
 `_ROWS`: describe, the typed clients, casts, sums, overloads and the codec use it. If its values have a form
-that no other type has, add the form to `FormName`, its schemas to `FORMS`, and a function of that name to
-`READERS` of db/decode (from PostgreSQL's text), `WRITERS` of db/encode (to it), `BY_FORM` of changes/images
-(from the JSON of the log) and, if models see other values than the wire, `BY_TEXT` of db/python. If one is
-missing, the value is text there.
+that no other type has, add the form to `FormName`, its schemas to `FORMS`, and a function under the name of
+the form to `READERS` of db/decode (from PostgreSQL's text), `WRITERS` of db/encode (to it), `BY_FORM` of
+changes/images (from the JSON of the log) and, unless the form is in `SAME_IN_PYTHON` of models/meta,
+`BY_TEXT` of db/python (from text to the values that models see). If one is missing, the value is text there.
+Rows with a form that `ENCODERS` of db/pack lacks are encoded more slowly.
 
-Live queries read rows again by keys of the types in KEY_TYPES of plan/keyed, and match a changed row with
-filters over the types in FORMS of changes/match; for other types they read more rows than necessary.
+Live queries read rows again by keys of the types in `KEY_TYPES` of plan/watch_plan, and match a changed row
+with filters over the types in `FORMS` of changes/terms; for other types they read more rows than necessary.
 
 Arrays, composites, enums, ranges and domains have no rows; the types that they consist of have.
 """
