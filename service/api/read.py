@@ -222,7 +222,7 @@ def counts_as_it_reads(call: Call, parsed: Parsed[Any]) -> bool:
 
 
 def wanted(request: Any) -> Any:
-    """Return the request for rows that a request contains, or is if the rows are a relation's."""
+    """Return the request for rows: the inner one of a function's request, or the request itself."""
     return request.of if isinstance(request, CalledRequest) else request
 
 
