@@ -1,5 +1,5 @@
 """
-As whom each operation of a transaction runs.
+The role and the claims of each operation in a transaction.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ TEXTS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("where", "condition"), [*COLUMNS, *CASTS, *TEXTS])
 @pytest_twisted.ensureDeferred
-async def test_filter_in_any_verb_means_the_rows_of_its_sql(
+async def test_filter_in_any_verb_matches_the_rows_of_its_sql(
     db: DirectCaller, dsn: str, where: Any, condition: str
 ) -> None:
     """Every verb means the same rows, those that write too."""
@@ -161,7 +161,7 @@ async def test_filter_in_any_verb_means_the_rows_of_its_sql(
 
 @pytest.mark.parametrize("where", [each for each, _ in COLUMNS + CASTS + TEXTS][::3])
 @pytest_twisted.ensureDeferred
-async def test_filter_of_related_rows_means_the_rows_of_its_sql(
+async def test_filter_of_related_rows_matches_the_rows_of_its_sql(
     db: DirectCaller, where: Any
 ) -> None:
     """An embed with the filter has what a find with it finds."""

@@ -1,5 +1,5 @@
 """
-Which of several rows a refusal speaks of: the `path` of a violated constraint, for all writes of rows.
+The row that a refusal of several rows names: the `path` of a violated constraint, for each kind of write.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ async def test_write_of_rows_points_at_the_one_that_is_refused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_many_rows_are_looked_through_in_a_thread(
+async def test_many_rows_are_searched_in_a_thread(
     db: DirectCaller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However they are written; few are not worth one."""

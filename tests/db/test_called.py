@@ -1,5 +1,5 @@
 """
-Find and aggregate on what functions return, compared with what SQL itself answers.
+Find and aggregate on the rows of functions, compared with the results of SQL.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Stopping queries: really, quickly, and never someone else's.
+Cancelling queries: on the server, quickly, and never another session's query.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.deferreds import failure_of, pause, until
 
 
 def running(dsn: str, part: str) -> bool:
-    """Whether the server works on a statement with these words in it."""
+    """Return whether the server runs a statement that contains a text."""
     sql = (
         "SELECT 1 FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND state = 'active'"
         f" AND query LIKE '%{part}%'"
@@ -35,7 +35,7 @@ def running(dsn: str, part: str) -> bool:
 
 @pytest_twisted.ensureDeferred
 async def test_query_that_is_cancelled_stops_on_the_server(dsn: str) -> None:
-    """The caller is free at once, and so is the connection."""
+    """The caller continues at once, and the connection is released at once."""
     async with database_at(dsn, most=1) as database:
         call = database.statement("SELECT pg_sleep(11)")
         await until(lambda: running(dsn, "pg_sleep(11)"))
@@ -47,7 +47,7 @@ async def test_query_that_is_cancelled_stops_on_the_server(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_cancelled_callers_leave_the_queue(dsn: str) -> None:
-    """Queries that were given up before they began are never sent."""
+    """Queries cancelled before they started are never sent."""
     async with database_at(dsn, most=2) as database:
         calls = [database.statement("SELECT pg_sleep(20)") for _ in range(20)]
         await until(lambda: running(dsn, "pg_sleep(20)"))
@@ -62,7 +62,7 @@ async def test_cancelled_callers_leave_the_queue(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_function_that_is_cancelled_commits_nothing(dsn: str) -> None:
-    """A function that was between two statements is stopped at the next, and rolled back."""
+    """A function cancelled between two statements is stopped at the next one and rolled back."""
 
     def slow_txn(connection: PgConnection) -> None:
         connection.command("INSERT INTO half VALUES (1)")
@@ -81,7 +81,7 @@ async def test_function_that_is_cancelled_commits_nothing(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_that_is_cancelled_is_rolled_back(dsn: str) -> None:
-    """A task that is cancelled inside a transaction leaves nothing of it."""
+    """A task cancelled inside a transaction rolls it back."""
     async with database_at(dsn) as database:
         await database.statement("CREATE TABLE undone (id int)")
 
@@ -100,7 +100,7 @@ async def test_transaction_that_is_cancelled_is_rolled_back(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_query_beside_many_cancelled_ones_gets_its_own_answer(dsn: str) -> None:
-    """Thousands of cancellations at random moments; every other query gets its own answer."""
+    """During thousands of cancellations at random times, each other query gets its own result."""
     random.seed(4)
     cancelled = right = 0
     async with database_at(dsn, most=4) as database:
@@ -129,7 +129,7 @@ async def test_query_beside_many_cancelled_ones_gets_its_own_answer(dsn: str) ->
 
 @pytest_twisted.ensureDeferred
 async def test_cancel_over_a_slow_network_does_not_stop_the_reactor(dsn: str) -> None:
-    """While a cancel request is on its way, everything else goes on."""
+    """While a cancel request is in flight, the reactor is not blocked."""
     with Relay(dsn, slow_cancel=2) as relay:
         async with database_at(relay.dsn) as database:
             call = database.statement("SELECT pg_sleep(13)")
@@ -145,7 +145,7 @@ async def test_cancel_over_a_slow_network_does_not_stop_the_reactor(dsn: str) ->
 
 @pytest_twisted.ensureDeferred
 async def test_read_that_is_cancelled_is_not_run_again(dsn: str) -> None:
-    """Cancelling is no reason to retry."""
+    """A cancelled read is not retried."""
     async with database_at(dsn) as database:
         call = database.statement("SELECT pg_sleep(14)", retry=True)
         await until(lambda: running(dsn, "pg_sleep(14)"))
@@ -156,7 +156,7 @@ async def test_read_that_is_cancelled_is_not_run_again(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_job_stopped_while_it_connects_never_runs(dsn: str) -> None:
-    """A write whose caller was told that it took too long is not done after that."""
+    """A write whose caller has received a timeout does not run afterwards."""
     execute(dsn, "CREATE TABLE too_late (id int)")
 
     def slowly() -> str:
@@ -173,7 +173,7 @@ async def test_job_stopped_while_it_connects_never_runs(dsn: str) -> None:
 async def test_cancel_without_libpq_stops_the_query(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where psycopg2 hides its libpq, its own `cancel` does the work."""
+    """If psycopg2's libpq cannot be loaded, its own `cancel` is used."""
     monkeypatch.setattr(cancel, "_LIBPQ", None)
     async with database_at(dsn, most=1) as database:
         call = database.statement("SELECT pg_sleep(15)")
@@ -188,7 +188,7 @@ async def test_cancel_without_libpq_stops_the_query(
 async def test_cancel_that_cannot_be_sent_keeps_no_other_from_it(
     libpq: bool, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it was for ends with its connection, and the next one finds a thread that sends it."""
+    """The cancelled job ends with its connection, and a thread is free for the next cancel request."""
     if not libpq:
         monkeypatch.setattr(cancel, "_LIBPQ", None)
     where = [dsn]
@@ -203,7 +203,7 @@ async def test_cancel_that_cannot_be_sent_keeps_no_other_from_it(
             where[0] = relay.dsn
             call = database.statement("SELECT pg_sleep(16)")
             await until(lambda: running(dsn, "pg_sleep(16)"))
-        where[0] = dsn  # nobody listens at the relay any more
+        where[0] = dsn  # the relay no longer listens
         await stop_in_time(call)
         call = database.statement("SELECT pg_sleep(17)")
         await until(lambda: running(dsn, "pg_sleep(17)"))
@@ -212,7 +212,7 @@ async def test_cancel_that_cannot_be_sent_keeps_no_other_from_it(
 
 @pytest_twisted.ensureDeferred
 async def test_transaction_cancelled_before_it_began_is_free_at_once(dsn: str) -> None:
-    """A task that is cancelled while its transaction waits for a worker is free at once."""
+    """A task cancelled while its transaction waits for a worker ends at once."""
     async with database_at(dsn, most=1) as database:
         slow = database.statement("SELECT pg_sleep(2)")
 

@@ -437,7 +437,7 @@ def test_schema_that_others_use_is_left(tracked: str) -> None:
     execute(tracked, install() + "DROP TABLE rowcast.theirs")
 
 
-def test_log_is_brought_up_to_date_beside_a_writer(tracked: str) -> None:
+def test_log_is_upgraded_beside_a_writer(tracked: str) -> None:
     """The upgrade does not wait for an open transaction that has written to a tracked table."""
     writer = connect(tracked)
     writer.cursor().execute("INSERT INTO things VALUES (7)")

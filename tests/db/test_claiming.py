@@ -1,5 +1,5 @@
 """
-Taking the next rows that nobody else is taking.
+Claiming the next rows of a queue with `skip_locked`.
 """
 
 from __future__ import annotations

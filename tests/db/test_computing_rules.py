@@ -98,7 +98,9 @@ async def test_rules_see_the_value_that_postgresql_computes(db: DirectCaller) ->
 
 @RULED
 @pytest_twisted.ensureDeferred
-async def test_rules_see_imported_values_as_they_are_meant(db: DirectCaller, dsn: str) -> None:
+async def test_validations_see_imported_values_without_operators(
+    db: DirectCaller, dsn: str
+) -> None:
     """Validations see the value inside `$value`; values set by hooks are literal, whatever they look like."""
     Paper.SEEN.clear()
     given = [{"id": 1, "doc": {"$value": {"$add": 1}}}, {"id": 2, "doc": {"$default": True}}]

@@ -73,7 +73,7 @@ def test_server_in_any_locale_has_utf8(state: Path) -> None:
         ]
 
 
-def test_visits_at_once_take_turns(state: Path) -> None:
+def test_concurrent_commands_take_turns(state: Path) -> None:
     """A second command waits until the first one has stopped its server."""
     place = Place(state=state)
     command = [sys.executable, "-c", VISIT, str(state)]

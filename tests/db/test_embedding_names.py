@@ -1,5 +1,5 @@
 """
-What embeds and their columns are called: any names, as long as they differ in the answer.
+Names of embeds and their columns: any names that differ in the result.
 """
 
 from __future__ import annotations

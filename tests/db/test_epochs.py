@@ -318,7 +318,7 @@ def test_tick_that_the_server_has_rolled_back_is_an_error(history: History) -> N
     assert last_txn(history.connection) == history.last
 
 
-def test_many_positions_are_looked_up_by_as_many_statements_as_one(
+def test_many_positions_are_resolved_by_as_many_statements_as_one(
     dsn: str, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = [history.tick() for _ in range(5)]

@@ -154,7 +154,7 @@ def nodes(plan: Any) -> Iterator[tuple[Any, ...]]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_plan_goes_by_the_values_of_the_call(db: DirectCaller) -> None:
+async def test_plan_uses_the_values_of_the_call(db: DirectCaller) -> None:
     """And so does what a plan says of them: none is kept for all values."""
     found = []
     for value in (5, 6):

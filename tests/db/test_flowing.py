@@ -1,5 +1,5 @@
 """
-stream and export on what functions return: all of it, and what the function wrote with it.
+stream and export on the rows of functions, with the rows that the function has written.
 """
 
 from __future__ import annotations

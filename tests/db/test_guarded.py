@@ -1,5 +1,5 @@
 """
-One row that is written and read back in one message, unless it turns out large.
+Writing one row and reading it back in one message, unless the row is large.
 """
 
 from __future__ import annotations

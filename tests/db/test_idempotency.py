@@ -341,7 +341,7 @@ async def test_anonymous_caller_is_refused(
 @pytest.mark.parametrize("key", ["", "k" * 256, 5, ["k"], b"k", True, "k\0", "\ud800"])
 @pytest.mark.parametrize("name", ["notes.create", "fn.ticket", "transaction"])
 @pytest_twisted.ensureDeferred
-async def test_key_that_is_none_is_refused(db: DirectCaller, dsn: str, name: str, key: Any) -> None:
+async def test_invalid_key_is_refused(db: DirectCaller, dsn: str, name: str, key: Any) -> None:
     args = {"notes.create": [{"note": "x"}], "transaction": [[]]}.get(name, [])
     error = await refused(db, name, *args, idempotency_key=key)
     assert isinstance(error, InvalidArgument)
@@ -611,7 +611,7 @@ async def test_old_keys_are_pruned_and_younger_ones_stay(db: DirectCaller, dsn: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_keys_are_looked_for_soon_after_the_start_and_then_now_and_then(
+async def test_keys_are_pruned_soon_after_the_start_and_then_periodically(
     db: DirectCaller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a service restarted more often than its interval would never prune."""

@@ -412,7 +412,7 @@ async def test_upload_pauses_after_each_call_for_other_calls(dsn: str) -> None:
 
 @pytest.mark.serving(idle=0.4)
 @pytest_twisted.ensureDeferred
-async def test_upload_that_lies_idle_is_dropped(dsn: str, db: DirectCaller) -> None:
+async def test_idle_upload_is_dropped(dsn: str, db: DirectCaller) -> None:
     """Its connection is released."""
     begun = await db.call("items.import", [{"id": 1}], done=False)
     assert transactions(dsn)

@@ -568,7 +568,9 @@ async def test_session_that_leaves_has_its_statement_stopped(dsn: str, begin: Be
 
 
 @pytest_twisted.ensureDeferred
-async def test_stop_ends_what_lies_and_lets_what_runs_end(dsn: str, begin: Begin) -> None:
+async def test_stop_ends_idle_transactions_and_waits_for_running_ones(
+    dsn: str, begin: Begin
+) -> None:
     lies, runs = await begin(), await begin()
     await lies.call("items.create", {"id": 1})
     call = runs.call("items.create", {"id": 2})

@@ -132,7 +132,7 @@ def test_relations_of_any_kind_but_hidden_are_served(catalog: Catalog) -> None:
     assert (catalog.version, catalog.schemas) == (7, ("app",))
 
 
-def test_schemas_of_which_nothing_is_served_are_named(connected: connection) -> None:
+def test_schemas_without_served_relations_are_listed_in_the_catalog(connected: connection) -> None:
     """A schema of which nothing is served is named, and so is the one that has a relation."""
     catalog = catalog_txn(connected, ("away", "app", "nowhere"), 1)
     assert catalog.empty_schemas == ("away", "nowhere")

@@ -225,7 +225,7 @@ async def test_write_that_fails_stores_nothing(
 
 
 @pytest_twisted.ensureDeferred
-async def test_large_row_is_stored_as_ever(dsn: str, roles: Roles) -> None:
+async def test_large_row_is_stored_by_separate_messages(dsn: str, roles: Roles) -> None:
     note = "x" * 100_000
     async with planned(dsn, roles) as db:
         first = await ask(db, "notes.create", {"note": note}, key="k")

@@ -1,5 +1,5 @@
 """
-Terms of filters and their index, beside what PostgreSQL itself says of the same rows.
+Terms of filters and their index, compared with PostgreSQL's results for the same rows.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Rows sorted and filtered by measures of their related rows, against plain SQL.
+Rows sorted and filtered by measures of their related rows, compared with plain SQL.
 """
 
 from __future__ import annotations

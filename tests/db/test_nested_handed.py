@@ -1,5 +1,5 @@
 """
-Values that the statements of nested new rows hand on to those behind them, and whom they reach.
+Values that statements of nested creates pass to later statements.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ def test_rows_are_planned_the_same_with_and_without_cached_shape(
 
 
 @pytest_twisted.ensureDeferred
-async def test_values_that_are_brought_are_written_as_they_are(db: DirectCaller, dsn: str) -> None:
+async def test_referenced_values_are_written_literally(db: DirectCaller, dsn: str) -> None:
     """This holds in rows of a cached shape, and in the options of the call."""
     execute(dsn, BEFORE)
     first = {"doc": {"a": [1]}, "tags": ["x", "y"], "code": "z"}

@@ -1,5 +1,5 @@
 """
-Statements that a session plans once.
+Statements that a session prepares once.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ async def test_schemas_that_are_served_are_searched_first(dsn: str) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_session_that_was_changed_is_put_right(dsn: str, words: str, name: str) -> None:
+async def test_changed_session_is_reset(dsn: str, words: str, name: str) -> None:
     """Session settings changed by a function do not affect the next caller."""
     async with database_at(dsn, SessionSettings(schemas=("app",)), most=1) as database:
         before = await database.statement(f"SHOW {name}")
@@ -239,7 +239,7 @@ async def test_jobs_lie_ready_for_many_owners_of_small_answers(dsn: str, light: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_caller_in_vain_for_a_connection_is_refused_in_time(dsn: str) -> None:
+async def test_caller_without_a_connection_is_refused_after_acquire_timeout(dsn: str) -> None:
     """A full pool refuses after `acquire_timeout`, and counts the refusal."""
     async with database_at(dsn, most=1, acquire_timeout=0.2) as database:
         slow = database.statement("SELECT pg_sleep(2)")

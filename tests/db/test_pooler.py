@@ -231,7 +231,7 @@ async def test_write_behind_a_pooler_is_committed(dsn: str, pooler: str) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_listening_in_vain_is_known(dsn: str, pooler: str) -> None:
+async def test_listen_behind_a_pooler_is_detected(dsn: str, pooler: str) -> None:
     """The pooler accepts LISTEN but never delivers notifications; the listener detects and reports it."""
     heard: list[str] = []
     listener = Listener(reactor, pooler)

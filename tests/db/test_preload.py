@@ -265,7 +265,7 @@ async def test_preload_of_a_key_that_cannot_be_fails(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_conditions_are_never_answered_by_what_was_preloaded(dsn: str) -> None:
+async def test_find_with_conditions_does_not_use_preloaded_rows(dsn: str) -> None:
     """`find` and `count` with arguments send a statement."""
     async with counted(dsn) as (_, since):
         lines = await Line.find(orderby="id", preload=["stops", "words", "plan"])

@@ -1,5 +1,5 @@
 """
-Rows sorted by rank of a text search, and by distance, against plain SQL.
+Rows sorted by rank of a text search and by distance, compared with plain SQL.
 """
 
 from __future__ import annotations

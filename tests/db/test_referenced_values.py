@@ -237,7 +237,7 @@ async def test_brought_row_has_columns_and_values(db: DirectCaller, dsn: str) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_nested_rows_take_brought_values_as_they_are(db: DirectCaller, dsn: str) -> None:
+async def test_nested_rows_take_referenced_values_literally(db: DirectCaller, dsn: str) -> None:
     """At any depth: a value is one there, too, and a row is written in the call."""
     stored(dsn, {"$default": True})
     nest = {"id": 8, "doc": DOC, "pages": [{"body": DOC}, {"body": {"in": [DOC]}}]}
@@ -258,7 +258,7 @@ async def test_nested_rows_take_brought_values_as_they_are(db: DirectCaller, dsn
 
 @pytest.mark.parametrize("document", HOSTILE, ids=json.dumps)
 @pytest_twisted.ensureDeferred
-async def test_functions_are_given_brought_values_as_they_are(
+async def test_functions_receive_referenced_values_literally(
     db: DirectCaller, dsn: str, document: Any
 ) -> None:
     """By name, by position, in args, and for the verbs of what they return."""
@@ -310,7 +310,7 @@ async def test_referenced_list_replaces_a_list_of_values(db: DirectCaller, dsn: 
 
 @pytest.mark.serving  # it adds a procedure
 @pytest_twisted.ensureDeferred
-async def test_procedure_written_by_hand_is_given_brought_values(
+async def test_hand_written_procedure_receives_referenced_values(
     db: DirectCaller, dsn: str
 ) -> None:
     """As they are in the result, for what it makes of them."""

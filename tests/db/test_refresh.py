@@ -76,7 +76,7 @@ def test_rows_read_together_are_those_read_one_by_one(
     assert any(rows.rows for rows in found.values())
 
 
-def test_many_changes_for_many_queries_are_not_looked_at_one_by_one(
+def test_many_changes_for_many_queries_are_not_checked_one_by_one(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(invalidation, "MOST_PAIRS", 3)

@@ -1,5 +1,5 @@
 """
-What is kept of calls, however many and however odd they are: no more than so much.
+The caches by shape of calls are bounded, however many and however unusual the calls are.
 """
 
 from __future__ import annotations

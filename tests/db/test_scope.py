@@ -227,7 +227,7 @@ async def test_transaction_inside_a_transaction_is_a_savepoint(dsn: str) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_savepoints_side_by_side_take_turns(dsn: str) -> None:
+async def test_concurrent_savepoints_are_serialized(dsn: str) -> None:
     """Concurrent savepoints of one transaction do not interleave, even three levels deep."""
     async with database_at(dsn) as database:
 

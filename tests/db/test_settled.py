@@ -189,7 +189,7 @@ async def test_refusal_is_that_of_a_statement_that_is_not_planned(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_changed_table_is_read_by_what_was_planned_before(
+async def test_changed_table_is_read_by_the_statement_prepared_before(
     db: DirectCaller, dsn: str, change: str
 ) -> None:
     """As without preparing: the plan is discarded, or the statement is sent again."""
@@ -252,7 +252,7 @@ async def test_session_after_a_function_call_prepares_again(db: DirectCaller) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_statement_that_is_gone_is_sent_as_it_is(db: DirectCaller) -> None:
+async def test_deallocated_statement_is_sent_unprepared(db: DirectCaller) -> None:
     for _ in range(RUNS + 1):
         await db.call("lands.get", 1)
 

@@ -1,5 +1,5 @@
 """
-Operators and functions that somebody puts into a served schema are not those of our statements.
+Operators and functions created in a served schema are not used by the service's statements.
 
 Whoever may create there plants one for each name that a statement could use and each type of a
 column, which PostgreSQL would prefer for its exact types. Each of them only raises.

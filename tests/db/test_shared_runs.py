@@ -355,9 +355,7 @@ async def test_cancelled_caller_of_several_leaves_the_others_their_answers(
 
 
 @pytest_twisted.ensureDeferred
-async def test_statement_of_which_all_callers_are_gone_is_stopped(
-    dsn: str, db: DirectCaller
-) -> None:
+async def test_shared_statement_without_callers_is_cancelled(dsn: str, db: DirectCaller) -> None:
     async with stuck(dsn, db, (3, 4)) as answers:
         for each in answers:
             each.cancel()
@@ -409,9 +407,7 @@ async def test_time_limit_of_a_call_is_its_own(dsn: str, db: DirectCaller) -> No
 
 @pytest.mark.serving(most=1, lock_timeout=0.2)
 @pytest_twisted.ensureDeferred
-async def test_each_call_waits_alone_for_what_all_have_waited_for_in_vain(
-    dsn: str, db: DirectCaller
-) -> None:
+async def test_calls_of_a_timed_out_shared_statement_run_alone(dsn: str, db: DirectCaller) -> None:
     async with stuck(dsn, db, (3, 4)) as answers:
         errors = [await failure_of(each) for each in answers]
         assert [type(each) for each in errors] == [Conflict, Conflict]

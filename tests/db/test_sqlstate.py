@@ -1,5 +1,5 @@
 """
-Whatever PostgreSQL refuses, the caller reads a refusal of ours, and nothing it may not see.
+Each error of PostgreSQL becomes one of the service's errors, without data that the caller may not read.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def catalog(connected: connection) -> Catalog:
 
 @contextlib.contextmanager
 def restored(connected: connection) -> Iterator[None]:
-    """Leave the session as it was, should it still live."""
+    """Restore the session if it is still open."""
     yield
     if not connected.closed:
         with connected.cursor() as cursor:
@@ -114,7 +114,7 @@ def refused(
     values: Sequence[tuple[str, str, str | None]] = (),
     relation: str | None = None,
 ) -> Any:
-    """Run a statement and give the refusal that comes of it."""
+    """Run a statement, and return the service's error for PostgreSQL's error."""
     bounds = tuple(
         Bound(slot, catalog.types_by_name[type], path)
         for slot, (path, type, _) in enumerate(values)
@@ -266,7 +266,7 @@ def test_operand_that_postgresql_refuses_has_its_path(
     message: str,
     details: dict[str, Any],
 ) -> None:
-    """An operand that PostgreSQL refuses is pointed at."""
+    """The error has the path of the operand that PostgreSQL refuses."""
     found = refused(connected, catalog, text, values, "cars")
     assert type(found) is InvalidArgument
     assert message in found.message
@@ -274,7 +274,7 @@ def test_operand_that_postgresql_refuses_has_its_path(
 
 
 def test_values_of_rows_are_not_repeated(connected: connection, catalog: Catalog) -> None:
-    """A cast that stumbles over a stored value does not show it."""
+    """The error of a cast of a stored value does not show the value."""
     found = refused(connected, catalog, "SELECT secret::int FROM cars")
     assert type(found) is InvalidArgument
     assert found.message == "invalid input syntax for type integer"
@@ -392,7 +392,7 @@ def test_violation_of_a_constraint_names_it_without_rows(
     details: dict[str, Any],
     acted_on: str | None,
 ) -> None:
-    """A constraint is named with its columns; rows and hidden things are not shown."""
+    """The error names the constraint and its columns, but no stored values and nothing hidden."""
     found = refused(connected, catalog, sql, relation=acted_on)
     assert type(found) is kind
     assert message in found.message
@@ -404,7 +404,7 @@ def test_violation_of_a_constraint_names_it_without_rows(
 
 
 def test_violation_without_a_catalog_keeps_its_kind(connected: connection) -> None:
-    """Before a catalog is read nothing is named, yet the sort of error stays."""
+    """Before the catalog is read, the error names nothing, but has the right class."""
     with connected.cursor() as cursor, pytest.raises(psycopg2.Error) as raised:
         cursor.execute("INSERT INTO makers VALUES (1)")
     found = refusal(raised.value)
@@ -447,7 +447,7 @@ def test_error_of_any_sqlstate_has_its_refusal(
     kind: type[ServiceError],
     details: dict[str, Any],
 ) -> None:
-    """Each SQLSTATE has its refusal."""
+    """Each SQLSTATE maps to its error class."""
     found = refused(connected, catalog, sql)
     assert type(found) is kind
     assert {name: found.details.get(name) for name in details} == details
@@ -457,7 +457,7 @@ def test_error_of_any_sqlstate_has_its_refusal(
 
 
 def test_error_by_raise_keeps_its_message(connected: connection, catalog: Catalog) -> None:
-    """What an author wrote in RAISE is what the caller reads."""
+    """The caller receives the message of RAISE."""
     for code in ("P0001", "PT402", "42501", "22023", "40001", "P0003"):
         assert refused(connected, catalog, f"SELECT fail('{code}', 'mine')").message == "mine"
 
@@ -467,7 +467,7 @@ def test_error_by_raise_keeps_its_message(connected: connection, catalog: Catalo
 def test_state_of_the_server_raised_by_an_author_is_not_retried(
     connected: connection, catalog: Catalog, code: str
 ) -> None:
-    """They tell nothing of the server, so nobody is asked to try again."""
+    """Such errors say nothing about the server's state, so they are not retryable."""
     found = refused(connected, catalog, f"SELECT fail('{code}', 'mine')")
     assert type(found) is DatabaseRefused
     assert (found.message, found.details["hint"]) == ("mine", "how")
@@ -477,7 +477,7 @@ def test_state_of_the_server_raised_by_an_author_is_not_retried(
 def test_error_inside_a_function_is_not_blamed_on_its_argument(
     connected: connection, catalog: Catalog
 ) -> None:
-    """What goes wrong inside a function is not blamed on its argument."""
+    """An error inside a function has no path of an argument."""
     found = refused(
         connected, catalog, "SELECT broken() WHERE 1 = CAST(%s AS int)", [("a", "int4", "1")]
     )
@@ -537,8 +537,8 @@ def test_error_of_a_failed_connect_shows_no_host_or_user() -> None:
     assert not any(word in words for word in ("127.0.0.1", "somebody", "pass"))
 
 
-def test_error_not_of_the_database_is_none_of_its_refusals() -> None:
-    """Other errors are none of its business, and its own refusals pass."""
+def test_error_not_from_the_database_is_not_a_database_refusal() -> None:
+    """Other exceptions return None, and the service's own errors are returned unchanged."""
     mine = NotFound("cars")
     assert refusal(mine) is mine
     assert type(refusal(CancelledError())) is Canceled
@@ -550,7 +550,7 @@ def test_error_not_of_the_database_is_none_of_its_refusals() -> None:
 def test_error_of_another_statement_on_the_cursor_points_at_nothing(
     connected: connection, catalog: Catalog
 ) -> None:
-    """If the cursor has moved on, nothing wrong is pointed at."""
+    """If the cursor has run another statement since, the error has no path."""
     statement = Statement("SELECT %s, %s", (Bound(0, catalog.type(23), "a"),) * 2, "test")
     with connected.cursor() as cursor:
         with pytest.raises(psycopg2.Error) as raised:

@@ -1,5 +1,5 @@
 """
-Databases that are not ours: tables that are called like ours, and catalogs that change.
+Foreign databases: tables with the names of the demo's tables, and catalogs that change.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ async def reloaded(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_foreign_table_named_like_a_demo_table_is_served_without_its_model(dsn: str) -> None:
-    """They are served as any other, without rules that speak of columns they lack."""
+    """Such tables are served without the models whose columns they lack."""
     said: list[Any] = []
     globalLogPublisher.addObserver(said.append)
     try:
@@ -92,7 +92,7 @@ async def test_foreign_table_named_like_a_demo_table_is_served_without_its_model
 async def test_procedure_without_its_relation_is_unknown_until_it_exists(
     dsn: str, without: str
 ) -> None:
-    """There is no such procedure, until the relation is there."""
+    """The procedure does not exist until its relation does."""
     if without == "table":
         execute(dsn, "DROP TABLE actions")
     async with whole(dsn) as db:

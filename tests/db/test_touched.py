@@ -130,7 +130,9 @@ def test_rows_through_a_junction_and_deeper_ones_are_climbed_to(reader: Reader, 
     ) == (set(), {(4,)})  # fmt: skip
 
 
-def test_relation_that_is_its_own_relative_is_met_twice(reader: Reader, dsn: str) -> None:
+def test_change_of_self_referencing_relation_touches_own_and_related_rows(
+    reader: Reader, dsn: str
+) -> None:
     renamed = "UPDATE people SET name = 'x' WHERE id = 2"
     embed = {"boss": {"relation": "people", "via": "boss", "direction": "one"}}
     own, related = touched(reader, dsn, renamed, embed=embed)

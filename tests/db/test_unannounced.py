@@ -1,5 +1,5 @@
 """
-Changes of the database that nobody tells the service of: whoever calls for them finds them.
+Changes of the database without a notification: the first call that needs them finds them.
 """
 
 from __future__ import annotations
@@ -346,7 +346,7 @@ READS: list[tuple[str, dict[str, Any], Any]] = [
 
 @pytest.mark.parametrize(("name", "kwargs", "answer"), READS)
 @pytest_twisted.ensureDeferred
-async def test_relation_no_column_of_which_may_be_read_is_refused_until_it_is_granted(
+async def test_relation_without_readable_columns_is_refused_until_a_grant(
     dsn: str, name: str, kwargs: dict[str, Any], answer: Any
 ) -> None:
     """This includes related rows, from the first call after the GRANT on."""

@@ -209,7 +209,7 @@ async def test_upsert_that_cannot_be_is_refused_and_writes_nothing(db: DirectCal
 
 
 @pytest_twisted.ensureDeferred
-async def test_upsert_into_a_view_goes_by_the_keys_of_its_table(db: DirectCaller) -> None:
+async def test_upsert_into_a_view_uses_the_keys_of_its_table(db: DirectCaller) -> None:
     """A view has the keys of its table if PostgreSQL can infer them."""
     for note in ("x", "y"):
         row = await db.call("labels.upsert", {"code": "v", "note": note}, on_conflict=["code"])
@@ -338,7 +338,9 @@ async def test_exclusion_constraint_leaves_rows_alone(db: DirectCaller, dsn: str
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_index_that_cannot_be_gone_by_is_refused(dsn: str, name: str, says: str) -> None:
+async def test_index_that_postgresql_cannot_infer_is_refused(
+    dsn: str, name: str, says: str
+) -> None:
     """Deferrable keys, invalid indexes, and indexes on hidden columns."""
     with suppress(psycopg2.errors.UniqueViolation, psycopg2.errors.DuplicateTable):
         execute(dsn, "CREATE UNIQUE INDEX CONCURRENTLY broken ON twins (code)")
@@ -381,7 +383,7 @@ CONDITIONS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("where", "sql"), CONDITIONS, ids=lambda each: str(each)[:40])
 @pytest_twisted.ensureDeferred
-async def test_upsert_with_where_changes_the_rows_of_which_it_holds(
+async def test_upsert_with_where_updates_only_matching_rows(
     db: DirectCaller, dsn: str, where: Any, sql: str
 ) -> None:
     """Existing rows that do not match are unchanged and not returned; new rows are inserted, as in SQL."""

@@ -143,7 +143,9 @@ async def test_many_rows_are_answered_as_they_were(db: DirectCaller, dsn: str) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_that_comes_meanwhile_is_met_as_it_came(db: DirectCaller, dsn: str) -> None:
+async def test_concurrently_inserted_row_is_updated_as_an_existing_one(
+    db: DirectCaller, dsn: str
+) -> None:
     """The upsert waits for the concurrent insert and is retried, so the row does not count as new."""
     with psycopg2.connect(dsn) as other, other.cursor() as cursor:
         cursor.execute("INSERT INTO items (id, n) VALUES (30, 30)")
@@ -162,7 +164,7 @@ async def test_row_that_comes_meanwhile_is_met_as_it_came(db: DirectCaller, dsn:
 
 
 @pytest_twisted.ensureDeferred
-async def test_model_has_a_say_in_what_an_upsert_computes(dsn: str) -> None:
+async def test_model_validates_computed_values_of_an_upsert(dsn: str) -> None:
     """The model sees existing rows with the computed changes, and refuses all rows or none."""
     execute(dsn, BEFORE_EACH)
     async with serving(dsn, written=(Counted,)) as db:
@@ -188,7 +190,7 @@ async def test_model_has_a_say_in_what_an_upsert_computes(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_key_of_null_is_not_looked_for(db: DirectCaller, dsn: str) -> None:
+async def test_null_key_is_not_searched_for(db: DirectCaller, dsn: str) -> None:
     """With NULLS NOT DISTINCT such a key is refused; otherwise a row with a NULL key is always new."""
     both = {"returning": "both", "select": ["id"]}
     for row in ({"id": 1, "slot": None}, {"id": 1}, {"id": 1, "slot": {"$default": True}}):

@@ -1,5 +1,5 @@
 """
-Composite values with hidden fields: what is hidden does not leave by any way that there is.
+Composite values with hidden fields: no call reveals a hidden field.
 """
 
 from __future__ import annotations

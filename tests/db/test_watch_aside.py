@@ -181,7 +181,7 @@ async def test_fault_while_a_query_begins_keeps_no_other_from_it(
 
 
 @pytest_twisted.ensureDeferred
-async def test_sessions_that_share_no_query_take_turns(
+async def test_sessions_without_common_queries_take_turns(
     dsn: str, live: Live, lock: Connection
 ) -> None:
     """As many at once as may be; whose rows are there is told of them while others are read."""

@@ -327,7 +327,7 @@ async def test_resumed_watch_under_a_policy_reveals_no_keys_of_hidden_rows(dsn: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_positions_that_many_have_made_up_are_not_all_looked_at(
+async def test_forged_positions_are_not_all_resolved(
     dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the newest are resolved: these belong to callers who have just lost their connection."""

@@ -415,7 +415,7 @@ async def test_create_of_a_row_without_columns_answers_it(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_of_which_nothing_is_wanted(db: DirectCaller) -> None:
+async def test_written_rows_without_selected_columns_are_empty_rows(db: DirectCaller) -> None:
     """A written row without selected columns is returned as an empty row."""
     nothing: dict[str, Any] = {"select": [], "embed": {"owners": {"select": [], "inner": True}}}
     assert await db.call("things.create", {"name": "a", "owner": 1}, **nothing) == {}

@@ -107,8 +107,8 @@ def test_control_characters_in_a_row_are_shown(capsys: pytest.CaptureFixture[str
     assert json.loads(printed[printed.index("{") :]) == {"a": "\x1b\x9b2J"}
 
 
-def test_login_is_by_what_is_given() -> None:
-    """A ticket alone says nobody's name."""
+def test_login_uses_the_given_credentials() -> None:
+    """A ticket without an authid is refused."""
     assert isinstance(login(None, None, None), Anonymous)
     assert isinstance(login("a", "t", None), Ticket)
     assert isinstance(login(None, None, "file"), Cryptosign)

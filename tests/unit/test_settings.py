@@ -272,9 +272,7 @@ def test_log_level_in_any_case_is_taken(monkeypatch: pytest.MonkeyPatch, level: 
         ("ROWCAST_STATEMENT_TIMEOT", "ROWCAST_STATEMENT_TIMEOUT"),
     ],
 )
-def test_unknown_setting_hints_what_is_meant(
-    monkeypatch: pytest.MonkeyPatch, name: str, meant: str
-) -> None:
+def test_unknown_setting_has_a_hint(monkeypatch: pytest.MonkeyPatch, name: str, meant: str) -> None:
     """The hint comes from the names of other programs, or from similar spelling."""
     said = problems(monkeypatch, **{name: "1"})
     assert said[0] == f"{name} is not a setting: did you mean {meant}?"

@@ -602,7 +602,7 @@ async def test_answer_over_the_limit_is_refused_and_its_write_undone(
 
 
 @pytest_twisted.ensureDeferred
-async def test_call_in_vain_for_a_connection_is_unavailable_with_retry_after(
+async def test_call_without_a_connection_in_time_is_unavailable_with_retry_after(
     router: Router, caller: Caller, dsn: str
 ) -> None:
     """The error has `retry_after`."""

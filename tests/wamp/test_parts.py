@@ -1,5 +1,5 @@
 """
-Progressive results: parts of an answer arrive in order, and leave no faster than they are taken.
+Progressive results arrive in order, and are sent no faster than the caller reads them.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class CutOnce(SessionObserver):
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest_twisted.ensureDeferred
-async def test_session_lost_while_it_is_joined_is_none_to_publish_by(
+async def test_session_lost_during_join_is_not_used_for_publishing(
     first: bool, start_edge: StartEdge, call_from: Join
 ) -> None:
     """Pending events wait for the next session, instead of being retried on this one for ever."""
@@ -163,7 +163,7 @@ async def test_events_wait_for_a_router_that_is_away(start_edge: StartEdge) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_router_that_does_not_acknowledge_is_none_to_publish_by_until_it_does(
+async def test_router_that_does_not_acknowledge_is_not_used_until_it_does(
     start_edge: StartEdge,
 ) -> None:
     """So the leader can give up, and another service with a working router can lead."""

@@ -130,7 +130,7 @@ async def test_lock_inside_an_open_transaction_names_the_lock(dsn: str, caller: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_open_transaction_that_lies_idle_names_idle(caller: Any) -> None:
+async def test_error_of_an_idle_transaction_names_idle(caller: Any) -> None:
     tx = (await caller.call("rowcast.transaction.begin", idle_timeout=0.1))["tx"]
     await pause(1)
     error = await refusal_of(caller.call(f"{tx}.commit"))

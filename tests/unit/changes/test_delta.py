@@ -1,4 +1,4 @@
-"""What watchers are told is all it takes to have the rows of the later state, in their order."""
+"""Deltas: applied to the rows of a state, they give the rows of the next state, in order."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TABLES = st.dictionaries(st.integers(0, 12), st.integers(0, 3), max_size=8)
 
 
 def found(form: KeyForm, rows: list[dict[str, Any]]) -> FoundRows:
-    """Return rows as a query has given them, their key the column `id`."""
+    """Return the rows of a query result whose key is the column `id`."""
     shown = [{name: value for name, value in row.items() if name != "id"} for row in rows]
     keys = [(row["id"],) for row in rows]
     return rows_of(form, shown if form.columns is None else rows, keys)
@@ -53,7 +53,7 @@ def found(form: KeyForm, rows: list[dict[str, Any]]) -> FoundRows:
 
 @given(shown=st.booleans(), data=st.data())
 def test_copy_after_deltas_has_the_rows_in_their_order(shown: bool, data: st.DataObject) -> None:
-    """Of every state after every other one, the checksum too."""
+    """This holds for any two states, and for the checksum."""
     form = KeyForm("column", ("id",) if shown else None, ordered=True)
     copy = Copy()
     last = None
@@ -79,7 +79,7 @@ def test_copy_after_deltas_has_the_rows_in_their_order(shown: bool, data: st.Dat
     first=st.lists(st.integers(0, 3), max_size=8), second=st.lists(st.integers(0, 3), max_size=8)
 )
 def test_rows_without_a_key_leave_once_for_each_copy(first: list[int], second: list[int]) -> None:
-    """Rows that are alike are counted."""
+    """Equal rows are counted."""
     form = KeyForm("row", None, ordered=False)
     before, now = (
         rows_of(form, [{"n": n} for n in each], [()] * len(each)) for each in (first, second)
@@ -95,7 +95,7 @@ def test_rows_without_a_key_leave_once_for_each_copy(first: list[int], second: l
 
 
 def test_row_that_moves_alone_is_the_only_one_in_the_delta() -> None:
-    """What the others stand in is the order that they had."""
+    """The other rows keep their relative order."""
     form = KeyForm("column", ("id",), ordered=True)
     before = found(form, [{"id": n} for n in range(100)])
     now = found(form, [{"id": n} for n in [*range(1, 50), 0, *range(50, 100)]])
@@ -121,14 +121,14 @@ def test_rows_that_cannot_have_moved_are_not_in_the_delta() -> None:
 
 
 def test_duplicate_key_is_refused() -> None:
-    """It would lose a row."""
+    """Otherwise a row would be lost."""
     with pytest.raises(KeyRepeated):
         found(KeyForm("column", ("id",), ordered=False), [{"id": 1}, {"id": 1}])
 
 
 @given(st.permutations(range(9)))
 def test_longest_rise_rises_and_leaves_out_no_more_than_needed(numbers: list[int]) -> None:
-    """It is as long as the best of all."""
+    """The result is a longest increasing subsequence."""
     rise = [numbers[at] for at in sorted(longest_rise(numbers))]
     assert rise == sorted(rise)
     best = [1] * len(numbers)
@@ -139,7 +139,7 @@ def test_longest_rise_rises_and_leaves_out_no_more_than_needed(numbers: list[int
 
 @given(VALUES)
 def test_checksum_on_the_page_equals_the_services(value: Any) -> None:
-    """docs/live.md computes it in Python as the service does."""
+    """The Python code in docs/live.md computes the same checksum as the service."""
     shown = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)[1]
     made: dict[str, Any] = {}
     exec(shown, made)
@@ -148,19 +148,19 @@ def test_checksum_on_the_page_equals_the_services(value: Any) -> None:
 
 
 def test_canonical_form_of_numbers_is_that_of_every_language() -> None:
-    """Whole numbers are alike whatever they came as; others are the digits of their double."""
+    """Integral numbers have one form, whatever their type; others have the digits of their double."""
     assert canonical([1, 1.0, -0.0, 2**53, 0.1]) == (
         '[1,1,0,"4340000000000000","3fb999999999999a"]'
     )
 
 
 def test_messages_of_the_page_have_the_checksums_of_their_rows() -> None:
-    """And the shape of those that are sent."""
+    """They also have the shape of the messages that are sent."""
     (shown,) = re.findall(r"```json\n(.*?)```", PAGE.read_text("utf-8"), re.S)
     messages = [json.loads(each) for each in re.split(r"\n(?={)", shown)]
     assert [message["type"] for message in messages] == ["snapshot", "delta", "alive"]
     copy = Copy()
     for message in messages:
-        copy.take(message)  # which compares them
+        copy.take(message)  # compares the checksums
         assert parse_position(message["position"])
     assert copy.values == [{"id": 1, "name": "Eve"}]

@@ -1,5 +1,5 @@
 """
-Attempts at what PostgreSQL asks to be run again: who has the turn, and who waits for it.
+Retries of transactions that PostgreSQL asks to retry: their turns and their queue.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tests.deferreds import result_of
 
 
 class Refused(Conflict):
-    """What PostgreSQL says to one of two transactions."""
+    """A serialization failure."""
 
     pgcode = "40001"
 
 
 class Transactions:
-    """Transactions whose ends a test says."""
+    """Transactions that a test commits or refuses."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -32,11 +32,11 @@ class Transactions:
 
     @property
     def names(self) -> list[str]:
-        """Those that run, in the order in which they began."""
+        """Return the running transactions, in the order of their start."""
         return [name for name, _ in self.running]
 
     def start(self, name: str, kind: Any = "transfer") -> Deferred[Any]:
-        """Run one."""
+        """Start a transaction."""
 
         def attempt() -> Deferred[Any]:
             end: Deferred[Any] = Deferred()
@@ -51,19 +51,19 @@ class Transactions:
         return result
 
     def commit(self, name: str) -> None:
-        """End one well."""
+        """Commit a transaction."""
         dict(self.running)[name].callback(None)
 
     def refuse(self, name: str) -> None:
-        """End one in a serialization failure."""
+        """End a transaction with a serialization failure."""
         dict(self.running)[name].errback(Refused("again", retry=True))
 
     def pause(self) -> None:
-        """Let the longest pause of those that fail at once pass."""
+        """Advance the clock beyond the longest pause."""
         self.clock.advance(PAUSE * 2**RETRIES)
 
 
-def test_transactions_that_are_run_again_take_turns_and_new_ones_wait_behind_them() -> None:
+def test_retried_transactions_take_turns_and_new_ones_wait_behind_them() -> None:
     known = Transactions()
     for name in "abc":
         known.start(name)
@@ -74,7 +74,7 @@ def test_transactions_that_are_run_again_take_turns_and_new_ones_wait_behind_the
     known.start("new")
     known.start("other", kind="another")
     assert known.names == ["b", "other"]
-    known.refuse("b")  # which keeps its turn
+    known.refuse("b")  # it keeps its turn
     known.pause()
     assert known.names == ["other", "b"]
     known.commit("b")
@@ -86,7 +86,7 @@ def test_transactions_that_are_run_again_take_turns_and_new_ones_wait_behind_the
 
 
 def test_turn_that_does_not_come_is_not_waited_for() -> None:
-    """Whoever has it may wait for the one that wants it."""
+    """The transaction that has the turn may be waiting for the one that wants it."""
     known = Transactions()
     known.start("a")
     known.refuse("a")
@@ -141,8 +141,8 @@ def test_outcome_that_is_unknown_is_not_tried_again_whatever_caused_it() -> None
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_error_that_is_its_own_cause_is_looked_at_once(asked: bool) -> None:
-    """`raise error from error` makes one, and a loop over its causes would never end."""
+def test_error_that_is_its_own_cause_is_inspected_once(asked: bool) -> None:
+    """`raise error from error` creates one, and a loop over its causes would never end."""
     error: Exception = Refused("no") if asked else ValueError("no")
     first = KeyError("first")
     first.__cause__, error.__cause__ = error, first

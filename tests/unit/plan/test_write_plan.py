@@ -62,7 +62,7 @@ def test_row_keeps_what_its_new_row_leaves_out() -> None:
     assert updates(upserted(rows)) == {"model": 1, "seats": 1}
 
 
-def test_index_on_expressions_is_gone_by_as_the_catalog_has_it() -> None:
+def test_index_on_expressions_is_used_as_in_the_catalog() -> None:
     """What stands in it by itself is its key; the rest of it changes with the row."""
     indexed = replace(VEHICLES, unique_indexes=(OPEN,))
     conflict = upserted(BUS, indexed, on_conflict="ix_open")
@@ -81,7 +81,7 @@ def test_index_on_expressions_is_gone_by_as_the_catalog_has_it() -> None:
         ({"unique_indexes": (replace(OPEN, only_ignores=True),)}, "ix_open", "left alone only"),
     ],
 )
-def test_upsert_by_what_on_conflict_cannot_go_by_is_refused(
+def test_upsert_by_an_unusable_on_conflict_is_refused(
     changes: Any, on_conflict: Any, message: str
 ) -> None:
     """PostgreSQL would refuse it as well, with less to go by."""

@@ -59,7 +59,7 @@ def test_too_many_positional_arguments_are_counted(leading: Any, message: str) -
         ("group", "aggregate groups rows, as in"),
     ],
 )
-def test_unknown_argument_is_refused_with_what_is_meant(name: str, hint: str) -> None:
+def test_unknown_argument_is_refused_with_a_hint(name: str, hint: str) -> None:
     """Misspelled, or a word of another tool."""
     with pytest.raises(UnknownName) as refused:
         arguments(**{name: 5})

@@ -59,7 +59,7 @@ def test_malformed_embed_is_refused_with_its_path(embed: Any, path: str) -> None
     assert refused.value.details["path"] == path
 
 
-def test_list_of_names_is_refused_with_the_dict_that_is_meant() -> None:
+def test_list_of_names_is_refused_with_the_equivalent_dict() -> None:
     """It is what other tools take."""
     with pytest.raises(InvalidArgument) as refused:
         parsed(["a", "b"])

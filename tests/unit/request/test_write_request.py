@@ -54,10 +54,8 @@ def test_default_is_distinguished_from_values() -> None:
     ],
 )
 @pytest.mark.parametrize(("parse", "name"), [(parse_create, "values"), (parse_upsert, "values")])
-def test_what_looks_like_an_operator_and_is_none_is_refused(
-    parse: Any, name: str, value: Any
-) -> None:
-    """Stored as a document, a misspelled operator would be lost in silence."""
+def test_unknown_operator_like_key_is_refused(parse: Any, name: str, value: Any) -> None:
+    """A misspelled operator would otherwise be stored silently as a document."""
     with pytest.raises(InvalidArgument) as refused:
         parse([], {name: {"doc": value}}, LIMITS)
     assert refused.value.details["path"].startswith(f"{name}.doc")
@@ -65,7 +63,7 @@ def test_what_looks_like_an_operator_and_is_none_is_refused(
 
 
 def test_create_of_one_row_or_a_list_holds_assignments():
-    """One row or a list; a default is told from a value."""
+    """One row or a list is accepted; a default is distinguished from a value."""
     one = parse_create([{"a": 1, "b": {"$default": True}}], {}, LIMITS)
     assert not one.request.many
     (row,) = one.request.rows

@@ -171,7 +171,7 @@ def test_upsert_takes_over_what_is_given(values, kwargs, sql):
     assert upserted(values, **kwargs) == sql
 
 
-def test_upsert_into_a_view_goes_by_any_columns():
+def test_upsert_into_a_view_accepts_any_columns_as_key():
     """What is a key of a view, PostgreSQL knows."""
     sql = '("note") DO UPDATE SET "note" = "excluded"."note"'
     assert upserted({"note": "x"}, "notes", on_conflict=["note"]) == sql

@@ -128,7 +128,7 @@ def test_page_after_a_token_begins_behind_its_row(order, keys, text):
     assert all(bound.raw for bound in statement.bounds if bound.path == "after")
 
 
-def test_page_without_a_key_goes_by_offset():
+def test_page_without_a_key_uses_offset():
     """Rows without a key are paged by offset."""
     call = parse_find([], {"select": ["note"]}, Limits(), "notes")
     token = write_token(digest_of(*call.query), 40)
