@@ -491,8 +491,12 @@ class Topics:
         rights = {id: known_rights[id] for id in asked if id in known_rights}
         if len(rights) < len(asked):
             rights = await self._asked(asked)
-        if any(behind(self._dispatcher.served.catalog, each) for each in rights.values()):
-            await self._dispatcher.refresh()
+        # Without the catalog's relations and columns, events would be left out.
+        while any(behind(self._dispatcher.served.catalog, each) for each in rights.values()):
+            if await self._dispatcher.refresh():
+                break
+            log.warn("events wait: the catalog is older than the changes, and cannot be read now")
+            await deferLater(self._database.reactor, PAUSE)
         catalog = self._catalog = self._dispatcher.served.catalog
         heads = {
             id: topic_head(self._prefix, catalog.schemas[0], each.schema, each.name)

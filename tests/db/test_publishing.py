@@ -545,6 +545,28 @@ async def test_changes_wait_for_a_connection(publishing: Publishing) -> None:
 
 @served
 @pytest_twisted.ensureDeferred
+async def test_event_that_the_catalog_is_too_old_for_waits_until_it_is_read(
+    publishing: Publishing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the catalog cannot be read in time, the event of a new table is late, and not left out."""
+    made = "CREATE TABLE newest (id int PRIMARY KEY); SELECT rowcast.track('newest')"
+    await publishing.changes(made)
+    try:
+        changes = await publishing.changes("INSERT INTO newest VALUES (1)")
+        with monkeypatch.context() as patched:
+            patched.setattr(publishing.db.dispatcher, "refresh", lambda: succeed(False))
+            late = publishing.topics().publish(changes, succeed(None), {})
+            sending = Deferred.fromCoroutine(late)
+            await deferLater(reactor, 0.5, lambda: None)
+            assert not sending.called
+        await sending
+        assert [each.topic for each in publishing.sent] == ["rowcast.newest.changed.insert.1"]
+    finally:
+        execute(publishing.dsn, "DROP TABLE newest")
+
+
+@served
+@pytest_twisted.ensureDeferred
 async def test_changes_that_come_with_rights_wait_for_no_connection(publishing: Publishing) -> None:
     insert = "INSERT INTO actions VALUES (1)"
     async with database_at(publishing.dsn, most=1, acquire_timeout=0.2) as database:
