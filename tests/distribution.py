@@ -30,7 +30,7 @@ FIRST = (
     "tests/db/test_migrating.py",
     "tests/db/test_capture_tracking.py",
     "tests/db/test_capture_torture.py",
-    "tests/db/test_remembering.py",
+    "tests/db/test_shape_cache_bounds.py",
     "tests/db/test_unannounced.py",
     "tests/db/test_names_hidden.py",
     "tests/db/test_calling.py",

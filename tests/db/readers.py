@@ -73,7 +73,7 @@ class Readers:
 
     def start(self, name: str) -> None:
         """Start a reader."""
-        command = [sys.executable, "-m", "tests.db.reader", name, self.dsn, str(self.path)]
+        command = [sys.executable, "-m", "tests.db.reader_process", name, self.dsn, str(self.path)]
         with Path(f"{self.path}.{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [*command, self._options],

@@ -1,5 +1,5 @@
 """
-A feed in a separate process that writes what it publishes to a file: `python -m tests.db.reader`.
+A feed in a separate process that writes what it publishes to a file: `python -m tests.db.reader_process`.
 """
 
 from __future__ import annotations
