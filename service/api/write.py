@@ -24,8 +24,8 @@ from service.api.rules import (
 )
 from service.catalog import Catalog, Relation
 from service.db.blame import requested_rows
+from service.db.connection import PgConnection
 from service.db.statements import (
-    Page,
     Shape,
     answered_columns,
     compute_txn,
@@ -35,7 +35,7 @@ from service.db.statements import (
     page_txn,
     several_rows,
 )
-from service.db.writes import NoRowWritten, Written, write_rows_txn, write_txn
+from service.db.writes import NoRowWritten, Written, or_missing_txn, write_rows_txn, write_txn
 from service.errors import (
     Conflict,
     InvalidArgument,
@@ -63,10 +63,7 @@ from service.request.requests import (
     UpdateRequest,
     UpdateRowsRequest,
 )
-from service.request.write_request import (
-    parse_create,
-    parse_delete,
-)
+from service.request.write_request import parse_create, parse_delete
 from service.sql.modify import MANY_BYTES, modify
 from service.sql.select import select
 from service.sql.statement import Statement
@@ -272,7 +269,12 @@ def _changing(
         # "last": the same job commits, since each hop to a worker and back costs some 80 µs.
         return writing(call, parsed, lambda: statement, known, one, shape, access="last")
     missing = partial(missing_key, call, parsed)
-    return writing(call, parsed, lambda: statement, request.max_affected, one, shape, missing)
+    step = writing(call, parsed, lambda: statement, request.max_affected, one, shape, missing)
+    if call.backend.database.level is None or step.access != "write":
+        return step
+    # In the same job, so that operations behind it may be sent ahead.
+    args = (partial(missing_key_txn, call=call, parsed=parsed), step.function, *step.args)
+    return replace(step, function=or_missing_txn, args=args, missing=None)
 
 
 async def _by_model(
@@ -424,7 +426,7 @@ async def _unchanged(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
     request = parsed.request
     if request.target.key is None:
         return no_rows_changed(call, parsed.request.returning, counted=True)
-    columns, rows = await _found(call, parsed, request.target)
+    columns, rows = await call.run(Step(_found_txn, (call, parsed, request.target)))
     if not rows:
         raise await missing_key(call, parsed)
     return answered(Written(rows, 0, columns), request.returning, many=False)
@@ -437,15 +439,20 @@ def no_rows_changed(call: Call, returning: Returning, counted: bool = False) -> 
     return answered(Written([], 0, columns), returning, many=True, counted=counted)
 
 
-async def missing_key(call: Call, parsed: Parsed[Any]) -> ServiceError:
+def missing_key(call: Call, parsed: Parsed[Any]) -> Awaitable[ServiceError]:
+    """Return why the row of a key was not written, as `missing_key_txn`."""
+    return call.run(Step(missing_key_txn, (call, parsed)))
+
+
+def missing_key_txn(connection: PgConnection, call: Call, parsed: Parsed[Any]) -> ServiceError:
     """
-    Return why the row of a key was not written.
+    Look up why the row of a key was not written, in a pool thread.
 
     Returns:
         `NotFound`, a `Conflict` if the row is not as expected, or `NotChanged` if the database keeps it.
     """
     relation, target = relation_of(call), parsed.request.target
-    _, rows = await _found(call, parsed, target)
+    _, rows = _found_txn(connection, call, parsed, target)
     if rows:
         return NotChanged(relation.name)
     if not target.expect:
@@ -453,7 +460,7 @@ async def missing_key(call: Call, parsed: Parsed[Any]) -> ServiceError:
     if parsed.request.returning.form == "json":  # the error has the row as a dict, not as text
         returning = replace(parsed.request.returning, form="dicts")
         parsed = replace(parsed, request=replace(parsed.request, returning=returning))
-    _, rows = await _found(call, parsed, replace(target, expect=()))
+    _, rows = _found_txn(connection, call, parsed, replace(target, expect=()))
     if not rows:
         return NotFound(relation.name)
     return Conflict(
@@ -463,16 +470,15 @@ async def missing_key(call: Call, parsed: Parsed[Any]) -> ServiceError:
     )
 
 
-async def _found(
-    call: Call, parsed: Parsed[Any], target: Target
+def _found_txn(
+    connection: PgConnection, call: Call, parsed: Parsed[Any], target: Target
 ) -> tuple[tuple[str, ...], list[Any]]:
     """Read the rows of a target; return the columns and the rows."""
     returning = replace(parsed.request.returning, rows=True, order=())
     request = UpdateRequest(target, (), returning)
     statement = _current(call.snapshot.catalog, relation_of(call), request)
     shape = Shape(returning.form, call.backend.max_bytes)
-    args = (call.snapshot.codec, statement, parsed.values, None, shape)
-    page: Page = await call.run(Step(page_txn, args))
+    page = page_txn(connection, call.snapshot.codec, statement, parsed.values, None, shape)
     return answered_columns(statement), page.rows
 
 

@@ -135,6 +135,19 @@ def write_txn(
     return Written(found, affected, columns, tx)
 
 
+def or_missing_txn(
+    connection: PgConnection,
+    missing: Callable[[PgConnection], Exception],
+    function: Callable[..., Any],
+    *args: Any,
+) -> Any:
+    """Run a function; if it writes no row, raise the reason, which is looked up before other jobs run."""
+    try:
+        return function(connection, *args)
+    except NoRowWritten:
+        raise missing(connection) from None
+
+
 def write_rows_txn(
     connection: PgConnection,
     given: Callable[[Sequence[Any]], Iterable[GivenRow]],
