@@ -8,7 +8,7 @@ that connection. Echoes show what the same messages cost without a database: one
 as many pipelined as the transaction has further calls.
 
 `--direct` measures most of them inside the service's process instead, without a router: wall-clock and
-CPU time, one at a time and 16 at once, medians of 5 rounds.
+CPU time, one at a time and 16 at once, the quietest of 5 rounds.
 
 Then 8 callers move money between the same 4 accounts, serializable, with a procedure, with one whose
 retries do not take turns, and with a batch. Printed are the number of transfers refused in the end, the
@@ -351,7 +351,7 @@ async def direct(dsn: str, rounds: int = 5) -> None:
                         found[kind].append(await costs(way, at_once))
                 print(f"5 {what} in the service, {at_once} at once, {rounds} rounds:")
                 for kind, each in found.items():
-                    clock, cpu = (median(column) for column in zip(*each, strict=True))
+                    clock, cpu = (min(column) for column in zip(*each, strict=True))
                     print(f"  {kind:38} {clock:8.2f} ms  {cpu:6.2f} ms CPU", flush=True)
 
 

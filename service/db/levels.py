@@ -203,7 +203,7 @@ class Transaction(Level):
             self.first(connection)
         perform = partial(server.worker.perform, connection=connection)
         while (job := self._next(connection)) is not None:
-            server.worker.execute(job, perform)
+            server.worker.execute(job, perform, self._queue)
             del job  # or its result would stay in memory until the next job
 
     def _next(self, connection: PgConnection) -> Job | None:

@@ -50,6 +50,8 @@ With 64 sessions a `get` takes 0.87 of the service's CPU time that way.
 """
 KINDS = 4096
 """Maximum number of kinds of reads whose size limit is kept."""
+COLLECT = 0.002
+"""Seconds for which a finished job may wait for those that its worker runs next."""
 SWEEP = 0.25
 """Seconds between two checks for jobs that have waited too long for a connection."""
 INTERRUPTED = (psycopg2.OperationalError, psycopg2.InterfaceError, Unavailable)
@@ -133,6 +135,8 @@ class Scheduler:
         self._ready = limits.most + READY
         self._finished: deque[Job] = deque()
         self._waking = False
+        self._more = False
+        self._collecting: IDelayedCall | None = None
         self._sweeping: IDelayedCall | None = None
         self._drained: list[Deferred[None]] = []
         self._timeouts = 0
@@ -168,11 +172,22 @@ class Scheduler:
         """Return whether the DSN has changed since the session was opened."""
         return self._sessions.outdated(connection)
 
-    def post(self, job: Job) -> None:
-        """Send a finished job to the reactor."""
-        # Appended before the flag is read, so that a wake-up that is on its way finds the job.
+    def post(self, job: Job, more: bool) -> None:
+        """
+        Send a finished job to the reactor.
+
+        Args:
+            job: The job.
+            more: Whether the worker runs another job at once. The reactor collects the jobs of such a
+                worker together: to wake it for each has the two threads contend for the interpreter lock.
+        """
+        # Appended before the flags are read, so that a wake-up that is on its way finds the job.
         # Two workers may both see the flag unset; the second wake-up then finds nothing to do.
         self._finished.append(job)
+        if more:
+            self._more = True
+            if self._collecting is not None:
+                return
         if not self._waking:
             self._waking = True
             self._reactor.callFromThread(self._drain)
@@ -275,9 +290,10 @@ class Scheduler:
         self._canceler.close()
         for _ in self.workers:
             self.queue.put(None)
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            self._sweeping = None
+        for timer in (self._sweeping, self._collecting):
+            if timer is not None:
+                timer.cancel()
+        self._sweeping = self._collecting = None
         for job in list(self._jobs):
             job.abandon(_shutting_down())
         for worker in self.workers:
@@ -340,6 +356,12 @@ class Scheduler:
         return found
 
     def _drain(self) -> None:
+        collecting, self._collecting = self._collecting, None
+        if collecting is not None and collecting.active():
+            collecting.cancel()
+        if self._more:
+            self._more = False
+            self._collecting = self._reactor.callLater(COLLECT, self._drain)
         self._waking = False
         # The flag is cleared first: a job posted after the last pass then wakes the reactor again.
         while self._finished:

@@ -326,8 +326,8 @@ class WorkerPool(Protocol):
     def outdated(self, connection: PgConnection) -> bool:
         """Return whether the DSN has changed since the session was opened."""
 
-    def post(self, job: Job) -> None:
-        """Send a finished job to the reactor."""
+    def post(self, job: Job, more: bool) -> None:
+        """Send a finished job to the reactor, as `Scheduler.post`."""
 
 
 class Worker:
@@ -368,8 +368,10 @@ class Worker:
             del job  # or its result would stay in memory until the next job
         self._discard()
 
-    def execute(self, job: Job, how: Callable[[Job], Any]) -> None:
-        """Run one job unless it was given up, and post it."""
+    def execute(
+        self, job: Job, how: Callable[[Job], Any], behind: SimpleQueue[Job | None] | None = None
+    ) -> None:
+        """Run one job unless it was given up, and post it; `behind` has the jobs that run next."""
         # A job that was given up in the queue is posted too: the scheduler counts what comes back.
         if job.token:
             job.worker = self
@@ -387,7 +389,8 @@ class Worker:
             if self.connection is not None and self.connection.slow:
                 self._report(self.connection, job)
         job.ended = True
-        self.pool.post(job)
+        # The caller of a failed job learns of it at once: the jobs behind it are in vain.
+        self.pool.post(job, more=behind is not None and job.error is None and not behind.empty())
 
     def _report(self, connection: PgConnection, job: Job) -> None:
         slow, connection.slow = connection.slow, []

@@ -226,6 +226,81 @@ async def test_statement_is_on_its_way_before_the_one_before_it_is_answered(begi
 
 
 @pytest_twisted.ensureDeferred
+async def test_update_by_key_is_on_its_way_before_the_one_before_it_is_answered(
+    dsn: str, begin: Begin
+) -> None:
+    """Though its row may be missing, and the reason is looked up then."""
+    execute(dsn, "INSERT INTO items VALUES (1), (2)")
+    tx = await begin()
+    await tx.call("items.count")
+    (lease,) = tx.db.dispatcher._interactive.open._open.values()  # type: ignore[union-attr]
+    calls = [tx.call("fn.wait", seconds=0.1), tx.call("items.update", 1, {"name": "a"})]
+    calls += [tx.call("items.delete", 2), tx.call("items.count")]
+    assert len(lease.held.level._open) == 4
+    assert [each["id"] for each in (await gatherResults(calls))[1:3]] == [1, 2]
+    await tx.ask("commit")
+    assert execute(dsn, "SELECT id, name FROM items") == [(1, "a")]
+
+
+@pytest.mark.parametrize("behind", [{"id": 9}, {"id": 1}])
+@pytest_twisted.ensureDeferred
+async def test_reason_of_a_missing_row_is_that_before_the_statements_behind_it(
+    dsn: str, begin: Begin, behind: dict[str, Any]
+) -> None:
+    """Whether these would insert the row, or have PostgreSQL fail the transaction."""
+    execute(dsn, "INSERT INTO items VALUES (1, 'a')")
+    for name, args, expect, kind in (
+        ("items.update", [9, {"name": "x"}], None, NotFound),
+        ("items.delete", [9], None, NotFound),
+        ("items.update", [1, {"name": "x"}], {"name": "b"}, Conflict),
+    ):
+        tx = await begin()
+        options = {"expect": expect} if expect else {}
+        calls = [tx.call("fn.wait", seconds=0.05), tx.call(name, *args, **options)]
+        calls.append(tx.call("items.create", behind))
+        await calls[0]
+        error = await failure_of(calls[1])
+        assert isinstance(error, kind)
+        if isinstance(error, Conflict):
+            assert error.details["row"] == {"id": 1, "name": "a", "later": None}
+        assert await conflict(calls[2]) == ("failed", None)
+        await tx.ask("rollback")
+    assert kept(dsn) == [1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_answers_of_statements_that_follow_each_other_are_collected(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker does not wake the reactor for each."""
+    tx = await begin()
+    await tx.call("items.count")
+    woken: list[Any] = []
+    wake = reactor.callFromThread  # type: ignore[attr-defined]
+
+    def noted(function: Any, *args: Any) -> None:
+        woken.append(function)
+        wake(function, *args)
+
+    monkeypatch.setattr(reactor, "callFromThread", noted)
+    calls = [tx.call("fn.wait", seconds=0.05), *(tx.call("items.count") for _ in range(200))]
+    assert (await gatherResults(calls))[1:] == [0] * 200
+    assert len(woken) < 100
+    await tx.ask("rollback")
+
+
+@pytest_twisted.ensureDeferred
+async def test_answer_does_not_wait_for_a_slow_statement_behind_it(begin: Begin) -> None:
+    tx = await begin()
+    quick = [tx.call("items.count") for _ in range(3)]
+    slow = tx.call("slow.find")
+    assert await gatherResults(quick).addTimeout(5, reactor) == [0, 0, 0]
+    slow.cancel()
+    await failure_of(slow)
+    await tx.ask("rollback")
+
+
+@pytest_twisted.ensureDeferred
 async def test_what_was_sent_behind_a_refused_call_is_stopped_and_undone(
     dsn: str, begin: Begin
 ) -> None:
