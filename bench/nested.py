@@ -28,7 +28,7 @@ from schema.database_url import Place
 from service.api.dispatcher import Dispatcher
 from service.api.reload import Catalogs
 from service.api.roles import Roles
-from service.api.transactions import Batches
+from service.api.transactions import TransactionProcedure
 from service.app import settle
 from service.db.database import Database
 from service.db.pool import PgPool
@@ -92,7 +92,7 @@ async def _measure(dsn: str, rounds: int) -> None:
     database = Database(pool, reactor)
     dispatcher = Dispatcher(database, Limits(), 8 << 20, Roles())
     catalogs = Catalogs(reactor, database, ("public",), dispatcher, Models(database), Roles())
-    dispatcher.add(Batches(dispatcher).procedures(), once=False)
+    dispatcher.add(TransactionProcedure(dispatcher).procedures(), once=False)
     catalogs.startService()
     await catalogs.loaded()
     catalogs.stopService()

@@ -27,7 +27,7 @@ from schema.own import NotMade, make
 from schema.seed import SeedRefused, sow
 from service.api.verbs import VERBS
 from service.app import Rowcast, obstacles, settle
-from service.changes.why import NotTried, find_relation, table_checks_txn, try_txn
+from service.changes.why import NoTestRow, find_relation, table_checks_txn, try_txn
 from service.command import (
     BadArgument,
     Printer,
@@ -155,7 +155,7 @@ def why(table: str, role: str | None, tries: bool, **where: str | None) -> None:
     """Print a line for each check; exit with 1 if one fails."""
     target = target_of(read(), **where)
     try:
-        with database(NotTried) as (settings, dsn):
+        with database(NoTestRow) as (settings, dsn):
             catalog = read_catalog(dsn, settings.schemas)
             relation = find_relation(catalog, table)
             connection = open_session(dsn, SessionSettings(schemas=settings.schemas))

@@ -30,9 +30,9 @@ from service.api.leases import new_process
 from service.api.reload import Catalogs
 from service.api.roles import Roles
 from service.api.status import StatusProcedures
-from service.api.transactions import Batches
+from service.api.transactions import TransactionProcedure
 from service.api.verbs import VERBS
-from service.changes.catchup import CatchUp
+from service.changes.catchup import CatchUpProcedures
 from service.changes.cycle import Cycle
 from service.changes.feed import Feed, FeedSettings
 from service.changes.queries import RUN_LIMIT, WatchLimits
@@ -268,7 +268,7 @@ class Serving(Service):
             self.listener,
             topics.publish,
             _feed(settings),
-            lambda: publisher.able,
+            lambda: publisher.can_publish,
             topics.subscribed,
             process,
         )
@@ -300,7 +300,7 @@ class Serving(Service):
             self.pool.scheduler.assign,
         )
         callee.wrote, callee.drained = self.watches.wrote, self.watches.drain
-        callee.pin(process, self.dispatcher.forwarded)
+        callee.register_own_uris(process, self.dispatcher.forwarded)
         if settings.shared:
             self.dispatcher.share(callee.forward)
         self.dispatcher.hold(
@@ -355,7 +355,7 @@ class Serving(Service):
         self.dispatcher.refresh = self.catalogs.refresh
         self.pruner = Pruner(self.database, settings.idempotency_keep)
         # The embedded router is for development, so callers may inject failures into batches.
-        batches = Batches(self.dispatcher, settings.embedded_router)
+        batches = TransactionProcedure(self.dispatcher, settings.embedded_router)
 
         async def parts(leader: str | None) -> Iterator[Check]:
             uri = f"{settings.prefix}.tx.{leader}"
@@ -366,7 +366,7 @@ class Serving(Service):
             )
 
         why = WhyProcedure(self.dispatcher, self.database, roles, parts)
-        catchup = CatchUp(
+        catchup = CatchUpProcedures(
             self.database,
             self.dispatcher,
             roles,

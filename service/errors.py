@@ -388,7 +388,7 @@ class InternalError(ServiceError):
         super().__init__("an internal error; the service's log has it under this id", id=id)
 
 
-class Relayed(ServiceError):
+class RelayedError(ServiceError):
     """
     An error of another process of the service, which answered a forwarded call.
 

@@ -67,7 +67,7 @@ _LEAST, _MOST = -(2**63), 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Receipted:
+class WithReceipt:
     """
     The answer of a write, with a receipt.
 
@@ -118,11 +118,11 @@ class Publication:
     audience: Audience = Audience()
 
 
-class Unsafe(Exception):
+class Unserializable(Exception):
     """A value that some client's serializer cannot carry."""
 
 
-class TooDeep(TooLarge, Unsafe):
+class TooDeep(TooLarge, Unserializable):
     """More levels than some client's decoder supports."""
 
     wording = "the answer is nested deeper than {} levels"
@@ -160,7 +160,7 @@ def fit(answer: Any, max_bytes: int) -> int:
 
 def packed(answer: Any, max_bytes: int) -> bytes:
     """Return an answer as CBOR, with its receipt if it has one; raise as `fit` does."""
-    if isinstance(answer, Receipted):
+    if isinstance(answer, WithReceipt):
         check(answer.answer)
         answer = [answer.answer, cbor2.CBORTag(RECEIPT_TAG, answer.tx)]
     else:
@@ -175,7 +175,7 @@ def unpacked(data: bytes) -> Any:
     """Return an answer that was `packed`."""
     found = cbor2.loads(data)
     if isinstance(found, list) and found and isinstance(found[-1], cbor2.CBORTag):
-        return Receipted(found[0], found[1].value)
+        return WithReceipt(found[0], found[1].value)
     return found
 
 
@@ -192,18 +192,18 @@ def _check(items: Any, levels: int) -> None:
         elif kind is dict:
             # An integer as a key ends the connection of a client that uses MessagePack.
             if not _STR.issuperset(map(type, item)):
-                raise Unsafe("a key that is not a string")
+                raise Unserializable("a key that is not a string")
             _check(item.values(), levels - 1)
         elif kind is list or kind is tuple:
             _check(item, levels - 1)
         else:
-            raise Unsafe(f"a value of type {kind.__name__}")
+            raise Unserializable(f"a value of type {kind.__name__}")
 
 
 def _check_number(number: float) -> None:
     if type(number) is int:
         if not _LEAST <= number <= _MOST:
-            raise Unsafe("an integer beyond 64 bits")
+            raise Unserializable("an integer beyond 64 bits")
     # Only for NaN and the infinities is this difference not 0.
     elif number - number != 0.0:
-        raise Unsafe("a float that is not finite")
+        raise Unserializable("a float that is not finite")

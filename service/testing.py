@@ -30,10 +30,10 @@ from twistar.registry import Registry
 from twisted.internet.defer import CancelledError, Deferred
 
 from schema.database_url import PROJECT, Place
-from service.api.call import Lasting
+from service.api.call import OngoingCall
 from service.app import Serving
 from service.errors import NotAuthorized
-from service.payload import Receipted, check, write_encoded
+from service.payload import WithReceipt, check, write_encoded
 from service.procedures.registry import load_application
 from service.request.arguments import Caller
 from service.settings import Settings
@@ -166,14 +166,14 @@ class FakeSession:
             result = await self._service.serving.dispatcher.answer(
                 name, args, kwargs, self.caller, progress=send if report else None
             )
-            if isinstance(result, Lasting):
+            if isinstance(result, OngoingCall):
                 lasting = result
                 ended: Deferred[Any] = Deferred(lambda _: lasting.end(CancelledError()))
                 lasting.follow(ended.errback)
                 return await ended
-            if isinstance(result, Receipted):
+            if isinstance(result, WithReceipt):
                 check(result.answer)
-                return call_result(Receipted(_carried(result.answer), result.tx))
+                return call_result(WithReceipt(_carried(result.answer), result.tx))
             check(result)
             return _carried(result)
         except Exception as error:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from service.catalog import Catalog, Column, Function, Relation
 from service.db.codec import Codec
 from service.db.database import Database
-from service.db.keys import Keyed
+from service.db.keys import KeyedCall
 from service.db.transaction import Actor
 from service.db.writes import LargeRow, NoRowWritten
 from service.describe.verb import Verb
@@ -25,14 +25,14 @@ from service.request.arguments import Caller
 from service.request.names import encode
 from service.request.read_request import Limits
 from service.request.requests import Item
-from service.request.synonyms import EXAMPLES, at_hand
+from service.request.synonyms import EXAMPLES, adapt_hint
 from service.sql.statement import Statement
 
 Send = Callable[[Any], Awaitable[None]]
 """Sends a part of an answer at once; its awaitable completes when the next part may be sent."""
 
 
-class Lasting:
+class OngoingCall:
     """
     The answer to a call, such as a watch, that sends progressive results until its caller cancels it.
 
@@ -207,10 +207,10 @@ class Snapshot:
         if all((catalog.schemas[0], each) in catalog.relations for each in EXAMPLES):
             return hint
         if relation is None:
-            return at_hand(hint, "", (), ())
+            return adapt_hint(hint, "", (), ())
         schema = "" if relation.schema == catalog.schemas[0] else f"{encode(relation.schema)}."
         name = f"{schema}{encode(relation.name)}"
-        return at_hand(hint, name, list(relation.columns), relation.primary_key)
+        return adapt_hint(hint, name, list(relation.columns), relation.primary_key)
 
     @cached_property
     def documents(self) -> frozenset[str]:
@@ -329,7 +329,7 @@ class Call:
     backend: Backend
     state: CallState
     progress: Send | None = None
-    keyed: Keyed | None = None
+    keyed: KeyedCall | None = None
 
     def run(self, step: Step) -> Awaitable[Any]:
         """
@@ -421,7 +421,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedCall:
     """
     A call in a transaction whose step has been made.
 

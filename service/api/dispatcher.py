@@ -23,7 +23,7 @@ from service.api.call import (
     Backend,
     Call,
     CallState,
-    Prepared,
+    PreparedCall,
     Route,
     Send,
     Snapshot,
@@ -31,7 +31,7 @@ from service.api.call import (
     not_in_transaction,
 )
 from service.api.idempotency import key_id, no_key, once_only
-from service.api.import_ import Forward, Importing
+from service.api.import_ import Forward, ImportProcedure
 from service.api.interactive import BEGIN, TX, Interactive, ended
 from service.api.leases import Leases
 from service.api.roles import Roles, identity_for
@@ -40,9 +40,9 @@ from service.api.verbs import FUNCTION, VERBS
 from service.catalog import Relation
 from service.db.codec import Codec
 from service.db.database import Database
-from service.db.keys import Keyed
+from service.db.keys import KeyedCall
 from service.db.slow import ORIGIN, Origin
-from service.db.sqlstate import STALE, claims_nothing, look_through_rows, refusal
+from service.db.sqlstate import STALE, look_through_rows, nothing_changed, refusal
 from service.db.transaction import Actor
 from service.describe.verb import Verb
 from service.errors import (
@@ -124,7 +124,7 @@ class Dispatcher:
         self._interactive: Interactive | None = None
         self._union: Snapshot | None = None
         self._served: Mapping[str, Snapshot] = {}
-        self._importing = Importing(database, limits, process)
+        self._importing = ImportProcedure(database, limits, process)
         self.verbs = dict(VERBS)
         self.register(replace(VERBS["import"], handler=self._importing.take))
 
@@ -260,7 +260,7 @@ class Dispatcher:
 
     def prepare(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], caller: Caller
-    ) -> Prepared | None:
+    ) -> PreparedCall | None:
         """
         Prepare a call in a transaction, without the database.
 
@@ -283,7 +283,7 @@ class Dispatcher:
             return None
         reads = isinstance(step, Step) and step.access == "read"
         reads = reads and call.relation is not None and not call.relation.side_effects
-        return Prepared(step, actor, lambda _: self._perform(call, step), reads)
+        return PreparedCall(step, actor, lambda _: self._perform(call, step), reads)
 
     def _admit(self, call: Call) -> Call:
         """
@@ -321,7 +321,7 @@ class Dispatcher:
         key: Any,
         caller: Caller,
         codec: Codec | None = None,
-    ) -> Keyed | None:
+    ) -> KeyedCall | None:
         """
         Return the record that identifies a call under its idempotency key; None without a key.
 
@@ -342,7 +342,7 @@ class Dispatcher:
         rest = {name: value for name, value in kwargs.items() if name != IDEMPOTENCY_KEY}
         # The role is part of it: what one role was answered must not reach another.
         role, max_bytes = self.role_of(caller), self.backend.max_bytes
-        return Keyed(key_id(caller, key), role, procedure, args, rest, max_bytes, codec)
+        return KeyedCall(key_id(caller, key), role, procedure, args, rest, max_bytes, codec)
 
     def refused(self, error: Exception, call: Call) -> Exception:
         """Return the refusal for an error that ends a lasting call, such as a watch."""
@@ -370,7 +370,7 @@ class Dispatcher:
         if actor is not None and actor.committed:
             if isinstance(error, TooLarge):
                 error = committed_despite(error)
-            elif claims_nothing(error):
+            elif nothing_changed(error):
                 error = OutcomeUnknown(INTERRUPTED)
         if isinstance(error, CancelledError):
             return error

@@ -13,7 +13,7 @@ from service.catalog import Catalog, Function
 from service.db.statements import Shape, json_list, read_only_txn
 from service.db.writes import call_txn, fitting_txn, receipted_txn, write_txn
 from service.errors import InvalidArgument
-from service.payload import Receipted
+from service.payload import WithReceipt
 from service.plan.call_plan import Answer, answer_kind, plan_call, result_columns
 from service.request.arguments import RECEIPT
 from service.request.call_request import CallRequest, parse_call
@@ -79,7 +79,7 @@ def _receipted(call: Call, function: Function, step: Step) -> Step:
         step,
         function=receipted_txn,
         args=(step.function, *step.args),
-        shape=lambda found: Receipted(step.shape(found[0]), found[1]),
+        shape=lambda found: WithReceipt(step.shape(found[0]), found[1]),
     )
 
 

@@ -23,14 +23,14 @@ from service.api.call import Call, Step, as_is
 from service.db.database import Database
 from service.db.keys import (
     KeyClaim,
-    Keyed,
-    PerhapsKept,
+    KeyedCall,
+    MaybeStored,
     claim_txn,
     keep_txn,
     kept_txn,
     keyed_outcome,
     keyed_txn,
-    look_txn,
+    lookup_txn,
     prune_txn,
 )
 from service.db.levels import Transaction
@@ -54,7 +54,7 @@ def key_id(caller: Caller, key: str) -> bytes:
 
 
 def once_only(
-    database: Database, call: Call, keyed: Keyed, step: Step | Awaitable[Any]
+    database: Database, call: Call, keyed: KeyedCall, step: Step | Awaitable[Any]
 ) -> Step | Awaitable[Any]:
     """Return the step, or the awaitable, of a call that runs only if its key is new."""
     if isinstance(step, Step):
@@ -77,7 +77,7 @@ def once_only(
 
 async def once(
     database: Database,
-    keyed: Keyed,
+    keyed: KeyedCall,
     work: Callable[[], Awaitable[Any]],
     isolation: str | None = None,
     **how: Any,
@@ -128,9 +128,9 @@ async def once(
 
     try:
         return await database.transact(attempt, isolation=isolation, **how)
-    except PerhapsKept as perhaps:
+    except MaybeStored as perhaps:
         with database.identity(OWN_IDENTITY):
-            kept = await database.run(look_txn, keyed, retry=True)
+            kept = await database.run(lookup_txn, keyed, retry=True)
         if kept is None:
             raise perhaps.error from None
         return kept.result

@@ -20,7 +20,7 @@ from service.api.call import Call, Snapshot, not_in_transaction
 from service.api.csv import Record, complete, header_of, split
 from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason, process_of
-from service.api.rules import made_of
+from service.api.rules import columns_set_by_model
 from service.catalog import Relation, Type
 from service.db.blame import GivenRow, imported_rows, note_rows
 from service.db.copy import CopySource, CsvText, Literal, RowText, Text, import_txn
@@ -29,7 +29,7 @@ from service.db.statements import compute_txn
 from service.db.thread import in_thread
 from service.db.writes import transaction_txn
 from service.errors import Canceled, Conflict, InvalidArgument, InvalidRow
-from service.payload import Receipted
+from service.payload import WithReceipt
 from service.plan.growing import is_nested, refuse_related
 from service.plan.write_plan import plan_import, writable
 from service.request.arguments import IDEMPOTENCY_KEY, Caller
@@ -63,7 +63,7 @@ Forward = Callable[[str, str, Sequence[Any], Mapping[str, Any], Caller], Awaitab
 """Calls another process of the service: its id, the procedure's name, args, kwargs, and the caller."""
 
 
-class Importing:
+class ImportProcedure:
     """
     Answers `import`, and holds the uploads of this process.
 
@@ -173,7 +173,7 @@ class Importing:
                         return answer
                     await self._part(upload, call)
                     answer = {"upload": lease.id}
-                    return Receipted(answer, None) if call.receipt else answer
+                    return WithReceipt(answer, None) if call.receipt else answer
                 finally:
                     upload.lock.release()
             except BaseException:
@@ -348,7 +348,7 @@ async def _all(upload: Upload, call: ImportRequest) -> Any:
     await upload.take(call)
     upload.receipt = call.receipt
     answer = {"rows": await upload.finish()}
-    return Receipted(answer, upload.tx) if call.receipt else answer
+    return WithReceipt(answer, upload.tx) if call.receipt else answer
 
 
 def _no_such_upload() -> InvalidArgument:
@@ -462,7 +462,7 @@ class RowValidator:
         }
         given = {name: value for name, value in given.items() if value is not BY_DEFAULT}
         validated = await self._model.validate_insert(given, self._snapshot.codec, path)
-        made = made_of(self._snapshot, self._relation, given, validated)
+        made = columns_set_by_model(self._snapshot, self._relation, given, validated)
         # The text is more exact than the value that the model saw; what the model has set wins over both.
         return {**row, **texts, **{name: Literal(value) for name, value in made.items()}}
 

@@ -26,7 +26,7 @@ from service.api.leases import Lease, Leases, Reason
 from service.catalog import Catalog
 from service.db.connection import PgConnection
 from service.db.database import Database
-from service.db.keys import Keyed, ending_txn
+from service.db.keys import KeyedCall, ending_txn
 from service.db.levels import Transaction
 from service.db.slow import ORIGIN, Origin
 from service.db.sqlstate import look_through_rows, refusal
@@ -42,7 +42,7 @@ from service.errors import (
     clip,
     nearest,
 )
-from service.payload import Receipted
+from service.payload import WithReceipt
 from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, Caller, seconds_of
 from service.request.batch_request import ISOLATION
 from service.request.names import COMMANDS
@@ -199,7 +199,7 @@ class TransactionLimits:
     whole: float = 60.0
 
 
-class HeldTransaction:
+class OpenTransaction:
     """
     A transaction that a session holds open.
 
@@ -303,14 +303,14 @@ class Interactive:
         process: str,
         prefix: str,
         answer: Answer,
-        keyed: Callable[..., Keyed | None],
+        keyed: Callable[..., KeyedCall | None],
     ) -> None:
         self._database = database
         self._limits = limits
         self._prefix = prefix
         self._answer = answer
         self._keyed = keyed
-        self.open: Leases[HeldTransaction] = Leases(
+        self.open: Leases[OpenTransaction] = Leases(
             *(database.reactor, process, "transaction", limits.total, limits.session),
             "commit or roll back one of them",
         )
@@ -336,7 +336,7 @@ class Interactive:
         level.all_or_nothing = (
             True  # a failure rolls back all of it, or to a savepoint that the caller set
         )
-        held = HeldTransaction(level)
+        held = OpenTransaction(level)
         lease = self.open.open(caller, held, min(idle, self._limits.idle))
         held.clock = self._database.reactor.callLater(
             self._limits.whole, self.open.drop, lease, "timeout"
@@ -417,7 +417,7 @@ class Interactive:
 
     async def _work(
         self,
-        lease: Lease[HeldTransaction],
+        lease: Lease[OpenTransaction],
         turn: Turn,
         command: str,
         args: Sequence[Any],
@@ -466,7 +466,7 @@ class Interactive:
         held.check()
         return answer
 
-    async def _commit(self, lease: Lease[HeldTransaction], given: Arguments) -> Receipted | None:
+    async def _commit(self, lease: Lease[OpenTransaction], given: Arguments) -> WithReceipt | None:
         """Commit; roll back a transaction that has failed, as PostgreSQL does."""
         held, receipt = lease.held, None
         if held.failure is not None:
@@ -475,7 +475,7 @@ class Interactive:
             raise Conflict(FAILED, **held.failure)
         try:
             if given.flag(RECEIPT):
-                receipt = Receipted(None, await held.level.send(transaction_txn))
+                receipt = WithReceipt(None, await held.level.send(transaction_txn))
             await held.level.commit()
         except BaseException as error:
             self._end(lease, "failed")
@@ -486,7 +486,7 @@ class Interactive:
         return receipt
 
     async def _commit_once(
-        self, lease: Lease[HeldTransaction], given: Arguments, key: Keyed
+        self, lease: Lease[OpenTransaction], given: Arguments, key: KeyedCall
     ) -> Any:
         """Commit under an idempotency key; roll back if a transaction has committed under it before."""
         held = lease.held
@@ -501,22 +501,22 @@ class Interactive:
         await held.rollback()
         return kept.result
 
-    async def _rollback(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
+    async def _rollback(self, lease: Lease[OpenTransaction], given: Arguments) -> None:
         # Before the wait, so that a call that arrives meanwhile is refused: the transaction has ended.
         self._end(lease, "rolled_back")
         await lease.held.rollback()
 
-    def _end(self, lease: Lease[HeldTransaction], reason: Reason) -> None:
+    def _end(self, lease: Lease[OpenTransaction], reason: Reason) -> None:
         self.open.end(lease, reason)
         lease.held.over(reason)
 
-    async def _savepoint(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
+    async def _savepoint(self, lease: Lease[OpenTransaction], given: Arguments) -> None:
         name, held = _name_of(given), lease.held
         held.check()
         await held.level.send(PgConnection.command, f"SAVEPOINT {quoted(name)}")
         held.savepoints.append(name)
 
-    async def _release(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
+    async def _release(self, lease: Lease[OpenTransaction], given: Arguments) -> None:
         """Release a savepoint, and those set after it."""
         name, held = _name_of(given), lease.held
         held.check()
@@ -524,7 +524,7 @@ class Interactive:
         await held.level.send(PgConnection.command, f"RELEASE SAVEPOINT {quoted(name)}")
         del held.savepoints[at:]
 
-    async def _rollback_to(self, lease: Lease[HeldTransaction], given: Arguments) -> None:
+    async def _rollback_to(self, lease: Lease[OpenTransaction], given: Arguments) -> None:
         """Roll back to a savepoint; the transaction continues, even if it had failed."""
         name, held = _name_of(given), lease.held
         at = held.since(name)

@@ -49,14 +49,14 @@ def process_of(id: str) -> str | None:
     return found[1] if found else None
 
 
-class Held(Protocol):
+class LeasedResource(Protocol):
     """A resource that a lease holds."""
 
     def drop(self, reason: Reason) -> None:
         """Start to roll back, without waiting for the end."""
 
 
-Thing = TypeVar("Thing", bound=Held)
+Thing = TypeVar("Thing", bound=LeasedResource)
 
 
 class Lease(Generic[Thing]):

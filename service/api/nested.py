@@ -23,7 +23,7 @@ from service.db.steps import Message, Work, nested_txn, steps_txn
 from service.db.writes import SETTLE, NoRowWritten, too_many_rows
 from service.errors import NotChanged, ServiceError
 from service.plan.conditions import Bound
-from service.plan.growing import grow, is_nested, refuse_related
+from service.plan.growing import is_nested, plan_nested_create, refuse_related
 from service.plan.read_plan import plan_get
 from service.plan.reread import key_to_reread
 from service.plan.tree import (
@@ -46,9 +46,9 @@ from service.plan.write_plan import plan_create, refuse_names
 from service.request.arguments import Values, unwrap
 from service.request.read_request import Parsed
 from service.request.related_rows import (
-    Beside,
     NoShape,
     Placeholder,
+    RelationshipCandidate,
     RowsArgument,
     RowsShape,
     fill_placeholders,
@@ -129,7 +129,7 @@ def create(call: Call) -> Step | Awaitable[Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptTree:
+class CachedTree:
     """
     The plan that calls with rows of one shape share.
 
@@ -155,7 +155,7 @@ class KeptTree:
         return replace(self.nested, values=tuple(map(unwrap, found)), timeout=options.timeout)
 
 
-def _kept(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> KeptTree | None:
+def _kept(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> CachedTree | None:
     """Return the plan of a shape, from the cache if it is there; None if it is too large or refused."""
     if shaped.size > MAX_SHAPE:
         return None
@@ -172,7 +172,7 @@ def _kept(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> Kept
     return found
 
 
-def _planned(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> KeptTree | None:
+def _planned(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> CachedTree | None:
     """Plan rows of the shape of a call; None if they are refused, which the call itself will report."""
     snapshot = call.snapshot
     rows = with_placeholders(shaped.shape, count())
@@ -187,7 +187,7 @@ def _planned(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> K
     used = {slot for step in nested.tree.steps for slot in used_by(step)}
     documents = [(slot, value) for slot, value in slots
                  if slot in used and isinstance(value, dict | list)]  # fmt: skip
-    return KeptTree(nested, tuple(places), tuple(documents), work)
+    return CachedTree(nested, tuple(places), tuple(documents), work)
 
 
 def _ends(call: Call) -> bool:
@@ -226,7 +226,7 @@ def _refuse_related(call: Call, given: RowsArgument, what: str, hint: str = "") 
         refuse_related(catalog, relation, each.name, each.path, what, hint)
 
 
-def _related(call: Call, given: RowsArgument) -> Iterator[Beside]:
+def _related(call: Call, given: RowsArgument) -> Iterator[RelationshipCandidate]:
     """Yield the keys of a call's rows that name related rows; most calls have none."""
     relation = write.relation_of(call)
     known: dict[tuple[str, bool], bool] = {}
@@ -251,7 +251,9 @@ def _nested(call: Call, parsed: Parsed[CreateRequest]) -> Nested:
     more = request.many or returning.receipt or returning.order
     by_key = bool(relation.primary_key) and not more
     slot = values.add(None)
-    tree = grow(snapshot.catalog, relation, rows, values, limits.max_embed_depth, key, by_key)
+    tree = plan_nested_create(
+        snapshot.catalog, relation, rows, values, limits.max_embed_depth, key, by_key
+    )
     if request.max_affected is not None and tree.written > request.max_affected:
         raise too_many_rows(tree.written, request.max_affected)
     if request.embeds_nested:

@@ -30,7 +30,7 @@ from service.plan.plans import ReadPlan
 from service.plan.read_plan import check_keyed, plan_all, plan_count, plan_find, plan_get
 from service.plan.uses import refuse_guarded
 from service.plan.watch_plan import WatchPlan
-from service.request.call_request import CalledRequest, parse_called
+from service.request.call_request import FunctionRowsRequest, parse_called
 from service.request.read_request import (
     MAX_GROUPS,
     Limits,
@@ -49,7 +49,7 @@ from service.sql.select import estimate, select
 from service.sql.select import exists as existing
 from service.sql.statement import Statement, batched
 
-Found = FindRequest | CalledRequest[FindRequest]
+Found = FindRequest | FunctionRowsRequest[FindRequest]
 """A request for rows of a relation, or for those that a function returns."""
 
 Parse = Callable[[Sequence[Any], Mapping[str, Any], Limits, str], Parsed[Any]]
@@ -223,7 +223,7 @@ def counts_as_it_reads(call: Call, parsed: Parsed[Any]) -> bool:
 
 def wanted(request: Any) -> Any:
     """Return the request for rows: the inner one of a function's request, or the request itself."""
-    return request.of if isinstance(request, CalledRequest) else request
+    return request.of if isinstance(request, FunctionRowsRequest) else request
 
 
 def reading(
@@ -344,14 +344,14 @@ def planned(
     plan: Callable[[Catalog, Relation, Any], Plan], catalog: Catalog, subject: Any, request: Any
 ) -> Plan:
     """Plan to read the rows of a relation, or those that a function returns."""
-    if isinstance(request, CalledRequest):
+    if isinstance(request, FunctionRowsRequest):
         return plan_called(catalog, request, plan)
     return plan(catalog, subject, request)
 
 
 def with_writes(statement: Statement, request: Any) -> Statement:
     """Return a statement, marked as one that writes if it calls a function that may write."""
-    if isinstance(request, CalledRequest):
+    if isinstance(request, FunctionRowsRequest):
         return replace(statement, writes=not request.call.function.reads)
     return statement
 
@@ -383,7 +383,7 @@ def unlimited_statement(catalog: Catalog, subject: Any, request: Found) -> State
 
 def totals_statement(catalog: Catalog, subject: Any, request: Found) -> Statement:
     """Build the statement that computes the measures over the rows of all pages of a find."""
-    if isinstance(request, CalledRequest):
+    if isinstance(request, FunctionRowsRequest):
         refuse_second_call(request.call.function)
     return grouped(planned(plan_totals, catalog, subject, request))
 

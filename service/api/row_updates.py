@@ -14,7 +14,14 @@ from functools import partial
 from typing import Any
 
 from service.api.call import Call, Snapshot, Step, as_is
-from service.api.rules import Pause, given_of, made_of, merged, refuse_faults, refuse_row
+from service.api.rules import (
+    Pause,
+    columns_set_by_model,
+    given_of,
+    merged,
+    refuse_faults,
+    refuse_row,
+)
 from service.api.write import (
     MANY,
     UNBOUNDED,
@@ -196,7 +203,7 @@ async def _validate(
         given = given_of(changes, parsed.values)
         given |= {name: value for name, value in computed.items() if name in computes}
         validated = await model.validate_update(row, given, snapshot.codec, path)
-        made = made_of(snapshot, relation, given, validated)
+        made = columns_set_by_model(snapshot, relation, given, validated)
         all_changes = merged(changes, made, path, values)
         if not {each.column for each in all_changes}.isdisjoint(keyed):
             raise InvalidArgument(

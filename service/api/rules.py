@@ -129,7 +129,7 @@ async def validated_rows(
     for at, (path, row) in enumerate(zip(paths, rows, strict=True)):
         given = given_of(row, values)
         validated = await model.validate_insert(given, snapshot.codec, path)
-        made = made_of(snapshot, relation, given, validated)
+        made = columns_set_by_model(snapshot, relation, given, validated)
         found.append(merged(row, made, path, known))
         await pause(at)
     return tuple(found), known.freeze()
@@ -182,7 +182,7 @@ async def _validated_link(
     validated = await snapshot.model(step.relation).validate_update(
         row, given, snapshot.codec, step.path
     )
-    made = made_of(snapshot, step.relation, given, validated)
+    made = columns_set_by_model(snapshot, step.relation, given, validated)
     changes = merged(step.changes, made, step.path, known)
     return replace(step, changes=changes), known.freeze(), given | made
 
@@ -197,7 +197,9 @@ def accept_new_rows(snapshot: Snapshot, relation: Relation, call: Parsed[CreateR
     )
 
 
-def accept_unseen(snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]) -> bool:
+def accepts_without_reading(
+    snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]
+) -> bool:
     """Return whether the model accepts changes of one row without reading the row."""
     request, given = call.request, given_of(call.request.changes, call.values)
     # Only the database knows values that it computes, and defaults.
@@ -239,7 +241,7 @@ async def validate_changes(
     for at, (row, computed) in enumerate(current):
         given = {**plain, **computed}
         validated = await model.validate_update(row, given, snapshot.codec, "changes")
-        made = made_of(snapshot, relation, given, validated)
+        made = columns_set_by_model(snapshot, relation, given, validated)
         results.append(made)
         values = Values(call.values)
         changes_made = merged(changes, made, "changes", values)
@@ -267,7 +269,7 @@ def given_of(row: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]
     }
 
 
-def made_of(
+def columns_set_by_model(
     snapshot: Snapshot, relation: Relation, given: Mapping[str, Any], validated: Mapping[str, Any]
 ) -> dict[str, Any]:
     """

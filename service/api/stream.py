@@ -21,7 +21,7 @@ from twisted.internet.defer import Deferred
 from service.api.call import Call, Send
 from service.api.read import Found, parsed_rows, planned, statement_of, wanted, with_writes
 from service.catalog import Catalog, Function
-from service.db.copy import Blocks, copy_out_txn
+from service.db.copy import CopyBlocks, copy_out_txn
 from service.db.statements import Reader, Shape, answered_columns, read_only_txn
 from service.plan.hidden import refuse_hidden_fields
 from service.plan.plans import ReadPlan
@@ -174,7 +174,7 @@ async def _lines(rows: Flow, send: Send) -> Any:
 
 async def _csv(rows: Flow, send: Send) -> Any:
     call = rows.call
-    blocks = Blocks(call.backend.database.reactor)
+    blocks = CopyBlocks(call.backend.database.reactor)
     async with rows.transaction():
         args = (call.snapshot.codec, rows.statement, rows.parsed.values, blocks)
         copying = rows.run(copy_out_txn, *args)

@@ -16,11 +16,11 @@ from typing import Any
 from service.api.call import Call, Step, not_in_transaction
 from service.api.dispatcher import Dispatcher, Procedure
 from service.api.idempotency import no_key, once
-from service.db.keys import Keyed
+from service.db.keys import KeyedCall
 from service.db.transaction import Actor, acting_each_txn
 from service.db.writes import NoRowWritten, transaction_txn
 from service.errors import Conflict, InvalidArgument, ServiceError
-from service.payload import Receipted, fit
+from service.payload import WithReceipt, fit
 from service.request.arguments import IDEMPOTENCY_KEY, Caller
 from service.request.batch_request import BatchRequest, Operation, parse_batch, resolve
 
@@ -45,7 +45,7 @@ class DryRun(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class ReadyOperation:
     """
     An operation whose only step is ready to run.
 
@@ -64,7 +64,7 @@ class Ready:
     reads: bool
 
 
-class Batches:
+class TransactionProcedure:
     """
     Answers `transaction`.
 
@@ -84,7 +84,7 @@ class Batches:
 
     async def _transaction(
         self, caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> list[Any] | Receipted:
+    ) -> list[Any] | WithReceipt:
         """
         Answer `transaction`: the results of the operations, in their order.
 
@@ -104,7 +104,7 @@ class Batches:
             raise InvalidArgument("failures can be injected in development only", path="inject")
         attempts = 0
 
-        async def attempt() -> list[Any] | Receipted:
+        async def attempt() -> list[Any] | WithReceipt:
             nonlocal attempts
             attempts += 1
             return await self._attempt(caller, request, whole, attempts <= request.failures)
@@ -113,7 +113,7 @@ class Batches:
         if whole is not None:
             run = partial(once, self._database, whole)
         try:
-            found: list[Any] | Receipted = await run(
+            found: list[Any] | WithReceipt = await run(
                 attempt,
                 isolation=request.isolation,
                 read_only=request.read_only,
@@ -121,12 +121,12 @@ class Batches:
                 kind=frozenset(each.name for each in request.operations),
             )
         except DryRun as done:
-            found = Receipted(done.results, None) if request.receipt else done.results
+            found = WithReceipt(done.results, None) if request.receipt else done.results
         return found
 
     async def _attempt(
-        self, caller: Caller, request: BatchRequest, whole: Keyed | None, fails: bool
-    ) -> list[Any] | Receipted:
+        self, caller: Caller, request: BatchRequest, whole: KeyedCall | None, fails: bool
+    ) -> list[Any] | WithReceipt:
         results: list[Any] = []
         level = self._database.level
         assert level is not None
@@ -145,7 +145,7 @@ class Batches:
         if not request.receipt:
             return results
         # With an idempotency key, the statement that stores the result is the last one.
-        return Receipted(results, await self._database.run(transaction_txn, last=whole is None))
+        return WithReceipt(results, await self._database.run(transaction_txn, last=whole is None))
 
     async def _operate(
         self, caller: Caller, request: BatchRequest, results: list[Any], commits: bool
@@ -163,7 +163,7 @@ class Batches:
             results: Receives the results.
             commits: Whether the last job may commit, if all operations only read.
         """
-        group: list[Ready] = []
+        group: list[ReadyOperation] = []
         for at, operation in enumerate(request.operations):
             if operation.refers:  # to results, which the group has to produce first
                 await self._run_group(caller, group, results)
@@ -172,7 +172,7 @@ class Batches:
             prepared = self._dispatcher.prepare(name, args, kwargs, caller)
             step = None if prepared is None else prepared.step
             if prepared is not None and isinstance(step, Step) and _can_share_job(step):
-                group.append(Ready(at, operation, step, prepared.actor, prepared.reads))
+                group.append(ReadyOperation(at, operation, step, prepared.actor, prepared.reads))
                 continue
             try:
                 await self._run_group(caller, group, results)
@@ -188,7 +188,7 @@ class Batches:
     async def _run_group(
         self,
         caller: Caller,
-        group: list[Ready],
+        group: list[ReadyOperation],
         results: list[Any],
         last: bool = False,
     ) -> None:

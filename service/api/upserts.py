@@ -61,7 +61,7 @@ New = Parsed[CreateRequest]
 
 
 @dataclass(frozen=True, slots=True)
-class Existing:
+class ExistingRows:
     """
     The rows of a call that exist already, by the numbers of the call's rows.
 
@@ -168,7 +168,7 @@ def _refuse_null_keys(relation: Relation, key: tuple[str, ...], parsed: New) -> 
                 raise null_in_key(f"{path or 'values'}.{each.name}", each.name)
 
 
-async def _existing(call: Call, parsed: New, key: tuple[str, ...], by_index: bool) -> Existing:
+async def _existing(call: Call, parsed: New, key: tuple[str, ...], by_index: bool) -> ExistingRows:
     """Lock and read the existing rows."""
     request, where = parsed.request, _conflict(parsed.request).where
     if by_index:
@@ -177,11 +177,11 @@ async def _existing(call: Call, parsed: New, key: tuple[str, ...], by_index: boo
         keys = _given_keys(parsed, key)
     old = await _read(call, parsed, key, keys, Lock(), answer=bool(request.returning.old))
     if where == EVERYTHING:
-        return Existing(key, by_index, keys, old)
+        return ExistingRows(key, by_index, keys, old)
     # Without a lock, which a policy refuses for rows that the caller may not change: they stay as well.
     seen = await _read(call, parsed, key, keys)
     holds = await _read(call, parsed, key, keys, where=where)
-    return Existing(key, by_index, keys, old, frozenset(seen.keys() - holds.keys()))
+    return ExistingRows(key, by_index, keys, old, frozenset(seen.keys() - holds.keys()))
 
 
 def _given_keys(parsed: New, key: Sequence[str]) -> dict[int, Sequence[Any]]:
@@ -259,7 +259,7 @@ async def _read(
     return {at: row for at, row in zip(given, rows, strict=True) if row is not None}
 
 
-async def _write(call: Call, parsed: New, existing: Existing) -> Any:
+async def _write(call: Call, parsed: New, existing: ExistingRows) -> Any:
     """
     Change the existing rows, and create the others.
 
@@ -293,7 +293,7 @@ async def _write(call: Call, parsed: New, existing: Existing) -> Any:
 
 
 async def _change(
-    call: Call, parsed: New, existing: Existing, to_change: Sequence[int]
+    call: Call, parsed: New, existing: ExistingRows, to_change: Sequence[int]
 ) -> list[tuple[Sequence[int], Written]]:
     """
     Change the existing rows, by an update if the model has rules.
@@ -331,7 +331,7 @@ async def _change(
 
 
 async def _updated(
-    call: Call, parsed: New, existing: Existing, changes: Mapping[int, tuple[Assignment, ...]]
+    call: Call, parsed: New, existing: ExistingRows, changes: Mapping[int, tuple[Assignment, ...]]
 ) -> Written:
     """Change rows by an `update` with different changes for each row, which the model validates."""
     request, values, rows = parsed.request, Values(parsed.values), []
@@ -368,7 +368,9 @@ def _changes(
     )
 
 
-async def _create(call: Call, parsed: New, existing: Existing, absent: Sequence[int]) -> Written:
+async def _create(
+    call: Call, parsed: New, existing: ExistingRows, absent: Sequence[int]
+) -> Written:
     """
     Create the rows that do not exist.
 
@@ -398,7 +400,7 @@ async def _create(call: Call, parsed: New, existing: Existing, absent: Sequence[
 
 
 async def _refusal(
-    call: Call, parsed: New, existing: Existing, absent: Sequence[int]
+    call: Call, parsed: New, existing: ExistingRows, absent: Sequence[int]
 ) -> ServiceError:
     """
     Return why fewer rows were created than did not exist.
@@ -473,7 +475,7 @@ async def _upserted_for(
 
 
 async def _upserted_by_index(
-    call: Call, parsed: New, numbers: Sequence[int], existing: Existing
+    call: Call, parsed: New, numbers: Sequence[int], existing: ExistingRows
 ) -> Written:
     """
     Change existing rows by an upsert whose conflict target is an index.

@@ -17,7 +17,7 @@ from typing import Any
 from service.api.call import Access, Call, Step, as_is
 from service.api.rules import (
     accept_new_rows,
-    accept_unseen,
+    accepts_without_reading,
     refuse_faults,
     validate_changes,
     validate_new_rows,
@@ -44,7 +44,7 @@ from service.errors import (
     ServiceError,
     TooManyRows,
 )
-from service.payload import Receipted
+from service.payload import WithReceipt
 from service.plan.plans import Lock
 from service.plan.write_plan import plan_create, plan_current, plan_delete, plan_update
 from service.request.arguments import MARKED_TYPES, Values
@@ -109,7 +109,7 @@ def prepare_update(call: Call, parsed: Parsed[UpdateRequest]) -> Step | Awaitabl
     refuse_faults(call.snapshot, relation, parsed)
     ruled = call.snapshot.model(relation).has_rules(creating=False)
     # Most rules need only the changed values: then one UPDATE is enough, without a locked read before it.
-    if ruled and not accept_unseen(call.snapshot, relation, parsed):
+    if ruled and not accepts_without_reading(call.snapshot, relation, parsed):
         return _by_model(call, parsed, update_by_model)
     return _changing(call, parsed, _update)
 
@@ -510,7 +510,7 @@ def answered(written: Written, returning: Returning, many: bool, counted: bool =
         counted: Whether the number of rows goes with the list, because the caller cannot know it.
     """
     answer = _answer(written, returning, many, counted)
-    return Receipted(answer, written.tx) if returning.receipt else answer
+    return WithReceipt(answer, written.tx) if returning.receipt else answer
 
 
 def _created(written: Written, returning: Returning, many: bool) -> Any:

@@ -19,7 +19,7 @@ from service.api.dispatcher import Dispatcher, Procedure
 from service.api.roles import Roles
 from service.catalog import Catalog, QualifiedName
 from service.changes.epochs import OnStandby, epoch_now_txn, resume_txn
-from service.changes.log import Tracked, installed_txn, refuse_barred_txn, tracked_txn
+from service.changes.log import TrackedTable, installed_txn, refuse_barred_txn, tracked_txn
 from service.changes.net import Change, last_place, net_changes
 from service.changes.positions import (
     PgSnapshot,
@@ -130,7 +130,7 @@ class LargeTicks:
         return found is not None and position.index in map(last_place, found.before)
 
 
-class CatchUp:
+class CatchUpProcedures:
     """
     The procedures `changes` and `position`.
 
@@ -300,7 +300,7 @@ def changes_txn(
     return ReadChanges(changes, rights, frozenset(ended), str(position), follows is not None)
 
 
-def _ids(tracked: Mapping[int, Tracked], wanted: Sequence[QualifiedName]) -> set[int]:
+def _ids(tracked: Mapping[int, TrackedTable], wanted: Sequence[QualifiedName]) -> set[int]:
     """
     Return the numbers of relations in the log.
 
@@ -346,7 +346,7 @@ def _epoch_txn(connection: PgConnection) -> int:
 def _after_txn(
     connection: PgConnection,
     since: Position,
-    tracked: Mapping[int, Tracked],
+    tracked: Mapping[int, TrackedTable],
     left: Callable[[], int],
     most: int,
     large: LargeTicks,
@@ -437,7 +437,7 @@ def _together(ticks: Sequence[Tick], left: Callable[[], int]) -> Iterator[list[T
 def _of_ticks_txn(
     connection: PgConnection,
     ticks: Sequence[Tick],
-    tracked: Mapping[int, Tracked],
+    tracked: Mapping[int, TrackedTable],
     most: int,
     large: LargeTicks,
     after: int,
@@ -459,7 +459,7 @@ def _of_ticks_txn(
 def _of_large_txn(
     connection: PgConnection,
     tick: Tick,
-    tracked: Mapping[int, Tracked],
+    tracked: Mapping[int, TrackedTable],
     most: int,
     paging: Paging,
     after: int,

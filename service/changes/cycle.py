@@ -36,7 +36,7 @@ from service.changes.refresh import Run, TouchedRows, all_rows_txn, by_keys_txn
 from service.changes.resume import SERVICE_ACTOR, MissedChanges
 from service.changes.touched import row_change
 from service.db.connection import PgConnection
-from service.db.planned import Planned
+from service.db.planned import PreparedStatement
 from service.db.session_settings import Dsn, SessionSettings, open_session
 from service.db.thread import in_thread
 from service.db.transaction import begin_statement, commit_txn, rollback_txn
@@ -62,7 +62,7 @@ FILES = """
 ) AS t (oid) JOIN pg_catalog.pg_class c ON c.oid = t.oid)
 """
 
-SNAPSHOT = Planned(
+SNAPSHOT = PreparedStatement(
     f"""
 WITH read AS ({READ})
 SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_current_wal_insert_lsn()::text, {FILES},
@@ -87,10 +87,12 @@ NOTHING_SINCE = PgSnapshot(LAST_XID, LAST_XID, ())
 # A crash may lose a row that is visible, if its writer committed with synchronous_commit = off, and the
 # server then assigns the same xid again. A client that was sent the row would never be sent its removal,
 # and one that resumes from a position that sees the lost xid would never be sent the new transaction.
-FLUSHED = Planned(
+FLUSHED = PreparedStatement(
     f"SELECT pg_catalog.pg_current_wal_flush_lsn() >= %(written)s, {FILES}", written="pg_lsn"
 )
-WRITTEN = Planned("SELECT pg_catalog.pg_current_wal_flush_lsn() >= %(written)s", written="pg_lsn")
+WRITTEN = PreparedStatement(
+    "SELECT pg_catalog.pg_current_wal_flush_lsn() >= %(written)s", written="pg_lsn"
+)
 FLUSH = (
     "BEGIN; SET LOCAL synchronous_commit = 'on';"
     " SELECT pg_catalog.pg_logical_emit_message(true, 'rowcast', ''); COMMIT"
@@ -155,7 +157,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Aside:
+class SideRead:
     """
     Slow queries that are read aside: in the snapshot of one cycle, while later cycles run.
 
@@ -187,7 +189,7 @@ class Outcome:
     found: Mapping[Run, Found | Failure | None]
     late: Mapping[Run, float]
     joined: frozenset[Run] = frozenset()
-    aside: Aside | None = None
+    aside: SideRead | None = None
 
 
 PUT_OFF = Found(State({}, False), {})
@@ -234,7 +236,7 @@ class Cycle:
         """Run a cycle for new queries only; later cycles know nothing of them."""
         return in_thread(self._reactor, "pg-watch", self._run, WatchedRuns(), orders, None)
 
-    def read_aside(self, aside: Aside) -> Deferred[Outcome | None]:
+    def read_aside(self, aside: SideRead) -> Deferred[Outcome | None]:
         """Read queries aside, and end their transaction; None if a rewritten table may have looked empty."""
         return in_thread(self._reactor, "pg-watch", self._read_aside, aside)
 
@@ -275,7 +277,7 @@ class Cycle:
             connection.close()
         return open_session(self._dsn(), self._session)
 
-    def _read_aside(self, aside: Aside) -> Outcome | None:
+    def _read_aside(self, aside: SideRead) -> Outcome | None:
         try:
             return aside_txn(aside)
         finally:
@@ -355,7 +357,7 @@ def cycle_txn(
         if state is not None:
             watched.keep(order.run, state)
     joined = (order.run for order in orders if order.since is not None)
-    reading = None if aside is None else Aside(aside, slow, taken)
+    reading = None if aside is None else SideRead(aside, slow, taken)
     return Outcome(position, found, late, frozenset(joined) - late.keys(), reading)
 
 
@@ -368,7 +370,7 @@ def _share_txn(connection: PgConnection, aside: PgConnection | None) -> None:
         aside.ask("SELECT 1")
 
 
-def aside_txn(aside: Aside) -> Outcome | None:
+def aside_txn(aside: SideRead) -> Outcome | None:
     """
     Read all rows of queries in the snapshot of a cycle, which has waited until that is durable.
 

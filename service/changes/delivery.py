@@ -17,7 +17,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
-from service.changes.log import LogRow, Tracked, tracked_txn
+from service.changes.log import LogRow, TrackedTable, tracked_txn
 from service.changes.net import Change, net_changes
 from service.changes.ticks import Tick, TickPage, page_txn, pages_txn
 from service.changes.topics import AllRights
@@ -85,18 +85,18 @@ class Delivery:
         self,
         reactor: Any,
         publish: Publish,
-        able: Callable[[], bool],
+        can_publish: Callable[[], bool],
         lease: float,
         most: int,
         counters: FeedCounters,
     ) -> None:
         self._reactor = reactor
         self._publish = publish
-        self._able = able
+        self._able = can_publish
         self._lease = lease
         self._most = most
         self._counters = counters
-        self.tracked: Mapping[int, Tracked] = {}
+        self.tracked: Mapping[int, TrackedTable] = {}
 
     async def deliver(
         self,

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.changes.log import Tracked
+from service.changes.log import TrackedTable
 from service.db.connection import PgConnection
 from service.sql.statement import Statement
 
@@ -127,12 +127,12 @@ class Dependencies:
         """The OIDs of the tables and of their parents."""
         return frozenset(oid for scan in self.scans for oid in scan.tree)
 
-    def tracked(self, tracked: Iterable[Tracked]) -> frozenset[int]:
+    def tracked(self, tracked: Iterable[TrackedTable]) -> frozenset[int]:
         """Return the numbers of those of its tables that are tracked."""
         read = self.relations
         return frozenset(each.id for each in tracked if each.oid in read)
 
-    def untracked(self, tracked: Iterable[Tracked]) -> tuple[str, ...]:
+    def untracked(self, tracked: Iterable[TrackedTable]) -> tuple[str, ...]:
         """Return the names of its tables whose changes are not logged."""
         logged = {each.oid for each in tracked if each.problem is None}
         return tuple(sorted({scan.name for scan in self.scans if not scan.tree & logged}))

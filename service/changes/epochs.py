@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from service.changes.positions import PgSnapshot, Position, SnapshotPosition, TickPosition
 from service.changes.ticks import Tick, last_txn
 from service.db.connection import PgConnection
-from service.db.planned import Planned
+from service.db.planned import PreparedStatement
 
 FIRST = PgSnapshot(3, 3, ())
 """A snapshot that sees no transaction: 3 is the lowest normal transaction id."""
@@ -34,10 +34,10 @@ END
 """
 # PostgreSQL checks EXECUTE when a statement is started, even if the function is never called; so a CASE
 # around it would not help.
-HISTORY = Planned(
+HISTORY = PreparedStatement(
     f"SELECT {TIMELINE}, (SELECT system_identifier FROM pg_catalog.pg_control_system())"
 )
-HISTORY_WITHOUT_SYSTEM = Planned(f"SELECT {TIMELINE}, {NO_SYSTEM}")
+HISTORY_WITHOUT_SYSTEM = PreparedStatement(f"SELECT {TIMELINE}, {NO_SYSTEM}")
 MAY_ASK_SYSTEM = """
 SELECT coalesce(pg_catalog.has_function_privilege(
     pg_catalog.to_regprocedure('pg_catalog.pg_control_system()')::oid, 'EXECUTE'), false)
@@ -55,7 +55,7 @@ SELECT e.epoch, t.snapshot::text FROM rowcast.epochs e, LATERAL (
 NEWEST = """
 SELECT epoch, system, timeline, pruned_below::text FROM rowcast.epochs ORDER BY epoch DESC LIMIT 1
 """
-_NEWEST = Planned(NEWEST)
+_NEWEST = PreparedStatement(NEWEST)
 
 
 class OnStandby(Exception):

@@ -123,7 +123,7 @@ class Feed(Service):
         listener: Listener,
         publish: Publish,
         settings: FeedSettings = FeedSettings(),
-        able: Callable[[], bool] = lambda: True,
+        can_publish: Callable[[], bool] = lambda: True,
         subscribed: Callable[[], SubscribedRelations] = lambda: NO_SUBSCRIBERS,
         process: str = "",
     ) -> None:
@@ -131,7 +131,7 @@ class Feed(Service):
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
         self._listener = listener
         self._settings = settings
-        self._able = able
+        self._able = can_publish
         self._subscribed = subscribed
         self._process = process
         self._callbacks: list[Callable[[], None]] = []
@@ -143,7 +143,7 @@ class Feed(Service):
         self._known = self._made = self._published = 0
         self.counters = FeedCounters()
         self._delivery = Delivery(
-            reactor, publish, able, settings.lease, settings.most, self.counters
+            reactor, publish, can_publish, settings.lease, settings.most, self.counters
         )
         self._sleep = Sleep()
         self._upkeep = Upkeep(settings.keep, settings.keep_bytes)

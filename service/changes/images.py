@@ -55,7 +55,7 @@ def differs(one: Any, other: Any) -> bool:
     return isinstance(one, list | dict) and repr(one) != repr(other)
 
 
-class Unreadable(Exception):
+class UnconvertibleValue(Exception):
     """
     An image has a value in a form that cannot be converted exactly.
 
@@ -140,7 +140,7 @@ def image_reader(
         relation: The relation.
         columns: Names and types of the columns that are shown. Virtual generated columns are left out,
             since images have null for them. A column that the catalog lacks, or has with another type,
-            raises `Unreadable`.
+            raises `UnconvertibleValue`.
     """
     shown = dict(columns)
     known = {
@@ -193,7 +193,7 @@ def _list_reader(catalog: Catalog, type: Type) -> ReadImage:
 
     def read(value: Any) -> list[Any]:
         if not isinstance(value, list):
-            raise Unreadable
+            raise UnconvertibleValue
         return [
             None if each is None else read(each) if isinstance(each, list) else of(each)
             for each in value
@@ -207,7 +207,7 @@ def _record_reader(fields: Mapping[str, ReadImage]) -> ReadImage:
 
     def read(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict) or not all(name in value for name in fields if name):
-            raise Unreadable
+            raise UnconvertibleValue
         return {
             name: None if value[name] is None else of(value[name])
             for name, of in fields.items()
@@ -218,19 +218,19 @@ def _record_reader(fields: Mapping[str, ReadImage]) -> ReadImage:
 
 
 def _nothing(value: Any) -> Any:
-    raise Unreadable
+    raise UnconvertibleValue
 
 
 def read_string(value: Any) -> str:
     """Return a value that is a string in images and on the wire, as those of most types are."""
     if not isinstance(value, str):
-        raise Unreadable
+        raise UnconvertibleValue
     return value
 
 
 def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise Unreadable
+        raise UnconvertibleValue
     return value
 
 
@@ -247,20 +247,20 @@ def _integer(value: Any) -> int:
         )
     found = _whole(value)
     if not LEAST <= found <= MOST:
-        raise Unreadable
+        raise UnconvertibleValue
     return found
 
 
 def _whole(value: Any) -> int:
     if type(value) is not int:
-        raise Unreadable
+        raise UnconvertibleValue
     return value
 
 
 def _decimal(value: Any) -> str:
     if isinstance(value, str):
         if value not in ("NaN", "Infinity", "-Infinity"):
-            raise Unreadable
+            raise UnconvertibleValue
         return value
     if isinstance(value, Decimal) and value.is_finite() and abs(value.adjusted()) < LONGEST:
         return format(value, "f")
@@ -270,14 +270,14 @@ def _decimal(value: Any) -> str:
 def _float(value: Any) -> float | str:
     if isinstance(value, str):
         if value not in ("NaN", "Infinity", "-Infinity"):
-            raise Unreadable
+            raise UnconvertibleValue
         return value
     try:
         found = float(value if isinstance(value, Decimal) else _whole(value))
     except OverflowError:
-        raise Unreadable from None
+        raise UnconvertibleValue from None
     if found - found != 0.0:
-        raise Unreadable
+        raise UnconvertibleValue
     return found
 
 
@@ -289,23 +289,23 @@ def _timestamptz(value: Any) -> str:
 def _interval(value: Any) -> str:
     text = read_string(value)
     if not text.startswith("P") and text.lstrip("-") != "infinity":
-        raise Unreadable  # logged by older triggers, which did not pin intervalstyle to iso_8601
+        raise UnconvertibleValue  # logged by older triggers, which did not pin intervalstyle to iso_8601
     return text
 
 
 def _binary(value: Any) -> bytes:
     text = read_string(value)
     if not text.startswith("\\x"):
-        raise Unreadable
+        raise UnconvertibleValue
     try:
         return bytes.fromhex(text[2:])
     except ValueError:
-        raise Unreadable from None
+        raise UnconvertibleValue from None
 
 
 def _hstore(value: Any) -> dict[str, str | None]:
     if not isinstance(value, dict):
-        raise Unreadable
+        raise UnconvertibleValue
     return value
 
 
@@ -313,7 +313,7 @@ def _json(value: Any) -> Any:
     try:
         return sendable_document(value)
     except ValueError:
-        raise Unreadable from None
+        raise UnconvertibleValue from None
 
 
 BY_FORM: Mapping[FormName, ReadImage] = {

@@ -20,9 +20,9 @@ from enum import Enum
 
 from schema.changes import LEADER
 from schema.triggers import ASLEEP
-from service.changes.log import barred_txn, installed_txn
+from service.changes.log import installed_txn, unreadable_log_owner_txn
 from service.db.connection import PgConnection
-from service.db.planned import Planned
+from service.db.planned import PreparedStatement
 
 LEASE = 3.0
 """Seconds without a statement after which a leader counts as hanging."""
@@ -82,7 +82,7 @@ SELECT coalesce((SELECT tick FROM newest), 0),
                   AND NOT pg_visible_in_snapshot(l.xid, newest.snapshot) AND l.at < late.at)
 """
 
-WRITERS = Planned("""
+WRITERS = PreparedStatement("""
 SELECT pg_catalog.array_agg(virtualtransaction) FROM pg_catalog.pg_locks
  WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
    AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
@@ -138,7 +138,7 @@ def duty_txn(connection: PgConnection, lease: float | None, made: int) -> Duty:
         made: Newest tick that this process made, or found when it took the lead; 0 if none.
     """
     if not installed_txn(connection):
-        return Duty.NOTHING if barred_txn(connection) is None else Duty.BARRED
+        return Duty.NOTHING if unreadable_log_owner_txn(connection) is None else Duty.BARRED
     if not _tracked_txn(connection):
         return Duty.NOTHING
     if lease is None:

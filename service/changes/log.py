@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from service.changes.positions import PgSnapshot
 from service.db.connection import PgConnection
-from service.db.planned import Planned
+from service.db.planned import PreparedStatement
 from service.errors import DatabaseRefused
 
 Op = Literal["I", "U", "D", "T", "C", "R"]
@@ -44,7 +44,7 @@ SELECT seq, xid::text, {AT}, relation, op, CASE WHEN bytes <= %(most_bytes)s THE
 """
 
 # A dropped table is still listed, by the name it had: its last log row, a reset, has yet to be published.
-TRACKED = Planned("""
+TRACKED = PreparedStatement("""
 SELECT t.id, t.relation::oid::bigint, coalesce(n.nspname, (pg_catalog.parse_ident(t.name))[1]),
        coalesce(c.relname, (pg_catalog.parse_ident(t.name))[2]), t.level, t.since::text, t.problem,
        ARRAY(SELECT a.attname::text FROM pg_catalog.pg_index i
@@ -65,7 +65,7 @@ class LogRow(NamedTuple):
         seq: Sequence number. It is taken under the row lock, so a later change of a row has a higher one.
         xid: Transaction id (xid8), in digits.
         at: Time of the change: RFC 3339, in UTC.
-        relation: Number of the tracked table (`Tracked.id`).
+        relation: Number of the tracked table (`TrackedTable.id`).
         op: Operation.
         old: Row before the change, as JSON text; None if there was none, or if it is not logged.
         new: Row after the change, likewise.
@@ -81,7 +81,7 @@ class LogRow(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Tracked:
+class TrackedTable:
     """
     A table whose changes are in the log.
 
@@ -120,7 +120,7 @@ def installed_txn(connection: PgConnection) -> bool:
     return bool(found)
 
 
-def barred_txn(connection: PgConnection) -> str | None:
+def unreadable_log_owner_txn(connection: PgConnection) -> str | None:
     """Return the owner of a change log that the service may not read; None if there is no such log."""
     if installed_txn(connection):
         return None
@@ -138,7 +138,7 @@ def refuse_barred_txn(connection: PgConnection) -> None:
     Raises:
         DatabaseRefused: It may not.
     """
-    if barred_txn(connection) is not None:
+    if unreadable_log_owner_txn(connection) is not None:
         raise DatabaseRefused(
             "the log of changes is not the service's to read",
             hint="rowcast why, of any table, says whose it is",
@@ -187,11 +187,11 @@ def read_rows(found: Sequence[Sequence[Any]], most: int) -> list[LogRow] | None:
     return [LogRow(*columns) for *columns, _ in found]
 
 
-def tracked_txn(connection: PgConnection) -> dict[int, Tracked]:
+def tracked_txn(connection: PgConnection) -> dict[int, TrackedTable]:
     """Return the tracked tables, by their numbers in the log."""
     with connection.cursor() as cursor:
         TRACKED.run(cursor)
         return {
-            id: Tracked(id, oid, schema, name, level, int(since), problem, tuple(key), wake)
+            id: TrackedTable(id, oid, schema, name, level, int(since), problem, tuple(key), wake)
             for id, oid, schema, name, level, since, problem, key, wake in cursor.fetchall()
         }

@@ -18,7 +18,7 @@ from decimal import Decimal, InvalidOperation
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
-from service.changes.log import LogRow, Tracked
+from service.changes.log import LogRow, TrackedTable
 from service.changes.positions import TickPosition
 from service.changes.ticks import Tick
 
@@ -69,7 +69,7 @@ class Change(NamedTuple):
 
 
 def net_changes(
-    rows: Iterable[LogRow], tracked: Mapping[int, Tracked], tick: Tick, before: int = 0
+    rows: Iterable[LogRow], tracked: Mapping[int, TrackedTable], tick: Tick, before: int = 0
 ) -> Iterator[Change]:
     """
     Yield the net changes of complete transactions, one transaction after another.
@@ -156,12 +156,12 @@ class _Net(NamedTuple):
     size: int = 0
 
 
-class Unclear(Exception):
+class AmbiguousChange(Exception):
     """The images of a relation do not determine what a transaction did to it."""
 
 
 def _of_transaction(
-    rows: list[_ReadRow], tracked: Mapping[int, Tracked], before: int
+    rows: list[_ReadRow], tracked: Mapping[int, TrackedTable], before: int
 ) -> list[tuple[int, int, _Net]]:
     """Return the net changes of a transaction, each with its relation and place."""
     relations: dict[int, list[_ReadRow]] = {}
@@ -181,7 +181,7 @@ def _of_transaction(
     return found
 
 
-def _of_relation(read: list[_ReadRow], tracked: Tracked) -> list[_Net]:
+def _of_relation(read: list[_ReadRow], tracked: TrackedTable) -> list[_Net]:
     """Return what a transaction did to a relation; a reset if that cannot be determined."""
     net = _one_by_one(read, tracked)
     if net is not None:
@@ -191,7 +191,7 @@ def _of_relation(read: list[_ReadRow], tracked: Tracked) -> list[_Net]:
         return [_Net("reset")]
     try:
         net = _truncated(read, tracked) if "T" in kinds else _cancelled(read, tracked)
-    except Unclear:
+    except AmbiguousChange:
         return [_Net("reset")]
     size = sum(len(row.old or "") + len(row.new or "") for row, _, _ in read)
     net = [each._replace(size=size) for each in net]
@@ -202,7 +202,7 @@ _NAMING = frozenset([int, str])
 """Types of keys whose equality in Python is that of keys: 1.0 and 1.00 are two keys, and 1 == True."""
 
 
-def _one_by_one(rows: list[_ReadRow], tracked: Tracked) -> list[_Net] | None:
+def _one_by_one(rows: list[_ReadRow], tracked: TrackedTable) -> list[_Net] | None:
     """
     Return the net changes if each log row has another key; None if not.
 
@@ -217,7 +217,7 @@ def _one_by_one(rows: list[_ReadRow], tracked: Tracked) -> list[_Net] | None:
     return found if len({net.key for net in found}) == len(rows) else None
 
 
-def _alone(row: LogRow, old: Image | None, new: Image | None, tracked: Tracked) -> _Net | None:
+def _alone(row: LogRow, old: Image | None, new: Image | None, tracked: TrackedTable) -> _Net | None:
     """Return the net change of a log row by itself; None if its images or its key need the general way."""
     columns = tracked.key
     image = old if new is None else new
@@ -235,7 +235,7 @@ def _alone(row: LogRow, old: Image | None, new: Image | None, tracked: Tracked) 
     return _Net(_operation(old, new), key, old, new, size)
 
 
-def _truncated(rows: list[_ReadRow], tracked: Tracked) -> list[_Net]:
+def _truncated(rows: list[_ReadRow], tracked: TrackedTable) -> list[_Net]:
     """
     Return a truncation and the rows that were inserted after it.
 
@@ -246,14 +246,14 @@ def _truncated(rows: list[_ReadRow], tracked: Tracked) -> list[_Net]:
     """
     at = max(place for place, (row, _, _) in enumerate(rows) if row.op == "T")
     if any(images.made > images.replaced for images in _by_key(rows[:at], tracked).values()):
-        raise Unclear
+        raise AmbiguousChange
     after = _cancelled(rows[at + 1 :], tracked)
     if any(net.old is not None for net in after):
-        raise Unclear
+        raise AmbiguousChange
     return [_Net("truncate"), *after]
 
 
-def _cancelled(rows: list[_ReadRow], tracked: Tracked) -> list[_Net]:
+def _cancelled(rows: list[_ReadRow], tracked: TrackedTable) -> list[_Net]:
     if not tracked.key:
         return _of_rows(rows)
     each = _keys_alone if tracked.level == "keys" else _of_key
@@ -279,7 +279,7 @@ class _Images:
         return len(self.old)
 
 
-def _by_key(rows: list[_ReadRow], tracked: Tracked) -> dict[str, _Images]:
+def _by_key(rows: list[_ReadRow], tracked: TrackedTable) -> dict[str, _Images]:
     """
     Return the images by key; of a relation without a key, all under one entry.
 
@@ -294,7 +294,7 @@ def _by_key(rows: list[_ReadRow], tracked: Tracked) -> dict[str, _Images]:
             try:
                 key = tuple(image[column] for column in tracked.key)
             except KeyError:
-                raise Unclear from None
+                raise AmbiguousChange from None
             images = found.setdefault(repr(key), _Images(key))
             (images.old if image is old else images.new).append(text)
             images.parsed[text] = image
@@ -328,7 +328,7 @@ def _of_key(images: _Images) -> _Net | None:
             [ordered[text] for text in images.old], [ordered[text] for text in images.new]
         )
         if len(old) > 1 or len(new) > 1:
-            raise Unclear
+            raise AmbiguousChange
     before = images.parsed[old[0]] if old else None
     after = images.parsed[new[0]] if new else None
     if before is None and after is None:
@@ -345,7 +345,7 @@ def _keys_alone(images: _Images) -> _Net | None:
     """
     many = images.made - images.replaced
     if abs(many) > 1:
-        raise Unclear
+        raise AmbiguousChange
     image = next(iter(images.parsed.values()))
     before, after = (None if many > 0 else image), (None if many < 0 else image)
     return _Net(_operation(before, after), images.key, before, after)

@@ -14,7 +14,7 @@ from service.api.call import MAX_TEXT, Call, CallState, Snapshot
 from service.api.read import parsed_rows, watched_statement
 from service.api.roles import SERVICE
 from service.changes.dependencies import GENERIC_FROM, Dependencies, dependencies_txn
-from service.changes.log import Tracked, installed_txn, refuse_barred_txn, tracked_txn
+from service.changes.log import TrackedTable, installed_txn, refuse_barred_txn, tracked_txn
 from service.changes.refresh import Run, WatchShape, key_plan_of, run_of
 from service.changes.touched import sees_all_txn
 from service.db.connection import PgConnection
@@ -24,7 +24,7 @@ from service.db.transaction import Actor
 from service.errors import DatabaseRefused, UnknownName
 from service.plan.aggregate_plan import AggregatePlan
 from service.plan.watch_plan import WatchPlan, plan_watch
-from service.request.call_request import CalledRequest
+from service.request.call_request import FunctionRowsRequest
 from service.request.read_request import MAX_GROUPS
 from service.request.watch_request import parse_watched
 from service.sql.statement import Statement
@@ -79,7 +79,7 @@ class PlannedWatch:
     plan: WatchPlan
     statement: Statement
     reads: Dependencies | None = None
-    tracked: Collection[Tracked] = ()
+    tracked: Collection[TrackedTable] = ()
     shapes: WeakValueDictionary[Dependencies, WatchShape] = field(
         default_factory=WeakValueDictionary
     )
@@ -127,7 +127,7 @@ class Queries:
         reads = await self._reads_of(call, planned, values, timeout)
         shape = planned.shapes.get(reads)
         if shape is None:
-            guarded = isinstance(parsed.request, CalledRequest)
+            guarded = isinstance(parsed.request, FunctionRowsRequest)
             made = await self._shape_of(call, planned, reads, guarded, timeout)
             shape = planned.last = planned.shapes.setdefault(reads, made)
         logged = _logged(call, reads, planned.tracked, tables) if tables else shape.reads
@@ -228,7 +228,7 @@ def _reads_txn(
     return dependencies_txn(connection, statement, parameters), general
 
 
-def _tracked_txn(connection: PgConnection) -> dict[int, Tracked]:
+def _tracked_txn(connection: PgConnection) -> dict[int, TrackedTable]:
     if installed_txn(connection):
         return tracked_txn(connection)
     refuse_barred_txn(connection)
@@ -236,7 +236,7 @@ def _tracked_txn(connection: PgConnection) -> dict[int, Tracked]:
 
 
 def _logged(
-    call: Call, reads: Dependencies, tracked: Collection[Tracked], tables: Sequence[str]
+    call: Call, reads: Dependencies, tracked: Collection[TrackedTable], tables: Sequence[str]
 ) -> frozenset[int]:
     """
     Return the numbers of the tracked relations whose changes may change the rows of a query.
@@ -273,7 +273,7 @@ def _declared(
     table: str,
     path: str,
     relations: Collection[tuple[str, str]],
-    tracked: Collection[Tracked],
+    tracked: Collection[TrackedTable],
 ) -> int:
     schema, dot, name = table.rpartition(".")
     place = (schema if dot else home, name)

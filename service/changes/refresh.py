@@ -16,7 +16,7 @@ from typing import Any
 from service.catalog import Catalog
 from service.changes.delta import FoundRows, State, Window, name_of, rows_of
 from service.changes.dependencies import Dependencies
-from service.changes.log import Tracked
+from service.changes.log import TrackedTable
 from service.changes.terms import Term, terms_of
 from service.changes.touched import Key, KeyPlan, key_arrays, key_plan
 from service.db.codec import Codec
@@ -173,7 +173,7 @@ class Run:
 
 
 def key_plan_of(
-    catalog: Catalog, plan: WatchPlan, reads: Dependencies, tracked: Iterable[Tracked]
+    catalog: Catalog, plan: WatchPlan, reads: Dependencies, tracked: Iterable[TrackedTable]
 ) -> KeyPlan | None:
     """
     Return how changes lead to keys of rows, for queries of one shape; None if they do not.

@@ -15,7 +15,7 @@ ALIVE, TICKS = 15.0, 15
 """Seconds without a message after which a watch is sent `alive`, and the number of slots of the wheel."""
 
 
-class Silence:
+class AliveTimers:
     """The watches, by when they are due for an `alive` message."""
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ from service.changes.leader import AWAKEN
 from service.changes.log import AT, LogRow
 from service.changes.positions import PgSnapshot, TickPosition
 from service.db.connection import PgConnection
-from service.db.planned import GENERIC, Planned
+from service.db.planned import GENERIC, PreparedStatement
 from service.db.transaction import commit_txn
 
 Found = TypeVar("Found")
@@ -55,7 +55,7 @@ _SIZE = "coalesce(pg_column_size(old), 0) + coalesce(pg_column_size(new), 0)"
 
 # One statement, so the INSERT and the read of the log share the snapshot that becomes the tick's. A large
 # tick is returned without rows, and is then read in pages.
-NEXT = Planned(
+NEXT = PreparedStatement(
     f"""
 WITH found AS MATERIALIZED (
     SELECT * FROM ({_NEW.format(columns=_COLUMNS)}) AS new LIMIT %(page_rows)s + 1
@@ -89,7 +89,7 @@ SELECT xid::text, count(*), sum(size), max(seq) FROM ({
  GROUP BY xid HAVING max(seq) > %(after)s ORDER BY max(seq) LIMIT %(most)s
 """
 
-ROWS = Planned(
+ROWS = PreparedStatement(
     f"""
 WITH found AS MATERIALIZED ({_BETWEEN.format(columns=_COLUMNS)})
 SELECT seq, xid::text, {AT}, relation, op, old::text, new::text FROM found
@@ -114,7 +114,7 @@ SELECT seq, xid::text, {AT}, relation, 'R', NULL, NULL FROM (
 ) AS last ORDER BY seq
 """
 
-TICKS = Planned(
+TICKS = PreparedStatement(
     """
 SELECT tick, epoch, snapshot::text, changes FROM (
     SELECT * FROM rowcast.ticks WHERE tick >= %(first)s ORDER BY tick LIMIT %(most)s

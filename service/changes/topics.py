@@ -28,7 +28,7 @@ from twisted.logger import Logger
 from service.api.dispatcher import Dispatcher
 from service.api.roles import SERVICE, Roles
 from service.catalog import Catalog
-from service.changes.images import ImageReader, Unreadable, event_packer, image_reader
+from service.changes.images import ImageReader, UnconvertibleValue, event_packer, image_reader
 from service.changes.log import LogRow
 from service.changes.net import Change, Image
 from service.changes.positions import TickPosition
@@ -36,12 +36,12 @@ from service.changes.ticks import Tick
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.introspect_sql import HIDDEN
-from service.db.planned import GENERIC, Planned
+from service.db.planned import GENERIC, PreparedStatement
 from service.errors import TooLarge, Unavailable
-from service.payload import LEVELS, Audience, Publication, Unsafe, fit
+from service.payload import LEVELS, Audience, Publication, Unserializable, fit
 from service.request.names import RESERVED, encode
 
-RIGHTS = Planned(
+RIGHTS = PreparedStatement(
     f"""
 SELECT t.id, n.nspname, c.relname, c.relrowsecurity, r.role, of.names, of.types,
        -- with those that were dropped, whose names others may have
@@ -271,7 +271,7 @@ class Shown:
         def packer(change: Change, last: bool) -> str | None:
             try:
                 found = make(change, last)
-            except (KeyError, Unreadable):
+            except (KeyError, UnconvertibleValue):
                 return None
             return found if len(found) + 2 * ENVELOPE <= max_bytes else None
 
@@ -303,7 +303,7 @@ class Shown:
             most = ENVELOPE + LONGER * change.size
             if most > max_bytes or self._levels > LEVELS - 2:
                 fit(event, max_bytes - ENVELOPE)
-        except (Unreadable, TooLarge, Unsafe):
+        except (UnconvertibleValue, TooLarge, Unserializable):
             event |= {"row": None, "old": None, "large": True}
         return event
 
@@ -329,7 +329,7 @@ class Shown:
                 name: self.reader.value(name, value)
                 for name, value in zip(self.key, change.key, strict=True)
             }
-        except Unreadable:
+        except UnconvertibleValue:
             return None
 
     def _rows(self, change: Change) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

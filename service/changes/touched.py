@@ -22,8 +22,8 @@ from typing import Any
 
 from service.catalog import Catalog
 from service.changes.dependencies import Dependencies, Scan
-from service.changes.images import ReadImage, Unreadable, key_reader
-from service.changes.log import LogRow, Op, Tracked
+from service.changes.images import ReadImage, UnconvertibleValue, key_reader
+from service.changes.log import LogRow, Op, TrackedTable
 from service.changes.net import parse_image
 from service.db.codec import Codec
 from service.db.connection import PgConnection
@@ -105,7 +105,7 @@ class Touched:
 
 
 def key_plan(
-    catalog: Catalog, rows: KeyedRows, dependencies: Dependencies, tracked: Iterable[Tracked]
+    catalog: Catalog, rows: KeyedRows, dependencies: Dependencies, tracked: Iterable[TrackedTable]
 ) -> KeyPlan | None:
     """Return how changes lead to keys of a query's rows; None if not everything it reads is known."""
     if dependencies.opaque:
@@ -113,7 +113,7 @@ def key_plan(
     tracked = list(tracked)
     logged = {(each.schema, each.name): each for each in tracked if each.level == "full"}
     read = {ROOT: rows.relation, **{way.source: way.relation for way in rows.ways}}
-    aliases: dict[str, Tracked] = {}
+    aliases: dict[str, TrackedTable] = {}
     keyed: dict[int, list[str]] = {}
     for source, relation in read.items():
         found = logged.get((relation.schema, relation.name))
@@ -192,7 +192,7 @@ def related_txn(
     return Touched(frozenset(found[True]), frozenset(found[False] - found[True]))
 
 
-def sees_all_txn(connection: PgConnection, plan: KeyPlan, tracked: Iterable[Tracked]) -> bool:
+def sees_all_txn(connection: PgConnection, plan: KeyPlan, tracked: Iterable[TrackedTable]) -> bool:
     """Return whether the session's role may read all rows on the links, and so look them up for anybody."""
     oids = {(each.schema, each.name): each.oid for each in tracked}
     climbed = {(w.outer.schema, w.outer.name) for w, step in plan.steps if step is not None}
@@ -285,7 +285,7 @@ def _keys(plan: KeyPlan, values: Collection[Key]) -> set[Key] | None:
             )
             for each in values
         }
-    except Unreadable:
+    except UnconvertibleValue:
         return None
 
 
@@ -313,7 +313,7 @@ def _columns(rows: KeyedRows, source: str) -> tuple[str, ...]:
     return next(tuple(here for _, here, _ in w.pairs) for w in rows.ways if w.source == source)
 
 
-def _is_by_link(scan: Scan, aliases: Mapping[str, Tracked]) -> bool:
+def _is_by_link(scan: Scan, aliases: Mapping[str, TrackedTable]) -> bool:
     """Return whether a scan is one of the plan's links; aliases of partitions end in a number."""
     if scan.alias is None:
         return False

@@ -21,20 +21,20 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from service.api.call import Call, Lasting, Snapshot
+from service.api.call import Call, OngoingCall, Snapshot
 from service.api.dispatcher import Dispatcher, depends_on_catalog
-from service.changes.cycle import Aside, Cycle, Found, Order, Outcome
+from service.changes.cycle import Cycle, Found, Order, Outcome, SideRead
 from service.changes.delta import KeyRepeated
 from service.changes.positions import SnapshotPosition, parse_position
 from service.changes.queries import Queries, WatchLimits
 from service.changes.refresh import Run
-from service.changes.silence import Silence
+from service.changes.silence import AliveTimers
 from service.changes.watchers import (
     Query,
     Watch,
     order_of,
     orders_of,
-    rests,
+    resting_queries,
     resume_from,
     wanted_of,
 )
@@ -112,7 +112,7 @@ class Watches(Service):
         # second follows the first when the outcome was passed on to all watches.
         self._position: SnapshotPosition | None = None
         self._place: SnapshotPosition | None = None
-        self._silence = Silence()
+        self._silence = AliveTimers()
         self._checked = 0.0
         self._due = poll
         self._running: Deferred[None] | None = None
@@ -179,7 +179,7 @@ class Watches(Service):
             "drift": self.drift,
         }
 
-    async def take(self, call: Call) -> Lasting:
+    async def take(self, call: Call) -> OngoingCall:
         """
         Start a watch, which lasts until its caller cancels the call.
 
@@ -362,7 +362,7 @@ class Watches(Service):
                 reading.addBoth(self._end_reading, reading)
                 self.wake()  # the next cycle may start to read another group
         self._place = outcome.position
-        self._due = min([self._due, *rests(asking)])
+        self._due = min([self._due, *resting_queries(asking)])
         for watch in self._silence.due(self.now()):
             watch.silent = True
             watch.session.schedule(watch)
@@ -389,7 +389,7 @@ class Watches(Service):
         self._beginning = None
         self.wake()
 
-    async def _read(self, aside: Aside, wanted: Mapping[Query, set[Watch]]) -> None:
+    async def _read(self, aside: SideRead, wanted: Mapping[Query, set[Watch]]) -> None:
         """
         Read all rows of slow queries aside, in the snapshot of the last cycle.
 
@@ -459,7 +459,7 @@ class Watches(Service):
             query = self._runs.get(run)
             if query is not None:
                 query.invalidate()
-                query.put_off(query.late + 1)
+                query.postpone(query.late + 1)
                 if run.heavy:  # it will be read completely, so cycles need not follow its changes
                     self._cycle.drop(run)
         for query in wanted:
@@ -478,7 +478,7 @@ class Watches(Service):
             return
         was_late = query.late
         if was_late:
-            query.put_off(0)
+            query.postpone(0)
         query.stale = query.renewed = False
         if found is not None:
             self._pass_on(query, found, wanted)

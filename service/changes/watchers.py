@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import cbor2
 
-from service.api.call import Call, CallState, Lasting, Send
+from service.api.call import Call, CallState, OngoingCall, Send
 from service.changes.cycle import Found, Order
 from service.changes.delta import (
     Difference,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 NOTHING = Difference((), (), ())
 
-Kept = tuple[State, dict[Hashable, Any]]
+StoredResult = tuple[State, dict[Hashable, Any]]
 """A state to which a watch shall be brought, and the rows that differ from those its caller has."""
 
 
@@ -135,7 +135,7 @@ class Query:
         """Whether its state is older than the last cycle."""
         return bool(self.late) or self.aside or self.since is not None
 
-    def put_off(self, times: int) -> None:
+    def postpone(self, times: int) -> None:
         """Record by how many cycles it was postponed; the sessions that watch it wait if that is not 0."""
         self.late = times
         self._hold()
@@ -150,7 +150,7 @@ class Query:
         self.aside = False
         if not read:
             self.invalidate()
-        self.put_off(0 if read else 1)
+        self.postpone(0 if read else 1)
 
     def found_at(self, position: SnapshotPosition) -> None:
         """Record the position at which another session read its state; the next cycle continues there."""
@@ -165,7 +165,7 @@ class Query:
     def join(self) -> None:
         """Record that its state is that of the last cycle."""
         self.since = None
-        self.put_off(0)
+        self.postpone(0)
 
     def delta_from(self, before: State, state: State, rows: Mapping[Hashable, Any]) -> Message:
         """
@@ -188,7 +188,7 @@ class Query:
         return dict(message)
 
 
-class Watch(Lasting):
+class Watch(OngoingCall):
     """
     One call of `watch`.
 
@@ -283,7 +283,7 @@ class Watch(Lasting):
             super().end(error)
             self.session.ended(self)
 
-    def messages(self, position: str, kept: Kept | None = None) -> Iterator[Message] | None:
+    def messages(self, position: str, kept: StoredResult | None = None) -> Iterator[Message] | None:
         """
         Return the messages that bring the caller to a state; None if there are none.
 
@@ -415,7 +415,7 @@ def orders_of(wanted: Mapping[Query, set[Watch]], aside: bool) -> list[Order]:
         elif query not in heavy:
             found.append(order_of(query, watches))
         elif query.stale:
-            query.put_off(query.late or 1)
+            query.postpone(query.late or 1)
     return found
 
 
@@ -444,7 +444,7 @@ def groups_of(queries: Collection[Query]) -> list[set[Query]]:
     return groups
 
 
-def rests(queries: Iterable[Query]) -> list[float]:
+def resting_queries(queries: Iterable[Query]) -> list[float]:
     """Return, for each query that rests, the seconds until it may be read again."""
     now = time.monotonic()
     return [each.run.until - now for each in queries if each.run.until > now]

@@ -17,7 +17,7 @@ from service.api.dispatcher import Dispatcher, Procedure
 from service.api.roles import SERVICE, Roles
 from service.catalog import Catalog, Relation
 from service.changes.leader import leader_txn
-from service.changes.log import barred_txn, installed_txn
+from service.changes.log import installed_txn, unreadable_log_owner_txn
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.session_settings import OWN_IDENTITY
@@ -150,7 +150,7 @@ def table_checks_txn(
 
 
 def _no_log(connection: PgConnection, shown: str) -> Check:
-    owner = barred_txn(connection)
+    owner = unreadable_log_owner_txn(connection)
     if owner is None:
         return Check(False, "there is no log of changes", f"rowcast track {shown}")
     found = _row(connection, OWNER, owner=owner)
@@ -391,7 +391,7 @@ def service_checks(
         )
 
 
-class NotTried(Exception):
+class NoTestRow(Exception):
     """The table has no row that could be written as a test; the message says why."""
 
 
@@ -412,7 +412,7 @@ def try_txn(connection: PgConnection, schema: str, name: str, wait: Wait) -> Che
     """
     column = _row(connection, COLUMN, schema=schema, name=name)
     if column is None:
-        raise NotTried(f"{schema}.{name} has no column that can be written")
+        raise NoTestRow(f"{schema}.{name} has no column that can be written")
     table, set = f"{quoted(schema)}.{quoted(name)}", quoted(column[0])
     row = f"(SELECT ctid FROM {table} LIMIT 1 FOR UPDATE SKIP LOCKED)"
     write = f"UPDATE {table} SET {set} = {set} WHERE ctid = {row} RETURNING {TRANSACTION.string}"
@@ -421,7 +421,7 @@ def try_txn(connection: PgConnection, schema: str, name: str, wait: Wait) -> Che
         cursor.execute(write)
         written = cursor.fetchone()
     if written is None:
-        raise NotTried(f"{schema}.{name} has no row that could be written")
+        raise NoTestRow(f"{schema}.{name} has no row that could be written")
     for at in range(round(PATIENCE / STEP)):
         found = _row(connection, SEEN, tx=written[0])
         if found is not None and found[0]:

@@ -36,7 +36,7 @@ from service.db.encode import (
     integer_text,
     name_text,
     plain_text,
-    unfit,
+    wrong_type,
 )
 from service.db.json import check_text, read_json, repeated_key, shown, write_json
 from service.db.literals import MAX_DIMENSIONS, read_array, read_composite, read_hstore
@@ -283,7 +283,7 @@ def _raw(value: Any, path: str) -> str | None:
         return None
     try:
         if not isinstance(value, str):
-            raise unfit(value, "a string")
+            raise wrong_type(value, "a string")
         return check_text(value)
     except InvalidArgument as refusal:
         raise _under_path(path, refusal) from None

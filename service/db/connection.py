@@ -28,7 +28,7 @@ from psycopg2.sql import Composable
 from service.db.guard import GUARD
 
 if TYPE_CHECKING:
-    from service.db.planned import Planned
+    from service.db.planned import PreparedStatement
     from service.db.session_settings import Identity
     from service.db.transaction import Actor
 
@@ -305,7 +305,7 @@ class PgConnection(extensions.connection):
             raise
         self.cursor_factory = PgCursor
         self._wires: dict[Installable, PgCursor] = {}
-        self.planned: dict[Planned, str] = {}
+        self.planned: dict[PreparedStatement, str] = {}
         self.settled: dict[Hashable, str] = {}
         self.runs: dict[Hashable, int] = {}
         self.slow: list[tuple[Sql, float]] = []

@@ -25,7 +25,7 @@ from service.catalog import Column, Type
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.json import check_text, within
-from service.db.position import point_out
+from service.db.position import annotate_position
 from service.db.statements import execute
 from service.errors import InvalidArgument, UnknownName
 from service.request.assignments import BY_DEFAULT, new_value
@@ -169,7 +169,7 @@ BLOCK = 64 * 1024
 """Bytes collected in a block before it is handed over: COPY writes a row at a time."""
 
 
-class Blocks:
+class CopyBlocks:
     """
     The text of a COPY TO, passed from a worker to the reactor in blocks as these are requested.
 
@@ -270,7 +270,7 @@ def copy_out_txn(
     codec: Codec,
     statement: Statement,
     values: Sequence[Any],
-    blocks: Blocks,
+    blocks: CopyBlocks,
 ) -> int:
     """
     Copy the rows of a query out as CSV with a header, and return their number.
@@ -291,7 +291,7 @@ def copy_out_txn(
                 blocks,
             )
         except psycopg2.Error as error:
-            point_out(error, statement)
+            annotate_position(error, statement)
             raise
         blocks.flush()
         return int(cursor.rowcount)

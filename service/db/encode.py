@@ -62,7 +62,7 @@ def kind_of(value: object) -> str:
     return KINDS.get(type(value), f"a {type(value).__name__[:40]}")
 
 
-def unfit(value: object, wanted: str) -> InvalidArgument:
+def wrong_type(value: object, wanted: str) -> InvalidArgument:
     """Return the error for a value of the wrong type."""
     return InvalidArgument(f"expected {wanted}, got {kind_of(value)}")
 
@@ -77,7 +77,7 @@ def integer_text(least: int, most: int) -> Write:
             value = int(value)
         # True is an int to Python, and would be stored as 1.
         if isinstance(value, bool) or not isinstance(value, int):
-            raise unfit(value, "an integer")
+            raise wrong_type(value, "an integer")
         if not least <= value <= most:
             raise InvalidArgument(f"not between {least} and {most}")
         # int(), because a subclass may override __str__.
@@ -106,7 +106,7 @@ def number_text(value: Any) -> str:
     if isinstance(value, str):
         return check_text(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
-        raise unfit(value, "a number or a string")
+        raise wrong_type(value, "a number or a string")
     return _digits(value)
 
 
@@ -123,7 +123,7 @@ def boolean_text(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str) and value.strip().lower() in _BOOLEANS:
         return value
-    raise unfit(value, "true or false")
+    raise wrong_type(value, "true or false")
 
 
 def string_text(value: Any) -> str:
@@ -143,7 +143,7 @@ def plain_text(value: Any) -> str:
         return check_text(value)
     text = python_text(value)
     if text is None:
-        raise unfit(value, "a string")
+        raise wrong_type(value, "a string")
     return text
 
 
@@ -167,7 +167,7 @@ def bytes_of(value: Any) -> bytes:
             "expected binary, got a string that is none",
             hint='send bytes, "\\x" and hexadecimal digits, or "\\0" and base64',
         )
-    raise unfit(value, "binary")
+    raise wrong_type(value, "binary")
 
 
 def bytes_text(value: Any) -> str:
@@ -214,7 +214,7 @@ def each_element(
         InvalidArgument: It is no list, lists of one dimension differ in length, or an element is invalid.
     """
     if not isinstance(items, (list, tuple)):
-        raise unfit(items, "a list")
+        raise wrong_type(items, "a list")
     found: list[Any] = []
     below: tuple[int, ...] | None = None
     for place, item in enumerate(items):
@@ -254,7 +254,7 @@ def each_field(type: Type, converts: Sequence[Convert]) -> Callable[[Any], list[
                 raise InvalidArgument(f"expected {len(names)} fields, got {len(value)}")
             given = dict(zip(names, value, strict=True))
         elif not isinstance(value, dict):
-            raise unfit(value, "a dict")
+            raise wrong_type(value, "a dict")
         if not settable.issuperset(given):
             name = next(name for name in given if name not in settable)
             raise within(UnknownName("field", shown(name), readable, f"type {type.name}"), name)
@@ -307,7 +307,7 @@ def hstore_of(value: Any) -> dict[str, str | None]:
         InvalidArgument: It is something else.
     """
     if not isinstance(value, dict):
-        raise unfit(value, "a dict")
+        raise wrong_type(value, "a dict")
     for key, item in value.items():
         try:
             if not isinstance(key, str) or not isinstance(item, (str, type(None))):

@@ -15,7 +15,7 @@ INTERVAL = 0.25
 """Seconds between two checks of the sessions."""
 
 
-class Guarded(Protocol):
+class WatchedSession(Protocol):
     """The part of a session that the guard uses."""
 
     def overdue(self, now: float) -> bool:
@@ -25,15 +25,15 @@ class Guarded(Protocol):
         """Shut down the session's socket."""
 
 
-class Guard:
+class SessionWatchdog:
     """A thread that checks sessions; it runs as long as there are any."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sessions: set[Guarded] = set()
+        self._sessions: set[WatchedSession] = set()
         self._thread: threading.Thread | None = None
 
-    def add(self, session: Guarded) -> None:
+    def add(self, session: WatchedSession) -> None:
         """Start to watch a session."""
         with self._lock:
             self._sessions.add(session)
@@ -41,12 +41,12 @@ class Guard:
                 self._thread = threading.Thread(target=self._watch, name="pg-guard", daemon=True)
                 self._thread.start()
 
-    def remove(self, session: Guarded) -> None:
+    def remove(self, session: WatchedSession) -> None:
         """Stop watching a session; after this returns, the guard does not touch its socket."""
         with self._lock:
             self._sessions.discard(session)
 
-    def give_up(self, session: Guarded) -> None:
+    def give_up(self, session: WatchedSession) -> None:
         """Shut the socket of a session down, if it is still watched."""
         with self._lock:
             if session in self._sessions:
@@ -66,5 +66,5 @@ class Guard:
                         session.shut()
 
 
-GUARD = Guard()
+GUARD = SessionWatchdog()
 """The guard of all sessions of the process."""

@@ -33,7 +33,7 @@ from twisted.internet.defer import CancelledError
 from service.db.codec import Codec
 from service.db.connection import PgConnection, PgCursor
 from service.db.literals import read_composite
-from service.db.planned import Planned, plan_settled
+from service.db.planned import PreparedStatement, plan_settled
 from service.db.transaction import Actor, autocommit_txn, commit_txn, retryable, rollback_txn
 from service.db.writes import SETTLE, transaction_txn
 from service.errors import (
@@ -44,7 +44,7 @@ from service.errors import (
     Unavailable,
     causes,
 )
-from service.payload import Receipted, packed, unpacked
+from service.payload import WithReceipt, packed, unpacked
 from service.request.arguments import IDEMPOTENCY_KEY
 from service.sql.statement import Statement
 
@@ -61,8 +61,10 @@ KEEP = f"UPDATE {TABLE} SET result = {{}} WHERE {{}}"
 BY_ID, BY_PLACE = "id OPERATOR(pg_catalog.=) {}", "ctid OPERATOR(pg_catalog.=) '{}'"
 _BYTES = "pg_catalog.bytea"
 # PostgreSQL needs as long to plan these two as to run them.
-CLAIMING = Planned(CLAIM.format("%(id)s", "%(call)s"), id=_BYTES, call=_BYTES)
-KEEPING = Planned(KEEP.format("%(result)s", BY_ID.format("%(id)s")), result=_BYTES, id=_BYTES)
+CLAIMING = PreparedStatement(CLAIM.format("%(id)s", "%(call)s"), id=_BYTES, call=_BYTES)
+KEEPING = PreparedStatement(
+    KEEP.format("%(result)s", BY_ID.format("%(id)s")), result=_BYTES, id=_BYTES
+)
 # A row that is written and stored in one message. The write runs as the caller's role, which has no
 # privilege on the table, so it hands the row on in a setting of the transaction, as the text that the
 # output functions of its types make. Without a row the setting is empty, and nothing is stored.
@@ -73,7 +75,7 @@ HANDING_ON = (
     " COALESCE((SELECT CAST(ROW(written.*) AS text) FROM written), ''), true)"
 )
 _ROW = f"pg_catalog.current_setting('{HANDED_ON}')"
-STORING = Planned(
+STORING = PreparedStatement(
     f"INSERT INTO {TABLE} (id, call, result) SELECT %(id)s, %(call)s,"
     f" %(head)s OPERATOR(pg_catalog.||) pg_catalog.convert_to({_ROW}, 'UTF8')"
     f" WHERE {_ROW} OPERATOR(pg_catalog.<>) '' RETURNING {_ROW}",
@@ -92,7 +94,7 @@ DELETE FROM rowcast.idempotency_keys WHERE ctid = ANY (ARRAY(
 
 
 @dataclass(frozen=True, slots=True)
-class Keyed:
+class KeyedCall:
     """
     A call with an idempotency key.
 
@@ -141,12 +143,12 @@ class KeyClaim:
         place: The `ctid` of the key's row, if it is known.
     """
 
-    keyed: Keyed
+    keyed: KeyedCall
     place: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredResult:
     """
     What is stored under a key.
 
@@ -168,7 +170,7 @@ class KeyInUse(Conflict):
         )
 
 
-class PerhapsKept(Exception):
+class MaybeStored(Exception):
     """
     The call failed, and a result may be stored under its key already.
 
@@ -203,7 +205,7 @@ def claim_txn(connection: PgConnection, claim: KeyClaim, placed: bool = False) -
     connection.opening = f"{connection.opening or ''}{sql};"
 
 
-def look_txn(connection: PgConnection, keyed: Keyed) -> Kept | None:
+def lookup_txn(connection: PgConnection, keyed: KeyedCall) -> StoredResult | None:
     """
     Return what is stored under a key, as the service's own role.
 
@@ -221,7 +223,7 @@ def look_txn(connection: PgConnection, keyed: Keyed) -> Kept | None:
             path=IDEMPOTENCY_KEY,
             hint="a retry has the same procedure, arguments and options; another call, a new key",
         )
-    return Kept(_stored(connection, keyed, bytes(found[1])))
+    return StoredResult(_stored(connection, keyed, bytes(found[1])))
 
 
 def keep_txn(connection: PgConnection, claim: KeyClaim, result: Any) -> None:
@@ -262,7 +264,7 @@ def kept_txn(
     return result
 
 
-def ending_txn(connection: PgConnection, keyed: Keyed, receipt: bool) -> Kept | None:
+def ending_txn(connection: PgConnection, keyed: KeyedCall, receipt: bool) -> StoredResult | None:
     """
     Claim a key at the end of the open transaction, and store a receipt or nothing under it.
 
@@ -288,11 +290,11 @@ def ending_txn(connection: PgConnection, keyed: Keyed, receipt: bool) -> Kept | 
             raise refused from error
         claimed = cursor.fetchone()
     if claimed is None:
-        kept = look_txn(connection, keyed)
+        kept = lookup_txn(connection, keyed)
         if kept is None:  # it was pruned meanwhile
             raise KeyInUse
         return kept
-    result = Receipted(None, transaction_txn(connection)) if receipt else None
+    result = WithReceipt(None, transaction_txn(connection)) if receipt else None
     keep_txn(connection, KeyClaim(keyed, str(claimed[0])), result)
     return None
 
@@ -300,7 +302,7 @@ def ending_txn(connection: PgConnection, keyed: Keyed, receipt: bool) -> Kept | 
 def keyed_txn(
     connection: PgConnection,
     actor: Actor,
-    keyed: Keyed,
+    keyed: KeyedCall,
     function: Callable[..., Any],
     args: Sequence[Any],
     shape: Callable[..., Any],
@@ -347,7 +349,7 @@ def keyed_txn(
             raise
         rollback_txn(connection)
         connection.begin("BEGIN")
-        kept = look_txn(connection, keyed)
+        kept = lookup_txn(connection, keyed)
         if kept is None:  # it was pruned meanwhile
             raise KeyInUse from error
         return kept.result
@@ -358,7 +360,7 @@ def keyed_txn(
 def row_txn(
     connection: PgConnection,
     actor: Actor,
-    keyed: Keyed,
+    keyed: KeyedCall,
     codec: Codec,
     make: Callable[[], Statement],
     values: Sequence[Any],
@@ -408,20 +410,20 @@ def row_txn(
 
 
 def keyed_outcome(error: Exception) -> Exception:
-    """Return the error of a call under a key, as `PerhapsKept` if a result may be stored already."""
+    """Return the error of a call under a key, as `MaybeStored` if a result may be stored already."""
     for each in causes(error):
         if not isinstance(each, psycopg2.Error):
             continue
         if _is_taken(each):
-            return PerhapsKept(KeyInUse())
+            return MaybeStored(KeyInUse())
         if isinstance(each, psycopg2.errors.InFailedSqlTransaction):
             # The claim may have failed, and a model's code may have caught that error.
-            return PerhapsKept(error)
+            return MaybeStored(error)
         return _claim_refusal(each) or error
     if retryable(error) or isinstance(error, CancelledError | Unavailable):
         return error
     # A validation that fails now may have passed when the call was made first.
-    return PerhapsKept(error)
+    return MaybeStored(error)
 
 
 def prune_txn(connection: PgConnection, seconds: float, most: int) -> int:
@@ -450,7 +452,7 @@ def _row(
     return {name: None if each is None else cursor.cast(type, each) for name, type, each in values}
 
 
-def _stored(connection: PgConnection, keyed: Keyed, result: bytes) -> Any:
+def _stored(connection: PgConnection, keyed: KeyedCall, result: bytes) -> Any:
     """Decode a stored result."""
     if not result.startswith(ROW):
         return unpacked(result)

@@ -30,7 +30,7 @@ _NUMBERS = count(1)
 """Numbers for the names of prepared statements, none of which is used twice."""
 
 
-class Planned:
+class PreparedStatement:
     """
     A statement of the service's own, which each session prepares once.
 

@@ -37,7 +37,7 @@ _CHECKED = frozenset(["limit", "offset"])
 """Paths of parameters that were validated before, and so never cause an error."""
 
 
-def point_out(error: psycopg2.Error, statement: Statement) -> None:
+def annotate_position(error: psycopg2.Error, statement: Statement) -> None:
     """
     Note on an error the parameter or mark that it points at, for `bound_of` and `mark_of`, and the
     paths of all parameters, for `paths_of`.
@@ -59,17 +59,17 @@ def point_out(error: psycopg2.Error, statement: Statement) -> None:
 
 
 def bound_of(error: psycopg2.Error) -> Bound | None:
-    """Return the parameter that an error points at, if `point_out` has noted one."""
+    """Return the parameter that an error points at, if `annotate_position` has noted one."""
     return getattr(error, "bound", None)
 
 
 def paths_of(error: psycopg2.Error) -> Collection[str]:
-    """Return the paths of the statement's parameters in the call, if `point_out` has noted them."""
+    """Return the paths of the statement's parameters in the call, if `annotate_position` has noted them."""
     return getattr(error, "paths", ())
 
 
 def mark_of(error: psycopg2.Error) -> Mark | None:
-    """Return the mark that an error points at, if `point_out` has noted one."""
+    """Return the mark that an error points at, if `annotate_position` has noted one."""
     return getattr(error, "mark", None)
 
 
@@ -110,7 +110,7 @@ class _Finder:
     def bound(self) -> Bound | None:
         """Return the parameter that the error points at, or that must have caused it."""
         position = self.error.diag.statement_position
-        found = self._suspected() if position is None else self._pointed_at(int(position) - 1)
+        found = self._guess_parameter() if position is None else self._pointed_at(int(position) - 1)
         if found is None or self.statement.bounds[found].path in _CHECKED:
             return None
         return self.statement.bounds[found]
@@ -122,7 +122,7 @@ class _Finder:
                 return index
         return None
 
-    def _suspected(self) -> int | None:
+    def _guess_parameter(self) -> int | None:
         """Find the parameter that caused an error without a position: a pattern, or a quoted value."""
         error, texts = self.error, [self.sent[start:end].strip() for start, end in self.spans]
         before = {"2201B": _BEFORE_REGEX, "22025": _BEFORE_LIKE}.get(error.pgcode or "")

@@ -443,7 +443,7 @@ _CLASSES: dict[str, Make] = {
 }
 
 
-def claims_nothing(error: Exception) -> bool:
+def nothing_changed(error: Exception) -> bool:
     """Return whether an error guarantees that nothing was changed."""
     found = refusal(error)
     return isinstance(found, Canceled | StatementTimeout) or bool(

@@ -22,7 +22,7 @@ from service.db.json import bare_row, read_json
 from service.db.literals import write_array
 from service.db.pack import row_packer
 from service.db.planned import run_settled
-from service.db.position import point_out
+from service.db.position import annotate_position
 from service.errors import DatabaseRefused, TooLarge, TooManyGroups, TooManyRows, TooManyWatched
 from service.payload import Encoded, wire_json
 from service.plan.plans import PlannedEmbed, truncated
@@ -371,7 +371,7 @@ def execute(
         if not (pure and statement.settled and run_settled(cursor, codec, statement, parameters)):
             cursor.execute(statement.text, parameters, clean=pure)
     except psycopg2.Error as error:
-        point_out(error, statement)
+        annotate_position(error, statement)
         raise
     finally:
         # After an error too, since sequences are not rolled back: `lastval` may be of this row.

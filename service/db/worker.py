@@ -424,7 +424,7 @@ class Worker:
                 raise
         finally:
             # Before the caller gets its result: its next call must not find what this job has left.
-            self._tidy(connection)
+            self._clean_session(connection)
         # If the lost connection was used without a check, this was not the one retry: after a restart
         # of the server the next connection may be dead too.
         return self._run(job, again=unchecked)
@@ -443,7 +443,7 @@ class Worker:
             raise QueryCanceledError("stopped before it began")
         return job.run(connection)
 
-    def _tidy(self, connection: PgConnection) -> None:
+    def _clean_session(self, connection: PgConnection) -> None:
         """Clean the session of what the job has left; close it if that fails."""
         connection.opening = None
         connection.stopped = 0.0

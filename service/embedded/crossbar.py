@@ -123,7 +123,7 @@ class Crossbar(Supervised):
         with suppress(ProcessLookupError):
             os.killpg(pid, SIGKILL)
 
-    def ask_to_end(self) -> str:
+    def shutdown_signal(self) -> str:
         """Return the signal at which Crossbar ends its worker before itself."""
         return "TERM"
 

@@ -69,7 +69,7 @@ class Supervised(Service, ABC):
         self.reactor = reactor
         self.title = title
         self.log = log
-        self.child: Ended | None = None
+        self.child: ChildExit | None = None
         self._transport: Any = None
         self._pause: Deferred[None] | None = None
         self._supervision: Deferred[None] | None = None
@@ -84,7 +84,7 @@ class Supervised(Service, ABC):
         """Return whether the child is ready to serve."""
 
     @abstractmethod
-    def ask_to_end(self) -> str:
+    def shutdown_signal(self) -> str:
         """Return the name of the signal that shuts the child down cleanly."""
 
     def sweep(self, pid: int) -> None:
@@ -108,7 +108,7 @@ class Supervised(Service, ABC):
         super().stopService()
         if self._pause is not None:
             self._pause.cancel()
-        self._signal(self.ask_to_end())
+        self._signal(self.shutdown_signal())
         # A child that ignores the signal would keep the service, and the process that runs it, from ending.
         killer = self.reactor.callLater(GRACE, self._signal, "KILL")
 
@@ -130,7 +130,7 @@ class Supervised(Service, ABC):
         finally:
             self._pause = None
 
-    def last_words(self) -> str:
+    def last_output_line(self) -> str:
         """Return the last line of the child's output."""
         lines = tail(self.log).decode(errors="replace").splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
@@ -176,15 +176,15 @@ class Supervised(Service, ABC):
             self._ready.callback(None)
         how = await child.ended
         if self.running:
-            raise NotReady(f"{self.title} ended: {how} ({self.last_words()})")
+            raise NotReady(f"{self.title} ended: {how} ({self.last_output_line()})")
 
     def _swept(self, how: str, pid: int) -> str:
         self.sweep(pid)
         return how
 
-    def _spawn(self, command: list[str]) -> Ended:
+    def _spawn(self, command: list[str]) -> ChildExit:
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.child = Ended()
+        self.child = ChildExit()
         rotate(self.log)
         with self.log.open("ab") as log, open(os.devnull, "rb") as nothing:
             files = {0: nothing.fileno(), 1: log.fileno(), 2: log.fileno()}
@@ -202,7 +202,7 @@ class Supervised(Service, ABC):
                 self.logger.debug("{title} has ended already", title=self.title)
 
 
-class Ended(ProcessProtocol):
+class ChildExit(ProcessProtocol):
     """Fires `ended` with a description of how the child has ended."""
 
     def __init__(self) -> None:
@@ -353,7 +353,7 @@ class Postgres(Supervised):
         """Return whether the server accepts connections."""
         return self._cluster.ready(pid)
 
-    def ask_to_end(self) -> str:
+    def shutdown_signal(self) -> str:
         """Return the signal of PostgreSQL's fast shutdown, which rolls open transactions back."""
         return "INT"
 

@@ -110,10 +110,10 @@ def where_of(where: Where | None) -> tuple[str, list[Any]]:
     """Return WHERE with its parameters."""
     if not where:
         return "", []
-    return f" WHERE {enclosed(where)}", list(where[1:])
+    return f" WHERE {parenthesized(where)}", list(where[1:])
 
 
-def enclosed(where: Where) -> str:
+def parenthesized(where: Where) -> str:
     """Return a condition in parentheses; a comment at its end cannot hide the closing one."""
     return f"({where[0]}\n)"
 
@@ -122,7 +122,7 @@ def conjunction(first: Where, second: Where | None) -> Where:
     """Join two conditions; the second may be missing."""
     if not second:
         return first
-    return [f"{enclosed(first)} AND {enclosed(second)}", *first[1:], *second[1:]]
+    return [f"{parenthesized(first)} AND {parenthesized(second)}", *first[1:], *second[1:]]
 
 
 def rows_txn(

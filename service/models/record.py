@@ -19,7 +19,15 @@ from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred, succ
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.database import Database
-from service.models.meta import Meta, Where, enclosed, limit_of, order_clause, rows_txn, where_of
+from service.models.meta import (
+    Meta,
+    Where,
+    limit_of,
+    order_clause,
+    parenthesized,
+    rows_txn,
+    where_of,
+)
 from service.models.relationships import preload
 from service.sql.statement import quoted
 
@@ -178,7 +186,7 @@ class Record(DBObject):
         """Whether the object has a row, which others may have deleted since."""
         return self._row is not None and not self._is_deleted
 
-    def left_alone(self, attribute: str) -> bool:
+    def is_untouched(self, attribute: str) -> bool:
         """Return whether a column of a stored row was neither set nor accessed."""
         column = attribute in self.row_meta.position
         return column and self.persisted and attribute not in self.__dict__
@@ -298,7 +306,7 @@ class Record(DBObject):
             conditions.append(meta.by_key)
             params += meta.key_values(id)
         if where:
-            conditions.append(enclosed(where))
+            conditions.append(parenthesized(where))
             params += where[1:]
         text, numbers = limit_of(limit)
         sql = meta.select

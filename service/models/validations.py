@@ -19,7 +19,7 @@ def not_blank(*names: str) -> Callable[[Any], None]:
 
     def validate(subject: Record) -> None:
         for name in names:
-            if subject.left_alone(name):
+            if subject.is_untouched(name):
                 continue
             value = getattr(subject, name)
             if value is None or not str(value).strip():

@@ -20,13 +20,13 @@ from service.catalog import (
 from service.errors import DatabaseRefused, InvalidArgument, NoSuchProcedure
 from service.plan.aggregate_plan import AggregatePlan
 from service.plan.cached_lookups import cached_per_catalog
-from service.plan.conditions import Bound, PlannedArgument, Present
+from service.plan.conditions import Bound, NotNullRow, PlannedArgument
 from service.plan.hidden import has_hidden_field
 from service.plan.joins import keyless, returned_relation
 from service.plan.plans import CallPlan, FunctionCall, ReadPlan
 from service.plan.predicates import both
 from service.plan.reread import follows
-from service.request.call_request import CalledRequest, CallRequest
+from service.request.call_request import CallRequest, FunctionRowsRequest
 from service.request.requests import Operand
 
 Answer = Literal["nothing", "value", "values", "composite", "row", "rows"]
@@ -80,7 +80,7 @@ def plan_call(catalog: Catalog, request: CallRequest) -> CallPlan:
 
 def plan_called(
     catalog: Catalog,
-    request: CalledRequest[Any],
+    request: FunctionRowsRequest[Any],
     plan: Callable[[Catalog, Relation, Any], Plan],
 ) -> Plan:
     """
@@ -93,13 +93,13 @@ def plan_called(
     rows = relation_of(catalog, function, call.generic, takes_lists(catalog, call))
     found = plan(catalog, rows, request.of)
     # A function that returns one row returns NULL if it finds none, and FROM makes that a row of nulls.
-    there = None if function.many or function.outputs else Present("t")
+    there = None if function.many or function.outputs else NotNullRow("t")
     return replace(
         found,
         name=f"fn.{function.name}.{found.name.rpartition('.')[2]}",
         where=both(there, found.where),
         call=plan_source(catalog, call),
-        afterwards=_writes(catalog, function) and _looks_around(found),
+        afterwards=_writes(catalog, function) and _reads_more(found),
     )
 
 
@@ -305,7 +305,7 @@ def _writes(catalog: Catalog, function: Function) -> bool:
     return not function.reads and returned_relation(catalog, function) is not None
 
 
-def _looks_around(plan: ReadPlan | AggregatePlan) -> bool:
+def _reads_more(plan: ReadPlan | AggregatePlan) -> bool:
     """Return whether a plan may read more than the rows that the function returned."""
     if isinstance(plan, AggregatePlan):
         return True

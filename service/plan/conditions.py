@@ -145,7 +145,7 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
+class TextRank:
     """ts_rank of a value in a text search query; `vector` if the value must be made a tsvector first."""
 
     query: Bound
@@ -186,7 +186,7 @@ class Expression:
     type: Type
     as_json: bool = False
     steps: tuple[PlannedStep, ...] = ()
-    applied: tuple[Type | Applied | Ranked | Distance, ...] = ()
+    applied: tuple[Type | Applied | TextRank | Distance, ...] = ()
     nullable: bool = True
     path: str = ""
     source: str = "t"
@@ -200,7 +200,7 @@ class Expression:
         """Return the value cast to a type; `plain` is the base type if that is a domain."""
         return replace(self, applied=(*self.applied, type), type=plain or type)
 
-    def apply(self, function: Applied | Ranked | Distance, result: Type) -> Expression:
+    def apply(self, function: Applied | TextRank | Distance, result: Type) -> Expression:
         """Return the result of a function or an operator on the value, which has type `result`."""
         return replace(self, applied=(*self.applied, function), type=result)
 
@@ -340,10 +340,10 @@ class Not:
 
 
 @dataclass(frozen=True, slots=True)
-class Present:
+class NotNullRow:
     """The row that a function returned is not NULL: a function may return NULL in place of no row."""
 
     source: str
 
 
-Condition = Compare | Search | IsTest | Exists | BoolExpr | Not | Present
+Condition = Compare | Search | IsTest | Exists | BoolExpr | Not | NotNullRow

@@ -154,7 +154,7 @@ def _turned(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(there, here) for here, there in pairs]
 
 
-def grow(
+def plan_nested_create(
     catalog: Catalog,
     relation: Relation,
     rows: Sequence[tuple[str, Sequence[Assignment]]],
@@ -264,7 +264,7 @@ class _Growing:
         making = _Making(
             relation, [[] for _ in rows], [path for path, _ in rows], [{} for _ in rows]
         )
-        nested = self._looked_through(making, [row for _, row in rows], depth)
+        nested = self._split_nested(making, [row for _, row in rows], depth)
         for at, columns in enumerate(referring):
             for each in columns:
                 self._set(making, at, each)
@@ -278,7 +278,7 @@ class _Growing:
                 making.shown[name] = add(making, below, depth)
         return making
 
-    def _looked_through(
+    def _split_nested(
         self, making: _Making, rows: Sequence[Sequence[Assignment]], depth: int
     ) -> dict[str, NestedRows]:
         """Add the columns of rows to a step, and return the nested rows, by relationship name."""
@@ -301,7 +301,7 @@ class _Growing:
                 found = nested.get(each.column) or self._relationship(making.relation, each)
                 nested[each.column] = found
                 if kind == "rows" and not found.way.many:
-                    raise self._one_alone(making.relation, each, found)
+                    raise self._refuse_list(making.relation, each, found)
                 below = parse_related(each, found.way.many, self._values)
                 found.rows.extend((at, one) for one in below)
         return nested
@@ -323,7 +323,7 @@ class _Growing:
             )
         return found
 
-    def _one_alone(
+    def _refuse_list(
         self, relation: Relation, each: Assignment, nested: NestedRows
     ) -> InvalidArgument:
         """Build the refusal of a list for a to-one relationship, with the names of to-many ones."""

@@ -300,7 +300,7 @@ class PathStep:
 
 
 @dataclass(frozen=True, slots=True)
-class GivenValue:
+class ValuesColumn:
     """A value from the row of the call that updates a row, by the name of its column in `CallRows`."""
 
     name: str
@@ -320,7 +320,7 @@ class Part:
     """
 
     computing: str
-    operands: tuple[Bound | GivenValue, ...]
+    operands: tuple[Bound | ValuesColumn, ...]
     operator: Operator | None
     steps: tuple[PathStep, ...]
     path: str
@@ -345,7 +345,7 @@ class Computed:
 
 
 @dataclass(frozen=True, slots=True)
-class SomeWay:
+class CaseValue:
     """
     A column's new value, if it is computed differently from row to row: a CASE.
 
@@ -356,8 +356,8 @@ class SomeWay:
     """
 
     column: Column
-    ways: tuple[GivenValue | Computed, ...]
-    selector: GivenValue
+    ways: tuple[ValuesColumn | Computed, ...]
+    selector: ValuesColumn
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,12 +365,12 @@ class Setting:
     """A column and its new value; None for the column's default."""
 
     column: Column
-    value: Bound | Computed | GivenValue | SomeWay | None
+    value: Bound | Computed | ValuesColumn | CaseValue | None
 
     @property
     def computes(self) -> bool:
         """Whether the new value may depend on the current one."""
-        ways = self.value.ways if isinstance(self.value, SomeWay) else (self.value,)
+        ways = self.value.ways if isinstance(self.value, CaseValue) else (self.value,)
         return any(isinstance(each, Computed) for each in ways)
 
 
@@ -440,7 +440,7 @@ class InsertPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Picked:
+class LockedRows:
     """Rows to write, locked and limited by a subquery that returns their keys."""
 
     read: ReadPlan
@@ -456,12 +456,12 @@ class CallRows:
         rows: For each row, a parameter, a number or None (null) for each of the columns.
     """
 
-    columns: tuple[tuple[GivenValue, Type], ...]
+    columns: tuple[tuple[ValuesColumn, Type], ...]
     rows: tuple[tuple[Bound | int | None, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class UpdateJoin:
     """
     The join that determines the rows to change.
 
@@ -471,7 +471,7 @@ class Joined:
         equal: Operators that compare them.
     """
 
-    source: Picked | CallRows
+    source: LockedRows | CallRows
     key: tuple[str, ...]
     equal: tuple[Operator, ...]
 
@@ -495,7 +495,7 @@ class UpdatePlan:
     settings: tuple[Setting, ...]
     where: Condition | None
     returning: PlannedReturning
-    joined: Joined | None = None
+    joined: UpdateJoin | None = None
 
 
 @dataclass(frozen=True, slots=True)

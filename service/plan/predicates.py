@@ -20,8 +20,8 @@ from service.plan.conditions import (
     IsTest,
     Not,
     PlannedMeasure,
-    Ranked,
     SortKey,
+    TextRank,
 )
 from service.plan.hidden import without_hidden_fields
 from service.plan.operators import as_jsonb, as_text, plan_comparison
@@ -188,7 +188,7 @@ def _sorted_by(scope: Scope, key: Key) -> Expression:
         if vector:
             value = as_text(scope, value)
         config = scope.bound(key.config, scope.named("regconfig")) if key.config else None
-        ranked = Ranked(scope.bound(key.rank, scope.named("text")), config, vector)
+        ranked = TextRank(scope.bound(key.rank, scope.named("text")), config, vector)
         return replace(value.apply(ranked, scope.named("float4")), nullable=True)
     return value
 

@@ -16,12 +16,12 @@ from service.plan.conditions import Bound
 from service.plan.operators import plan_computed
 from service.plan.plans import (
     CallRows,
+    CaseValue,
     Computed,
-    GivenValue,
-    Joined,
     Setting,
-    SomeWay,
+    UpdateJoin,
     UpdatePlan,
+    ValuesColumn,
 )
 from service.plan.reread import reread
 from service.plan.scope import Scope
@@ -39,15 +39,15 @@ class _Source:
     rows: list[dict[str, Cell]]
     columns: dict[str, Type] = field(default_factory=dict)
 
-    def add(self, prefix: str, type: Type) -> GivenValue:
+    def add(self, prefix: str, type: Type) -> ValuesColumn:
         """Add a column, and return the reference to it."""
         name = f"{prefix}{len(self.columns)}"
         self.columns[name] = type
-        return GivenValue(name)
+        return ValuesColumn(name)
 
     def given(self) -> CallRows:
         """Return the finished VALUES list."""
-        columns = tuple((GivenValue(name), type) for name, type in self.columns.items())
+        columns = tuple((ValuesColumn(name), type) for name, type in self.columns.items())
         return CallRows(
             columns, tuple(tuple(row.get(name) for name in self.columns) for row in self.rows)
         )
@@ -132,7 +132,7 @@ def plan_update_rows(
     settings = tuple(_setting(scope, source, rows) for rows in changed.values())
     returning = plan_returning(scope, request.returning)
     planned = reread(scope, returning, ["update"], [each.column for each in settings])
-    joined = Joined(source.given(), key, scope.equals(key))
+    joined = UpdateJoin(source.given(), key, scope.equals(key))
     return UpdatePlan(f"{relation.name}.update", relation, settings, None, planned, joined)
 
 
@@ -142,7 +142,7 @@ def _setting(scope: Scope, source: _Source, rows: Sequence[Sequence[Assignment]]
     column = assigned(scope.relation, first)
     if any(given and given[0].operand is None for given in rows):
         return _default(column, rows)
-    ways: dict[Hashable, tuple[int, GivenValue | Computed]] = {}
+    ways: dict[Hashable, tuple[int, ValuesColumn | Computed]] = {}
     selector = source.add("s", scope.named("int4"))
     for cells, given in zip(source.rows, rows, strict=True):
         if not given:
@@ -160,7 +160,7 @@ def _setting(scope: Scope, source: _Source, rows: Sequence[Sequence[Assignment]]
     if len(found) == 1 and all(rows):
         del source.columns[selector.name]
         return Setting(column, found[0])
-    return Setting(column, SomeWay(column, found, selector))
+    return Setting(column, CaseValue(column, found, selector))
 
 
 def _padded(given: Assignment, most: int) -> Assignment:
@@ -186,7 +186,7 @@ def _value(scope: Scope, column: Column, given: Sequence[Assignment]) -> Bound |
     return _bound(given[0], scope.catalog.plain(scope.catalog.type(column.type)))
 
 
-def _place(source: _Source, value: Bound | Computed) -> GivenValue | Computed:
+def _place(source: _Source, value: Bound | Computed) -> ValuesColumn | Computed:
     """Return the expression of a way: a row's value with its parameters replaced by columns of VALUES."""
     if isinstance(value, Bound):
         return source.add("v", value.type)
@@ -204,13 +204,15 @@ def _bounds(value: Bound | Computed) -> list[Bound]:
     return [each for part in value.parts for each in _only_bounds(part.operands)]
 
 
-def _places(value: GivenValue | Computed) -> list[GivenValue]:
-    if isinstance(value, GivenValue):
+def _places(value: ValuesColumn | Computed) -> list[ValuesColumn]:
+    if isinstance(value, ValuesColumn):
         return [value]
-    return [each for part in value.parts for each in part.operands if isinstance(each, GivenValue)]
+    return [
+        each for part in value.parts for each in part.operands if isinstance(each, ValuesColumn)
+    ]
 
 
-def _only_bounds(operands: Iterable[Bound | GivenValue]) -> list[Bound]:
+def _only_bounds(operands: Iterable[Bound | ValuesColumn]) -> list[Bound]:
     return [each for each in operands if isinstance(each, Bound)]
 
 

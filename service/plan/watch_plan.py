@@ -21,7 +21,7 @@ from service.plan.plans import Output, ReadPlan
 from service.plan.predicates import both
 from service.plan.read_plan import plan_find
 from service.plan.scope import Scope
-from service.request.call_request import CalledRequest
+from service.request.call_request import FunctionRowsRequest
 from service.request.requests import AggregateRequest, FindRequest
 
 ROOT = "t"
@@ -243,7 +243,7 @@ KeyKind = Literal["column", "columns", "group", "row"]
 The form of a row's key: the value of one column, a list of values, a dict for groups, or the row itself.
 """
 
-Watchable = FindRequest | AggregateRequest | CalledRequest[Any]
+Watchable = FindRequest | AggregateRequest | FunctionRowsRequest[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +294,7 @@ def plan_watch(catalog: Catalog, relation: Relation | None, request: Watchable) 
         InvalidArgument: The function may write.
         NoSuchProcedure: It returns no rows.
     """
-    if isinstance(request, CalledRequest):
+    if isinstance(request, FunctionRowsRequest):
         return _plan_called(catalog, request)
     assert relation is not None
     ordered = bool(request.order)
@@ -320,7 +320,7 @@ def plan_watch(catalog: Catalog, relation: Relation | None, request: Watchable) 
     )
 
 
-def _plan_called(catalog: Catalog, request: CalledRequest[Any]) -> WatchPlan:
+def _plan_called(catalog: Catalog, request: FunctionRowsRequest[Any]) -> WatchPlan:
     function, ordered = request.call.function, bool(request.of.order)
     if not function.reads:
         raise InvalidArgument(

@@ -18,13 +18,13 @@ from service.plan.plans import (
     ConflictUpdate,
     DeletePlan,
     InsertPlan,
-    Joined,
     Lock,
-    Picked,
+    LockedRows,
     PlannedConflict,
     PlannedReturning,
     ReadPlan,
     Setting,
+    UpdateJoin,
     UpdatePlan,
 )
 from service.plan.predicates import both, inner_conditions, plan_filter, sort_keys
@@ -135,7 +135,7 @@ def plan_update(
 
 def _picked(
     scope: Scope, pick: Pick, where: Condition | None, order: tuple[SortKey, ...], lock: Lock
-) -> Joined:
+) -> UpdateJoin:
     """
     Plan an update with `limit` or `skip_locked`: a subquery locks the rows, joined to by key.
 
@@ -157,7 +157,7 @@ def _picked(
         lock=lock,
         keys=_values_of(scope, key),
     )
-    return Joined(Picked(read), key, scope.equals(key))
+    return UpdateJoin(LockedRows(read), key, scope.equals(key))
 
 
 def no_known_key(relation: Relation, what: str, path: str) -> InvalidArgument:

@@ -26,7 +26,7 @@ from twistar.exceptions import ImaginaryTableError
 from service.api.dispatcher import Procedure
 from service.db.codec import Codec
 from service.db.database import Database
-from service.db.encode import KINDS, integer_text, unfit
+from service.db.encode import KINDS, integer_text, wrong_type
 from service.db.slow import ORIGIN
 from service.describe.document import Parameters
 from service.errors import InvalidArgument, NoSuchProcedure
@@ -226,7 +226,7 @@ def fitting(hint: Any, value: Any, path: str) -> Any:
         if origin is float and type(value) is int:
             return float(value)
         if not isinstance(value, origin):
-            raise unfit(value, wanted)
+            raise wrong_type(value, wanted)
     except InvalidArgument as refused:
         raise InvalidArgument(refused.message, path=path) from None
     return value

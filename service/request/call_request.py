@@ -23,7 +23,7 @@ ARGS = "args"
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class FunctionArguments:
     """
     The arguments of a function.
 
@@ -65,7 +65,7 @@ class CallRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class CalledRequest(Generic[Request]):
+class FunctionRowsRequest(Generic[Request]):
     """A request of a verb on the rows that a function returns."""
 
     call: CallRequest
@@ -107,7 +107,7 @@ def parse_called(
     kwargs: Mapping[str, Any],
     catalog: Catalog,
     parse: Callable[[Mapping[str, Any], str], Parsed[Request]],
-) -> Parsed[CalledRequest[Request]]:
+) -> Parsed[FunctionRowsRequest[Request]]:
     """
     Parse a call of a verb on a function's rows; the function's arguments are in `args`.
 
@@ -130,7 +130,7 @@ def parse_called(
         raise
     values = Values(parsed.values)
     call = bind_call(functions, given, values, catalog)
-    request = CalledRequest(call, parsed.request)
+    request = FunctionRowsRequest(call, parsed.request)
     return Parsed(
         request, values.freeze(), parsed.timeout, parsed.query, parsed.offset, parsed.reached
     )
@@ -138,7 +138,7 @@ def parse_called(
 
 def bind_call(
     functions: Sequence[Function],
-    given: Given,
+    given: FunctionArguments,
     values: Values,
     catalog: Catalog,
     form: Form = "dicts",
@@ -183,21 +183,23 @@ def _split(
     return named, options
 
 
-def _given(args: Sequence[Any], named: Mapping[str, Any], apart: Any, path: str = "") -> Given:
+def _given(
+    args: Sequence[Any], named: Mapping[str, Any], apart: Any, path: str = ""
+) -> FunctionArguments:
     """Parse a function's arguments: by position, by name, or in `apart`, the keyword `args`."""
     # All of them are values, so referenced ones need no marks.
     args, named, apart = tuple(map(unwrap, args)), _unwrap_values(named), unwrap(apart)
     if apart is None:
-        return Given(args, named, path)
+        return FunctionArguments(args, named, path)
     if isinstance(apart, list | tuple):
         if args:
             raise InvalidArgument("values by position are given twice", path=ARGS)
-        return Given(tuple(apart), named)
+        return FunctionArguments(tuple(apart), named)
     if not isinstance(apart, Mapping) or not all(isinstance(name, str) for name in apart):
         raise InvalidArgument(
             '"args" is a dict of names and values, or a list of values', path=ARGS
         )
-    return Given(args, apart, f"{ARGS}.")
+    return FunctionArguments(args, apart, f"{ARGS}.")
 
 
 def _unwrap_values(named: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,7 +223,9 @@ def _explain(
         )
 
 
-def resolve_overload(functions: Sequence[Function], given: Given, catalog: Catalog) -> Function:
+def resolve_overload(
+    functions: Sequence[Function], given: FunctionArguments, catalog: Catalog
+) -> Function:
     """
     Return the overload that the arguments mean.
 
@@ -255,7 +259,9 @@ def signature(function: Function, catalog: Catalog) -> str:
     return f"{function.name}({', '.join(parameters)})"
 
 
-def _closest(functions: Sequence[Function], given: Given, catalog: Catalog) -> list[Function]:
+def _closest(
+    functions: Sequence[Function], given: FunctionArguments, catalog: Catalog
+) -> list[Function]:
     """Return the functions whose every type is at least as close to its value as in each other one."""
     distances = [
         [
@@ -268,7 +274,7 @@ def _closest(functions: Sequence[Function], given: Given, catalog: Catalog) -> l
     return [each for each, far in zip(functions, distances, strict=True) if far == least]
 
 
-def _paired(function: Function, given: Given) -> Iterator[tuple[Argument, Any]]:
+def _paired(function: Function, given: FunctionArguments) -> Iterator[tuple[Argument, Any]]:
     """Return each value with its argument, in the order of the call."""
     yield from zip(function.inputs, given.positional, strict=False)
     by_name = {each.name: each for each in function.inputs}
@@ -276,7 +282,7 @@ def _paired(function: Function, given: Given) -> Iterator[tuple[Argument, Any]]:
         yield by_name[name], value
 
 
-def _fits(function: Function, given: Given) -> bool:
+def _fits(function: Function, given: FunctionArguments) -> bool:
     unnamed, inputs = function.unnamed, function.inputs
     by_position = len(given.positional)
     if by_position > unnamed or not given.named.keys() <= function.names:
@@ -291,11 +297,13 @@ def _fits(function: Function, given: Given) -> bool:
     )
 
 
-def _left_out(function: Function, given: Given) -> int:
+def _left_out(function: Function, given: FunctionArguments) -> int:
     return len(function.inputs) - len(given.positional) - len(given.named)
 
 
-def _misfit(functions: Sequence[Function], given: Given, catalog: Catalog) -> InvalidArgument:
+def _misfit(
+    functions: Sequence[Function], given: FunctionArguments, catalog: Catalog
+) -> InvalidArgument:
     names = {name for function in functions for name in function.names}
     name = functions[0].name
     for each in given.named:
@@ -399,7 +407,7 @@ INTEGERS = ("int4", "int8", "numeric")
 
 
 def polymorphic_type(
-    function: Function, given: Given, catalog: Catalog
+    function: Function, given: FunctionArguments, catalog: Catalog
 ) -> tuple[str, frozenset[str | int]]:
     """
     Return the common type of the values given for polymorphic arguments.

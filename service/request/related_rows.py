@@ -165,7 +165,7 @@ class RelatedRow:
     link: KeyMatch | None = None
 
 
-class Beside(NamedTuple):
+class RelationshipCandidate(NamedTuple):
     """
     A name in a row that may be a relationship: no column has it, or its value is a row.
 
@@ -206,7 +206,9 @@ class RowsArgument:
         """Return whether it is a list of more than `most` rows."""
         return isinstance(self._rows, list | tuple | Referenced) and len(self._rows) > most
 
-    def beside(self, columns: AbstractSet[str], referring: Iterable[str]) -> Iterator[Beside]:
+    def beside(
+        self, columns: AbstractSet[str], referring: Iterable[str]
+    ) -> Iterator[RelationshipCandidate]:
         """Yield names that may be relationships, given all columns and those that are foreign keys."""
         rows: Any = self._rows
         many, referring = isinstance(rows, list | tuple), [*referring]
@@ -218,7 +220,7 @@ class RowsArgument:
             for key in keys:
                 if isinstance(key, str):
                     path = f"{self._name}.{at}.{key}" if many else f"{self._name}.{key}"
-                    yield Beside(path, named(key), _is_row(row[key]))
+                    yield RelationshipCandidate(path, named(key), _is_row(row[key]))
 
     def size(self) -> int:
         """Return the number of dicts, an upper bound of the number of rows."""

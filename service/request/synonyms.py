@@ -203,7 +203,7 @@ _SIGNS = re.compile(r"[\s_$-]")
 _SORTED = re.compile(r"(.+?)\s+(asc|desc)(?:ending)?(?:\s+nulls\s+\w+)?", re.I | re.S)
 
 
-def at_hand(hint: str, relation: str, columns: Sequence[str], key: Sequence[str]) -> str:
+def adapt_hint(hint: str, relation: str, columns: Sequence[str], key: Sequence[str]) -> str:
     """
     Return a hint with its example rewritten for another relation.
 

@@ -23,13 +23,13 @@ from service.plan.conditions import (
     IsTest,
     Link,
     Not,
+    NotNullRow,
     Operator,
     PlannedArgument,
     PlannedMeasure,
-    Present,
-    Ranked,
     Search,
     SortKey,
+    TextRank,
 )
 from service.plan.plans import Output
 from service.sql.statement import (
@@ -79,7 +79,7 @@ def expression(value: Expression) -> Composable:
     for each in value.applied:
         if isinstance(each, Type):
             column = Composed([mark, cast(column, each.sql)])
-        elif isinstance(each, Ranked):
+        elif isinstance(each, TextRank):
             column = _ranked(each, column)
         elif isinstance(each, Distance):
             hint = f"{value.column.declared} may have no distance here"
@@ -94,7 +94,7 @@ def expression(value: Expression) -> Composable:
     return column
 
 
-def _ranked(rank: Ranked, value: Composable) -> Composable:
+def _ranked(rank: TextRank, value: Composable) -> Composable:
     config = SQL("{}, ").format(Parameter(rank.config)) if rank.config else EMPTY
     if rank.vector:
         value = SQL("pg_catalog.to_tsvector({config}{value})").format(config=config, value=value)
@@ -168,7 +168,7 @@ def condition(where: Condition) -> Composable:
     if isinstance(where, Exists):
         related = related_rows(where.link, where.condition)
         return SQL("EXISTS (SELECT 1 FROM {related})").format(related=related)
-    if isinstance(where, Present):
+    if isinstance(where, NotNullRow):
         return _is_present(where.source)
     if isinstance(where, Not):
         return SQL("NOT ({condition})").format(condition=condition(where.condition))

@@ -20,13 +20,13 @@ from service.plan.plans import (
     ConflictUpdate,
     DeletePlan,
     InsertPlan,
-    Joined,
     Lock,
+    LockedRows,
     Output,
-    Picked,
     PlannedConflict,
     PlannedReturning,
     Setting,
+    UpdateJoin,
     UpdatePlan,
 )
 from service.plan.uses import is_pure, is_settled
@@ -408,9 +408,9 @@ ORDINAL = Identifier(GIVEN, "n")
 """The number of a row of the call, from 0."""
 
 
-def _with_clause(joined: Joined) -> Composable:
+def _with_clause(joined: UpdateJoin) -> Composable:
     """Build the WITH clause of an update: the query that picks the rows, if there is one."""
-    if not isinstance(joined.source, Picked):
+    if not isinstance(joined.source, LockedRows):
         return EMPTY
     # Not a subselect of the WHERE, which PostgreSQL could run again and get other rows from.
     return SQL("WITH {name} ({key}) AS ({rows}) ").format(
@@ -420,9 +420,9 @@ def _with_clause(joined: Joined) -> Composable:
     )
 
 
-def _source(joined: Joined) -> Composable:
+def _source(joined: UpdateJoin) -> Composable:
     """Build the FROM item that an update is joined to."""
-    if isinstance(joined.source, Picked):
+    if isinstance(joined.source, LockedRows):
         return Identifier(GIVEN)
     return SQL("(VALUES {rows}) AS {name} ({columns})").format(
         rows=_values(joined.source),
@@ -431,7 +431,7 @@ def _source(joined: Joined) -> Composable:
     )
 
 
-def _has_joined_key(joined: Joined) -> Composable:
+def _has_joined_key(joined: UpdateJoin) -> Composable:
     """Build the condition that a row has the key of the row it is joined to."""
     return AND.join(
         SQL("{column} {equal} {value}").format(

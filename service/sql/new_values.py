@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
 from service.plan.conditions import Bound
-from service.plan.plans import Computed, GivenValue, Part, PathStep, SomeWay
+from service.plan.plans import CaseValue, Computed, Part, PathStep, ValuesColumn
 from service.sql.expressions import NAME, cast, operator
 from service.sql.statement import COMMA, EMPTY, Mark, Parameter
 
@@ -31,13 +31,13 @@ NULL_STAYS = frozenset(["add", "multiply", "remove"])
 """Operations whose result is null if the value is null."""
 
 
-def new_value(value: Bound | Computed | GivenValue | SomeWay | None) -> Composable:
+def new_value(value: Bound | Computed | ValuesColumn | CaseValue | None) -> Composable:
     """Build the new value of a column of the row "t"."""
     if value is None:
         return SQL("DEFAULT")
     if isinstance(value, Computed):
         return computed_value(value)
-    if isinstance(value, SomeWay):
+    if isinstance(value, CaseValue):
         # An UPDATE has one SET for a column, although each row may change it in its own way. A value of the
         # row selects the way, so that the text grows with the number of ways, not of rows.
         ways = [
@@ -52,7 +52,7 @@ def new_value(value: Bound | Computed | GivenValue | SomeWay | None) -> Composab
     return _operand(value)
 
 
-def _operand(value: Bound | GivenValue) -> Composable:
+def _operand(value: Bound | ValuesColumn) -> Composable:
     return Parameter(value) if isinstance(value, Bound) else Identifier(GIVEN, value.name)
 
 

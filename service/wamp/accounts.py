@@ -215,7 +215,7 @@ class Accounts:
         """Count a call that has run; the next one starts after the answer of this one was sent."""
         account.running -= 1
         if account.waiting:
-            self._go_later(account)
+            self._start_waiting_later(account)
 
     def leave(self, account: Account, size: int) -> None:
         """Count a call that has ended, whether it has run or not."""
@@ -266,7 +266,7 @@ class Accounts:
             self.unread -= account.unread
         account.unread = unread
 
-    def _go_later(self, account: Account) -> None:
+    def _start_waiting_later(self, account: Account) -> None:
         if account.waiting and not account.going:
             account.going = True
             deferLater(self._reactor, 0, self._go, account)
@@ -278,7 +278,7 @@ class Accounts:
         bounds = self.bounds
         while account.waiting and account.running < bounds.running and not account.blocked:
             if self._reactor.seconds() > end:
-                self._go_later(account)
+                self._start_waiting_later(account)
                 return
             # Removed and counted before `callback`, in which the call may end, or another one may wait.
             turn = next(iter(account.waiting))

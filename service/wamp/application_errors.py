@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from service.db.slow import ORIGIN
 from service.errors import Canceled, InternalError, ServiceError, causes, in_line
-from service.payload import Unsafe, check
+from service.payload import Unserializable, check
 
 log = Logger()
 
@@ -92,7 +92,7 @@ def _details(error: ServiceError, doing: str) -> dict[str, Any]:
     for name, value in error.details.items():
         try:
             check(value)
-        except Unsafe as unsafe:
+        except Unserializable as unsafe:
             log.error(
                 "left {name} out of {uri} in {doing}: {unsafe}",
                 name=in_line(name),

@@ -85,7 +85,7 @@ class Outflow:
 
     def drained(self) -> Deferred[None]:
         """Return a Deferred, which can be cancelled, that fires when the socket takes more data."""
-        done: Deferred[None] = Deferred(self._waiting_no_more)
+        done: Deferred[None] = Deferred(self._stop_waiting)
         if self._paused:
             self._waiting.append(done)
         else:
@@ -107,7 +107,7 @@ class Outflow:
         """Fire the Deferreds that wait; those who wait then find that the connection is lost."""
         self.resumeProducing()
 
-    def _waiting_no_more(self, done: Deferred[None]) -> None:
+    def _stop_waiting(self, done: Deferred[None]) -> None:
         if done in self._waiting:
             self._waiting.remove(done)
 

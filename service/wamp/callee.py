@@ -25,7 +25,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from service.api.call import CallState, Lasting, Send
+from service.api.call import CallState, OngoingCall, Send
 from service.cancellation import CooperativeDeferred
 from service.db.worker import JOB_OWNER
 from service.errors import DETAILS as DETAILS_OF_ERRORS
@@ -35,11 +35,11 @@ from service.errors import (
     InvalidArgument,
     NotAuthorized,
     OutcomeUnknown,
-    Relayed,
+    RelayedError,
     ServiceError,
     Unavailable,
 )
-from service.payload import Receipted, check
+from service.payload import WithReceipt, check
 from service.request.arguments import Caller
 from service.wamp.accounts import Account, Accounts, Bounds, Meter
 from service.wamp.application_errors import (
@@ -164,7 +164,7 @@ class _LastingCall:
         "size",
         "uri",
     )
-    lasting: Lasting
+    lasting: OngoingCall
     answer: CooperativeDeferred
     seconds: float
 
@@ -242,7 +242,7 @@ class Callee(SessionObserver):
         self._idle: Deferred[None] | None = None
         self._registration: Any = None
 
-    def pin(self, process: str, forwarded: Forwarded) -> None:
+    def register_own_uris(self, process: str, forwarded: Forwarded) -> None:
         """
         Register this process's own URIs from the next session on.
 
@@ -406,7 +406,7 @@ class Callee(SessionObserver):
             # As two arguments: autobahn would take a caller's keyword `options` as its own.
             result = await session.call_through(uri, name, list(args), dict(kwargs), caller.session)
             if isinstance(result, CallResult):
-                return Receipted(result.results[0], result.kwresults["tx"])
+                return WithReceipt(result.results[0], result.kwresults["tx"])
             return result
         except PayloadExceededError:
             raise InvalidArgument(
@@ -420,7 +420,7 @@ class Callee(SessionObserver):
                     raise OutcomeUnknown(f"{STOPPED}; what it was to keep may be kept") from error
                 raise Conflict(f"{STOPPED}; nothing is kept", reason="stopped") from error
             known = {key: value for key, value in error.kwargs.items() if key in DETAILS_OF_ERRORS}
-            raise Relayed(error.error, words, known) from error
+            raise RelayedError(error.error, words, known) from error
 
     def _begin(
         self,
@@ -510,10 +510,10 @@ class Callee(SessionObserver):
             running = True
             JOB_OWNER.set(account)
             result = await answer(progress)
-            if isinstance(result, Lasting):
+            if isinstance(result, OngoingCall):
                 ended, call.lasting = False, result
                 return call
-            if isinstance(result, Receipted):
+            if isinstance(result, WithReceipt):
                 return self._receipted(details.caller, result)
             if not state.plain:
                 check(result)
@@ -561,7 +561,7 @@ class Callee(SessionObserver):
         call.session.outflow().leave()
         self._finished(None if refused is None else Failure(refused), call.answer)
 
-    def _receipted(self, caller: int | None, result: Receipted) -> CallResult:
+    def _receipted(self, caller: int | None, result: WithReceipt) -> CallResult:
         check(result.answer)
         if result.tx is not None:
             self.wrote(caller, result.tx)
@@ -582,7 +582,7 @@ class Callee(SessionObserver):
             running.cancel()
 
 
-def call_result(result: Receipted) -> CallResult:
+def call_result(result: WithReceipt) -> CallResult:
     """Return an answer with a receipt as the result that autobahn sends."""
     return CallResult(result.answer, tx=result.tx)
 

@@ -347,7 +347,7 @@ class RouterAddress(Address):
         plain = HostnameEndpoint(reactor, self.host, self.port, timeout=CONNECT_TIMEOUT)
         if self.scheme not in {"rss", "wss"}:
             return plain
-        return wrapClientTLS(tls.Verified(self.host), plain)
+        return wrapClientTLS(tls.TlsEndpoint(self.host), plain)
 
     def factory(
         self,

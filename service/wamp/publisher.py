@@ -58,7 +58,7 @@ class Publisher(SessionObserver):
         self.published = self.refused = 0
 
     @property
-    def able(self) -> bool:
+    def can_publish(self) -> bool:
         """
         Whether there is a session to publish in, whose router answers.
 

@@ -221,7 +221,7 @@ class SafeSerializer(CBORSerializer):
             plain = _plain(payload)
             return super().unserialize(payload, isBinary) if plain is None else [plain]
         except Exception as error:
-            return _salvage(payload, error)
+            return _substitute(payload, error)
 
 
 ANSWERS = (Answer, message.Yield, message.Error)
@@ -242,7 +242,7 @@ def _is_last_answer(msg: Any) -> bool:
     return isinstance(msg, ANSWERS) and not getattr(msg, "progress", False)
 
 
-def _salvage(payload: bytes, error: Exception) -> list[Any]:
+def _substitute(payload: bytes, error: Exception) -> list[Any]:
     """Return a substitute for a message with undecodable arguments; re-raise for other messages."""
     decoder = cbor2.CBORDecoder(io.BytesIO(payload[1:]))  # the head of the list is one byte
     # In WAMP messages ids come before arguments, so the ids can be read.

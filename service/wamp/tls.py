@@ -35,12 +35,12 @@ PLAIN = ("wrong version number", "http request", "unknown protocol", "packet len
 """OpenSSL's messages for an answer that is not TLS."""
 
 
-class Untrusted(Exception):
+class CertificateRefused(Exception):
     """A certificate was refused; the message says why."""
 
 
 @implementer(IOpenSSLClientConnectionCreator)
-class Verified:
+class TlsEndpoint:
     """
     Makes TLS connections to one host.
 
@@ -63,21 +63,23 @@ class Verified:
         """Return whether a certificate is valid; OpenSSL calls this for each one of the chain."""
         try:
             if not ok:
-                raise Untrusted(_flaw(certificate.to_cryptography(), code, depth))
+                raise CertificateRefused(_flaw(certificate.to_cryptography(), code, depth))
             if depth == 0:
                 self._named(certificate)
-        except Untrusted as error:
+        except CertificateRefused as error:
             tls.failVerification(Failure(error))
             return False
         except Exception as error:  # an exception would be lost in OpenSSL's callback
-            tls.failVerification(Failure(Untrusted(f"certificate cannot be read: {error}")))
+            tls.failVerification(
+                Failure(CertificateRefused(f"certificate cannot be read: {error}"))
+            )
             return False
         return True
 
     def _named(self, certificate: Any) -> None:
         patterns = extract_patterns(certificate)
         if not patterns:
-            raise Untrusted(
+            raise CertificateRefused(
                 f"certificate has no subjectAltName, and so is not for {self._host}"
                 f" (its subject, {_subject(certificate.to_cryptography())}, does not count)"
             )
@@ -89,12 +91,12 @@ class Verified:
             names = [_words(pattern) for pattern in patterns]
             more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
             listed = clip(", ".join(names[:NAMES]), 300) + more
-            raise Untrusted(f"certificate is for {listed}, not {self._host}") from None
+            raise CertificateRefused(f"certificate is for {listed}, not {self._host}") from None
 
 
 def reason(error: BaseException) -> str:
     """Return why a connection was lost, if because of TLS; else an empty string."""
-    if isinstance(error, Untrusted):
+    if isinstance(error, CertificateRefused):
         return str(error)
     if not isinstance(error, Error):
         return ""

@@ -16,7 +16,7 @@ from service.api.dispatcher import Dispatcher
 from service.catalog import Catalog
 from service.describe.document import describe
 from service.errors import ServiceError
-from service.payload import Receipted
+from service.payload import WithReceipt
 
 Schema = Mapping[str, Any]
 
@@ -91,7 +91,7 @@ class Described:
         found = list(self._procedures(name))
         if not found:
             return
-        answer = answer.answer if isinstance(answer, Receipted) else answer
+        answer = answer.answer if isinstance(answer, WithReceipt) else answer
         given = self._named(name, args, kwargs)
         faults = self.faults({"anyOf": [each["arguments"] for each in found]}, given, f"{name}()")
         assert not faults, (name, given, faults)

@@ -17,7 +17,7 @@ from service.api.dispatcher import Dispatcher
 from service.api.explain import ExplainProcedure
 from service.api.reload import Catalogs
 from service.api.roles import Roles
-from service.api.transactions import Batches
+from service.api.transactions import TransactionProcedure
 from service.db.database import Database
 from service.db.session_settings import SessionSettings
 from service.errors import ServiceError
@@ -98,7 +98,7 @@ async def serving(
             reactor, database, schemas or ("public",), dispatcher, models, roles or Roles(), every
         )
         dispatcher.refresh = catalogs.refresh
-        dispatcher.add(Batches(dispatcher, inject).procedures(), once=False)
+        dispatcher.add(TransactionProcedure(dispatcher, inject).procedures(), once=False)
         dispatcher.add(ExplainProcedure(dispatcher, 10_000).procedures(), once=False)
         catalogs.startService()
         await catalogs.loaded()

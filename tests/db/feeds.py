@@ -40,7 +40,7 @@ class RecordingFeed:
         self.batches: list[list[Change]] = []
         self.calls = 0
         self.refuses: Exception | None = None
-        self.able = True
+        self.can_publish = True
         self.heard = NO_SUBSCRIBERS
         self.rights: list[AllRights] = []
         self.waits: Deferred[None] | None = None
@@ -51,7 +51,7 @@ class RecordingFeed:
             self.listener,
             publish or self._publish,
             settings,
-            lambda: self.able,
+            lambda: self.can_publish,
             lambda: self.heard,
         )
         self.feed.subscribe(self._called)

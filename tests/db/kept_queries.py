@@ -16,7 +16,7 @@ from service.changes.cycle import Found, Order
 from service.changes.delta import State
 from service.changes.dependencies import dependencies_txn
 from service.changes.epochs import begin_txn
-from service.changes.log import Tracked, tracked_txn
+from service.changes.log import TrackedTable, tracked_txn
 from service.changes.refresh import Run, WatchShape, key_plan_of, run_of
 from service.changes.touched import sees_all_txn
 from service.db.codec import Codec
@@ -49,7 +49,7 @@ class Reader:
         begin_txn(self.connection, 0)
         self.catalog: Catalog = catalog_txn(self.connection, ("public",), 1)
         self.codec = Codec(self.catalog)
-        self.tracked: list[Tracked] = list(tracked_txn(self.connection).values())
+        self.tracked: list[TrackedTable] = list(tracked_txn(self.connection).values())
         self.shapes: dict[Hashable, WatchShape] = {}
 
     @contextmanager

@@ -16,7 +16,7 @@ from twisted.internet.defer import succeed
 
 from schema.changes import install
 from service.api.roles import Roles
-from service.changes.catchup import CatchUp
+from service.changes.catchup import CatchUpProcedures
 from service.changes.ticks import page_txn
 from service.errors import InvalidArgument, PositionGone, ServiceError, Unavailable
 from service.request.arguments import Caller
@@ -65,7 +65,9 @@ class Missing:
     def serve(self, max_rows: int = 1000, max_bytes: int = 8 << 20, most: int = 10_000) -> None:
         """Serve the procedures, with other limits."""
         dispatcher = self.db.dispatcher
-        catchup = CatchUp(self.db.database, dispatcher, self.roles, max_rows, max_bytes, most)
+        catchup = CatchUpProcedures(
+            self.db.database, dispatcher, self.roles, max_rows, max_bytes, most
+        )
         dispatcher.add(catchup.procedures(), once=False)
 
     def run(self, *statements: str) -> list[Any]:

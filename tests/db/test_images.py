@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from schema.changes import install
 from service.catalog import Relation
-from service.changes.images import ImageReader, Unreadable, image_reader
+from service.changes.images import ImageReader, UnconvertibleValue, image_reader
 from service.changes.net import parse_image
 from service.plan.conditions import Bound
 from tests.conftest import execute
@@ -216,7 +216,7 @@ async def test_value_that_an_image_does_not_have_exactly_is_not_guessed(
     tables = await tracking.tables(*(f"v {declared}" for declared, _ in cases))
     for table, (_, value) in zip(tables, cases, strict=True):
         tracking.run(f"INSERT INTO {table} VALUES (1, {value})")
-        with pytest.raises(Unreadable):
+        with pytest.raises(UnconvertibleValue):
             tracking.reader(table).row(tracking.image())
 
 
@@ -249,7 +249,7 @@ async def test_value_of_a_type_that_is_another_one_since_is_not_misread(
         tracking.run(f"ALTER TABLE {table} ALTER v TYPE {after} USING {using}")
     await tracking.db.catch_up()
     for table, image, case in zip(tables, images, cases, strict=True):
-        with pytest.raises(Unreadable):
+        with pytest.raises(UnconvertibleValue):
             pytest.fail(f"{case}: {tracking.reader(table).row(image)}")
 
 
@@ -299,6 +299,6 @@ async def test_column_that_the_catalog_does_not_have_so_is_not_read(tracking: Tr
         behind = image_reader(
             catalog, relation, frozenset({**dict(typed), more[0]: more[1]}.items())
         )
-        with pytest.raises(Unreadable):
+        with pytest.raises(UnconvertibleValue):
             behind.row({"id": 1, "b": 3, "c": 4})
         assert behind.row({**image, more[0]: None})[more[0]] is None

@@ -21,7 +21,7 @@ from twisted.internet.defer import succeed
 
 from schema.changes import install
 from service.api.roles import Roles
-from service.changes.catchup import CatchUp
+from service.changes.catchup import CatchUpProcedures
 from service.changes.topics import Topics
 from service.payload import Publication
 from service.request.arguments import Caller
@@ -208,7 +208,7 @@ async def test_no_role_is_shown_a_value_that_it_may_not_select(
         return heads
 
     topics = Topics(db.database, db.dispatcher, ROLES, "rowcast", 8 << 20, send, every)
-    catchup = CatchUp(db.database, db.dispatcher, ROLES, 1000, 8 << 20, 10_000)
+    catchup = CatchUpProcedures(db.database, db.dispatcher, ROLES, 1000, 8 << 20, 10_000)
     db.dispatcher.add(catchup.procedures(), once=False)
     callers = {name: Caller(1, name, name, "realm1") for name in AUTHROLES}
     begun = await db.call_as(callers["staff"], "position")

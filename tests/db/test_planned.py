@@ -10,12 +10,12 @@ import psycopg2
 import pytest
 
 from service.db.connection import PgConnection
-from service.db.planned import Planned
+from service.db.planned import PreparedStatement
 from service.db.session_settings import SessionSettings, open_session
 from tests.conftest import execute
 
-DOUBLED = Planned("SELECT %(number)s * 2, %(words)s", number="int", words="text[]")
-QUOTIENT = Planned("SELECT 12 / %(number)s", number="int")
+DOUBLED = PreparedStatement("SELECT %(number)s * 2, %(words)s", number="int", words="text[]")
+QUOTIENT = PreparedStatement("SELECT 12 / %(number)s", number="int")
 PREPARED = "SELECT name FROM pg_prepared_statements ORDER BY name"
 
 
@@ -26,7 +26,9 @@ def connection(dsn: str) -> Iterator[PgConnection]:
     found.close()
 
 
-def run(connection: PgConnection, statement: Planned, before: str = "", **values: object) -> object:
+def run(
+    connection: PgConnection, statement: PreparedStatement, before: str = "", **values: object
+) -> object:
     with connection.cursor() as cursor:
         statement.run(cursor, values, before)
         return cursor.fetchone()
@@ -55,7 +57,7 @@ def test_statement_travels_behind_others(connection: PgConnection) -> None:
 def test_statement_is_planned_behind_what_it_travels_behind(connection: PgConnection) -> None:
     """As behind the COMMIT of a transaction of a role that may not read what it reads."""
     execute(connection.dsn, "CREATE TABLE guarded (id int); CREATE ROLE reads_nothing")
-    count = Planned("SELECT count(*)::int FROM guarded")
+    count = PreparedStatement("SELECT count(*)::int FROM guarded")
     connection.command("BEGIN; SET LOCAL ROLE reads_nothing")
     assert run(connection, count, "COMMIT;") == (0,)
     assert run(connection, count, "BEGIN;") == (0,)

@@ -15,7 +15,7 @@ from service.api.leases import new_process
 from service.db.connection import PgCursor
 from service.errors import Conflict, InvalidArgument, ServiceError
 from service.models.model import Model
-from service.payload import Receipted
+from service.payload import WithReceipt
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
@@ -77,10 +77,10 @@ Ruled.VALIDATIONS = ()
 pytestmark = pytest.mark.serving(max_bytes=100_000, written=(Ruled,))
 
 
-async def ask(db: DirectCaller, name: str, /, *args: Any, **kwargs: Any) -> Receipted:
+async def ask(db: DirectCaller, name: str, /, *args: Any, **kwargs: Any) -> WithReceipt:
     """Call for a receipt."""
     found = await db.call_as(ANN, name, *args, receipt=True, **kwargs)
-    assert isinstance(found, Receipted)
+    assert isinstance(found, WithReceipt)
     return found
 
 
@@ -206,7 +206,7 @@ async def test_delete_with_a_receipt_is_answered_with_its_transaction(
 async def test_receipt_of_what_writes_nothing_names_no_transaction(
     db: DirectCaller, name: str, args: list[Any], kwargs: dict[str, Any], answer: Any
 ) -> None:
-    assert await ask(db, name, *args, **kwargs) == Receipted(answer, None)
+    assert await ask(db, name, *args, **kwargs) == WithReceipt(answer, None)
 
 
 @pytest_twisted.ensureDeferred
@@ -288,7 +288,9 @@ async def test_receipt_that_is_no_flag_is_refused(db: DirectCaller) -> None:
 @pytest_twisted.ensureDeferred
 async def test_function_with_an_argument_of_the_name_gets_it(db: DirectCaller) -> None:
     assert await db.call("fn.own", receipt=True) is True
-    assert await db.call("fn.own", args={"receipt": False}, receipt=True) == Receipted(False, None)
+    assert await db.call("fn.own", args={"receipt": False}, receipt=True) == WithReceipt(
+        False, None
+    )
 
 
 @pytest_twisted.ensureDeferred
@@ -335,7 +337,7 @@ async def test_commit_with_a_receipt_is_answered_with_its_transaction(
 
     empty = await begun()
     await held.call_as(ANN, empty, "notes.count")
-    assert await ask(held, f"{empty}.commit") == Receipted(None, None)
+    assert await ask(held, f"{empty}.commit") == WithReceipt(None, None)
 
     failed = await begun()
     await failure_of(held.call_as(ANN, failed, "notes.create", [{"no": "x"}]))

@@ -15,7 +15,7 @@ from twisted.internet.defer import gatherResults
 from twisted.logger import globalLogPublisher
 
 from service.db.connection import PgConnection
-from service.db.planned import Planned
+from service.db.planned import PreparedStatement
 from service.db.session_settings import SessionSettings
 from service.db.slow import ORIGIN, Origin
 from service.errors import StatementTimeout
@@ -65,7 +65,7 @@ async def test_slow_statement_is_logged_with_its_origin(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_slow_statement_that_was_planned_before_is_logged_as_itself(dsn: str) -> None:
-    planned = Planned("SELECT pg_sleep(0.1), %(given)s, 'secret'", given="text")
+    planned = PreparedStatement("SELECT pg_sleep(0.1), %(given)s, 'secret'", given="text")
 
     def run_txn(connection: PgConnection) -> None:
         with connection.cursor() as cursor:

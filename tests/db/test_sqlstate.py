@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError
 
 from service.catalog import Catalog
 from service.db.introspect import catalog_txn
-from service.db.position import point_out
+from service.db.position import annotate_position
 from service.db.sqlstate import refusal
 from service.errors import (
     Canceled,
@@ -123,7 +123,7 @@ def refused(
         try:
             cursor.execute(text, [value for *_, value in values])
         except psycopg2.Error as error:
-            point_out(error, Statement(text, bounds, "test"))
+            annotate_position(error, Statement(text, bounds, "test"))
             of = catalog.relation("public", relation) if relation else None
             return refusal(error, catalog, of)
     raise AssertionError("it was not refused")
@@ -555,7 +555,7 @@ def test_error_of_another_statement_on_the_cursor_points_at_nothing(
     with connected.cursor() as cursor:
         with pytest.raises(psycopg2.Error) as raised:
             cursor.execute("SELECT CAST('x' AS int)")
-        point_out(raised.value, statement)
+        annotate_position(raised.value, statement)
     found = refusal(raised.value, catalog)
     assert found is not None
     assert "path" not in found.details

@@ -20,7 +20,7 @@ from twisted.internet.defer import CancelledError, ensureDeferred, gatherResults
 
 from service.db import listener as listening
 from service.db.connection import PgConnection
-from service.db.copy import Blocks, CopySource, import_txn
+from service.db.copy import CopyBlocks, CopySource, import_txn
 from service.db.database import Database
 from service.db.listener import Listener
 from service.db.session_settings import SessionSettings, open_session
@@ -238,7 +238,7 @@ async def test_silence_during_an_import_ends_it_and_keeps_nothing(
 async def test_silence_during_an_export_ends_it(dsn: str, relay: Relay) -> None:
     """A COPY whose blocks do not arrive ends, too, but not one whose caller requests no blocks."""
     async with database_at(relay.dsn, QUICK, connect_wait=0.1) as database:
-        blocks = Blocks(reactor)
+        blocks = CopyBlocks(reactor)
 
         def copy_txn(connection: PgConnection) -> None:
             blocks.attach(connection)

@@ -129,7 +129,7 @@ async def test_leader_that_cannot_publish_leaves_it_to_one_that_can(dsn: str) ->
     clear_log(dsn)
     async with feeding(dsn, lease=0.5) as leader, feeding(dsn, leads=False) as follower:
         await until(lambda: follower.feed.well)
-        leader.able, leader.waits = False, Deferred()
+        leader.can_publish, leader.waits = False, Deferred()
         execute(dsn, "INSERT INTO items (n) VALUES (1)")
         await until(lambda: not leader.feed.well)
         assert str(leader.feed.problem).startswith("CannotPublish: there is no router")
@@ -141,7 +141,7 @@ async def test_leader_that_cannot_publish_leaves_it_to_one_that_can(dsn: str) ->
         execute(dsn, "INSERT INTO items (n) VALUES (2)")
         await until(lambda: len(follower.changes) == 2)
         await follower.stop()
-        leader.able, leader.waits = True, None
+        leader.can_publish, leader.waits = True, None
         execute(dsn, "INSERT INTO items (n) VALUES (3)")
         await until(lambda: leader.batches)
         assert [each.position.tick for each in follower.changes + leader.changes] == [2, 3, 5]

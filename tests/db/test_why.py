@@ -15,7 +15,7 @@ from service.api.roles import Roles
 from service.changes.leader import Duty, duty_txn, prepare_txn
 from service.changes.why import (
     Check,
-    NotTried,
+    NoTestRow,
     WhyProcedure,
     service_checks,
     table_checks_txn,
@@ -266,7 +266,7 @@ def test_try_is_timed_until_the_log_is_read(tracked: str, monkeypatch: pytest.Mo
     """`try` publishes no change, because the row stays the same."""
     connection = open_session(tracked, SessionSettings())
     try:
-        with pytest.raises(NotTried):
+        with pytest.raises(NoTestRow):
             try_txn(connection, "public", "things", lambda _: None)
         execute(tracked, "INSERT INTO things VALUES (1, 'a')")
         monkeypatch.setattr("service.changes.why.PATIENCE", 0.05)

@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, succeed
 
-from service.api.call import Lasting
+from service.api.call import OngoingCall
 from service.api.verbs import VERBS
 from service.changes.cycle import Cycle
 from service.changes.epochs import begin_txn
@@ -36,18 +36,18 @@ class LongCall:
         ended: Called with the error that ends the call.
 
     Attributes:
-        lasting: The `Lasting` that the handler returned; None before.
+        lasting: The `OngoingCall` that the handler returned; None before.
     """
 
     def __init__(
         self, answer: Coroutine[Any, Any, Any], ended: Callable[[Exception], None]
     ) -> None:
         self._ended = ended
-        self.lasting: Lasting | None = None
+        self.lasting: OngoingCall | None = None
         self._begun: Deferred[Any] = Deferred.fromCoroutine(answer)
         self._begun.addCallbacks(self._begin, lambda why: ended(why.value))
 
-    def _begin(self, lasting: Lasting) -> None:
+    def _begin(self, lasting: OngoingCall) -> None:
         self.lasting = lasting
         lasting.follow(self._ended)
 

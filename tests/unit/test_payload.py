@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.payload import ENVELOPE, MAX_DEPTH, TooDeep, Unsafe, check
+from service.payload import ENVELOPE, MAX_DEPTH, TooDeep, Unserializable, check
 
 
 class Color(IntEnum):
@@ -56,7 +56,7 @@ def test_value_that_serializers_carry_passes(value: object) -> None:
 def test_value_that_some_serializer_does_not_carry_is_unsafe(value: object) -> None:
     """What some serializer does not carry is found, at the top and within."""
     for holding in (value, [1, value], {"a": {"b": [value]}}):
-        with pytest.raises(Unsafe):
+        with pytest.raises(Unserializable):
             check(holding)
 
 

@@ -144,7 +144,7 @@ async def test_observer_that_fails_at_the_end_of_a_session_keeps_no_other_from_t
     edge = await start_edge(observers=[publisher, Failing()])
     edge.client._transport.abortConnection()
     await until(lambda: not edge.client.joined)
-    assert not publisher.able, "told after the one that fails"
+    assert not publisher.can_publish, "told after the one that fails"
     await edge.client.when_joined()
     await publisher.send(publications(range(3)))
 
@@ -172,19 +172,19 @@ async def test_router_that_does_not_acknowledge_is_not_used_until_it_does(
     edge = await start_edge(observers=[publisher])
     await publisher.send(publications(range(3)))
     clock.advance(2 * ACK_TIMEOUT)
-    assert publisher.able, "nothing is owed"
+    assert publisher.can_publish, "nothing is owed"
     edge.client._transport.pauseProducing()
     sending = Deferred.fromCoroutine(publisher.send(publications(range(3))))
     clock.advance(ACK_TIMEOUT - 1)
-    assert publisher.able
+    assert publisher.can_publish
     clock.advance(1)
-    assert not publisher.able
+    assert not publisher.can_publish
     sending.cancel()
     with pytest.raises(CancelledError):
         await sending
-    assert not publisher.able
+    assert not publisher.can_publish
     edge.client._transport.resumeProducing()
-    await until(lambda: publisher.able)
+    await until(lambda: publisher.can_publish)
     await publisher.send(publications(range(3)))
 
 

@@ -48,7 +48,7 @@ class Child(Part, Supervised):
         """Do nothing."""
         return True
 
-    def ask_to_end(self) -> str:
+    def shutdown_signal(self) -> str:
         """Do nothing."""
         return ""
 

@@ -15,18 +15,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.changes.log import LogRow, Tracked
+from service.changes.log import LogRow, TrackedTable
 from service.changes.net import Change, net_changes, parse_image
 from service.changes.positions import PgSnapshot, TickPosition
 from service.changes.ticks import Tick
 
 AT = "2026-11-29T12:30:00.25Z"
 TICK = Tick(3, 7, PgSnapshot(5, 5, ()), PgSnapshot(50, 50, ()), 0)
-ITEMS = Tracked(1, 100, "public", "items", "full", 5, None, ("id",))
-PAIRS = Tracked(2, 200, "public", "pairs", "full", 5, None, ("a", "b"))
-KEYLESS = Tracked(3, 300, "public", "keyless", "full", 5, None)
-KEYS = Tracked(4, 400, "public", "keyed", "keys", 5, None, ("id",))
-TOUCHED = Tracked(5, 500, "public", "touched", "touch", 5, None, ("id",))
+ITEMS = TrackedTable(1, 100, "public", "items", "full", 5, None, ("id",))
+PAIRS = TrackedTable(2, 200, "public", "pairs", "full", 5, None, ("a", "b"))
+KEYLESS = TrackedTable(3, 300, "public", "keyless", "full", 5, None)
+KEYS = TrackedTable(4, 400, "public", "keyed", "keys", 5, None, ("id",))
+TOUCHED = TrackedTable(5, 500, "public", "touched", "touch", 5, None, ("id",))
 TRACKED = {each.id: each for each in (ITEMS, PAIRS, KEYLESS, KEYS, TOUCHED)}
 
 
@@ -239,7 +239,7 @@ def test_positions_are_the_same_once_another_relation_is_not_tracked_or_has_anot
     log = Log().add("U", row(1), row(2), 1).add("I", new=row(3), relation=2).add("I", new=row(4))
     log.add("I", new=row(5), xid=11, relation=2).add("U", row(6), row(7), xid=11)
 
-    def places(tracked: dict[int, Tracked], relation: int) -> list[int]:
+    def places(tracked: dict[int, TrackedTable], relation: int) -> list[int]:
         found = net_changes(log.rows, tracked, TICK)
         return [each.place for each in found if each.relation == relation]
 

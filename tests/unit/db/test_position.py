@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg2.sql import SQL
 
-from service.db.position import _pieces, _spans, mark_of, point_out
+from service.db.position import _pieces, _spans, annotate_position, mark_of
 from service.plan.conditions import Bound
 from service.sql.statement import Mark, Parameter, Statement, render
 from tests.unit.samples import types
@@ -65,7 +65,7 @@ def test_mark_after_any_text_is_found_at_its_offset(
             diag=SimpleNamespace(statement_position=str(at), message_primary=None),
             pgcode="42883",
         )
-        point_out(error, statement)  # type: ignore[arg-type]
+        annotate_position(error, statement)  # type: ignore[arg-type]
         known = mark_of(error)  # type: ignore[arg-type]
         assert (known and known.path) == (mark and mark.path)
 

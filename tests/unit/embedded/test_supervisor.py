@@ -52,7 +52,7 @@ class Child(Supervised):
         """Say yes."""
         return True
 
-    def ask_to_end(self) -> str:
+    def shutdown_signal(self) -> str:
         """Name a signal."""
         return "TERM"
 
@@ -97,10 +97,10 @@ def test_large_log_is_rotated(reactor: Processes, child: Child) -> None:
 
 def test_last_line_of_a_long_log_is_read_without_the_rest(child: Child) -> None:
     """The last line is quoted, and found without reading what was said for years."""
-    assert child.last_words() == "it said nothing"
+    assert child.last_output_line() == "it said nothing"
     child.log.write_bytes(b"said long ago\n" * 1_000_000 + b"the reason \xff\n\n")
     tracemalloc.start()
-    assert child.last_words() == "the reason \ufffd"
+    assert child.last_output_line() == "the reason \ufffd"
     assert tracemalloc.get_traced_memory()[1] < 100_000
     tracemalloc.stop()
 

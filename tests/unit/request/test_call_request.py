@@ -13,7 +13,7 @@ from service.catalog import Argument, Function, Type
 from service.errors import InvalidArgument, UnknownName
 from service.request.call_request import (
     FAR,
-    Given,
+    FunctionArguments,
     distance,
     parse_call,
     parse_called,
@@ -40,7 +40,7 @@ def function(*types: int, **rest: Any) -> Function:
 
 def resolved(functions: list[Function], *args: Any, **named: Any) -> Function:
     """Return the overload that arguments mean."""
-    return resolve_overload(functions, Given(args, named), CATALOG)
+    return resolve_overload(functions, FunctionArguments(args, named), CATALOG)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,11 @@ def test_distance_is_finite_and_null_fits_all(value: Any) -> None:
 def test_polymorphic_arguments_have_one_type(named: Any, type: str, lists: set[str]) -> None:
     """One that holds all of the values, as in PostgreSQL: text, if nothing else does."""
     of = function(ANY.oid, ANY.oid)
-    assert polymorphic_type(of, Given((), named), CATALOG) == (type, frozenset(lists))
-    assert polymorphic_type(function(23), Given((), {"a": 1}), CATALOG) == ("", frozenset())
+    assert polymorphic_type(of, FunctionArguments((), named), CATALOG) == (type, frozenset(lists))
+    assert polymorphic_type(function(23), FunctionArguments((), {"a": 1}), CATALOG) == (
+        "",
+        frozenset(),
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from service.request.synonyms import (
     SYNONYMS,
     Synonym,
-    at_hand,
+    adapt_hint,
     column_hint,
     letters,
     synonym_hint,
@@ -53,7 +53,7 @@ def test_example_is_written_for_the_relation_at_hand() -> None:
     """Its columns stand for those of the example, and values are left open."""
     hint = 'did you mean "where", as in actions.find(where={"status": False})?'
     columns, key = ["number", "street"], ["number"]
-    assert at_hand(hint, "houses", columns, key) == (
+    assert adapt_hint(hint, "houses", columns, key) == (
         'did you mean "where", as in houses.find(where={"street": …})?'
     )
-    assert at_hand(hint, "", columns, key) == 'did you mean "where"?'
+    assert adapt_hint(hint, "", columns, key) == 'did you mean "where"?'

@@ -16,7 +16,7 @@ from service.db.statements import DECLARE
 from service.plan.aggregate_plan import plan_aggregate
 from service.plan.call_plan import plan_call, plan_called
 from service.plan.conditions import Bound
-from service.plan.growing import grow
+from service.plan.growing import plan_nested_create
 from service.plan.plans import ReadPlan
 from service.plan.read_plan import plan_all, plan_count, plan_find, plan_get
 from service.plan.tree import plan_answer, plan_step
@@ -109,7 +109,9 @@ def nested(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> list[str]:
     """Build the statements of new rows with related ones inside."""
     relation, parsed = CATALOG.relation("public", name), parse_create(args, kwargs, LIMITS)
     rows = [(str(at), row) for at, row in enumerate(parsed.request.rows)]
-    tree = grow(CATALOG, relation, rows, Values(parsed.values), 8, relation.primary_key)
+    tree = plan_nested_create(
+        CATALOG, relation, rows, Values(parsed.values), 8, relation.primary_key
+    )
     returning = replace(parsed.request.returning, embeds=tree.embeds)
     steps = [step_statement(plan_step(CATALOG, step)).text for step in tree.steps]
     answer = plan_answer(CATALOG, relation, returning, relation.primary_key)
