@@ -69,11 +69,6 @@ KEEPING = PreparedStatement(
 # privilege on the table, so it hands the row on in a setting of the transaction, as the text that the
 # output functions of its types make. Without a row the setting is empty, and nothing is stored.
 HANDED_ON = "rowcast_key.row"
-HANDING_ON = (
-    "WITH written AS ({}) SELECT pg_catalog.set_config("
-    f"'{HANDED_ON}',"
-    " COALESCE((SELECT CAST(ROW(written.*) AS text) FROM written), ''), true)"
-)
 _ROW = f"pg_catalog.current_setting('{HANDED_ON}')"
 STORING = PreparedStatement(
     f"INSERT INTO {TABLE} (id, call, result) SELECT %(id)s, %(call)s,"
@@ -384,14 +379,15 @@ def row_txn(
         The row; None if there is none, and nothing was written or stored.
 
     Raises:
-        psycopg2.Error: The key is there already, or the row cannot be written; nothing was committed.
+        psycopg2.Error: The key is there already, the row cannot be written, or its columns are not of
+            the types that the catalog has; nothing was committed.
     """
     statement, store = make(), STORING.again(connection)
     if store is None or not (statement.pure and codec.current):
         return None
     cursor, identity = connection.wire(codec), actor.identity
     connection.assume(identity.local)
-    write = plan_settled(cursor, codec, HANDING_ON.format(statement.text))
+    write = plan_settled(cursor, codec, _handing_on(statement.text, statement.types))
     if not write:
         return None
     parameters = codec.parameters(statement.bounds, values)
@@ -434,6 +430,26 @@ def prune_txn(connection: PgConnection, seconds: float, most: int) -> int:
     with connection.cursor() as cursor:
         cursor.execute(PRUNE, (seconds, most), clean=True)
         return int(cursor.rowcount)
+
+
+@lru_cache(256)
+def _handing_on(write: str, types: Sequence[int]) -> str:
+    """
+    Return the statement that writes a row and hands it on, or fails if its columns have other types.
+
+    A migration may have changed the types since the catalog was read. The row would be decoded wrongly, or
+    not at all, and in the second case no retry would get an answer either.
+    """
+    columns = [f"c{at}" for at in range(len(types))]
+    found = f"ARRAY[{', '.join(f'pg_catalog.pg_typeof({column})' for column in columns)}]"
+    expected = f"CAST('{{{','.join(map(str, types))}}}' AS pg_catalog.regtype[])"
+    return (
+        f"WITH written ({', '.join(columns)}) AS ({write}) SELECT pg_catalog.set_config('{HANDED_ON}',"
+        f" COALESCE((SELECT CASE WHEN {found} OPERATOR(pg_catalog.=) {expected}"
+        " THEN CAST(ROW(written.*) AS text)"
+        # No array's text is a boolean.
+        f" ELSE CAST(CAST(CAST({found} AS text) AS boolean) AS text) END FROM written), ''), true)"
+    )
 
 
 @lru_cache(256)
