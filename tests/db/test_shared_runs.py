@@ -87,10 +87,10 @@ def runs(scheduler: Scheduler) -> Iterator[list[int]]:
     found: list[int] = []
     post = scheduler.post
 
-    def noted(job: Any) -> None:
+    def noted(job: Any, more: bool) -> None:
         if isinstance(job, JobGroup):
             found.append(len(job.running))
-        post(job)
+        post(job, more)
 
     scheduler.post = noted  # type: ignore[method-assign]
     try:
