@@ -9,6 +9,7 @@ rows, need two to three times as long to plan.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -105,6 +106,16 @@ the unprepared statement has the position by which the value is found.
 """
 
 
+WAITED = 0.02
+"""
+Seconds from which a prepared read may have waited for a lock, and runs again unprepared.
+
+EXECUTE of a SELECT takes its snapshot before it waits for the lock on a table, a SELECT afterwards. If an
+ALTER TABLE has rewritten the table meanwhile, it is empty to the earlier snapshot (PostgreSQL's manual,
+"Caveats" of concurrency control).
+"""
+
+
 def run_settled(
     cursor: PgCursor, role: Hashable, statement: Statement, parameters: Sequence[Any]
 ) -> bool:
@@ -120,12 +131,13 @@ def run_settled(
         parameters: Parameters of the statement.
 
     Returns:
-        Whether it ran; if not, nothing has happened, and the statement is to be run unprepared.
+        Whether its result is valid; if not, nothing was written, and the statement is to be run unprepared.
     """
     name = plan_settled(cursor, role, statement.text)
     if not name:
         return False
     given = f"({', '.join(['%s'] * len(parameters))})" if parameters else ""
+    began = time.monotonic()
     try:
         cursor.execute(f"EXECUTE {name} {given}", parameters, clean=True, runs=statement.text)
     except psycopg2.Error as error:
@@ -133,7 +145,7 @@ def run_settled(
         if error.pgcode is None or error.pgcode[:2] not in _AGAIN or LARGE in str(error):
             raise
         return False
-    return True
+    return statement.writes or time.monotonic() - began < WAITED
 
 
 def plan_settled(cursor: PgCursor, role: Hashable, text: str) -> str:

@@ -4,20 +4,23 @@ Prepared statements: a session prepares the statements of calls by key and of in
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
+import psycopg2
 import pytest
 import pytest_twisted
+from twisted.internet.defer import ensureDeferred
 
 from service.api.roles import Roles
 from service.db import planned
 from service.db.connection import PgConnection
-from service.db.planned import RUNS
+from service.db.planned import RUNS, WAITED
 from service.errors import InvalidArgument, NotFound, ServiceError, UniqueViolation
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
-from tests.deferreds import failure_of
+from tests.deferreds import failure_of, pause, until
 
 SCHEMA = """
 CREATE ROLE st_clerk; CREATE ROLE st_guest;
@@ -200,6 +203,29 @@ async def test_changed_table_is_read_by_the_statement_prepared_before(
     execute(dsn, change)
     assert await db.call("changing.get", 1) == row
     assert await db.call("changing.update", 1, {"v": 2}, select=["id"]) == {"id": 1}
+
+
+@pytest.mark.parametrize("table", ["lands", "towns"])
+@pytest.mark.serving(most=1)
+@pytest_twisted.ensureDeferred
+async def test_read_that_waits_while_a_table_is_rewritten_finds_its_rows(
+    db: DirectCaller, dsn: str, table: str
+) -> None:
+    """The rewritten table is empty to a snapshot that was taken before."""
+    call = "lands.get", {"key": 3, "embed": {"towns": {"order": ["id"]}}}
+    for _ in range(RUNS + 1):
+        before = await db.call(call[0], **call[1])
+    assert len(await prepared(db)) == 1
+    with closing(psycopg2.connect(dsn)) as other, other.cursor() as cursor:
+        cursor.execute(
+            f"ALTER TABLE {table} ADD more float DEFAULT random(); ALTER TABLE {table} DROP more"
+        )
+        answer = ensureDeferred(db.call(call[0], **call[1]))
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        await until(lambda: len(execute(dsn, waiting)) == 1)
+        await pause(2 * WAITED)
+        other.commit()
+    assert await answer == before
 
 
 @pytest.mark.serving(roles=ROLES)
