@@ -35,7 +35,7 @@ Link = TypedDict("Link", {"$link": Any})
 
 Default = TypedDict("Default", {"$default": Literal[True]})
 Value = TypedDict("Value", {"$value": Any})
-FunctionArguments: TypeAlias = Row | Default | Value
+Given: TypeAlias = Row | Default | Value
 """What a write gives a column: a value, the default, or a value that must not be parsed as an operator."""
 
 Add = TypedDict("Add", {"$add": float | str})
