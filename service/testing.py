@@ -167,9 +167,9 @@ class FakeSession:
                 name, args, kwargs, self.caller, progress=send if report else None
             )
             if isinstance(result, OngoingCall):
-                lasting = result
-                ended: Deferred[Any] = Deferred(lambda _: lasting.end(CancelledError()))
-                lasting.follow(ended.errback)
+                ongoing = result
+                ended: Deferred[Any] = Deferred(lambda _: ongoing.end(CancelledError()))
+                ongoing.follow(ended.errback)
                 return await ended
             if isinstance(result, WithReceipt):
                 check(result.answer)

@@ -345,7 +345,7 @@ class Dispatcher:
         return KeyedCall(key_id(caller, key), role, procedure, args, rest, max_bytes, codec)
 
     def refused(self, error: Exception, call: Call) -> Exception:
-        """Return the refusal for an error that ends a lasting call, such as a watch."""
+        """Return the refusal for an error that ends an ongoing call, such as a watch."""
         return self._refusal(error, None, call.snapshot, call.relation, call.snapshot)
 
     def _refusal(

@@ -34,7 +34,7 @@ from service.changes.watchers import (
     Watch,
     order_of,
     orders_of,
-    resting_queries,
+    rest_times,
     resume_from,
     wanted_of,
 )
@@ -362,7 +362,7 @@ class Watches(Service):
                 reading.addBoth(self._end_reading, reading)
                 self.wake()  # the next cycle may start to read another group
         self._place = outcome.position
-        self._due = min([self._due, *resting_queries(asking)])
+        self._due = min([self._due, *rest_times(asking)])
         for watch in self._silence.due(self.now()):
             watch.silent = True
             watch.session.schedule(watch)

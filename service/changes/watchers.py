@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 NOTHING = Difference((), (), ())
 
-StoredResult = tuple[State, dict[Hashable, Any]]
+KeptState = tuple[State, dict[Hashable, Any]]
 """A state to which a watch shall be brought, and the rows that differ from those its caller has."""
 
 
@@ -283,7 +283,7 @@ class Watch(OngoingCall):
             super().end(error)
             self.session.ended(self)
 
-    def messages(self, position: str, kept: StoredResult | None = None) -> Iterator[Message] | None:
+    def messages(self, position: str, kept: KeptState | None = None) -> Iterator[Message] | None:
         """
         Return the messages that bring the caller to a state; None if there are none.
 
@@ -444,7 +444,7 @@ def groups_of(queries: Collection[Query]) -> list[set[Query]]:
     return groups
 
 
-def resting_queries(queries: Iterable[Query]) -> list[float]:
+def rest_times(queries: Iterable[Query]) -> list[float]:
     """Return, for each query that rests, the seconds until it may be read again."""
     now = time.monotonic()
     return [each.run.until - now for each in queries if each.run.until > now]

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from service.changes.delta import Message, State
 from service.changes.positions import SnapshotPosition
-from service.changes.watchers import Query, StoredResult, Watch
+from service.changes.watchers import KeptState, Query, Watch
 from service.request.arguments import Caller
 
 log = Logger()
@@ -88,7 +88,7 @@ class WatchingSession:
         self._most = most
         self._waiting = 0
         self._head = ""
-        self._kept: dict[Watch, StoredResult] = {}
+        self._kept: dict[Watch, KeptState] = {}
         self._kept_at: SnapshotPosition | None = None
         self._ready: tuple[SnapshotPosition, Step] | None = None
         self._held: set[Watch] = set()
@@ -188,7 +188,7 @@ class WatchingSession:
         place = self._kept_at
         if place is None:
             return
-        kept: dict[Watch, StoredResult | None] = {**self._kept}
+        kept: dict[Watch, KeptState | None] = {**self._kept}
         kept |= dict.fromkeys(watch for watch in self.members if watch.query in queries)
         self._kept, self._kept_at = {}, None
         step: Step = []

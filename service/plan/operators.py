@@ -232,7 +232,7 @@ _KINDS: Sequence[tuple[Container[str], Callable[..., Condition]]] = (
 """By operators that need more than a plain comparison: the function that plans them."""
 
 
-PreparedStatement = tuple[tuple[Bound, ...], Operator | None]
+Operands = tuple[tuple[Bound, ...], Operator | None]
 _ARITHMETIC = {"add": "+", "multiply": "*"}
 
 
@@ -298,9 +298,7 @@ def plan_computed(scope: Scope, column: Column, given: Sequence[Assignment]) -> 
     return Computed(column, type, document, tuple(parts))
 
 
-def _plan_document(
-    scope: Scope, type: Type, given: Assignment, operand: Operand
-) -> PreparedStatement:
+def _plan_document(scope: Scope, type: Type, given: Assignment, operand: Operand) -> Operands:
     if given.computing in _ARITHMETIC:
         number = scope.bound(operand, scope.named("numeric"))
         return (number,), Operator(_ARITHMETIC[given.computing])
@@ -308,14 +306,14 @@ def _plan_document(
     return (scope.bound(operand, other),), None
 
 
-def _plan_array(scope: Scope, type: Type, given: Assignment, operand: Operand) -> PreparedStatement:
+def _plan_array(scope: Scope, type: Type, given: Assignment, operand: Operand) -> Operands:
     if given.computing == "remove":
         element = scope.catalog.type(type.element)
         return tuple(scope.bound(each, element) for each in given.items), None
     return (scope.bound(operand, type),), None
 
 
-def _plan_plain(scope: Scope, type: Type, given: Assignment, operand: Operand) -> PreparedStatement:
+def _plan_plain(scope: Scope, type: Type, given: Assignment, operand: Operand) -> Operands:
     known = type.data_type
     other = scope.named(known.added if given.computing == "add" else known.factor)
     return (scope.bound(operand, other),), Operator(_ARITHMETIC[given.computing])

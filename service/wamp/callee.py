@@ -61,7 +61,7 @@ CANCEL_AGAIN_AFTER = 0.1
 """Seconds until a call is cancelled again that still runs, because what it awaited had just finished."""
 
 UNMEASURED = 32 * 1024
-"""Bytes of parts that are sent between two calls for the router's backlog, each dearer than a small part."""
+"""Bytes of parts sent to a caller between two queries of the router's backlog, which cost more than a part."""
 
 CALLEE_GONE = "callee disconnected from in-flight request"
 """Crossbar's error message for a call whose callee was lost."""
@@ -141,14 +141,14 @@ class _Parts:
         return self._room
 
 
-class _LastingCall:
+class _ActiveCall:
     """
-    What is kept of a call until it ends; of a lasting call, such as a watch, this is all that is kept.
+    What is kept of a call until it ends; of an ongoing call, such as a watch, this is all that is kept.
 
     Attributes:
-        lasting: The dispatcher's result, if the call lasts.
-        answer: Deferred that fires when the call ends, if it lasts.
-        seconds: Time until the call was answered, or became a lasting one: how long its caller then lets
+        ongoing: The dispatcher's result, if the call is ongoing.
+        answer: Deferred that fires when the call ends, if it is ongoing.
+        seconds: Time until the call was answered, or turned out ongoing: how long its caller then lets
             it last is no latency.
         failed: URI of its error.
     """
@@ -158,13 +158,13 @@ class _LastingCall:
         "answer",
         "callee",
         "failed",
-        "lasting",
+        "ongoing",
         "seconds",
         "session",
         "size",
         "uri",
     )
-    lasting: OngoingCall
+    ongoing: OngoingCall
     answer: CooperativeDeferred
     seconds: float
 
@@ -182,10 +182,10 @@ class _LastingCall:
         """Keep the call open, and answer it when it ends."""
         self.answer = answer
         answer.request = self._cancel
-        self.lasting.follow(self._over)
+        self.ongoing.follow(self._over)
 
     def _cancel(self) -> None:
-        self.lasting.end(CancelledError())
+        self.ongoing.end(CancelledError())
 
     def _over(self, error: Exception) -> None:
         self.callee._over(self, error)
@@ -208,7 +208,7 @@ class Callee(SessionObserver):
 
     Attributes:
         wrote: Called with a session id and the id of the transaction whose receipt it was sent.
-        drained: Called when no further calls will come, so that lasting calls have to end.
+        drained: Called when no further calls will come, so that ongoing calls have to end.
     """
 
     wrote: Callable[[int | None, str], None] = staticmethod(lambda session, tx: None)
@@ -373,7 +373,7 @@ class Callee(SessionObserver):
 
         async def answer(progress: Send | None = None) -> Any:
             # A client with the service's authrole could register the service's procedures anyway, so
-            # the authrole is enough to recognise the service.
+            # the authrole is enough to recognize the service.
             role = details.caller_authrole
             if self._forwarded is None or role is None or role != own.authrole:
                 raise NotAuthorized("only the service itself calls this")
@@ -396,7 +396,7 @@ class Callee(SessionObserver):
         Raises:
             Conflict: The process is gone.
             OutcomeUnknown: The process was lost during the call, which may have completed an upload.
-            Relayed: The process has refused the call.
+            RelayedError: The process has refused the call.
         """
         session = self._session
         if session is None:
@@ -433,7 +433,7 @@ class Callee(SessionObserver):
         call = self._call if details.progress is None else self._in_parts
         running = Deferred.fromCoroutine(call(session, details, state, answer))
         # A call that has already ended needs no Deferred that can be cancelled.
-        if running.called and not isinstance(running.result, _LastingCall):
+        if running.called and not isinstance(running.result, _ActiveCall):
             return running
         outcome = CooperativeDeferred()
         outcome.request = partial(self._cancel_again, running)
@@ -453,7 +453,7 @@ class Callee(SessionObserver):
             self._reactor.callLater(CANCEL_AGAIN_AFTER, self._cancel_again, running)
 
     def _finished(self, result: Any, answer: CooperativeDeferred) -> None:
-        if isinstance(result, _LastingCall):
+        if isinstance(result, _ActiveCall):
             result.keep_open(answer)
             return
         self._running.discard(answer)
@@ -479,7 +479,7 @@ class Callee(SessionObserver):
         parts = _Parts(session, account, account.room, progress)
         with session.outflow():
             result = await self._call(session, details, state, answer, parts.send)
-            if isinstance(result, _LastingCall):
+            if isinstance(result, _ActiveCall):
                 session.outflow().enter()
             return result
 
@@ -497,7 +497,7 @@ class Callee(SessionObserver):
         size = session.sizes.received
         # Counted before its turn, because a stopping service waits for waiting calls, too.
         account = self._accounts.enter(details.caller, size)
-        call = _LastingCall(self, session, account, size, uri)
+        call = _ActiveCall(self, session, account, size, uri)
         ended, running = True, False
         error: Exception | None = None
         try:
@@ -511,7 +511,7 @@ class Callee(SessionObserver):
             JOB_OWNER.set(account)
             result = await answer(progress)
             if isinstance(result, OngoingCall):
-                ended, call.lasting = False, result
+                ended, call.ongoing = False, result
                 return call
             if isinstance(result, WithReceipt):
                 return self._receipted(details.caller, result)
@@ -527,13 +527,13 @@ class Callee(SessionObserver):
             raise refused from None
         finally:
             call.seconds = self._reactor.seconds() - began
-            # A lasting call keeps no other call of its session from running.
+            # An ongoing call keeps no other call of its session from running.
             if running:
                 self._accounts.end(account)
             if ended:
                 self._leave(call, error)
 
-    def _refusal(self, call: _LastingCall, error: Exception) -> ApplicationError | None:
+    def _refusal(self, call: _ActiveCall, error: Exception) -> ApplicationError | None:
         """Return the WAMP error for an exception of a call; None if the session is lost."""
         if call.session.lost:
             return None
@@ -546,7 +546,7 @@ class Callee(SessionObserver):
         call.failed = refused.error
         return refused
 
-    def _leave(self, call: _LastingCall, error: Exception | None) -> None:
+    def _leave(self, call: _ActiveCall, error: Exception | None) -> None:
         """Count a call that has ended."""
         outcome = "answered" if error is None else _outcome(error)
         name = call.uri.removeprefix(self._head)
@@ -554,8 +554,8 @@ class Callee(SessionObserver):
         self._accounts.leave(call.account, call.size)
         call.session.sizes.weigh = call.account.weigh  # the answer is sent right after this
 
-    def _over(self, call: _LastingCall, error: Exception) -> None:
-        """Answer a lasting call that has ended."""
+    def _over(self, call: _ActiveCall, error: Exception) -> None:
+        """Answer an ongoing call that has ended."""
         refused = self._refusal(call, error)
         self._leave(call, error)
         call.session.outflow().leave()

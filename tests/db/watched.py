@@ -36,27 +36,27 @@ class LongCall:
         ended: Called with the error that ends the call.
 
     Attributes:
-        lasting: The `OngoingCall` that the handler returned; None before.
+        ongoing: The `OngoingCall` that the handler returned; None before.
     """
 
     def __init__(
         self, answer: Coroutine[Any, Any, Any], ended: Callable[[Exception], None]
     ) -> None:
         self._ended = ended
-        self.lasting: OngoingCall | None = None
+        self.ongoing: OngoingCall | None = None
         self._begun: Deferred[Any] = Deferred.fromCoroutine(answer)
         self._begun.addCallbacks(self._begin, lambda why: ended(why.value))
 
-    def _begin(self, lasting: OngoingCall) -> None:
-        self.lasting = lasting
-        lasting.follow(self._ended)
+    def _begin(self, ongoing: OngoingCall) -> None:
+        self.ongoing = ongoing
+        ongoing.follow(self._ended)
 
     def cancel(self) -> None:
         """Cancel the call, as its caller would."""
-        if self.lasting is None:
+        if self.ongoing is None:
             self._begun.cancel()
         else:
-            self.lasting.end(CancelledError())
+            self.ongoing.end(CancelledError())
 
 
 class Watcher:
@@ -156,7 +156,7 @@ class Watcher:
 
 def watch_of(watcher: Watcher) -> Watch:
     """Return the service's `Watch` of a watcher's call."""
-    watch = watcher.call.lasting
+    watch = watcher.call.ongoing
     assert isinstance(watch, Watch)
     return watch
 
