@@ -45,9 +45,8 @@ def main() -> None:
                     if "crossbar" in " ".join(child.cmdline()):
                         ended = [child, *child.children()]
                         child.kill()
-                psutil.wait_procs(
-                    ended
-                )  # the worker outlives the node and still answers calls for a short time
+                # The worker outlives the node and still answers calls for a short time.
+                psutil.wait_procs(ended)
                 errors = refusals(int(environ["PORT"]), "rowcast.actions.count")
                 print(f"answer after {time.monotonic() - began:.1f} s, before it {dict(errors)}")
 

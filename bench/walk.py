@@ -107,9 +107,8 @@ class PlayedRouter:
             self.tell(message.Welcome(1, roles, realm="realm1"))
         elif isinstance(msg, message.Register):
             reactor.callLater(0, self.tell, message.Registered(msg.request, 1))
-        elif isinstance(
-            msg, message.Call
-        ):  # of the procedure that returns how much the router buffers for a caller
+        elif isinstance(msg, message.Call):
+            # Of the procedure that returns how much the router buffers for a caller.
             reactor.callLater(0, self.tell, message.Result(msg.request, args=[0]))
         else:
             self.asked.pop(msg.request).callback((msg, payload))

@@ -56,7 +56,7 @@ class Cluster:
 
     @property
     def fresh(self) -> bool:
-        """Return whether the data directory has not been initialised yet."""
+        """Return whether the data directory has not been initialized yet."""
         return not (self.data / "PG_VERSION").exists()
 
     @property

@@ -13,7 +13,7 @@ ASLEEP = 0x726F776361737401
 """
 Advisory lock that a sleeping leader holds; writers send NOTIFY only while it is held.
 
-NOTIFY in each commit would serialise commits: PostgreSQL holds a server-wide lock from before such a commit
+NOTIFY in each commit would serialize commits: PostgreSQL holds a server-wide lock from before such a commit
 until after its flush (331 in place of 1,491 commits a second, with 4 clients and a flush of 2 ms). To fall
 asleep, the leader takes this lock, polls the log while any other session holds a lock on the log, and then
 once more. A writer locks the log before it tests this lock. So either the writer sees the leader asleep, or

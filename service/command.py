@@ -341,9 +341,8 @@ def _wait(reactor: Any, call: Callable[..., Any], *how: Any) -> tuple[Any, int]:
         running.addCallbacks(ended.append, failed.append)
 
         def stop(_: object) -> None:
-            with suppress(
-                ValueError
-            ):  # Ctrl-C has removed the trigger, and stops the reactor itself
+            # ValueError: Ctrl-C has removed the trigger, and stops the reactor itself.
+            with suppress(ValueError):
                 reactor.removeSystemEventTrigger(trigger)
                 reactor.stop()
 

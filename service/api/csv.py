@@ -17,7 +17,7 @@ An incomplete record is kept and parsed again with the next piece. Without a lim
 closed would make the service keep, and parse again, ever more text.
 """
 
-# The quantifiers are possessive (`*+`): a quote that is never closed would backtrack exponentially.
+# The quantifiers are possessive (`*+`): else a quote that is never closed is tried again with each shorter match.
 _FIELD = re.compile(r'(?:"([^"]*+(?:""[^"]*+)*+)"|([^",\r\n]*+))(,|\r\n|\n|\r|\Z)')
 
 Record = list[str | None]

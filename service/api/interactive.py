@@ -333,9 +333,8 @@ class Interactive:
         isolation = given.choice("isolation", ISOLATION)
         idle = seconds_of(given.value("idle_timeout"), "idle_timeout") or self._limits.idle
         level = self._database.hold(self._limits.idle, isolation, given.flag("read_only"))
-        level.all_or_nothing = (
-            True  # a failure rolls back all of it, or to a savepoint that the caller set
-        )
+        # A failure rolls back all of it, or to a savepoint that the caller set.
+        level.all_or_nothing = True
         held = OpenTransaction(level)
         lease = self.open.open(caller, held, min(idle, self._limits.idle))
         held.clock = self._database.reactor.callLater(
@@ -402,9 +401,8 @@ class Interactive:
                 # The end of the transaction has cancelled this call; the refusal says why it ended.
                 if held.reason is not None and (cause is None or isinstance(cause, Canceled)):
                     raise ended(held.reason) from error
-                if (
-                    held.failure is not None and not command
-                ):  # a command checks the failure by itself
+                # A command checks the failure by itself.
+                if held.failure is not None and not command:
                     raise Conflict(FAILED, **held.failure) from error
                 if cause is not None and cause.details.get("retry"):
                     locks = "; until then it keeps its locks" if held.savepoints else ""

@@ -418,14 +418,12 @@ async def _refusal(
     if existing.by_index:  # any other reason would have refused the upsert that was rolled back
         return late
     keys = {at: existing.keys[at] for at in absent if at in existing.keys}
-    seen = await _read(
-        call, parsed, existing.key, keys
-    )  # first: the upsert may make a view show the row
+    # Read before the upsert, which may make a view show the row.
+    seen = await _read(call, parsed, existing.key, keys)
     try:
         written = await _upserted(call, parsed, absent, where)
-    except (
-        RowUnseen
-    ):  # this statement began after the row was inserted, so the caller may not see it
+    except RowUnseen:
+        # This statement began after the row was inserted, so the caller may not see the row.
         return hidden
     if len(seen) == len(absent):
         return late

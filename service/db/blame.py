@@ -28,7 +28,7 @@ from service.request.requests import Assignment, CreateRequest, OnConflict, Upda
 INSERT: frozenset[WriteKind] = frozenset({"insert"})
 UPDATE: frozenset[WriteKind] = frozenset({"update"})
 MANY = 100
-"""Written rows; more are compared with an error in a thread, at 4 µs for each."""
+"""Number of written rows above which they are compared with an error in a thread, at 4 µs a row."""
 UNKNOWN = object()
 """In place of a given value if another value may be written: the column may have any."""
 

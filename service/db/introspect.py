@@ -231,9 +231,8 @@ def _snapshot(connection: connection) -> Iterator[NamedTupleCursor]:
         if own
         else ("SAVEPOINT introspect", "ROLLBACK TO introspect; RELEASE introspect")
     )
-    with (
-        connection.cursor() as plain
-    ):  # the connection's own cursor class, which sends a noted BEGIN
+    # A cursor of the connection's own class, which sends a noted BEGIN.
+    with connection.cursor() as plain:
         # pg_temp is last: if it is not in the search_path, relations and types are looked up there first.
         plain.execute(f"{begin}; SET LOCAL search_path TO pg_catalog, pg_temp")
         try:

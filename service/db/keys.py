@@ -462,9 +462,8 @@ def _row(
     cursor: PgCursor, columns: Sequence[str], types: Sequence[int], text: str
 ) -> dict[str, Any]:
     """Decode the text of a row, by the typecasters that decode a result's columns."""
-    values = zip(
-        columns, types, read_composite(text), strict=False
-    )  # a guard has a column of its own
+    # Not strict: a guard adds a column behind those of the row.
+    values = zip(columns, types, read_composite(text), strict=False)
     return {name: None if each is None else cursor.cast(type, each) for name, type, each in values}
 
 

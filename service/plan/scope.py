@@ -180,9 +180,8 @@ class Scope:
             without_hidden_fields(self.catalog, value)
             return value.apply(Applied("cardinality"), self.named("int4"))
         if value.type.category == "S":
-            if (
-                value.type.name != "text"
-            ):  # bpchar is padded with blanks, and citext has no length()
+            # bpchar is padded with blanks, and citext has no length().
+            if value.type.name != "text":
                 value = value.cast(self.named("text"))
             return value.apply(Applied("length"), self.named("int4"))
         raise InvalidArgument(

@@ -136,9 +136,8 @@ async def freeze_postgres(deployment: Deployment, chance: random.Random) -> None
 
 async def freeze(part: Part, seconds: float = STALL) -> None:
     """Suspend a part for some seconds."""
-    stopped = (
-        part.processes()
-    )  # another fault may replace them meanwhile: resume the suspended ones
+    # Kept, because another fault may replace the processes meanwhile: resume the suspended ones.
+    stopped = part.processes()
     send(stopped, SIGSTOP)
     await pause(seconds)
     send(stopped, SIGCONT)
