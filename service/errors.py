@@ -27,7 +27,7 @@ The errors that a caller can get, as a tree of classes.
     ├─ Raised               RAISE in the database
     ├─ DatabaseRefused      any other SQLSTATE
     ├─ InternalError        a bug in the service: the caller only gets an id
-    └─ Relayed              an error of another process of the service
+    └─ RelayedError         an error of another process of the service
 
 A class has the data of one error and words its message. Its `uri` is the error URI for callers; `details`
 are the keyword arguments of the WAMP error, whose names have to be in `DETAILS`.

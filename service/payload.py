@@ -138,7 +138,7 @@ def check(value: Any, levels: int = LEVELS) -> None:
 
     Raises:
         TooDeep: The value has more levels than `levels`.
-        Unsafe: It contains another type.
+        Unserializable: It contains another type.
     """
     _check([value], levels + 1)
 
@@ -153,7 +153,7 @@ def fit(answer: Any, max_bytes: int) -> int:
 
     Raises:
         TooLarge: The answer is larger, or has more levels than `check` allows.
-        Unsafe: It contains a value that cannot be sent.
+        Unserializable: It contains a value that cannot be sent.
     """
     return len(packed(answer, max_bytes))
 

@@ -5,6 +5,7 @@ Rules that hold for all modules: imports, names, docstrings and sizes.
 from __future__ import annotations
 
 import ast
+import builtins
 import io
 import subprocess
 import sys
@@ -141,6 +142,66 @@ def test_openings_include_methods_and_coroutines_but_not_classes() -> None:
     """The docstrings of modules and classes begin with a noun."""
     source = '"""A."""\nclass B:\n """B."""\n def c(self):\n  """\n  Give it.\n  """\nasync def d():\n """Run it."""'
     assert openings(source) == {"Give", "Run"}
+
+
+def entries(docstring: str, section: str) -> list[str]:
+    """Return the names that a section of a docstring, such as Args, explains."""
+    found: list[str] = []
+    inside = False
+    for line in docstring.splitlines():
+        if line and not line.startswith(" "):
+            inside = line == f"{section}:"
+        elif inside and line[4:5] not in ("", " "):
+            found += [name.strip(" *") for name in line.partition(":")[0].split(",")]
+    return found
+
+
+def identifiers(step: ast.AST) -> set[str]:
+    """Return the names of variables, attributes, parameters, functions and classes in a piece of code."""
+    found = set[str]()
+    for each in ast.walk(step):
+        if isinstance(each, ast.Name | ast.Attribute):
+            found.add(each.id if isinstance(each, ast.Name) else each.attr)
+        elif isinstance(each, ast.arg | ast.alias):
+            found.add(each.arg if isinstance(each, ast.arg) else each.name)
+        elif isinstance(each, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(each.name)
+    return found
+
+
+def unknown_entries(source: str, exceptions: set[str]) -> list[str]:
+    """Return the entries of docstrings that name no parameter, attribute or exception."""
+    found = []
+    for step in ast.walk(ast.parse(source)):
+        if not isinstance(step, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        text, known = ast.get_docstring(step) or "", identifiers(step)
+        # A subclass may explain what it inherits.
+        inherits = isinstance(step, ast.ClassDef) and step.bases
+        if not inherits:
+            explained = entries(text, "Args") + entries(text, "Attributes")
+            found += [f"{step.name}: {name}" for name in explained if name not in known]
+        raised = (name.rpartition(".")[2] for name in entries(text, "Raises"))
+        found += [f"{step.name}: {name}" for name in raised if name not in exceptions]
+    return found
+
+
+def test_docstrings_explain_what_exists() -> None:
+    """A renamed parameter or exception is easily left behind in the docstrings that explain it."""
+    sources = {str(module): text(module) for module in MODULES}
+    exceptions = set(dir(builtins)).union(
+        *(identifiers(ast.parse(each)) for each in sources.values())
+    )
+    strange = {name: unknown_entries(source, exceptions) for name, source in sources.items()}
+    assert {name: found for name, found in strange.items() if found} == {}
+
+
+def test_unknown_entries_are_those_of_renamed_parameters_and_exceptions() -> None:
+    source = (
+        'def f(new, more):\n    """\n    Do.\n\n    Args:\n        old: A.\n            b: c\n'
+        '        new, more: B.\n\n    Raises:\n        Gone: It.\n        a.Known: It.\n    """\n'
+    )
+    assert unknown_entries(source, {"Known"}) == ["f: old", "f: Gone"]
 
 
 def test_modules_do_not_share_a_name() -> None:

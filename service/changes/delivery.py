@@ -1,7 +1,7 @@
 """
 Delivery: passes the changes of a tick to the publisher.
 
-Publishing may take longer than the lease. Meanwhile the leader's session runs a statement now and then:
+Publishing may take longer than the lease. Meanwhile the leader's session runs a statement every `PULSE` seconds:
 otherwise a follower would take the leader for a process that hangs, and end its session.
 """
 
@@ -72,7 +72,7 @@ class Delivery:
     Args:
         reactor: Runs timers, and receives results from threads.
         publish: Publishes the changes of complete transactions.
-        able: Returns whether events could be published now.
+        can_publish: Returns whether events could be published now.
         lease: Seconds for which publishing may be impossible before the lead is given up.
         most: Number of log rows above which a transaction is a reset.
         counters: Counts what was published.
@@ -92,7 +92,7 @@ class Delivery:
     ) -> None:
         self._reactor = reactor
         self._publish = publish
-        self._able = can_publish
+        self._can_publish = can_publish
         self._lease = lease
         self._most = most
         self._counters = counters
@@ -186,7 +186,7 @@ class Delivery:
             nonlocal since
             await self.in_thread(connection.ask, "SELECT 1")
             now = self._reactor.seconds()
-            since = now if self._able() else since
+            since = now if self._can_publish() else since
             if now > since + self._lease:
                 raise CannotPublish
 

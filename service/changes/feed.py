@@ -6,7 +6,7 @@ makes the next tick only after all changes of the one before were published, so 
 at most one tick again. The feeds of the other processes only notice that there are new changes.
 
 While changes arrive, the leader polls the log every few milliseconds and writers send no NOTIFY, which would
-serialise their commits (figures at ASLEEP in schema/triggers.py). When no changes arrive, the leader falls
+serialize their commits (figures at ASLEEP in schema/triggers.py). When no changes arrive, the leader falls
 asleep, and the next writer wakes it by NOTIFY. A sleeping leader still polls once a second, because a
 notification can be lost.
 """
@@ -104,7 +104,7 @@ class Feed(Service):
         publish: Publishes the changes of complete transactions, but none before they are durable. They
             count as published when it returns. If it fails, another feed may take the lead.
         settings: Settings of the feed.
-        able: Returns whether events could be published now. If not, this feed leaves the lead to another.
+        can_publish: Returns whether events could be published now. If not, this feed leaves the lead to another.
         subscribed: Returns the relations and roles for which events are likely to have subscribers.
         process: Id of this process, by which `why` finds out whether the leader is at its router.
 
@@ -131,7 +131,7 @@ class Feed(Service):
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
         self._listener = listener
         self._settings = settings
-        self._able = can_publish
+        self._can_publish = can_publish
         self._subscribed = subscribed
         self._process = process
         self._callbacks: list[Callable[[], None]] = []
@@ -280,7 +280,7 @@ class Feed(Service):
         """Try for the lead with one session, and follow or lead until the session ends."""
         seen = 0
         while self.running:
-            lease = self._settings.lease if self._able() else None
+            lease = self._settings.lease if self._can_publish() else None
             duty = await self._delivery.in_thread(duty_txn, connection, lease, self._made)
             if duty is Duty.LEAD:
                 await self._lead(connection)

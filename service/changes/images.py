@@ -84,7 +84,7 @@ class ImageReader:
         A column that it lacks was added or renamed since.
 
         Raises:
-            Unreadable: A value cannot be converted exactly.
+            UnconvertibleValue: A value cannot be converted exactly.
         """
         found = {}
         for name, read in self.columns.items():
@@ -103,7 +103,7 @@ class ImageReader:
             row: The row of the new image.
 
         Raises:
-            Unreadable: A value cannot be converted exactly.
+            UnconvertibleValue: A value cannot be converted exactly.
         """
         found = {}
         for name, read in self.columns.items():
@@ -123,7 +123,7 @@ class ImageReader:
         Return the wire form of a value of one column.
 
         Raises:
-            Unreadable: The value cannot be converted exactly.
+            UnconvertibleValue: The value cannot be converted exactly.
         """
         return None if value is None else self.columns[column](value)
 
@@ -335,7 +335,7 @@ Packer = Callable[[Change, bool], str]
 Encode a change as CBOR, one character per byte; the second argument is the event's `last`.
 
 Raises:
-    KeyError, Unreadable: An image lacks a shown column, or a value cannot be converted exactly.
+    KeyError, UnconvertibleValue: An image lacks a shown column, or a value cannot be converted exactly.
 """
 
 OPS = ("insert", "update", "delete", "truncate", "touch", "reset")

@@ -240,7 +240,7 @@ def _truncated(rows: list[_ReadRow], tracked: TrackedTable) -> list[_Net]:
     Return a truncation and the rows that were inserted after it.
 
     Raises:
-        Unclear: Inserts that the log has before the truncation may have come after it: when several
+        AmbiguousChange: Inserts that the log has before the truncation may have come after it: when several
             tables are truncated by one statement, a TRUNCATE trigger of the first may write to the
             next one before its truncation is logged.
     """
@@ -284,7 +284,7 @@ def _by_key(rows: list[_ReadRow], tracked: TrackedTable) -> dict[str, _Images]:
     Return the images by key; of a relation without a key, all under one entry.
 
     Raises:
-        Unclear: An image lacks a key column: it was renamed since, or the key was changed.
+        AmbiguousChange: An image lacks a key column: it was renamed since, or the key was changed.
     """
     found: dict[str, _Images] = {}
     for row, old, new in rows:
@@ -306,7 +306,7 @@ def _of_key(images: _Images) -> _Net | None:
     Return the net change of a key.
 
     Raises:
-        Unclear: More than one old or new image remains: the table was altered within the
+        AmbiguousChange: More than one old or new image remains: the table was altered within the
             transaction.
     """
     old, new = images.old, images.new

@@ -337,7 +337,7 @@ class Shown:
         Return the row of a change, and the values that it had before.
 
         Raises:
-            Unreadable: The log does not have the exact values.
+            UnconvertibleValue: The log does not have the exact values.
         """
         new = self._row(change.new)
         if new is None or change.old is None or change.new is None:

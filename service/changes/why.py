@@ -362,7 +362,7 @@ def service_checks(
     if polls:
         yield Check(
             None,
-            "it looks at the log now and then, as nobody tells it: events are some 20 ms late",
+            "it polls the log, because it is not notified of writes: events are some 20 ms late",
             "ROWCAST_DIRECT_URL, past a transaction pooler; track without --no-wake",
         )
     if refused:
@@ -408,7 +408,7 @@ def try_txn(connection: PgConnection, schema: str, name: str, wait: Wait) -> Che
         wait: Blocks for a number of seconds.
 
     Raises:
-        NotTried: The table has no row, or no column, that can be written.
+        NoTestRow: The table has no row, or no column, that can be written.
     """
     column = _row(connection, COLUMN, schema=schema, name=name)
     if column is None:

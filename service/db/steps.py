@@ -80,8 +80,7 @@ def steps_txn(
     """
     Write the rows of one message, behind the steps `before`; return the values with the returned ones.
 
-    Raises:
-        As `nested_txn`, but for the errors of the answer.
+    This raises the errors of `nested_txn`, except those of the answer.
     """
     return _write_messages(connection, codec, [make()], values, before)
 

@@ -30,7 +30,7 @@ class RecordingFeed:
         batches: The published batches of changes.
         calls: How often the feed has called its subscriber.
         refuses: An exception that publishing raises, or None.
-        able: Whether the feed may assume that it can publish.
+        can_publish: Whether the feed may assume that it can publish.
         heard: The subscribed relations and roles that the feed gets to know.
         rights: The rights that came with each batch.
         waits: A Deferred that publishing waits for, or None.
