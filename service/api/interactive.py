@@ -174,7 +174,7 @@ ENDED: Mapping[Reason, str] = {
 }
 
 FAILED = "the transaction has failed: a call before this one was refused"
-WHOLE = "roll it back, begin another one, and make all of its calls again"
+REPEAT = "roll it back, begin another one, and make all of its calls again"
 """The hint of an error with `retry`. Outside a transaction such an error asks to repeat the one call."""
 
 Answer = Callable[[str, Sequence[Any], Mapping[str, Any], Caller, CallState], Awaitable[Any]]
@@ -234,7 +234,7 @@ class OpenTransaction:
                 "reason": "failed",
                 "detail": f"{cause.uri}: {cause.message}" if cause else None,
                 "sqlstate": cause.details.get("sqlstate") if cause else None,
-                "hint": "roll it back, or back to a savepoint" if self.savepoints else WHOLE,
+                "hint": "roll it back, or back to a savepoint" if self.savepoints else REPEAT,
             }
             # The calls behind it that have been sent are refused without waiting for their statements.
             self.turns.stop()
@@ -406,7 +406,7 @@ class Interactive:
                     raise Conflict(FAILED, **held.failure) from error
                 if cause is not None and cause.details.get("retry"):
                     locks = "; until then it keeps its locks" if held.savepoints else ""
-                    cause.details.setdefault("hint", WHOLE + locks)
+                    cause.details.setdefault("hint", REPEAT + locks)
                 if cause is None or cause is error:
                     raise
                 raise cause from error

@@ -103,7 +103,7 @@ class Catalogs(Service):
         self._keeping = Context().run(Deferred.fromCoroutine, self._keep())
 
     def stopService(self) -> Deferred[None] | None:
-        """Stop to check the catalog."""
+        """Stop checking the catalog."""
         super().stopService()
         keeping, self._keeping = self._keeping, None
         if keeping is not None:

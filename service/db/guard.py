@@ -1,5 +1,5 @@
 """
-A watchdog for all sessions: it ends the wait for a server that is silent for too long.
+A guard for all sessions: it ends the wait for a server that is silent for too long.
 
 libpq waits for ever for a server whose host acknowledges TCP segments but which never answers, as
 behind a proxy that hangs. If another thread shuts the socket down, the wait ends.
@@ -15,7 +15,7 @@ INTERVAL = 0.25
 """Seconds between two checks of the sessions."""
 
 
-class WatchedSession(Protocol):
+class GuardedSession(Protocol):
     """The part of a session that the guard uses."""
 
     def overdue(self, now: float) -> bool:
@@ -25,15 +25,15 @@ class WatchedSession(Protocol):
         """Shut down the session's socket."""
 
 
-class SessionWatchdog:
+class SessionGuard:
     """A thread that checks sessions; it runs as long as there are any."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sessions: set[WatchedSession] = set()
+        self._sessions: set[GuardedSession] = set()
         self._thread: threading.Thread | None = None
 
-    def add(self, session: WatchedSession) -> None:
+    def add(self, session: GuardedSession) -> None:
         """Start to watch a session."""
         with self._lock:
             self._sessions.add(session)
@@ -41,12 +41,12 @@ class SessionWatchdog:
                 self._thread = threading.Thread(target=self._watch, name="pg-guard", daemon=True)
                 self._thread.start()
 
-    def remove(self, session: WatchedSession) -> None:
+    def remove(self, session: GuardedSession) -> None:
         """Stop watching a session; after this returns, the guard does not touch its socket."""
         with self._lock:
             self._sessions.discard(session)
 
-    def give_up(self, session: WatchedSession) -> None:
+    def give_up(self, session: GuardedSession) -> None:
         """Shut the socket of a session down, if it is still watched."""
         with self._lock:
             if session in self._sessions:
@@ -66,5 +66,5 @@ class SessionWatchdog:
                         session.shut()
 
 
-GUARD = SessionWatchdog()
+GUARD = SessionGuard()
 """The guard of all sessions of the process."""

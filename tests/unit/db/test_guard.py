@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 import time
 
-from service.db.guard import INTERVAL, SessionWatchdog
+from service.db.guard import INTERVAL, SessionGuard
 
 
 class Session:
@@ -41,7 +41,7 @@ def wait_for(condition: object) -> None:
 
 def test_session_that_is_overdue_is_shut() -> None:
     """One that is not stays open; one that is no longer watched, too."""
-    guard, late, other = SessionWatchdog(), Session(late=True), Session()
+    guard, late, other = SessionGuard(), Session(late=True), Session()
     guard.add(other)
     guard.add(late)
     wait_for(lambda: late.shuts)
@@ -54,7 +54,7 @@ def test_session_that_is_overdue_is_shut() -> None:
 
 def test_session_is_given_up_while_it_is_watched() -> None:
     """Its socket is another's afterwards."""
-    guard, session = SessionWatchdog(), Session()
+    guard, session = SessionGuard(), Session()
     guard.give_up(session)
     assert session.shuts == 0
     guard.add(session)
@@ -68,7 +68,7 @@ def test_session_is_given_up_while_it_is_watched() -> None:
 def test_thread_lives_as_long_as_there_are_sessions() -> None:
     """There is one for all of them, and none for none."""
     before = watching()
-    guard, sessions = SessionWatchdog(), [Session(), Session()]
+    guard, sessions = SessionGuard(), [Session(), Session()]
     for session in sessions:
         guard.add(session)
     assert len(watching() - before) == 1
