@@ -41,7 +41,7 @@ from service.db.statements import (
     answered_columns,
     by_keys_txn,
     compute_txn,
-    keyed_txn,
+    rows_and_keys_txn,
     several_rows,
 )
 from service.db.writes import NoRowWritten, Written, too_many_rows
@@ -161,7 +161,9 @@ async def _locked(
     """
     plan = plan_update_rows(call.snapshot.catalog, relation_of(call), parsed.request)
     args = (call.snapshot.codec, lock_rows(plan), parsed.values, None, Shape("dicts", UNBOUNDED))
-    rows, behind = await call.run(Step(keyed_txn, args, timeout=parsed.timeout, access="write"))
+    rows, behind = await call.run(
+        Step(rows_and_keys_txn, args, timeout=parsed.timeout, access="write")
+    )
     if len({number for number, *_ in behind}) < len(behind):
         raise several_rows(len(rows), len(parsed.request.rows))
     if len(rows) < len(parsed.request.rows):
@@ -370,7 +372,9 @@ async def _locked_old(
     statement = call.snapshot.statement(_lock, relation_of(call), (request, key))
     shape = Shape(request.returning.form, call.backend.max_bytes)
     args = (call.snapshot.codec, statement, parsed.values, None, shape)
-    old, keys = await call.run(Step(keyed_txn, args, timeout=parsed.timeout, access="write"))
+    old, keys = await call.run(
+        Step(rows_and_keys_txn, args, timeout=parsed.timeout, access="write")
+    )
     return old, keys, answered_columns(statement)
 
 

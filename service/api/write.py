@@ -31,8 +31,8 @@ from service.db.statements import (
     compute_txn,
     json_list,
     json_page,
-    keyed_txn,
     page_txn,
+    rows_and_keys_txn,
     several_rows,
 )
 from service.db.writes import NoRowWritten, Written, or_missing_txn, write_rows_txn, write_txn
@@ -405,7 +405,9 @@ async def _locked(
     asked = request.target, Returning(order=request.returning.order), limit, changes, skip_locked
     statement = call.snapshot.statement(_lock, relation, asked)
     args = (call.snapshot.codec, statement, values.freeze(), None, Shape("dicts", UNBOUNDED))
-    rows, new = await call.run(Step(keyed_txn, args, timeout=parsed.timeout, access="write"))
+    rows, new = await call.run(
+        Step(rows_and_keys_txn, args, timeout=parsed.timeout, access="write")
+    )
     if request.target.key is not None and len(rows) > 1:
         raise several_rows(len(rows))
     if len(rows) > most:

@@ -22,7 +22,7 @@ from service.changes.touched import Key, KeyPlan, key_arrays, key_plan
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.literals import write_array
-from service.db.statements import Shape, keyed_txn, read_only_txn
+from service.db.statements import Shape, read_only_txn, rows_and_keys_txn
 from service.db.transaction import Actor, apart_txn
 from service.errors import TooManyWatched
 from service.plan.aggregate_plan import AggregatePlan
@@ -435,7 +435,7 @@ def _read_txn(
         connection,
         run.actor,
         *ahead,
-        keyed_txn,
+        rows_and_keys_txn,
         shape.codec,
         statement,
         values,

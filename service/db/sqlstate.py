@@ -81,7 +81,7 @@ def refusal(
     Return the `ServiceError` for an error; None if it is no error of the database.
 
     Args:
-        error: The error, on which `position.point_out` may have noted a parameter.
+        error: The error, on which `position.annotate_position` may have noted a parameter.
         catalog: The served catalog: no other object is named in the error.
         relation: The relation of the call.
     """

@@ -150,7 +150,7 @@ def _page(
     return Page(found, more, first, last)
 
 
-def keyed_txn(
+def rows_and_keys_txn(
     connection: PgConnection,
     codec: Codec,
     statement: Statement,
