@@ -2,10 +2,10 @@
 Which rows of a live query the changes of a cycle can have touched.
 
 A changed row of the root relation names its key, in its old and its new image. A changed row of a related
-relation names its foreign key, in both images; the rows that it refers to are looked up, one link at a time,
-in the snapshot in which the changes were read. That is complete: if a row in between has changed too, its own
-images lead to the rows that it referred to before. (With rows read from a later snapshot, or with the new
-images alone, it is not; the tests run both variants, and they must fail.)
+relation has the values of the columns that join it, in both images; the rows that have these values are
+looked up, one link at a time, in the snapshot in which the changes were read. That is complete: if a row in
+between has changed too, its own images lead to the rows that it was related to before. (With rows read from a
+later snapshot, or with the new images alone, it is not; the tests run both variants, and they must fail.)
 
 If a query reads a relation in any other way (in a policy, in a function, a second time), a change of that
 relation touches all of its rows.
