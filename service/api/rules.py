@@ -226,8 +226,8 @@ async def validate_changes(
         pause: Yields to the reactor.
 
     Returns:
-        The updates to run instead: one for the target if the model made the same changes of all its rows,
-        else one for each row.
+        The updates to run instead: one for the target if the model made the same changes of all its rows;
+        one for each row if not, or if `limit` or `skip_locked` picks rows of the target.
 
     Raises:
         InvalidRow: With every failing column of the first failing row.

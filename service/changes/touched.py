@@ -169,7 +169,7 @@ def related_txn(
         return None
     found: dict[bool, set[Key]] = {True: set(), False: set()}
     for way, step in plan.steps:
-        # A null foreign key refers to no row.
+        # A null value joins no row.
         values = {each for each in met.pop(way.source, ()) if None not in each}
         if not values:
             continue
