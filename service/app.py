@@ -272,7 +272,7 @@ class Serving(Service):
             topics.subscribed,
             process,
         )
-        self.catalogs.subscribe(self.feed.look)
+        self.catalogs.subscribe(self.feed.poll_now)
         self.watches = Watches(
             reactor,
             self.database,

@@ -200,7 +200,7 @@ class Feed(Service):
         self._callbacks.append(callback)
         return lambda: self._callbacks.remove(callback) if callback in self._callbacks else None
 
-    def look(self) -> None:
+    def poll_now(self) -> None:
         """Poll now, and check for DDL too: the catalog has changed."""
         self._upkeep.looking = True
         self._wake()

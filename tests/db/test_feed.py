@@ -327,7 +327,7 @@ async def test_ddl_that_fires_no_trigger_is_a_reset(dsn: str) -> None:
     async with feeding(dsn) as kept:
         await until(lambda: kept.asleep)
         execute(dsn, "ALTER TABLE notes ADD COLUMN more int DEFAULT 7")
-        kept.feed.look()
+        kept.feed.poll_now()
         await until(lambda: kept.batches)
         assert kept.contents == [("reset", None, None, None)]
         execute(dsn, "INSERT INTO notes VALUES (1, 'x')")
@@ -344,7 +344,7 @@ async def test_ddl_is_not_waited_for(dsn: str) -> None:
         rows.execute("UPDATE rowcast.tracked SET noticed = noticed")
         async with feeding(dsn) as kept:
             execute(dsn, "ALTER TABLE items ADD COLUMN IF NOT EXISTS later int")
-            kept.feed.look()
+            kept.feed.poll_now()
             execute(dsn, "INSERT INTO items VALUES (1, 0)")
             await until(lambda: kept.batches)
             assert kept.contents[0][0] == "insert"
@@ -362,7 +362,7 @@ async def test_feed_without_a_log_waits_for_one(dsn: str) -> None:
             assert not kept.feed.leading
             assert kept.feed.stats()["part"] == "nothing is tracked"
             execute(dsn, "ALTER SCHEMA elsewhere RENAME TO rowcast")
-            kept.feed.look()
+            kept.feed.poll_now()
             await until(lambda: kept.feed.leading)
     finally:
         execute(
