@@ -46,7 +46,7 @@ from service.db.transaction import (
     single_txn,
     statement_txn,
 )
-from service.db.worker import Alike, Job
+from service.db.worker import Job, SharedRead
 from service.errors import StatementTimeout
 from service.sql.statement import Statement
 
@@ -178,7 +178,7 @@ class Database:
         if retry:
             job = Job(single_txn, (actor.identity, function, *args), True)
             if function is page_txn and args[1].many is not None:
-                job.alike = _alike(actor.identity, *args)
+                job.shared_read = _shared_read(actor.identity, *args)
             return self.pool.scheduler.submit(job, timeout)
         how = procedure_txn if ending else autocommit_write_txn
         return self._submit(Job(how, (actor.identity, function, *args)), actor, timeout)
@@ -336,18 +336,18 @@ class Database:
         return await self._retries.run(attempt, retries, kind)
 
 
-def _alike(
+def _shared_read(
     identity: Identity,
     codec: Codec,
     statement: Statement,
     values: Sequence[Any],
     limit: int | None,
     shape: Shape,
-) -> Alike:
+) -> SharedRead:
     """Return what a read of a page shares with reads of the same statement under the same identity."""
     # The id stands for the statement, which the jobs keep alive: hashing its text and bounds takes longer.
     key = id(statement), identity.local
-    return Alike(key, (identity, pages_txn, codec, statement, shape), (values, limit))
+    return SharedRead(key, (identity, pages_txn, codec, statement, shape), (values, limit))
 
 
 def _note_read_only(done: Deferred[Any], read_only: bool) -> Deferred[Any]:

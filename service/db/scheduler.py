@@ -301,7 +301,7 @@ class Scheduler:
                 GUARD.give_up(worker.connection)
 
     def join(self, timeout: float) -> None:
-        """Wait for the threads to end, `timeout` seconds at most; not for the reactor thread."""
+        """Wait for the threads to end, `timeout` seconds at most; blocks, so not in the reactor thread."""
         end = time.monotonic() + timeout
         for worker in self.workers:
             worker.thread.join(max(0.0, end - time.monotonic()))
@@ -321,7 +321,7 @@ class Scheduler:
         Assign waiting jobs to workers; transactions get all workers but one.
 
         If transactions had all workers, a transaction that waits for a query outside of itself
-        would never get on. A finished job counts until its caller has the result, so a caller that
+        would wait for ever. A finished job counts until its caller has the result, so a caller that
         is then blocked by the size of its results gets no next job.
         """
         # At shutdown owners are no longer blocked: every job has to end.
@@ -339,11 +339,11 @@ class Scheduler:
 
     def _give(self, job: Job) -> None:
         self._assigned += 1
-        owner, alike = job.owner, job.alike
+        owner, read = job.owner, job.shared_read
         if owner is not None:
             owner.given += 1
-        if alike is not None and (owner is None or owner.light):
-            limit = self._limits.get(alike.key) or self._limit(alike.key)
+        if read is not None and (owner is None or owner.light):
+            limit = self._limits.get(read.key) or self._limit(read.key)
             if limit.group is not None and limit.group.join(job):
                 return
             limit.group = job = JobGroup(job, limit)
@@ -388,7 +388,7 @@ class Scheduler:
 
     def _run_alone(self, job: Job) -> None:
         """Queue a job of a failed group again; it still counts as assigned."""
-        job.alike = None
+        job.shared_read = None
         job.token.append(None)
         self._jobs[job] = self._reactor.seconds() + self.limits.acquire_timeout
         self.queue.put(job)

@@ -105,7 +105,7 @@ JOB_OWNER: ContextVar[JobOwner | None] = ContextVar("rowcast_job_owner", default
 
 
 @dataclass(frozen=True, slots=True)
-class Alike:
+class SharedRead:
     """
     What a read shares with other reads of the same statement, so that one run can serve all of them.
 
@@ -138,7 +138,7 @@ class Job:
         ended: Whether the worker has finished it; the reactor may not have been notified yet.
         owner: The session on whose behalf it runs; None for the service itself.
         reason: The error with which it was stopped; None if it was not.
-        alike: Set if it may share a run with other reads.
+        shared_read: Set if it may share a run with other reads.
         group: The group that it has joined.
     """
 
@@ -159,7 +159,7 @@ class Job:
     worker: Worker | None = field(default=None, init=False)
     result: Any = field(default=None, init=False)
     error: Failure | None = field(default=None, init=False)
-    alike: Alike | None = field(default=None, init=False)
+    shared_read: SharedRead | None = field(default=None, init=False)
     group: JobGroup | None = field(default=None, init=False)
 
     @property
@@ -296,8 +296,8 @@ class JobGroup(Job):
         if len(running) == 1:
             found = [first.function(connection, *first.args)]
         else:
-            alike = [each.alike for each in running if each.alike is not None]
-            found = first.function(connection, *alike[0].args, [each.values for each in alike])
+            reads = [each.shared_read for each in running if each.shared_read is not None]
+            found = first.function(connection, *reads[0].args, [each.values for each in reads])
         self.limit.ran(len(running), time.monotonic() - began)
         return found
 
