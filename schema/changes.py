@@ -13,6 +13,7 @@ the right to create a schema, and triggers on the tables; no superuser, extensio
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 import psycopg2
 from psycopg2 import errors, sql
@@ -526,7 +527,7 @@ def track_table(dsn: str, table: str, level: str, wake: bool, schemas: tuple[str
 
     Args:
         dsn: Connection string of the database.
-        table: Name of the table, quoted as in SQL if need be.
+        table: Name of the table, as in URIs (`Orders`, `app.Orders`) or as in SQL (`"Orders"`).
         level: One of `LEVELS`.
         wake: As in `track`.
         schemas: Search path for names without a schema.
@@ -537,17 +538,19 @@ def track_table(dsn: str, table: str, level: str, wake: bool, schemas: tuple[str
     Raises:
         TrackingRefused: The table could not be tracked.
     """
-    return _run(dsn, schemas, "SELECT rowcast.track(%s::regclass, %s, %s)", [table, level, wake])
+    tracked = f"rowcast.track(coalesce({EXACT}, %(table)s::text::regclass), %(level)s, %(wake)s)"
+    return _run(dsn, table, schemas, f"SELECT {tracked}", level=level, wake=wake)
 
 
 def untrack_table(dsn: str, table: str, schemas: tuple[str, ...] = ()) -> str:
     """Untrack a table, even if it was dropped; arguments and errors as in `track_table`."""
-    statement = (
-        "SELECT coalesce(rowcast.untrack(found), %s || ' is not tracked') FROM (SELECT coalesce("
-        "to_regclass(%s), (SELECT relation FROM rowcast.tracked WHERE name = %s)) AS found) f"
-    )
-    return _run(dsn, schemas, statement, [table] * 3)
+    found = f"{EXACT}, to_regclass(%(table)s), (SELECT relation FROM rowcast.tracked WHERE name = %(table)s)"
+    done = f"coalesce(rowcast.untrack(coalesce({found})), %(table)s || ' is not tracked')"
+    return _run(dsn, table, schemas, f"SELECT {done}")
 
+
+EXACT = """(SELECT c.oid::regclass FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  WHERE c.relname = %(name)s::text AND coalesce(n.nspname = %(schema)s::text, pg_table_is_visible(c.oid)))"""
 
 OURS = """
 SELECT to_regnamespace('rowcast') IS NULL OR coalesce(
@@ -555,7 +558,9 @@ SELECT to_regnamespace('rowcast') IS NULL OR coalesce(
 """
 
 
-def _run(dsn: str, schemas: tuple[str, ...], statement: str, values: list[object]) -> str:
+def _run(dsn: str, table: str, schemas: tuple[str, ...], statement: str, **values: object) -> str:
+    schema, _, name = table.rpartition(".")
+    values |= {"table": table, "schema": unquote(schema) or None, "name": unquote(name)}
     try:
         connection = psycopg2.connect(dsn)
     except psycopg2.OperationalError as error:

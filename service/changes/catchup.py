@@ -38,7 +38,7 @@ from service.changes.ticks import (
     ticks_txn,
 )
 from service.changes.topics import Rights, Shown, behind, reset, rights_txn, shown_of
-from service.changes.why import find_relation
+from service.changes.why import find_relation, track_command
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.pack import ARRAY, head
@@ -314,7 +314,7 @@ def _ids(tracked: Mapping[int, TrackedTable], wanted: Sequence[QualifiedName]) -
                 f'changes of "{name}" are not logged',
                 path="relations",
                 relation=name,
-                hint=f"rowcast track {schema}.{name}",
+                hint=track_command(schema, name),
             )
     return {by_name[each] for each in wanted}
 

@@ -4,6 +4,7 @@ From the arguments of a `watch` call to a `Run`: parse, plan, and find out what 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -256,7 +257,7 @@ def _logged(
             if shown
             else "changes of a table that this reads are not logged, so it cannot be watched",
             relation=shown[0] if shown else None,
-            hint=f"rowcast track {shown[0]}" if shown else "rowcast track …, of all that it reads",
+            hint=f"rowcast track {shlex.quote(shown[0]) if shown else '…, of all that it reads'}",
             sqlstate=NOT_LOGGED,
         )
     declared = {

@@ -8,6 +8,7 @@ failed check names the remedy.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from service.db.session_settings import OWN_IDENTITY
 from service.describe.relations import served_name
 from service.errors import InvalidArgument, UnknownName
 from service.request.arguments import Arguments, Caller
+from service.request.names import encode
 from service.sql.statement import TRANSACTION, quoted
 
 RECENT = 100_000
@@ -31,6 +33,7 @@ RECENT = 100_000
 
 TABLE = """
 SELECT c.oid::bigint, c.relkind, c.relpersistence,
+       pg_catalog.format('%%I.%%I', n.nspname, c.relname),
        CASE WHEN c.relispartition THEN pg_catalog.pg_partition_root(c.oid)::regclass::text END,
        c.relkind = 'r' AND EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid),
        EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary),
@@ -126,39 +129,50 @@ def table_checks_txn(
     found = _row(connection, TABLE, schema=schema, name=name, role=role)
     if found is None:
         return [Check(False, f"there is no {shown}, or no role {role}")]
-    oid, kind, persistence, root, parent, has_key, subscriptions, readable, filtered, role = found
+    oid, kind, persistence, sql, root, parent, has_key, subscriptions, readable, filtered, role = (
+        found
+    )
+    rights = list(_rights(_uri(schema, name), sql, role, readable, filtered))
     if kind in UNTRACKABLE:
         what, mend = UNTRACKABLE[kind]
         table = Check(False, f"{shown} is {what}", mend)
     else:
-        table = _table(shown, persistence, root, parent)
+        table = _table(shown, sql, persistence, root, parent)
     if not table.ok:
-        return [table, *_rights(shown, role, readable, filtered)]
-    checks = [table, *_key(shown, has_key)]
+        return [table, *rights]
+    track = track_command(schema, name)
+    checks = [table, *_key(sql, has_key)]
     if not installed_txn(connection):
-        checks.append(_no_log(connection, shown))
+        checks.append(_no_log(connection, track))
     else:
         tracked = _row(connection, TRACKED, oid=oid)
-        checks += _tracked(shown, tracked)
-        checks += _replica(connection, shown, subscriptions)
+        checks += _tracked(track, tracked)
+        checks += _replica(connection, sql, subscriptions)
         if tracked is not None:
             last = _row(connection, LAST, id=tracked[0], recent=RECENT)
             checks.append(_last(last))
             checks += _read(_row(connection, READ))
             checks += _leader(leader_txn(connection))
-    return [*checks, *_rights(shown, role, readable, filtered)]
+    return [*checks, *rights]
 
 
-def _no_log(connection: PgConnection, shown: str) -> Check:
+def track_command(schema: str, name: str) -> str:
+    """Return the command that tracks a table, quoted for a shell."""
+    return f"rowcast track {shlex.quote(_uri(schema, name))}"
+
+
+def _uri(schema: str, name: str) -> str:
+    return f"{encode(schema)}.{encode(name)}"
+
+
+def _no_log(connection: PgConnection, track: str) -> Check:
     owner = unreadable_log_owner_txn(connection)
     if owner is None:
-        return Check(False, "there is no log of changes", f"rowcast track {shown}")
+        return Check(False, "there is no log of changes", track)
     found = _row(connection, OWNER, owner=owner)
     assert found is not None
     superuser, us = found
-    anew = (
-        f"DROP SCHEMA rowcast CASCADE (idempotency keys, too), then rowcast track {shown} as {us}"
-    )
+    anew = f"DROP SCHEMA rowcast CASCADE (idempotency keys, too), then {track} as {us}"
     return Check(
         False,
         f"the log of changes is {owner}'s, and the service, which is {us}, may not read it",
@@ -188,7 +202,7 @@ UNTRACKABLE = {
 """What can be served but not tracked, by `relkind`: what it is, and what to do."""
 
 
-def _table(shown: str, persistence: str, root: str | None, parent: bool) -> Check:
+def _table(shown: str, sql: str, persistence: str, root: str | None, parent: bool) -> Check:
     if root is not None:
         return Check(
             False, f"{shown} is a partition: its changes are those of {root}", f"rowcast why {root}"
@@ -200,34 +214,34 @@ def _table(shown: str, persistence: str, root: str | None, parent: bool) -> Chec
             "track the children",
         )
     if persistence != "p":
-        return Check(False, f"{shown} is unlogged", f"ALTER TABLE {shown} SET LOGGED")
+        return Check(False, f"{shown} is unlogged", f"ALTER TABLE {sql} SET LOGGED")
     return Check(True, f"{shown} is a table, and served")
 
 
-def _key(shown: str, has_key: bool) -> Iterator[Check]:
+def _key(sql: str, has_key: bool) -> Iterator[Check]:
     if has_key:
         yield Check(True, "it has a primary key")
     else:
         yield Check(
             None,
             "it has no primary key: its events have no key",
-            f"ALTER TABLE {shown} ADD PRIMARY KEY (…)",
+            f"ALTER TABLE {sql} ADD PRIMARY KEY (…)",
         )
 
 
-def _tracked(shown: str, tracked: Sequence[Any] | None) -> Iterator[Check]:
+def _tracked(track: str, tracked: Sequence[Any] | None) -> Iterator[Check]:
     if tracked is None:
-        yield Check(False, "it is not tracked", f"rowcast track {shown}")
+        yield Check(False, "it is not tracked", track)
         return
     _, level, wake, outdated, problem = tracked
     if outdated:
         yield Check(
             None,
             "its triggers are of an older version, which costs its writers more",
-            f"rowcast track {shown} --level {level}" + ("" if wake else " --no-wake"),
+            f"{track} --level {level}" + ("" if wake else " --no-wake"),
         )
     if problem is not None:
-        yield Check(False, f"it is tracked, but {problem}", f"rowcast track {shown}")
+        yield Check(False, f"it is tracked, but {problem}", track)
     elif level == "full":
         yield Check(True, "it is tracked, whole rows; its triggers are there and enabled")
     else:
@@ -238,11 +252,11 @@ def _tracked(shown: str, tracked: Sequence[Any] | None) -> Iterator[Check]:
         yield Check(
             None,
             f"it is tracked at the level {level}: {less[level]}",
-            f"rowcast track {shown} --level full",
+            f"{track} --level full",
         )
 
 
-def _replica(connection: PgConnection, shown: str, subscriptions: Sequence[str]) -> Iterator[Check]:
+def _replica(connection: PgConnection, sql: str, subscriptions: Sequence[str]) -> Iterator[Check]:
     found = _row(connection, REPLICA)
     assert found is not None
     everywhere, some, standby = found
@@ -259,7 +273,7 @@ def _replica(connection: PgConnection, shown: str, subscriptions: Sequence[str])
         yield Check(
             False,
             "a subscription writes to it, which fires no trigger",
-            f"track it where it is published, or ALTER TABLE {shown} ENABLE ALWAYS TRIGGER …",
+            f"track it where it is published, or ALTER TABLE {sql} ENABLE ALWAYS TRIGGER …",
         )
     if not (standby or who or subscriptions):
         yield Check(True, "its triggers are not bypassed (session_replication_role)")
@@ -315,18 +329,16 @@ LATE = 5.0
 """Seconds that a change may wait to be read; a takeover by another leader takes less."""
 
 
-def _rights(shown: str, role: str, readable: bool, filtered: bool) -> Iterator[Check]:
+def _rights(uri: str, sql: str, role: str, readable: bool, filtered: bool) -> Iterator[Check]:
     if not readable:
-        yield Check(
-            False, f"the role {role} may not read it", f'GRANT SELECT ON {shown} TO "{role}"'
-        )
+        yield Check(False, f"the role {role} may not read it", f'GRANT SELECT ON {sql} TO "{role}"')
         return
     yield Check(True, f"the role {role} may read it")
     if filtered:
         yield Check(
             None,
             f"row-level security holds for {role}: topics say only that it was touched",
-            f"watch it ({shown.removeprefix('public.')}.watch), which shows the rows that it may see",
+            f"watch it ({uri.removeprefix('public.')}.watch), which shows the rows that it may see",
         )
 
 

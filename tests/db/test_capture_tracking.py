@@ -361,6 +361,40 @@ def test_recreated_table_keeps_its_tracking_id(tracked: str) -> None:
     assert untrack_table(tracked, "public.things") == "public.things is no longer tracked"
 
 
+@pytest.mark.parametrize(
+    ("given", "table"),
+    [
+        ("Order", 'public."Order"'),
+        ('"Order"', 'public."Order"'),
+        ("public.Order", 'public."Order"'),
+        ("order", "public.order"),
+        ("ORDER", "public.order"),
+        ("a%20b%2Ec", 'public."a b.c"'),
+        ('public."a b.c"', 'public."a b.c"'),
+        ("Odd.Order", '"Odd"."Order"'),
+        ("Odd.é", '"Odd"."é"'),
+    ],
+)
+def test_table_is_named_as_in_uris_or_as_in_sql(tracked: str, given: str, table: str) -> None:
+    """A name that no table has exactly is folded to lower case, as PostgreSQL does it."""
+    execute(
+        tracked,
+        'CREATE TABLE public."Order" (n int); CREATE TABLE public.order (n int); CREATE SCHEMA "Odd";'
+        'CREATE TABLE public."a b.c" (n int); CREATE TABLE "Odd"."Order" (n int);'
+        'CREATE TABLE "Odd"."é" (n int)',
+    )
+    try:
+        track_table(tracked, given, "full", True)
+        tables = "SELECT relation = %s::regclass FROM rowcast.tracked WHERE name <> 'public.things'"
+        assert execute(tracked, tables.replace("%s", "'" + table + "'")) == [(True,)]
+        assert untrack_table(tracked, given).endswith(" is no longer tracked")
+    finally:
+        execute(
+            tracked,
+            'DROP SCHEMA "Odd" CASCADE; DROP TABLE public."Order", public.order, public."a b.c"',
+        )
+
+
 def test_tracking_again_with_another_level_asks_to_read_again(tracked: str) -> None:
     reader = SnapshotReader(tracked)
     for level, change in (("touch", "C"), ("keys", "U"), ("full", "U")):

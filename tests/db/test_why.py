@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 import pytest
@@ -173,6 +174,24 @@ def test_why_of_an_untracked_table_is_untracked(tracked: str, name: str, keyed: 
     assert f"[-] it is not tracked → rowcast track public.{name}" in failing(tracked, name)
     advice = [check.mend for check in checks(tracked, name) if "primary key" in check.text]
     assert advice == [None if keyed else f"ALTER TABLE public.{name} ADD PRIMARY KEY (…)"]
+
+
+def test_remedies_name_a_table_as_the_shell_and_sql_take_it(tracked: str) -> None:
+    execute(tracked, """CREATE TABLE "Odd it's.x" (n int)""")
+    try:
+        (command,) = [
+            check.mend
+            for check in checks(tracked, "Odd it's.x")
+            if check.text == "it is not tracked"
+        ]
+        assert command
+        assert shlex.split(command) == ["rowcast", "track", "public.Odd%20it's%2Ex"]
+        assert track_table(tracked, shlex.split(command)[2], "full", True)
+        grant = """GRANT SELECT ON public."Odd it's.x" TO "why_nobody\""""
+        refused = f"[-] the role why_nobody may not read it → {grant}"
+        assert refused in failing(tracked, "Odd it's.x", "why_nobody")
+    finally:
+        execute(tracked, """DROP TABLE "Odd it's.x\"""")
 
 
 def test_why_says_which_process_leads(tracked: str) -> None:
