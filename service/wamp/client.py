@@ -7,10 +7,12 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from autobahn.exception import Disconnected
 from autobahn.twisted.rawsocket import WampRawSocketClientFactory, WampRawSocketClientProtocol
 from autobahn.twisted.websocket import WampWebSocketClientFactory, WampWebSocketClientProtocol
 from autobahn.wamp.exception import ApplicationError
@@ -411,6 +413,16 @@ class RawSocket(StageRecorder, WampRawSocketClientProtocol):  # type: ignore[mis
 
 class WebSocket(StageRecorder, WampWebSocketClientProtocol):  # type: ignore[misc]
     """autobahn's WebSocket protocol, which records how far the connection came."""
+
+    def send(self, msg: Any) -> None:
+        """
+        Send a message, unless the connection is closed, as RawSocket does.
+
+        `is_closed` fires before autobahn's session knows that the connection is lost. autobahn then answers
+        the calls that end, and catches no error of the transport.
+        """
+        with suppress(Disconnected):
+            super().send(msg)
 
 
 def keep_alive(transport: Any) -> None:

@@ -4,6 +4,7 @@ The service connects to its router, reconnects, and leaves gracefully.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import CallOptions
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from twisted.internet import reactor
@@ -283,6 +285,28 @@ async def test_large_result_by_websocket_keeps_the_connection(
         except ApplicationError as error:
             assert (size, error.error) == (17, "rowcast.error.too_large")
     assert not observer.session.lost
+
+
+@pytest.mark.parametrize("url", ["rs://127.0.0.1:{}", "ws://127.0.0.1:{}/ws"])
+@pytest_twisted.ensureDeferred
+async def test_calls_with_progress_end_without_a_traceback_if_the_connection_is_lost(
+    url: str, locked: tuple[Path, int], start_edge: StartEdge, logged: list[dict[str, Any]]
+) -> None:
+    """Autobahn answers them, and does not expect that an answer cannot be sent."""
+    _, port = locked
+    observer = Listening()
+    login = Ticket("rowcast", SECRET)
+    edge = await start_edge(urls=[url.format(port)], login=login, observers=[observer])
+    assert observer.session is not None
+    options = CallOptions(on_progress=lambda _: None)
+    call = observer.session.call("rowcast.wait", options=options).addErrback(lambda _: "lost")
+    while not edge.dispatcher.waiting:
+        await tick()
+    edge.client._transport.abortConnection()
+    assert await call == "lost"
+    await tick()
+    gc.collect()  # a Deferred logs its error when it is collected
+    assert [event for event in logged if "log_failure" in event] == []
 
 
 @pytest.mark.parametrize("login", [Ticket("rowcast", "wrong"), None])
