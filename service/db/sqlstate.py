@@ -348,7 +348,7 @@ def no_unique_key(error: psycopg2.Error) -> ServiceError | None:
 def _transaction_end(error: psycopg2.Error) -> ServiceError:
     return DatabaseRefused(
         "the procedure would commit or roll back a transaction that is not its own",
-        hint="it may when it is called alone, and not through a transaction pooler",
+        hint="it may when it is called alone, without idempotency_key, and not through a transaction pooler",
         sqlstate=error.pgcode,
     )
 

@@ -525,6 +525,7 @@ async def test_upload_with_a_key_is_refused(db: DirectCaller, kwargs: dict[str, 
 async def test_procedure_under_a_key_may_not_commit(db: DirectCaller, dsn: str) -> None:
     error = await refused(db, "fn.halves", idempotency_key="k")
     assert error.details["sqlstate"] == "2D000"
+    assert "without idempotency_key" in error.details["hint"]
     assert notes(dsn) == 0
     await ask(db, "fn.halves")
     assert notes(dsn) == 1
