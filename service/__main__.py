@@ -162,7 +162,7 @@ def why(table: str, role: str | None, tries: bool, **where: str | None) -> None:
             try:
                 home = relation.schema, relation.name
                 checks = table_checks_txn(connection, *home, role)
-                question = f"UPDATE a row of {table} to what it is? Its triggers run."
+                question = f"Update a row of {table} to its present values? Its triggers run."
                 if tries and checks[0].ok and click.confirm(question, err=True):
                     checks.append(try_txn(connection, *home, sleep))
             finally:
