@@ -121,12 +121,12 @@ class Query:
         return replace(like, kwargs=kwargs, caller=self.caller, state=CallState())
 
     def ask(self) -> None:
-        """Have the next cycle look at the query even without a change in the log."""
+        """Request that the next cycle read the query even without a change in the log."""
         if self.watches:
             self._asking.add(self)
 
     def invalidate(self) -> None:
-        """Have all rows read again, whatever the log says."""
+        """Request a read of all rows, whatever the log says."""
         self.stale = True
         self.ask()
 

@@ -131,7 +131,7 @@ class WatchingSession:
                 del self.written[next(iter(self.written))]
 
     def cover(self, position: SnapshotPosition) -> None:
-        """Have its watches report which of its transactions a position includes."""
+        """Make its watches report which of its transactions a position includes."""
         if self._kept_at is not None or self._ready is not None:
             return  # a step to an earlier position has to be sent first
         seen = [xid for xid in self.written if position.snapshot.sees(xid)]

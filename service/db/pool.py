@@ -85,7 +85,7 @@ class PgPool(adbapi.ConnectionPool):
         self.running = False
 
     def clean(self) -> None:
-        """Have every session cleaned before its next use, because the catalog has changed."""
+        """Mark every session to be cleaned before its next use, because the catalog has changed."""
         self.scheduler.epoch += 1
 
     def stats(self) -> PoolStats:

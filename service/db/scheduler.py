@@ -285,7 +285,7 @@ class Scheduler:
                 self.stop(inner, _shutting_down())
 
     def dismiss(self) -> None:
-        """Tell the threads to end, and fail the jobs that they have not finished."""
+        """Stop the threads, and fail the jobs that they have not finished."""
         self.stopping.set()
         self._canceler.close()
         for _ in self.workers:
