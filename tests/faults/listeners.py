@@ -163,7 +163,11 @@ class Watcher:
             if "measures" in query:
                 found = await db.call(f"{live.name}.aggregate", **query)
             else:
-                found = (await db.call(f"{live.name}.find", **query))["rows"]
+                page = await db.call(f"{live.name}.find", **query)
+                found = page["rows"]
+                while page["next"] and "limit" not in query:  # a page has 1,000 rows at most
+                    page = await db.call(f"{live.name}.find", **query, after=page["next"])
+                    found += page["rows"]
         except ApplicationError:
             return False
         if "order" in query:
