@@ -88,7 +88,7 @@ class CycleSnapshot(NamedTuple):
 def snapshot_txn(
     connection: PgConnection, since: PgSnapshot | None
 ) -> tuple[CycleSnapshot, list[LogRow] | None]:
-    """Take the snapshot of a cycle; return it, and the log rows that an earlier snapshot did not see."""
+    """Return the snapshot of a cycle, and the log rows that an earlier snapshot did not see."""
     values = read_values(since or NOTHING_SINCE, MOST_ROWS, MOST_BYTES)
     with connection.cursor() as cursor:
         SNAPSHOT.run(cursor, values, BY_INDEX)

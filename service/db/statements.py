@@ -443,7 +443,7 @@ def _finish_rows(rows: list[dict[str, Any]], embed: PlannedEmbed, codec: Codec) 
 
 
 def _rename(names: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> None:
-    """Give keys that PostgreSQL truncated to 63 bytes their names again, in the same order."""
+    """Rename the keys of rows that PostgreSQL truncated to 63 bytes to their full names, in place."""
     if all(key == name for key, name in names.items()):
         return
     for row in rows:

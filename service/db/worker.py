@@ -169,7 +169,7 @@ class Job:
         return self.context.get(ORIGIN)
 
     def take(self) -> bool:
-        """Take the token, to run the job or to give it up; return whether it was still there."""
+        """Remove the token, to run the job or to drop it; return whether it was present."""
         try:
             self.token.pop()
         except IndexError:
@@ -280,7 +280,7 @@ class JobGroup(Job):
         return True
 
     def take(self) -> bool:
-        """Take all jobs that have not been stopped; return whether this call took any."""
+        """Remove the tokens of the jobs that have not been stopped; return whether there were any."""
         with self._lock:
             if not self.token:
                 return False
