@@ -71,8 +71,8 @@ migrations:
 # Else each process of the tests compiles all of them anew: 9 of the 12 s of CPU that it begins with.
 unexport PYTHONDONTWRITEBYTECODE
 
-# On a busy machine of CI a test that fails runs once more; the closing line counts those.
-PYTEST = pytest -n $(WORKERS) $(if $(CI),--reruns 1 -r R)
+# On a busy machine of CI a test that fails runs again, with new fixtures; the closing line counts those.
+PYTEST = pytest -n $(WORKERS) $(if $(CI),--reruns 2 -r R --rerun-show-tracebacks)
 
 tests:
 ifdef COVERAGE

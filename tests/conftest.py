@@ -32,6 +32,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, settings
+from pytest_rerunfailures import suspended_finalizers
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.python.failure import Failure
 
@@ -116,6 +117,21 @@ def _with_time_limit(
         return ensureDeferred(test(**fixtures)).addTimeout(seconds, reactor, where)
 
     return run
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """
+    Tear down the fixtures of the module before a test of it is run a second time.
+
+    Rows that the first attempt left in the module's database would fail the second one as well.
+    pytest-rerunfailures keeps the fixtures, and their finalizers in `suspended_finalizers`.
+    """
+    if getattr(item, "execution_count", 1) > 1:
+        state = item.session._setupstate
+        state.stack.update(suspended_finalizers)
+        suspended_finalizers.clear()
+        state.teardown_exact(item.session)
 
 
 @pytest.hookimpl(wrapper=True)
