@@ -201,7 +201,7 @@ class WatchingSession:
 
     def go(self) -> None:
         """Send the steps that are due, as fast as the caller takes them."""
-        if not self.busy and self._place() is not None:
+        if not self.busy:
             self.busy, self.moves = True, False
             # An empty context, because this may be called under a caller's identity, or in a transaction.
             sending = Context().run(Deferred.fromCoroutine, self._go())
@@ -216,6 +216,9 @@ class WatchingSession:
 
     def _step(self) -> Step:
         """Return the messages that bring all watches to the position; only `alive` while one has to wait."""
+        place = self._place()
+        if place is None:  # the last watch has ended, before its caller took all messages
+            return []
         if self._ready is not None:
             (kept_at, step), self._ready = self._ready, None
             self._head = str(kept_at)
@@ -230,8 +233,6 @@ class WatchingSession:
             return waiting
         self.merge_kept()
         self._waiting = 0
-        place = self._place()
-        assert place is not None
         head = self._head = str(place)
         found: Step = []
         news, self._pending = self._pending, {}

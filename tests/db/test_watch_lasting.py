@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.logger import capturedLogs, eventAsText
 
 from schema import changes
 from service.api.roles import Roles
@@ -275,6 +276,27 @@ async def test_caller_that_takes_nothing_ends_its_watch_alone(dsn: str, live: Li
     await until(lambda: one.error is not None)
     execute(dsn, "UPDATE others SET n = 0")
     await two.same()
+
+
+@pytest.mark.parametrize("ends", ["caller leaves", "service drains"])
+@pytest_twisted.ensureDeferred
+async def test_last_watch_that_ends_while_its_caller_is_behind_logs_no_failure(
+    dsn: str, live: Live, ends: str
+) -> None:
+    """The caller takes the last message after the cycles have ended, when there is no position to go to."""
+    watcher = live.watch("items")
+    await watcher.first()
+    watcher.hold()
+    execute(dsn, "UPDATE items SET name = 'first' WHERE id = 1")
+    await until(lambda: len(watcher.messages) == 2)
+    if ends == "service drains":
+        live.watches.drain()
+    else:
+        live.watches.departed(watcher.caller.session)
+    await until(lambda: live.watches._running is None)
+    with capturedLogs() as logged:
+        watcher.release()
+    assert [eventAsText(each) for each in logged if "log_failure" in each] == []
 
 
 @pytest_twisted.ensureDeferred
