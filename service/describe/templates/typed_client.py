@@ -21,6 +21,7 @@ from typing import (
 
 Row = TypeVar("Row")
 New = TypeVar("New")
+Choice = TypeVar("Choice")
 
 Where: TypeAlias = Mapping[str, Any]
 Item: TypeAlias = str | Mapping[str, str | None]
@@ -37,6 +38,10 @@ Default = TypedDict("Default", {"$default": Literal[True]})
 Value = TypedDict("Value", {"$value": Any})
 Given: TypeAlias = Row | Default | Value
 """What a write gives a column: a value, the default, or a value that must not be parsed as an operator."""
+
+Single: TypeAlias = Literal[True, "old"] | None
+Double: TypeAlias = Literal["both"]
+"""Values of `returning` with which a write returns one row for each, and a row before and after it."""
 
 Add = TypedDict("Add", {"$add": float | str})
 Multiply = TypedDict("Multiply", {"$multiply": float | str})
@@ -150,6 +155,20 @@ class Options(TypedDict, total=False):
     options: Any
 
 
+class Complete(Options, total=False):
+    """Arguments of `get` for complete rows."""
+
+    select: None
+    embed: None
+
+
+class Chosen(Options, total=False):
+    """Arguments of `get` that choose columns and related rows."""
+
+    select: Items | None
+    embed: Embeds | None
+
+
 class Filtered(Options, total=False):
     """Arguments of calls that filter rows."""
 
@@ -219,21 +238,39 @@ class Returned(Options, total=False):
     receipt: Literal[False] | None
 
 
-class Targeted(Returned, total=False):
+class Changing(Returned, Generic[Choice], total=False):
+    """Arguments of a write that may return rows as they were before."""
+
+    returning: Choice
+
+
+class Keyed(Changing[Choice], Generic[Choice], total=False):
+    """Arguments of a write by key."""
+
+    expect: Mapping[str, Any] | None
+
+
+class Targeted(Changing[Choice], Generic[Choice], total=False):
     """Arguments of a write by filter; without `where` it requires `all=True`."""
 
     where: Where | None
     all: bool | None
 
 
-class Taken(Targeted, total=False):
+class Taken(Targeted[Choice], Generic[Choice], total=False):
     """Arguments of a write of the next rows, in order, that no other transaction has locked."""
 
     limit: int | None
     skip_locked: bool | None
 
 
-class Upserted(Returned, Generic[New], total=False):
+class ByRows(Changing[Choice], Generic[Choice], total=False):
+    """Arguments of a write of rows, each found by its columns `by`."""
+
+    by: Names | None
+
+
+class Upserted(Changing[Choice], Generic[Choice, New], total=False):
     """Arguments of `upsert`: the conflict key, and the changes of existing rows."""
 
     on_conflict: Names | None
@@ -301,58 +338,19 @@ class RelationCalls(Protocol):
     """Calls, by the name of the verb."""
 
     @overload
-    async def get(
-        self,
-        key: RelationKey,
-        /,
-        *,
-        select: None = ...,
-        embed: None = ...,
-        **options: Unpack[Options],
-    ) -> RelationRow: ...
+    async def get(self, key: RelationKey, /, **options: Unpack[Complete]) -> RelationRow: ...
+
+    @overload
+    async def get(self, key: RelationKey, /, **options: Unpack[Chosen]) -> dict[str, Any]: ...
 
     @overload
     async def get(
-        self,
-        key: RelationKey,
-        /,
-        *,
-        select: Items,
-        embed: Embeds | None = ...,
-        **options: Unpack[Options],
-    ) -> dict[str, Any]: ...
-
-    @overload
-    async def get(
-        self,
-        key: RelationKey,
-        /,
-        *,
-        select: None = ...,
-        embed: Embeds,
-        **options: Unpack[Options],
-    ) -> dict[str, Any]: ...
-
-    @overload
-    async def get(
-        self,
-        /,
-        *,
-        keys: Sequence[RelationKey],
-        select: None = ...,
-        embed: None = ...,
-        **options: Unpack[Options],
+        self, /, *, keys: Sequence[RelationKey], **options: Unpack[Complete]
     ) -> list[RelationRow | None]: ...
 
     @overload
     async def get(
-        self,
-        /,
-        *,
-        keys: Sequence[RelationKey],
-        select: Items | None = ...,
-        embed: Embeds | None = ...,
-        **options: Unpack[Options],
+        self, /, *, keys: Sequence[RelationKey], **options: Unpack[Chosen]
     ) -> list[dict[str, Any] | None]: ...
 
     @overload
@@ -362,12 +360,7 @@ class RelationCalls(Protocol):
 
     @overload
     async def find(
-        self, /, *, select: Items, embed: Embeds | None = ..., **options: Unpack[Paged]
-    ) -> Page[dict[str, Any]]: ...
-
-    @overload
-    async def find(
-        self, /, *, select: None = ..., embed: Embeds, **options: Unpack[Paged]
+        self, /, *, select: Items | None = ..., embed: Embeds | None = ..., **options: Unpack[Paged]
     ) -> Page[dict[str, Any]]: ...
 
     async def count(self, /, **options: Unpack[Filtered]) -> int: ...
@@ -391,30 +384,17 @@ class RelationCalls(Protocol):
 
     @overload
     async def create(
-        self,
-        values: Sequence[RelationInsert | RelationCreate],
-        /,
-        **options: Unpack[Returned],
+        self, values: Sequence[RelationInsert | RelationCreate], /, **options: Unpack[Returned]
     ) -> list[RelationRow]: ...
 
     @overload
     async def upsert(
-        self,
-        values: RelationInsert,
-        /,
-        *,
-        returning: Literal[True, "old"] | None = ...,
-        **options: Unpack[Upserted[RelationUpdate]],
+        self, values: RelationInsert, /, **options: Unpack[Upserted[Single, RelationUpdate]]
     ) -> RelationRow | None: ...
 
     @overload
     async def upsert(
-        self,
-        values: RelationInsert,
-        /,
-        *,
-        returning: Literal["both"],
-        **options: Unpack[Upserted[RelationUpdate]],
+        self, values: RelationInsert, /, **options: Unpack[Upserted[Double, RelationUpdate]]
     ) -> Both[RelationRow | None, RelationRow] | None: ...
 
     @overload
@@ -422,9 +402,7 @@ class RelationCalls(Protocol):
         self,
         values: list[RelationInsert],
         /,
-        *,
-        returning: Literal[True] | None = ...,
-        **options: Unpack[Upserted[RelationUpdate]],
+        **options: Unpack[Upserted[Literal[True] | None, RelationUpdate]],
     ) -> list[RelationRow]: ...
 
     @overload
@@ -432,125 +410,60 @@ class RelationCalls(Protocol):
         self,
         values: list[RelationInsert],
         /,
-        *,
-        returning: Literal["old"],
-        **options: Unpack[Upserted[RelationUpdate]],
+        **options: Unpack[Upserted[Literal["old"], RelationUpdate]],
     ) -> list[RelationRow | None]: ...
 
     @overload
     async def upsert(
-        self,
-        values: list[RelationInsert],
-        /,
-        *,
-        returning: Literal["both"],
-        **options: Unpack[Upserted[RelationUpdate]],
+        self, values: list[RelationInsert], /, **options: Unpack[Upserted[Double, RelationUpdate]]
     ) -> list[Both[RelationRow | None, RelationRow]]: ...
 
     @overload
     async def update(
-        self,
-        key: RelationKey,
-        changes: RelationUpdate,
-        /,
-        *,
-        expect: Mapping[str, Any] | None = ...,
-        returning: Literal[True, "old"] | None = ...,
-        **options: Unpack[Returned],
+        self, key: RelationKey, changes: RelationUpdate, /, **options: Unpack[Keyed[Single]]
     ) -> RelationRow: ...
 
     @overload
     async def update(
-        self,
-        key: RelationKey,
-        changes: RelationUpdate,
-        /,
-        *,
-        expect: Mapping[str, Any] | None = ...,
-        returning: Literal["both"],
-        **options: Unpack[Returned],
+        self, key: RelationKey, changes: RelationUpdate, /, **options: Unpack[Keyed[Double]]
     ) -> Both[RelationRow, RelationRow]: ...
 
     @overload
     async def update(
-        self,
-        /,
-        *,
-        changes: RelationUpdate,
-        returning: Literal[True, "old"] | None = ...,
-        **options: Unpack[Taken],
+        self, /, *, changes: RelationUpdate, **options: Unpack[Taken[Single]]
     ) -> Written[RelationRow]: ...
 
     @overload
     async def update(
-        self,
-        /,
-        *,
-        changes: RelationUpdate,
-        returning: Literal["both"],
-        **options: Unpack[Taken],
+        self, /, *, changes: RelationUpdate, **options: Unpack[Taken[Double]]
     ) -> Written[Both[RelationRow, RelationRow]]: ...
 
     @overload
     async def update(
-        self,
-        /,
-        *,
-        rows: Sequence[RelationUpdate],
-        by: Names | None = ...,
-        returning: Literal[True, "old"] | None = ...,
-        **options: Unpack[Returned],
+        self, /, *, rows: Sequence[RelationUpdate], **options: Unpack[ByRows[Single]]
     ) -> list[RelationRow]: ...
 
     @overload
     async def update(
-        self,
-        /,
-        *,
-        rows: Sequence[RelationUpdate],
-        by: Names | None = ...,
-        returning: Literal["both"],
-        **options: Unpack[Returned],
+        self, /, *, rows: Sequence[RelationUpdate], **options: Unpack[ByRows[Double]]
     ) -> list[Both[RelationRow, RelationRow]]: ...
 
     @overload
     async def delete(
-        self,
-        key: RelationKey,
-        /,
-        *,
-        expect: Mapping[str, Any] | None = ...,
-        returning: Literal[True, "old"] | None = ...,
-        **options: Unpack[Returned],
+        self, key: RelationKey, /, **options: Unpack[Keyed[Single]]
     ) -> RelationRow: ...
 
     @overload
     async def delete(
-        self,
-        key: RelationKey,
-        /,
-        *,
-        expect: Mapping[str, Any] | None = ...,
-        returning: Literal["both"],
-        **options: Unpack[Returned],
+        self, key: RelationKey, /, **options: Unpack[Keyed[Double]]
     ) -> Both[RelationRow, None]: ...
 
     @overload
-    async def delete(
-        self,
-        /,
-        *,
-        returning: Literal[True, "old"] | None = ...,
-        **options: Unpack[Targeted],
-    ) -> Written[RelationRow]: ...
+    async def delete(self, /, **options: Unpack[Targeted[Single]]) -> Written[RelationRow]: ...
 
     @overload
     async def delete(
-        self,
-        /,
-        *,
-        returning: Literal["both"],
-        **options: Unpack[Targeted],
+        self, /, **options: Unpack[Targeted[Double]]
     ) -> Written[Both[RelationRow, None]]: ...
 
     async def import_(
