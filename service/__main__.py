@@ -60,6 +60,7 @@ reactor: Any = installed
 
 
 @click.group(help="PostgreSQL for WAMP clients.")
+@click.version_option(package_name="rowcast", message="%(package)s %(version)s")
 def main() -> None:
     """Group the commands."""
 

@@ -92,7 +92,7 @@ def _integer_string(word: str, least: int, most: int) -> str:
     if found is None:
         if _OTHER_FORM.fullmatch(word):
             return word
-        raise InvalidArgument("expected an integer, got a string that is none")
+        raise InvalidArgument("expected an integer, got a string that is not one")
     sign, digits = found.groups()
     # No integer type holds more digits; int() takes quadratic time for them, and raises beyond 4,300.
     value = int(sign + digits) if len(digits) < 20 else None
@@ -164,7 +164,7 @@ def bytes_of(value: Any) -> bytes:
         except (ValueError, binascii.Error):
             pass
         raise InvalidArgument(
-            "expected binary, got a string that is none",
+            "expected binary, got a string in another form",
             hint='send bytes, "\\x" and hexadecimal digits, or "\\0" and base64',
         )
     raise wrong_type(value, "binary")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from importlib import metadata
 
 import pytest
 import pytest_twisted
@@ -165,6 +166,13 @@ async def test_call_refused_prints_the_error_with_status_1(router: Router) -> No
     lines = errors.splitlines()
     assert lines[0] == 'wamp.error.no_such_procedure: "drivers" has no verb "fnd"'
     assert '  hint: did you mean "find"?' in lines
+
+
+@pytest_twisted.ensureDeferred
+async def test_version_is_printed(router: Router) -> None:
+    """As the installed package has it."""
+    expected = f"rowcast {metadata.version('rowcast')}\n"
+    assert await rowcast(router, "--version") == (expected, "", 0)
 
 
 @pytest_twisted.ensureDeferred
