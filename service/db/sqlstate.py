@@ -51,6 +51,7 @@ _IN_WITH = b'WITH "w" ('
 """The beginning of a write whose rows are read again."""
 
 _VALUE = re.compile(r'\s*:?\s*".*"', re.DOTALL)
+_LACKING = re.compile(r'missing data for column "(.*)"', re.DOTALL)
 _HELD = {
     "jsonb_object_keys": "what is there is no object, to merge into",
     "jsonb_array_length": "what is there is no list, to add to",
@@ -209,6 +210,10 @@ def invalid(error: psycopg2.Error) -> ServiceError:
     if raised(error):
         return InvalidArgument(**message_of(error, ""))
     message, bound = _primary(error), bound_of(error)
+    if error.pgcode == errorcodes.BAD_COPY_FILE_FORMAT:  # its message has the names of columns only
+        lacking = _LACKING.fullmatch(message)
+        column = lacking[1] if lacking else None
+        return InvalidArgument(clip(message, 300), column=column, sqlstate=error.pgcode)
     if bound is None or error.diag.statement_position is None:
         # The value may be one of a row, for which a cast or function has failed.
         message = _VALUE.sub("", message) or "a value does not fit its type"

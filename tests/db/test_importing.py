@@ -230,8 +230,12 @@ async def test_failed_csv_names_its_line(dsn: str, db: DirectCaller) -> None:
     assert refused.details["column"] == "id"
     assert "secret" not in f"{refused} {refused.details}"
     refused = await failure_of(db.call("items.import", csv="id,name\n1,a\n2\n"))
-    assert isinstance(refused, ServiceError)
-    assert refused.details["line"] == 3
+    assert isinstance(refused, InvalidArgument)
+    assert refused.message == 'missing data for column "name"'
+    assert (refused.details["line"], refused.details["column"]) == (3, "name")
+    refused = await failure_of(db.call("items.import", csv="id,name\n1,a,b\n"))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.message == "extra data after last expected column"
     refused = await failure_of(db.call("items.import", csv="id,parent_id\n1,1\n2,77\n"))
     assert isinstance(refused, ForeignKeyViolation)
     assert rows(dsn) == []
