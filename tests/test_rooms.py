@@ -299,4 +299,4 @@ def test_raw_arguments_are_parsed_in_request() -> None:
         if name.startswith("service.request.")
         and name.rpartition(".")[2].startswith(("parse_", "Arguments"))
     }
-    assert parsing == {("service/plan/growing.py", "parse_related")}
+    assert parsing == {("service/plan/nested_rows.py", "parse_related")}

@@ -23,7 +23,7 @@ from service.db.steps import Message, Work, nested_txn, steps_txn
 from service.db.writes import SETTLE, NoRowWritten, too_many_rows
 from service.errors import NotChanged, ServiceError
 from service.plan.conditions import Bound
-from service.plan.growing import is_nested, plan_nested_create, refuse_related
+from service.plan.nested_rows import is_nested, plan_nested_create, refuse_related
 from service.plan.read_plan import plan_get
 from service.plan.reread import key_to_reread
 from service.plan.tree import (

@@ -309,8 +309,8 @@ def _tokens(
 ) -> dict[str, str | None]:
     """Return the tokens of the next page and, if this page was reached by a token, of the previous one."""
     digest = digest_of(*parsed.query) if page.more or parsed.reached else ""
-    here, keyset = parsed.reached, wanted(parsed.request).after is not None
-    given = str(kwargs[here]) if here else ""
+    reached, keyset = parsed.reached, wanted(parsed.request).after is not None
+    given = str(kwargs[reached]) if reached else ""
 
     def token(keys: Sequence[str | None] | int) -> str:
         return write_token(digest, keys)
@@ -321,18 +321,18 @@ def _tokens(
         if not keyset:
             return token(parsed.offset + limit)
         # An empty page has no keys of its own, so the token that led to it is given again.
-        return given if page.more or here == "after" else token(0)
+        return given if page.more or reached == "after" else token(0)
 
     def previous_token() -> str | None:
         if page.first:
             return token(page.first)
         if not keyset:
             return token(parsed.offset) if parsed.offset else None
-        return given if page.more or here == "before" else token([])
+        return given if page.more or reached == "before" else token([])
 
-    if here is None:
+    if reached is None:
         return {"next": next_token() if page.more else None}
-    if here == "after":
+    if reached == "after":
         return {"next": next_token() if page.more else None, "prev": previous_token()}
     return {
         "next": next_token(),

@@ -78,7 +78,7 @@ GOT_LISTS: Schema = full(columns=NAMES, rows=array(list | None))
 """The rows of several keys, with null in place of each row that does not exist."""
 
 
-def _way(*required: str, **others: Any) -> Schema:
+def _alternative(*required: str, **others: Any) -> Schema:
     """
     Return one combination of arguments.
 
@@ -101,7 +101,7 @@ _ROWS = (
         read.get,
         arguments={
             **record({"key": {}, "keys": list, **TIMEOUT, **SHOWN, **FORM}),
-            "oneOf": [_way("key", keys=False), _way("keys", key=False)],
+            "oneOf": [_alternative("key", keys=False), _alternative("keys", key=False)],
         },
         result=forms(reference("selected"), GOT, more=[GOT_LISTS]),
         errors=(*error_schemas.ROWS, NotFound),
@@ -250,9 +250,11 @@ _ROWS = (
                 },
             ),
             "oneOf": [  # by key, by filter, or different changes for each row
-                _way("key", "changes", where=False, all=False, **UNPICKED, rows=False, by=False),
-                _way("changes", key=False, expect=False, rows=False, by=False),
-                _way(
+                _alternative(
+                    "key", "changes", where=False, all=False, **UNPICKED, rows=False, by=False
+                ),
+                _alternative("changes", key=False, expect=False, rows=False, by=False),
+                _alternative(
                     "rows",
                     **dict.fromkeys(("key", "changes", "expect"), False),
                     **dict.fromkeys(("where", "all", "limit", "skip_locked"), False),
@@ -274,7 +276,10 @@ _ROWS = (
         write.delete,
         arguments={
             **record({"key": {}, **EXPECT, **TIMEOUT, **TARGET, **RETURNING, **OLD}),
-            "oneOf": [_way("key", where=False, all=False), _way(key=False, expect=False)],
+            "oneOf": [
+                _alternative("key", where=False, all=False),
+                _alternative(key=False, expect=False),
+            ],
         },
         result=reference("result.update"),
         errors=error_schemas.ALL,

@@ -26,7 +26,7 @@ from service.db.statements import Shape, read_only_txn, rows_and_keys_txn
 from service.db.transaction import Actor, apart_txn
 from service.errors import TooManyWatched
 from service.plan.aggregate_plan import AggregatePlan
-from service.plan.watch_plan import KeyForm, WatchPlan, keyed_rows, order_of_keys, with_keys
+from service.plan.watch_plan import KeyForm, WatchPlan, keyed_read, order_of_keys, with_keys
 from service.sql.select import aggregate, select
 from service.sql.statement import Statement, batched
 
@@ -184,7 +184,7 @@ def key_plan_of(
         reads: Tables that the queries read.
         tracked: Tables whose changes are logged.
     """
-    rows = keyed_rows(catalog, plan.read)
+    rows = keyed_read(catalog, plan.read)
     if rows is None or plan.form.kind == "row":
         return None
     return key_plan(catalog, rows, reads, tracked)

@@ -29,8 +29,8 @@ from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.literals import write_array
 from service.db.transaction import Actor, apart_txn
-from service.plan.watch_plan import ROOT, KeyedRows, Way, is_known_by
-from service.sql.select import climb
+from service.plan.watch_plan import ROOT, KeyedRead, OutwardJoin, joins_columns
+from service.sql.select import outer_rows
 from service.sql.statement import Statement
 
 Image = Mapping[str, Any]
@@ -72,16 +72,16 @@ class KeyPlan:
         root: Number of the root relation in the log; None if it is not logged in full.
         keyed: For each logged relation that is read by links, by number, its aliases in the query.
         all_rows: Numbers of relations of which a change touches all rows.
-        steps: Each link with the statement that looks up the rows it leads to; None in place of the
-            statement if the changed row itself names them.
+        lookups: Each join with the statement that looks up its outer rows; None in place of the statement
+            if the changed row itself has the values that are needed of them.
         readers: Functions that convert key values from JSON to their wire form; empty if none needs to.
     """
 
-    rows: KeyedRows
+    rows: KeyedRead
     root: int | None
     keyed: Mapping[int, Sequence[str]]
     all_rows: frozenset[int]
-    steps: Sequence[tuple[Way, Statement | None]]
+    lookups: Sequence[tuple[OutwardJoin, Statement | None]]
     readers: Sequence[ReadImage | None] = ()
 
     @property
@@ -105,14 +105,14 @@ class Touched:
 
 
 def key_plan(
-    catalog: Catalog, rows: KeyedRows, dependencies: Dependencies, tracked: Iterable[TrackedTable]
+    catalog: Catalog, rows: KeyedRead, dependencies: Dependencies, tracked: Iterable[TrackedTable]
 ) -> KeyPlan | None:
     """Return how changes lead to keys of a query's rows; None if not everything it reads is known."""
     if dependencies.opaque:
         return None
     tracked = list(tracked)
     logged = {(each.schema, each.name): each for each in tracked if each.level == "full"}
-    read = {ROOT: rows.relation, **{way.source: way.relation for way in rows.ways}}
+    read = {ROOT: rows.relation, **{join.source: join.relation for join in rows.joins}}
     aliases: dict[str, TrackedTable] = {}
     keyed: dict[int, list[str]] = {}
     for source, relation in read.items():
@@ -122,13 +122,13 @@ def key_plan(
             keyed.setdefault(found.id, []).append(source)
     others = [scan for scan in dependencies.scans if not _is_by_link(scan, aliases)]
     all_rows = Dependencies(frozenset(others)).tracked(tracked)
-    steps = _steps(catalog, rows)
+    lookups = _lookups(catalog, rows)
     root = aliases[ROOT].id if ROOT in aliases else None
-    if steps is None:
+    if lookups is None:
         return None
     columns = rows.relation.columns
     readers = [key_reader(catalog, catalog.type(columns[name].type)) for name in rows.key]
-    return KeyPlan(rows, root, keyed, all_rows, steps, readers if any(readers) else ())
+    return KeyPlan(rows, root, keyed, all_rows, lookups, readers if any(readers) else ())
 
 
 def own_keys(plan: KeyPlan, changes: Iterable[RowChange]) -> set[Key] | None:
@@ -164,39 +164,41 @@ def related_txn(
         changes: All changes of the cycle.
         most: Maximum number of keys.
     """
-    met = _met(plan, changes)
-    if met is None:
+    joined = _joined_values(plan, changes)
+    if joined is None:
         return None
     found: dict[bool, set[Key]] = {True: set(), False: set()}
-    for way, step in plan.steps:
+    for join, lookup in plan.lookups:
         # A null value joins no row.
-        values = {each for each in met.pop(way.source, ()) if None not in each}
+        values = {each for each in joined.pop(join.source, ()) if None not in each}
         if not values:
             continue
-        columns = _columns(plan.rows, way.outer_source)
+        columns = _columns(plan.rows, join.outer_source)
         if len(values) > most:
             return None
-        if step is None:
-            nearer = _named(way, columns, values)
+        if lookup is None:
+            outer_keys = _outer_keys(join, columns, values)
         else:
-            nearer = apart_txn(connection, actor, _climbed_txn, codec, step, values, most)
-        if len(nearer) > most:
+            outer_keys = apart_txn(connection, actor, _outer_rows_txn, codec, lookup, values, most)
+        if len(outer_keys) > most:
             return None
-        if way.outer_source == ROOT:
-            keys = _keys(plan, nearer)
+        if join.outer_source == ROOT:
+            keys = _keys(plan, outer_keys)
             if keys is None:
                 return None
-            found[way.decides] |= keys
+            found[join.decides] |= keys
         else:
-            met.setdefault(way.outer_source, set()).update(nearer)
+            joined.setdefault(join.outer_source, set()).update(outer_keys)
     return Touched(frozenset(found[True]), frozenset(found[False] - found[True]))
 
 
 def sees_all_txn(connection: PgConnection, plan: KeyPlan, tracked: Iterable[TrackedTable]) -> bool:
     """Return whether the session's role may read all rows on the links, and so look them up for anybody."""
     oids = {(each.schema, each.name): each.oid for each in tracked}
-    climbed = {(w.outer.schema, w.outer.name) for w, step in plan.steps if step is not None}
-    return may_read_all_txn(connection, [oids[name] for name in climbed])
+    looked_up = {
+        (join.outer.schema, join.outer.name) for join, lookup in plan.lookups if lookup is not None
+    }
+    return may_read_all_txn(connection, [oids[name] for name in looked_up])
 
 
 def may_read_all_txn(connection: PgConnection, oids: Collection[int]) -> bool:
@@ -231,23 +233,25 @@ def key_arrays(keys: Collection[Key], columns: Sequence[str]) -> tuple[list[str]
     return arrays, frozenset(nulls)
 
 
-def _steps(catalog: Catalog, rows: KeyedRows) -> list[tuple[Way, Statement | None]] | None:
-    steps: list[tuple[Way, Statement | None]] = []
-    for way in rows.ways:
-        columns = _columns(rows, way.outer_source)
-        step = None
-        if not is_known_by(catalog, way, columns):
-            step = climb(catalog, way, columns)
-            if step is None:
+def _lookups(
+    catalog: Catalog, rows: KeyedRead
+) -> list[tuple[OutwardJoin, Statement | None]] | None:
+    lookups: list[tuple[OutwardJoin, Statement | None]] = []
+    for join in rows.joins:
+        columns = _columns(rows, join.outer_source)
+        lookup = None
+        if not joins_columns(catalog, join, columns):
+            lookup = outer_rows(catalog, join, columns)
+            if lookup is None:
                 return None
-        steps.append((way, step))
-    return steps
+        lookups.append((join, lookup))
+    return lookups
 
 
-def _met(plan: KeyPlan, changes: Iterable[RowChange]) -> dict[str, set[Key]] | None:
-    """Return for each alias the link values of its changed rows; None if all rows are touched."""
-    met: dict[str, set[Key]] = {}
-    leads = {way.source: _columns(plan.rows, way.source) for way in plan.rows.ways}
+def _joined_values(plan: KeyPlan, changes: Iterable[RowChange]) -> dict[str, set[Key]] | None:
+    """Return for each alias the values that join its changed rows; None if all rows are touched."""
+    joined: dict[str, set[Key]] = {}
+    join_columns = {join.source: _columns(plan.rows, join.source) for join in plan.rows.joins}
     for change in changes:
         if change.relation in plan.all_rows:
             return None
@@ -255,11 +259,11 @@ def _met(plan: KeyPlan, changes: Iterable[RowChange]) -> dict[str, set[Key]] | N
             if change.op not in ("I", "U", "D"):
                 return None
             if source != ROOT:
-                values = _values(change, leads[source])
+                values = _values(change, join_columns[source])
                 if values is None:
                     return None
-                met.setdefault(source, set()).update(values)
-    return met
+                joined.setdefault(source, set()).update(values)
+    return joined
 
 
 def _values(change: RowChange, columns: Sequence[str]) -> list[Key] | None:
@@ -289,28 +293,29 @@ def _keys(plan: KeyPlan, values: Collection[Key]) -> set[Key] | None:
         return None
 
 
-def _named(way: Way, columns: Sequence[str], values: Iterable[Key]) -> set[Key]:
-    """Return the values of `columns` in the rows that a link leads to, from the link's own values."""
-    known = [there for there, _, _ in way.pairs]
+def _outer_keys(join: OutwardJoin, columns: Sequence[str], values: Iterable[Key]) -> set[Key]:
+    """Return the values of `columns` of the outer rows, all of which are columns of the join."""
+    known = [outer_name for outer_name, _, _ in join.pairs]
     places = [known.index(name) for name in columns]
     return {tuple([each[place] for place in places]) for each in values}
 
 
-def _climbed_txn(
-    connection: PgConnection, codec: Codec, step: Statement, values: Collection[Key], most: int
+def _outer_rows_txn(
+    connection: PgConnection, codec: Codec, lookup: Statement, values: Collection[Key], most: int
 ) -> set[Key]:
-    arrays = [_array({each[at] for each in values}) for at in range(len(step.bounds))]
+    arrays = [_array({each[at] for each in values}) for at in range(len(lookup.bounds))]
     with connection.cursor() as cursor:
-        parameters = codec.parameters(step.bounds, arrays)
-        cursor.execute(f"{step.text} LIMIT {most + 1:d}", parameters, clean=step.pure)
+        parameters = codec.parameters(lookup.bounds, arrays)
+        cursor.execute(f"{lookup.text} LIMIT {most + 1:d}", parameters, clean=lookup.pure)
         return {tuple(_loads(text)) for (text,) in cursor.fetchall()}
 
 
-def _columns(rows: KeyedRows, source: str) -> tuple[str, ...]:
-    """Return the columns of rows that are needed to follow their link; of the root, its key."""
+def _columns(rows: KeyedRead, source: str) -> tuple[str, ...]:
+    """Return the columns that join rows to their outer rows; of the root relation, those of its key."""
     if source == ROOT:
         return rows.key
-    return next(tuple(here for _, here, _ in w.pairs) for w in rows.ways if w.source == source)
+    join = next(each for each in rows.joins if each.source == source)
+    return tuple(name for _, name, _ in join.pairs)
 
 
 def _is_by_link(scan: Scan, aliases: Mapping[str, TrackedTable]) -> bool:

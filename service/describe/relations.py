@@ -30,8 +30,8 @@ from service.describe.json_schema import (
 from service.describe.verb import FORM, TIMEOUT, WRITES, DescribedRows, Right, Verb, forms
 from service.plan.call_plan import answer_kind, result_columns
 from service.plan.computed_columns import ComputedColumn, computed_columns
-from service.plan.growing import takes_nested
 from service.plan.joins import Join, relationships
+from service.plan.nested_rows import takes_nested
 from service.plan.operators import computing
 from service.request.call_request import ARGS
 from service.request.names import FN, RESERVED, encode
@@ -314,11 +314,11 @@ class RelationRows(DescribedRows):
         }
 
     @cached_property
-    def _ways(self) -> list[tuple[Join, list[str]]]:
+    def _joins(self) -> list[tuple[Join, list[str]]]:
         """The relationships, each with its unambiguous names."""
-        ways = relationships(self.defs.catalog, self._relation)
-        names = Counter(name for way in ways for name in way.embed_names)
-        return [(way, sorted(at for at in way.embed_names if names[at] == 1)) for way in ways]
+        joins = relationships(self.defs.catalog, self._relation)
+        names = Counter(name for join in joins for name in join.embed_names)
+        return [(join, sorted(at for at in join.embed_names if names[at] == 1)) for join in joins]
 
     def relation(self, verbs: Mapping[str, Verb], written: Mapping[str, Any]) -> dict[str, Any]:
         """
@@ -366,12 +366,12 @@ class RelationRows(DescribedRows):
             ],
             "relationships": [
                 {
-                    "relation": served_name(catalog, way.target),
-                    "via": way.label,
-                    "many": way.many,
+                    "relation": served_name(catalog, join.target),
+                    "via": join.label,
+                    "many": join.many,
                     "names": names,
                 }
-                for way, names in self._ways
+                for join, names in self._joins
             ],
             "row_security": relation.row_security,
             "verbs": {
@@ -430,8 +430,8 @@ class RelationRows(DescribedRows):
         # Not required: columns of foreign keys, which a nested row may provide.
         by_others = {name for key in relation.foreign_keys for name in key.columns}
         schema = record(found, [at for at in insert.get("required", ()) if at not in by_others])
-        ways = relationships(self.defs.catalog, relation)
-        nests = any(takes_nested(relation, way) for way in ways)
+        joins = relationships(self.defs.catalog, relation)
+        nests = any(takes_nested(relation, join) for join in joins)
         if nests and not any("!" in name for name in found):
             # Names of the form "relation!via", of which there are many; if several relationships lead to one
             # relation, there may be no other name.
@@ -441,19 +441,19 @@ class RelationRows(DescribedRows):
     def _nested(self) -> dict[str, list[Schema]]:
         """Return the schemas of nested rows, by the unambiguous names of relationships."""
         relation = self._relation
-        targets = Counter((way.target.schema, way.target.name) for way, _ in self._ways)
+        targets = Counter((join.target.schema, join.target.name) for join, _ in self._joins)
         found: dict[str, list[Schema]] = {}
-        for way, names in self._ways:
-            if not takes_nested(relation, way):
+        for join, names in self._joins:
+            if not takes_nested(relation, join):
                 continue
-            rows = RelationRows(self.defs, way.target)
+            rows = RelationRows(self.defs, join.target)
             called = set(names)
-            if targets[way.target.schema, way.target.name] == 1:
-                called |= {rows.name, way.target.name} - relation.columns.keys()
+            if targets[join.target.schema, join.target.name] == 1:
+                called |= {rows.name, join.target.name} - relation.columns.keys()
             known = rows.name in self.defs.relations
             one = [rows.part("tree") if known else dict, reference("link")]
             for name in sorted(called):
-                found[name] = [*([array(any_of(*one))] if way.many else one), NULL]
+                found[name] = [*([array(any_of(*one))] if join.many else one), NULL]
         return found
 
     def _update(self) -> Schema:

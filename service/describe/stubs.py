@@ -294,7 +294,7 @@ class _Client(ABC):
             else:
                 yield self._call(group, f"{name}.{verb}", described, ())
 
-    def ways(self, call: TypedCall) -> list[str]:
+    def overloads(self, call: TypedCall) -> list[str]:
         """Return the signatures of a call: those of the template, or one made from its schemas."""
         if not call.template:
             return [self.signature(call)]
@@ -331,7 +331,7 @@ class _TypeScript(_Client):
         lines += [f"export type {title} = {self._key(keys)};\n" for title, keys in self.keys()]
         lines += ["/** A WAMP session, typed by procedure. */", "export interface Session {"]
         for call in self.calls():
-            lines += self.ways(call)
+            lines += self.overloads(call)
         return "\n".join([*lines, "}", ""])
 
     def patterns(self) -> Iterator[tuple[str, str, str]]:
@@ -413,9 +413,9 @@ class _Python(_Client):
                 f"class {title}(Protocol):",
                 '    """Calls, by the name of the verb."""',
             ]
-            for name, (_, ways) in methods.items():
-                mark = "    @overload\n" if len(ways) > 1 else ""
-                lines += [f"\n{mark}    async def {name}{way}" for way in ways]
+            for name, (_, overloads) in methods.items():
+                mark = "    @overload\n" if len(overloads) > 1 else ""
+                lines += [f"\n{mark}    async def {name}{signature}" for signature in overloads]
             uris = json.dumps({name: uri for name, (uri, _) in methods.items()})
             attributes.append(f"        self.{attribute} = cast({title}, Calls(session, {uris}))")
         service = self._repeated[self._repeated.index("class Service") :]
@@ -426,8 +426,8 @@ class _Python(_Client):
         groups: dict[str, dict[str, tuple[str, list[str]]]] = {}
         for call in self.calls():
             methods = groups.setdefault(call.group or "service", {})
-            _, ways = methods.setdefault(call.name, (self._uri(call), []))
-            ways += self.ways(call)
+            _, overloads = methods.setdefault(call.name, (self._uri(call), []))
+            overloads += self.overloads(call)
         attributes, titles = unique_identifiers(groups), class_names(groups)
         # Inside its class a method's name would hide a type of the same name.
         types = {*re.findall(r"\b[A-Z]\w+", self._head), *BUILTINS}
@@ -442,8 +442,8 @@ class _Python(_Client):
             for method in each.body if isinstance(each, ast.ClassDef) else ():
                 if isinstance(method, ast.AsyncFunctionDef) and isinstance(each, ast.ClassDef):
                     text = "\n".join(lines[method.lineno - 1 : method.end_lineno])
-                    way = text.partition(method.name)[2]
-                    yield each.name, method.name.removesuffix("_"), way
+                    signature = text.partition(method.name)[2]
+                    yield each.name, method.name.removesuffix("_"), signature
 
     def words(self, call: TypedCall) -> dict[str, str]:
         if call.template == "RelationCalls":

@@ -93,11 +93,11 @@ def plan_called(
     rows = relation_of(catalog, function, call.generic, takes_lists(catalog, call))
     found = plan(catalog, rows, request.of)
     # A function that returns one row returns NULL if it finds none, and FROM makes that a row of nulls.
-    there = None if function.many or function.outputs else NotNullRow("t")
+    not_null = None if function.many or function.outputs else NotNullRow("t")
     return replace(
         found,
         name=f"fn.{function.name}.{found.name.rpartition('.')[2]}",
-        where=both(there, found.where),
+        where=both(not_null, found.where),
         call=plan_source(catalog, call),
         afterwards=_writes(catalog, function) and _reads_more(found),
     )

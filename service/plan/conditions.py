@@ -71,14 +71,14 @@ class JunctionJoin:
     Args:
         relation: The junction.
         source: Its alias.
-        here: Pairs of columns of the outer rows and of the junction.
-        there: Pairs of columns of the junction and of the related rows.
+        outer_pairs: Pairs of columns of the outer rows and of the junction.
+        related_pairs: Pairs of columns of the junction and of the related rows.
     """
 
     relation: Relation
     source: str
-    here: Equals
-    there: Equals
+    outer_pairs: Equals
+    related_pairs: Equals
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,13 +32,13 @@ class Junction:
 
     Args:
         relation: The junction, with a foreign key to each.
-        here: Pairs of columns of this side and of the junction.
-        there: Pairs of columns of the junction and of the other side.
+        outer_pairs: Pairs of columns of the first relation and of the junction.
+        related_pairs: Pairs of columns of the junction and of the second relation.
     """
 
     relation: Relation
-    here: Pairs
-    there: Pairs
+    outer_pairs: Pairs
+    related_pairs: Pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,20 +106,20 @@ def relationships(catalog: Catalog, relation: Relation) -> tuple[Join, ...]:
     return () if relation.schema == NOWHERE else _relationships(catalog, relation)
 
 
-def label_of(way: Join, ways: Sequence[Join]) -> str:
-    """Return the first name that means `way` and no other of `ways`, in quotes if necessary."""
-    names = [*way.names]
-    label = next((name for name in names if closest_named(ways, name) == [way]), names[-1])
+def label_of(join: Join, joins: Sequence[Join]) -> str:
+    """Return the first name that means `join` and no other of `joins`, in quotes if necessary."""
+    names = [*join.names]
+    label = next((name for name in names if closest_named(joins, name) == [join]), names[-1])
     if any(mark in label for mark in (":", ".", "->", '"')):
         label = '"' + label.replace('"', '""') + '"'
     return label
 
 
-def closest_named(ways: Sequence[Join], via: str) -> list[Join]:
-    """Return those of `ways` that a name means: those of the lowest rank."""
-    named = [way for way in ways if via in way.names]
-    closest = min((way.names[via] for way in named), default=0)
-    return [way for way in named if way.names[via] == closest]
+def closest_named(joins: Sequence[Join], via: str) -> list[Join]:
+    """Return those of `joins` that a name means: those of the lowest rank."""
+    named = [join for join in joins if via in join.names]
+    closest = min((join.names[via] for join in named), default=0)
+    return [join for join in named if join.names[via] == closest]
 
 
 def has_row_functions(catalog: Catalog, relation: Relation) -> bool:
@@ -162,8 +162,8 @@ def _named(known: Sequence[Join], embed: Embed) -> tuple[str, str | None]:
     name, via = embed.relation or embed.name, embed.via
     # A name may contain "!" itself: try the entire text first, then the part before each "!".
     marks = [at for at, character in enumerate(name) if character == "!" and via is None]
-    if marks and not any(_is_named(way, name) for way in known):
-        ends = [at for at in marks if any(_is_named(way, name[:at]) for way in known)]
+    if marks and not any(_is_named(join, name) for join in known):
+        ends = [at for at in marks if any(_is_named(join, name[:at]) for join in known)]
         end = (ends or marks)[0]
         name, via = name[:end], name[end + 1 :]
     if via is not None and len(via) > 1 and via[0] == via[-1] == '"':
@@ -185,21 +185,21 @@ def _preferred(found: Sequence[Join], name: str) -> Sequence[Join]:
     return found
 
 
-def _fits(way: Join, embed: Embed, name: str, via: str | None) -> bool:
-    if embed.direction not in (None, _direction(way)):
+def _fits(join: Join, embed: Embed, name: str, via: str | None) -> bool:
+    if embed.direction not in (None, _direction(join)):
         return False
     if via is None:  # a function is meant only by its own name, never by the target's
-        return name in way.embed_names if way.function else _is_named(way, name)
-    free = way.function is not None and embed.via is not None and embed.relation is None
-    return via in way.names and (free or _is_named(way, name))
+        return name in join.embed_names if join.function else _is_named(join, name)
+    free = join.function is not None and embed.via is not None and embed.relation is None
+    return via in join.names and (free or _is_named(join, name))
 
 
-def _is_named(way: Join, name: str) -> bool:
-    return name in way.embed_names or _is_called(way.target, name)
+def _is_named(join: Join, name: str) -> bool:
+    return name in join.embed_names or _is_called(join.target, name)
 
 
-def _direction(way: Join) -> str:
-    return "many" if way.many else "one"
+def _direction(join: Join) -> str:
+    return "many" if join.many else "one"
 
 
 def _is_called(relation: Relation, name: str) -> bool:
@@ -217,16 +217,16 @@ def _is_served_as(catalog: Catalog, relation: Relation, name: str) -> bool:
 
 
 def _unknown(relation: Relation, known: Sequence[Join], embed: Embed, name: str) -> InvalidArgument:
-    there = [way for way in known if _is_named(way, name)]
-    if there:
-        facing = [way for way in there if embed.direction in (None, _direction(way))]
+    named = [join for join in known if _is_named(join, name)]
+    if named:
+        facing = [join for join in named if embed.direction in (None, _direction(join))]
         return InvalidArgument(
             f'"{relation.name}" has no such relationship to "{name[:80]}"',
             path=embed.path,
-            candidates=sorted(label_of(way, facing or there) for way in facing or there),
+            candidates=sorted(label_of(join, facing or named) for join in facing or named),
         )
     names = sorted(
-        {way.target.name for way in known} | {n for way in known for n in way.embed_names}
+        {join.target.name for join in known} | {n for join in known for n in join.embed_names}
     )
     hint = None
     dotted = next((each for each in relation.columns if each.startswith(f"{name}.")), None)
@@ -240,37 +240,41 @@ def _unknown(relation: Relation, known: Sequence[Join], embed: Embed, name: str)
 @cached_per_catalog
 def _relationships(catalog: Catalog, relation: Relation) -> tuple[Join, ...]:
     found: dict[Hashable, Join] = {}
-    for way in (
+    for join in (
         *_to_one(catalog, relation),
         *_from_many(catalog, relation),
         *_through_junctions(catalog, relation),
         *_computed(catalog, relation),
     ):
-        same = _rows(way)
-        found[same] = _merged(found[same], way) if same in found else way
-    ways: dict[str, list[Join]] = {}
-    for way in found.values():
-        ways.setdefault(_full(way.target), []).append(way)
+        same = _identity(join)
+        found[same] = _merged(found[same], join) if same in found else join
+    joins: dict[str, list[Join]] = {}
+    for join in found.values():
+        joins.setdefault(_full(join.target), []).append(join)
     return tuple(
-        replace(way, label=label_of(way, ways[_full(way.target)])) for way in found.values()
+        replace(join, label=label_of(join, joins[_full(join.target)])) for join in found.values()
     )
 
 
-def _rows(way: Join) -> Hashable:
+def _identity(join: Join) -> Hashable:
     """Return a key that is equal for relationships that join the same rows."""
-    junction, function = way.junction, way.function
+    junction, function = join.junction, join.function
     if junction is not None:
-        between = (_full(junction.relation), frozenset(junction.here), frozenset(junction.there))
-        return _full(way.target), between
-    return _full(way.target), frozenset(way.pairs), function.name if function else ""
+        between = (
+            _full(junction.relation),
+            frozenset(junction.outer_pairs),
+            frozenset(junction.related_pairs),
+        )
+        return _full(join.target), between
+    return _full(join.target), frozenset(join.pairs), function.name if function else ""
 
 
-def _merged(way: Join, other: Join) -> Join:
+def _merged(join: Join, other: Join) -> Join:
     return replace(
-        way,
-        many=way.many and other.many,
-        names={**other.names, **way.names},
-        embed_names=way.embed_names | other.embed_names,
+        join,
+        many=join.many and other.many,
+        names={**other.names, **join.names},
+        embed_names=join.embed_names | other.embed_names,
     )
 
 
@@ -297,17 +301,21 @@ def _from_many(catalog: Catalog, relation: Relation) -> Iterator[Join]:
 
 
 def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Join]:
-    for middle, here in catalog.referrers.get((relation.schema, relation.name), ()):
-        for there in (*middle.foreign_keys, *middle.view_foreign_keys):
-            target = catalog.relations.get(there.target)
-            if target is None or _same(here, there) or not _joins(middle, here, there):
+    for middle, own_key in catalog.referrers.get((relation.schema, relation.name), ()):
+        for target_key in (*middle.foreign_keys, *middle.view_foreign_keys):
+            target = catalog.relations.get(target_key.target)
+            if (
+                target is None
+                or _same(own_key, target_key)
+                or not _is_junction(middle, own_key, target_key)
+            ):
                 continue
             junction = Junction(
                 middle,
-                tuple(zip(here.target_columns, here.columns, strict=True)),
-                tuple(zip(there.columns, there.target_columns, strict=True)),
+                tuple(zip(own_key.target_columns, own_key.columns, strict=True)),
+                tuple(zip(target_key.columns, target_key.target_columns, strict=True)),
             )
-            names = _names_through(middle, here, there, junction)
+            names = _names_through(middle, own_key, target_key, junction)
             yield Join(target, True, (), junction, names, frozenset())
 
 
@@ -322,20 +330,23 @@ def _computed(catalog: Catalog, relation: Relation) -> Iterator[Join]:
 
 
 def _names_through(
-    middle: Relation, here: ForeignKey, there: ForeignKey, junction: Junction
+    middle: Relation, own_key: ForeignKey, target_key: ForeignKey, junction: Junction
 ) -> Mapping[str, int]:
     """Return the names of a relationship through a junction: of the junction, its keys, and both keys."""
-    last, first = (there.name, *_columns(there.columns)), (here.name, *_columns(here.columns))
-    keys = f"{here.name}!{there.name}"
-    columns = f"{','.join(here.columns)}!{','.join(there.columns)}"
-    full = f"{_spelled(junction.here)}!{_spelled(junction.there)}"
+    last, first = (
+        (target_key.name, *_columns(target_key.columns)),
+        (own_key.name, *_columns(own_key.columns)),
+    )
+    keys = f"{own_key.name}!{target_key.name}"
+    columns = f"{','.join(own_key.columns)}!{','.join(target_key.columns)}"
+    full = f"{_spelled(junction.outer_pairs)}!{_spelled(junction.related_pairs)}"
     rank = 2 if middle.kind == "table" else 4  # a view has the keys of its table, which comes first
     return _ranked(
         (2, (middle.name,)),
         (rank, last),
         (rank + 1, first),
         (rank, (keys, columns)),
-        (2, (f"{middle.name}!{each}" for each in (there.name, keys, columns))),
+        (2, (f"{middle.name}!{each}" for each in (target_key.name, keys, columns))),
         (2, (_full(middle), f"{_full(middle)}!{full}")),
     )
 
@@ -353,21 +364,21 @@ def _columns(columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def _spelled(pairs: Pairs) -> str:
-    return ",".join(f"{here}={there}" for here, there in pairs)
+    return ",".join(f"{left}={right}" for left, right in pairs)
 
 
 def _full(relation: Relation) -> str:
     return f"{relation.schema}.{relation.name}"
 
 
-def _same(here: ForeignKey, there: ForeignKey) -> bool:
+def _same(key: ForeignKey, other: ForeignKey) -> bool:
     """Return whether both are the same constraint, which refers to a table and to each view of it."""
-    return (here.name, here.columns) == (there.name, there.columns)
+    return (key.name, key.columns) == (other.name, other.columns)
 
 
-def _joins(middle: Relation, here: ForeignKey, there: ForeignKey) -> bool:
+def _is_junction(middle: Relation, own_key: ForeignKey, target_key: ForeignKey) -> bool:
     """Return whether a relation is a junction: a unique key of it holds both foreign keys."""
-    both = {*here.columns, *there.columns}
+    both = {*own_key.columns, *target_key.columns}
     keys = [*(unique.columns for unique in middle.unique_keys), *middle.view_keys]
     return any(both <= set(key) for key in keys)
 

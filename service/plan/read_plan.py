@@ -187,7 +187,7 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
     backwards = request.after is not None and request.after.backwards
     # Read in reverse order, so that an index can be used; the worker reverses the rows.
     if backwards:
-        order = tuple(map(_turned, order))
+        order = tuple(map(_reversed, order))
     return ReadPlan(
         name=f"{relation.name}.find",
         relation=relation,
@@ -306,7 +306,7 @@ def _key_columns(scope: Scope, key: KeyMatch, path: str) -> list[tuple[Expressio
     ]
 
 
-def _turned(key: SortKey) -> SortKey:
+def _reversed(key: SortKey) -> SortKey:
     """Return a sort key with the reverse order."""
     # Nulls move as well: an index that is scanned backwards has them at its other end.
     nulls: Nulls = "first" if key.nulls == "last" else "last"

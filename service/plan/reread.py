@@ -144,7 +144,7 @@ def _needed(returning: PlannedReturning) -> list[str]:
     links += [embed.link for embed in returning.embeds]
     links += [each.link for each in returning.inner]
     for link in links:
-        names += [here for here, *_ in (link.junction.here if link.junction else link.pairs)]
+        names += [name for name, *_ in (link.junction.outer_pairs if link.junction else link.pairs)]
     return names
 
 

@@ -81,22 +81,22 @@ class Scope:
             junction = JunctionJoin(
                 between,
                 f"t{next(self._aliases)}",
-                self._equals(self.relation, between, found.junction.here),
-                self._equals(between, found.target, found.junction.there),
+                self._equals(self.relation, between, found.junction.outer_pairs),
+                self._equals(between, found.target, found.junction.related_pairs),
             )
         scope = Scope(self.catalog, found.target, embed.embeds, source, self._aliases)
         pairs = self._equals(self.relation, found.target, found.pairs)
         link = Link(found.target, source, self.source, pairs, junction, found.function)
         return link, scope, found.many
 
-    def _equals(self, here: Relation, there: Relation, pairs: Pairs) -> Equals:
+    def _equals(self, left: Relation, right: Relation, pairs: Pairs) -> Equals:
         """Return pairs of columns of two relations with the operators that compare them."""
         types = self.catalog.type
         return tuple(
             (
                 one,
                 other,
-                self.operator("=", types(here.columns[one].type), types(there.columns[other].type)),
+                self.operator("=", types(left.columns[one].type), types(right.columns[other].type)),
             )
             for one, other in pairs
         )

@@ -203,11 +203,11 @@ class _Made:
 
     def stage(self, used: Sequence[int], looked_at: Sequence[int]) -> int:
         """Return the earliest stage of a step that uses values and checks others before it is sent."""
-        here = self.stages.keys() & {*used, *looked_at}
-        known = here - self.passable | here.intersection(looked_at)
-        self.passed |= here - known
+        generated = self.stages.keys() & {*used, *looked_at}
+        known = generated - self.passable | generated.intersection(looked_at)
+        self.passed |= generated - known
         self.kept |= known
-        return max((self.stages[slot] + (slot in known) for slot in here), default=0)
+        return max((self.stages[slot] + (slot in known) for slot in generated), default=0)
 
 
 def messages(

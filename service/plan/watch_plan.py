@@ -44,15 +44,16 @@ Plan = TypeVar("Plan", ReadPlan, AggregatePlan)
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class OutwardJoin:
     """
-    One join of a plan, followed from related rows towards the result rows.
+    A join of a plan, followed from its related rows outwards, to the rows that they are joined to.
 
     Args:
         relation: Relation of the related rows.
         source: Their alias.
-        outer: The relation that they are joined to, and `outer_source` its alias.
-        pairs: Pairs of columns of the outer and of this relation.
+        outer: Relation of the rows that they are joined to.
+        outer_source: Alias of these rows.
+        pairs: Pairs of columns of the outer and of the related relation.
         decides: Whether the related rows affect which result rows there are or their order, rather
             than only their contents.
     """
@@ -66,22 +67,22 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyedRows:
+class KeyedRead:
     """
     How result rows can be read again by their key.
 
     Args:
         relation: Relation of the rows, or of the rows that are grouped.
         key: Columns of the key; empty for one group of all rows.
-        ways: Joins towards the relation, the most distant one first.
+        joins: Joins to the relation, the most distant one first.
     """
 
     relation: Relation
     key: tuple[str, ...]
-    ways: tuple[Way, ...]
+    joins: tuple[OutwardJoin, ...]
 
 
-def keyed_rows(catalog: Catalog, plan: ReadPlan | AggregatePlan) -> KeyedRows | None:
+def keyed_read(catalog: Catalog, plan: ReadPlan | AggregatePlan) -> KeyedRead | None:
     """
     Return how the rows of a plan are read again by key; None if they cannot be.
 
@@ -109,13 +110,13 @@ def keyed_rows(catalog: Catalog, plan: ReadPlan | AggregatePlan) -> KeyedRows | 
         deciding = (plan.where, plan.order)
     if not all(_is_key_type(catalog, relation.columns.get(name)) for name in key):
         return None
-    ways = tuple(_ways(relation, plan, deciding))
-    if not all(way.relation.columns[here].logged for way in ways for _, here, _ in way.pairs):
+    joins = tuple(_joins(relation, plan, deciding))
+    if not all(join.relation.columns[name].logged for join in joins for _, name, _ in join.pairs):
         return None
-    return KeyedRows(relation, key, ways)
+    return KeyedRead(relation, key, joins)
 
 
-def with_keys(catalog: Catalog, plan: Plan, rows: KeyedRows, nulls: frozenset[str]) -> Plan:
+def with_keys(catalog: Catalog, plan: Plan, rows: KeyedRead, nulls: frozenset[str]) -> Plan:
     """
     Plan the rows of certain keys alone, in any order.
 
@@ -134,7 +135,7 @@ def with_keys(catalog: Catalog, plan: Plan, rows: KeyedRows, nulls: frozenset[st
     return replace(plan, where=where, order=(), limit=None, keyset=False)
 
 
-def order_of_keys(catalog: Catalog, plan: ReadPlan, rows: KeyedRows) -> ReadPlan:
+def order_of_keys(catalog: Catalog, plan: ReadPlan, rows: KeyedRead) -> ReadPlan:
     """Plan the keys of rows in the order of the rows, restricted to certain keys as in `with_keys`."""
     scope = Scope(catalog, rows.relation)
     columns = (scope.of_column(rows.relation.columns[name]) for name in rows.key)
@@ -143,7 +144,7 @@ def order_of_keys(catalog: Catalog, plan: ReadPlan, rows: KeyedRows) -> ReadPlan
     return replace(found, outputs=outputs, embeds=(), order=plan.order, json=False)
 
 
-def _is_one_of(catalog: Catalog, rows: KeyedRows, nulls: frozenset[str]) -> Iterator[Condition]:
+def _is_one_of(catalog: Catalog, rows: KeyedRead, nulls: frozenset[str]) -> Iterator[Condition]:
     scope = Scope(catalog, rows.relation)
     for at, name in enumerate(rows.key):
         column = scope.of_column(rows.relation.columns[name])
@@ -154,16 +155,21 @@ def _is_one_of(catalog: Catalog, rows: KeyedRows, nulls: frozenset[str]) -> Iter
         yield BoolExpr(True, (test, IsTest(column, "NULL"))) if name in nulls else test
 
 
-def is_known_by(catalog: Catalog, way: Way, columns: Iterable[str]) -> bool:
-    """Return whether columns of the outer rows have the same values as columns of the way's own rows."""
-    own = {there: here for there, here, _ in way.pairs}
+def joins_columns(catalog: Catalog, join: OutwardJoin, columns: Iterable[str]) -> bool:
+    """
+    Return whether a join equates each of some columns of the outer rows with one of the related rows.
 
-    def is_same(name: str) -> bool:
-        there = catalog.plain(catalog.type(way.outer.columns[name].type))
-        here = catalog.plain(catalog.type(way.relation.columns[own[name]].type))
-        return there is here and way.outer.columns[name].logged and _is_exact(there)
+    Then the related rows have the values of these columns, and the outer rows need not be read for them.
+    """
+    inner = {outer_name: name for outer_name, name, _ in join.pairs}
 
-    return all(name in own and is_same(name) for name in columns)
+    def is_same(outer_name: str) -> bool:
+        outer = join.outer.columns[outer_name]
+        outer_type = catalog.plain(catalog.type(outer.type))
+        type = catalog.plain(catalog.type(join.relation.columns[inner[outer_name]].type))
+        return outer_type is type and outer.logged and _is_exact(type)
+
+    return all(name in inner and is_same(name) for name in columns)
 
 
 def array_bound(catalog: Catalog, type: Type, slot: int) -> Bound | None:
@@ -202,25 +208,33 @@ def _looks_alike(catalog: Catalog, column: Column) -> bool:
     return plain.category == "S"
 
 
-def _ways(relation: Relation, plan: Any, deciding: Any) -> Iterator[Way]:
-    """Yield the ways of a plan, the most distant one first; functions have none."""
-    decides = {link.source for link in _links(deciding)}
+def _joins(relation: Relation, plan: Any, deciding: Any) -> Iterator[OutwardJoin]:
+    """Yield the joins of a plan, the most distant one first; rows of functions have none."""
+    deciding_sources = {link.source for link in _links(deciding)}
     reached: dict[str, Relation] = {ROOT: relation}
-    found: list[Way] = []
+    joins: list[OutwardJoin] = []
     waiting = [link for link in _links(plan) if link.function is None]
     while True:
-        nearest = next((link for link in waiting if link.outer in reached), None)
-        if nearest is None:
-            return reversed(found)
-        waiting = [link for link in waiting if link.source != nearest.source]
-        reached[nearest.source] = nearest.relation
-        outer, outer_source, pairs = reached[nearest.outer], nearest.outer, nearest.pairs
-        says, junction = nearest.source in decides, nearest.junction
+        link = next((each for each in waiting if each.outer in reached), None)
+        if link is None:
+            return reversed(joins)
+        waiting = [each for each in waiting if each.source != link.source]
+        reached[link.source] = link.relation
+        outer, outer_source, pairs = reached[link.outer], link.outer, link.pairs
+        decides, junction = link.source in deciding_sources, link.junction
         if junction is not None:
-            there = junction.relation
-            found.append(Way(there, junction.source, outer, outer_source, junction.here, says))
-            outer, outer_source, pairs = there, junction.source, junction.there
-        found.append(Way(nearest.relation, nearest.source, outer, outer_source, pairs, says))
+            joins.append(
+                OutwardJoin(
+                    junction.relation,
+                    junction.source,
+                    outer,
+                    outer_source,
+                    junction.outer_pairs,
+                    decides,
+                )
+            )
+            outer, outer_source, pairs = junction.relation, junction.source, junction.related_pairs
+        joins.append(OutwardJoin(link.relation, link.source, outer, outer_source, pairs, decides))
 
 
 def _links(value: Any) -> Iterator[Link]:

@@ -265,15 +265,15 @@ def refuse_many_steps(rows: Iterable[Sequence[Assignment]], path: str) -> None:
     Raises:
         InvalidArgument: The paths have more than `MAX_ALL_STEPS` steps; shared ones count once.
     """
-    ways: dict[Hashable, int] = {}
+    steps: dict[Hashable, int] = {}
     for row in rows:
         given: dict[str, list[Assignment]] = {}
         for each in row:
             if each.steps:
                 given.setdefault(each.column, []).append(each)
         for column, parts in given.items():
-            ways[column, expression_shape(parts)] = sum(len(each.steps) for each in parts)
-    if sum(ways.values()) > MAX_ALL_STEPS:
+            steps[column, expression_shape(parts)] = sum(len(each.steps) for each in parts)
+    if sum(steps.values()) > MAX_ALL_STEPS:
         raise InvalidArgument(
             f"the paths of a call have at most {MAX_ALL_STEPS} steps in all",
             path=path,

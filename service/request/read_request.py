@@ -452,10 +452,10 @@ def _keys(keys: Any, values: Values, most: int) -> KeyMatch:
         raise InvalidArgument(f"a call gets at most {most} rows by their keys", path="keys")
     parsed = [_key_parts(key, f"keys.{at}") for at, key in enumerate(keys)]
     columns, parts = parsed[0] if parsed else ((), [])
-    for at, (others, there) in enumerate(parsed):
-        if others != columns or len(there) != len(parts):
+    for at, (other_columns, other_parts) in enumerate(parsed):
+        if other_columns != columns or len(other_parts) != len(parts):
             raise InvalidArgument("keys are all in one form", path=f"keys.{at}")
-    lists = [[there[at][0] for _, there in parsed] for at in range(len(parts))]
+    lists = [[key[at][0] for _, key in parsed] for at in range(len(parts))]
     return KeyMatch(columns, tuple(Operand(values.add(each), "keys") for each in lists))
 
 

@@ -237,8 +237,7 @@ def _key(key: Any, path: str, values: Values) -> Key:
     reference = parse_reference(by, f"{path}.by", values)
     reference = with_args(reference, key.get(ARGS), f"{path}.{ARGS}", values)
     reference = _truncated(reference, key, path, values)
-    way = bool(reverse), cast("Nulls | None", nulls)
-    return Key(reference, *way, *_measured(key, path, values))
+    return Key(reference, bool(reverse), cast("Nulls | None", nulls), *_measured(key, path, values))
 
 
 def _measured(

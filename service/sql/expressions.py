@@ -52,10 +52,10 @@ def expression(value: Expression) -> Composable:
     """Build a value of the row, or, by a subselect, of the one related row that its links lead to."""
     if value.links:
         first, *others = value.links
-        there = replace(value, source=first.source, links=tuple(others))
+        related = replace(value, source=first.source, links=tuple(others))
         # Without the limit, a second related row would be an error (21000).
         return SQL("(SELECT {value} FROM {related} LIMIT 1)").format(
-            value=expression(there), related=related_rows(first, first.where)
+            value=expression(related), related=related_rows(first, first.where)
         )
     column: Composable = Identifier(value.source, value.column.name)
     if value.measure is not None:
@@ -257,11 +257,11 @@ def related_rows(
     """
     pairs, other, junction = link.pairs, link.source, EMPTY
     if link.junction is not None:
-        pairs, other = link.junction.here, link.junction.source
+        pairs, other = link.junction.outer_pairs, link.junction.source
         junction = SQL(" JOIN {relation} AS {alias} ON {pairs}").format(
             relation=relation_name(link.junction.relation),
             alias=Identifier(link.junction.source),
-            pairs=_all_equal(link.junction.source, link.source, link.junction.there),
+            pairs=_all_equal(link.junction.source, link.source, link.junction.related_pairs),
         )
     conditions = [_all_equal(link.outer, other, pairs)] if pairs else []
     rows: Composable = relation_name(link.relation)
@@ -313,9 +313,9 @@ def _is_present(source: str) -> Composable:
 def _all_equal(left: str, right: str, pairs: Equals) -> Composable:
     return AND.join(
         SQL("{left} {equal} {right}").format(
-            left=Identifier(left, here), equal=operator(equal), right=Identifier(right, there)
+            left=Identifier(left, one), equal=operator(equal), right=Identifier(right, other)
         )
-        for here, there, equal in pairs
+        for one, other, equal in pairs
     )
 
 

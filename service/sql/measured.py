@@ -120,7 +120,7 @@ class _Joins:
         assert measure is not None
         rows, source, pairs = _split_link(link)
         alias = f"m{len(self.built) + 1}"
-        keys = [Identifier(source, there) for _, there, _ in pairs]
+        keys = [Identifier(source, name) for _, name, _ in pairs]
         names = [f"k{at}" for at in range(len(pairs))]
         numbers = ", ".join(f"{at}" for at in range(1, len(pairs) + 1))
         counted = measure.function == "count"
@@ -154,24 +154,24 @@ class _Joins:
             return None
         # The filter of the rows, seen from the related rows: without it, all related rows would be grouped
         # even if the filter leaves ten rows.
-        back = tuple((there, here, equal) for here, there, equal in pairs)
-        return Exists(Link(relation, NAME, source, back), where)
+        reversed_pairs = tuple((right, left, equal) for left, right, equal in pairs)
+        return Exists(Link(relation, NAME, source, reversed_pairs), where)
 
 
 def _split_link(link: Link) -> tuple[Link, str, Equals]:
     """Return a link without the condition that relates it to one row, the alias, and that condition."""
     if link.junction is None:
         return replace(link, pairs=()), link.source, link.pairs
-    junction = replace(link.junction, here=())
-    return replace(link, junction=junction), junction.source, link.junction.here
+    junction = replace(link.junction, outer_pairs=())
+    return replace(link, junction=junction), junction.source, link.junction.outer_pairs
 
 
 def _equal(alias: str, pairs: Equals) -> Composable:
     return AND.join(
-        SQL("{here} {equal} {there}").format(
-            here=Identifier(NAME, here), equal=operator(equal), there=Identifier(alias, f"k{at}")
+        SQL("{left} {equal} {right}").format(
+            left=Identifier(NAME, name), equal=operator(equal), right=Identifier(alias, f"k{at}")
         )
-        for at, (here, _, equal) in enumerate(pairs)
+        for at, (name, _, equal) in enumerate(pairs)
     )
 
 

@@ -100,14 +100,14 @@ def _document(
         first, *others = steps
         path = SQL("ARRAY[{key}]").format(key=Parameter(first.key))
         # #> takes a path: its "0" is a position in an array and a key of an object, as the data has it.
-        there = SQL("{value} OPERATOR(pg_catalog.#>) {path}").format(value=value, path=path)
+        current = SQL("{value} OPERATOR(pg_catalog.#>) {path}").format(value=value, path=path)
         null_stays = part.computing in NULL_STAYS
         body: Composable = SQL(
             "pg_catalog.jsonb_set({document}, {path}, coalesce({new}, 'null'){only})"
         ).format(
             document=value if null_stays else _filled(value, "[]" if first.index else "{}"),
             path=path,
-            new=_document(there, part, others, depth + 1),
+            new=_document(current, part, others, depth + 1),
             only=SQL(", false") if null_stays else EMPTY,
         )
         if null_stays:
@@ -125,20 +125,22 @@ def _changed(value: Composable, part: Part) -> Composable:
     """Build the result of an operation on a JSON value."""
     other = _operand(part.operands[0])
     if part.computing in NULL_STAYS:
-        there: Composable = SQL(
+        current: Composable = SQL(
             f"CASE WHEN {JSON_KIND} OPERATOR(pg_catalog.<>) 'null' THEN {{value}} END"
         ).format(value=value)
         if part.operator is None:
-            return SQL("{there} OPERATOR(pg_catalog.-) {keys}").format(there=there, keys=other)
-        return SQL("pg_catalog.to_jsonb({there} {operator} {other})").format(
-            there=cast(there, "numeric"), operator=operator(part.operator), other=other
+            return SQL("{current} OPERATOR(pg_catalog.-) {keys}").format(
+                current=current, keys=other
+            )
+        return SQL("pg_catalog.to_jsonb({current} {operator} {other})").format(
+            current=cast(current, "numeric"), operator=operator(part.operator), other=other
         )
-    there = (
+    current = (
         _filled(value, "{}", "object")
         if part.computing == "merge"
         else _filled(value, "[]", "array")
     )
-    pair = [other, there] if part.computing == "prepend" else [there, other]
+    pair = [other, current] if part.computing == "prepend" else [current, other]
     return SQL(" OPERATOR(pg_catalog.||) ").join(pair)
 
 

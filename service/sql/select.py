@@ -28,7 +28,7 @@ from service.plan.plans import (
     truncated,
 )
 from service.plan.uses import is_pure, is_settled
-from service.plan.watch_plan import Way, array_bound
+from service.plan.watch_plan import OutwardJoin, array_bound
 from service.sql.expressions import (
     aliased,
     cast,
@@ -206,19 +206,19 @@ def _after(page: PlannedAfter, keys: Sequence[SortKey]) -> Composable:
     can use an index. Otherwise it is an OR of comparisons key by key.
     """
     values = [expression(key.expression) for key in keys]
-    ways = {key.descending for key in keys}
+    directions = {key.descending for key in keys}
     nullable = any(key.expression.nullable for key in keys)
-    if len(ways) == 1 and not nullable and len({*page.beyond}) == 1:
+    if len(directions) == 1 and not nullable and len({*page.beyond}) == 1:
         return SQL("({keys}) {beyond} ({end})").format(
             keys=COMMA.join(values),
             beyond=operator(page.beyond[0]),
             end=COMMA.join(map(Parameter, page.operands)),
         )
     tied = [_is_tied(key, values[at], page, at) for at, key in enumerate(keys)]
-    ways_beyond = [
+    cases = [
         AND.join([*tied[:at], _is_beyond(key, values[at], page, at)]) for at, key in enumerate(keys)
     ]
-    return SQL("({})").format(SQL(" OR ").join(SQL("({})").format(each) for each in ways_beyond))
+    return SQL("({})").format(SQL(" OR ").join(SQL("({})").format(each) for each in cases))
 
 
 def _is_tied(key: SortKey, value: Composable, page: PlannedAfter, at: int) -> Composable:
@@ -385,37 +385,37 @@ def grouped(groups: Groups, rows: Composable) -> Composable:
     )
 
 
-def climb(catalog: Catalog, way: Way, columns: Sequence[str]) -> Statement | None:
+def outer_rows(catalog: Catalog, join: OutwardJoin, columns: Sequence[str]) -> Statement | None:
     """
-    Build the query for the rows to which a way leads from changed rows.
+    Build the query for the outer rows to which changed rows are joined.
 
     It returns one column, the JSON text of an array of `columns` of each row. Its parameters are arrays, as
     PostgreSQL's text, so that one statement serves any number of changed rows: the values of each column of
-    the way. With several columns, all combinations of their values match.
+    the join. With several columns, all combinations of their values match.
 
     Returns:
         None if values of a column cannot be sent as an array.
     """
     tests = []
-    for slot, (there, here, equal) in enumerate(way.pairs):
-        values = array_bound(catalog, catalog.type(way.relation.columns[here].type), slot)
+    for slot, (outer_name, name, equal) in enumerate(join.pairs):
+        values = array_bound(catalog, catalog.type(join.relation.columns[name].type), slot)
         if values is None:
             return None
         tests.append(
             SQL('"t".{column} {equal} ANY ({values})').format(
-                column=Identifier(there), equal=operator(equal), values=Parameter(values)
+                column=Identifier(outer_name), equal=operator(equal), values=Parameter(values)
             )
         )
     return build_statement(
-        f"{way.outer.name}.climb",
+        f"{join.outer.name}.outer_rows",
         SQL(
             "SELECT DISTINCT CAST(pg_catalog.json_build_array({columns}) AS text)"
             ' FROM {relation} AS "t" WHERE {tests}'
         ).format(
             columns=COMMA.join(Identifier("t", name) for name in columns),
-            relation=relation_name(way.outer),
+            relation=relation_name(join.outer),
             tests=AND.join(tests),
         ),
         columns=("key",),
-        pure=way.outer.pure_reads,
+        pure=join.outer.pure_reads,
     )

@@ -90,8 +90,8 @@ def joined(way: Join, relation: Relation) -> str:
     target, between = f'"{way.target.schema}"."{way.target.name}"', ""
     if way.junction is not None:
         middle = way.junction.relation
-        on = [f't."{here}" = j."{there}"' for here, there in way.junction.here]
-        on += [f'j."{here}" = r."{there}"' for here, there in way.junction.there]
+        on = [f't."{here}" = j."{there}"' for here, there in way.junction.outer_pairs]
+        on += [f'j."{here}" = r."{there}"' for here, there in way.junction.related_pairs]
         between = f'"{middle.schema}"."{middle.name}" j, '
     if way.function is not None:
         target, on = f'"{way.function.schema}"."{way.function.name}"(t.*)', ["true"]

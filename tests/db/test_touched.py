@@ -14,7 +14,7 @@ from service.changes.log import read_txn
 from service.changes.touched import own_keys, related_txn, row_change, sees_all_txn
 from service.db.transaction import Actor, apart_txn
 from service.plan.read_plan import plan_find
-from service.plan.watch_plan import keyed_rows
+from service.plan.watch_plan import keyed_read
 from service.request.read_request import Limits, parse_find
 from tests.conftest import execute
 from tests.db.kept_queries import KeptQuery, Reader
@@ -185,7 +185,7 @@ def test_rows_without_a_key_of_their_own_are_not_found_by_it(
 ) -> None:
     found = reader.catalog.relation("public", relation)
     plan = plan_find(reader.catalog, found, parse_find((), query, Limits(), relation).request)
-    assert keyed_rows(reader.catalog, plan) is None
+    assert keyed_read(reader.catalog, plan) is None
 
 
 def test_virtual_column_is_in_no_image(reader: Reader, dsn: str) -> None:

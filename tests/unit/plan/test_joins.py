@@ -87,8 +87,8 @@ def test_junction_relates_many_to_many() -> None:
     assert found.many
     assert found.junction is not None
     assert found.junction.relation is MEMBERS
-    assert found.junction.here == (("id", "person"),)
-    assert found.junction.there == (("club", "id"),)
+    assert found.junction.outer_pairs == (("id", "person"),)
+    assert found.junction.related_pairs == (("club", "id"),)
     loose = schema(PEOPLE, CLUBS, replace(MEMBERS, unique_keys=MEMBERS.unique_keys[:1]))
     assert not is_related(loose, PEOPLE, embed("clubs"))
 

@@ -10,7 +10,7 @@ import pytest
 from service.catalog import Column, Type
 from service.plan.aggregate_plan import plan_aggregate
 from service.plan.read_plan import plan_find
-from service.plan.watch_plan import keyed_rows
+from service.plan.watch_plan import keyed_read
 from service.request.read_request import Limits, parse_aggregate, parse_find
 from tests.unit.samples import catalog
 
@@ -40,6 +40,6 @@ def test_values_that_are_equal_and_look_otherwise_name_rows_but_no_groups(
     relation = replace(ACTIONS, columns={"id": column}, primary_key=("id",))
     found: Any = parse_find((), {}, Limits(), "actions").request
     grouped = parse_aggregate([{"n": {"count": "*"}}], {"group": ["id"]}, Limits()).request
-    assert keyed_rows(CATALOG, plan_find(CATALOG, relation, found)) is not None
+    assert keyed_read(CATALOG, plan_find(CATALOG, relation, found)) is not None
     plan = plan_aggregate(CATALOG, relation, grouped)
-    assert (keyed_rows(CATALOG, plan) is not None) is groups
+    assert (keyed_read(CATALOG, plan) is not None) is groups

@@ -16,7 +16,7 @@ from service.db.statements import DECLARE
 from service.plan.aggregate_plan import plan_aggregate
 from service.plan.call_plan import plan_call, plan_called
 from service.plan.conditions import Bound
-from service.plan.growing import plan_nested_create
+from service.plan.nested_rows import plan_nested_create
 from service.plan.plans import ReadPlan
 from service.plan.read_plan import plan_all, plan_count, plan_find, plan_get
 from service.plan.tree import plan_answer, plan_step

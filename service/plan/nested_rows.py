@@ -28,13 +28,13 @@ class NestedRows:
     The rows nested in others by one relationship.
 
     Args:
-        way: The relationship.
+        join: The relationship.
         key: Its foreign key; None through a junction.
         refers: Whether the outer rows have the foreign key, rather than the nested ones.
         rows: The nested rows, each with the index of its outer row.
     """
 
-    way: Join
+    join: Join
     key: ForeignKey | None
     refers: bool
     rows: list[tuple[int, RelatedRow]] = field(default_factory=list)
@@ -74,9 +74,9 @@ def _written_by(catalog: Catalog, relation: Relation, name: str) -> str:
         found = None
     if found is None:
         return "each relation has its own verbs"
-    target, key = found.way.target.name, found.key
-    if found.way.junction is not None:
-        middle = found.way.junction.relation.name
+    target, key = found.join.target.name, found.key
+    if found.join.junction is not None:
+        middle = found.join.junction.relation.name
         words = f'"{middle}.create" relates rows by their keys, and "{middle}.delete" ends that'
     elif found.refers:
         words = (
@@ -111,26 +111,26 @@ def _holds_some(catalog: Catalog, column: Column) -> bool:
     return type.form in DOCUMENTS or type.kind in ("array", "composite")
 
 
-def takes_nested(relation: Relation, way: Join) -> bool:
+def takes_nested(relation: Relation, join: Join) -> bool:
     """Return whether rows can be nested by a relationship: by foreign keys of tables."""
-    return nested_by(relation, way) is not None
+    return nested_by(relation, join) is not None
 
 
-def nested_by(relation: Relation, way: Join) -> NestedRows | None:
+def nested_by(relation: Relation, join: Join) -> NestedRows | None:
     """Return an empty `NestedRows` of a relationship; None if rows cannot be nested by it."""
-    junction, target = way.junction, way.target
+    junction, target = join.junction, join.target
     if junction is not None:
         middle = junction.relation
-        here = _foreign_key(middle, relation, _turned(junction.here))
-        there = _foreign_key(middle, target, junction.there)
-        return None if here is None or there is None else NestedRows(way, None, False)
-    if way.function is not None:
+        own_key = _foreign_key(middle, relation, _reversed(junction.outer_pairs))
+        target_key = _foreign_key(middle, target, junction.related_pairs)
+        return None if own_key is None or target_key is None else NestedRows(join, None, False)
+    if join.function is not None:
         return None
-    key = _foreign_key(relation, target, way.pairs)
+    key = _foreign_key(relation, target, join.pairs)
     if key is not None:
-        return NestedRows(way, key, True)
-    key = _foreign_key(target, relation, _turned(way.pairs))
-    return None if key is None else NestedRows(way, key, False)
+        return NestedRows(join, key, True)
+    key = _foreign_key(target, relation, _reversed(join.pairs))
+    return None if key is None else NestedRows(join, key, False)
 
 
 def _foreign_key(
@@ -150,8 +150,8 @@ def _foreign_key(
     )
 
 
-def _turned(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [(there, here) for here, there in pairs]
+def _reversed(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(right, left) for left, right in pairs]
 
 
 def plan_nested_create(
@@ -180,21 +180,21 @@ def plan_nested_create(
         InvalidArgument: A relationship is unknown, ambiguous or not a foreign key's, a column is set
             twice, there are too many rows, or they nest too deep.
     """
-    growing = _Growing(catalog, values, max_depth)
-    root = growing.make(relation, rows, (), 0)
+    builder = _TreeBuilder(catalog, values, max_depth)
+    root = builder.make(relation, rows, (), 0)
     # The call's rows are read again only if a later step follows them, or if the table has rules: these
     # forbid the data-modifying WITH in which a statement would return related rows.
-    answers = growing.steps[-1] is root and not (key and relation.has_rules)
+    answers = builder.steps[-1] is root and not (key and relation.has_rules)
     again = () if answers else key
-    slots, texts = (growing.slots(root, 0, again), ()) if by_key else ((), again)
-    made = [growing.finished(each, texts if each is root else ()) for each in growing.steps]
-    number = len(growing.links) + growing.steps.index(root)
-    steps = (*growing.links, *made)
-    return Tree(steps, number, growing.written, _embeds(root.shown), answers, tuple(slots))
+    slots, texts = (builder.slots(root, 0, again), ()) if by_key else ((), again)
+    made = [builder.build(each, texts if each is root else ()) for each in builder.steps]
+    number = len(builder.links) + builder.steps.index(root)
+    steps = (*builder.links, *made)
+    return Tree(steps, number, builder.written, _embeds(root.shown), answers, tuple(slots))
 
 
 @dataclass(eq=False)
-class _Making:
+class _RowsBuilder:
     """
     A `NewRows` under construction, while the rows nested in it are planned.
 
@@ -213,7 +213,7 @@ class _Making:
     shown: dict[str, Any] = field(default_factory=dict)
 
 
-class _Growing:
+class _TreeBuilder:
     def __init__(self, catalog: Catalog, values: Values, max_depth: int) -> None:
         self._catalog = catalog
         self._values = values
@@ -223,9 +223,9 @@ class _Growing:
         self._parents: dict[tuple[str, str, tuple[str, ...]], int] = {}
         self.written = 0
 
-    def finished(self, step: Any, key: Sequence[str]) -> TreeStep:
+    def build(self, step: Any, key: Sequence[str]) -> TreeStep:
         """Return the final step of one under construction."""
-        if not isinstance(step, _Making):
+        if not isinstance(step, _RowsBuilder):
             found: TreeStep = step
             return found
         lists = [*step.slots.values(), *([self._pending() for _ in step.rows] for _ in key)]
@@ -246,7 +246,7 @@ class _Growing:
         rows: Sequence[tuple[str, Sequence[Assignment]]],
         referring: Sequence[Sequence[Assignment]],
         depth: int,
-    ) -> _Making:
+    ) -> _RowsBuilder:
         """
         Add the steps that insert rows and all rows nested in them.
 
@@ -261,49 +261,49 @@ class _Growing:
             raise InvalidArgument(
                 f'"{relation.name}" is a {relation.kind} that takes no new rows', path=rows[0][0]
             )
-        making = _Making(
+        building = _RowsBuilder(
             relation, [[] for _ in rows], [path for path, _ in rows], [{} for _ in rows]
         )
-        nested = self._split_nested(making, [row for _, row in rows], depth)
+        nested = self._split_nested(building, [row for _, row in rows], depth)
         for at, columns in enumerate(referring):
             for each in columns:
-                self._set(making, at, each)
-        for name, below in nested.items():
-            if below.refers:
-                making.shown[name] = self._referred(making, below, depth)
-        self.steps.append(making)
-        for name, below in nested.items():
-            if not below.refers:
-                add = self._referring if below.way.junction is None else self._joined
-                making.shown[name] = add(making, below, depth)
-        return making
+                self._set(building, at, each)
+        for name, nested_in in nested.items():
+            if nested_in.refers:
+                building.shown[name] = self._referred(building, nested_in, depth)
+        self.steps.append(building)
+        for name, nested_in in nested.items():
+            if not nested_in.refers:
+                add = self._referring if nested_in.join.junction is None else self._joined
+                building.shown[name] = add(building, nested_in, depth)
+        return building
 
     def _split_nested(
-        self, making: _Making, rows: Sequence[Sequence[Assignment]], depth: int
+        self, building: _RowsBuilder, rows: Sequence[Sequence[Assignment]], depth: int
     ) -> dict[str, NestedRows]:
         """Add the columns of rows to a step, and return the nested rows, by relationship name."""
         nested: dict[str, NestedRows] = {}
-        columns = making.relation.columns
+        columns = building.relation.columns
         for at, row in enumerate(rows):
             for each in row:
                 kind = kind_of(each, self._values)
                 # Fast path: a column's value can be a related row only if it is a dict.
                 plain = (each.column in columns and kind != "row") or each.literal
                 if plain or not is_nested(
-                    self._catalog, making.relation, each.column, kind == "row"
+                    self._catalog, building.relation, each.column, kind == "row"
                 ):
-                    making.rows[at].append(each)
+                    building.rows[at].append(each)
                     continue
                 if depth >= self._max_depth:
                     raise InvalidArgument(
                         f"rows may nest {self._max_depth} deep", path=each.path[:200]
                     )
-                found = nested.get(each.column) or self._relationship(making.relation, each)
+                found = nested.get(each.column) or self._relationship(building.relation, each)
                 nested[each.column] = found
-                if kind == "rows" and not found.way.many:
-                    raise self._refuse_list(making.relation, each, found)
-                below = parse_related(each, found.way.many, self._values)
-                found.rows.extend((at, one) for one in below)
+                if kind == "rows" and not found.join.many:
+                    raise self._refuse_list(building.relation, each, found)
+                nested_in = parse_related(each, found.join.many, self._values)
+                found.rows.extend((at, one) for one in nested_in)
         return nested
 
     def _relationship(self, relation: Relation, each: Assignment) -> NestedRows:
@@ -313,8 +313,8 @@ class _Growing:
         Raises:
             InvalidArgument: The name is ambiguous, or its relationship is not a table's foreign key.
         """
-        way = related(self._catalog, relation, default_embed(each.column, each.path))
-        found = nested_by(relation, way)
+        join = related(self._catalog, relation, default_embed(each.column, each.path))
+        found = nested_by(relation, join)
         if found is None:
             raise InvalidArgument(
                 f'"{each.column}" is a relationship of a view or a function: no rows are made for it',
@@ -327,11 +327,11 @@ class _Growing:
         self, relation: Relation, each: Assignment, nested: NestedRows
     ) -> InvalidArgument:
         """Build the refusal of a list for a to-one relationship, with the names of to-many ones."""
-        target = nested.way.target
+        target = nested.join.target
         names = [
-            f"{target.name}!{way.label}"
-            for way in relationships(self._catalog, relation)
-            if way.many and way.target is target and takes_nested(relation, way)
+            f"{target.name}!{join.label}"
+            for join in relationships(self._catalog, relation)
+            if join.many and join.target is target and takes_nested(relation, join)
         ]
         which = "that the new one refers to" if nested.refers else "that refers to the new one"
         lists = " or ".join(f'"{name}"' for name in names)
@@ -342,24 +342,24 @@ class _Growing:
             candidates=names or None,
         )
 
-    def _referred(self, making: _Making, nested: NestedRows, depth: int) -> dict[str, Any]:
+    def _referred(self, building: _RowsBuilder, nested: NestedRows, depth: int) -> dict[str, Any]:
         """Add the nested rows that the outer rows refer to, and set the outer rows' foreign keys."""
         assert nested.key is not None
         columns, targets = nested.key.columns, nested.key.target_columns
-        there, shown = self._there(nested, targets, depth)
-        for (at, one), slots in zip(nested.rows, there, strict=True):
+        target_slots, shown = self._target_rows(nested, targets, depth)
+        for (at, one), slots in zip(nested.rows, target_slots, strict=True):
             for column, slot in zip(columns, slots, strict=True):
-                self._set(making, at, Assignment(column, Operand(slot, one.path), one.path))
+                self._set(building, at, Assignment(column, Operand(slot, one.path), one.path))
         return shown
 
-    def _referring(self, making: _Making, nested: NestedRows, depth: int) -> dict[str, Any]:
+    def _referring(self, building: _RowsBuilder, nested: NestedRows, depth: int) -> dict[str, Any]:
         """Add the nested rows that refer to the outer rows."""
         assert nested.key is not None
         columns, targets = nested.key.columns, nested.key.target_columns
         rows, referring = [], []
         links: list[LinkedRow] = []
         for at, one in nested.rows:
-            slots = self.slots(making, at, targets)
+            slots = self.slots(building, at, targets)
             changes = [
                 Assignment(column, Operand(slot, one.path), one.path)
                 for column, slot in zip(columns, slots, strict=True)
@@ -369,10 +369,10 @@ class _Growing:
                 referring.append(changes)
             else:
                 self._count(1, one.path)
-                links.append(self._moved(nested.way.target, one, changes))
+                links.append(self._moved(nested.join.target, one, changes))
         shown = {}
         if rows:
-            shown = self.make(nested.way.target, rows, referring, depth + 1).shown
+            shown = self.make(nested.join.target, rows, referring, depth + 1).shown
         self.steps.extend(links)
         return shown
 
@@ -384,38 +384,39 @@ class _Growing:
         assert key is not None
         given = key_columns(self._catalog, relation, key, f"{path}.$link")
         columns = relation.primary_key or given
-        there = {name: self._pending() for name in columns}
+        known = {name: self._pending() for name in columns}
         new = {each.column: each.operand.slot for each in changes if each.operand is not None}
         foreign = relation.schema, relation.name, tuple(new)
         if foreign not in self._parents:
             self._parents[foreign] = self._pending()
-        slots, parent, parents = tuple(there.values()), tuple(new.values()), self._parents[foreign]
+        slots, parent, parents = tuple(known.values()), tuple(new.values()), self._parents[foreign]
         self.links.append(LinkedKey(relation, key, path, columns, slots, parent, parents))
-        alike = [(there[name], new[name], path) for name in relation.primary_key if name in new]
+        alike = [(known[name], new[name], path) for name in relation.primary_key if name in new]
         return LinkedRow(relation, key, path, tuple(changes), tuple(changes), tuple(alike))
 
-    def _joined(self, making: _Making, nested: NestedRows, depth: int) -> dict[str, Any]:
+    def _joined(self, building: _RowsBuilder, nested: NestedRows, depth: int) -> dict[str, Any]:
         """Add the nested rows at the other end of a junction, and the junction's rows."""
-        junction = nested.way.junction
+        junction = nested.join.junction
         assert isinstance(junction, Junction)
-        here, targets = [name for name, _ in junction.here], [name for _, name in junction.there]
-        columns = [name for _, name in junction.here] + [name for name, _ in junction.there]
-        there, shown = self._there(nested, targets, depth)
+        outer_columns, own = zip(*junction.outer_pairs, strict=True)
+        related, targets = zip(*junction.related_pairs, strict=True)
+        columns = (*own, *related)
+        target_slots, shown = self._target_rows(nested, targets, depth)
         referring = [
             [
                 Assignment(column, Operand(slot, one.path), one.path)
                 for column, slot in zip(
-                    columns, (*self.slots(making, at, here), *slots), strict=True
+                    columns, (*self.slots(building, at, outer_columns), *slots), strict=True
                 )
             ]
-            for (at, one), slots in zip(nested.rows, there, strict=True)
+            for (at, one), slots in zip(nested.rows, target_slots, strict=True)
         ]
         if referring:
             rows = [(one.path, ()) for _, one in nested.rows]
             self.make(junction.relation, rows, referring, depth)
         return shown
 
-    def _there(
+    def _target_rows(
         self, nested: NestedRows, targets: Sequence[str], depth: int
     ) -> tuple[list[Sequence[int]], dict[str, Any]]:
         """
@@ -424,7 +425,7 @@ class _Growing:
         Returns:
             For each row at the other end, the slots of its referenced columns; and nested embeds.
         """
-        target = nested.way.target
+        target = nested.join.target
         new = [(one.path, one.assignments) for _, one in nested.rows if one.link is None]
         made = self.make(target, new, (), depth + 1) if new else None
         numbers = count()
@@ -447,30 +448,30 @@ class _Growing:
         self.links.append(LinkedKey(relation, key, path, tuple(targets), slots))
         return slots
 
-    def _set(self, making: _Making, at: int, new: Assignment) -> None:
+    def _set(self, building: _RowsBuilder, at: int, new: Assignment) -> None:
         """Set a column of a row by a relationship; if another one sets it too, their values must be equal."""
-        there = next((each for each in making.rows[at] if each.column == new.column), None)
-        if there is None:
-            making.rows[at].append(new)
-            making.related[at][new.column] = new
+        earlier = next((each for each in building.rows[at] if each.column == new.column), None)
+        if earlier is None:
+            building.rows[at].append(new)
+            building.related[at][new.column] = new
             return
-        if new.column not in making.related[at]:
+        if new.column not in building.related[at]:
             raise InvalidArgument(
                 f'"{new.column}" is set by itself and by a relationship',
-                path=there.path,
+                path=earlier.path,
                 column=new.column,
                 hint="leave one of the two out",
             )
-        assert there.operand is not None
+        assert earlier.operand is not None
         assert new.operand is not None
-        making.alike.append((there.operand.slot, new.operand.slot, new.path))
+        building.alike.append((earlier.operand.slot, new.operand.slot, new.path))
 
-    def slots(self, making: _Making, at: int, columns: Sequence[str]) -> list[int]:
+    def slots(self, building: _RowsBuilder, at: int, columns: Sequence[str]) -> list[int]:
         """Return the slots of a new row's columns, whose values are known once it is inserted."""
         for column in columns:
-            if column not in making.slots:
-                making.slots[column] = [self._pending() for _ in making.rows]
-        return [making.slots[column][at] for column in columns]
+            if column not in building.slots:
+                building.slots[column] = [self._pending() for _ in building.rows]
+        return [building.slots[column][at] for column in columns]
 
     def _pending(self) -> int:
         return self._values.add(PENDING)
