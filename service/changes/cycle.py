@@ -410,7 +410,8 @@ def _answers_txn(
     began = time.monotonic()  # after `missed`, which is shared, so it counts against no query
     for order in todo:
         run, at = order.run, time.monotonic()
-        heavy = run.heavy and budget < math.inf
+        # No rest for a first read: after each cycle `Watches` would only order it again, for ever.
+        heavy = run.heavy and order.before is not None and budget < math.inf
         all_rows = order.asks or touched[run] is None
         if all_rows and (heavy or (found and at > began + budget)):
             late[run] = max(0.0, run.until - at)

@@ -162,6 +162,33 @@ async def test_query_that_stood_still_at_first_does_not_rest_for_that(
 
 
 @pytest_twisted.ensureDeferred
+async def test_slow_query_whose_columns_change_is_read_anew(dsn: str, live: Live) -> None:
+    """It has no rows then that could wait for a rest."""
+    watcher = slow(live, 1, MINE)
+    for change in ("ADD extra int", "DROP extra"):
+        await begun(live, watcher)
+        execute(dsn, f"ALTER TABLE loud {change}")
+        await live.served.catch_up()
+        await until(lambda: watcher.messages)
+        assert watcher.messages[0]["reset"]
+        await watcher.same()
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_first_read_is_repeated_after_a_table_was_truncated(
+    dsn: str, live: Live, lock: Connection
+) -> None:
+    """The first attempt has shown that the query is slow, but it has found no rows to be kept."""
+    hold(lock, 1)
+    watcher = slow(live, 1, MINE)
+    await until(lambda: execute(dsn, READING.format(1)))
+    execute(dsn, "TRUNCATE notes")
+    await pause(0.2)
+    lock.rollback()
+    assert (await watcher.first()).values == [{"id": 1, "name": "at first"}]
+
+
+@pytest_twisted.ensureDeferred
 async def test_fault_while_a_query_begins_keeps_no_other_from_it(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:

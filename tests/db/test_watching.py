@@ -278,14 +278,13 @@ async def test_step_is_ended_though_its_remaining_watches_are_reset(dsn: str) ->
     """While the step was sent, the queue has overflowed, and the last watch of the step has left."""
     async with step_held(dsn, max_bytes=1 << 20) as (_, (sent, waits)):
         execute(dsn, "INSERT INTO notes VALUES (repeat('long', 150000), 1)")
-        # On a loaded machine 30 s were not enough twice; the reason is not known.
-        await until(lambda: watch_of(sent).base is None, 90)
+        await until(lambda: watch_of(sent).base is None)
         await waits.cancel()
         sent.release()
-        await until(lambda: any(each.get("step") for each in sent.messages), 90)
+        await until(lambda: any(each.get("step") for each in sent.messages))
         end = next(each for each in sent.messages if each.get("step"))
         assert (end["type"], end["position"]) == ("alive", sent.messages[0]["position"])
-        await until(lambda: len(sent.copy.values) == 1204, 90)
+        await until(lambda: len(sent.copy.values) == 1204)
 
 
 @pytest_twisted.ensureDeferred
