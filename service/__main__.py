@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from signal import SIG_DFL, SIG_IGN, SIGINT, SIGTERM, signal
+from signal import SIG_DFL, SIGINT, signal
 from time import monotonic, sleep
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -26,7 +26,7 @@ from schema.database_url import EmbeddedFailed
 from schema.own import NotMade, make
 from schema.seed import SeedRefused, sow
 from service.api.verbs import VERBS
-from service.app import Rowcast, obstacles, settle
+from service.app import Rowcast, obstacles, settle, stop_once
 from service.changes.why import NoTestRow, find_relation, table_checks_txn, try_txn
 from service.command import (
     BadArgument,
@@ -305,20 +305,8 @@ def serve(settings: Settings, progress: Callable[[str, str], None]) -> str:
 
     service.when_ready().addCallbacks(ready, give_up)
 
-    def stop_once(*_: object) -> None:
-        # Ctrl-C arrives twice if a parent process passes it on, and the reactor would log the second one.
-        for number in (SIGINT, SIGTERM):
-            signal(number, SIG_IGN)
-        # callFromThread wakes the reactor, which may be waiting for its sockets.
-        reactor.callFromThread(reactor.stop)
-
-    def begin() -> None:
-        for number in (SIGINT, SIGTERM):
-            signal(number, stop_once)
-        service.startService()
-
-    # Not before, because the reactor installs its own signal handlers when it starts.
-    reactor.callWhenRunning(begin)
+    stop_once(reactor)
+    reactor.callWhenRunning(service.startService)
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
     return "".join(problems)

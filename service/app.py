@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from importlib import metadata
-from signal import SIG_IGN, SIGINT, SIGTERM, signal
+from signal import SIG_IGN, SIGINT, SIGTERM, getsignal, signal
 from typing import Any, TypeVar
 
 from twisted.application.service import IService, MultiService, Service
@@ -74,7 +74,6 @@ log = Logger()
 RUNNING = 64
 """Calls of one session that run at the same time; at least twice the size of the pool."""
 
-
 Part = TypeVar("Part", bound=IService)
 Progress = Callable[[str, str], None]
 
@@ -109,14 +108,31 @@ def make_service(settings: Settings, reactor: Any) -> Rowcast:
         atexit.register(os._exit, 1)
         reactor.stop()
 
-    def stop_once() -> None:
-        # Heroku sends SIGTERM more than once, and the reactor would log each further one as a failure.
-        for number in (SIGINT, SIGTERM):
-            signal(number, SIG_IGN)
-
-    reactor.addSystemEventTrigger("before", "shutdown", stop_once)
+    stop_once(reactor)
     service.when_ready().addCallbacks(settle, give_up)
     return service
+
+
+def stop_once(reactor: Any) -> None:
+    """Stop the reactor, as soon as it runs, at the first SIGINT or SIGTERM only."""
+    handlers: dict[int, Any] = {SIGINT: reactor.sigInt, SIGTERM: reactor.sigTerm}
+
+    def begin() -> None:
+        for number in handlers:
+            if getsignal(number) is not SIG_IGN:  # as a shell sets SIGINT in the background
+                signal(number, stop)
+
+    def stop(number: int | None = None, frame: Any = None) -> None:
+        # Heroku sends SIGTERM more than once, and a parent process may pass Ctrl-C on, too. The reactor would
+        # log the second one as a failure.
+        for each in handlers:
+            signal(each, SIG_IGN)
+        if number is not None:
+            handlers[number](number, frame)
+
+    # Not before, because the reactor installs its own handlers when it starts.
+    reactor.callWhenRunning(begin)
+    reactor.addSystemEventTrigger("before", "shutdown", stop)
 
 
 class Rowcast(MultiService):
@@ -178,17 +194,13 @@ class Rowcast(MultiService):
         router = self._add(Crossbar(self._reactor, settings)) if settings.embedded_router else None
         if settings.place.embedded:
             await self._add(Postgres(self._reactor, settings.place.cluster)).started()
-        await self._prepare()
-        await self._join(router)
-        self._progress("ready", "")
-
-    async def _prepare(self) -> None:
-        settings, place = self.settings, self.settings.place
-        wanted = connections(settings)
         if self._upgrade:
+            wanted, place = connections(settings), settings.place
             report = await upgrade_database(self._reactor, place, wanted, settings.demo)
             self._progress("postgres", postgres_line(settings, report))
-            self._progress("schema", schema_line(report))
+            self._progress("schema", report.schema)
+        await self._join(router)
+        self._progress("ready", "")
 
     async def _join(self, router: Crossbar | None) -> None:
         config = wamp_config(self.settings, router)
@@ -573,14 +585,6 @@ def postgres_line(settings: Settings, report: DatabaseReport) -> str:
     where = "embedded, unix socket" if settings.place.embedded else "yours"
     pool = f"pool {settings.pool_max} + {APART + slow_query_connections(settings)} for changes"
     return f"{report.server}, {where}, {report.limit} connections; {pool}"
-
-
-def schema_line(report: DatabaseReport) -> str:
-    """Return the line about the database's revision and the number of its relations."""
-    relations = f"{report.relations} relation{'' if report.relations == 1 else 's'}"
-    if report.revision is None:
-        return f"not this project's: served as it is; {relations}"
-    return f'{report.revision} "{report.title}" = head; {relations}'
 
 
 def service_line(settings: Settings, serving: Serving) -> str:

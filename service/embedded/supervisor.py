@@ -253,6 +253,14 @@ class DatabaseReport:
     title: str
     relations: int
 
+    @property
+    def schema(self) -> str:
+        """The revision and the number of relations, in a line."""
+        relations = f"{self.relations} relation{'' if self.relations == 1 else 's'}"
+        if self.revision is None:
+            return f"not this project's: served as it is; {relations}"
+        return f'{self.revision} "{self.title}" = head; {relations}'
+
 
 def inspect_database(place: Place, connections: int) -> DatabaseReport:
     """

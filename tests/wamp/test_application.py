@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from signal import SIGTERM
 
 import pytest
 import pytest_twisted
@@ -23,6 +24,7 @@ from tests.wamp.programs import program, tool
 
 SHOP = """
 import os
+import signal
 
 from service.models.model import Model
 from service.procedures.registry import ProcedureCall, procedure
@@ -52,6 +54,13 @@ async def audit(call: ProcedureCall) -> None:
         await call.database.statement("SELECT pg_sleep(0.1), 'private'")
         log.warn("found {what}", what="nothing")
     raise KeyError("private")
+
+
+@procedure("items.close")
+async def close(call: ProcedureCall) -> str:
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return "closing"
 """
 TWISTD = (tool("twistd"), "--pidfile=", "-ny", str(ROOT / "twistd.tac"))
 
@@ -91,6 +100,19 @@ async def test_application_is_served_by_every_process(
             with pytest.raises(ApplicationError) as caught:
                 await caller.call("rowcast.items.create", {"title": ""})
             assert caught.value.error == "rowcast.error.invalid_row"
+
+
+@pytest_twisted.ensureDeferred
+async def test_sigterm_twice_in_one_turn_of_the_reactor_stops_in_order(
+    environ: dict[str, str], call_from: Join
+) -> None:
+    """The reactor, busy meanwhile, is asked to stop once, and logs no failure."""
+    with program(environ, *TWISTD) as service:
+        await in_thread(reactor, "start", service.says, "ready")
+        caller = await call_from()
+        assert await caller.call("rowcast.items.close") == "closing"
+        assert await in_thread(reactor, "end", service.ends) == -SIGTERM
+        assert "Traceback" not in service.output
 
 
 @pytest_twisted.ensureDeferred
