@@ -4,8 +4,9 @@ Invalidation: which watched queries, and which of their rows, the changes of a c
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from service.changes.delta import FoundRows, State
 from service.changes.match import Index
@@ -18,10 +19,20 @@ from service.changes.refresh import (
     limit_time,
     names_of,
 )
-from service.changes.touched import Key, KeyPlan, RowChange, Touched, own_keys, related_txn
+from service.changes.touched import (
+    Key,
+    KeyPlan,
+    RowChange,
+    Touched,
+    groups_txn,
+    own_keys,
+    related_txn,
+)
 from service.db.connection import PgConnection
 from service.db.session_settings import OWN_IDENTITY, Identity
 from service.db.transaction import Actor
+
+Found = TypeVar("Found")
 
 MOST_PAIRS = 100_000
 """Maximum number of pairs of a change and a query that are examined in a cycle: about 0.1 s."""
@@ -187,16 +198,33 @@ def touched_txn(
     for group in affected.related:
         rest = [run for run in group.runs if run not in affected.all_rows]
         if rest:
-            touched = _related_txn(connection, rest[0], changes)
+            touched = _looked_up_txn(connection, rest[0], related_txn, changes)
             for run, keys in _each(rest, touched, states):
                 before = found.get(run, set())
                 found[run] = None if keys is None or before is None else before | keys
     found.update(dict.fromkeys(affected.all_rows))
+    _find_groups_txn(connection, found, changes)
     together = _together_txn(connection, found, states)
     return {
         run: None if keys is None else TouchedRows(frozenset(keys), together.get(run))
         for run, keys in found.items()
     }
+
+
+def _find_groups_txn(
+    connection: PgConnection, found: dict[Run, set[Key] | None], changes: Sequence[RowChange]
+) -> None:
+    """Replace what leads to the keys of groups by these keys; queries of one shape share the lookup."""
+    alike: dict[Hashable, list[Run]] = {}
+    for run, keys in found.items():
+        if keys and run.keyed is not None and run.keyed.groups:
+            alike.setdefault(_group_name(run), []).append(run)
+    for runs in alike.values():
+        starts = set().union(*(found[run] or () for run in runs))
+        groups = _looked_up_txn(connection, runs[0], groups_txn, changes, starts)
+        for run in runs:
+            of = found[run] or ()
+            found[run] = None if groups is None else set().union(*(groups[each] for each in of))
 
 
 def _together_txn(
@@ -219,14 +247,15 @@ def _together_txn(
     return rows
 
 
-def _related_txn(
-    connection: PgConnection, run: Run, changes: Sequence[RowChange]
-) -> Touched | None:
+def _looked_up_txn(
+    connection: PgConnection, run: Run, function: Callable[..., Found | None], *args: Any
+) -> Found | None:
+    """Return what a function looks up for queries of one shape; None, for all rows, if it fails."""
     assert run.keyed is not None
     actor = Actor(OWN_IDENTITY) if run.shape.shared else run.actor
     limit_time(connection, run.timeout)
     try:
-        return related_txn(connection, actor, run.shape.codec, run.keyed, changes)
+        return function(connection, actor, run.shape.codec, run.keyed, *args)
     except Exception:  # such as a timeout; a read of all rows follows, and reports what is refused
         if connection.closed:
             raise

@@ -334,7 +334,7 @@ def _ordered_txn(
     assert keyed is not None
     rows = keyed.rows
     asked = keys.union(window.keys)
-    arrays, nulls = key_arrays(asked, rows.key)
+    arrays, nulls = key_arrays(asked)
     if isinstance(plan, AggregatePlan):  # to order groups takes all that is in their rows
         ordered = _by_keys(shape, keyed, nulls)
     else:
@@ -371,12 +371,12 @@ def _of_keys_txn(connection: PgConnection, run: Run, keys: Collection[Key]) -> F
     if not keys:
         return rows_of(form, [], [])
     assert run.keyed is not None
-    arrays, nulls = key_arrays(keys, run.keyed.rows.key)
+    arrays, nulls = key_arrays(keys)
     statement = _by_keys(run.shape, run.keyed, nulls)
     return rows_of(form, *_read_txn(connection, run, statement, [*run.values, *arrays], None))
 
 
-def _by_keys(shape: WatchShape, keyed: KeyPlan, nulls: frozenset[str]) -> Statement:
+def _by_keys(shape: WatchShape, keyed: KeyPlan, nulls: frozenset[int]) -> Statement:
     """Return the statement that reads rows by key; `nulls` are the key columns that may be null."""
 
     def build() -> Statement:
@@ -401,9 +401,8 @@ def batch_txn(
     (run, _), *_ = asked
     shape, keyed = run.shape, run.keyed
     assert keyed is not None
-    columns = keyed.rows.key
-    keyed_by = [key_arrays(keys, columns) for _, keys in asked]
-    nulls = frozenset[str]().union(*(null for _, null in keyed_by))
+    keyed_by = [key_arrays(keys) for _, keys in asked]
+    nulls = frozenset[int]().union(*(null for _, null in keyed_by))
     statement = _by_keys(shape, keyed, nulls)
     texts = shape.catalog.types_by_name["_text"]
     given = [

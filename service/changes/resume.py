@@ -19,6 +19,7 @@ from service.changes.refresh import Run, wire_keys
 from service.changes.touched import (
     Key,
     RowChange,
+    groups_txn,
     may_read_all_txn,
     own_keys,
     related_txn,
@@ -152,4 +153,10 @@ def _keys_txn(
     related = related_txn(connection, actor, run.shape.codec, keyed, changes)
     if own is None or related is None:
         return None
-    return wire_keys(run, own | related.rows | related.related)
+    keys = own | related.rows | related.related
+    if keyed.groups:
+        groups = groups_txn(connection, actor, run.shape.codec, keyed, changes, keys)
+        if groups is None:
+            return None
+        keys = set().union(*groups.values())
+    return wire_keys(run, keys)

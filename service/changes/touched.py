@@ -7,6 +7,10 @@ looked up, one link at a time, in the snapshot in which the changes were read. T
 between has changed too, its own images lead to the rows that it was related to before. (With rows read from a
 later snapshot, or with the new images alone, it is not; the tests run both variants, and they must fail.)
 
+Groups by columns of related rows are found in two steps: first the values of the columns that join the rows of
+the root relation to these, then the groups, by the joins in the other direction (`groups_txn`). There, too,
+both images of a changed row count, so that the group that a row was in before is found.
+
 If a query reads a relation in any other way (in a policy, in a function, a second time), a change of that
 relation touches all of its rows.
 """
@@ -18,7 +22,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 from service.catalog import Catalog
 from service.changes.dependencies import Dependencies, Scan
@@ -29,7 +34,7 @@ from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.literals import write_array
 from service.db.transaction import Actor, apart_txn
-from service.plan.watch_plan import ROOT, KeyedRead, OutwardJoin, joins_columns
+from service.plan.watch_plan import ROOT, GroupColumn, KeyedRead, OutwardJoin, joins_columns
 from service.sql.select import outer_rows
 from service.sql.statement import Statement
 
@@ -62,6 +67,38 @@ def row_change(row: LogRow) -> RowChange:
     return RowChange(row.relation, row.op, old, new)
 
 
+class JoinLookup(NamedTuple):
+    """
+    A join from outer rows to the rows related to them.
+
+    Args:
+        relation: Number of the related relation in the log; None if it is not logged in full.
+        columns: Columns of the related relation: those of the join, then those that are looked up.
+        width: Number of columns of the join.
+        hides: Whether policies may hide related rows.
+        statement: Statement that reads `columns` of the related rows.
+    """
+
+    relation: int | None
+    columns: tuple[str, ...]
+    width: int
+    hides: bool
+    statement: Statement
+
+
+class GroupLookup(NamedTuple):
+    """
+    How the values of a group column are found.
+
+    Args:
+        places: Places of the columns in `KeyedRead.key` from which it is found.
+        joins: The joins from these columns to the related row that has it; none if it is such a column.
+    """
+
+    places: tuple[int, ...]
+    joins: tuple[JoinLookup, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class KeyPlan:
     """
@@ -75,6 +112,8 @@ class KeyPlan:
         lookups: Each join with the statement that looks up its outer rows; None in place of the statement
             if the changed row itself has the values that are needed of them.
         readers: Functions that convert key values from JSON to their wire form; empty if none needs to.
+        groups: For each column of the groups, how it is found from the values of `rows.key`; empty if
+            these are the columns of the groups.
     """
 
     rows: KeyedRead
@@ -83,6 +122,7 @@ class KeyPlan:
     all_rows: frozenset[int]
     lookups: Sequence[tuple[OutwardJoin, Statement | None]]
     readers: Sequence[ReadImage | None] = ()
+    groups: Sequence[GroupLookup] = ()
 
     @property
     def related(self) -> frozenset[int]:
@@ -126,9 +166,12 @@ def key_plan(
     root = aliases[ROOT].id if ROOT in aliases else None
     if lookups is None:
         return None
-    columns = rows.relation.columns
-    readers = [key_reader(catalog, catalog.type(columns[name].type)) for name in rows.key]
-    return KeyPlan(rows, root, keyed, all_rows, lookups, readers if any(readers) else ())
+    columns = [each.column for each in rows.groups]
+    columns = columns or [rows.relation.columns[name] for name in rows.key]
+    readers = [key_reader(catalog, catalog.type(column.type)) for column in columns]
+    groups = [_group_lookup(catalog, rows, each, logged) for each in rows.groups]
+    known = readers if any(readers) else ()
+    return KeyPlan(rows, root, keyed, all_rows, lookups, known, groups)
 
 
 def own_keys(plan: KeyPlan, changes: Iterable[RowChange]) -> set[Key] | None:
@@ -138,7 +181,7 @@ def own_keys(plan: KeyPlan, changes: Iterable[RowChange]) -> set[Key] | None:
         if change.relation != plan.root:
             continue
         values = _values(change, plan.rows.key)
-        keys = None if values is None else _keys(plan, values)
+        keys = None if values is None else _root_keys(plan, values)
         if keys is None:
             return None
         found |= keys
@@ -183,7 +226,7 @@ def related_txn(
         if len(outer_keys) > most:
             return None
         if join.outer_source == ROOT:
-            keys = _keys(plan, outer_keys)
+            keys = _root_keys(plan, outer_keys)
             if keys is None:
                 return None
             found[join.decides] |= keys
@@ -192,12 +235,122 @@ def related_txn(
     return Touched(frozenset(found[True]), frozenset(found[False] - found[True]))
 
 
+def groups_txn(
+    connection: PgConnection,
+    actor: Actor,
+    codec: Codec,
+    plan: KeyPlan,
+    changes: Sequence[RowChange],
+    starts: Collection[Key],
+    most: int = MOST_KEYS,
+) -> dict[Key, set[Key]] | None:
+    """
+    Return the keys of the groups that rows are or were in, by the rows' values of `plan.rows.key`.
+
+    The values of related rows come from the snapshot, and from both images of related rows that have changed.
+    So among the groups of rows of which a related row has changed are those before the change.
+
+    Args:
+        connection: In the snapshot in which the changes were read.
+        actor: Identity of the lookup, as of `related_txn`.
+        codec: Codec of parameters.
+        plan: Key plan of a query with `groups`.
+        changes: All changes of the cycle.
+        starts: The values.
+        most: Maximum number of values.
+
+    Returns:
+        The keys; None for all groups.
+    """
+    columns: list[dict[Key, set[Any]]] = []
+    for places, joins in plan.groups:
+        found: dict[Key, set[Key]] = {}
+        for start in starts:
+            found[start] = {tuple([start[place] for place in places])}
+        for join in joins:
+            wanted = set().union(*found.values())
+            if len(wanted) > most:
+                return None
+            rows = _joined_rows_txn(connection, actor, codec, join, changes, wanted, most)
+            if rows is None:
+                return None
+            found = {
+                start: set().union(*(rows[value] for value in values))
+                for start, values in found.items()
+            }
+        columns.append({start: {value for (value,) in values} for start, values in found.items()})
+    groups: dict[Key, set[Key]] = {}
+    for start in starts:
+        keys = _keys(plan, list(product(*(values[start] for values in columns))))
+        if keys is None:
+            return None
+        groups[start] = keys
+    return groups
+
+
+def _joined_rows_txn(
+    connection: PgConnection,
+    actor: Actor,
+    codec: Codec,
+    join: JoinLookup,
+    changes: Iterable[RowChange],
+    wanted: Collection[Key],
+    most: int,
+) -> dict[Key, set[Key]] | None:
+    """Return what a join finds for values: columns of related rows, or nulls where there is no such row."""
+    width = join.width
+    none = (None,) * (len(join.columns) - width)
+    rows: dict[Key, set[Key]] = {each: set() for each in wanted}
+    values = {each for each in wanted if None not in each}  # a null value joins no row
+    if values:
+        lookup = apart_txn(connection, actor, _outer_rows_txn, codec, join.statement, values, most)
+        if len(lookup) > most:
+            return None
+        for row in lookup:
+            if row[:width] in rows:
+                rows[row[:width]].add(row[width:])
+    known = _images(join, changes)
+    if known is None:
+        return None
+    images, gone = known
+    for row in images:
+        if row[:width] in values:
+            rows[row[:width]].add(row[width:])
+    for value, found in rows.items():
+        if not found or join.hides or value in gone:
+            found.add(none)
+    return rows
+
+
+def _images(join: JoinLookup, changes: Iterable[RowChange]) -> tuple[list[Key], set[Key]] | None:
+    """
+    Return the columns of a join's related rows in the images of changes; None if they are not known.
+
+    The second result has the values of the join that no row had before a change, or after it.
+    """
+    found: list[Key] = []
+    gone: set[Key] = set()
+    for change in changes:
+        if change.relation == join.relation and change.op in ("I", "U", "D"):
+            images = _values(change, join.columns)
+            if images is None:
+                return None
+            found += images
+            ends = {row[: join.width] for row in images}
+            if len(images) < 2 or len(ends) > 1:
+                gone |= ends
+    return found, gone
+
+
 def sees_all_txn(connection: PgConnection, plan: KeyPlan, tracked: Iterable[TrackedTable]) -> bool:
     """Return whether the session's role may read all rows on the links, and so look them up for anybody."""
     oids = {(each.schema, each.name): each.oid for each in tracked}
     looked_up = {
         (join.outer.schema, join.outer.name) for join, lookup in plan.lookups if lookup is not None
     }
+    looked_up |= {
+        (join.outer.schema, join.outer.name) for group in plan.rows.groups for join in group.joins
+    } & oids.keys()
     return may_read_all_txn(connection, [oids[name] for name in looked_up])
 
 
@@ -216,21 +369,49 @@ def may_read_all_txn(connection: PgConnection, oids: Collection[int]) -> bool:
     return bool(found)
 
 
-def key_arrays(keys: Collection[Key], columns: Sequence[str]) -> tuple[list[str], frozenset[str]]:
+def key_arrays(keys: Collection[Key]) -> tuple[list[str], frozenset[int]]:
     """
-    Return the array parameters of a statement `with_keys`, and the key columns that are null in any key.
+    Return the array parameters of a statement `with_keys`, and the places of columns that are null in any key.
 
     Args:
         keys: The keys, at least one.
-        columns: Columns of the key.
     """
-    arrays, nulls = [], set[str]()
-    for at, name in enumerate(columns):
-        values = {key[at] for key in keys}
+    arrays, nulls = [], set[int]()
+    for at, column in enumerate(zip(*keys, strict=True)):
+        values = set(column)
         if None in values:
-            nulls.add(name)
+            nulls.add(at)
         arrays.append(_array(value for value in values if value is not None))
     return arrays, frozenset(nulls)
+
+
+def _group_lookup(
+    catalog: Catalog,
+    rows: KeyedRead,
+    column: GroupColumn,
+    logged: Mapping[tuple[str, str], TrackedTable],
+) -> GroupLookup:
+    places = tuple(map(rows.key.index, column.starts))
+    found: list[JoinLookup] = []
+    for at, join in enumerate(column.joins):
+        there = join.outer
+        names = tuple(name for name, _, _ in join.pairs)
+        following: tuple[str, ...] = (column.column.name,)
+        if at + 1 < len(column.joins):
+            following = tuple(name for _, name, _ in column.joins[at + 1].pairs)
+        statement = outer_rows(catalog, join, (*names, *following))
+        assert statement is not None, "types that are matched have arrays"
+        table = logged.get((there.schema, there.name))
+        found.append(
+            JoinLookup(
+                None if table is None else table.id,
+                (*names, *following),
+                len(names),
+                there.row_security,
+                statement,
+            )
+        )
+    return GroupLookup(places, tuple(found))
 
 
 def _lookups(
@@ -275,6 +456,11 @@ def _values(change: RowChange, columns: Sequence[str]) -> list[Key] | None:
     # A list and not a set: Decimal("1.0") and Decimal("1.00") are equal, but different keys.
     known = not any(isinstance(each, list | dict) for key in found for each in key)
     return found if found and known else None
+
+
+def _root_keys(plan: KeyPlan, values: Collection[Key]) -> set[Key] | None:
+    """Return values of `plan.rows.key` in their wire form, unless they only lead to the groups."""
+    return set(values) if plan.groups else _keys(plan, values)
 
 
 def _keys(plan: KeyPlan, values: Collection[Key]) -> set[Key] | None:

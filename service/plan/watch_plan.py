@@ -16,7 +16,18 @@ from service.catalog import Catalog, Column, Function, Relation, Type
 from service.errors import InvalidArgument
 from service.plan.aggregate_plan import AggregatePlan, plan_aggregate
 from service.plan.call_plan import plan_called
-from service.plan.conditions import BoolExpr, Bound, Compare, Condition, Equals, IsTest, Link
+from service.plan.conditions import (
+    BoolExpr,
+    Bound,
+    Compare,
+    Condition,
+    Equals,
+    Exists,
+    Expression,
+    IsTest,
+    Link,
+    Not,
+)
 from service.plan.plans import Output, ReadPlan
 from service.plan.predicates import both
 from service.plan.read_plan import plan_find
@@ -39,6 +50,10 @@ Types whose text PostgreSQL parses back to the same value.
 Values of those that are not exact may be equal with different texts: by collation, trailing blanks, as 1.0
 and 1.00, as a month and 30 days. If the text of a row's key changes, the change log has both texts.
 """
+
+INTEGERS = frozenset(["int2", "int4", "int8"])
+MATCHED = frozenset(["bool", "uuid", "text", "varchar", "date"])
+"""Types whose values are equal if and only if they have the same JSON in any session."""
 
 Plan = TypeVar("Plan", ReadPlan, AggregatePlan)
 
@@ -73,13 +88,33 @@ class KeyedRead:
 
     Args:
         relation: Relation of the rows, or of the rows that are grouped.
-        key: Columns of the key; empty for one group of all rows.
+        key: Columns of the key; empty for one group of all rows. If `groups` is not empty, the columns from
+            which the group columns are found.
         joins: Joins to the relation, the most distant one first.
+        groups: The group columns, if some are columns of related rows.
     """
 
     relation: Relation
     key: tuple[str, ...]
     joins: tuple[OutwardJoin, ...]
+    groups: tuple[GroupColumn, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupColumn:
+    """
+    A group column, as found from the columns of `KeyedRead.key`.
+
+    Args:
+        column: The column.
+        starts: Names of the columns of the key from which it is found; the column itself without joins.
+        joins: Joins from these columns to the related row that has the group column, in the reverse
+            direction: `outer` is the related relation.
+    """
+
+    column: Column
+    starts: tuple[str, ...]
+    joins: tuple[OutwardJoin, ...] = ()
 
 
 def keyed_read(catalog: Catalog, plan: ReadPlan | AggregatePlan) -> KeyedRead | None:
@@ -94,29 +129,34 @@ def keyed_read(catalog: Catalog, plan: ReadPlan | AggregatePlan) -> KeyedRead | 
         return None
     if relation.has_children:
         return None
+    groups: tuple[GroupColumn, ...] = ()
     if isinstance(plan, AggregatePlan):
-        if not all(map(_is_plain, plan.grouped.groups)):
+        found = [_group_column(catalog, relation, each) for each in plan.grouped.groups]
+        columns = tuple(column for column in found if column is not None)
+        # Without `_looks_alike`, rows of one group could have different texts for its key.
+        if len(columns) < len(found) or not all(
+            _looks_alike(catalog, each.column) and _is_key_type(catalog, each.column)
+            for each in columns
+        ):
             return None
-        columns = [each.expression.column for each in plan.grouped.groups]
-        # Otherwise rows of one group could have different texts for its key.
-        if not all(_looks_alike(catalog, column) for column in columns):
-            return None
-        key = tuple(column.name for column in columns)
+        key = tuple(name for each in columns for name in each.starts)
+        if any(each.joins for each in columns):
+            groups, key = columns, tuple(dict.fromkeys(key))
         deciding: Any = plan
     else:
         if plan.distinct or plan.after is not None or plan.lock or not relation.primary_key:
             return None
         key = relation.primary_key
         deciding = (plan.where, plan.order)
-    if not all(_is_key_type(catalog, relation.columns.get(name)) for name in key):
-        return None
+        if not all(_is_key_type(catalog, relation.columns.get(name)) for name in key):
+            return None
     joins = tuple(_joins(relation, plan, deciding))
     if not all(join.relation.columns[name].logged for join in joins for _, name, _ in join.pairs):
         return None
-    return KeyedRead(relation, key, joins)
+    return KeyedRead(relation, key, joins, groups)
 
 
-def with_keys(catalog: Catalog, plan: Plan, rows: KeyedRead, nulls: frozenset[str]) -> Plan:
+def with_keys(catalog: Catalog, plan: Plan, rows: KeyedRead, nulls: frozenset[int]) -> Plan:
     """
     Plan the rows of certain keys alone, in any order.
 
@@ -127,11 +167,15 @@ def with_keys(catalog: Catalog, plan: Plan, rows: KeyedRead, nulls: frozenset[st
         catalog: Source of types.
         plan: Plan of all rows.
         rows: How the rows are read by key.
-        nulls: Columns of the key that are null in one of the keys.
+        nulls: Places of the columns that are null in one of the keys.
     """
-    where = both(plan.where, *_is_one_of(catalog, rows, nulls))
+    scope = Scope(catalog, rows.relation)
     if isinstance(plan, AggregatePlan):
+        columns = [output.expression for output in plan.grouped.groups]
+        where = both(plan.where, *_is_one_of(scope, columns, nulls))
         return replace(plan, where=where, limit=None)
+    columns = [scope.of_column(rows.relation.columns[name]) for name in rows.key]
+    where = both(plan.where, *_is_one_of(scope, columns, nulls))
     return replace(plan, where=where, order=(), limit=None, keyset=False)
 
 
@@ -144,15 +188,29 @@ def order_of_keys(catalog: Catalog, plan: ReadPlan, rows: KeyedRead) -> ReadPlan
     return replace(found, outputs=outputs, embeds=(), order=plan.order, json=False)
 
 
-def _is_one_of(catalog: Catalog, rows: KeyedRead, nulls: frozenset[str]) -> Iterator[Condition]:
-    scope = Scope(catalog, rows.relation)
-    for at, name in enumerate(rows.key):
-        column = scope.of_column(rows.relation.columns[name])
+def _is_one_of(
+    scope: Scope, columns: Sequence[Expression], nulls: frozenset[int]
+) -> Iterator[Condition]:
+    for at, column in enumerate(columns):
         equal = scope.operator("=", column.type, column.type)
-        keys = array_bound(catalog, column.type, at - len(rows.key))
+        keys = array_bound(scope.catalog, column.type, at - len(columns))
         assert keys is not None, "types of keys have arrays"
-        test = Compare(column, equal, keys, quantifier="any")
-        yield BoolExpr(True, (test, IsTest(column, "NULL"))) if name in nulls else test
+        source = column.links[-1].source if column.links else column.source
+        value = replace(column, source=source, links=())
+        test = _of_related(column.links, Compare(value, equal, keys, quantifier="any"))
+        if at in nulls:
+            null: Condition = IsTest(value, "NULL")
+            if column.links:  # also if there is no related row
+                null = Not(_of_related(column.links, IsTest(value, "NOT NULL")))
+            test = BoolExpr(True, (test, null))
+        yield test
+
+
+def _of_related(links: Iterable[Link], test: Condition) -> Condition:
+    """Return the condition that the related row to which links lead passes a test."""
+    for link in reversed(tuple(links)):
+        test = Exists(link, test)
+    return test
 
 
 def joins_columns(catalog: Catalog, join: OutwardJoin, columns: Iterable[str]) -> bool:
@@ -178,9 +236,40 @@ def array_bound(catalog: Catalog, type: Type, slot: int) -> Bound | None:
     return None if array is None else Bound(slot, array, "", raw=True)
 
 
-def _is_plain(output: Output) -> bool:
+def _group_column(catalog: Catalog, relation: Relation, output: Output) -> GroupColumn | None:
+    """Return how a group column is found from columns of the relation; None if it cannot be."""
     value = output.expression
-    return not (value.links or value.steps or value.applied or value.function)
+    if value.steps or value.applied or value.function or value.measure:
+        return None
+    if not value.links:
+        return GroupColumn(value.column, (value.column.name,))
+    joins, outer = [], relation
+    for link in value.links:
+        there = link.relation
+        if link.function or link.junction or link.where or there.kind != "table":
+            return None
+        pairs = tuple((inner, name, equal) for name, inner, equal in link.pairs)
+        if there.has_children or not all(
+            _is_matched(catalog, outer.columns[name], there.columns[inner])
+            for inner, name, _ in pairs
+        ):
+            return None
+        joins.append(OutwardJoin(outer, "", there, link.source, pairs, True))
+        outer = there
+    starts = tuple(name for _, name, _ in joins[0].pairs)
+    return GroupColumn(value.column, starts, tuple(joins))
+
+
+def _is_matched(catalog: Catalog, one: Column, other: Column) -> bool:
+    """Return whether values of two columns are equal if and only if their images are, without a database."""
+    if not (one.logged and other.logged) or one.loose or other.loose:
+        return False
+    types = {catalog.plain(catalog.type(column.type)) for column in (one, other)}
+    if not all(type.kind == "enum" or type.schema == "pg_catalog" for type in types):
+        return False
+    if {type.name for type in types} <= INTEGERS:
+        return True
+    return len(types) == 1 and all(type.kind == "enum" or type.name in MATCHED for type in types)
 
 
 def _is_key_type(catalog: Catalog, column: Column | None) -> bool:

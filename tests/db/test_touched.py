@@ -11,7 +11,13 @@ import pytest
 
 from schema.changes import install
 from service.changes.log import read_txn
-from service.changes.touched import own_keys, related_txn, row_change, sees_all_txn
+from service.changes.touched import (
+    groups_txn,
+    own_keys,
+    related_txn,
+    row_change,
+    sees_all_txn,
+)
 from service.db.transaction import Actor, apart_txn
 from service.plan.read_plan import plan_find
 from service.plan.watch_plan import keyed_read
@@ -31,6 +37,10 @@ CREATE TABLE plain (n int, m int);
 CREATE TABLE counted (id float8 PRIMARY KEY);
 CREATE TABLE derived (id int PRIMARY KEY, n int, twice int GENERATED ALWAYS AS (n * 2) VIRTUAL);
 CREATE TABLE asked (id int PRIMARY KEY, team int);
+CREATE TABLE secrets (id int PRIMARY KEY, body text);
+ALTER TABLE secrets ENABLE ROW LEVEL SECURITY;
+CREATE TABLE levels (amount numeric PRIMARY KEY, name text);
+CREATE TABLE marks (id int PRIMARY KEY, n int, secret int REFERENCES secrets, level numeric REFERENCES levels);
 CREATE VIEW seen AS SELECT * FROM people;
 CREATE TABLE parts (id int, day int, team int REFERENCES teams, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
 CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (10);
@@ -49,8 +59,10 @@ INSERT INTO notes SELECT i, i % 40 + 1, 'b' FROM generate_series(1, 80) i;
 INSERT INTO skills SELECT 's' || i, 'n' FROM generate_series(1, 5) i;
 INSERT INTO knows SELECT i, 's' || (i % 5 + 1) FROM generate_series(1, 40) i;
 INSERT INTO parts SELECT i, i % 20, i % 5 + 1 FROM generate_series(1, 40) i;
+INSERT INTO secrets VALUES (1, 'b');
+INSERT INTO marks VALUES (1, 0, 1);
 {install()}
-SELECT rowcast.track(t::regclass) FROM unnest(ARRAY['teams', 'people', 'notes', 'skills', 'knows', 'plain', 'counted', 'asked', 'parts', 'derived']) t;
+SELECT rowcast.track(t::regclass) FROM unnest(ARRAY['teams', 'people', 'notes', 'skills', 'knows', 'plain', 'counted', 'asked', 'parts', 'derived', 'marks', 'levels', 'secrets']) t;
 SELECT rowcast.track('brief', 'keys');
 """
 
@@ -83,8 +95,14 @@ def touched(
         assert changes
         own = own_keys(plan, changes)
         related = related_txn(reader.connection, Actor(), reader.codec, plan, changes, most)
-    if own is None or related is None:
-        return "all"
+        if own is None or related is None:
+            return "all"
+        if plan.groups:
+            starts = own | related.rows | related.related
+            found = groups_txn(
+                reader.connection, Actor(), reader.codec, plan, changes, starts, most
+            )
+            return "all" if found is None else set().union(*found.values())
     return {key for key in own | related.rows}, set(related.related)
 
 
@@ -137,6 +155,68 @@ def test_change_of_self_referencing_relation_touches_own_and_related_rows(
     embed = {"boss": {"relation": "people", "via": "boss", "direction": "one"}}
     own, related = touched(reader, dsn, renamed, embed=embed)
     assert (own, related) == ({(2,)}, {(i,) for i in range(20, 30)})
+
+
+COUNT = {"measures": {"n": {"count": "*"}}}
+
+
+def test_groups_of_related_rows_are_those_before_and_after(reader: Reader, dsn: str) -> None:
+    execute(dsn, "UPDATE teams SET name = 't' || id")
+    named = COUNT | {"group": ["teams.name"]}
+    assert touched(reader, dsn, "UPDATE people SET name = 'a' WHERE id = 4", **named) == {("t5",)}
+    assert touched(reader, dsn, "UPDATE people SET team = 1 WHERE id = 4", **named) == {
+        ("t5",),
+        ("t1",),
+    }
+    assert touched(reader, dsn, "UPDATE people SET team = NULL WHERE id = 4", **named) == {
+        ("t1",),
+        (None,),
+    }
+    assert touched(reader, dsn, "UPDATE teams SET name = 'x' WHERE id = 5", **named) == {
+        ("t5",),
+        ("x",),
+    }
+    both = "UPDATE people SET team = 1 WHERE id = 9; UPDATE teams SET name = 'y' WHERE id = 5"
+    assert touched(reader, dsn, both, **named) == {("t1",), ("x",), ("y",)}
+    assert touched(reader, dsn, both, most=1, **named) == "all"
+
+
+def test_group_of_new_related_row_is_also_that_of_none(reader: Reader, dsn: str) -> None:
+    named = COUNT | {"group": ["teams.name"]}
+    new = "INSERT INTO teams VALUES (6, 't6'); INSERT INTO people VALUES (60, 6)"
+    assert touched(reader, dsn, new, **named) == {("t6",), (None,)}
+
+
+def test_groups_by_columns_of_several_relations_are_found_together(
+    reader: Reader, dsn: str
+) -> None:
+    execute(dsn, "UPDATE teams SET name = 't' || id")
+    query = COUNT | {"group": ["body", "people.teams.name", "people.boss"]}
+    moved = "UPDATE people SET boss = 2 WHERE id = 12"
+    assert touched(reader, dsn, moved, "notes", **query) == {("b", "t3", 1), ("b", "t3", 2)}
+    renamed = "UPDATE teams SET name = 'z' WHERE id = 3"
+    groups = touched(reader, dsn, renamed, "notes", **query)
+    assert {name for _, name, _ in groups} == {"t3", "z"}
+    assert {boss for _, _, boss in groups} == {None, 1, 2, 3}
+
+
+def test_group_of_related_row_that_a_policy_may_hide_is_also_that_of_none(
+    reader: Reader, dsn: str
+) -> None:
+    query = COUNT | {"group": ["secrets.body"]}
+    execute(dsn, "UPDATE marks SET n = 0 WHERE id = 1")
+    marked = "UPDATE marks SET n = 1 WHERE id = 1"
+    assert touched(reader, dsn, marked, "marks", **query) == {("b",), (None,)}
+
+
+def test_groups_by_columns_that_images_cannot_match_are_not_found_by_key(reader: Reader) -> None:
+    for relation, group, keyed in (
+        ("marks", "secrets.body", True),
+        ("marks", "levels.name", False),
+        ("knows", "skills.name", True),
+    ):
+        run = KeptQuery(reader, relation, "", COUNT | {"group": [group]}).run
+        assert (run.keyed is not None) is keyed, group
 
 
 def test_partitions_are_their_table(reader: Reader, dsn: str) -> None:

@@ -56,6 +56,13 @@ PARENTS = {
     "prices": {"people": "people"},
     "slots": {"prices": "prices"},
 }
+LINKED_GROUPS: dict[str, list[list[str]]] = {
+    "people": [["teams.region"], ["teams.region", "age"], ["teams.name", "teams.region"]],
+    "tasks": [["people.age"], ["people.teams.region"], ["done", "people.teams.region"]],
+    "notes": [["tasks.people.name", "n"]],
+    "slots": [["prices.n"]],  # through numeric columns, so all groups are read each time
+}
+"""Groups by columns of related rows."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,11 @@ class Query:
     def grouped(self) -> bool:
         """Return whether the query aggregates, so that its rows are groups."""
         return "measures" in self.kwargs
+
+    @property
+    def linked(self) -> bool:
+        """Return whether it groups by columns of related rows."""
+        return any("." in each for each in self.kwargs.get("group", ()) if isinstance(each, str))
 
     @property
     def windowed(self) -> bool:
@@ -286,8 +298,8 @@ def _groups(dice: random.Random, relation: str) -> dict[str, Any]:
     kwargs: dict[str, Any] = {"measures": measures}
     if dice.random() < 0.85:
         kwargs["group"] = [dice.choice(columns)]
-        if dice.random() < 0.25 and relation in ("people", "tasks"):
-            kwargs["group"] = ["teams.region" if relation == "people" else "people.age"]
+        if dice.random() < 0.4 and relation in LINKED_GROUPS:
+            kwargs["group"] = dice.choice(LINKED_GROUPS[relation])
         if relation == "tasks" and dice.random() < 0.25:
             kwargs["group"] = [{**_cut(dice), "as": "cut"}]
         if dice.random() < 0.3:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from service.changes import cycle, cycle_snapshot, queries, refresh
+from service.changes import cycle, cycle_snapshot, queries, refresh, touched
 from service.changes.cycle_snapshot import snapshot_txn
 from service.changes.delta import Window
 from service.changes.dependencies import Dependencies
@@ -131,15 +131,38 @@ def break_policies(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(queries, "dependencies_txn", blind(queries.dependencies_txn))
 
 
+def break_groups(patch: pytest.MonkeyPatch) -> None:
+    """Find the groups of rows without the images of related rows."""
+    patch.setattr(touched, "_images", lambda *_: ([], set()))
+
+
+def break_hidden(patch: pytest.MonkeyPatch) -> None:
+    """Find the groups of rows as if no policy hid related rows."""
+    made = touched.JoinLookup
+    patch.setattr(touched, "JoinLookup", lambda *given: made(*given)._replace(hides=False))
+
+
 BLAMED: dict[Callable[[pytest.MonkeyPatch], None], Callable[[Query], bool]] = {
     break_windows: lambda each: each.windowed,
+    break_groups: lambda each: each.linked,
+    break_hidden: lambda each: each.linked and each.caller.authrole != OWNER.authrole,
     # Only the policy of teams reads another table; queries on several tables depend on these anyway.
     break_policies: lambda each: each.name == "teams" and each.caller.authrole != OWNER.authrole,
 }
 """The queries that a patch can make wrong; watching others would only take longer."""
 
 
-@pytest.mark.parametrize("spoil", [break_late, break_images, break_windows, break_policies])
+BREAKS = [
+    break_late,
+    break_images,
+    break_windows,
+    break_policies,
+    break_groups,
+    break_hidden,
+]
+
+
+@pytest.mark.parametrize("spoil", BREAKS)
 @pytest_twisted.ensureDeferred
 async def test_deliberate_error_in_keeping_copies_is_found(
     dsn: str, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[pytest.MonkeyPatch], None]
