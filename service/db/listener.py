@@ -8,6 +8,7 @@ then has to check for changes itself.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Callable
@@ -35,6 +36,27 @@ PULSE = 10.0
 """Seconds of silence after which the server is checked by a query."""
 PULSE_TIMEOUT = 2.0
 """Seconds that the server has to answer this query."""
+LOG_AGAIN = 60.0
+"""Seconds after which the cause of an outage is logged again."""
+
+
+class Outage:
+    """Decides which of the failures of repeated attempts are logged."""
+
+    def __init__(self) -> None:
+        self._logged: dict[str, float] = {}
+
+    def is_news(self, cause: str, now: float) -> bool:
+        """Return whether to log a failure: the first of its cause, and one every `LOG_AGAIN` seconds."""
+        if now < self._logged.get(cause, -math.inf) + LOG_AGAIN:
+            return False
+        self._logged[cause] = now
+        return True
+
+    def end(self) -> bool:
+        """Forget the failures, because an attempt has succeeded; return whether any was logged."""
+        logged, self._logged = bool(self._logged), {}
+        return logged
 
 
 @implementer(IReadDescriptor)
@@ -148,6 +170,7 @@ class Listener(Service):
         self._again: IDelayedCall | None = None
         self._pulse: IDelayedCall | None = None
         self._attempts = 0
+        self._outage = Outage()
         self.pooled = False
 
     @property
@@ -235,6 +258,8 @@ class Listener(Service):
         def done() -> None:
             # Reset by an answer, not by connecting, so that pauses grow if a server accepts and hangs up.
             self._attempts = 0
+            if self._outage.end():
+                self.log.info("listening to {channels} again", channels=", ".join(sorted(wanted)))
             self._live = wanted
             self._sync()
             self._begin(begun)
@@ -292,12 +317,10 @@ class Listener(Service):
         self._drop()
         if not self.running or self._again is not None:
             return
-        cause = reason.value if isinstance(reason, Failure) else reason
-        self.log.warn(
-            "not listening to {channels}: {cause}",
-            channels=", ".join(sorted(self._wanted)),
-            cause=str(cause).strip(),
-        )
+        cause = str(reason.value if isinstance(reason, Failure) else reason).strip()
+        if self._outage.is_news(cause, self._reactor.seconds()):
+            channels = ", ".join(sorted(self._wanted))
+            self.log.warn("not listening to {channels}: {cause}", channels=channels, cause=cause)
         first, most = PAUSES
         pause = min(most, first * 2**self._attempts) * random.uniform(0.5, 1.0)
         self._attempts = min(self._attempts + 1, 10)

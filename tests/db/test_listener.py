@@ -15,8 +15,9 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 
-from service.db.listener import Listener
+from service.db.listener import LOG_AGAIN, Listener, Outage
 from tests.conftest import execute
 from tests.deferreds import pause, until
 
@@ -100,14 +101,25 @@ async def test_listener_whose_session_is_cut_listens_again(dsn: str, heard: Hear
 
 @pytest_twisted.ensureDeferred
 async def test_listener_without_a_database_retries_until_it_is_up(dsn: str) -> None:
-    """It retries until the database accepts connections, and stops on stopService."""
-    where = ["dbname=no_such_database host=/nowhere"]
-    heard = Heard(lambda: where[0])
-    heard.listener.startService()
-    await pause(0.2)
-    assert not heard.listener.listening
-    where[0] = dsn
-    await until(lambda: heard.listener.listening)
+    """It retries until the database accepts connections, warns once, and stops on stopService."""
+    where, asked = ["dbname=no_such_database host=/nowhere"], []
+
+    def address() -> str:
+        asked.append(where[0])
+        return where[0]
+
+    heard = Heard(address)
+    with capturedLogs() as logged:
+        heard.listener.startService()
+        await until(lambda: len(asked) > 3)
+        assert not heard.listener.listening
+        where[0] = dsn
+        await until(lambda: heard.listener.listening)
+    lines = [(each["log_level"].name, formatEvent(each)) for each in logged]
+    lines = [(level, text) for level, text in lines if "listening to" in text]
+    assert [level for level, _ in lines] == ["warn", "info"]
+    assert lines[0][1].startswith(f"not listening to {CHANNEL}: connection to server on socket")
+    assert lines[1][1] == f"listening to {CHANNEL} again"
     heard.listener.stopService()
     assert not heard.listener.listening
     assert heard.resyncs == 1
@@ -254,3 +266,15 @@ def miss(found: list[str], who: str) -> None:
 def listened(dsn: str) -> list[tuple[object, ...]]:
     """Return the listener's session after it has stopped listening to a channel."""
     return execute(dsn, "SELECT pid FROM pg_stat_activity WHERE query LIKE 'UNLISTEN%'")
+
+
+def test_outage_has_news_of_each_cause_once_and_again_after_a_while() -> None:
+    """Also if the causes alternate; after its end, each cause is news again."""
+    outage = Outage()
+    causes = ["refused", "recovering", "refused", "recovering"]
+    assert [outage.is_news(each, 5.0) for each in causes] == [True, True, False, False]
+    assert not outage.is_news("refused", 4.9 + LOG_AGAIN)
+    assert outage.is_news("refused", 5.0 + LOG_AGAIN)
+    assert outage.end()
+    assert not outage.end()
+    assert outage.is_news("refused", 5.1 + LOG_AGAIN)
