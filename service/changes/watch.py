@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import replace
@@ -40,6 +41,7 @@ from service.changes.watchers import (
 )
 from service.changes.watching_session import WatchingSession
 from service.db.database import Database, deferred
+from service.db.listener import Outage
 from service.db.sqlstate import refusal
 from service.errors import DatabaseRefused, Unavailable, first_line
 from service.request.arguments import Caller
@@ -113,6 +115,7 @@ class Watches(Service):
         self._position: SnapshotPosition | None = None
         self._place: SnapshotPosition | None = None
         self._silence = AliveTimers()
+        self._outages: dict[str, Outage] = defaultdict(Outage)
         self._checked = 0.0
         self._due = poll
         self._running: Deferred[None] | None = None
@@ -299,10 +302,11 @@ class Watches(Service):
                 try:
                     await self._turn()
                     failures = 0
+                    self._outages["a cycle"].end()
                 except CancelledError:
                     raise
                 except Exception as error:
-                    log.warn("live queries: a cycle failed: {error}", error=first_line(error))
+                    self._warn("a cycle", error)
                     failures += 1
                     self._stale()
                 if failures:
@@ -319,6 +323,11 @@ class Watches(Service):
             # A watch may have started while the sessions were being closed.
             if self._queries and self.running:
                 self._start()
+
+    def _warn(self, what: str, error: Exception) -> None:
+        why = first_line(error)
+        if self._outages[what].is_news(why, self.now()):
+            log.warn("live queries: {what} failed: {why}", what=what, why=why)
 
     def _stale(self) -> None:
         """Run all queries again in the next cycle, because the changes since are not known."""
@@ -380,8 +389,9 @@ class Watches(Service):
             wanted = {query: wanted_of(query) for query in new}
             orders = [order_of(query, watches) for query, watches in wanted.items()]
             self._take_apart(await self._first.run_alone(orders), wanted)
+            self._outages["a first read"].end()
         except Exception as error:
-            log.warn("live queries: a first read failed: {error}", error=first_line(error))
+            self._warn("a first read", error)
             # They are still new: the next cycle starts another attempt.
             await deferLater(self._reactor, PAUSES[0])
 
@@ -414,8 +424,9 @@ class Watches(Service):
             if outcome is not None:
                 self._take_apart(outcome, wanted)
                 read = outcome.found
+            self._outages["a slow read"].end()
         except Exception as error:
-            log.warn("live queries: a slow read failed: {error}", error=first_line(error))
+            self._warn("a slow read", error)
             for query in queries:
                 query.run.rest(time.monotonic())
         for query in queries:

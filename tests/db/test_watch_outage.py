@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.logger import capturedLogs, formatEvent
 
 from schema import changes
 from service.changes import cycle_snapshot
@@ -48,6 +49,29 @@ async def test_watch_continues_after_a_crash(tracked: Server) -> None:
                 await each.same()
         assert [each.copy.resets for each in watchers] == [0, 0]
         assert live.watches.drift == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_outage_is_logged_once_of_each_cause(tracked: Server) -> None:
+    """However many cycles fail meanwhile."""
+    asked: list[str] = []
+
+    def address() -> str:
+        asked.append(tracked.dsn)
+        return tracked.dsn
+
+    async with living(tracked.dsn, WatchLimits()) as live:
+        watcher = live.watch("items")
+        await watcher.first()
+        live.watches._cycle._dsn = address
+        with capturedLogs() as logged:
+            tracked.kill()
+            await until(lambda: len(asked) > 4)
+            await in_thread(reactor, "restart", tracked.start)
+            await watcher.same()
+    lines = [formatEvent(each) for each in logged if each["log_level"].name == "warn"]
+    assert sorted(set(lines)) == sorted(lines)
+    assert [each for each in lines if each.startswith("live queries: a cycle failed: ")]
 
 
 @pytest_twisted.ensureDeferred
