@@ -84,7 +84,7 @@ def staged(
     """
     home = Path(tempfile.mkdtemp(prefix="rowcast-bench-"))
     port, socket = free_port(), home / "service.sock"
-    config = node("realm1", "rowcast", port, socket, code=str(ROUTER))
+    config = node("realm1", "rowcast", port, socket, code=str(code / "router"))
     arrange(config, home)
     (home / "config.json").write_text(json.dumps(config))
     with (

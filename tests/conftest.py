@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 import psycopg2
@@ -247,12 +247,12 @@ def router() -> Iterator[Router]:
 
 
 @contextmanager
-def crossbar_running(disclosed: bool = True) -> Iterator[Router]:
+def crossbar_running(change: Callable[[dict[str, Any]], object] | None = None) -> Iterator[Router]:
     """
     Run a Crossbar, configured like the embedded one.
 
     Args:
-        disclosed: Whether the router discloses the caller to the service.
+        change: Called with each permission of a role, which it may change in place.
     """
     home = Path(tempfile.mkdtemp(prefix="rowcast-router-"))
     port = free_port()
@@ -264,11 +264,10 @@ def crossbar_running(disclosed: bool = True) -> Iterator[Router]:
         socket=home / "service.sock",
     )
     config = node(found.realm, found.prefix, port, found.socket, BRIDGE, str(ROOT / "router"))
-    if not disclosed:
-        [worker] = config["workers"]
-        for role in worker["realms"][0]["roles"]:
-            for permission in role["permissions"]:
-                del permission["disclose"]
+    [worker] = config["workers"]
+    for role in worker["realms"][0]["roles"] if change else ():
+        for permission in role["permissions"]:
+            change(permission)
     (home / "config.json").write_text(json.dumps(config))
     with (home / "log").open("wb") as log:
         child = subprocess.Popen(

@@ -4,7 +4,8 @@ The part of Rowcast that runs in the router's process: `component.Component`.
 It protects calls from other clients (`guard`), passes the answer to a cancelled call on to its caller
 (`kill`), queues calls of a client with very many in progress (`pace`), drops a service that hangs (`alive`),
 reports to the service how many bytes the router buffers for a session (`backlog`), formats debug messages
-only if they are logged (`lazy`), and answers calls while no service is joined.
+only if they are logged (`lazy`), forwards results of the service without decoding them (`forward`), and
+answers calls while no service is joined.
 
 It relies on private names of Crossbar, so it starts only with the versions that it was tested with. If it
 does not start, Crossbar opens no transport.
@@ -17,7 +18,7 @@ from autobahn.wamp import message
 from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import RegisterOptions
 
-from component import guard, kill, lazy, pace
+from component import forward, guard, kill, lazy, pace
 from component.alive import Alive
 from component.backlog import held
 
@@ -45,10 +46,12 @@ class Component(ApplicationSession):
         kill.install()
         pace.install(config.extra.get("connections", 0))
         lazy.install()
+        forward.install()
 
     async def onJoin(self, details):
         """Register the procedures."""
         self.role = details.authrole
+        forward.trust(self._transport._router._dealer, self.role)
         # A full collection of all that the router has loaded takes a tenth of a second, during which it
         # routes nothing; large messages cause one.
         gc.collect()

@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import cbor2
@@ -22,13 +23,18 @@ class Raw:
     A blocking client, used from a thread.
 
     Args:
-        port: The router's port on 127.0.0.1.
+        at: The router's port on 127.0.0.1, or the path of its socket for the service.
         realm: The realm to join.
         hello: Further HELLO details.
     """
 
-    def __init__(self, port: int, realm: str, **hello: Any) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), 10)
+    def __init__(self, at: int | Path, realm: str, **hello: Any) -> None:
+        if isinstance(at, Path):
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.settimeout(10)
+            self._socket.connect(str(at))
+        else:
+            self._socket = socket.create_connection(("127.0.0.1", at), 10)
         try:
             self.session = self._join(realm, hello)
         except BaseException:
@@ -47,7 +53,10 @@ class Raw:
 
     def send(self, *message: Any) -> None:
         """Send a message."""
-        body = cbor2.dumps(list(message))
+        self.send_encoded(cbor2.dumps(list(message)))
+
+    def send_encoded(self, body: bytes) -> None:
+        """Send a message that is encoded already."""
         self._socket.sendall(struct.pack(">I", len(body)) + body)
 
     def read(self, seconds: float = 10) -> list[Any]:
@@ -57,12 +66,17 @@ class Raw:
         Raises:
             TimeoutError: No message arrives.
         """
+        found = self.read_encoded(seconds)
+        return list(cbor2.loads(found)) if found else []
+
+    def read_encoded(self, seconds: float = 10) -> bytes:
+        """Return the next message as CBOR; nothing at the end of the connection."""
         self._socket.settimeout(seconds)
         try:
             (size,) = struct.unpack(">I", self._take(4))
-            return list(cbor2.loads(self._take(size)))
+            return self._take(size)
         except ConnectionError:
-            return []
+            return b""
 
     def close(self) -> None:
         """Close the connection."""
@@ -79,9 +93,9 @@ class Raw:
         return bytes(found)
 
 
-async def raw(port: int, realm: str, **hello: Any) -> Raw:
+async def raw(at: int | Path, realm: str, **hello: Any) -> Raw:
     """Join as a `Raw` client, without blocking the reactor."""
-    return await deferToThread(Raw, port, realm, **hello)
+    return await deferToThread(Raw, at, realm, **hello)
 
 
 def refusals(port: int, uri: str, seconds: float = 60) -> Counter[str]:

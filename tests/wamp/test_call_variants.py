@@ -232,7 +232,7 @@ def with_receipt(caller: Caller) -> Asked:
 @pytest.fixture(scope="module")
 def stock_router() -> Iterator[Router]:
     """Run a router that does not disclose callers."""
-    with crossbar_running(disclosed=False) as found:
+    with crossbar_running(lambda permission: permission.pop("disclose")) as found:
         yield found
 
 
