@@ -15,6 +15,7 @@ from service.app import Serving
 from service.settings import Settings
 from service.wamp.client import WampConfig
 from tests.conftest import Router
+from tests.deferreds import until
 
 UNHURRIED = {"lock_timeout": 60, "tx_idle_timeout": 60}
 """Timeouts that load on the machine must not trigger in tests about something else."""
@@ -22,7 +23,11 @@ UNHURRIED = {"lock_timeout": 60, "tx_idle_timeout": 60}
 
 @asynccontextmanager
 async def served(dsn: str, router: Router, **settings: Any) -> AsyncIterator[Serving]:
-    """Serve a database on the router for the length of the body."""
+    """
+    Serve a database on the router for the length of the body, once its feed has a part.
+
+    Changes from before the first lead, which begins the first epoch, are not published.
+    """
     chosen = Settings(database_url=SecretStr(dsn), drain_timeout=2, **{**UNHURRIED, **settings})
     config = WampConfig(
         [f"unix:{router.socket}"], router.realm, max_bytes=chosen.max_bytes, first_delay=0.05
@@ -31,6 +36,7 @@ async def served(dsn: str, router: Router, **settings: Any) -> AsyncIterator[Ser
     service.startService()
     try:
         await service.joined()
+        await until(lambda: service.feed.problem != "not started")
         yield service
     finally:
         await service.stopService()
