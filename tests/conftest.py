@@ -180,6 +180,8 @@ def postgres() -> Iterator[str]:
     with Place(state=home).running() as dsn:
         # No test crashes this server, and without fsync a commit takes 0.4 ms instead of 4 to 8.
         execute(dsn, "ALTER SYSTEM SET fsync = off")
+        # Its sessions come at any time, and have transactions, locks and snapshots as those of clients.
+        execute(dsn, "ALTER SYSTEM SET autovacuum = off")
         execute(dsn, "SELECT pg_reload_conf()")
         yield dsn
     shutil.rmtree(home)
