@@ -23,7 +23,8 @@ from twisted.internet.ssl import ContextFactory
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.protocols.portforward import ProxyFactory, ProxyServer
 
-from service.wamp.client import WampClient, WampConfig
+from service.wamp import client as client_module
+from service.wamp.client import RouterAddress, WampClient, WampConfig
 from tests.conftest import Router
 from tests.deferreds import until
 from tests.wamp.test_client import told
@@ -199,7 +200,7 @@ async def tries(url: str, router: Router, events: list[dict[str, Any]]) -> str |
     client = WampClient(reactor, config, [observer])
     client.startService()
     try:
-        await until(lambda: client.joined or bool(told(events)), 10)
+        await until(lambda: client.joined or bool(told(events)))
         assert client.joined == (observer.session is not None)
         return None if client.joined else told(events)[0]
     finally:
@@ -410,7 +411,14 @@ async def test_silent_server_is_given_up_in_its_handshake(
     scheme: str, router: Router, logged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that accepts and says nothing is waited for as long as for a login."""
-    monkeypatch.setattr("service.wamp.client.CONNECT_TIMEOUT", 1.0)
+    whole = RouterAddress.endpoint
+
+    def endpoint(address: RouterAddress, reactor: Any) -> Any:
+        made = whole(address, reactor)
+        monkeypatch.setattr(client_module, "CONNECT_TIMEOUT", 1.0)  # of the steps after this one
+        return made
+
+    monkeypatch.setattr(RouterAddress, "endpoint", endpoint)
     factory: Any = Factory.forProtocol(Protocol)
     factory.noisy = False
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
