@@ -158,7 +158,7 @@ def aggregate(call: Call) -> Step:
             return {"columns": list(statement.columns), "rows": rows}
         return json_list(rows) if form == "json" else rows
 
-    shape = Shape(form, call.backend.max_bytes)
+    shape = Shape(form, call.backend.max_bytes, call.state.encodes and call.relation is not None)
     return reading(call, parsed, groups, groups_txn, statement, MAX_GROUPS, shape)
 
 

@@ -15,7 +15,6 @@ from collections.abc import (
     Coroutine,
     Hashable,
     Iterator,
-    Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -28,12 +27,11 @@ from twisted.internet.defer import TimeoutError as Late
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from service.db.codec import Codec
 from service.db.levels import Level, Savepoint, Transaction
 from service.db.pool import PgPool
 from service.db.session_settings import Identity
 from service.db.slow import ORIGIN, Origin
-from service.db.statements import Shape, page_txn, pages_txn
+from service.db.statements import equal_txn, groups_txn, page_txn, pages_txn, value_txn
 from service.db.transaction import (
     RETRIES,
     Actor,
@@ -48,7 +46,7 @@ from service.db.transaction import (
 )
 from service.db.worker import Job, SharedRead
 from service.errors import StatementTimeout
-from service.sql.statement import Statement
+from service.request.arguments import BARE
 
 STEPS = 50
 """Steps of some 20 µs after which a long loop yields to the reactor: a millisecond."""
@@ -177,8 +175,7 @@ class Database:
             return _note_read_only(done, level.read_only)
         if retry:
             job = Job(single_txn, (actor.identity, function, *args), True)
-            if function is page_txn and args[1].many is not None:
-                job.shared_read = _shared_read(actor.identity, *args)
+            job.shared_read = _shared_read(actor.identity, function, *args)
             return self.pool.scheduler.submit(job, timeout)
         how = procedure_txn if ending else autocommit_write_txn
         return self._submit(Job(how, (actor.identity, function, *args)), actor, timeout)
@@ -336,18 +333,20 @@ class Database:
         return await self._retries.run(attempt, retries, kind)
 
 
-def _shared_read(
-    identity: Identity,
-    codec: Codec,
-    statement: Statement,
-    values: Sequence[Any],
-    limit: int | None,
-    shape: Shape,
-) -> SharedRead:
-    """Return what a read of a page shares with reads of the same statement under the same identity."""
+def _shared_read(identity: Identity, function: Callable[..., Any], *args: Any) -> SharedRead | None:
+    """Return what a read shares with others under the same identity; None if it has to run alone."""
     # The id stands for the statement, which the jobs keep alive: hashing its text and bounds takes longer.
-    key = id(statement), identity.local
-    return SharedRead(key, (identity, pages_txn, codec, statement, shape), (values, limit))
+    if function is page_txn and args[1].many is not None:
+        codec, statement, values, limit, shape = args
+        key = id(statement), identity.local
+        return SharedRead(key, (identity, pages_txn, codec, statement, shape), (values, limit))
+    if function is value_txn or (function is groups_txn and args[-1].encodes):
+        _, statement, values = args[:3]
+        if statement.pure and BARE.issuperset(map(type, values)):
+            # Not the values themselves: True equals 1.
+            same = id(statement), identity.local, repr(values)
+            return SharedRead(same, (identity, equal_txn, function, *args), equal=True)
+    return None
 
 
 def _note_read_only(done: Deferred[Any], read_only: bool) -> Deferred[Any]:

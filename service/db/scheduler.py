@@ -34,6 +34,7 @@ from service.db.worker import (
     JobOwner,
     PoolLimits,
     PoolStats,
+    SharedRead,
     Worker,
 )
 from service.errors import StatementTimeout, Unavailable
@@ -343,16 +344,16 @@ class Scheduler:
         if owner is not None:
             owner.given += 1
         if read is not None and (owner is None or owner.light):
-            limit = self._limits.get(read.key) or self._limit(read.key)
+            limit = self._limits.get(read.key) or self._limit(read)
             if limit.group is not None and limit.group.join(job):
                 return
             limit.group = job = JobGroup(job, limit)
         self.queue.put(job)
 
-    def _limit(self, key: Hashable) -> GroupLimit:
+    def _limit(self, read: SharedRead) -> GroupLimit:
         if len(self._limits) >= KINDS:
             self._limits.clear()
-        found = self._limits[key] = GroupLimit()
+        found = self._limits[read.key] = GroupLimit(read)
         return found
 
     def _drain(self) -> None:
@@ -371,8 +372,11 @@ class Scheduler:
 
     def _finish_group(self, group: JobGroup) -> None:
         """Finish each job of a group; if a shared run failed, run each job again alone."""
-        if group.limit.group is group:
-            group.limit.group = None
+        limit = group.limit
+        if limit.group is group:
+            limit.group = None
+            if limit.read.equal:  # their keys contain values, and few of them come again
+                self._limits.pop(limit.read.key, None)
         error, reason, running = group.error, group.reason, group.running
         apart = len(running) > 1 and error is not None and reason is None and not _is_lost(error)
         found = dict(zip(running, group.result or (), strict=False))

@@ -246,6 +246,19 @@ def value_txn(
     return execute(connection, codec, statement, values).fetchone()[0]
 
 
+def equal_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """
+    Run a read once for several calls with equal values; return its result for each of them.
+
+    Args:
+        connection: The connection to read through.
+        function: Reads; its result must be one that no call changes.
+        args: Further arguments of the function, and then a list with an item for each call.
+    """
+    *given, calls = args
+    return [function(connection, *given)] * len(calls)
+
+
 def explain_txn(
     connection: PgConnection,
     codec: Codec,

@@ -113,11 +113,13 @@ class SharedRead:
         key: Equal for reads that may share a run: their statement and identity.
         args: Arguments for the job's function in a shared run; a list of the `values` of all reads follows.
         values: The values of this read.
+        equal: Whether reads of the same key have equal values, so that a run takes no longer for many of them.
     """
 
     key: Hashable
     args: tuple[Any, ...]
-    values: Any
+    values: Any = None
+    equal: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -209,21 +211,28 @@ class GroupLimit:
     """
     The size limit of groups of one kind, from the time that recent runs took.
 
+    Args:
+        read: A read of the kind. Groups of equal reads have the maximum size.
+
     Attributes:
+        read: The same.
         most: Maximum number of jobs in a group.
         group: The last group of the kind, which other jobs may join while it waits in the queue; None once
             it is finished.
     """
 
-    __slots__ = ("_seconds", "group", "most")
+    __slots__ = ("_seconds", "group", "most", "read")
 
-    def __init__(self) -> None:
-        self.most = 1
+    def __init__(self, read: SharedRead) -> None:
+        self.read = read
+        self.most = GROUP_MOST if read.equal else 1
         self.group: JobGroup | None = None
         self._seconds = GROUP_SECONDS
 
     def ran(self, jobs: int, seconds: float) -> None:
         """Adapt the limit after a run of `jobs` jobs."""
+        if self.read.equal:
+            return
         # The minimum of recent runs: a thread often waits longer for the GIL and the CPU than for the server.
         self._seconds = min(seconds / jobs, self._seconds * AGING)
         self.most = max(1, min(GROUP_MOST, int(GROUP_SECONDS / max(self._seconds, 1e-6))))

@@ -361,6 +361,7 @@ def aggregate(plan: AggregatePlan) -> Statement:
         save_function_rows(plan.call, plan.relation) if plan.call and plan.afterwards else EMPTY,
         columns=tuple(output.name for output in outputs),
         pure=is_pure(plan),
+        plain=plan.json or not any(map(has_parts, outputs)),
     )
 
 

@@ -62,6 +62,8 @@ class DirectCaller:
             if described is not None:
                 described.check_refusal(name, error)
             raise
+        if isinstance(answer, Encoded):
+            answer = cbor2.loads(answer.data)
         if isinstance(answer, dict):
             encoded = {key: it for key, it in answer.items() if isinstance(it, Encoded)}
             answer |= {key: cbor2.loads(it.data) for key, it in encoded.items()}

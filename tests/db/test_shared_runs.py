@@ -22,7 +22,15 @@ from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, gat
 from service.api.roles import Roles
 from service.db.scheduler import Scheduler
 from service.db.slow import Origin
-from service.db.worker import GROUP_MOST, GROUP_SECONDS, JOB_OWNER, GroupLimit, Job, JobGroup
+from service.db.worker import (
+    GROUP_MOST,
+    GROUP_SECONDS,
+    JOB_OWNER,
+    GroupLimit,
+    Job,
+    JobGroup,
+    SharedRead,
+)
 from service.errors import (
     Conflict,
     InvalidArgument,
@@ -206,6 +214,38 @@ async def test_calls_that_share_a_run_are_answered_as_alone(
         widen(db)
 
 
+def _groups(most: Any, **more: Any) -> Asked:
+    """Return an aggregate over the towns of some lands."""
+    measures = {"n": {"count": "*"}, "names": {"array_agg": "name", "order": ["id"]}}
+    where = {"land": {"lte": most}}
+    return "towns.aggregate", {"measures": measures, "group": ["land"], "where": where, **more}
+
+
+EQUAL: list[tuple[list[Asked], list[int]]] = [
+    ([_groups(most) for most in (2, 3, 2, 3, 2)], [2, 3]),
+    ([_groups(20)] * 3, [3]),
+    ([_groups(20, measures={"n": {"count": "*"}}, form=form) for form in ("dicts", "lists", "json") * 2], [2] * 3),
+    ([("lands.count", {"where": {"n": n}}) for n in (10, 20, 10, 990)], [1, 1, 2]),
+    ([("lands.count", {})] * 3 + [("lands.exists", {})] * 2, [2, 3]),
+    ([("lands.count", {"where": {"n": n}}) for n in (1, True, 1, "x")], [1, 1, 2]),
+    ([("lands.count", {"where": {"n": 99999999999}})] * 2, [2]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "served"), EQUAL)
+@pytest_twisted.ensureDeferred
+async def test_equal_aggregates_and_counts_share_a_run(
+    db: DirectCaller, asked: list[Asked], served: list[int]
+) -> None:
+    """Those with the same values run once, also if a run takes long; nothing of them is kept."""
+    alone = [await outcome(db.call(name, **kwargs)) for name, kwargs in asked]
+    for _ in range(2):
+        outcomes, found = await together(db, asked)
+        assert outcomes == alone
+        assert sorted(found) == served
+    assert not any(limit.read.equal for limit in db.pool.scheduler._limits.values())
+
+
 UNSHARED: list[list[Asked]] = [
     [("lands.get", {"keys": [key]}) for key in (3, 4)],
     [("lands.find", {"where": {"n": key}}) for key in (30, 40)],
@@ -214,6 +254,9 @@ UNSHARED: list[list[Asked]] = [
     [("shown.get", {"key": key}) for key in (3, 4)],
     [("lands.update", {"key": key, "changes": {"n": 1}}) for key in (30, 31)],
     [("transaction", {"operations": [{"call": "lands.get", "args": [key]}]}) for key in (3, 4)],
+    [("lands.aggregate", {"measures": {"n": {"sum": "doubled"}}})] * 2,
+    [("lands.count", {"where": {"id": [3, 4]}})] * 2,
+    [("transaction", {"operations": [{"call": "lands.count"}]})] * 2,
 ]  # fmt: skip
 
 
@@ -281,6 +324,8 @@ async def test_callers_with_other_claims_share_none(db: DirectCaller) -> None:
     seen = [each["id"] if isinstance(each, dict) else each[0] for each in outcomes]
     assert seen == [1, NotFound.uri, NotFound.uri, 2]
     assert sorted(found) == [2, 2]
+    outcomes, found = await together(db, [("own.count", {})] * 4, callers=[ada, bob])
+    assert (outcomes, sorted(found)) == ([1, 1, 1, 1], [2, 2])
 
 
 @pytest_twisted.ensureDeferred
@@ -488,7 +533,7 @@ async def test_slow_statement_is_logged_with_all_its_calls(dsn: str) -> None:
 
 def test_reads_that_take_long_are_not_put_together() -> None:
     """The size of a group follows from the fastest recent run."""
-    limit = GroupLimit()
+    limit = GroupLimit(SharedRead("kind", ()))
     assert limit.most == 1  # no run was measured yet
     limit.ran(1, GROUP_SECONDS / 4)
     assert limit.most == 4
@@ -499,6 +544,13 @@ def test_reads_that_take_long_are_not_put_together() -> None:
     for _ in range(1000):
         limit.ran(1, 2 * GROUP_SECONDS)
     assert limit.most == 1
+
+
+def test_equal_reads_are_put_together_however_long_they_take() -> None:
+    """A run takes no longer for many of them than for one."""
+    limit = GroupLimit(SharedRead("kind", (), equal=True))
+    limit.ran(1, 100.0)
+    assert limit.most == GROUP_MOST
 
 
 @pytest.mark.serving(most=3)
