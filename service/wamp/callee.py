@@ -459,10 +459,6 @@ class Callee(SessionObserver):
         self._running.discard(answer)
         if not answer.called:  # `leaving` may have answered it already
             answer.errback(result) if isinstance(result, Failure) else answer.callback(result)
-        if self._idle is not None and not self.in_progress:
-            # In the next turn of the reactor, since the answer is sent after this returns.
-            self._reactor.callLater(0, self._idle.callback, None)
-            self._idle = None
 
     async def _in_parts(
         self,
@@ -553,6 +549,10 @@ class Callee(SessionObserver):
         self.meter.end(name, outcome, call.seconds, call.failed)
         self._accounts.leave(call.account, call.size)
         call.session.sizes.weigh = call.account.weigh  # the answer is sent right after this
+        if self._idle is not None and not self.in_progress:
+            # In the next turn of the reactor, because of that answer.
+            self._reactor.callLater(0, self._idle.callback, None)
+            self._idle = None
 
     def _over(self, call: _ActiveCall, error: Exception) -> None:
         """Answer an ongoing call that has ended."""

@@ -17,6 +17,7 @@ from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import Clock
+from twisted.logger import formatEvent
 
 from service.errors import Conflict, InternalError, OutcomeUnknown, Unavailable
 from service.wamp import callee as dispatch
@@ -179,6 +180,24 @@ async def test_stop_leaves_behind_what_does_not_end(
     assert await call == OutcomeUnknown.uri
     ends.callback("late")
     assert edge.dispatch.in_progress == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_stop_ends_with_a_call_that_is_answered_at_once(
+    start_edge: StartEdge, call_from: Join, logged: list[dict[str, Any]]
+) -> None:
+    """The last call ends another one and then itself, in one go, as a call of a transaction may."""
+    edge = await start_edge(drain=2.0)
+    caller = await call_from()
+    begun = edge.dispatcher.begun()
+    call = caller.call("rowcast.wait")
+    await begun
+    stopping = edge.client.stopService()
+    edge.dispatcher.on("tx.end", edge.dispatcher.release)
+    assert await caller.call("rowcast.tx.end") is None
+    assert await call == "released"
+    await stopping
+    assert [formatEvent(each) for each in logged] == []
 
 
 def test_service_whose_router_does_not_confirm_leaves_after_a_while() -> None:
