@@ -202,6 +202,8 @@ class Delivery:
         except CancelledError:
             if broken:
                 broken[0].raiseException()
+            # The service stops, and closes the session: a pulse that waits for a silent server is not awaited.
+            pulse.stop()
             raise
         finally:
             # A pulse that has failed runs this code from its own errback, and cannot be awaited there.

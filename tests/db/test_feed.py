@@ -10,14 +10,17 @@ import time
 import psycopg2
 import pytest
 import pytest_twisted
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 
 from schema.changes import install
 from schema.triggers import ASLEEP
+from service.changes import delivery
+from service.changes import feed as feed_module
 from service.changes.topics import SubscribedRelations
 from tests.conftest import execute
 from tests.db.feeds import clear_log, feeding
+from tests.db.relay import Relay
 from tests.deferreds import pause, until
 
 SCHEMA = f"""
@@ -36,6 +39,25 @@ def emptied(dsn: str) -> None:
     """Empty the tables and the log before each test."""
     execute(dsn, "TRUNCATE items, notes, plain")
     clear_log(dsn)
+
+
+@pytest_twisted.ensureDeferred
+async def test_feed_stops_though_the_server_is_silent_while_it_publishes(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The statement that keeps the leader's session alive may wait a minute for the server's answer."""
+    monkeypatch.setattr(delivery, "PULSE", 0.1)
+    monkeypatch.setattr(feed_module, "STOP_TIMEOUT", 0.1)
+    with Relay(dsn) as relay:
+        async with feeding(relay.dsn) as kept:
+            kept.waits = Deferred()
+            execute(dsn, "INSERT INTO items VALUES (1, 1)")
+            await until(lambda: b"SELECT 1" in relay.messages)
+            relay.flows.clear()
+            relay.messages.clear()
+            await until(lambda: b"SELECT 1" in relay.messages)
+            stopping = Deferred.fromCoroutine(kept.stop())
+            await until(lambda: stopping.called, 20)
 
 
 @pytest_twisted.ensureDeferred
