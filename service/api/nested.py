@@ -33,9 +33,9 @@ from service.plan.tree import (
     NewRows,
     Tree,
     TreeStep,
-    is_seen,
     messages,
     needed_by,
+    needs_model,
     needs_own_message,
     plan_answer,
     plan_step,
@@ -113,19 +113,21 @@ def create(call: Call) -> Step | Awaitable[Any]:
     options = parse_create_options(call.args, call.kwargs, limits)
     try:
         shaped = given.shaped(call.snapshot.documents, write.MANY)
-        kept = _kept(call, options, shaped)
+        cached = _cached_tree(call, options, shaped)
     except NoShape:
-        kept = None
-    if kept is not None:
-        nested, work = kept.filled(options, shaped.values), kept.work
+        cached = None
+    if cached is not None:
+        nested, work = cached.filled(options, shaped.values), cached.work
     elif given.size() > write.MANY:
-        return _many(call)
+        return _create_many(call)
     else:
         nested = _nested(call, parse_create(call.args, call.kwargs, limits))
     _refuse_faults(call.snapshot, nested)
-    if any(map(is_seen, nested.tree.steps)):
-        return _by_models(call, nested, _sent(call.snapshot.catalog, nested.tree))
-    return _step(call, nested, work or _work(call.snapshot.catalog, nested, _ends(call)))
+    if any(map(needs_model, nested.tree.steps)):
+        return _by_models(call, nested, _grouped(call.snapshot.catalog, nested.tree))
+    return _step(
+        call, nested, work or _work(call.snapshot.catalog, nested, _ends_transaction(call))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +157,18 @@ class CachedTree:
         return replace(self.nested, values=tuple(map(unwrap, found)), timeout=options.timeout)
 
 
-def _kept(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> CachedTree | None:
+def _cached_tree(
+    call: Call, options: Parsed[CreateRequest], shaped: RowsShape
+) -> CachedTree | None:
     """Return the plan of a shape, from the cache if it is there; None if it is too large or refused."""
     if shaped.size > MAX_SHAPE:
         return None
     relation, trees = write.relation_of(call), call.snapshot.trees
-    key = relation, _ends(call), options.request, shaped.shape
+    key = relation, _ends_transaction(call), options.request, shaped.shape
     # To parse and plan rows with the keys of an earlier call took two thirds of the reactor's time.
     found = trees.get(key)
     if found is None:
-        found = _planned(call, options, shaped)
+        found = _plan_tree(call, options, shaped)
         if found is not None and len(found.nested.values) <= MAX_SHAPE:
             if len(trees) >= MAX_TREES:
                 trees.pop(next(iter(trees)))
@@ -172,14 +176,14 @@ def _kept(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> Cach
     return found
 
 
-def _planned(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> CachedTree | None:
+def _plan_tree(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> CachedTree | None:
     """Plan rows of the shape of a call; None if they are refused, which the call itself will report."""
     snapshot = call.snapshot
     rows = with_placeholders(shaped.shape, count())
     try:
         nested = _nested(call, with_rows(options, rows))
-        ruled = any(map(is_seen, nested.tree.steps))
-        work = None if ruled else _work(snapshot.catalog, nested, _ends(call))
+        has_models = any(map(needs_model, nested.tree.steps))
+        work = None if has_models else _work(snapshot.catalog, nested, _ends_transaction(call))
     except ServiceError:
         return None
     slots = [*enumerate(nested.values)]
@@ -190,7 +194,7 @@ def _planned(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) -> C
     return CachedTree(nested, tuple(places), tuple(documents), work)
 
 
-def _ends(call: Call) -> bool:
+def _ends_transaction(call: Call) -> bool:
     """Return whether the transaction ends with the call."""
     return call.backend.database.level is None
 
@@ -262,12 +266,12 @@ def _nested(call: Call, parsed: Parsed[CreateRequest]) -> Nested:
     for step in tree.steps:
         if isinstance(step, NewRows):
             refuse_names(step.relation, step.rows)
-    steps = tuple(_seen(snapshot, step, values) for step in tree.steps)
+    steps = tuple(_with_model(snapshot, step, values) for step in tree.steps)
     tree = replace(tree, steps=steps)
     return Nested(relation, tree, request, values.freeze(), slot, parsed.timeout)
 
 
-def _seen(snapshot: Snapshot, step: TreeStep, values: Values) -> TreeStep:
+def _with_model(snapshot: Snapshot, step: TreeStep, values: Values) -> TreeStep:
     """Return a step, marked as one that a model validates if its model has rules."""
     if isinstance(step, LinkedKey):
         return step
@@ -275,7 +279,7 @@ def _seen(snapshot: Snapshot, step: TreeStep, values: Values) -> TreeStep:
     if not snapshot.model(relation).has_rules(creating):
         return step
     if isinstance(step, NewRows):
-        return replace(step, seen=True)
+        return replace(step, needs_model=True)
     # The model validates the entire row that is linked, so the row is read, and locked, before.
     names = tuple(name for name, column in relation.columns.items() if column.selectable)
     slots = tuple(values.add(None) for _ in names)
@@ -297,27 +301,27 @@ def _refuse_faults(snapshot: Snapshot, nested: Nested) -> None:
             refuse_new_rows(snapshot, step.relation, step.rows, paths, nested.values)
 
 
-async def _many(call: Call) -> Any:
+async def _create_many(call: Call) -> Any:
     """Parse and check many rows in a pool thread, then write them."""
     database = call.backend.database
-    nested, sent = await database.run(compute_txn, _parsed, call, retry=True)
-    if sent is not None:
-        return await _by_models(call, nested, sent)
+    nested, grouped = await database.run(compute_txn, _parse_many, call, retry=True)
+    if grouped is not None:
+        return await _by_models(call, nested, grouped)
     return _step(call, nested, None)
 
 
-def _parsed(call: Call) -> tuple[Nested, Messages | None]:
+def _parse_many(call: Call) -> tuple[Nested, Messages | None]:
     """Parse and check a call; return its messages as well if models validate its rows."""
     nested = _nested(call, parse_create(call.args, call.kwargs, call.backend.limits))
     _refuse_faults(call.snapshot, nested)
-    ruled = any(map(is_seen, nested.tree.steps))
-    return nested, _sent(call.snapshot.catalog, nested.tree) if ruled else None
+    has_models = any(map(needs_model, nested.tree.steps))
+    return nested, _grouped(call.snapshot.catalog, nested.tree) if has_models else None
 
 
 def _step(call: Call, nested: Nested, work: Work | None) -> Step:
     """Return the step that writes all rows; if `work` is None, it is built in the pool thread."""
     request = nested.request
-    make = partial(_work, call.snapshot.catalog, nested, _ends(call))
+    make = partial(_work, call.snapshot.catalog, nested, _ends_transaction(call))
     args = (
         call.snapshot.codec,
         make if work is None else lambda: work,
@@ -336,21 +340,21 @@ def _shape(call: Call, returning: Returning) -> Shape | None:
 
 def _work(catalog: Catalog, nested: Nested, settle: bool) -> Work:
     """Return the messages of all steps and of the answer; `settle` if the transaction ends with them."""
-    tree, root = nested.tree, nested.tree.made
+    tree, root = nested.tree, nested.tree.root_step
     answer = _answer(catalog, nested, root, settle)
-    found = _built(catalog, _sent(catalog, tree), answer)
+    found = _build_messages(catalog, _grouped(catalog, tree), answer)
     if answer is None:
         return Work(found)
     return _answered(nested, root, found[:-1], found[-1], tree.steps)
 
 
-def _sent(catalog: Catalog, tree: Tree) -> Messages:
+def _grouped(catalog: Catalog, tree: Tree) -> Messages:
     """Return the steps grouped into messages; the statement that answers the call goes with the last."""
     before = tree.steps[:-1] if tree.root_answers else tree.steps
     steps = [part for step in before for part in _parts(catalog, step)]
     if tree.root_answers:
-        return messages(steps, *needed_by(tree.made))
-    return messages(steps, tree.key, [slot for row in _texts(tree.made) for slot in row])
+        return messages(steps, *needed_by(tree.root_step))
+    return messages(steps, tree.key, [slot for row in _texts(tree.root_step) for slot in row])
 
 
 def _answered(
@@ -403,13 +407,15 @@ def _parts(catalog: Catalog, step: TreeStep) -> list[TreeStep]:
     return [step]
 
 
-def _built(catalog: Catalog, sent: Messages, answer: Statement | None = None) -> list[Message]:
+def _build_messages(
+    catalog: Catalog, grouped: Messages, answer: Statement | None = None
+) -> list[Message]:
     """Return the messages of steps; `answer`, if given, is the last statement of the last one."""
     found, before = list[Message](), 0
-    for number, steps in enumerate(sent.steps, 1):
-        last = answer if number == len(sent.steps) else None
+    for number, steps in enumerate(grouped.steps, 1):
+        last = answer if number == len(grouped.steps) else None
         if steps or last is not None:
-            found.append(_message(catalog, steps, before, sent, last))
+            found.append(_message(catalog, steps, before, grouped, last))
         before += len(steps)
     return found
 
@@ -418,7 +424,7 @@ def _message(
     catalog: Catalog,
     steps: tuple[TreeStep, ...],
     before: int,
-    sent: Messages,
+    grouped: Messages,
     answer: Statement | None,
 ) -> Message:
     """
@@ -428,50 +434,50 @@ def _message(
         catalog: The catalog to plan against.
         steps: The steps.
         before: Number of the steps in earlier messages.
-        sent: All messages of the call.
+        grouped: All messages of the call.
         answer: The statement that answers the call, if it belongs to this message.
     """
     parts: list[MessagePart] = []
-    kept: list[tuple[int, tuple[Type | None, ...]]] = []
+    returned: list[tuple[int, tuple[Type | None, ...]]] = []
     for step in steps:
         plan, places = plan_step(catalog, step), slots_of(step)
         rows, slots = len(places), places[0]
-        back = any(not sent.kept.isdisjoint(each) for each in places)
-        if back and not isinstance(step, LinkedRow):
+        is_returned = any(not grouped.returned.isdisjoint(each) for each in places)
+        if is_returned and not isinstance(step, LinkedRow):
             columns = step.relation.columns
             types = [catalog.type(columns[name].type) for name in step.columns]
             # The slots behind the columns are read as text.
-            kept.append((len(parts), (*types, *[None] * (len(slots) - len(types)))))
+            returned.append((len(parts), (*types, *[None] * (len(slots) - len(types)))))
         number = before + len(parts)
         relation, numbered = step.relation, rows > 1 and bool(slots)
         partitioned = (relation.schema, relation.name) in catalog.partitions.values()
-        parts.append(MessagePart(plan, number, rows, slots, numbered, back, not partitioned))
+        parts.append(MessagePart(plan, number, rows, slots, numbered, is_returned, not partitioned))
     if answer is None and len(parts) == 1:
         (part,), (step,) = parts, steps
-        if needs_own_message(step) or sent.passed.isdisjoint({*part.slots, *used_by(step)}):
+        if needs_own_message(step) or grouped.passed.isdisjoint({*part.slots, *used_by(step)}):
             return Message(steps, step_statement(part.plan))
-    return Message(steps, message_statement(parts, sent.passed, answer), tuple(kept))
+    return Message(steps, message_statement(parts, grouped.passed, answer), tuple(returned))
 
 
-async def _by_models(call: Call, nested: Nested, sent: Messages) -> Any:
+async def _by_models(call: Call, nested: Nested, grouped: Messages) -> Any:
     """Write nested rows message by message; before each message the models validate its rows."""
     catalog, codec, database = call.snapshot.catalog, call.snapshot.codec, call.backend.database
-    request, tree, last = nested.request, nested.tree, _ends(call)
+    request, tree, last = nested.request, nested.tree, _ends_transaction(call)
     validated = partial(validated_steps, call.snapshot, pause=database.yield_to_reactor)
-    *firsts, final = sent.steps
+    *firsts, final = grouped.steps
 
     async def attempt() -> Any:
         values, done = nested.values, tuple[TreeStep, ...]()
         for each in firsts:
             steps, values = await validated(each, values)
-            message = partial(_message, catalog, steps, len(done), sent, None)
+            message = partial(_message, catalog, steps, len(done), grouped, None)
             args = codec, message, values, done
             run = Step(steps_txn, args, timeout=nested.timeout, access="write")
             values, done = tuple(await call.run(run)), (*done, *steps)
-        behind = (tree.made,) if tree.root_answers else ()
+        behind = (tree.root_step,) if tree.root_answers else ()
         steps, values = await validated((*final, *behind), values)
         # The last message and COMMIT are one job: each hop to a worker and back costs some 80 µs.
-        work = partial(_last_work, catalog, nested, sent, done, steps, last)
+        work = partial(_last_work, catalog, nested, grouped, done, steps, last)
         end = codec, work, values, tree.written, _shape(call, request.returning)
         written = await call.run(Step(nested_txn, end, timeout=nested.timeout, access="last"))
         return write.answered(written, request.returning, request.many)
@@ -489,18 +495,18 @@ async def _by_models(call: Call, nested: Nested, sent: Messages) -> Any:
 def _last_work(
     catalog: Catalog,
     nested: Nested,
-    sent: Messages,
+    grouped: Messages,
     before: Sequence[TreeStep],
     steps: tuple[TreeStep, ...],
     settle: bool,
 ) -> Work:
     """Return the last message, of `steps` as their models left them; `before` have been written."""
-    root, tree = nested.tree.made, (*before, *steps)
+    root, tree = nested.tree.root_step, (*before, *steps)
     if nested.tree.root_answers:
         assert isinstance(steps[-1], NewRows)
         root, steps = steps[-1], steps[:-1]
     answer = _answer(catalog, nested, root, settle)
-    found = [_message(catalog, steps, len(before), sent, answer)] if steps or answer else []
+    found = [_message(catalog, steps, len(before), grouped, answer)] if steps or answer else []
     if answer is None:
         return Work(found, before=before)
     return _answered(nested, root, (), found[0], tree, before)

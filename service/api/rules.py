@@ -16,7 +16,7 @@ from service.catalog import Relation
 from service.db.steps import refuse_unrelated
 from service.errors import InvalidRow, NotAuthorized
 from service.models.validation import catalog_faults
-from service.plan.tree import LinkedKey, LinkedRow, NewRows, TreeStep, is_seen
+from service.plan.tree import LinkedKey, LinkedRow, NewRows, TreeStep, needs_model
 from service.plan.write_plan import no_known_key, refuse_names
 from service.request.arguments import Values
 from service.request.assignments import literals
@@ -152,10 +152,10 @@ async def validated_steps(
     found: list[TreeStep] = []
     linked: dict[tuple[Relation, str], dict[str, Any]] = {}
     for step in steps:
-        if is_seen(step):
+        if needs_model(step):
             assert not isinstance(step, LinkedKey)
             refuse_unrelated(step, values)
-        if isinstance(step, NewRows) and step.seen:
+        if isinstance(step, NewRows) and step.needs_model:
             rows, values = await validated_rows(
                 snapshot, step.relation, step.rows, step.paths, values, pause
             )

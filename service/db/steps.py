@@ -36,13 +36,13 @@ class Message:
     Args:
         steps: The steps.
         statement: All their statements; that of a single step returns its rows directly.
-        kept: Numbers of the steps whose values are returned as JSON, with the types of the values; a
+        returned: Numbers of the steps whose values are returned as JSON, with the types of the values; a
             value whose type is None stays text. None for a single step.
     """
 
     steps: tuple[TreeStep, ...]
     statement: Statement
-    kept: tuple[tuple[int, tuple[Type | None, ...]], ...] | None = None
+    returned: tuple[tuple[int, tuple[Type | None, ...]], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +147,14 @@ def _write_messages(
         _refuse_unrelated(message.steps, known)
         with _noting_rows(sent, message.steps, known):
             cursor = execute(connection, codec, message.statement, known)
-        if message.kept is None:
+        if message.returned is None:
             (step,) = message.steps
             if cursor.rowcount != (len(step.rows) if isinstance(step, NewRows) else 1):
                 raise _left_out(step)
             if not isinstance(step, LinkedRow) and any(step.slots):
                 _keep(step, cursor.fetchall(), known)
-        elif message.kept:
-            for (number, types), text in zip(message.kept, cursor.fetchone(), strict=True):
+        elif message.returned:
+            for (number, types), text in zip(message.returned, cursor.fetchone(), strict=True):
                 _keep(message.steps[number], _read(codec, types, text), known)
     return known
 
@@ -250,7 +250,7 @@ def refuse_unrelated(step: NewRows | LinkedRow, values: Sequence[Any]) -> None:
                 path=each.path,
                 column=each.column,
             )
-    for one, other, path in step.alike:
+    for one, other, path in step.equal_slots:
         # As text, because a caller may send a number as a string.
         if str(values[one]) != str(values[other]):
             raise InvalidArgument(

@@ -199,7 +199,7 @@ class _RowsBuilder:
     A `NewRows` under construction, while the rows nested in it are planned.
 
     Args:
-        relation, rows, paths, slots, alike: As in `NewRows`, but slots by column.
+        relation, rows, paths, slots, equal_slots: As in `NewRows`, but slots by column.
         related: For each row, the assignments that relationships add, by column.
         shown: Nested embeds of the result, by name.
     """
@@ -209,7 +209,7 @@ class _RowsBuilder:
     paths: list[str]
     related: list[dict[str, Assignment]]
     slots: dict[str, list[int]] = field(default_factory=dict)
-    alike: list[tuple[int, int, str]] = field(default_factory=list)
+    equal_slots: list[tuple[int, int, str]] = field(default_factory=list)
     shown: dict[str, Any] = field(default_factory=dict)
 
 
@@ -236,7 +236,7 @@ class _TreeBuilder:
             tuple(step.slots),
             tuple(zip(*lists, strict=True)) if lists else tuple(() for _ in step.rows),
             tuple(key),
-            tuple(step.alike),
+            tuple(step.equal_slots),
             tuple(each for row in step.related for each in row.values()),
         )
 
@@ -391,8 +391,10 @@ class _TreeBuilder:
             self._parents[foreign] = self._pending()
         slots, parent, parents = tuple(known.values()), tuple(new.values()), self._parents[foreign]
         self.links.append(LinkedKey(relation, key, path, columns, slots, parent, parents))
-        alike = [(known[name], new[name], path) for name in relation.primary_key if name in new]
-        return LinkedRow(relation, key, path, tuple(changes), tuple(changes), tuple(alike))
+        equal_slots = [
+            (known[name], new[name], path) for name in relation.primary_key if name in new
+        ]
+        return LinkedRow(relation, key, path, tuple(changes), tuple(changes), tuple(equal_slots))
 
     def _joined(self, building: _RowsBuilder, nested: NestedRows, depth: int) -> dict[str, Any]:
         """Add the nested rows at the other end of a junction, and the junction's rows."""
@@ -464,7 +466,7 @@ class _TreeBuilder:
             )
         assert earlier.operand is not None
         assert new.operand is not None
-        building.alike.append((earlier.operand.slot, new.operand.slot, new.path))
+        building.equal_slots.append((earlier.operand.slot, new.operand.slot, new.path))
 
     def slots(self, building: _RowsBuilder, at: int, columns: Sequence[str]) -> list[int]:
         """Return the slots of a new row's columns, whose values are known once it is inserted."""

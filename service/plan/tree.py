@@ -63,10 +63,10 @@ class NewRows:
         columns: Columns whose values later steps use.
         slots: For each row, the slots that those values fill.
         texts: Columns whose values are needed in PostgreSQL's text format as well; their slots follow.
-        alike: Pairs of slots whose values must be equal, because two relationships set one column, with
+        equal_slots: Pairs of slots whose values must be equal, because two relationships set one column, with
             the path of the second one.
         related: Assignments that relationships add; none of their values may be null.
-        seen: Whether a model validates the rows before they are written.
+        needs_model: Whether a model validates the rows before they are written.
     """
 
     relation: Relation
@@ -75,9 +75,9 @@ class NewRows:
     columns: tuple[str, ...] = ()
     slots: tuple[tuple[int, ...], ...] = ()
     texts: tuple[str, ...] = ()
-    alike: tuple[tuple[int, int, str], ...] = ()
+    equal_slots: tuple[tuple[int, int, str], ...] = ()
     related: tuple[Assignment, ...] = ()
-    seen: bool = False
+    needs_model: bool = False
 
     def each(self) -> list[NewRows]:
         """Return one step for each of the rows."""
@@ -125,7 +125,7 @@ class LinkedRow:
         path: Path of the link in the call.
         changes: The changes to write.
         related: Its foreign key's columns; none of their values may be null.
-        alike: For columns of its primary key among them: slots of the current and the new value, which
+        equal_slots: For columns of its primary key among them: slots of the current and the new value, which
             must be equal, with the path of the link.
         row: The lookup of the entire row, if a model validates it before it is written.
     """
@@ -135,11 +135,11 @@ class LinkedRow:
     path: str
     changes: tuple[Assignment, ...]
     related: tuple[Assignment, ...]
-    alike: tuple[tuple[int, int, str], ...] = ()
+    equal_slots: tuple[tuple[int, int, str], ...] = ()
     row: LinkedKey | None = None
 
     @property
-    def seen(self) -> bool:
+    def needs_model(self) -> bool:
         """Whether a model validates it before it is written."""
         return self.row is not None
 
@@ -169,7 +169,7 @@ class Tree:
     key: tuple[int, ...] = ()
 
     @property
-    def made(self) -> NewRows:
+    def root_step(self) -> NewRows:
         """The step that inserts the rows of the call itself."""
         step = self.steps[self.root]
         assert isinstance(step, NewRows)
@@ -184,34 +184,34 @@ class Messages:
     Args:
         steps: Steps of each message; the last message also has the statement that returns the result.
         passed: Slots of values that PostgreSQL passes from statement to statement.
-        kept: Slots of values that are returned to the service.
+        returned: Slots of values that are returned to the service.
     """
 
     steps: tuple[tuple[TreeStep, ...], ...]
     passed: frozenset[int]
-    kept: frozenset[int]
+    returned: frozenset[int]
 
 
 @dataclass
-class _Made:
+class _Stages:
     """For each slot, the stage at which its value is generated, and how it is used; a stage is a message."""
 
     stages: dict[int, int] = field(default_factory=dict)
     passable: set[int] = field(default_factory=set)
     passed: set[int] = field(default_factory=set)
-    kept: set[int] = field(default_factory=set)
+    returned: set[int] = field(default_factory=set)
 
-    def stage(self, used: Sequence[int], looked_at: Sequence[int]) -> int:
+    def stage(self, used: Sequence[int], checked: Sequence[int]) -> int:
         """Return the earliest stage of a step that uses values and checks others before it is sent."""
-        generated = self.stages.keys() & {*used, *looked_at}
-        known = generated - self.passable | generated.intersection(looked_at)
+        generated = self.stages.keys() & {*used, *checked}
+        known = generated - self.passable | generated.intersection(checked)
         self.passed |= generated - known
-        self.kept |= known
+        self.returned |= known
         return max((self.stages[slot] + (slot in known) for slot in generated), default=0)
 
 
 def messages(
-    steps: Sequence[TreeStep], used: Sequence[int] = (), looked_at: Sequence[int] = ()
+    steps: Sequence[TreeStep], used: Sequence[int] = (), checked: Sequence[int] = ()
 ) -> Messages:
     """
     Distribute steps over as few messages as possible: at most one for each level of the tree.
@@ -219,26 +219,26 @@ def messages(
     Args:
         steps: The steps, in order.
         used: Slots that the statement of the result uses, which is in the last message.
-        looked_at: Slots whose values must be returned before that statement.
+        checked: Slots whose values must be returned before that statement.
     """
-    made = _Made()
+    values = _Stages()
     staged: list[tuple[int, TreeStep]] = []
     read: list[tuple[int, TreeStep]] = []
     for step in steps:
-        stage = made.stage(*needed_by(step))
+        stage = values.stage(*needed_by(step))
         if isinstance(step, LinkedRow):
             stage = max(stage, 1)  # after its lookup, which detects a row that is linked twice
             if step.row is not None:
                 read.append((stage - 1, step.row))
-                made.kept.update(step.row.slots)
+                values.returned.update(step.row.slots)
         elif isinstance(step, LinkedKey) and step.parent:
-            made.kept.update(step.slots)
+            values.returned.update(step.slots)
         certain = _passable(step)
         for slots in slots_of(step):
-            made.stages |= dict.fromkeys(slots, stage)
-            made.passable.update(compress(slots, certain))
+            values.stages |= dict.fromkeys(slots, stage)
+            values.passable.update(compress(slots, certain))
         staged.append((stage, step))
-    last = made.stage(used, looked_at)
+    last = values.stage(used, checked)
     # A row that a model validates is read after all earlier writes.
     staged = sorted([*staged, *read], key=lambda each: each[0])
     found = [
@@ -248,7 +248,7 @@ def messages(
     ]
     if not staged or last > staged[-1][0] or needs_own_message(staged[-1][1]):
         found.append(())
-    return Messages(tuple(found), frozenset(made.passed), frozenset(made.kept))
+    return Messages(tuple(found), frozenset(values.passed), frozenset(values.returned))
 
 
 def needs_own_message(step: TreeStep) -> bool:
@@ -267,16 +267,16 @@ def _apart(steps: Sequence[TreeStep]) -> Iterator[tuple[TreeStep, ...]]:
         yield from ((step,) for step in some) if apart else (some,)
 
 
-def is_seen(step: TreeStep) -> bool:
+def needs_model(step: TreeStep) -> bool:
     """Return whether a model validates the rows of a step before they are written."""
-    return not isinstance(step, LinkedKey) and step.seen
+    return not isinstance(step, LinkedKey) and step.needs_model
 
 
 def needed_by(step: TreeStep) -> tuple[list[int], list[int]]:
     """Return the slots that PostgreSQL can pass to a step, and those that must be returned before it."""
-    handed, before = used_by(step), looked_at_by(step)
+    handed, before = used_by(step), checked_by(step)
     # Nothing is passed into a message of its own, and a model needs the values themselves.
-    if needs_own_message(step) or is_seen(step):
+    if needs_own_message(step) or needs_model(step):
         return [], [*handed, *before]
     return handed, before
 
@@ -291,11 +291,11 @@ def used_by(step: TreeStep) -> list[int]:
     return slots
 
 
-def looked_at_by(step: TreeStep) -> list[int]:
+def checked_by(step: TreeStep) -> list[int]:
     """Return the slots of the values that are checked before a step."""
     if isinstance(step, LinkedKey):
         return []
-    return [slot for one, other, _ in step.alike for slot in (one, other)]
+    return [slot for one, other, _ in step.equal_slots for slot in (one, other)]
 
 
 def slots_of(step: TreeStep) -> tuple[tuple[int, ...], ...]:

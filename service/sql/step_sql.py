@@ -49,7 +49,7 @@ class MessagePart:
         rows: Number of rows that it has to write or read.
         slots: Slots of the values of its columns, if it has one row.
         numbered: Whether it returns the number of each row in front of its columns.
-        kept: Whether the message returns the values.
+        returned: Whether the message returns the values.
         in_statistics: Whether PostgreSQL's statistics count its rows for the table itself, as they do
             not for a partitioned table.
     """
@@ -59,7 +59,7 @@ class MessagePart:
     rows: int
     slots: tuple[int, ...] = ()
     numbered: bool = False
-    kept: bool = False
+    returned: bool = False
     in_statistics: bool = True
 
 
@@ -99,7 +99,7 @@ def message_statement(
         parts: The statements, in their order.
         passed: Slots of values that later statements use.
         answer: The last statement of the message. Without one, the message returns one row, with a
-            JSON of the values of each part that are kept.
+            JSON of the values of each part that are returned.
     """
     first = next((at for at, part in enumerate(parts) if _passes_checked_values(part, passed)), -1)
     # Of inserts behind `first`, whose values no other statement uses, the statistics are compared once
@@ -124,7 +124,7 @@ def message_statement(
         back = ", ".join(
             f"pg_catalog.current_setting('rowcast.rows_{each.number}')"
             for each in parts
-            if each.kept
+            if each.returned
         )
         answer = Statement(f"SELECT {back}{check}", (), parts[0].plan.name, pure=True)
         check = ""
@@ -149,7 +149,7 @@ def _writes_all(part: MessagePart) -> bool:
     """
     relation = part.plan.relation
     insert = isinstance(part.plan, InsertPlan) and relation.kind == "table"
-    return insert and not (part.kept or relation.side_effects)
+    return insert and not (part.returned or relation.side_effects)
 
 
 def _passes_checked_values(part: MessagePart, passed: Collection[int]) -> bool:
@@ -249,7 +249,7 @@ def _counted(part: MessagePart, passed: Collection[int]) -> Statement:
         for column, slot in zip(columns, part.slots, strict=True)
         if slot in passed
     ] if part.rows == 1 else []  # fmt: skip
-    if part.kept:
+    if part.returned:
         values = ", ".join(
             '"w"."n"' if name == "n" else f'CAST("w"."{name}" AS text)' for name in names
         )
