@@ -50,7 +50,7 @@ MOST_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class QueryTask:
     """
     A query with what a cycle has to find out about it.
 
@@ -63,7 +63,8 @@ class Order:
         resumes: Positions at which callers have rows.
         late: Number of cycles by which it was postponed so far.
         since: Position of `before`, if the cycle before did not read it.
-        aside: Whether its rows are read aside: in a second session, in the cycle's snapshot.
+        background: Whether its rows are read in the background: in a second session, in the snapshot
+            of the cycle, while later cycles run.
     """
 
     run: Run
@@ -74,7 +75,7 @@ class Order:
     resumes: tuple[Position, ...] = ()
     late: int = 0
     since: SnapshotPosition | None = None
-    aside: bool = False
+    background: bool = False
 
     @property
     def asks(self) -> bool:
@@ -83,7 +84,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class NewState:
     """
     The new state of one query, found by a cycle.
 
@@ -107,18 +108,18 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class SideRead:
+class BackgroundRead:
     """
-    Slow queries that are read aside: in the snapshot of one cycle, while later cycles run.
+    Slow queries that are read in the background: in the snapshot of one cycle, while later cycles run.
 
     Args:
         connection: Second session, in a transaction that has imported the snapshot.
-        orders: The queries.
+        tasks: The queries.
         taken: The snapshot.
     """
 
     connection: PgConnection
-    orders: Sequence[Order]
+    tasks: Sequence[QueryTask]
     taken: CycleSnapshot
 
 
@@ -132,17 +133,17 @@ class Outcome:
         found: For each query that was run, its new state, None if nothing has changed, or a failure.
         late: The queries that were postponed, with the seconds until they may be run.
         joined: The queries that another session had read, and that are now at the cycle's position.
-        aside: The queries that are still to be read in its snapshot.
+        background: The queries that are still to be read in its snapshot.
     """
 
     position: SnapshotPosition
-    found: Mapping[Run, Found | Failure | None]
+    found: Mapping[Run, NewState | Failure | None]
     late: Mapping[Run, float]
     joined: frozenset[Run] = frozenset()
-    aside: SideRead | None = None
+    background: BackgroundRead | None = None
 
 
-PUT_OFF = Found(State({}, False), {})
+POSTPONED = NewState(State({}, False), {})
 """Stands for the result of a query whose rows all have to be read, in a later cycle."""
 
 ToRead = Mapping[Run, TouchedRows | None]
@@ -151,7 +152,7 @@ ToRead = Mapping[Run, TouchedRows | None]
 
 class Cycle:
     """
-    The session in which cycles run, one at a time, and the sessions in which queries are read aside.
+    The session in which cycles run, one at a time, and the sessions for reads in the background.
 
     Args:
         reactor: Receives the results from the threads.
@@ -164,7 +165,7 @@ class Cycle:
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
         self._session = session
         self._connection: PgConnection | None = None
-        self._asides: list[PgConnection] = []  # the idle ones
+        self._idle_background: list[PgConnection] = []  # the idle ones
         self._watched = WatchedRuns()
         self._dropped: list[Run] = []
 
@@ -172,30 +173,32 @@ class Cycle:
         """Forget a query, from the next cycle on."""
         self._dropped.append(run)
 
-    def run(self, orders: Collection[Order], since: SnapshotPosition | None) -> Deferred[Outcome]:
+    def run(
+        self, tasks: Collection[QueryTask], since: SnapshotPosition | None
+    ) -> Deferred[Outcome]:
         """
         Run a cycle for all queries that earlier cycles have read and that were not dropped.
 
         Args:
-            orders: New queries, and queries that need more than the changes in the log.
+            tasks: New queries, and queries that need more than the changes in the log.
             since: Position of the cycle before; without it every query may have changed.
         """
-        return in_thread(self._reactor, "pg-watch", self._run, self._watched, orders, since)
+        return in_thread(self._reactor, "pg-watch", self._run, self._watched, tasks, since)
 
-    def run_alone(self, orders: Collection[Order]) -> Deferred[Outcome]:
+    def run_alone(self, tasks: Collection[QueryTask]) -> Deferred[Outcome]:
         """Run a cycle for new queries only; later cycles know nothing of them."""
-        return in_thread(self._reactor, "pg-watch", self._run, WatchedRuns(), orders, None)
+        return in_thread(self._reactor, "pg-watch", self._run, WatchedRuns(), tasks, None)
 
-    def read_aside(self, aside: SideRead) -> Deferred[Outcome | None]:
-        """Read queries aside, and end their transaction; None if a rewritten table may have looked empty."""
-        return in_thread(self._reactor, "pg-watch", self._read_aside, aside)
+    def read_in_background(self, background: BackgroundRead) -> Deferred[Outcome | None]:
+        """Read queries in the background, and end their transaction; None if a rewritten table may have looked empty."""
+        return in_thread(self._reactor, "pg-watch", self._read_in_background, background)
 
     def close(self) -> Deferred[None]:
         """Close the sessions, and forget all queries; nothing may be reading meanwhile."""
         return in_thread(self._reactor, "pg-watch", self._end)
 
     def _run(
-        self, watched: WatchedRuns, orders: Collection[Order], since: SnapshotPosition | None
+        self, watched: WatchedRuns, tasks: Collection[QueryTask], since: SnapshotPosition | None
     ) -> Outcome:
         while self._dropped:
             self._watched.drop(self._dropped.pop())
@@ -204,38 +207,38 @@ class Cycle:
             self._close()
             connection = open_session(self._dsn(), self._session)
         same, self._connection = connection is self._connection, connection
-        aside = self._opened_aside() if any(order.aside for order in orders) else None
+        background = self._open_background() if any(task.background for task in tasks) else None
         try:
             for _ in range(MOST_TRIES):
-                outcome = cycle_txn(connection, watched, orders, since, same, aside=aside)
+                outcome = cycle_txn(connection, watched, tasks, since, same, background=background)
                 if outcome is not None:
                     return outcome
-                if aside is not None:
-                    rollback_txn(aside)
+                if background is not None:
+                    rollback_txn(background)
             raise RuntimeError("tables are truncated or rewritten all the time")
         except BaseException:
             self._close()
-            if aside is not None:
-                aside.close()
+            if background is not None:
+                background.close()
             raise
 
-    def _opened_aside(self) -> PgConnection:
-        while self._asides:
-            connection = self._asides.pop()
+    def _open_background(self) -> PgConnection:
+        while self._idle_background:
+            connection = self._idle_background.pop()
             if connection.alive():
                 return connection
             connection.close()
         return open_session(self._dsn(), self._session)
 
-    def _read_aside(self, aside: SideRead) -> Outcome | None:
+    def _read_in_background(self, background: BackgroundRead) -> Outcome | None:
         try:
-            return aside_txn(aside)
+            return background_txn(background)
         finally:
-            self._asides.append(aside.connection)
+            self._idle_background.append(background.connection)
 
     def _end(self) -> None:
-        while self._asides:
-            self._asides.pop().close()
+        while self._idle_background:
+            self._idle_background.pop().close()
         self._close()
         self._watched = WatchedRuns()
         self._dropped.clear()
@@ -249,11 +252,11 @@ class Cycle:
 def cycle_txn(
     connection: PgConnection,
     watched: WatchedRuns,
-    orders: Collection[Order],
+    tasks: Collection[QueryTask],
     since: SnapshotPosition | None,
     same: bool = False,
     budget: float = BUDGET,
-    aside: PgConnection | None = None,
+    background: PgConnection | None = None,
 ) -> Outcome | None:
     """
     Find what has changed in queries, and wait until what was read is durable.
@@ -261,11 +264,11 @@ def cycle_txn(
     Args:
         connection: Outside a transaction.
         watched: The queries that earlier cycles have read.
-        orders: New queries, and queries that need more than the changes in the log.
+        tasks: New queries, and queries that need more than the changes in the log.
         since: Position of the cycle before; without it every query may have changed.
         same: Whether the cycle before ran in this session.
         budget: Seconds after which queries that need a read of all rows wait for the next cycle.
-        aside: Another session, outside a transaction, which shall share the snapshot.
+        background: Another session, outside a transaction, which shall share the snapshot.
 
     Returns:
         The outcome; None if a table was rewritten meanwhile, and may have looked empty.
@@ -280,16 +283,16 @@ def cycle_txn(
             # the log may have been pruned since the cycle before.
             before = resume_txn(connection, since)
             rows = None if before is None else read_txn(connection, before)
-        touched = _touched_txn(connection, watched, orders, rows)
-        asked = {order.run for order in orders}
-        orders = [
-            *orders,
-            *(Order(run, watched.states[run]) for run in touched if run not in asked),
+        touched = _touched_txn(connection, watched, tasks, rows)
+        asked = {task.run for task in tasks}
+        tasks = [
+            *tasks,
+            *(QueryTask(run, watched.states[run]) for run in touched if run not in asked),
         ]
-        slow = [order for order in orders if order.aside]
-        orders = [order for order in orders if not order.aside]
-        found, late = _answers_txn(connection, orders, touched, budget)
-        share_txn(connection, aside)
+        slow = [task for task in tasks if task.background]
+        tasks = [task for task in tasks if not task.background]
+        found, late = _answers_txn(connection, tasks, touched, budget)
+        share_txn(connection, background)
     except BaseException:
         if not connection.closed:
             rollback_txn(connection)
@@ -301,32 +304,32 @@ def cycle_txn(
         watched.stale.update(found)
         return None
     watched.stale.clear()
-    for order in orders:
-        each = found.get(order.run)
-        state = each.state if isinstance(each, Found) else order.before
+    for task in tasks:
+        each = found.get(task.run)
+        state = each.state if isinstance(each, NewState) else task.before
         if state is not None:
-            watched.keep(order.run, state)
-    joined = (order.run for order in orders if order.since is not None)
-    reading = None if aside is None else SideRead(aside, slow, taken)
+            watched.keep(task.run, state)
+    joined = (task.run for task in tasks if task.since is not None)
+    reading = None if background is None else BackgroundRead(background, slow, taken)
     return Outcome(position, found, late, frozenset(joined) - late.keys(), reading)
 
 
-def aside_txn(aside: SideRead) -> Outcome | None:
+def background_txn(background: BackgroundRead) -> Outcome | None:
     """
     Read all rows of queries in the snapshot of a cycle, which has waited until that is durable.
 
     Returns:
         The outcome; None if a table was rewritten meanwhile, and may have looked empty.
     """
-    connection, orders = aside.connection, aside.orders
+    connection, tasks = background.connection, background.tasks
     try:
-        touched = dict.fromkeys(order.run for order in orders)
-        found, _ = _answers_txn(connection, orders, touched, math.inf)
+        touched = dict.fromkeys(task.run for task in tasks)
+        found, _ = _answers_txn(connection, tasks, touched, math.inf)
     except BaseException:
         if not connection.closed:
             rollback_txn(connection)
         raise
-    taken = aside.taken
+    taken = background.taken
     _, files = flushed_txn(connection, taken.written)
     return Outcome(taken.position, found, {}) if files == taken.files else None
 
@@ -334,30 +337,30 @@ def aside_txn(aside: SideRead) -> Outcome | None:
 def _touched_txn(
     connection: PgConnection,
     watched: WatchedRuns,
-    orders: Collection[Order],
+    tasks: Collection[QueryTask],
     rows: Sequence[LogRow] | None,
 ) -> ToRead:
     """Return which rows to read again, of the queries that log rows concern; None for all rows."""
     found: dict[Run, TouchedRows | None] = {}
     if rows is None:
-        new = (order.run for order in orders if order.since is None)
+        new = (task.run for task in tasks if task.since is None)
         found |= dict.fromkeys([*watched.states, *new])
     elif rows:
         found |= touched_txn(connection, watched, list(map(row_change, rows)))
-    for since in {order.since for order in orders if order.since is not None}:
-        found |= _joining_txn(connection, [each for each in orders if each.since == since], since)
-    stale = (order.run for order in orders if order.stale)
+    for since in {task.since for task in tasks if task.since is not None}:
+        found |= _joining_txn(connection, [each for each in tasks if each.since == since], since)
+    stale = (task.run for task in tasks if task.stale)
     return found | dict.fromkeys([*watched.stale, *stale])
 
 
 def _joining_txn(
-    connection: PgConnection, orders: Collection[Order], since: SnapshotPosition
+    connection: PgConnection, tasks: Collection[QueryTask], since: SnapshotPosition
 ) -> ToRead:
     """Return which rows to read again, of queries that another session has read at the position `since`."""
     joining = WatchedRuns()
-    for order in orders:
-        if order.before is not None:
-            joining.keep(order.run, order.before)
+    for task in tasks:
+        if task.before is not None:
+            joining.keep(task.run, task.before)
     connection.act(SERVICE_ACTOR)
     before = resume_txn(connection, since)
     rows = None if before is None else read_txn(connection, before)
@@ -367,21 +370,21 @@ def _joining_txn(
 
 
 def found_txn(
-    connection: PgConnection, order: Order, touched: ToRead, all_rows: bool = True
-) -> Found | Failure | None:
+    connection: PgConnection, task: QueryTask, touched: ToRead, all_rows: bool = True
+) -> NewState | Failure | None:
     """
     Return what has changed in a query, None if nothing has, or the failure of the query.
 
     Args:
         connection: In the snapshot in which the changes were read.
-        order: The query.
+        task: The query.
         touched: Which rows to read again, of each query that a change concerns.
-        all_rows: Whether all of its rows may be read; if not, `PUT_OFF` is returned if they have to be.
+        all_rows: Whether all of its rows may be read; if not, `POSTPONED` is returned if they have to be.
     """
     try:
-        found = _found_txn(connection, order, touched, all_rows)
-        if order.check and order.before is not None:
-            found = _checked_txn(connection, order, found)
+        found = _found_txn(connection, task, touched, all_rows)
+        if task.check and task.before is not None:
+            found = _checked_txn(connection, task, found)
         return found
     except Exception:
         if connection.closed:
@@ -391,83 +394,85 @@ def found_txn(
 
 def _answers_txn(
     connection: PgConnection,
-    orders: Collection[Order],
+    tasks: Collection[QueryTask],
     touched: ToRead,
     budget: float,
-) -> tuple[dict[Run, Found | Failure | None], dict[Run, float]]:
+) -> tuple[dict[Run, NewState | Failure | None], dict[Run, float]]:
     """
     Run queries within the budget; return their results, and the seconds until the others may be run.
 
     Only the sessions that watch a postponed query wait for it.
     """
-    todo = [order for order in orders if order.asks or order.run in touched]
+    todo = [task for task in tasks if task.asks or task.run in touched]
     # Slow queries come last, but a query that was postponed moves up each time.
-    todo.sort(key=lambda order: order.run.duration / 2**order.late)
-    found: dict[Run, Found | Failure | None] = {}
+    todo.sort(key=lambda task: task.run.duration / 2**task.late)
+    found: dict[Run, NewState | Failure | None] = {}
     late: dict[Run, float] = {}
-    missed = MissedChanges([order.run for order in todo if order.resumes])
-    missed.read_txn(connection, {each for order in todo for each in order.resumes})
+    missed = MissedChanges([task.run for task in todo if task.resumes])
+    missed.read_txn(connection, {each for task in todo for each in task.resumes})
     began = time.monotonic()  # after `missed`, which is shared, so it counts against no query
-    for order in todo:
-        run, at = order.run, time.monotonic()
-        # No rest for a first read: after each cycle `Watches` would only order it again, for ever.
-        heavy = run.heavy and order.before is not None and budget < math.inf
-        all_rows = order.asks or touched[run] is None
+    for task in todo:
+        run, at = task.run, time.monotonic()
+        # No rest for a first read: after each cycle `Watches` would only task it again, for ever.
+        heavy = run.heavy and task.before is not None and budget < math.inf
+        all_rows = task.asks or touched[run] is None
         if all_rows and (heavy or (found and at > began + budget)):
             late[run] = max(0.0, run.until - at)
             continue
-        answer = found_txn(connection, order, touched, not heavy)
-        if answer is PUT_OFF:
+        answer = found_txn(connection, task, touched, not heavy)
+        if answer is POSTPONED:
             late[run] = max(0.0, run.until - at)
             continue
-        if isinstance(answer, Found) and order.resumes:
-            keys = {each: missed.keys_txn(connection, run, each) for each in order.resumes}
+        if isinstance(answer, NewState) and task.resumes:
+            keys = {each: missed.keys_txn(connection, run, each) for each in task.resumes}
             answer = replace(answer, resumed=keys)
         found[run] = answer
     return found, late
 
 
 def _found_txn(
-    connection: PgConnection, order: Order, touched: ToRead, all_rows: bool
-) -> Found | None:
-    run, before = order.run, order.before
-    if before is None or order.all_rows:
-        return _read_all_txn(connection, order)
+    connection: PgConnection, task: QueryTask, touched: ToRead, all_rows: bool
+) -> NewState | None:
+    run, before = task.run, task.before
+    if before is None or task.all_rows:
+        return _read_all_txn(connection, task)
     if run not in touched:
         return None
     keys = touched[run]
     found = None if keys is None else by_keys_txn(connection, run, before, keys)
     if found is None:
-        return _read_all_txn(connection, order) if all_rows else PUT_OFF
+        return _read_all_txn(connection, task) if all_rows else POSTPONED
     return _different(before, found)
 
 
-def _checked_txn(connection: PgConnection, order: Order, found: Found | None) -> Found | None:
+def _checked_txn(
+    connection: PgConnection, task: QueryTask, found: NewState | None
+) -> NewState | None:
     """Read all rows; return what was found by the log, or all rows if that is wrong."""
-    known = order.before if found is None else found.state
+    known = task.before if found is None else found.state
     assert known is not None
-    every = all_rows_txn(connection, order.run)
+    every = all_rows_txn(connection, task.run)
     if not difference(known, every.state):
         return found
-    return Found(every.state, every.rows, drifted=True)
+    return NewState(every.state, every.rows, drifted=True)
 
 
-def _read_all_txn(connection: PgConnection, order: Order) -> Found | None:
-    found = all_rows_txn(connection, order.run)
-    if order.before is None:
-        return Found(found.state, found.rows)
-    change = _different(order.before, found)
-    if not order.all_rows:
+def _read_all_txn(connection: PgConnection, task: QueryTask) -> NewState | None:
+    found = all_rows_txn(connection, task.run)
+    if task.before is None:
+        return NewState(found.state, found.rows)
+    change = _different(task.before, found)
+    if not task.all_rows:
         return change
     # An unchanged state stays the same object: watches compare states by identity.
-    return Found(change.state if change else order.before, found.rows)
+    return NewState(change.state if change else task.before, found.rows)
 
 
-def _different(before: State, found: FoundRows) -> Found | None:
+def _different(before: State, found: FoundRows) -> NewState | None:
     """Return the new state and the rows that differ from the state before; None if none differ."""
     change = difference(before, found.state, found.rows)
     if change:
-        return Found(
+        return NewState(
             found.state, {name: found.rows[name] for name in (*change.enter, *change.update)}
         )
     # The rows that are kept behind the last one shown may have changed, which no watch sees.

@@ -115,13 +115,13 @@ def flushed_txn(connection: PgConnection, written: str) -> tuple[bool, str | Non
         return flushed, files
 
 
-def share_txn(connection: PgConnection, aside: PgConnection | None) -> None:
+def share_txn(connection: PgConnection, background: PgConnection | None) -> None:
     """Begin a transaction of another session, if one is given, in the snapshot of the open transaction."""
-    if aside is not None:
+    if background is not None:
         (name,) = connection.ask("SELECT pg_catalog.pg_export_snapshot()")
         words = begin_statement("repeatable read", read_only=True)
-        aside.begin(f"{words};SET TRANSACTION SNAPSHOT '{name}'")
-        aside.ask("SELECT 1")
+        background.begin(f"{words};SET TRANSACTION SNAPSHOT '{name}'")
+        background.ask("SELECT 1")
 
 
 def commit_durably_txn(connection: PgConnection, taken: CycleSnapshot) -> bool:

@@ -50,14 +50,14 @@ class WatchLimits:
         rows: Maximum number of rows of one result.
         max_bytes: Maximum size in bytes of one result, and of the rows that wait for one session.
         timeout: Timeout of one run, in seconds.
-        asides: Number of groups of slow queries that are read at the same time, each by a connection.
+        background_reads: Number of groups of slow queries that are read at the same time, each by a connection.
     """
 
     session: int = 100
     rows: int = 10_000
     max_bytes: int = 8 << 20
     timeout: float = RUN_LIMIT
-    asides: int = 1
+    background_reads: int = 1
 
 
 @dataclass(slots=True)

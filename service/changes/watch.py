@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 
 from service.api.call import Call, OngoingCall, Snapshot
 from service.api.dispatcher import Dispatcher, depends_on_catalog
-from service.changes.cycle import Cycle, Found, Order, Outcome, SideRead
+from service.changes.cycle import BackgroundRead, Cycle, NewState, Outcome, QueryTask
 from service.changes.delta import KeyRepeated
 from service.changes.positions import SnapshotPosition, parse_position
 from service.changes.queries import Queries, WatchLimits
@@ -33,10 +33,10 @@ from service.changes.silence import AliveTimers
 from service.changes.watchers import (
     Query,
     Watch,
-    order_of,
-    orders_of,
     rest_times,
     resume_from,
+    task_of,
+    tasks_of,
     wanted_of,
 )
 from service.changes.watching_session import WatchingSession
@@ -101,14 +101,14 @@ class Watches(Service):
         self._beginning: Deferred[None] | None = None
         self._readings: set[Deferred[None]] = set()
         self._limits = limits
-        self._made = Queries(database, limits)
+        self._planner = Queries(database, limits)
         self._poll = poll
         self._queries: dict[Hashable, Query] = {}
         self._runs: dict[Run, Query] = {}
         self._asking: set[Query] = set()
         self._sessions: dict[Hashable, WatchingSession] = {}
         # Sessions for which there may be something to send. A dict keeps their order.
-        self._moved: dict[WatchingSession, None] = {}
+        self._unsent: dict[WatchingSession, None] = {}
         self._served: Snapshot | None = None
         # The position of the last cycle, and the position up to which sessions are sent deltas. The
         # second follows the first when the outcome was passed on to all watches.
@@ -158,8 +158,8 @@ class Watches(Service):
         found = self._sessions.get(session)
         if found is not None:
             found.wrote(int(tx))
-            self._moved[found] = None
-            self._move()
+            self._unsent[found] = None
+            self._send_due()
             self.wake()
 
     async def stopService(self) -> None:
@@ -228,7 +228,7 @@ class Watches(Service):
     async def _run_of(self, call: Call) -> Run:
         options, kwargs = parse_options(call.kwargs)
         role = self._dispatcher.role_of(call.caller)
-        return await self._made.run_of(replace(call, kwargs=kwargs), role, options.tables)
+        return await self._planner.run_of(replace(call, kwargs=kwargs), role, options.tables)
 
     def _query(self, run: Run, caller: Caller, kwargs: Mapping[str, Any]) -> Query:
         query = self._queries.get(run.name)
@@ -268,39 +268,39 @@ class Watches(Service):
             self._sessions.pop(session.key, None)
         elif self._running is not None:
             # The other watches of the session may have waited for its rows.
-            self._moved[session] = None
-            self._move()
+            self._unsent[session] = None
+            self._send_due()
         if not self._queries:
             self.wake()  # the loop of cycles ends when nothing is watched
 
-    def _move(self) -> None:
+    def _send_due(self) -> None:
         """Send sessions the steps that are due, up to the position of the last cycle."""
-        place, moved = self._place, self._moved
+        place, moved = self._place, self._unsent
         if place is None or self._passing:
             return
-        self._moved = {}
+        self._unsent = {}
         for session in moved:
             session.cover(place)
             if session.written:
-                self._moved[session] = None
+                self._unsent[session] = None
             if session.moves:
-                session.go()
+                session.send_steps()
 
     def _start(self) -> None:
         self._served = self._dispatcher.served
         self._checked = self.now()
         # An empty context: the first watch starts this within a call, under its caller's identity.
-        self._running = Context().run(Deferred.fromCoroutine, self._keep())
+        self._running = Context().run(Deferred.fromCoroutine, self._run_cycles())
         self._running.addErrback(lambda why: log.failure("live queries have ended", why))
 
-    async def _keep(self) -> None:
+    async def _run_cycles(self) -> None:
         """Run cycles for as long as there are watches."""
         failures = 0
         try:
             while self._queries and self.running:
                 self._woken = False
                 try:
-                    await self._turn()
+                    await self._run_cycle()
                     failures = 0
                     self._outages["a cycle"].end()
                 except CancelledError:
@@ -310,9 +310,9 @@ class Watches(Service):
                     failures += 1
                     self._stale()
                 if failures:
-                    await self._rest(min(PAUSES[1], PAUSES[0] * 2**failures))
+                    await self._sleep(min(PAUSES[1], PAUSES[0] * 2**failures))
                 elif not self._woken:
-                    await self._rest(min(self._poll, self._due))
+                    await self._sleep(min(self._poll, self._due))
         finally:
             for apart in (self._beginning, *self._readings):
                 if apart is not None:
@@ -335,27 +335,27 @@ class Watches(Service):
         for query in self._queries.values():
             query.invalidate()
 
-    async def _rest(self, seconds: float) -> None:
+    async def _sleep(self, seconds: float) -> None:
         resting = self._resting = Deferred()
         timer = self._reactor.callLater(seconds, self.wake)
         await resting
         if timer.active():
             timer.cancel()
 
-    async def _turn(self) -> None:
+    async def _run_cycle(self) -> None:
         """Run one cycle, and send the watching sessions what it has found."""
         if self._dispatcher.served is not self._served:
             await self._renew()
-        asking = [each for each in self._asking if not (each.parked or each.aside)]
+        asking = [each for each in self._asking if not (each.parked or each.background)]
         new = [each for each in asking if each.state is None]
         if new and self._beginning is None:
             beginning = self._beginning = Deferred.fromCoroutine(self._begin(new))
             beginning.addBoth(self._end_beginning)
         asking = [each for each in asking if each.state is not None]
         wanted = {query: wanted_of(query) for query in asking}
-        orders = orders_of(wanted, len(self._readings) < self._limits.asides)
-        checked = self._check(orders)
-        outcome = await self._cycle.run(orders, self._position)
+        tasks = tasks_of(wanted, len(self._readings) < self._limits.background_reads)
+        checked = self._check(tasks)
+        outcome = await self._cycle.run(tasks, self._position)
         self.cycles += 1
         if checked:
             self._checked = self.now()
@@ -364,8 +364,10 @@ class Watches(Service):
             self._take_outcome(outcome, wanted)
         finally:
             self._passing = False
-            if outcome.aside is not None:  # always: only `_read` ends the transaction that it holds
-                reading = Deferred.fromCoroutine(self._read(outcome.aside, wanted))
+            if (
+                outcome.background is not None
+            ):  # always: only `_read` ends the transaction that it holds
+                reading = Deferred.fromCoroutine(self._read(outcome.background, wanted))
                 self._readings.add(reading)
                 reading.addErrback(lambda why: log.failure("cannot send what was read", why))
                 reading.addBoth(self._end_reading, reading)
@@ -375,8 +377,8 @@ class Watches(Service):
         for watch in self._silence.due(self.now()):
             watch.silent = True
             watch.session.schedule(watch)
-            self._moved[watch.session] = None
-        self._move()
+            self._unsent[watch.session] = None
+        self._send_due()
 
     async def _begin(self, new: Sequence[Query]) -> None:
         """
@@ -387,8 +389,8 @@ class Watches(Service):
         """
         try:
             wanted = {query: wanted_of(query) for query in new}
-            orders = [order_of(query, watches) for query, watches in wanted.items()]
-            self._take_apart(await self._first.run_alone(orders), wanted)
+            tasks = [task_of(query, watches) for query, watches in wanted.items()]
+            self._take_separately(await self._first.run_alone(tasks), wanted)
             self._outages["a first read"].end()
         except Exception as error:
             self._warn("a first read", error)
@@ -399,20 +401,22 @@ class Watches(Service):
         self._beginning = None
         self.wake()
 
-    async def _read(self, aside: SideRead, wanted: Mapping[Query, set[Watch]]) -> None:
+    async def _read(self, background: BackgroundRead, wanted: Mapping[Query, set[Watch]]) -> None:
         """
-        Read all rows of slow queries aside, in the snapshot of the last cycle.
+        Read all rows of slow queries in the background, in the snapshot of the last cycle.
 
         Meanwhile the cycles continue for other sessions. The sessions that watch these queries reach the
         snapshot's position, with all of their watches, when the rows were read.
         """
-        place = aside.taken.position
-        queries = [self._runs[each.run] for each in aside.orders if each.run in self._runs]
+        place = background.taken.position
+        queries = [self._runs[each.run] for each in background.tasks if each.run in self._runs]
         sessions = {watch.session: None for query in queries for watch in query.watches}
         for query in queries:
-            query.begin_aside()
+            query.begin_background()
             self._cycle.drop(query.run)
-        reading = self._cycle.read_aside(aside)  # now, so that its transaction ends in any case
+        reading = self._cycle.read_in_background(
+            background
+        )  # now, so that its transaction ends in any case
         read: Collection[Run] = ()
         try:
             try:
@@ -422,7 +426,7 @@ class Watches(Service):
             finally:
                 outcome = await reading
             if outcome is not None:
-                self._take_apart(outcome, wanted)
+                self._take_separately(outcome, wanted)
                 read = outcome.found
             self._outages["a slow read"].end()
         except Exception as error:
@@ -430,17 +434,19 @@ class Watches(Service):
             for query in queries:
                 query.run.rest(time.monotonic())
         for query in queries:
-            query.end_aside(query.run in read)  # not in `read` if it was planned again meanwhile
-        self._moved |= sessions
+            query.end_background(
+                query.run in read
+            )  # not in `read` if it was planned again meanwhile
+        self._unsent |= sessions
         for session in sessions:
             session.complete(queries)
 
     def _end_reading(self, _: object, reading: Deferred[None]) -> None:
         self._readings.discard(reading)
-        self._move()
+        self._send_due()
         self.wake()
 
-    def _take_apart(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
+    def _take_separately(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
         """Store what was read in another session; the next cycle continues from its position."""
         for run, found in outcome.found.items():
             query = self._runs.get(run)
@@ -449,7 +455,7 @@ class Watches(Service):
             if isinstance(found, Failure):
                 self._failed(query, found)
                 continue
-            query.found_at(outcome.position)
+            query.read_at(outcome.position)
             if found is None:
                 continue
             every = query.state is None or bool(wanted[query])
@@ -478,12 +484,14 @@ class Watches(Service):
                 query.join()
                 for watch in query.watches:
                     watch.session.schedule(watch)
-                    self._moved[watch.session] = None
+                    self._unsent[watch.session] = None
             if not (query.stale or any(watch.wanting for watch in query.watches)):
                 self._asking.discard(query)
         self._due = min(outcome.late.values(), default=self._poll)
 
-    def _take_answer(self, query: Query, found: Found | Failure | None, wanted: set[Watch]) -> None:
+    def _take_answer(
+        self, query: Query, found: NewState | Failure | None, wanted: set[Watch]
+    ) -> None:
         if isinstance(found, Failure):
             self._failed(query, found)
             return
@@ -496,10 +504,10 @@ class Watches(Service):
         if found is not None or was_late:
             for watch in query.watches:
                 watch.session.moves = True  # the other watches of the session have waited
-                self._moved[watch.session] = None
+                self._unsent[watch.session] = None
 
-    def _check(self, orders: list[Order]) -> bool:
-        """Order a self-check of one random query, if `CHECK` seconds have passed since the last."""
+    def _check(self, tasks: list[QueryTask]) -> bool:
+        """Add a self-check of one random query, if `CHECK` seconds have passed since the last."""
         if self.now() - self._checked < CHECK:
             return False
         # Not slow queries, whose read would hold up the cycle.
@@ -507,13 +515,13 @@ class Watches(Service):
             each
             for each in self._queries.values()
             if each.state is not None and each.since is None and each not in self._asking
-            if not (each.aside or each.run.heavy)
+            if not (each.background or each.run.heavy)
         ]
         if known:
-            orders.append(replace(order_of(random.choice(known), set()), check=True))
+            tasks.append(replace(task_of(random.choice(known), set()), check=True))
         return bool(known)
 
-    def _pass_on(self, query: Query, found: Found, wanted: set[Watch]) -> None:
+    def _pass_on(self, query: Query, found: NewState, wanted: set[Watch]) -> None:
         """Pass the new state of a query on to its watches."""
         if found.drifted:
             self.drift += 1

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import cbor2
 
 from service.api.call import Call, CallState, OngoingCall, Send
-from service.changes.cycle import Found, Order
+from service.changes.cycle import NewState, QueryTask
 from service.changes.delta import (
     Difference,
     FoundRows,
@@ -54,11 +54,11 @@ class Query:
 
     A query is new until `Watches._begin` has read its rows, in another session than that of the cycles. From
     then on each cycle applies the changes in the log to it, and reads all of its rows if it is `stale` or a
-    watch wants all rows. A slow query (`Run.heavy`) is read aside: `orders_of` postpones it until it and its
-    entire group have rested; `begin_aside` takes it out of the cycles; `end_aside` puts it back, postponed
-    again if it was not read. After a read in another session, `found_at` records the position of the read;
+    watch wants all rows. A slow query (`Run.heavy`) is read in the background: `tasks_of` postpones it until it and its
+    entire group have rested; `begin_background` takes it out of the cycles; `end_background` puts it back, postponed
+    again if it was not read. After a read in another session, `read_at` records the position of the read;
     the next cycle continues from there, and `join` ends that. A query that was refused is parked until the
-    catalog has been checked. While a query is postponed, read aside or not joined, the watches of its
+    catalog has been checked. While a query is postponed, read in the background or not joined, the watches of its
     sessions wait.
 
     Args:
@@ -68,7 +68,7 @@ class Query:
         asking: The set of queries that may need more than the changes in the log, shared by all queries.
 
     Attributes:
-        aside: Whether its rows are being read aside.
+        background: Whether its rows are being read in the background.
         name: Digest of the query; equal queries share one object.
         state: Its last known state; None before its first run.
         since: Position of that state, if another session read it, until a cycle has continued from there.
@@ -83,7 +83,7 @@ class Query:
         "_asking",
         "_delta",
         "_kwargs",
-        "aside",
+        "background",
         "caller",
         "late",
         "name",
@@ -110,7 +110,7 @@ class Query:
         # Not a set, which takes four times the memory: nearly all queries have a single watch.
         self.watches: tuple[Watch, ...] = ()
         self._delta: tuple[State, State, Message] | None = None
-        self.stale = self.aside = self.parked = self.renewed = False
+        self.stale = self.background = self.parked = self.renewed = False
         self.late = 0
 
     @property
@@ -133,26 +133,26 @@ class Query:
     @property
     def behind(self) -> bool:
         """Whether its state is older than the last cycle."""
-        return bool(self.late) or self.aside or self.since is not None
+        return bool(self.late) or self.background or self.since is not None
 
     def postpone(self, times: int) -> None:
         """Record by how many cycles it was postponed; the sessions that watch it wait if that is not 0."""
         self.late = times
         self._hold()
 
-    def begin_aside(self) -> None:
-        """Record that its rows are being read aside."""
-        self.aside, self.stale, self.late = True, False, 0
+    def begin_background(self) -> None:
+        """Record that its rows are being read in the background."""
+        self.background, self.stale, self.late = True, False, 0
         self._hold()
 
-    def end_aside(self, read: bool) -> None:
-        """Record that the read aside has ended; `read`: whether it read the rows."""
-        self.aside = False
+    def end_background(self, read: bool) -> None:
+        """Record that the read in the background has ended; `read`: whether it read the rows."""
+        self.background = False
         if not read:
             self.invalidate()
         self.postpone(0 if read else 1)
 
-    def found_at(self, position: SnapshotPosition) -> None:
+    def read_at(self, position: SnapshotPosition) -> None:
         """Record the position at which another session read its state; the next cycle continues there."""
         self.since = position
         self.ask()
@@ -261,7 +261,7 @@ class Watch(OngoingCall):
         self.query.ask()
         self.session.hold(self)
 
-    def find(self, found: Found, wanted: bool, weight: int) -> None:
+    def find(self, found: NewState, wanted: bool, weight: int) -> None:
         """Store the rows that a cycle has found, of a size of `weight`; all rows if they were wanted."""
         if not self.wanting and found.state is not self.base:
             if self.changed is None:
@@ -365,10 +365,10 @@ def wanted_of(query: Query) -> set[Watch]:
     return {watch for watch in query.watches if watch.wanting and not watch.session.busy}
 
 
-def order_of(query: Query, wanted: set[Watch]) -> Order:
-    """Return the order to a cycle for a query, `wanted` being the watches that take all rows."""
+def task_of(query: Query, wanted: set[Watch]) -> QueryTask:
+    """Return the task of a cycle for a query, `wanted` being the watches that take all rows."""
     resumes = {watch.since for watch in wanted if watch.since is not None}
-    return Order(
+    return QueryTask(
         query.run,
         query.state,
         all_rows=bool(wanted),
@@ -386,21 +386,21 @@ def resume_from(watch: Watch, since: Position | None) -> None:
     watch.reset = since is not None and not same
 
 
-def orders_of(wanted: Mapping[Query, set[Watch]], aside: bool) -> list[Order]:
+def tasks_of(wanted: Mapping[Query, set[Watch]], background: bool) -> list[QueryTask]:
     """
-    Return the orders to a cycle for the queries that need more than the changes in the log.
+    Return the tasks of a cycle for the queries that need more than the changes in the log.
 
-    Slow queries are read aside, after a rest, one group per connection, the groups in turn. A group is read
+    Slow queries are read in the background, after a rest, one group per connection, the groups in turn. A group is read
     in one snapshot, because a session reaches a position only with all of its watches. Other slow queries
     are postponed, and the sessions that watch them wait.
 
     Args:
         wanted: The queries, each with the watches that take all of its rows now.
-        aside: Whether one more group may be read aside now.
+        background: Whether one more group may be read now.
     """
     now = time.monotonic()
     heavy = {each for each in wanted if each.run.heavy and (each.stale or wanted[each])}
-    groups = groups_of(heavy) if aside else []
+    groups = groups_of(heavy) if background else []
     rested = [
         each
         for each in groups
@@ -411,18 +411,18 @@ def orders_of(wanted: Mapping[Query, set[Watch]], aside: bool) -> list[Order]:
     found = []
     for query, watches in wanted.items():
         if query in read:
-            found.append(replace(order_of(query, watches), aside=True))
+            found.append(replace(task_of(query, watches), background=True))
         elif query not in heavy:
-            found.append(order_of(query, watches))
+            found.append(task_of(query, watches))
         elif query.stale:
             query.postpone(query.late or 1)
     return found
 
 
 def _waits_for_another(group: Collection[Query]) -> bool:
-    """Return whether a session that watches a query of the group waits for another group being read aside."""
+    """Return whether a session that watches a query of the group waits for a group being read in the background."""
     sessions = {watch.session for query in group for watch in query.watches}
-    return any(watch.query.aside for session in sessions for watch in session.members)
+    return any(watch.query.background for session in sessions for watch in session.members)
 
 
 def groups_of(queries: Collection[Query]) -> list[set[Query]]:

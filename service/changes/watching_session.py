@@ -3,7 +3,7 @@ The watches of one session, which move from position to position together.
 
 The next step is made when the caller has taken the one before, from the states at that time: so a slow caller
 gets fewer and larger deltas. Up to a limit, rows wait in memory for the caller; above it, the watches start
-over with all rows. While a query of the session is read aside, the deltas of its other watches up to that
+over with all rows. While a query of the session is read in the background, the deltas of its other watches up to that
 position are kept until its rows have been read.
 """
 
@@ -154,13 +154,13 @@ class WatchingSession:
 
     def keep(self, place: SnapshotPosition) -> None:
         """
-        Keep the deltas up to a position until the queries that are read aside have their rows of it.
+        Keep the deltas up to a position until the queries that are read in the background have their rows of it.
 
         The cycles continue meanwhile. If a watch waits for anything else, nothing is kept, and all watches
         move to a later position together.
         """
         self.merge_kept()
-        others = any(not watch.query.aside for watch in self._held)
+        others = any(not watch.query.background for watch in self._held)
         if (
             others
             or self._ready
@@ -170,7 +170,7 @@ class WatchingSession:
         self._kept_at = place
         for watch in self._pending:
             state, changed = watch.query.state, watch.changed
-            if state and changed is not None and watch.base and not watch.query.aside:
+            if state and changed is not None and watch.base and not watch.query.background:
                 self._kept[watch], watch.changed = (state, changed), None
 
     def merge_kept(self) -> None:
@@ -181,7 +181,7 @@ class WatchingSession:
         self._kept, self._kept_at = {}, None
 
     def complete(self, queries: Collection[Query]) -> None:
-        """Prepare the kept step, now that a read aside of some queries has ended, if it can be sent."""
+        """Prepare the kept step, now that some queries were read in the background, if it can be sent."""
         seen = [watch for watch in self.members if not watch.without_rows]
         if any(each.wanting or (each.query.late and each.query in queries) for each in seen):
             self.merge_kept()  # a watch could not be brought to the position
@@ -199,22 +199,22 @@ class WatchingSession:
         self._ready = (place, step) if step else None
         self.moves = True
 
-    def go(self) -> None:
+    def send_steps(self) -> None:
         """Send the steps that are due, as fast as the caller takes them."""
         if not self.busy:
             self.busy, self.moves = True, False
             # An empty context, because this may be called under a caller's identity, or in a transaction.
-            sending = Context().run(Deferred.fromCoroutine, self._go())
+            sending = Context().run(Deferred.fromCoroutine, self._send_steps())
             sending.addErrback(lambda why: log.failure("cannot send to a watcher", why))
 
-    async def _go(self) -> None:
+    async def _send_steps(self) -> None:
         try:
-            while step := self._step():
+            while step := self._next_step():
                 await self._send(step)
         finally:
             self.busy = False
 
-    def _step(self) -> Step:
+    def _next_step(self) -> Step:
         """Return the messages that bring all watches to the position; only `alive` while one has to wait."""
         place = self._place()
         if place is None:  # the last watch has ended, before its caller took all messages

@@ -12,7 +12,7 @@ from typing import Any
 from twisted.python.failure import Failure
 
 from service.catalog import Catalog
-from service.changes.cycle import Found, Order
+from service.changes.cycle import NewState, QueryTask
 from service.changes.delta import State
 from service.changes.dependencies import dependencies_txn
 from service.changes.epochs import begin_txn
@@ -110,21 +110,21 @@ class KeptQuery:
         self.rows: dict[Any, Any] = {}
 
     @property
-    def order(self) -> Order:
-        """The order for the next cycle."""
-        return Order(self.run, self.state, False)
+    def task(self) -> QueryTask:
+        """The task of the next cycle."""
+        return QueryTask(self.run, self.state, False)
 
-    def take(self, found: Found | Failure | None) -> None:
+    def take(self, found: NewState | Failure | None) -> None:
         """Apply the outcome of a cycle; raise its error if it has failed."""
         if isinstance(found, Failure):
             found.raiseException()
-        if isinstance(found, Found):
+        if isinstance(found, NewState):
             self.state = found.state
             self.rows = {name: (self.rows | {**found.rows})[name] for name in found.state.entries}
 
-    def differs(self, found: Found | Failure | None) -> bool:
+    def differs(self, found: NewState | Failure | None) -> bool:
         """Return whether the kept rows differ from those of a new read."""
-        assert isinstance(found, Found), found
+        assert isinstance(found, NewState), found
         kept = [_text(row) for row in self.rows.values()]
         fresh = [_text(found.rows[name]) for name in found.state.entries]
         if self.run.shape.form.ordered:

@@ -11,7 +11,7 @@ import pytest
 
 from schema.changes import install
 from service.changes import cycle, refresh
-from service.changes.cycle import Order, cycle_txn
+from service.changes.cycle import QueryTask, cycle_txn
 from service.changes.invalidation import WatchedRuns
 from service.changes.positions import SnapshotPosition
 from service.changes.refresh import Run
@@ -74,10 +74,10 @@ class Keeper:
 
     def step(self) -> None:
         """Run a cycle, and hold what it leads to against new queries."""
-        orders = [kept.order for kept in self.kept if kept.state is None]
-        plain = [Order(kept.plain, None, True) for kept in self.kept]
+        tasks = [kept.task for kept in self.kept if kept.state is None]
+        plain = [QueryTask(kept.plain, None, True) for kept in self.kept]
         outcome = cycle_txn(
-            self.reader.connection, self.watched, [*orders, *plain], self.position, budget=math.inf
+            self.reader.connection, self.watched, [*tasks, *plain], self.position, budget=math.inf
         )
         assert outcome is not None
         self.position = outcome.position

@@ -191,7 +191,7 @@ def test_rows_are_planned_the_same_with_and_without_cached_shape(
         except NoShape:
             return None
         options = parse_create_options([rows], {}, limits)
-        tree = nested._kept(call(rows), options, shaped)
+        tree = nested._cached_tree(call(rows), options, shaped)
         return None if tree is None else tree.filled(options, shaped.values)
 
     by_shape(second if itself else first)

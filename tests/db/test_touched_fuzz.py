@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 
 from schema.changes import install
 from service.changes import cycle, refresh
-from service.changes.cycle import Found, Order, cycle_txn, found_txn
+from service.changes.cycle import NewState, QueryTask, cycle_txn, found_txn
 from service.changes.delta import FoundRows, Window
 from service.changes.invalidation import WatchedRuns, touched_txn
 from service.changes.log import read_txn
@@ -168,9 +168,9 @@ class Keeper:
 
     def step(self) -> None:
         """Run a cycle, and compare each query with a new one that the same cycle runs."""
-        orders = [kept.order for kept in self.kept]
-        orders += [Order(kept.plain, None, True) for kept in self.kept]
-        found = self._cycle(orders)
+        tasks = [kept.task for kept in self.kept]
+        tasks += [QueryTask(kept.plain, None, True) for kept in self.kept]
+        found = self._cycle(tasks)
         fresh = found[len(self.kept) :]
         for kept, new, right in zip(self.kept, found, fresh, strict=False):
             kept.take(new)
@@ -179,8 +179,8 @@ class Keeper:
                 self.wrong.append((kept.role, str(kept.query)))
                 kept.state = None  # so that the next cycle reads all rows
 
-    def _cycle(self, orders: Sequence[Order]) -> Sequence[Found | Failure | None]:
-        asking = [order for order in orders if order.asks]
+    def _cycle(self, tasks: Sequence[QueryTask]) -> Sequence[NewState | Failure | None]:
+        asking = [task for task in tasks if task.asks]
         outcome = cycle_txn(
             self.reader.connection, self.watched, asking, self.position, budget=math.inf
         )
@@ -189,7 +189,7 @@ class Keeper:
         assert outcome is not None
         self.position = outcome.position
         assert not outcome.late
-        return [outcome.found.get(order.run) for order in orders]
+        return [outcome.found.get(task.run) for task in tasks]
 
 
 class WrongKeeper(Keeper):
@@ -222,12 +222,12 @@ class WrongKeeper(Keeper):
                     kept.run, keyed=replace(keyed, all_rows=frozenset()), reads=reads
                 )
 
-    def _cycle(self, orders: Sequence[Order]) -> Sequence[Found | Failure | None]:
+    def _cycle(self, tasks: Sequence[QueryTask]) -> Sequence[NewState | Failure | None]:
         connection = self.reader.connection
-        for order in orders:
-            state = order.before
+        for task in tasks:
+            state = task.before
             if state is not None:
-                self.watched.keep(order.run, state)
+                self.watched.keep(task.run, state)
                 if state.window is not None and not self.flag:
                     state.window = Window(state.window.keys, True)
         with self.reader.snapshot():
@@ -237,20 +237,20 @@ class WrongKeeper(Keeper):
                 rows = read_txn(connection, self.position.snapshot)
                 changes = [self.change(row_change(row)) for row in rows]
             if not self.late:
-                found = self._found(orders, changes)
+                found = self._found(tasks, changes)
         self.position = SnapshotPosition(0, now)
         if self.late:
             time.sleep(0.005)
             with self.reader.snapshot():
-                found = self._found(orders, changes)
+                found = self._found(tasks, changes)
         return found
 
     def _found(
-        self, orders: Sequence[Order], changes: Sequence[RowChange]
-    ) -> list[Found | Failure | None]:
+        self, tasks: Sequence[QueryTask], changes: Sequence[RowChange]
+    ) -> list[NewState | Failure | None]:
         connection = self.reader.connection
         touched = touched_txn(connection, self.watched, changes)
-        return [found_txn(connection, order, touched) for order in orders]
+        return [found_txn(connection, task, touched) for task in tasks]
 
 
 @pytest.fixture

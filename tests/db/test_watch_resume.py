@@ -468,7 +468,7 @@ async def test_resumed_watch_that_starts_over_before_it_was_answered_is_a_reset(
     await until(lambda: watch.rows is not None)
     watch.session._held.discard(before)
     watch.session.schedule(watch)
-    watch.session.go()
+    watch.session.send_steps()
     await again.same()
     assert again.messages[0].get("reset") is True
 

@@ -62,7 +62,7 @@ MINE, OTHERS, THIRD = (replace(ANYONE, session=number) for number in (1, 2, 3))
 async def live(dsn: str) -> AsyncIterator[Live]:
     """Serve the module's database with its initial rows."""
     execute(dsn, BEFORE_EACH)
-    async with living(dsn, WatchLimits(timeout=20, asides=2)) as found:
+    async with living(dsn, WatchLimits(timeout=20, background_reads=2)) as found:
         yield found
 
 
