@@ -40,11 +40,11 @@ CREATE VIEW broken AS SELECT id, repeat('x', 1000) AS body,
     CASE id WHEN 700 THEN pg_sleep(1) END::text AS nap, 1 / (id - 700) AS part
     FROM generate_series(1, 1000) id;
 """
-# Not FROM items, by whose key it would be sorted: by some plans after all is computed.
+# Not FROM items: sorted by their key, some plans compute all values before the first row.
 
 
 def copied(dsn: str, query: str) -> str:
-    """Give what psql's copy gives, in the session settings of the service."""
+    """Return the rows as psql's copy command writes them, in the session settings of the service."""
     out = io.StringIO()
     connection = psycopg2.connect(dsn, options="-c timezone=UTC -c extra_float_digits=1")
     with connection.cursor() as cursor:
@@ -55,7 +55,7 @@ def copied(dsn: str, query: str) -> str:
 
 @pytest_twisted.ensureDeferred
 async def test_export_as_csv_is_what_copy_writes(dsn: str, db: DirectCaller) -> None:
-    """CSV is what COPY writes, less what is hidden; the answer counts rows and bytes."""
+    """CSV equals that of COPY, without hidden columns; the result counts rows and bytes."""
     taker = Taker(db)
     answer = await taker.call("items.export", format="csv")
     text = "".join(taker.parts)
@@ -70,7 +70,7 @@ async def test_export_as_csv_is_what_copy_writes(dsn: str, db: DirectCaller) -> 
 async def test_export_with_arguments_of_stream_binds_their_values(
     dsn: str, db: DirectCaller
 ) -> None:
-    """An export takes what stream takes; values of the call are bound, not pasted."""
+    """Export takes the arguments of stream; values of the call are bound as parameters."""
     taker = Taker(db)
     answer = await taker.call(
         "items.export",
@@ -101,7 +101,7 @@ async def test_export_with_arguments_of_stream_binds_their_values(
 
 @pytest_twisted.ensureDeferred
 async def test_csv_with_columns_of_related_rows_names_them_in_its_head(dsn: str) -> None:
-    """Null where there is no related row; an alias is the name in the head."""
+    """A column is empty without a related row, and the header has aliases."""
     execute(
         dsn,
         "CREATE TABLE halls (id int PRIMARY KEY, city text);"
@@ -117,7 +117,7 @@ async def test_csv_with_columns_of_related_rows_names_them_in_its_head(dsn: str)
 
 @pytest_twisted.ensureDeferred
 async def test_export_without_rows_is_the_header_or_nothing(db: DirectCaller) -> None:
-    """Without rows there is the header of CSV, and nothing of JSON lines."""
+    """CSV without rows is the header only, JSON lines without rows are empty."""
     taker = Taker(db)
     answer = await taker.call("items.export", where={"id": 0}, select=["id"])
     assert answer == {"rows": 0, "bytes": 3}
@@ -148,7 +148,7 @@ async def test_export_as_ndjson_has_rows_in_wire_form(db: DirectCaller) -> None:
 async def test_row_longer_than_a_block_is_cut_between_characters(
     dsn: str, db: DirectCaller
 ) -> None:
-    """A row longer than a block is cut, between characters."""
+    """A row longer than a block is split between two characters."""
     taker = Taker(db)
     answer = await taker.call("wide.export")
     text = "".join(taker.parts)
@@ -180,7 +180,7 @@ async def test_export_with_malformed_arguments_is_refused(
 
 @pytest_twisted.ensureDeferred
 async def test_export_without_progressive_results_is_refused_with_a_hint(db: DirectCaller) -> None:
-    """A call that takes a single answer is told what to ask for."""
+    """The hint says to ask for progressive results."""
     refused = await failure_of(db.call("items.export"))
     assert isinstance(refused, InvalidArgument)
     assert "receive_progress" in refused.details["hint"]
@@ -192,7 +192,7 @@ async def test_export_without_progressive_results_is_refused_with_a_hint(db: Dir
 async def test_export_that_is_cancelled_frees_its_connection(
     dsn: str, db: DirectCaller, when: str, format: str
 ) -> None:
-    """A caller that cancels or leaves frees the connection at once, whatever it waits for."""
+    """A connection is free at once after the caller has cancelled or left."""
     taker = Taker(db)
     taker.open = False
     call = taker.call("slow.export", format=format, chunk=1000 if when == "reading" else 5)
@@ -208,7 +208,7 @@ async def test_export_that_is_cancelled_frees_its_connection(
 async def test_export_whose_caller_is_behind_reads_one_block_ahead(
     dsn: str, db: DirectCaller
 ) -> None:
-    """While nothing is taken the COPY stands still, with a block read ahead."""
+    """While the caller takes nothing, COPY stops after one more block."""
     taker = Taker(db)
     taker.open = False
     call = taker.call("slow.export")
@@ -230,7 +230,7 @@ async def test_export_whose_caller_is_behind_reads_one_block_ahead(
 async def test_export_with_an_error_in_the_middle_ends_with_it(
     dsn: str, db: DirectCaller, format: str
 ) -> None:
-    """An error in the middle, a second after what is before it, ends the export as an error."""
+    """An error that occurs a second after the first rows ends the call."""
     taker = Taker(db)
     refused = await failure_of(taker.call("broken.export", format=format))
     assert isinstance(refused, ServiceError)
@@ -241,7 +241,7 @@ async def test_export_with_an_error_in_the_middle_ends_with_it(
 
 @pytest_twisted.ensureDeferred
 async def test_export_over_its_timeout_is_ended(dsn: str, db: DirectCaller) -> None:
-    """The caller's own time limit ends an export."""
+    """The timeout of the call ends an export."""
     taker = Taker(db)
     refused = await failure_of(taker.call("slow.export", timeout=0.2))
     assert isinstance(refused, StatementTimeout)

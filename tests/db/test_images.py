@@ -1,6 +1,4 @@
-"""
-Images of the log: read, they are the row that `find` answers, for every type.
-"""
+"""Images of rows in the change log, read for every type: they equal the row that `find` returns."""
 
 from __future__ import annotations
 
@@ -90,7 +88,7 @@ NUMBERS = itertools.count()
 
 
 class Tracking:
-    """Makes tables, and reads their rows both ways."""
+    """Creates tracked tables, and reads their rows by `find` and from the log."""
 
     def __init__(self, db: DirectCaller, dsn: str) -> None:
         self.db = db
@@ -98,13 +96,13 @@ class Tracking:
         self.connection.autocommit = True
 
     def run(self, sql: str, *values: Any) -> list[Any]:
-        """Run SQL as any other program would."""
+        """Run SQL on a connection of its own."""
         with self.connection.cursor() as cursor:
             cursor.execute(sql, values or None)
             return cursor.fetchall() if cursor.description else []
 
     async def tables(self, *declared: str) -> list[str]:
-        """Make and serve tables with these columns beside `id`; gives their names."""
+        """Create and serve a table for each list of columns, beside `id`; return the names."""
         names = [f"t{next(NUMBERS)}" for _ in declared]
         for name, columns in zip(names, declared, strict=True):
             self.run(f"CREATE TABLE {name} (id int PRIMARY KEY, {columns})")
@@ -113,13 +111,13 @@ class Tracking:
         return names
 
     def reader(self, name: str) -> ImageReader:
-        """Give the reader of a table, for all of its columns."""
+        """Return the reader of a table's images, for all of its columns."""
         catalog = self.db.dispatcher.served.catalog
         relation = catalog.relations["public", name]
         return image_reader(catalog, relation, _typed(relation, relation.columns))
 
     def image(self) -> dict[str, Any]:
-        """Give the last row of the log."""
+        """Return the newest image in the log."""
         ((text,),) = self.run(
             "SELECT coalesce(new, old)::text FROM rowcast.log ORDER BY seq DESC LIMIT 1"
         )
@@ -181,7 +179,7 @@ async def test_image_of_an_odd_value_is_the_row_that_find_answers(tracking: Trac
             tracking.run(f"INSERT INTO {table} VALUES ({at}, CAST({value} AS {name}))")
             row = tracking.reader(table).row(tracking.image())
             found = await tracking.db.call(f"{table}.get", at)
-            # A float's sign of zero is lost in JSON.
+            # JSON loses the sign of a float's zero.
             assert repr(row).replace("-0.0", "0.0") == repr(found).replace("-0.0", "0.0"), value
 
 

@@ -41,14 +41,16 @@ FOREIGN_KEY = "REFERENCES boxes"
 
 
 def box(name: str) -> dict[str, object]:
-    """Return a row with one inside."""
+    """Return a row of a box with another box nested in it."""
     return {"name": name, "things": [{"name": f"in {name}"}]}
 
 
 @pytest.mark.parametrize("type", KEYS)
 @pytest_twisted.ensureDeferred
 async def test_row_that_is_left_out_unforeseen_hands_on_nothing(dsn: str, type: str) -> None:
-    """By a trigger that the service has not read yet: not what the call before handed on."""
+    """
+    A trigger that the catalog does not have yet prevents a row: no value of an earlier call is used for it.
+    """
     execute(dsn, TABLES.format(type=type, default=KEYS[type], refers=FOREIGN_KEY))
     async with serving(dsn) as db:
         kept = await db.call("boxes.create", box("kept"))
@@ -80,7 +82,7 @@ CREATE TABLE some_pieces PARTITION OF pieces DEFAULT;
 async def test_row_that_no_other_goes_by_is_missed_as_well(
     dsn: str, type: str, inner: str, kwargs: dict[str, Any]
 ) -> None:
-    """Where a trigger that the service has not read yet leaves it out, alone or one of several."""
+    """A trigger that the catalog does not have yet prevents a row that no other row refers to."""
     execute(dsn, TABLES.format(type=type, default=KEYS[type], refers=FOREIGN_KEY))
     execute(dsn, PIECES.replace("box int", f"box {type}"))
     async with serving(dsn) as db:
@@ -103,7 +105,7 @@ async def test_row_that_no_other_goes_by_is_missed_as_well(
 
 @pytest_twisted.ensureDeferred
 async def test_one_of_the_rows_of_the_call_is_missed_as_well(dsn: str) -> None:
-    """Which answers the call itself, after the rows that it refers to."""
+    """A row of the call itself is prevented, after the rows that it refers to were written."""
     execute(dsn, TABLES.format(type="int", default=KEYS["int"], refers=FOREIGN_KEY))
     async with serving(dsn) as db:
         execute(dsn, UNSEEN.format("things"))
@@ -116,7 +118,7 @@ async def test_one_of_the_rows_of_the_call_is_missed_as_well(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_handed_values_end_with_the_transaction(dsn: str) -> None:
-    """What is in the same transaction reads them, and nothing behind it, nor after a rollback."""
+    """The settings can be read in the same transaction only, not after its commit or rollback."""
     execute(dsn, TABLES.format(type="int", default=KEYS["int"], refers=FOREIGN_KEY))
     async with serving(dsn, most=1) as db:
         for end in ("handed", "nowhere"):
@@ -132,7 +134,7 @@ async def test_handed_values_end_with_the_transaction(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_calls_of_one_transaction_hand_on_each_their_own(dsn: str) -> None:
-    """Also behind one that a savepoint has undone, which gives the settings before it back."""
+    """Also after a call that a savepoint undid, which restores the settings before it."""
     execute(dsn, TABLES.format(type="int", default=KEYS["int"], refers=FOREIGN_KEY))
     async with serving(dsn) as db, db.database.transaction():
         await db.call("boxes.create", box("a"))
@@ -156,7 +158,7 @@ async def test_calls_of_one_transaction_hand_on_each_their_own(dsn: str) -> None
 async def test_value_that_looks_like_the_mark_of_a_row_left_out_is_refused_as_others(
     dsn: str,
 ) -> None:
-    """The marks have the numbers of statements, of which the call has fewer."""
+    """Marks contain numbers of statements that the call does not have."""
     execute(dsn, TABLES.format(type="int", default=KEYS["int"], refers=FOREIGN_KEY))
     async with serving(dsn) as db:
         row = {"name": "a", "things": [{"id": "rowcast_left_out 99"}]}

@@ -1,7 +1,7 @@
 """
 Properties of nested creates: each row exists once, and refers to the rows that contain it.
 
-Random trees have rows with unique names. The references between rows are recorded while a tree is made,
+Random trees have rows with unique names. The references between rows are recorded while a tree is generated,
 and compared with those that plain SQL reads.
 """
 
@@ -71,7 +71,7 @@ class Trees:
         self.written = 0
 
     def maybe(self, chance: float) -> bool:
-        """Return True with a probability."""
+        """Return True with a given probability."""
         return self.random.random() < chance
 
     def name(self, kind: str) -> str:
@@ -186,7 +186,7 @@ def tree(made: Trees) -> tuple[str, Any]:
 async def test_rows_of_any_tree_refer_to_those_they_stand_in(
     db: DirectCaller, dsn: str, seed: int
 ) -> None:
-    """No other rows are created, and the result has all of them."""
+    """No other rows are created, and the result contains all of them."""
     execute(dsn, ROWS)
     made = Trees(seed)
     relation, values = tree(made)
@@ -214,7 +214,7 @@ async def test_rows_of_any_tree_refer_to_those_they_stand_in(
 async def test_tree_with_one_row_that_is_wrong_makes_none(
     db: DirectCaller, dsn: str, seed: int
 ) -> None:
-    """At any depth, the path leads to the value or its row, and nothing is written."""
+    """At any depth, the error's path names the value or its row, and nothing is written."""
     execute(dsn, ROWS)
     made = Trees(seed)
     relation, values = tree(made)

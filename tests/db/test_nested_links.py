@@ -1,7 +1,7 @@
 """
-Links among nested new rows: the row that is linked stays the one that it is, and is related at the end.
+Links in nested creates: the linked row keeps its key, and refers to the new row afterwards.
 
-What is right is said by plain SQL: the tables as they are afterwards.
+The expected rows are read from the tables with plain SQL.
 """
 
 from __future__ import annotations
@@ -51,43 +51,43 @@ def _rows(dsn: str) -> None:
 
 
 class Ruled(Model):
-    """A node with rules, so that each step comes back to the models."""
+    """A node with rules, so that a model validates each of its rows."""
 
     TABLENAME = "nodes"
 
     def beforeSave(self) -> bool:
-        """Keep all."""
+        """Accept all rows."""
         return True
 
 
 class RuledGroup(Model):
-    """Likewise."""
+    """A group with rules."""
 
     TABLENAME = "groups"
 
     def beforeSave(self) -> bool:
-        """Keep all."""
+        """Accept all rows."""
         return True
 
 
 def tables(dsn: str) -> Any:
-    """Return all that is in the tables."""
+    """Return the rows of all tables."""
     return [execute(dsn, f"SELECT t::text FROM {name} t ORDER BY 1") for name in TABLES]
 
 
 def child(label: str, *below: Any) -> dict[str, Any]:
-    """Make a node with others below."""
+    """Return a node with children."""
     return {"label": label, "nodes!id=parent": list(below)}
 
 
 OF_PEOPLE = "people!tid=tid,pid=boss"
 REFUSED: list[tuple[str, Any, str, str | None]] = [
-    # the key of a linked row stays
+    # the key of a linked row cannot change
     ("tenants", {"tid": 61, "groups": [{"$link": [60, 1]}]}, "values.groups.0", None),
     ("people", {"tid": 1, OF_PEOPLE: [{"$link": [2, 6]}]}, f"values.{OF_PEOPLE}.0", None),
     ("people", {"tid": 1, OF_PEOPLE: [{"$link": {"name": "seven"}}, {"$link": {"name": "six"}}]},
      f"values.{OF_PEOPLE}.1", None),
-    # no row is related by a null
+    # a null refers to no row
     ("ticks", {"id": 40, "clocks!ts": {"$link": "nul"}}, "values.clocks!ts", "ts"),
     ("ticks", {"id": 41, "ts": {"k": "new"}}, "values.ts", "ts"),
     ("ticks", {"id": 43, "both_of": {"$link": "nul"}}, "values.both_of", "b"),
@@ -95,7 +95,7 @@ REFUSED: list[tuple[str, Any, str, str | None]] = [
      "values.1.both_of", "b"),
     ("clocks", {"k": "new", "ticks!ticks_ts_fkey": [{"id": 42}]}, "values.ticks!ticks_ts_fkey.0", "ts"),
     ("clocks", {"k": "new", "a": 5, "ticks!both_of": [{"$link": 1}]}, "values.ticks!both_of.0", "b"),
-    # a row refers to one other
+    # a foreign key refers to one row
     ("nodes", [child("p", {"$link": 1}), child("q", {"$link": {"label": "x"}})],
      "values.1.nodes!id=parent.0", None),
     ("nodes", child("p", child("q", {"$link": 2}), {"$link": 1}, {"$link": [2]}),
@@ -109,7 +109,7 @@ REFUSED: list[tuple[str, Any, str, str | None]] = [
 async def test_link_that_cannot_hold_is_refused_with_its_place(
     dsn: str, relation: str, values: Any, path: str, column: str | None, models: Any
 ) -> None:
-    """And nothing is written, by models with rules as without."""
+    """Nothing is written, with and without models."""
     before = tables(dsn)
     async with serving(dsn, written=models) as db:
         refused = await failure_of(db.call(f"{relation}.create", values))
@@ -121,7 +121,7 @@ async def test_link_that_cannot_hold_is_refused_with_its_place(
 @pytest.mark.parametrize("models", [(), (Ruled,)], ids=["plain", "models"])
 @pytest_twisted.ensureDeferred
 async def test_link_finds_no_row_that_its_call_makes(dsn: str, models: Any) -> None:
-    """It is looked up before anything is made, whichever way it refers."""
+    """Links are looked up before any row is inserted, in both directions of a relationship."""
     before = tables(dsn)
     mine = {"$link": {"label": "mine"}}
     cases: list[tuple[Any, str]] = [
@@ -141,7 +141,7 @@ async def test_link_finds_no_row_that_its_call_makes(dsn: str, models: Any) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_link_that_agrees_with_the_given_key_is_accepted(db: DirectCaller, dsn: str) -> None:
-    """A key that begins with a tenant stays in it; the rest is set."""
+    """The part of the key that is given twice has equal values; the rest is set."""
     await db.call("people.create", {"tid": 1, "pid": 9, OF_PEOPLE: [{"$link": {"name": "seven"}}]})
     await db.call("people.create", {"tid": "2", "pid": 9, OF_PEOPLE: [{"$link": [2, 6]}]})
     await db.call("ticks.create", {"id": 2, "ts": {"$link": "noon"}, "both_of": {"$link": "noon"}})
@@ -157,7 +157,7 @@ async def test_link_that_agrees_with_the_given_key_is_accepted(db: DirectCaller,
 
 @pytest_twisted.ensureDeferred
 async def test_list_for_one_row_is_refused_with_the_name_of_the_many(db: DirectCaller) -> None:
-    """Each of the candidates takes the list."""
+    """Each of the candidates accepts a list."""
     refused = await failure_of(
         db.call("nodes.create", {"label": "p", "nodes!parent": [{"label": "c"}]})
     )
@@ -174,7 +174,7 @@ async def test_list_for_one_row_is_refused_with_the_name_of_the_many(db: DirectC
 
 @pytest_twisted.ensureDeferred
 async def test_deferred_constraint_points_at_the_row_of_its_table(db: DirectCaller) -> None:
-    """It is checked at the end, behind the rows of the call."""
+    """The constraint is checked at COMMIT, after all rows of the call."""
     refused = await failure_of(
         db.call("left_ones.create", {"id": 4, "left_ones_b_fkey": {"id": 4, "a": 5}})
     )

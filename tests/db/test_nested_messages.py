@@ -1,6 +1,4 @@
-"""
-How many messages nested new rows take: at most one for each level of the tree, and the one of COMMIT.
-"""
+"""Number of messages that nested creates take: at most one for each level of the tree, and COMMIT."""
 
 from __future__ import annotations
 
@@ -90,7 +88,7 @@ async def test_tree_takes_no_more_messages_than_it_has_levels(
     ruled: int,
     models: tuple[type[Model], ...],
 ) -> None:
-    """BEGIN and the answer travel with them."""
+    """BEGIN and the statement of the result share a message with the inserts."""
     execute(dsn, BEFORE_EACH)
     most = ruled if models else most
     with Relay(dsn) as relay:
@@ -120,7 +118,7 @@ async def test_tree_takes_no_more_messages_than_it_has_levels(
 async def test_error_of_a_message_points_at_the_row_of_its_statement(
     db: DirectCaller, events: Any, kind: type[ServiceError], path: str
 ) -> None:
-    """PostgreSQL names a partition, or a domain, and none of the statements."""
+    """PostgreSQL's error names a partition or a domain, but no statement."""
     refused = await failure_of(
         db.call("orders.create", {"customer_id": NEW, "note": "n", "events": events})
     )
@@ -139,7 +137,7 @@ async def test_error_of_a_message_points_at_the_row_of_its_statement(
 async def test_error_that_two_places_of_a_relation_share_points_at_the_one_that_is_certain(
     db: DirectCaller, values: dict[str, Any], kind: type[ServiceError], path: str | None
 ) -> None:
-    """The first row that refers to nothing is refused; of equal ones the second cannot be, anyway."""
+    """The first row that refers to no row is named; of two equal rows, none is certain."""
     refused = await failure_of(
         db.call("orders.create", {"customer_id": values, "biller_id": {**values, "name": "M"}})
     )
@@ -161,7 +159,7 @@ NONE: dict[str, Any] = {"orders!customer_id": []}
         ("customers", {"name": "C", "orders!customer_id": [
             {"lines": [{"sku": "b"}]}, {"lines": [{"sku": "a"}, {"sku": "b"}, {"sku": "b"}]}]},
          "values.orders!customer_id.1.lines.2", "values.orders!customer_id.1.lines.1 has the same key"),
-        # the key of the order is PostgreSQL's own secret as yet
+        # the key of the order is not known yet
         ("orders", {"customer_id": 1, "lines": [{"sku": "a"}, {"sku": "b"}, {"sku": "b"}]},
          "values.lines", None),
         ("customers", [{**OTHER, **NONE}, {"name": "A", "email": "ada@x"}], "values.1.email", None),
@@ -173,7 +171,7 @@ NONE: dict[str, Any] = {"orders!customer_id": []}
 async def test_key_that_two_rows_have_points_at_the_second_or_at_what_holds_them(
     db: DirectCaller, relation: str, values: Any, path: str, hint: str | None
 ) -> None:
-    """Which of them PostgreSQL refuses goes by rows that nobody has named."""
+    """Which row PostgreSQL refuses depends on rows that are not part of the call."""
     refused = await failure_of(db.call(f"{relation}.create", values))
     assert isinstance(refused, UniqueViolation), refused
     assert (refused.details["path"], refused.details.get("hint")) == (path, hint)
@@ -191,7 +189,7 @@ async def test_key_that_two_rows_have_points_at_the_second_or_at_what_holds_them
 async def test_row_that_is_linked_may_be_the_one_that_is_refused(
     db: DirectCaller, dsn: str, lines: Any, kind: type[ServiceError], path: str
 ) -> None:
-    """For the columns that it had: the link changes one alone."""
+    """A constraint on columns that the link does not change names the linked row."""
     execute(
         dsn,
         """INSERT INTO orders (id, customer_id) VALUES (1000, 1);
@@ -214,7 +212,7 @@ async def test_row_that_is_linked_may_be_the_one_that_is_refused(
 async def test_value_that_reads_like_an_internal_error_is_refused_like_any_other(
     db: DirectCaller, text: str
 ) -> None:
-    """No caller's text is taken for what a statement says of itself."""
+    """A caller's value is not mistaken for a message that the service's own SQL raises."""
     refused = await failure_of(
         db.call("kinds.create", {"b": "101", "u": text, "kinds!id=up_id": [{"c": "a"}, {"c": "b"}]})
     )

@@ -1,8 +1,8 @@
 """
-Nested new rows whose models have validations and hooks: what these see, in which order, and what they
-set, though the rows of a level are written at once.
+Nested creates of models with validations and hooks: what hooks see, in which order they run, and what they
+set, although the rows of a level are written by one statement.
 
-What is right is said by plain SQL: the tables as they are afterwards.
+The expected rows are read from the tables with plain SQL.
 """
 
 from __future__ import annotations
@@ -43,54 +43,54 @@ LOG: list[Any] = []
 
 
 class Box(Model):
-    """A box, which is noted as it comes."""
+    """A box whose hook records it."""
 
     TABLENAME = "boxes"
 
     def beforeCreate(self) -> bool:
-        """Note the box with what is around it."""
+        """Record the box and the box around it."""
         LOG.append(("box", self.name, self.inside))
         self.owner = 7
         return bool(self.name != "refused")
 
 
 class Thing(Model):
-    """A thing, which counts its homes."""
+    """A thing whose hook counts its homes."""
 
     TABLENAME = "things"
     FOUND: ClassVar[list[int]] = []
 
     def beforeCreate(self) -> None:
-        """Note the thing with its box, and name it after that."""
+        """Record the thing with its box, and set its name."""
         LOG.append(("thing", self.name, self.box))
         self.name = f"{self.name} of {self.box}"
         if self.name.startswith("stray"):
             self.box = 1
 
     def beforeUpdate(self) -> bool:
-        """Note the row as it is, and count."""
+        """Record the stored row, and increment its count."""
         LOG.append(("link", self.name, self.homes, self.twice, self.doc))
         self.homes += 1
         return bool(self.name != "kept")
 
 
 class Mark(Model):
-    """A mark, which asks how many things there are."""
+    """A mark whose hook runs a query."""
 
     TABLENAME = "marks"
 
     async def beforeCreate(self) -> None:
-        """Ask the database."""
+        """Count the things in the database."""
         LOG.append(("mark", self.word, await Thing.count()))
 
 
 class Paper(Model):
-    """A paper, named in capitals."""
+    """A paper with its name in capitals."""
 
     TABLENAME = "papers"
 
     def beforeSave(self) -> None:
-        """Write the name in capitals."""
+        """Set the name in capitals."""
         self.name = self.name.upper()
 
 
@@ -108,7 +108,7 @@ pytestmark = pytest.mark.serving(written=MODELS)
 async def test_hooks_run_level_by_level_in_the_order_of_the_call(
     db: DirectCaller, dsn: str
 ) -> None:
-    """They see the keys around them; what they set is written, and reaches those below."""
+    """Hooks see the keys of outer rows; nested rows refer to the values that hooks have set."""
     made = await db.call(
         "boxes.create",
         [
@@ -140,7 +140,7 @@ async def test_hooks_run_level_by_level_in_the_order_of_the_call(
 
 @pytest_twisted.ensureDeferred
 async def test_model_sees_a_linked_row_as_it_is_by_then(db: DirectCaller, dsn: str) -> None:
-    """With what triggers of the rows before did, and what another link of it changes."""
+    """With the changes of triggers of earlier rows, and of another link of the row."""
     await db.call(
         "boxes.create",
         {
@@ -176,7 +176,7 @@ async def test_model_sees_a_linked_row_as_it_is_by_then(db: DirectCaller, dsn: s
 async def test_row_that_a_model_refuses_keeps_all_of_them_out(
     db: DirectCaller, dsn: str, values: Any, kind: type[ServiceError], path: str, log: int
 ) -> None:
-    """Those below it are not asked."""
+    """No row is written, and models of the rows nested in it are not called."""
     before = [execute(dsn, f"SELECT t::text FROM {name} t ORDER BY 1") for name in TABLES]
     refused = await failure_of(db.call("boxes.create", values))
     assert isinstance(refused, kind), refused
@@ -199,7 +199,7 @@ async def test_hook_decides_what_a_row_refers_to(db: DirectCaller, dsn: str) -> 
 async def test_rows_of_models_are_made_one_by_one_where_they_cannot_be_merged(
     db: DirectCaller, dsn: str
 ) -> None:
-    """As in a table with rules."""
+    """A table with rules takes one statement for each row."""
     await db.call(
         "papers.create",
         [{"name": name, "notes": [{"text": f"{name}{n}"} for n in range(2)]} for name in "ab"],

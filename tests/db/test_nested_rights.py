@@ -1,6 +1,4 @@
-"""
-What holds of one row holds of each nested one: rules of models, roles, policies, keys, transactions.
-"""
+"""Nested rows are subject to the rules of models, roles, policies, idempotency keys and transactions."""
 
 from __future__ import annotations
 
@@ -80,25 +78,25 @@ class Ordered(Model):
     TABLENAME = "orders"
 
     def beforeSave(self) -> bool:
-        """Write the note in capitals."""
+        """Set the note in capitals."""
         self.note = str(self.note).upper()
         return self.note != "FORBIDDEN"
 
 
 class Line(Model):
-    """A line, which has to know its order."""
+    """A line whose hook needs its order."""
 
     TABLENAME = "lines"
     seen: list[int] = []  # noqa: RUF012 - of all
 
     def beforeCreate(self) -> None:
-        """Note the order, which is made by then."""
+        """Record the key of the order, which has been inserted."""
         self.seen.append(self.order_id)
         if self.price is None:
             self.price = self.order_id * 10
 
     def beforeUpdate(self) -> bool:
-        """Keep lines of which somebody says so."""
+        """Refuse to change lines whose sku is "kept"."""
         return bool(self.sku != "kept")
 
 
@@ -112,7 +110,7 @@ async def rows(db: DirectCaller) -> list[int]:
 
 @pytest_twisted.ensureDeferred
 async def test_rules_of_models_hold_at_each_level(dsn: str) -> None:
-    """Hooks see the keys of rows around theirs, and what they set is written."""
+    """Hooks see the keys of outer rows, and what they set is written."""
     async with serving(dsn, written=(Ordered, Line)) as db:
         Line.seen.clear()
         made = await db.call(
@@ -162,7 +160,7 @@ async def test_rules_of_models_hold_at_each_level(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_rights_hold_at_each_level(dsn: str) -> None:
-    """Grants, of columns, too, policies, and what is hidden: for new rows and for links."""
+    """Table and column grants, policies and hidden columns hold for new rows and for links."""
     async with serving(dsn, roles=ROLES) as db:
 
         async def create(name: str, values: Any, **kwargs: Any) -> Any:
@@ -176,7 +174,7 @@ async def test_rights_hold_at_each_level(dsn: str) -> None:
         before = await rows_as_owner(dsn)
         refused: list[tuple[str, Any, type[ServiceError]]] = [
             ("orders", {"notes": [{"text": "t", "owner": "bob"}]}, NotAuthorized),
-            ("orders", {"notes": [{"$link": 1}, {"$link": 2}]}, NotFound),  # of others
+            ("orders", {"notes": [{"$link": 1}, {"$link": 2}]}, NotFound),  # rows of others
             ("orders", {"lines": [{"sku": "b", "price": 1}]}, NotAuthorized),
             ("orders", {"lines": [{"sku": "b", "secret": "s"}]}, InvalidArgument),
             ("orders", {"lines": [{"sku": "b", "qty": 1}]}, InvalidArgument),
@@ -191,7 +189,7 @@ async def test_rights_hold_at_each_level(dsn: str) -> None:
 
 
 async def rows_as_owner(dsn: str) -> Any:
-    """Return all that is in the tables."""
+    """Return the rows of all tables."""
     tables = ("orders", "lines", "notes", "vault")
     return [execute(dsn, f"SELECT t.* FROM {name} t ORDER BY id") for name in tables]
 
@@ -200,7 +198,7 @@ async def rows_as_owner(dsn: str) -> Any:
 async def test_row_that_a_trigger_leaves_out_is_refused_with_what_is_around_it(
     dsn: str, db: DirectCaller
 ) -> None:
-    """A parent that is not written has no children; one whose key a trigger sets has all of them."""
+    """Without the parent, no child is written; if a trigger sets the parent's key, children have it."""
     before = await rows(db)
     for values in (
         {"note": "none", "lines": [{"sku": "a"}]},
@@ -217,7 +215,7 @@ async def test_row_that_a_trigger_leaves_out_is_refused_with_what_is_around_it(
 
 @pytest_twisted.ensureDeferred
 async def test_nested_rows_under_an_idempotency_key_are_made_once(dsn: str) -> None:
-    """At once and again, by models with rules as without."""
+    """Two calls at once and one later write once, with and without models."""
     for models in ((), (Ordered, Line)):
         execute(dsn, ROWS)
         async with serving(dsn, written=models) as db:
@@ -235,7 +233,7 @@ async def test_nested_rows_under_an_idempotency_key_are_made_once(dsn: str) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_nested_rows_in_a_transaction_that_is_held_go_with_it(dsn: str) -> None:
-    """They are made in it, a refusal leaves it failed, and a rollback undoes them."""
+    """They are written in it, an error aborts it, and a rollback undoes them."""
     async with holding(dsn) as begin:
         tx = await begin()
         made = await tx.call("orders.create", {"note": "h", "lines": [{"sku": "h"}]})

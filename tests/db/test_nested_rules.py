@@ -1,7 +1,7 @@
 """
-Nested create where tables have rewrite rules, whose statements PostgreSQL takes in no WITH.
+Nested creates of tables with rewrite rules, whose INSERT PostgreSQL does not accept in WITH.
 
-What is right is said by plain SQL: the rows as they are afterwards, and what the rules wrote.
+The expected rows are read from the tables with plain SQL.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ ALSO = "CREATE RULE r AS ON {event} TO {table} DO ALSO INSERT INTO log VALUES ('
 async def test_nested_rows_of_a_table_with_a_rule_are_made(
     dsn: str, event: str, table: str, times: int
 ) -> None:
-    """The rule acts for each row."""
+    """The rule acts once for each row."""
     execute(dsn, TABLES + ALSO.format(event=event, table=table))
     async with serving(dsn) as db:
         made = await db.call("orders.create", ORDER)
@@ -77,7 +77,7 @@ async def test_nested_rows_of_a_table_with_a_rule_are_made(
 
 @pytest_twisted.ensureDeferred
 async def test_nested_rows_where_each_table_has_rules_are_made(dsn: str) -> None:
-    """No key is handed on then; each comes back."""
+    """No value is passed within PostgreSQL; each is returned to the service."""
     rules = [
         ALSO.format(event=event, table=table).replace("RULE r", f"RULE {event}_{table}")
         for event in ("INSERT", "UPDATE")
@@ -97,7 +97,7 @@ async def test_nested_rows_where_each_table_has_rules_are_made(dsn: str) -> None
 async def test_row_that_refers_to_a_new_one_is_made_by_rules(
     dsn: str, table: str, returning: bool
 ) -> None:
-    """The rows of the call come last then, and read the key that was made before them."""
+    """The rows of the call are inserted last, with the key that was generated before."""
     execute(dsn, TABLES + ALSO.format(event="INSERT", table=table))
     async with serving(dsn) as db:
         made = await db.call(
@@ -139,7 +139,7 @@ INSTEAD: list[tuple[str, Any, str, list[Any]]] = [
 async def test_rule_acts_instead_of_the_statement_of_nested_rows(
     dsn: str, rule: str, order: Any, query: str, rows: list[Any]
 ) -> None:
-    """It is given the key of the new row, as the statement would be."""
+    """The rule's statement has the key of the new row."""
     execute(dsn, TABLES + rule)
     async with serving(dsn) as db:
         await db.call("orders.create", order)

@@ -285,7 +285,7 @@ async def test_options_are_those_of_each_call(db: DirectCaller, dsn: str, seed: 
 async def test_what_is_kept_of_rows_does_not_grow_with_their_values(
     db: DirectCaller, dsn: str, values: Any
 ) -> None:
-    """Nor are they walked to find that out; they are written all the same."""
+    """The cached plan contains no values of the call, and their number is not counted to find that out."""
     execute(dsn, BEFORE)
     snapshot = db.dispatcher.served_to(ANYONE)
     snapshot.trees.clear()

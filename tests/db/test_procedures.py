@@ -47,7 +47,7 @@ def table(dsn: str) -> None:
 
 
 async def served(database: Database, functions: Any = None) -> Any:
-    """Give procedures by name, over this database."""
+    """Return a dispatcher with hand-written procedures on this database."""
     catalog = await database.run(catalog_txn, ("public",), 1)
     codec = Codec(catalog)
     models = Models(database, DEMO.models)
@@ -58,7 +58,7 @@ async def served(database: Database, functions: Any = None) -> Any:
 
 @pytest_twisted.ensureDeferred
 async def test_complete_of_an_action_answers_its_row(dsn: str) -> None:
-    """The action is done, and answered as any row is."""
+    """The action is done, and its row is returned as by generated procedures."""
     with registry():
         async with database_at(dsn) as database:
             complete = (await served(database))["actions.complete"]
@@ -113,7 +113,7 @@ async def test_missing_row_is_not_found(dsn: str, key: Any) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_write_where_only_reading_is_allowed_is_the_callers_fault(dsn: str) -> None:
-    """However the transaction was begun; a server that takes no writes is one to wait for."""
+    """In any read-only transaction; if the server is read-only, a retry may help."""
     insert = "INSERT INTO actions (action, path) VALUES ('go', '/x')"
 
     async def write(database: Database) -> None:
@@ -151,7 +151,7 @@ async def test_write_where_only_reading_is_allowed_is_the_callers_fault(dsn: str
 
 @pytest_twisted.ensureDeferred
 async def test_keyless_table_has_no_row_by_key(dsn: str) -> None:
-    """The refusal names the table and says what it lacks."""
+    """The error names the table and what it lacks."""
     execute(dsn, "ALTER TABLE actions DROP CONSTRAINT actions_pkey")
     with registry():
         async with database_at(dsn) as database:
@@ -170,7 +170,7 @@ async def everything(
     rows: list[Any] = [],  # noqa: B006 - it is not changed
     **others: Any,
 ) -> Any:
-    """Answer what is given."""
+    """Return the arguments."""
     return [day, n, list(rest), half, rows, others]
 
 
@@ -220,7 +220,7 @@ async def test_argument_of_another_type_than_annotated_is_refused(
 
 @pytest_twisted.ensureDeferred
 async def test_rule_of_a_model_holds_in_procedures(dsn: str) -> None:
-    """A model's validation refuses the whole transaction."""
+    """An error of a model's validation rolls the transaction back."""
 
     async def spoil(call: Any) -> None:
         async with call.database.transaction():
@@ -241,7 +241,7 @@ async def test_rule_of_a_model_holds_in_procedures(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_procedure_over_its_timeout_is_undone(dsn: str) -> None:
-    """A procedure takes a time limit like any other; its transaction is undone."""
+    """A timeout rolls the procedure's transaction back."""
 
     async def slow(call: Any) -> None:
         async with call.database.transaction():

@@ -1,6 +1,4 @@
-"""
-stream: all rows, chunk by chunk, and nothing left behind however it ends.
-"""
+"""stream: all rows, in chunks; no connection, cursor or transaction is left however a call ends."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ pytestmark = pytest.mark.serving(max_rows=100, max_bytes=4 << 20)
 
 
 class Taker:
-    """A caller that takes parts, each when it is let."""
+    """A caller of progressive results that takes a part only when the test lets it."""
 
     def __init__(self, callee: DirectCaller) -> None:
         self.callee = callee
@@ -44,14 +42,14 @@ class Taker:
         self.open = True
 
     async def take(self, part: Any) -> None:
-        """Take one part; wait until `open` or cancelled."""
+        """Take one part; wait until `open` is set or the call is cancelled."""
         self.parts.append(part)
         if not self.open:
             self.gates.append(Deferred())
             await self.gates[-1]
 
     def call(self, name: str, **kwargs: Any) -> Deferred[Any]:
-        """Call a procedure in parts."""
+        """Call a procedure with progressive results."""
         answering = self.callee.dispatcher.answer(name, [], kwargs, ANYONE, progress=self.take)
         return Deferred.fromCoroutine(answering)
 
@@ -72,7 +70,7 @@ def transactions(dsn: str) -> list[tuple[object, ...]]:
 
 @pytest_twisted.ensureDeferred
 async def test_stream_in_chunks_has_all_rows_in_order(db: DirectCaller) -> None:
-    """All rows come, as find gives them, in chunks of the asked size and in order."""
+    """The rows are those of find, in order, in chunks of the given size."""
     taker = Taker(db)
     assert await taker.call("items.stream", chunk=700) == {"rows": 2500}
     assert [len(part) for part in taker.parts] == [700, 700, 700, 400]
@@ -83,7 +81,7 @@ async def test_stream_in_chunks_has_all_rows_in_order(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_stream_with_arguments_of_find_takes_them_without_ceiling(db: DirectCaller) -> None:
-    """What find takes, stream takes, with no ceiling on its limit; pages it has not."""
+    """Stream takes the arguments of find, with no maximum limit; it has no pages."""
     taker = Taker(db)
     answer = await taker.call(
         "items.stream",
@@ -135,7 +133,7 @@ async def test_stream_with_malformed_arguments_is_refused(
 
 @pytest_twisted.ensureDeferred
 async def test_stream_without_progressive_results_is_refused_with_a_hint(db: DirectCaller) -> None:
-    """A call that takes a single answer is told what to ask for."""
+    """The hint says to ask for progressive results."""
     refused = await failure_of(db.call("items.stream"))
     assert isinstance(refused, InvalidArgument)
     assert "receive_progress" in refused.details["hint"]
@@ -143,7 +141,7 @@ async def test_stream_without_progressive_results_is_refused_with_a_hint(db: Dir
 
 @pytest_twisted.ensureDeferred
 async def test_chunks_are_bounded_by_bytes(db: DirectCaller) -> None:
-    """Heavy rows come in chunks of fewer, whatever the rows before them weighed."""
+    """Large rows come in smaller chunks, whatever the size of the rows before them."""
     taker = Taker(db)
     assert await taker.call("uneven.stream") == {"rows": 400}
     assert [row["id"] for part in taker.parts for row in part] == list(range(1, 401))
@@ -154,7 +152,7 @@ async def test_chunks_are_bounded_by_bytes(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_row_over_the_limit_ends_the_stream(dsn: str) -> None:
-    """A single row that may not be sent ends the stream."""
+    """A row that is larger than a message may be ends the stream with an error."""
     async with serving(dsn, max_bytes=20_000) as db:
         taker = Taker(db)
         assert isinstance(await failure_of(taker.call("uneven.stream", order=["-id"])), TooLarge)
@@ -165,7 +163,7 @@ async def test_row_over_the_limit_ends_the_stream(dsn: str) -> None:
 async def test_stream_whose_caller_is_behind_reads_one_chunk_ahead(
     dsn: str, db: DirectCaller
 ) -> None:
-    """While a caller is behind, one chunk is read ahead, and no more."""
+    """While the caller takes nothing, one more chunk is read."""
     taker = Taker(db)
     taker.open = False
     call = taker.call("slow.stream", chunk=10)
@@ -181,7 +179,7 @@ async def test_stream_whose_caller_is_behind_reads_one_chunk_ahead(
 async def test_stream_that_is_cancelled_frees_its_connection(
     dsn: str, db: DirectCaller, when: str
 ) -> None:
-    """A caller that cancels or leaves frees the cursor and the connection at once."""
+    """The cursor and the connection are free at once after the caller has cancelled or left."""
     taker = Taker(db)
     taker.open = False
     call = taker.call("slow.stream", chunk=1000 if when == "reading" else 5)
@@ -198,7 +196,7 @@ async def test_stream_that_is_cancelled_frees_its_connection(
 
 @pytest_twisted.ensureDeferred
 async def test_stream_with_an_error_in_the_middle_ends_with_it(dsn: str, db: DirectCaller) -> None:
-    """An error in the middle ends the stream as an error; what came before has come."""
+    """An error after the first chunks ends the call with it."""
     taker = Taker(db)
     refused = await failure_of(taker.call("broken.stream", order=["id"], chunk=100))
     assert isinstance(refused, ServiceError)
@@ -209,7 +207,7 @@ async def test_stream_with_an_error_in_the_middle_ends_with_it(dsn: str, db: Dir
 
 @pytest_twisted.ensureDeferred
 async def test_stream_whose_part_cannot_be_sent_ends(dsn: str, db: DirectCaller) -> None:
-    """A part that cannot be sent ends the stream too."""
+    """A part that cannot be serialized ends the stream with an error."""
 
     async def take(part: Any) -> None:
         raise TooLarge(1)

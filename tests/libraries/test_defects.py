@@ -1,8 +1,8 @@
 """
-What twistar 2.0 and adbapi do by themselves: the reasons for this room, one by one.
+Defects of twistar 2.0 and adbapi that our classes work around.
 
-Each test shows a defect of docs/twistar.md, by its number; when one of them fails, the
-libraries have become better, and something of ours may go.
+Each test proves a defect of docs/twistar.md, by its number. If one fails, a new release has fixed the defect,
+and our remedy may be removed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ CREATE TABLE marks (parent_id text, tag_id text);
 
 
 def shows(*numbers: int) -> Callable[[Defect], Defect]:
-    """Note which defects a function shows."""
+    """Register a function as the proof of some defects."""
 
     def note(function: Defect) -> Defect:
         DEFECTS.update(dict.fromkeys(numbers, function))
@@ -90,7 +90,7 @@ async def stock(dsn: str, **options: Any) -> AsyncIterator[adbapi.ConnectionPool
 
 
 def old(table: str, **declared: Any) -> type[DBObject]:
-    """Make a class of twistar's."""
+    """Return a class that inherits from twistar's DBObject."""
     made = type(table.capitalize(), (DBObject,), {"TABLENAME": table, **declared})
     Registry.register(made)
     return made
@@ -102,7 +102,7 @@ def count(dsn: str, table: str) -> object:
 
 @shows(1, 2)
 async def the_inflector_is_broken(dsn: str) -> None:
-    """Table names cannot be guessed on Python 3.11; some class names are guessed wrong."""
+    """On Python 3.11 table names cannot be derived, and some class names are derived wrong."""
     with pytest.raises(re.error):
         Inflector().tableize("User")
     assert Inflector().classify("status") == "Statu"
@@ -110,7 +110,7 @@ async def the_inflector_is_broken(dsn: str) -> None:
 
 @shows(3)
 async def logging_breaks_queries(dsn: str) -> None:
-    """LOG is documented, and every query with a number fails under it."""
+    """With LOG, which is documented, every query with a number fails."""
     async with stock(dsn):
         InteractionBase.LOG = True
         try:
@@ -124,7 +124,7 @@ async def logging_breaks_queries(dsn: str) -> None:
 
 @shows(6)
 async def transactions_run_in_the_reactor_thread(dsn: str) -> None:
-    """SQL inside a transaction blocks everything else."""
+    """SQL inside a transaction blocks the reactor."""
     async with stock(dsn):
         Things = old("things")
         await Things(name="x").save()
@@ -146,7 +146,7 @@ async def transactions_run_in_the_reactor_thread(dsn: str) -> None:
 
 @shows(7, 8)
 async def unrelated_work_joins_a_transaction(dsn: str) -> None:
-    """What another task saves meanwhile is reported as saved, and rolled back."""
+    """What another task saves at that time is reported as saved, and rolled back."""
     async with stock(dsn):
         Things, Others = old("things"), old("others")
         await Others.find(limit=1)
@@ -167,7 +167,7 @@ async def unrelated_work_joins_a_transaction(dsn: str) -> None:
 
 @shows(9, 13)
 async def deletes_escape_the_transaction(dsn: str) -> None:
-    """They are kept when it is rolled back, and the error has lost its SQLSTATE."""
+    """They are committed although it is rolled back, and the error has lost its SQLSTATE."""
     async with stock(dsn):
         Things = old("things")
         await Things(name="victim").save()
@@ -186,7 +186,7 @@ async def deletes_escape_the_transaction(dsn: str) -> None:
 
 @shows(11)
 async def find_or_create_ends_the_transaction_around_it(dsn: str) -> None:
-    """What comes after it is committed by itself."""
+    """Later statements of the transaction are committed one by one."""
     async with stock(dsn):
         Things, Others = old("things"), old("others")
 
@@ -234,7 +234,7 @@ async def a_rollback_passes_for_a_commit(dsn: str) -> None:
 
 @shows(18, 19, 20)
 async def ids_are_integers_from_a_sequence(dsn: str) -> None:
-    """Other keys are not found, not stored, or are those of another table's row."""
+    """With other keys, rows are not found or not stored, or get the id of another table's row."""
     async with stock(dsn, cp_min=1, cp_max=1):
         Codes, Keys, Things = old("codes"), old("keys"), old("things")
         assert isinstance(await failure_of(Codes.find("x")), psycopg2.errors.UndefinedColumn)
@@ -246,7 +246,7 @@ async def ids_are_integers_from_a_sequence(dsn: str) -> None:
 
 @shows(21, 54)
 async def a_statement_is_a_conversation(dsn: str) -> None:
-    """One insert is five messages, and one query three."""
+    """One insert takes five messages, and one query three."""
     with Relay(dsn) as relay:
         async with stock(relay.dsn, cp_min=1, cp_max=1) as pool:
             Things = old("things")
@@ -274,7 +274,7 @@ async def defaults_are_overwritten(dsn: str) -> None:
 
 @shows(24, 25, 30)
 async def updates_are_lost(dsn: str) -> None:
-    """All columns are written; a row that is gone is saved with success."""
+    """A save writes all columns, and succeeds although the row has been deleted."""
     async with stock(dsn):
         Things = old("things")
         key = (await Things(name="first").save()).id
@@ -291,7 +291,7 @@ async def updates_are_lost(dsn: str) -> None:
 
 @shows(26, 44)
 async def a_failed_delete_is_half_done(dsn: str) -> None:
-    """Join rows are gone, and the object has lost its id; ids of text are SQL."""
+    """Junction rows are deleted, and the object has lost its id; text ids are pasted into SQL."""
     execute(
         dsn,
         "INSERT INTO parents VALUES ('p'); INSERT INTO children (parent_id) VALUES ('p');"
@@ -313,7 +313,7 @@ async def a_failed_delete_is_half_done(dsn: str) -> None:
 
 @shows(27)
 async def insert_many_swaps_columns(dsn: str) -> None:
-    """Values go by each dict's own order."""
+    """Values are inserted in the order of each dict."""
     async with stock(dsn):
         await Registry.getConfig().insertMany("pairs", [{"a": 1, "b": 2}, {"b": 30, "a": 40}])
         assert (30, 40) in execute(dsn, "SELECT a, b FROM pairs")
@@ -321,7 +321,7 @@ async def insert_many_swaps_columns(dsn: str) -> None:
 
 @shows(28, 35)
 async def mistakes_are_silent(dsn: str) -> None:
-    """A wrong keyword is dropped; finding None finds everything."""
+    """An unknown keyword is ignored, and find with None returns all rows."""
     async with stock(dsn):
         Things = old("things")
         await Things(nmae="x").save()
@@ -354,7 +354,7 @@ async def sql_text_is_fragile(dsn: str) -> None:
 
 @shows(34)
 async def order_by_is_a_way_in(dsn: str) -> None:
-    """Whatever stands in orderby is run."""
+    """The text of orderby is run as SQL."""
     async with stock(dsn):
         await old("things").find(orderby="id; DROP TABLE others; SELECT 1 AS id")
         assert execute(dsn, "SELECT to_regclass('others')") == [(None,)]
@@ -362,7 +362,7 @@ async def order_by_is_a_way_in(dsn: str) -> None:
 
 @shows(38, 39)
 async def the_schema_is_remembered_for_ever(dsn: str) -> None:
-    """A new column is ignored until a restart; any failure is a missing table."""
+    """A new column is ignored until a restart; any error is reported as a missing table."""
     async with stock(dsn):
         Things = old("things")
         await Things(name="x").save()
@@ -376,7 +376,7 @@ async def the_schema_is_remembered_for_ever(dsn: str) -> None:
 
 @shows(40)
 async def errors_of_validations_are_ignored(dsn: str) -> None:
-    """A validation that raises lets the object pass."""
+    """An object is saved although a validation has raised an error."""
     async with stock(dsn):
         Things = old("things")
         Things.addValidator(lambda subject: 1 / 0)
@@ -386,7 +386,7 @@ async def errors_of_validations_are_ignored(dsn: str) -> None:
 
 @shows(41, 42, 43)
 async def names_and_identity_clash(dsn: str) -> None:
-    """A column can overwrite a method; a subclass loses its relationships; no hash."""
+    """A column can replace a method, a subclass loses its relationships, and objects are not hashable."""
     async with stock(dsn):
         Clashes, Things = old("clashes"), old("things")
         with pytest.raises(AttributeError):
@@ -402,7 +402,7 @@ async def names_and_identity_clash(dsn: str) -> None:
 
 @shows(45)
 async def many_to_many_is_two_queries(dsn: str) -> None:
-    """And a relationship is another query for every object."""
+    """And loading a relationship takes a query for each object."""
     execute(
         dsn,
         "INSERT INTO tags VALUES ('1'); INSERT INTO parents VALUES ('1');"
@@ -424,7 +424,7 @@ async def many_to_many_is_two_queries(dsn: str) -> None:
 
 @shows(47, 48, 50, 51)
 async def types_do_not_come_back(dsn: str) -> None:
-    """A document cannot be written, bytes are no bytes, infinity is the year 9999."""
+    """A document cannot be written, bytes are read as another type, and infinity as the year 9999."""
     execute(
         dsn,
         "INSERT INTO documents (doc, at, data, span) VALUES"
@@ -441,7 +441,7 @@ async def types_do_not_come_back(dsn: str) -> None:
 
 @shows(52, 53)
 async def text_is_taken_as_it_comes(dsn: str) -> None:
-    """A naive moment is in some zone, NUL an error of Python's."""
+    """A naive timestamp is in an unspecified time zone, and NUL raises a ValueError of Python."""
     at_home = psycopg2.extensions.make_dsn(dsn, options="-c timezone=Asia/Tokyo")
     async with stock(at_home):
         Documents = old("documents")
@@ -453,7 +453,7 @@ async def text_is_taken_as_it_comes(dsn: str) -> None:
 
 @shows(55)
 async def autocommit_breaks_interactions(dsn: str) -> None:
-    """A session in autocommit keeps half of an interaction that failed."""
+    """In autocommit, a failed interaction keeps the statements before the error."""
 
     def fails(cursor: Any) -> None:
         cursor.execute("INSERT INTO things (name) VALUES ('half')")
@@ -466,7 +466,7 @@ async def autocommit_breaks_interactions(dsn: str) -> None:
 
 @shows(56, 57)
 async def a_dead_connection_stays_or_fails_once(dsn: str) -> None:
-    """For ever without cp_reconnect, once with it."""
+    """Each query fails without cp_reconnect, one query with it."""
     terminate = (
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -505,7 +505,7 @@ async def cancelling_changes_nothing(dsn: str) -> None:
 
 @shows(62)
 async def close_stops_the_reactor(dsn: str) -> None:
-    """It waits for queries in the reactor thread."""
+    """It waits in the reactor thread until all queries have ended."""
     async with stock(dsn) as pool:
         running = pool.runQuery("SELECT pg_sleep(0.5)")
         await until(lambda: pool.threadpool.working)
@@ -525,6 +525,6 @@ def pause_deferred(seconds: float) -> Deferred[None]:
 )
 @pytest_twisted.ensureDeferred
 async def test_defect_of_a_library_still_exists(dsn: str, function: Defect) -> None:
-    """A defect that ours has a remedy for; the function says which."""
+    """Run a proof; its function describes the defect."""
     execute(dsn, TABLES)
     await function(dsn)
