@@ -200,9 +200,7 @@ def test_rows_are_planned_the_same_with_and_without_cached_shape(
         return
     anew = nested._nested(call(second), parse_create([second], {}, limits))
     assert (kept.tree, kept.request, kept.slot) == (anew.tree, anew.request, anew.slot)
-    for slot in {
-        slot for step in anew.tree.steps for slot in (*used_by(step), *checked_by(step))
-    }:
+    for slot in {slot for step in anew.tree.steps for slot in (*used_by(step), *checked_by(step))}:
         one, other = kept.values[slot], anew.values[slot]
         assert (type(one), repr(one)) == (type(other), repr(other)), (first, second, slot)
 

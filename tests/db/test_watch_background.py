@@ -1,5 +1,6 @@
 """
-Slow live queries, whose rows are read beside the cycles: one after another, after rests, and despite errors.
+Slow live queries, whose rows are read in the background: one group after another, after rests, and despite
+errors.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ async def begun(live: Live, *watchers: Watcher) -> list[Run]:
     """Wait for the first rows, and mark the queries as slow and rested."""
     for each in watchers:
         await each.first()
-    await until(lambda: not live.watches._asking)  # no query has yet to join a cycle
+    await until(lambda: not live.watches._asking)  # all queries have joined the cycles
     runs = [watch_of(each).query.run for each in watchers]
     for run in runs:
         run.duration, run.until = 1.0, 0.0
@@ -106,7 +107,7 @@ async def cycles(live: Live, many: int = 3) -> None:
 async def test_queries_that_a_chain_of_sessions_shares_are_read_together(
     dsn: str, live: Live
 ) -> None:
-    """Or each would rest while another has rested, and the one that is shared would be read never."""
+    """Otherwise the shared query might never be read: of two groups, one would always be resting."""
     one, shared, also, three = (
         slow(live, number, caller)
         for number, caller in ((1, MINE), (2, MINE), (2, OTHERS), (3, OTHERS))
@@ -115,7 +116,7 @@ async def test_queries_that_a_chain_of_sessions_shares_are_read_together(
     runs[3].until = math.inf
     execute(dsn, "UPDATE loud SET name = 'later'")
     await cycles(live, 10)
-    assert runs[0].duration == 1.0  # unchanged: it has not been read alone
+    assert runs[0].duration == 1.0  # unchanged, so it has not been read
     runs[3].until = 0.0
     await until(lambda: all(each.messages for each in (one, shared, also, three)))
     places = {each.messages[0]["position"].split("~")[0] for each in (one, shared, also, three)}
@@ -127,7 +128,7 @@ async def test_queries_that_a_chain_of_sessions_shares_are_read_together(
 async def test_query_that_stood_still_once_does_not_rest_for_that(
     dsn: str, live: Live, lock: Connection
 ) -> None:
-    """As one does whose server, or whose service, stands still meanwhile; twice, it is taken to be long."""
+    """A read is slow once if the server or the service was stopped meanwhile; two slow reads count."""
     watcher = slow(live, 1, MINE)
     await watcher.first()
     await until(lambda: not live.watches._asking)
@@ -147,7 +148,7 @@ async def test_query_that_stood_still_once_does_not_rest_for_that(
 async def test_query_that_stood_still_at_first_does_not_rest_for_that(
     dsn: str, live: Live, lock: Connection
 ) -> None:
-    """It is read beside the cycles because it may be slow, but immediately."""
+    """It is read in the background, because it may be slow, but without a rest."""
     hold(lock, 1)
     watcher = slow(live, 1, MINE)
     await until(lambda: execute(dsn, READING.format(1)))
@@ -211,7 +212,7 @@ async def test_fault_while_a_query_begins_keeps_no_other_from_it(
 async def test_sessions_without_common_queries_take_turns(
     dsn: str, live: Live, lock: Connection
 ) -> None:
-    """As many at once as may be; whose rows are there is told of them while others are read."""
+    """Two are read at a time; a session whose rows were read receives changes while others are read."""
     one, two, three, four = (
         slow(live, number, replace(ANYONE, session=number)) for number in range(1, 5)
     )
@@ -235,7 +236,7 @@ async def test_sessions_without_common_queries_take_turns(
 async def test_queries_of_one_session_are_not_read_at_once_in_two_snapshots(
     dsn: str, live: Live, lock: Connection
 ) -> None:
-    """It comes to one position after another; another session's is read meanwhile."""
+    """The session moves to one position after another; a query of another session is read meanwhile."""
     one, other = slow(live, 1, MINE), slow(live, 3, OTHERS)
     two = live.watch("fn.slow_too", caller=MINE, args={"n": 2}, tables=["quick"])
     await begun(live, one, two, other)
@@ -246,7 +247,7 @@ async def test_queries_of_one_session_are_not_read_at_once_in_two_snapshots(
     execute(dsn, "INSERT INTO quick VALUES (1)")
     await until(lambda: watch_of(two).query.late)
     await cycles(live)
-    assert watch_of(two).query.run.duration == 1.0  # unchanged: it has not been read
+    assert watch_of(two).query.run.duration == 1.0  # unchanged, so it has not been read
     lock.rollback()
     await until(lambda: watch_of(two).query.run.duration < 1.0)
     await one.same()
@@ -258,7 +259,7 @@ async def test_queries_of_one_session_are_not_read_at_once_in_two_snapshots(
 async def test_caller_that_waits_for_rows_receives_alive_messages(
     dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch, comes_back: bool
 ) -> None:
-    """Though nothing is known of what it has, but where it comes back from."""
+    """They have no checksum, and only the position with which the caller resumed."""
     monkeypatch.setattr(silence, "ALIVE", 0.2)
     watcher, other = slow(live, 1, MINE), slow(live, 1, OTHERS)
     (run, _) = await begun(live, watcher, other)
@@ -279,7 +280,7 @@ async def test_caller_that_waits_for_rows_receives_alive_messages(
 async def test_waiting_session_receives_alive_messages(
     dsn: str, live: Live, lock: Connection, monkeypatch: pytest.MonkeyPatch, rests: bool
 ) -> None:
-    """At the position that it has; what it wrote itself is told with the rows that have it."""
+    """They have its last position; its own write is covered by the step that has the written rows."""
     monkeypatch.setattr(silence, "ALIVE", 0.2)
     watcher = slow(live, 1, MINE)
     mine = live.watch("notes", caller=MINE, tx=True)

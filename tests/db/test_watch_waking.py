@@ -1,6 +1,4 @@
-"""
-Live queries without a look of their own: whatever is committed, the feed has woken them.
-"""
+"""Live queries without polling: the feed wakes them after each commit."""
 
 from __future__ import annotations
 
@@ -34,14 +32,14 @@ INSERT = "INSERT INTO items (n) VALUES (1)"
 
 @pytest.fixture(autouse=True)
 def emptied(dsn: str) -> None:
-    """Begin each test with nothing."""
+    """Empty the table before each test."""
     execute(dsn, "TRUNCATE items RESTART IDENTITY")
     clear_log(dsn)
 
 
 @asynccontextmanager
 async def watching(dsn: str, feed: RecordingFeed) -> AsyncIterator[Watcher]:
-    """Watch the items, woken by a feed alone."""
+    """Watch the items; only a feed wakes the cycles."""
     async with living(dsn, poll=NEVER) as live:
         forgetting = feed.feed.subscribe(live.watches.wake)
         watcher = live.watch("items")
@@ -54,7 +52,7 @@ async def watching(dsn: str, feed: RecordingFeed) -> AsyncIterator[Watcher]:
 async def test_change_takes_three_messages_to_the_database(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For what is new, with a snapshot; for the rows that it concerns; and COMMIT."""
+    """For the log rows with a snapshot, for the rows that they concern, and for COMMIT."""
     sent: list[Any] = []
     send = PgCursor.execute
 
@@ -68,7 +66,7 @@ async def test_change_takes_three_messages_to_the_database(
         watcher = live.watch("items")
         await watcher.first()
         await until(lambda: not live.watches._asking)
-        for many in (1, 2):  # the first has the session plan its statements
+        for many in (1, 2):  # the session prepares its statements in the first cycle
             sent.clear()
             before = live.watches.cycles
             execute(dsn, INSERT)
@@ -79,14 +77,14 @@ async def test_change_takes_three_messages_to_the_database(
 
 
 async def told(watcher: Watcher, many: int) -> None:
-    """Wait until it has so many rows."""
+    """Wait until the watcher has a number of rows."""
     await until(lambda: len(watcher.copy.rows) >= many)
 
 
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("part", ["leading", "following"])
 async def test_no_commit_is_slept_through_by_live_queries(dsn: str, part: str) -> None:
-    """Each one alone, whether the feed is awake, asleep, or about to sleep."""
+    """Each commit is delivered, whether the feed is awake, asleep, or about to sleep."""
     dice = random.Random(part)
     async with (
         feeding(dsn, fallback=NEVER) as leader,
@@ -106,7 +104,7 @@ async def test_no_commit_is_slept_through_by_live_queries(dsn: str, part: str) -
 async def test_transaction_that_writes_elsewhere_delays_no_live_query(
     dsn: str, postgres: str
 ) -> None:
-    """Neither one of this database nor one of another, open for the whole time."""
+    """It stays open, in this database or in another one, during the whole test."""
 
     async def latencies() -> list[float]:
         kept = []

@@ -1,6 +1,4 @@
-"""
-The index of terms: what is found, and what is gone.
-"""
+"""The index of terms: which queries it finds for a changed row, and that removed queries are gone."""
 
 from __future__ import annotations
 
@@ -82,7 +80,7 @@ def test_value_that_cannot_be_read_concerns_every_query() -> None:
     index.add("both", 1, [one_of("a", 1), one_of("d", 1, form=FORMS["date"])])
     assert found(index, d="0044-03-15 BC", a=1) == {"day", "range", "both"}
     assert found(index, d="infinity", a=2) == {"day", "range"}
-    # a column that was added since
+    # a column that was added after the row was logged
     assert found(index, a=2) == {"day", "range"}
 
 
@@ -97,8 +95,8 @@ def test_numbers_are_equal_however_they_are_written() -> None:
     assert uuid("A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11") < uuid("{a0eebc999c0b4ef8bb6d6bb9bd380a12}")
 
 
-def test_index_is_what_asking_each_query_would_be() -> None:
-    """Random queries come and go; each time those found are those whose terms hold."""
+def test_index_finds_the_queries_whose_terms_hold() -> None:
+    """Random queries are added and removed; those found are those whose terms hold."""
     dice = random.Random(4)
     index: Index[int] = Index()
     asked: dict[int, list[Term]] = {}

@@ -1,6 +1,4 @@
-"""
-Net changes: what a transaction did, in whatever order its triggers wrote.
-"""
+"""Net changes of a transaction, whatever the order in which its triggers wrote to the log."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ TRACKED = {each.id: each for each in (ITEMS, PAIRS, KEYLESS, KEYS, TOUCHED)}
 
 
 class Log:
-    """What triggers write."""
+    """A generator of log rows."""
 
     def __init__(self) -> None:
         self.rows: list[LogRow] = []
@@ -44,7 +42,7 @@ class Log:
         relation: int = 1,
         xid: int = 10,
     ) -> Log:
-        """Write a row, with the next number."""
+        """Add a log row with the next sequence number."""
         texts = [json.dumps(each) if isinstance(each, dict) else each for each in (old, new)]
         self.rows.append(LogRow(len(self.rows) + 1, str(xid), AT, relation, op, *texts))
         return self
@@ -56,7 +54,7 @@ class Log:
 
     @property
     def told(self) -> list[tuple[Any, ...]]:
-        """Return what is left, without where it stands."""
+        """Return the net changes without positions."""
         return [(change.op, change.key, change.old, change.new) for change in self.net]
 
 
@@ -132,7 +130,7 @@ def test_number_in_other_digits_is_an_update() -> None:
 
 
 def test_row_whose_columns_are_in_another_order_is_the_same() -> None:
-    """A row that moves to a partition and back is a D and an I each time."""
+    """A row that moves to another partition and back is logged as D and I each time."""
     here, there = '{"id": 1, "v": 1.0}', '{"v": 1.0, "id": 1}'
     assert Log().add("D", here).add("I", None, there).told == []
     log = Log().add("U", A, here).add("D", here).add("I", None, there).add("U", there, B)
@@ -149,7 +147,7 @@ def test_truncate_voids_what_was_before_and_comes_before_what_was_inserted_after
 
 
 def test_rows_inserted_before_truncate_are_a_reset() -> None:
-    """A trigger of TRUNCATE may have inserted them after it, and before it was logged."""
+    """A trigger of the TRUNCATE may have inserted them after it, but before it was logged."""
     assert Log().add("I", new=A).add("T").told == [("reset", None, None, None)]
     assert Log().add("U", A, B).add("I", new=C).add("T").told == [("reset", None, None, None)]
 
@@ -290,7 +288,7 @@ steps = st.lists(
 
 
 def written(state: dict[int, dict[str, Any]], todo: Iterable[Step], log: Log) -> None:
-    """Do what a transaction does, as its triggers would log it."""
+    """Apply random writes, and return them as triggers would log them."""
     for what, id, other in todo:
         old = state.get(id)
         if what == "put":

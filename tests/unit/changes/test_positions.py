@@ -1,6 +1,4 @@
-"""
-Positions as clients give them back.
-"""
+"""Positions as clients send them back."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ numbers = st.integers(min_value=0, max_value=2**31 - 1)
 
 @st.composite
 def snapshots(draw: st.DrawFn) -> PgSnapshot:
-    """Draw a snapshot as PostgreSQL takes them."""
+    """Draw a snapshot as PostgreSQL writes it."""
     xmin = draw(st.integers(min_value=3, max_value=2**62))
     width = draw(st.integers(min_value=0, max_value=40))
     running = draw(st.sets(st.integers(min_value=xmin, max_value=xmin + width)))

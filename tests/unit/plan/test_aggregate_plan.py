@@ -1,4 +1,4 @@
-"""Measures: what they give, and what may be asked of the groups."""
+"""Plans of aggregates: types of measures, and names that groups, `having` and `order` accept."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def planned(measures: Any, **kwargs: Any) -> AggregatePlan:
     ],
 )
 def test_measure_has_the_type_of_its_result(measure: Any, type: str) -> None:
-    """As PostgreSQL gives it, so that `having` compares with the right one."""
+    """It is the type that PostgreSQL returns, so that `having` compares with the right operator."""
     assert planned({"m": measure}).grouped.measures[0].type.sql == type
 
 
 def test_groups_are_what_having_and_order_speak_of() -> None:
-    """By their names, and by the columns that they are of."""
+    """Groups are named by their names or by their columns."""
     plan = planned(
         {"n": {"count": "*"}},
         group=["s:status", "doc->>a"],
@@ -57,7 +57,7 @@ def test_groups_are_what_having_and_order_speak_of() -> None:
 
 
 def test_group_of_json_is_of_jsonb() -> None:
-    """The former has no equality."""
+    """The type json has no equality."""
     (group,) = planned({"n": {"count": "*"}}, group=["raw"]).grouped.groups
     assert group.expression.type.sql == "jsonb"
 
@@ -71,7 +71,7 @@ def test_group_of_json_is_of_jsonb() -> None:
     ],
 )
 def test_name_that_no_group_has_is_refused(kwargs: Any, path: str) -> None:
-    """Columns of the rows are not there any more; and no two groups have one name."""
+    """Columns that are not grouped cannot be used; two groups cannot have the same name."""
     with pytest.raises(InvalidArgument) as refused:
         planned({"n": {"count": "*"}}, **kwargs)
     assert refused.value.details["path"] == path

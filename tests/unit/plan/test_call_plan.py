@@ -1,4 +1,4 @@
-"""What a call of a function answers, and how its arguments go."""
+"""Plans of function calls: the columns of the result, and how arguments are passed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def found(of: Function, catalog: Catalog = DEMO, **kwargs: Any) -> ReadPlan:
 def test_answer_follows_from_what_a_function_returns(
     of: Function, answer: str, columns: Any
 ) -> None:
-    """Rows have the columns of their type or of the OUT arguments; a value has one."""
+    """Rows have the columns of their type or of the OUT arguments; a scalar has one column."""
     assert answer_kind(DEMO, of) == answer
     plan = called(of)
     assert plan.columns == columns
@@ -67,7 +67,7 @@ def test_answer_follows_from_what_a_function_returns(
 
 
 def test_record_of_no_known_type_is_untyped() -> None:
-    """Only the server knows what it is made of."""
+    """Only the server knows its columns."""
     record = function(result=2249, many=True)
     assert called(record).untyped
     assert called(record).call.names == ("answer",)
@@ -76,14 +76,14 @@ def test_record_of_no_known_type_is_untyped() -> None:
 
 
 def test_bound_for_rows_of_what_returns_none_is_refused() -> None:
-    """There is nothing to count."""
+    """A function without rows takes no limit of affected rows."""
     for of in (function(result=2278), function(procedure=True)):
         with pytest.raises(InvalidArgument, match="no rows"):
             called(of, max_affected=1)
 
 
 def test_argument_goes_by_name_but_for_unnamed_ones() -> None:
-    """So that defaults go their own way."""
+    """By name, each omitted argument gets its default."""
     of = function("f", Argument("", 23), Argument("b", 25))
     plan = called(of, 1, b="x")
     assert [(each.name, each.value and each.value.type.sql) for each in plan.call.arguments] == [
@@ -93,14 +93,14 @@ def test_argument_goes_by_name_but_for_unnamed_ones() -> None:
 
 
 def test_variadic_argument_without_a_value_wants_all_by_position() -> None:
-    """PostgreSQL gives it its default only in a call without names."""
+    """PostgreSQL uses its default only in a call by position."""
     parts = Argument("parts", 1009, "variadic", has_default=True)
     of = function("f", Argument("sep", 25), Argument("end", 25, has_default=True), parts)
     given = {"sep": "-", "end": ".", "parts": ["a"]}
     assert [each.name for each in called(of, sep="-").call.arguments] == [""]
     assert [each.name for each in called(of, **given).call.arguments] == ["sep", "end", "parts"]
     with pytest.raises(InvalidArgument, match='"end" is missing'):
-        called(of, sep="-", parts=["a"])  # with one that is given it takes no defaults
+        called(of, sep="-", parts=["a"])  # with a given one, PostgreSQL takes no defaults
 
 
 @pytest.mark.parametrize(
@@ -114,14 +114,14 @@ def test_variadic_argument_without_a_value_wants_all_by_position() -> None:
     ],
 )
 def test_polymorphic_argument_has_the_type_of_its_value(of: Type, value: Any, type: str) -> None:
-    """A list for `anyelement` is an array; for `anyarray` it is one anyhow."""
+    """A list for `anyelement` is an array, as it is for `anyarray`."""
     (argument,) = called(function("f", Argument("v", of.oid), result=25), v=value).call.arguments
     assert argument.value is not None
     assert argument.value.type.sql == type
 
 
 def test_rows_of_a_function_are_those_of_its_relation_without_its_keys() -> None:
-    """A served relation's row type; another composite is like a relation."""
+    """Columns are those of the served relation, or of another composite type."""
     rows = function(result=9100, many=True, volatility="stable")
     plan = found(rows, where={"seats": 4}, order=["plate"])
     assert plan.relation.name == "vehicles"
@@ -133,7 +133,7 @@ def test_rows_of_a_function_are_those_of_its_relation_without_its_keys() -> None
 
 
 def test_rows_that_a_function_writes_are_read_after_it() -> None:
-    """If anything is asked of what they are related to; a statement does not see its own work."""
+    """Related rows are read by a second statement, because a statement does not see its own writes."""
     writes = function(result=9100, many=True)
     assert not found(writes).afterwards
     assert found(writes, where={"seats": 4}).afterwards
@@ -141,7 +141,7 @@ def test_rows_that_a_function_writes_are_read_after_it() -> None:
 
 
 def test_record_that_may_have_hidden_fields_is_refused() -> None:
-    """Where some rows have any, and nothing says what the record is made of."""
+    """The columns of a record are unknown, so hidden ones cannot be left out."""
     hidden = replace(DEMO, hidden_fields={1: (True, False)})
     out = function("f", Argument("r", 2249, "out"), result=2249)
     assert called(out)
@@ -152,7 +152,7 @@ def test_record_that_may_have_hidden_fields_is_refused() -> None:
 
 
 def test_hidden_field_is_no_column_of_a_result() -> None:
-    """It keeps its place in the type alone."""
+    """It keeps its position in the composite type."""
     row = Type(9300, "public", "r", "public.r", "composite", "C", fields=(("a", 23), ("", 25)))
     known = replace(DEMO, types={**DEMO.types, row.oid: row})
     columns = result_columns(known, function(result=9300, many=True))

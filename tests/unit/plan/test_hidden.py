@@ -1,4 +1,4 @@
-"""Values with hidden fields: they can be answered, and no more."""
+"""Values with hidden fields: they can be selected, but not compared, sorted or used as keys."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ def update(**kwargs: Any) -> Any:
     [(9200, True), (9201, True), (9202, True), (9203, True), (9204, False), (23, False)],
 )
 def test_hidden_field_is_found_at_any_depth(oid: int, hidden: bool) -> None:
-    """In an array, under a domain, and in a field of a field."""
+    """In arrays, in domains, and in fields of fields."""
     assert has_hidden_field(CATALOG, oid) is hidden
 
 
 @pytest.mark.parametrize("column", COLUMNS)
 def test_value_with_a_hidden_field_is_answered(column: str) -> None:
-    """It is selected, counted, gathered, and asked whether it is there."""
+    """It can be selected, counted, collected and tested for null."""
     assert find(select=[column]).outputs[0].name == column
     assert count({column: {"is": "not null"}}).where is not None
     assert aggregate({"n": {"count": column}, "all": {"array_agg": column}})
@@ -121,14 +121,14 @@ def test_value_with_a_hidden_field_is_answered(column: str) -> None:
     ],
 )
 def test_value_with_a_hidden_field_has_no_other_use(use: Callable[[str], Any], column: str) -> None:
-    """Whatever looks at all of the value, or would not be read by the codec, is refused."""
+    """Whatever depends on the entire value, or bypasses the codec, is refused."""
     with pytest.raises(InvalidArgument, match="hidden"):
         use(column)
     use("open")
 
 
 def test_value_with_a_hidden_field_is_no_key() -> None:
-    """A row is not picked by one, and pages do not end at one."""
+    """It is not a key of `get`, nor a sort key of pages."""
     request = parse_get([{"who": "x"}], {}, Limits()).request
     with pytest.raises(InvalidArgument, match="hidden"):
         plan_get(CATALOG, VISITS, request)
@@ -141,7 +141,7 @@ def test_value_with_a_hidden_field_is_no_key() -> None:
     "path", ["who->name", "friends->0->>name", "anyone->id", "duo->who->>name", "duo->n", "open->a"]
 )
 def test_path_to_a_field_that_is_shown_goes_anywhere(path: str) -> None:
-    """It is a value like others."""
+    """A visible field can be used like a column."""
     assert find(select=[path], order=[path], where={path: {"is": "not null"}})
 
 
@@ -149,7 +149,7 @@ def test_path_to_a_field_that_is_shown_goes_anywhere(path: str) -> None:
     "path", ["who->secret", "friends->0->secret", "duo->who->secret", "who->0"]
 )
 def test_path_to_an_unknown_field_is_refused_with_the_known_ones(path: str) -> None:
-    """A hidden field has no name here, so it is as unknown as any other."""
+    """A hidden field is unknown, too, and not among the candidates."""
     with pytest.raises(UnknownName) as refused:
         find(select=[path])
     assert refused.value.details["path"] == "select.0"
@@ -157,6 +157,6 @@ def test_path_to_an_unknown_field_is_refused_with_the_known_ones(path: str) -> N
 
 @pytest.mark.parametrize("path", ["friends->0", "duo->who", "duo->>who"])
 def test_path_that_ends_at_a_hidden_field_is_refused(path: str) -> None:
-    """The value at its end is JSON, which the codec does not read."""
+    """The value would be JSON, which the codec does not filter."""
     with pytest.raises(InvalidArgument, match="hidden"):
         find(select=[path])

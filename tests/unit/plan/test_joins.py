@@ -1,4 +1,4 @@
-"""Which relationship an embed means: foreign keys either way, junctions, functions of a row."""
+"""Which relationship an embed means: foreign keys in both directions, junctions, functions of a row."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def column(name: str) -> Column:
 
 
 def table(name: str, *keys: ForeignKey, unique: tuple[str, ...] = ()) -> Relation:
-    """Return a table with an id and foreign keys, perhaps with a second key."""
+    """Return a table with an id and foreign keys, and a unique key if one is given."""
     columns = {"id": ID, **{each: column(each) for key in keys for each in key.columns}}
     known = [UniqueKey(f"pk_{name}", ("id",))]
     known += [UniqueKey(f"uq_{name}", unique)] if unique else []
@@ -51,7 +51,7 @@ def schema(*relations: Relation, **rest: Any) -> Catalog:
 
 
 def embed(name: str, **options: Any) -> Any:
-    """Return an embed that asks for everything."""
+    """Return an embed without options."""
     return replace(default_embed(name, f"embed.{name}"), **options)
 
 
@@ -76,13 +76,13 @@ SCHEMA = schema(PEOPLE, CLUBS, MEMBERS, LETTERS)
 def test_foreign_key_relates_either_way(
     relation: Relation, name: str, target: str, many: bool
 ) -> None:
-    """By the name of the other table, of the key, or of its column on this side."""
+    """It is named by the other table, by the key, or by its column on this side."""
     found = related(DEMO, relation, embed(name))
     assert (found.target.name, found.many) == (target, many)
 
 
 def test_junction_relates_many_to_many() -> None:
-    """A table whose key holds two foreign keys relates what they refer to."""
+    """A table with a unique key of two foreign keys relates the tables that these reference."""
     found = related(SCHEMA, PEOPLE, embed("clubs"))
     assert found.many
     assert found.junction is not None
@@ -94,13 +94,13 @@ def test_junction_relates_many_to_many() -> None:
 
 
 def test_unique_foreign_key_relates_one_row() -> None:
-    """Of a foreign key that is unique there is one row at most."""
+    """A unique foreign key has at most one referencing row."""
     one = schema(PEOPLE, table("passports", key("person", "people"), unique=("person",)))
     assert related(one, PEOPLE, embed("passports")).many is False
 
 
 def test_several_foreign_keys_are_ambiguous_until_one_is_named() -> None:
-    """The refusal names them, and each of its candidates means one."""
+    """The error lists candidates, each of which means one of them."""
     with pytest.raises(InvalidArgument, match="several ways") as refused:
         related(SCHEMA, PEOPLE, embed("letters"))
     candidates = refused.value.details["candidates"]
@@ -111,7 +111,7 @@ def test_several_foreign_keys_are_ambiguous_until_one_is_named() -> None:
 
 
 def test_relation_that_refers_to_itself_wants_a_direction() -> None:
-    """Both ends have the same name."""
+    """Both directions have the same name."""
     tree = schema(table("nodes", key("parent", "nodes")))
     nodes = tree.relation("public", "nodes")
     with pytest.raises(InvalidArgument, match="several ways"):
@@ -129,7 +129,7 @@ def test_relation_that_refers_to_itself_wants_a_direction() -> None:
     ],
 )
 def test_unknown_relationship_is_refused_with_a_hint(name: str, hint: str) -> None:
-    """A column is no relationship; a misspelled one is close to one."""
+    """The hint says that the name is a column's, or gives a similar name."""
     with pytest.raises(UnknownName) as refused:
         related(DEMO, VEHICLES, embed(name))
     assert refused.value.details["hint"] == hint
@@ -137,7 +137,7 @@ def test_unknown_relationship_is_refused_with_a_hint(name: str, hint: str) -> No
 
 
 def test_labels_mean_one_relationship_each() -> None:
-    """Whatever the schema is, the label of a relationship leads back to it."""
+    """In any schema, the label of a relationship means this one only."""
     for relation in (PEOPLE, CLUBS, MEMBERS, LETTERS):
         known = relationships(SCHEMA, relation)
         for each in known:
@@ -152,7 +152,7 @@ def served_functions(*functions: Function) -> Catalog:
 
 
 def test_function_of_a_row_is_a_computed_column() -> None:
-    """One that returns a value of a row is a column; void, sets and rows are none."""
+    """A function of a row that returns a scalar is a column; void, sets and rows are not."""
     row = (Argument("", 9100),)
     known = served_functions(
         Function("public", "label", row, 25, volatility="stable"),
@@ -170,7 +170,7 @@ def test_function_of_a_row_is_a_computed_column() -> None:
 
 
 def test_rows_of_a_function_have_no_key() -> None:
-    """It may return a row twice."""
+    """A function may return a row twice."""
     bare = keyless(DEMO, VEHICLES)
     assert (bare.primary_key, bare.unique_keys) == ((), ())
     assert bare.columns is VEHICLES.columns

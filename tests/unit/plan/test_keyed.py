@@ -1,4 +1,4 @@
-"""Which rows are found again by their key."""
+"""Which rows of a live query can be read again by their key."""
 
 from __future__ import annotations
 

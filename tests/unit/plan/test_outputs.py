@@ -1,4 +1,4 @@
-"""Names and sort keys of an answer."""
+"""Names and sort keys of results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sorted_by(plan: ReadPlan) -> list[str]:
 
 @given(st.text())
 def test_truncated_name_is_what_postgresql_keeps(name: str) -> None:
-    """63 bytes at most, of whole characters; what fits stays as it is."""
+    """At most 63 bytes, in entire characters."""
     kept = truncated(name)
     assert name.startswith(kept)
     assert len(kept.encode()) <= NAME_BYTES
@@ -61,19 +61,19 @@ def test_names_that_postgresql_truncates_to_the_same_are_refused() -> None:
     ],
 )
 def test_row_key_is_the_first_unique_key_without_nulls(changes: Any, expected: Any) -> None:
-    """Null equals nothing, so a key that allows it identifies no row."""
+    """Rows with a null in a unique key are not unique."""
     assert row_key(DEMO, replace(VEHICLES, **changes)) == expected
 
 
 def test_row_key_of_columns_that_may_not_be_read_is_none() -> None:
-    """Nor is one whose type has no order."""
+    """The same holds for columns whose type has no order."""
     secret = replace(VEHICLES.columns["id"], selectable=False)
     columns = {**VEHICLES.columns, "id": secret, "plate": Column("plate", 114, "json")}
     assert row_key(DEMO, replace(VEHICLES, columns=columns)) == ()
 
 
 def test_rows_are_sorted_by_their_key_last() -> None:
-    """A page ends at it; one that is given already is not added."""
+    """The token of a page needs the key; it is not added twice."""
     plan = found(order=["-seats", "model"])
     assert sorted_by(plan) == ["seats", "model", "id"]
     assert plan.keyset
@@ -81,7 +81,7 @@ def test_rows_are_sorted_by_their_key_last() -> None:
 
 
 def test_rows_without_a_key_are_sorted_by_all_they_have() -> None:
-    """If they are sorted at all; such pages end at an offset."""
+    """Only if an order is given; their pages use an offset."""
     bare = replace(VEHICLES, primary_key=(), unique_keys=())
     plan = found(bare, order=["-seats"])
     assert sorted_by(plan) == ["seats", "id", "plate", "model", "driver_id"]
@@ -99,26 +99,26 @@ def test_rows_without_a_key_are_sorted_by_all_they_have() -> None:
     ],
 )
 def test_nulls_are_sorted_as_in_postgresql(order: Any, nulls: str) -> None:
-    """Last, but first where the order is descending."""
+    """Last in ascending order, first in descending order."""
     assert found(order=[order]).order[0].nulls == nulls
 
 
 def test_distinct_rows_are_sorted_by_position() -> None:
-    """Each sort key is one of the outputs."""
+    """PostgreSQL requires each sort key to be in the select list."""
     plan = found(distinct=True, select=["model", "seats"], order=["-seats"])
     assert [(key.position, key.descending) for key in plan.order] == [(2, True), (1, False)]
 
 
 @pytest.mark.parametrize("keys", [["4"], ["4", "1", "1"]])
 def test_token_of_other_sort_keys_is_refused(keys: list[str]) -> None:
-    """A caller may have made it up."""
+    """The token may be forged."""
     query = parse_find([], {"order": ["seats"]}, Limits(), "x").query
     with pytest.raises(InvalidArgument, match="not a token of these sort keys"):
         found(order=["seats"], after=write_token(digest_of(*query), keys))
 
 
 def test_embed_replaces_a_column_of_its_name_that_is_not_selected() -> None:
-    """One of the same name; a column that is asked for is repeated, and that is refused."""
+    """If the column is selected, the name would be repeated, which is refused."""
     scope = Scope(
         DEMO,
         replace(VEHICLES, columns={**VEHICLES.columns, "drivers": Column("drivers", 25, "text")}),
@@ -133,7 +133,7 @@ def test_embed_replaces_a_column_of_its_name_that_is_not_selected() -> None:
 
 
 def test_spread_embed_gets_a_key_that_no_column_has() -> None:
-    """Its own name is free for a column."""
+    """A column may have the name of the embed."""
     plan = found(
         DRIVERS,
         select=["vehicles:name"],
@@ -144,7 +144,7 @@ def test_spread_embed_gets_a_key_that_no_column_has() -> None:
 
 
 def test_value_in_an_embed_travels_as_text_where_json_is_not_its_form() -> None:
-    """A numeric has digits that a number of JSON would lose, say; an integer has none to lose."""
+    """JSON would lose digits of a numeric, but not of an integer."""
     embed = {"vehicles": {"select": ["seats", "big:seats::numeric", "at:plate::timestamptz"]}}
     plan = found(DRIVERS, embed=embed)
     assert [each.text for each in plan.embeds[0].outputs] == [False, True, True]

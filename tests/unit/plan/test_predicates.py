@@ -1,4 +1,4 @@
-"""Conditions: which operator of PostgreSQL, on which row, with which operand."""
+"""Plans of filters: PostgreSQL's operator, the row that a condition is about, and its operand."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def compared(where: Any, known: Catalog = SAMPLE) -> Compare:
 def test_operator_and_its_operand_follow_from_the_column(
     where: Any, operator: str, type: str
 ) -> None:
-    """The operand has the type of the column, of its element, or of what the operator takes."""
+    """The operand has the type of the column, of its element, or of the operator's right side."""
     found = compared(where)
     assert (found.operator.name, found.operator.schema) == (operator, "pg_catalog")
     assert found.right.type.sql == type
 
 
 def test_operator_of_an_extension_is_named_in_its_schema() -> None:
-    """A domain over its type is cast to it, lest an operator of the domain fit better."""
+    """A domain is cast to its base type, because an operator of the domain might be preferred."""
     citext = Type(9400, "ext", "citext", "ext.citext", "base", "S")
     email = Type(9401, "public", "email", "public.email", "domain", "S", base=9400)
     relation = SAMPLE.relation("public", "actions")
@@ -76,7 +76,7 @@ def test_operator_of_an_extension_is_named_in_its_schema() -> None:
 
 
 def test_candidates_are_an_array_of_the_type() -> None:
-    """Those of a type without arrays go as text, each cast to it; nulls are a test beside them."""
+    """If the type has no array type, they are texts, each cast to it; nulls are a separate test."""
     found = compared({"id": [1, 2]})
     assert (found.quantifier, found.right.type.sql, found.candidate) == ("any", "integer[]", None)
     spans = compared({"span": ["[1,2)"]})
@@ -90,7 +90,7 @@ def test_candidates_are_an_array_of_the_type() -> None:
 
 
 def test_distinct_from_is_the_negation_of_equal_with_null_like_others() -> None:
-    """So that it goes by an operator that is named."""
+    """Unlike IS DISTINCT FROM, this has an operator with an explicit schema."""
     found = planned({"id": {"isdistinct": 1}})
     assert isinstance(found, Not)
     assert isinstance(found.condition, Compare)
@@ -98,7 +98,7 @@ def test_distinct_from_is_the_negation_of_equal_with_null_like_others() -> None:
 
 
 def test_condition_on_related_rows_is_exists() -> None:
-    """By a name before the column, or by a dict; null asks for none of them."""
+    """By a name before the column, or by a dict; null means that there are none."""
     for where in ({"drivers.name": "Ada"}, {"drivers": {"name": "Ada"}}):
         found = planned(where, DEMO, "vehicles")
         assert isinstance(found, Exists)
@@ -111,7 +111,7 @@ def test_condition_on_related_rows_is_exists() -> None:
 
 
 def test_conditions_on_related_rows_have_an_alias_each() -> None:
-    """Two conditions on them may hold of two rows."""
+    """Two conditions may hold for two different related rows."""
     found = planned({"vehicles.seats": 4, "vehicles.model": "bus"}, DEMO, "drivers")
     assert isinstance(found, BoolExpr)
     sources = [each.link.source for each in found.conditions if isinstance(each, Exists)]
@@ -129,14 +129,14 @@ def test_conditions_on_related_rows_have_an_alias_each() -> None:
     ],
 )
 def test_condition_that_does_not_go_with_its_column_is_refused(where: Any, message: str) -> None:
-    """With the place where it stands."""
+    """The error has the path."""
     with pytest.raises(InvalidArgument, match=message) as refused:
         planned(where, DEMO, "vehicles")
     assert refused.value.details["path"].startswith("where.")
 
 
 def test_conjunction_of_one_condition_is_that_condition() -> None:
-    """And of none there is none: it holds always."""
+    """A conjunction of none always holds."""
     one = compared({"id": 1})
     assert both(None, None) is None
     assert both(None, one) is one

@@ -1,4 +1,4 @@
-"""When written rows are read by a statement of their own, and how they are found there."""
+"""When written rows are read by a second statement, and by which key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DRIVER = {"drivers": {"select": ["name"]}}
 
 
 def vehicles(**changes: Any) -> Relation:
-    """Return the vehicles, otherwise than they are."""
+    """Return the relation of the vehicles, with changes."""
     return replace(VEHICLES, **changes)
 
 
@@ -42,7 +42,7 @@ def deleted(relation: Relation, **kwargs: Any) -> PlannedReturning:
 
 
 def test_rows_of_a_plain_table_come_by_returning() -> None:
-    """Nothing changes them after they are written."""
+    """Nothing changes them after RETURNING."""
     for returning in (created(VEHICLES), updated(VEHICLES, {"seats": 4}), deleted(VEHICLES)):
         assert returning.reread is None
         assert not returning.must_write
@@ -59,7 +59,7 @@ def test_rows_of_a_plain_table_come_by_returning() -> None:
     ],
 )
 def test_related_rows_of_a_written_row_are_read_afterwards(kwargs: Any) -> None:
-    """The row is found by its key, which is all that is handed on."""
+    """Only the key of the row is passed to the second statement."""
     reread = created(VEHICLES, **kwargs).reread
     assert reread is not None
     assert [each.name for each in reread.saved] == ["id"]
@@ -68,7 +68,7 @@ def test_related_rows_of_a_written_row_are_read_afterwards(kwargs: Any) -> None:
 
 
 def test_deleted_row_is_taken_as_it_was() -> None:
-    """It is not there afterwards: whatever is needed of it is handed on."""
+    """It cannot be read afterwards, so all columns that are needed are passed on."""
     reread = deleted(VEHICLES, select=["plate"], embed=DRIVER).reread
     assert reread is not None
     assert reread.fallback
@@ -90,14 +90,14 @@ def test_deleted_row_is_taken_as_it_was() -> None:
     ],
 )
 def test_row_that_triggers_change_is_read_again(changes: Any, create: bool, update: bool) -> None:
-    """AFTER triggers of that kind of write, and foreign keys that carry a change on."""
+    """AFTER triggers of the same kind of write, and foreign keys with CASCADE or SET NULL, may change it."""
     relation = vehicles(**changes)
     assert (created(relation, select=["id"]).reread is not None) is create
     assert (updated(relation, {"seats": 6}, select=["id"]).reread is not None) is update
 
 
 def test_row_without_a_key_to_find_it_is_taken_as_written() -> None:
-    """A view that triggers write may show a key many times."""
+    """In a view with INSTEAD OF triggers, several rows may have the key."""
     view = vehicles(kind="view", auto_updatable=False)
     reread = created(view, embed=DRIVER).reread
     assert reread is not None
@@ -106,7 +106,7 @@ def test_row_without_a_key_to_find_it_is_taken_as_written() -> None:
 
 
 def test_write_that_may_be_swallowed_is_certain() -> None:
-    """One row is to be written, or nothing else either; a rule allows no WITH."""
+    """If the row is not written, the statement fails; a table with rules cannot be written in WITH."""
     touchy = vehicles(side_effects=True)
     assert created(touchy).must_write
     assert updated(touchy, {"seats": 1}).must_write
@@ -116,6 +116,6 @@ def test_write_that_may_be_swallowed_is_certain() -> None:
 
 
 def test_write_that_returns_nothing_reads_nothing() -> None:
-    """Whatever triggers do."""
+    """This holds whatever triggers do."""
     relation = vehicles(changed_by_triggers=frozenset({"insert"}))
     assert created(relation, returning=False) == PlannedReturning()

@@ -24,7 +24,7 @@ PURE = {"pure_reads": True, "pure_writes": True}
 
 
 def catalog(**of: dict[str, Any]) -> Catalog:
-    """Return the demo's catalog, all of it pure, with changes of some relations."""
+    """Return the demo's catalog in which reads have no side effects, with changes of some relations."""
     relations = {
         key: replace(each, **{**PURE, **of.get(each.name, {})})
         for key, each in DEMO.relations.items()
@@ -54,7 +54,7 @@ EVERYWHERE = [
 
 
 def test_plan_of_pure_parts_is_pure() -> None:
-    """Relations and types that leave nothing behind; a function might."""
+    """Relations and types without side effects; a function might have some."""
     assert is_pure(found(catalog(), where={"seats": 4}))
     assert not is_pure(found(catalog(), where={"label": "x"}))
     assert not is_pure(found(replace(catalog(), types=DEMO.types), where={"seats": 4}))
@@ -62,13 +62,13 @@ def test_plan_of_pure_parts_is_pure() -> None:
 
 @pytest.mark.parametrize("kwargs", EVERYWHERE)
 def test_plan_with_an_impure_relation_is_not_pure(kwargs: Any) -> None:
-    """Wherever in the plan it stands."""
+    """At any place in the plan."""
     assert is_pure(found(catalog(), **kwargs))
     assert not is_pure(found(catalog(drivers={"pure_reads": False}), **kwargs))
 
 
 def test_write_is_as_pure_as_writes_of_its_relation() -> None:
-    """A default may take from a sequence, though reads leave nothing behind."""
+    """A column's default may call a function, although reads of the table have no side effects."""
     for changes, pure in (
         ({}, True),
         ({"pure_writes": False}, False),
@@ -84,14 +84,14 @@ def test_write_is_as_pure_as_writes_of_its_relation() -> None:
 
 @pytest.mark.parametrize("kwargs", EVERYWHERE)
 def test_estimate_of_guarded_rows_is_refused(kwargs: Any) -> None:
-    """Statistics speak of all rows, those too that policies hide."""
+    """Statistics include rows that policies hide."""
     refuse_guarded(DEMO, found(catalog(), **kwargs))
     with pytest.raises(InvalidArgument, match="policies hide"):
         refuse_guarded(DEMO, found(catalog(drivers={"estimable": False}), **kwargs))
 
 
 def test_estimate_with_a_function_is_refused_under_policies() -> None:
-    """Nobody knows what it reads."""
+    """The tables that a function reads are unknown."""
     guarded = replace(catalog(vehicles={"estimable": False}), policies=True)
     for known in (catalog(vehicles={"estimable": False}), guarded):
         functions = known.function("public", "with_seats")

@@ -29,7 +29,7 @@ OPEN = UniqueIndex(
 
 
 def upserted(values: Any, relation: Relation = VEHICLES, **kwargs: Any) -> PlannedConflict:
-    """Plan what an upsert does about rows that are there already."""
+    """Plan what an upsert does with existing rows."""
     request = parse_upsert([values], kwargs, Limits()).request
     conflict = plan_create(DEMO, relation, request).conflict
     assert conflict is not None
@@ -37,12 +37,12 @@ def upserted(values: Any, relation: Relation = VEHICLES, **kwargs: Any) -> Plann
 
 
 def updates(conflict: PlannedConflict) -> dict[str, int]:
-    """Return the columns that a row takes over, each with how many rows keep their own."""
+    """Return the columns that are updated, each with the number of rows that keep their stored value."""
     return {each.column.name: len(each.kept) for each in conflict.updates}
 
 
 def test_row_takes_over_what_is_given_less_its_key() -> None:
-    """By the primary key, unless another is named."""
+    """The key is the primary key, unless another one is named."""
     conflict = upserted({"id": 1, **BUS})
     assert conflict.key == ("id",)
     assert updates(conflict) == {"plate": 0, "model": 0}
@@ -52,18 +52,18 @@ def test_row_takes_over_what_is_given_less_its_key() -> None:
 
 
 def test_row_that_gives_nothing_but_its_key_takes_that() -> None:
-    """So that it still comes back."""
+    """The key is set to itself, so that RETURNING has the row."""
     assert updates(upserted({"id": 1})) == {"id": 0}
 
 
 def test_row_keeps_what_its_new_row_leaves_out() -> None:
-    """Of several rows, each gives what it gives; a row without a key is new."""
+    """Each of several rows updates its given columns; a row without a key is inserted."""
     rows = [{"id": 1, "model": "bus"}, {"id": 2, "seats": 4}, {"seats": 6}]
     assert updates(upserted(rows)) == {"model": 1, "seats": 1}
 
 
 def test_index_on_expressions_is_used_as_in_the_catalog() -> None:
-    """What stands in it by itself is its key; the rest of it changes with the row."""
+    """Its plain columns are the key; columns in its expressions are updated."""
     indexed = replace(VEHICLES, unique_indexes=(OPEN,))
     conflict = upserted(BUS, indexed, on_conflict="ix_open")
     assert conflict.target == OPEN.target
@@ -84,14 +84,14 @@ def test_index_on_expressions_is_used_as_in_the_catalog() -> None:
 def test_upsert_by_an_unusable_on_conflict_is_refused(
     changes: Any, on_conflict: Any, message: str
 ) -> None:
-    """PostgreSQL would refuse it as well, with less to go by."""
+    """The error says more than PostgreSQL's would."""
     with pytest.raises(InvalidArgument, match=message) as refused:
         upserted(BUS, replace(VEHICLES, **changes), on_conflict=on_conflict)
     assert refused.value.details["path"] == "on_conflict"
 
 
 def test_exclusion_constraint_leaves_rows_alone() -> None:
-    """DO NOTHING is all that it can do."""
+    """ON CONFLICT can only DO NOTHING."""
     excluding = replace(VEHICLES, unique_indexes=(replace(OPEN, only_ignores=True),))
     assert upserted(BUS, excluding, on_conflict="ix_open", update=[]).updates == ()
 
@@ -107,7 +107,7 @@ def test_exclusion_constraint_leaves_rows_alone() -> None:
     ],
 )
 def test_import_that_copy_cannot_do_is_staged(changes: Any, conflict: Any, staged: bool) -> None:
-    """COPY knows no ON CONFLICT, no policy and no view."""
+    """COPY FROM supports no ON CONFLICT, no row-level security and no views."""
     names = [("id", "rows"), ("plate", "rows")]
     relation = replace(VEHICLES, **changes)
     assert plan_import(DEMO, relation, names, False, False, conflict).staged is staged
@@ -125,7 +125,7 @@ def test_import_that_copy_cannot_do_is_staged(changes: Any, conflict: Any, stage
 def test_import_of_a_column_that_cannot_be_written_is_refused(
     names: list[str], column: Column, message: str
 ) -> None:
-    """With the place where it is named."""
+    """The error has the path."""
     relation = replace(VEHICLES, columns={**VEHICLES.columns, "id": column})
     placed = [(name, f"columns.{at}") for at, name in enumerate(names)]
     with pytest.raises(InvalidArgument, match=message) as refused:

@@ -1,4 +1,4 @@
-"""The arguments of a call: positional ones named, unknown ones refused with a hint."""
+"""Arguments of a call: positional ones are named, unknown ones are refused with a hint."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ KNOWN = ["where", "order", "limit", "offset"]
 
 
 def arguments(*args: Any, leading: tuple[str, ...] = ("key",), **kwargs: Any) -> Arguments:
-    """Read the arguments of some verb."""
+    """Parse the arguments of a verb."""
     return Arguments(args, kwargs, leading, KNOWN)
 
 
 def test_positional_argument_has_the_name_of_its_place() -> None:
-    """So that both ways are one."""
+    """By position and by name, the request is the same."""
     assert arguments(1).required("key") == arguments(key=1).required("key") == 1
     assert "key" not in arguments()
     with pytest.raises(InvalidArgument, match='"key" is given twice'):
@@ -44,7 +44,7 @@ def test_positional_argument_has_the_name_of_its_place() -> None:
     [((), "no positional arguments, got 3"), (("key",), "1 positional argument, got 3")],
 )
 def test_too_many_positional_arguments_are_counted(leading: Any, message: str) -> None:
-    """The hint says which ones there are."""
+    """The hint lists the positional arguments."""
     with pytest.raises(InvalidArgument, match=message):
         arguments({}, 2, 3, leading=leading)
 
@@ -60,7 +60,7 @@ def test_too_many_positional_arguments_are_counted(leading: Any, message: str) -
     ],
 )
 def test_unknown_argument_is_refused_with_a_hint(name: str, hint: str) -> None:
-    """Misspelled, or a word of another tool."""
+    """A misspelled argument, or one of another tool."""
     with pytest.raises(UnknownName) as refused:
         arguments(**{name: 5})
     assert refused.value.details["hint"].startswith(hint)
@@ -68,7 +68,7 @@ def test_unknown_argument_is_refused_with_a_hint(name: str, hint: str) -> None:
 
 
 def test_column_given_as_an_argument_is_refused_with_its_right_place() -> None:
-    """Once it is known that there is such a column."""
+    """The hint is given once the relation's columns are known."""
     with pytest.raises(UnknownArgument) as refused:
         arguments(plate="B")
     assert refused.value.container == "where"
@@ -78,7 +78,7 @@ def test_column_given_as_an_argument_is_refused_with_its_right_place() -> None:
 
 @given(st.integers())
 def test_integer_is_what_a_bigint_holds_and_not_negative(value: int) -> None:
-    """A float without a fraction is one too: JSON has no integers."""
+    """A float without a fraction is an integer, because JSON has numbers only."""
     if 0 <= value <= MAX_INTEGER:
         assert integer_of(value, "limit", "limit") == value
     else:
@@ -88,7 +88,7 @@ def test_integer_is_what_a_bigint_holds_and_not_negative(value: int) -> None:
 
 @pytest.mark.parametrize("value", [True, "1", 1.5, [1]])
 def test_argument_that_is_no_integer_is_refused(value: Any) -> None:
-    """True is no number here."""
+    """A boolean is not an integer, although it is one in Python."""
     with pytest.raises(InvalidArgument, match="whole number"):
         integer_of(value, "limit", "limit")
     assert integer_of(2.0, "limit", "limit") == 2
@@ -97,7 +97,7 @@ def test_argument_that_is_no_integer_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, True, "5", float("nan"), float("inf"), 1e9])
 def test_time_limit_is_a_number_of_seconds(value: Any) -> None:
-    """Above zero and finite."""
+    """It is positive and finite."""
     with pytest.raises(InvalidArgument, match="number of seconds"):
         seconds_of(value)
     assert seconds_of(2) == 2.0
@@ -112,7 +112,7 @@ def test_flag_is_true_or_false() -> None:
 
 
 def test_item_of_a_list_has_its_place() -> None:
-    """One by itself stands at the list's own."""
+    """A single item that is not in a list has the path of the argument."""
     assert items_with_paths(["a", "b"], "order") == [("a", "order.0"), ("b", "order.1")]
     assert items_with_paths("a", "order") == [("a", "order")]
     assert items_with_paths(None, "order") == []
@@ -121,7 +121,7 @@ def test_item_of_a_list_has_its_place() -> None:
 
 
 def test_single_row_is_not_a_list_of_rows() -> None:
-    """So the answer is one row as well."""
+    """So that the result is one row, too."""
     assert rows_of({"a": 1}, "values") == ([{"a": 1}], False)
     assert rows_of([{"a": 1}], "values") == ([{"a": 1}], True)
     for value, path in (([{}, 1], "values.1"), ([{1: 2}], "values.0"), (5, "values")):
@@ -132,7 +132,7 @@ def test_single_row_is_not_a_list_of_rows() -> None:
 
 @given(st.lists(st.integers()))
 def test_slots_of_values_are_counted_in_order(values: list[int]) -> None:
-    """A request refers to them in the order in which they came."""
+    """A request refers to values by their number."""
     found = Values(values[:1])
     slots = [found.add(value) for value in values[1:]]
     assert slots == list(range(len(values[:1]), len(values)))

@@ -1,6 +1,4 @@
-"""
-References of a batch into the results of the operations before.
-"""
+"""References of a batch to the results of earlier operations."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ RESULTS = [{"id": 7, "a.b": 1, "a": {"b": 2}, "rows": [{"n": None}]}, [4, 5], "t
     ],
 )
 def test_reference_is_replaced_by_what_it_refers_to(reference: str, found: Any) -> None:
-    """A name with dots wins over the way through another."""
+    """A name with dots is preferred to a path."""
     assert unwrap(resolve({"$ref": reference}, RESULTS, "x")) == found
     assert unwrap(resolve([{"a": ({"$ref": reference},)}], RESULTS, "x")) == [{"a": [found]}]
 

@@ -1,4 +1,4 @@
-"""Which overload is meant, and what stands for polymorphic types."""
+"""Which overload of a function is called, and the actual types of polymorphic arguments."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def function(*types: int, **rest: Any) -> Function:
 
 
 def resolved(functions: list[Function], *args: Any, **named: Any) -> Function:
-    """Return the overload that arguments mean."""
+    """Return the overload that is chosen for arguments."""
     return resolve_overload(functions, FunctionArguments(args, named), CATALOG)
 
 
@@ -59,7 +59,7 @@ def resolved(functions: list[Function], *args: Any, **named: Any) -> Function:
 def test_overload_is_the_one_whose_types_are_closest(
     value: Any, closest: str, others: list[str]
 ) -> None:
-    """Whatever the order in which the catalog has them."""
+    """Whatever their order in the catalog."""
     oids = {type.name: oid for oid, type in CATALOG.types.items()}
     meant = function(oids[closest])
     functions = [function(oids[each]) for each in others]
@@ -68,7 +68,7 @@ def test_overload_is_the_one_whose_types_are_closest(
 
 
 def test_equally_close_overloads_are_refused() -> None:
-    """One is closer in one value, the other in another."""
+    """Each is closer in one of the arguments."""
     functions = [function(23, 25), function(25, 23)]
     with pytest.raises(InvalidArgument, match="several functions") as refused:
         resolved(functions, a=1, b=1)
@@ -81,7 +81,7 @@ def test_equally_close_overloads_are_refused() -> None:
     | st.lists(st.integers()) | st.dictionaries(st.text(), st.integers())
 )  # fmt: skip
 def test_distance_is_finite_and_null_fits_all(value: Any) -> None:
-    """No value is outside of the scale, so that each can be compared with each."""
+    """So any value can be compared with any type."""
     for type in CATALOG.types.values():
         found = distance(value, type, CATALOG)
         assert 0 <= found <= FAR
@@ -104,7 +104,7 @@ def test_distance_is_finite_and_null_fits_all(value: Any) -> None:
     ],
 )
 def test_polymorphic_arguments_have_one_type(named: Any, type: str, lists: set[str]) -> None:
-    """One that holds all of the values, as in PostgreSQL: text, if nothing else does."""
+    """As in PostgreSQL, the one that can hold all values; text if no other can."""
     of = function(ANY.oid, ANY.oid)
     assert polymorphic_type(of, FunctionArguments((), named), CATALOG) == (type, frozenset(lists))
     assert polymorphic_type(function(23), FunctionArguments((), {"a": 1}), CATALOG) == (
@@ -123,14 +123,14 @@ def test_polymorphic_arguments_have_one_type(named: Any, type: str, lists: set[s
     ],
 )
 def test_call_that_no_function_takes_is_refused(kwargs: Any, message: str, path: str) -> None:
-    """With what is missing, or too many."""
+    """The error says which arguments are missing or surplus."""
     with pytest.raises(InvalidArgument, match=message) as refused:
         parse_call([function(23, 23)], [], kwargs, CATALOG)
     assert refused.value.details["path"] == path
 
 
 def test_verb_on_rows_says_where_arguments_of_the_function_go() -> None:
-    """All keywords are the verb's."""
+    """Keyword arguments are the verb's; the function's are in "args"."""
     rows = function(23, many=True)
 
     def find(rest: Any, name: str) -> Any:

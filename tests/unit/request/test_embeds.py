@@ -19,13 +19,13 @@ def parsed(embed: Any, max_depth: int = 2) -> tuple[Embed, ...]:
 
 
 def test_true_is_all_of_the_related_rows() -> None:
-    """As are no options, and as a filter that names them means them."""
+    """So is an empty dict, and a filter that names the relationship."""
     assert parsed({"a": True}) == parsed({"a": {}}) == (default_embed("a", "embed.a"),)
     assert parsed(None) == ()
 
 
 def test_embed_of_an_embed_has_its_path() -> None:
-    """Whatever is refused later is refused with it."""
+    """Later errors name it."""
     (outer,) = parsed({"a": {"embed": {"b": {"where": {"x": 1}, "limit": 2, "inner": True}}}})
     (inner,) = outer.embeds
     assert inner.path == "embed.a.embed.b"
@@ -53,14 +53,14 @@ def test_embed_of_an_embed_has_its_path() -> None:
     ],
 )
 def test_malformed_embed_is_refused_with_its_path(embed: Any, path: str) -> None:
-    """What does not follow the grammar, nests too deep or asks for too much."""
+    """Wrong grammar, embeds that nest too deep, and too many of them."""
     with pytest.raises(InvalidArgument) as refused:
         parsed(embed)
     assert refused.value.details["path"] == path
 
 
 def test_list_of_names_is_refused_with_the_equivalent_dict() -> None:
-    """It is what other tools take."""
+    """Other tools accept a list."""
     with pytest.raises(InvalidArgument) as refused:
         parsed(["a", "b"])
     assert refused.value.details["hint"] == 'as in {"a": true, "b": true}'
@@ -73,7 +73,7 @@ def in_call(embed: Any) -> Parsed[GetRequest]:
 
 @pytest.mark.parametrize("embed", [{"a": True}, {"a": {"relation": "b", "inner": True}, "c": {}}])
 def test_embed_without_values_is_parsed_once(embed: Any) -> None:
-    """With the same result as without the cache."""
+    """The result equals that without the cache."""
     first, second = (in_call(dict(embed)).request.embeds for _ in range(2))
     assert first is second
     assert first == EmbedParser(Values(), Limits().max_embed_depth, Limits().max_depth).parse(embed)
@@ -96,7 +96,7 @@ def test_embed_adds_its_values_to_each_call(embed: Any, values: tuple[Any, ...])
     "embed", [{"a": {"inner": 1}}, {"a": {"relation": "x" * 999 + "\0"}}, {"": True}]
 )
 def test_wrong_embed_is_refused_each_time(embed: Any) -> None:
-    """Also after an equal one: 1 and true are equal, and have equal hashes."""
+    """Also after one that compares equal: 1 and true are equal, and have the same hash."""
     in_call({"a": {"inner": True}})
     for _ in range(3):
         with pytest.raises(InvalidArgument):

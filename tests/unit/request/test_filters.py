@@ -14,19 +14,19 @@ from service.request.requests import EVERYTHING, Comparison, Connective, Negatio
 
 
 def parsed(where):
-    """Parse a filter; gives it with the values."""
+    """Parse a filter; return it with its values."""
     values = Values()
     return FilterParser(values, 4).parse(where), values.freeze()
 
 
 def test_filter_without_conditions_holds_for_every_row():
-    """No filter, and an empty one, hold for every row."""
+    """No filter, and an empty one."""
     assert parsed(None) == (EVERYTHING, ())
     assert parsed({}) == (EVERYTHING, ())
 
 
 def test_filters_of_other_values_are_equal():
-    """Filters that differ in their values alone are equal requests."""
+    """Filters that differ only in their values are equal requests."""
     assert parsed({"id": 1, "a": [1]})[0] == parsed({"id": "x", "a": [2, 3]})[0]
     assert parsed({"id": 1})[1] == (1,)
 
@@ -64,7 +64,7 @@ SHAPES = [
 
 @pytest.mark.parametrize(("first", "second"), SHAPES)
 def test_filter_after_one_of_its_shape_is_parsed_as_if_it_were_the_first(first, second):
-    """What is kept by shape changes no filter that comes later, nor its values."""
+    """The cache by shape changes neither later filters nor their values."""
     parsed(first)
     values = Values()
     alone = FilterParser(values, 100 + SHAPES.index((first, second))).parse(second)
@@ -91,7 +91,7 @@ FILTERS = st.recursive(
 
 
 def varied(where, leaf):
-    """Return a filter with other leaves."""
+    """Return a filter with other values."""
     if type(where) is dict and where:
         return {key: varied(each, leaf) for key, each in where.items()}
     if type(where) is list and where:
@@ -100,7 +100,7 @@ def varied(where, leaf):
 
 
 def outcome(where):
-    """Parse a filter; gives what comes of it, whatever that is, as one value."""
+    """Parse a filter; return the filter and its values, or the error, as one value."""
     try:
         found, values = parsed(where)
     except ServiceError as error:
@@ -111,7 +111,7 @@ def outcome(where):
 @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(FILTERS, st.randoms(use_true_random=False), st.booleans())
 def test_filter_is_parsed_the_same_with_and_without_cached_shape(where, chance, scalars):
-    """By the shape that another one has left, or its own, a filter is what it is when parsed anew."""
+    """The cached shape may be its own, or that of another filter."""
     first = {"a": where, "b": 1}
     plain = LEAVES[:9] if scalars else LEAVES
     second = varied(first, lambda leaf: chance.choice([leaf, *plain, *plain]))
@@ -124,14 +124,14 @@ def test_filter_is_parsed_the_same_with_and_without_cached_shape(where, chance, 
 
 
 def test_values_that_a_kept_filter_takes_are_those_that_were_added(monkeypatch):
-    """A shape that does not follow the grammar is not kept, even where the numbers of values agree."""
+    """A malformed filter is not cached, even if it has as many values."""
     monkeypatch.setattr(filters, "AROUND_VALUES", frozenset())
     parsed({"doc": {"eq": {"x": 7}}})
     assert parsed({"doc": {"eq": {"x": 8}}})[1] == ({"x": 8},)
 
 
 def test_filter_nested_far_too_deep_is_refused():
-    """It is not walked to its end to be refused."""
+    """It is refused without a walk to its end."""
     where = {"a": 1}
     for _ in range(20_000):
         where = {"not": where}
@@ -150,7 +150,7 @@ def test_filter_nested_far_too_deep_is_refused():
     ],
 )
 def test_filter_that_looks_like_one_before_is_refused(kept, refused, path):
-    """A filter is not taken for one that was fine."""
+    """A malformed filter is not mistaken for a cached one."""
     parsed(kept)
     with pytest.raises(InvalidArgument) as caught:
         parsed(refused)
@@ -158,11 +158,11 @@ def test_filter_that_looks_like_one_before_is_refused(kept, refused, path):
 
 
 def test_conditions_of_kept_filters_count_towards_the_most():
-    """One parser of several filters refuses too many, whether or not they were met before."""
+    """One parser counts the conditions of all its filters, cached or not."""
     where = {"and": [{"a": {"gt": at}} for at in range(60)]}
     parsed(where)
     parser = FilterParser(Values(), 4)
-    for _ in range(8):  # of 121 each, the "and" counted
+    for _ in range(8):  # of 121 conditions each, including the "and"
         parser.parse(where)
     with pytest.raises(InvalidArgument, match="at most 1000 conditions"):
         parser.parse(where)
@@ -189,7 +189,7 @@ def test_conditions_of_kept_filters_count_towards_the_most():
     ],
 )
 def test_condition_of_any_form_is_a_comparison(condition, operator, word, value):
-    """A condition is a scalar, a list, or an operator with its operand."""
+    """A scalar, a list, or an operator with its operand."""
     found, values = parsed({"x": condition})
     assert isinstance(found, Comparison)
     assert (found.operator, found.word) == (operator, word)
@@ -197,7 +197,7 @@ def test_condition_of_any_form_is_a_comparison(condition, operator, word, value)
 
 
 def test_and_or_not_are_nested():
-    """And, or and not nest; several terms of one dict all hold."""
+    """Several terms of one dict must all hold."""
     found, _ = parsed({"or": [{"a": 1}, {"not": {"b": 2}}], "c": {"gt": 1, "lt": 9}})
     either, both = found.terms
     assert either.any
@@ -207,7 +207,7 @@ def test_and_or_not_are_nested():
 
 
 def test_between_is_two_comparisons():
-    """The bounds are inclusive, and a refusal names the one at fault."""
+    """Bounds are inclusive; an error names the wrong one."""
     found, values = parsed({"x": {"between": [1, 9]}})
     assert [(term.operator, term.operand) for term in found.terms] == [
         ("gte", Operand(0, "where.x.between.0")),
@@ -217,13 +217,13 @@ def test_between_is_two_comparisons():
 
 
 def test_comparison_with_any_or_all_takes_candidates():
-    """A comparison takes a list of candidates."""
+    """The operand is a list."""
     found, values = parsed({"x": {"like": {"any": ["a%", "b%"]}}})
     assert (found.operator, found.quantifier, values) == ("like", "any", (["a%", "b%"],))
 
 
 def test_search_takes_a_string_and_a_configuration():
-    """A search takes a string, or one with its configuration."""
+    """The configuration is optional."""
     found, values = parsed({"x": {"wfts": {"query": "cat", "config": "english"}}})
     assert values[found.config.slot] == "english"
     assert found.operand.path == "where.x.wfts.query"
@@ -234,7 +234,7 @@ def test_search_takes_a_string_and_a_configuration():
     [("[1,5)", False), ("empty", False), (3, True), ("2026-01-01", True), ("{[1,2)}", False)],
 )
 def test_range_contains_ranges_and_elements(operand, element):
-    """The operand says which of both is meant."""
+    """The type of the operand decides which."""
     assert parsed({"x": {"cs": operand}})[0].element is element
 
 
@@ -272,14 +272,13 @@ def test_range_contains_ranges_and_elements(operand, element):
     ],
 )
 def test_malformed_filter_is_refused_with_its_path(where, path):
-    """What does not follow the grammar is refused, with the place at fault."""
     with pytest.raises(InvalidArgument) as refused:
         parsed(where)
     assert refused.value.details["path"] == path
 
 
 def test_filter_nested_too_deep_is_refused():
-    """A filter nested deeper than allowed is refused, however it is nested."""
+    """Whatever it is nested in."""
     for inner in ({"a": 1}, {}, {"a": {"not": {"gt": 1}}}):
         where = inner
         for _ in range(6):
@@ -294,13 +293,12 @@ def test_filter_nested_too_deep_is_refused():
 
 
 def test_misspelled_operator_is_refused_with_the_nearest():
-    """A misspelled operator gets the nearest one."""
     with pytest.raises(InvalidArgument) as refused:
         parsed({"x->y": {"ilik": "a"}})
     assert refused.value.details["hint"] == 'did you mean "ilike"?'
 
 
 def test_filter_of_too_many_conditions_is_refused():
-    """A thousand conditions are enough for anybody."""
+    """A filter has at most a thousand conditions."""
     with pytest.raises(InvalidArgument):
         parsed({f"c{at}": at for at in range(1001)})

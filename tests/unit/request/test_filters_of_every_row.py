@@ -1,4 +1,4 @@
-"""What a filter says of every row, by its form alone."""
+"""Which filters hold for every row by their form alone, whatever the table contains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.request.write_request import parse_delete, parse_update
 
 
 def judged(where):
-    """Judge a filter as it comes."""
+    """Parse a filter, and return whether it always holds."""
     values = Values()
     return holds_always(FilterParser(values, 60).parse(where), values.freeze())
 
@@ -87,14 +87,14 @@ SOME = [
     {"or": [{"x": [1, {"a": [True]}]}, {"x": {"not": [1, {"a": [1]}]}}, {"x": None}]},
     {"or": [{"x": {"gt": {"all": [1]}}}, {"x": {"lte": {"all": [1, 2]}}}, {"x": None}]},
     {"name": {"like": "%"}},
-    # more than are looked through
+    # more columns than are examined
     {"or": [{f"c{at}": at} for at in range(MAX_VARIABLES)] + [{"z": None}, {"not": {"z": None}}]},
 ]
 
 
 @pytest.mark.parametrize("where", EVERY)
-def test_filter_true_of_every_row_is_seen(where):
-    """However it is dressed up; and a write takes it only for every row."""
+def test_filter_true_of_every_row_is_recognized(where):
+    """Such a filter of a write needs `all`, like no filter."""
     assert judged(where)
     for parse, changes in ((parse_update, {"changes": {}}), (parse_delete, {})):
         with pytest.raises(InvalidArgument) as refused:
@@ -104,8 +104,8 @@ def test_filter_true_of_every_row_is_seen(where):
 
 
 @pytest.mark.parametrize("where", SOME)
-def test_filter_that_some_row_may_miss_is_let_pass(where):
-    """Among them what holds of all but nulls."""
+def test_filter_that_some_row_may_not_match_is_accepted(where):
+    """For example one that holds for all values but null."""
     assert not judged(where)
     assert parse_delete([], {"where": where}, Limits())
 
@@ -129,7 +129,7 @@ TREES = st.recursive(
 
 
 def written(tree):
-    """Write a tree as a filter."""
+    """Return a tree as a filter."""
     if isinstance(tree[1], str):
         return {tree[0]: CONDITIONS[tree[1]][0]}
     word, terms = tree
@@ -139,7 +139,7 @@ def written(tree):
 
 
 def truth(tree, row):
-    """Work a tree out for one row, as SQL does."""
+    """Evaluate a tree for one row, as SQL does."""
     if isinstance(tree[1], str):
         return CONDITIONS[tree[1]][1](row[tree[0]])
     word, terms = tree
@@ -151,8 +151,8 @@ def truth(tree, row):
 
 @settings(max_examples=600, deadline=None)
 @given(tree=TREES)
-def test_filter_is_judged_as_all_rows_together_judge_it(tree):
-    """Three values of a column are all that these conditions tell apart."""
+def test_filter_always_holds_if_it_holds_for_each_possible_row(tree):
+    """These conditions distinguish only three values of a column."""
     rows = [
         {"x": x, "y": y, "z": z} for x in (None, 1, 2) for y in (None, 1, 2) for z in (None, 1, 2)
     ]

@@ -1,4 +1,4 @@
-"""Names of procedures, and how odd ones are spelled."""
+"""Names of procedures, and how special characters in them are encoded."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from service.request.names import FunctionName, Name, decode, encode, parse_name
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1))
 def test_name_of_any_characters_survives_encoding(name):
-    """Whatever a relation is called, its component is one component, and reads back."""
+    """Any name becomes one URI component, and is decoded from it."""
     component = encode(name)
     assert decode(component) == name
     assert not set(component) & set(" .#\t\n")
 
 
 def test_encoded_name_escapes_what_wamp_forbids():
-    """Only what WAMP forbids is escaped."""
+    """Nothing else is escaped."""
     assert encode("my table.v1#50%") == "my%20table%2Ev1%2350%25"
     assert encode("Größe-1_a") == "Größe-1_a"
 
@@ -33,7 +33,7 @@ def test_encoded_name_escapes_what_wamp_forbids():
     ],
 )
 def test_name_of_a_verb_is_parsed(name, parsed):
-    """A name is a relation and a verb, perhaps in a schema."""
+    """A relation and a verb, with or without a schema."""
     assert parse_name(name) == parsed
 
 
@@ -41,7 +41,7 @@ def test_name_of_a_verb_is_parsed(name, parsed):
     "name", ["", "actions", "a.b.c.d", "fn", "tx.1", "a%2.get", "a%zz.get", "a%FF.get"]
 )
 def test_name_of_no_procedure_is_refused(name):
-    """Reserved words, broken escapes and other counts of components name nothing."""
+    """Reserved words, malformed escapes and other numbers of components."""
     with pytest.raises(NoSuchProcedure):
         parse_name(name)
 
@@ -56,5 +56,5 @@ def test_name_of_no_procedure_is_refused(name):
     ],
 )
 def test_name_of_a_function_is_parsed(name, parsed):
-    """Functions stand behind "fn", perhaps with a schema before it and a verb after it."""
+    """The component "fn" and a function, with or without a schema before and a verb after it."""
     assert parse_name(name) == parsed

@@ -1,4 +1,4 @@
-"""The tokens that say where a page ended."""
+"""Tokens of pages."""
 
 from __future__ import annotations
 
@@ -17,26 +17,24 @@ KEYS = st.lists(st.none() | st.text(st.characters(codec="utf-8", exclude_charact
 
 @given(KEYS | st.integers(0, 2**63 - 1))
 def test_token_of_the_same_query_has_its_keys(keys):
-    """What a token was written for comes back, with the same question."""
     assert read_token(write_token("d", keys), "d") == keys
 
 
 def test_token_of_another_query_is_refused():
-    """A token is refused with another query."""
     with pytest.raises(InvalidArgument, match="another query"):
         read_token(write_token(digest_of("a"), ["1"]), digest_of("b"))
 
 
 @given(st.none() | st.integers() | st.text() | st.binary() | st.lists(st.text()))
 def test_malformed_token_is_refused(token):
-    """Anything else is refused, and nothing else happens."""
+    """No other error is raised."""
     with pytest.raises(InvalidArgument):
         read_token(token, "d")
 
 
 @pytest.mark.parametrize("keys", ["a", [1], ["a\0"], ["\ud800"], -1, True, 2**63, {}, None, 1.5])
 def test_forged_token_is_refused(keys):
-    """A token of the right make with something else inside is refused."""
+    """A well-formed token with other contents."""
     with pytest.raises(InvalidArgument):
         read_token(_forge(keys), "d")
 

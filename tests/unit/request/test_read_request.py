@@ -1,4 +1,4 @@
-"""Arguments of the verbs to requests."""
+"""Requests of the verbs that read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ def find(**kwargs):
 
 
 def test_key_by_position_or_name_is_the_same_request():
-    """The key may stand either way."""
     assert parse_get([5], {}, LIMITS).request == parse_get([], {"key": 5}, LIMITS).request
     assert parse_get([5], {}, LIMITS).values == (5,)
 
@@ -27,14 +26,14 @@ def test_key_by_position_or_name_is_the_same_request():
     [(5, (), (5,)), ([1, "a"], (), (1, "a")), ({"b": 2, "a": 1}, ("a", "b"), (1, 2))],
 )
 def test_key_of_any_form_is_columns_and_values(key, columns, values):
-    """A key is bare, a list or a dict; a dict's order says nothing."""
+    """A scalar, a list or a dict; the order of a dict does not matter."""
     call = parse_get([key], {}, LIMITS)
     assert isinstance(call.request.key, KeyMatch)
     assert (call.request.key.columns, call.values) == (columns, values)
 
 
 def test_page_of_any_limit_reads_one_row_more():
-    """The row beyond the page tells whether there is a next one; the ceiling holds."""
+    """The further row shows whether there is a next page; the maximum limit holds."""
     assert find(limit=3).values == (4,)
     assert find().values == (11,)
     assert find(limit=999).values == (11,)
@@ -82,7 +81,6 @@ def test_page_of_any_limit_reads_one_row_more():
     ],
 )
 def test_malformed_argument_is_refused_with_its_path(kwargs, path):
-    """A malformed argument is refused with its place."""
     with pytest.raises(InvalidArgument) as refused:
         find(**kwargs)
     assert refused.value.details["path"] == path
@@ -90,13 +88,11 @@ def test_malformed_argument_is_refused_with_its_path(kwargs, path):
 
 @pytest.mark.parametrize("key", [None, [], {}, [1, None], {"a": None}, {5: 1}])
 def test_key_without_all_values_is_refused(key):
-    """A key without a value for each column is none."""
     with pytest.raises(InvalidArgument):
         parse_get([key], {}, LIMITS)
 
 
 def test_arguments_missing_doubled_or_surplus_are_refused():
-    """Missing, doubled and surplus arguments are refused."""
     for args, kwargs in (([], {}), ([1], {"key": 1}), ([1, 2], {}), ([1], {"nope": 1})):
         with pytest.raises(InvalidArgument):
             parse_get(args, kwargs, LIMITS)
@@ -109,7 +105,7 @@ def test_arguments_missing_doubled_or_surplus_are_refused():
     [("many", "one of exact, planned, estimated"), ("exakt", 'did you mean "exact"?')],
 )
 def test_unknown_count_mode_is_refused_with_the_valid_ones(count, hint):
-    """Of a word that is like none, all are named."""
+    """If no mode is similar, all are listed."""
     with pytest.raises(InvalidArgument) as refused:
         find(count=count)
     assert refused.value.details["hint"] == hint

@@ -1,4 +1,4 @@
-"""The language of select items, sort keys and filter keys."""
+"""The grammar of select items, sort keys and filter keys."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from service.request.select_list import parse_item, parse_one, parse_order, pars
     ],
 )
 def test_item_is_alias_column_path_and_cast(text, alias, names, steps, cast):
-    """An item's alias, column, steps and cast are what a reader would say."""
     item = parse_item(text, "select.0", Values())
     reference = item.reference
     assert item.alias == alias
@@ -44,14 +43,14 @@ def test_item_is_alias_column_path_and_cast(text, alias, names, steps, cast):
      "a:b:c", '""', "x" * 1001, "a\0b", "a." * 17 + "b"],
 )  # fmt: skip
 def test_malformed_item_is_refused(text):
-    """What does not follow the grammar is refused, and the refusal says where it stood."""
+    """The error has the path."""
     with pytest.raises(InvalidArgument) as refused:
         parse_item(text, "select.3", Values())
     assert refused.value.details["path"] == "select.3"
 
 
 def test_steps_of_a_path_are_values():
-    """A step is bound as a parameter: a position as a number, a key as a text."""
+    """A step is bound as a parameter: an index as a number, a key as text."""
     values = Values()
     reference = parse_reference("doc->-1->>x", "order.0", values)
     assert values.freeze() == (-1, "x")
@@ -59,14 +58,14 @@ def test_steps_of_a_path_are_values():
 
 
 def test_cast_named_twice_is_refused():
-    """One stands beside the column, one in the long form."""
+    """Once behind the column, once in the dict."""
     with pytest.raises(InvalidArgument) as refused:
         parse_one({"column": "id::text", "cast": "int"}, "select.0", Values())
     assert refused.value.details["path"] == "select.0.cast"
 
 
 def test_plain_sort_key_is_cached_by_name_direction_and_path() -> None:
-    """A key that adds a value, such as a step of a JSON path, is parsed in each call."""
+    """A sort key with a value, such as a step of a JSON path, is parsed in each call."""
     (up,), (down,) = (parse_order([name], Values()) for name in ("a", "-a"))
     assert (up.reference, up.descending, down.descending) == (down.reference, False, True)
     assert parse_order(["b", "a"], Values())[1].reference.path == "order.1"

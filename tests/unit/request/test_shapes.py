@@ -1,6 +1,4 @@
-"""
-Shapes of rows: equal where rows differ in their values alone.
-"""
+"""Shapes of rows: equal for rows that differ only in their values."""
 
 from __future__ import annotations
 
@@ -80,7 +78,7 @@ def test_rows_that_mean_more_than_their_shape_have_none(rows: Any) -> None:
 
 
 def test_operator_value_around_a_document_is_one_value() -> None:
-    """However much of it there is."""
+    """Whatever the size of the document."""
     inside = (
         [0] * 100_000,
         {"$add": 1},
@@ -122,7 +120,7 @@ NESTED = st.recursive(
 
 @given(NESTED)
 def test_rows_are_their_shape_and_their_values(rows: Any) -> None:
-    """So that rows of one shape and with the same values are the same."""
+    """Rows with the same shape and values are equal."""
     shaped = RowsShape(rows, {"doc", "list"}, 1000)
     found = fill_placeholders(with_placeholders(shaped.shape, count()), shaped.values)
     assert json.dumps(found, default=str) == json.dumps(rows, default=str)

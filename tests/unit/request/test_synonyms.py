@@ -1,4 +1,4 @@
-"""Words of other tools lead to ours."""
+"""Hints for words of other tools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.request.synonyms import (
 
 @pytest.mark.parametrize("synonym", SYNONYMS, ids=lambda each: f"{each.kind}-{each.ours}")
 def test_name_of_another_system_is_hinted_to_the_right_one(synonym: Synonym) -> None:
-    """However it is written; but for one that is ours already, which is meant then."""
+    """In any spelling; a word that is valid here gets no hint."""
     for word in synonym.words:
         for written in (word, word.upper(), f"${word}"):
             hint = synonym_hint(synonym.kind, written, [synonym.ours])
@@ -25,7 +25,7 @@ def test_name_of_another_system_is_hinted_to_the_right_one(synonym: Synonym) -> 
 
 
 def test_names_are_compared_by_their_letters() -> None:
-    """Signs alone are left as they are: they are operators."""
+    """Names without letters are unchanged: they are operators."""
     assert letters("order_By") == letters("$orderBy") == "orderby"
     assert letters("$") == "$"
     assert synonym_hint("argument", "order_by", ["limit"]) is None
@@ -45,12 +45,12 @@ def test_names_are_compared_by_their_letters() -> None:
     ],
 )
 def test_name_of_no_column_is_hinted_as_a_spelling_of_others(name: str, hint: str | None) -> None:
-    """Sort orders and lists in one text, operators of Django and of Mongo."""
+    """Sort orders and lists in one string, operators of Django and of MongoDB."""
     assert column_hint(name, ["name", "id", "seats"], ["gt", "gte"]) == hint
 
 
 def test_example_is_written_for_the_relation_at_hand() -> None:
-    """Its columns stand for those of the example, and values are left open."""
+    """With columns of the relation, and placeholders for values."""
     hint = 'did you mean "where", as in actions.find(where={"status": False})?'
     columns, key = ["number", "street"], ["number"]
     assert adapt_hint(hint, "houses", columns, key) == (

@@ -14,7 +14,7 @@ LIMITS = Limits(max_rows=10)
 
 
 def names(caught: pytest.ExceptionInfo[UnknownArgument]) -> set[str]:
-    """Return those that the hint lists."""
+    """Return the names that the hint lists."""
     return set(caught.value.details["hint"].removeprefix("arguments: ").split(", "))
 
 

@@ -63,7 +63,7 @@ def test_unknown_operator_like_key_is_refused(parse: Any, name: str, value: Any)
 
 
 def test_create_of_one_row_or_a_list_holds_assignments():
-    """One row or a list is accepted; a default is distinguished from a value."""
+    """A default is distinguished from a value."""
     one = parse_create([{"a": 1, "b": {"$default": True}}], {}, LIMITS)
     assert not one.request.many
     (row,) = one.request.rows
@@ -75,13 +75,12 @@ def test_create_of_one_row_or_a_list_holds_assignments():
 
 @pytest.mark.parametrize("values", [None, 5, "a", [5], [None], {5: 1}, [[1]]])
 def test_create_of_no_row_is_refused(values):
-    """What is no row is refused."""
     with pytest.raises(InvalidArgument):
         parse_create([values], {}, LIMITS)
 
 
 def test_write_for_every_row_needs_all():
-    """A write is for a key or a filter, and for every row only when it says so."""
+    """A write needs a key or a filter, or `all`."""
     by_key = parse_update([1, {"a": 2}], {}, LIMITS).request.target
     assert by_key.key is not None
     by_filter = parse_update([], {"where": {"x": 1}, "changes": {"a": 2}}, LIMITS).request.target
@@ -111,7 +110,7 @@ def test_write_for_every_row_needs_all():
     ],
 )
 def test_update_with_unclear_target_is_refused(kwargs):
-    """A write with an unclear target, or unclear changes, is refused."""
+    """Also with unclear changes."""
     with pytest.raises(InvalidArgument):
         parse_update([], kwargs, LIMITS)
 
@@ -126,14 +125,14 @@ def test_update_with_unclear_target_is_refused(kwargs):
     ],
 )
 def test_write_with_a_malformed_target_is_refused_with_its_path(parse, kwargs, path):
-    """A target is read, also where it does not matter."""
+    """Also if the target would not be used."""
     with pytest.raises(InvalidArgument) as caught:
         parse((), kwargs, Limits())
     assert caught.value.details["path"] == path
 
 
 def test_rows_of_one_shape_are_parsed_once() -> None:
-    """Where they stand alone; what is made of them refers to the values of each."""
+    """Only rows without related rows; the cached assignments refer to the values of each call."""
     first = parse_create([{"a": 1, "b": "x"}], {}, LIMITS)
     again = parse_create([], {"values": {"a": None, "b": b"y"}}, LIMITS)
     assert first.request.rows[0] is again.request.rows[0]
@@ -147,7 +146,7 @@ def test_rows_of_one_shape_are_parsed_once() -> None:
 
 
 def test_changes_of_one_shape_are_parsed_once_but_for_paths() -> None:
-    """The slots of their values depend on the key before them."""
+    """The numbers of their values depend on the key before them."""
     first = parse_update([7, {"a": 1}], {}, LIMITS)
     again = parse_update([], {"key": "8", "changes": {"a": 2}}, LIMITS)
     assert first.request.changes is again.request.changes
@@ -165,7 +164,7 @@ def test_changes_of_one_shape_are_parsed_once_but_for_paths() -> None:
 
 
 def test_long_names_are_not_kept() -> None:
-    """Callers choose them, and a thousand rows are kept."""
+    """Callers choose names, and a thousand rows are cached."""
     long = {"a" * 5000: 1}
     first, again = (parse_create([long], {}, LIMITS) for _ in range(2))
     assert first.request == again.request

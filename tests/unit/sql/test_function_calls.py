@@ -21,14 +21,14 @@ ADD = Function(
 
 
 def build_statement(function, *args, **kwargs):
-    """Return the text of a call, and what is bound in it."""
+    """Return the text of a call, and its parameters."""
     parsed = parse_call([function], args, kwargs, CATALOG)
     statement = call(plan_call(CATALOG, parsed.request), 11)
     return statement.text, [parsed.values[bound.slot] for bound in statement.bounds]
 
 
 def test_arguments_by_name_are_cast_to_their_types():
-    """Arguments go by their names, so that defaults work; each is cast to its type."""
+    """They are passed by name, so that omitted ones get their defaults."""
     assert build_statement(ADD, b=2, a=1) == (
         'SELECT "public"."add"("a" => CAST(%s AS integer), "b" => CAST(%s AS integer)) AS "answer"',
         [1, 2],
@@ -36,20 +36,20 @@ def test_arguments_by_name_are_cast_to_their_types():
 
 
 def test_calls_of_other_values_have_one_statement():
-    """The order of the arguments and their values make no other statement."""
+    """The text depends neither on the values nor on the order of the arguments."""
     first = parse_call([ADD], [], {"a": 1, "b": 2}, CATALOG).request
     assert first == parse_call([ADD], [], {"b": 5, "a": None}, CATALOG).request
 
 
 def test_function_of_an_odd_name_is_quoted():
-    """Quotes and percent signs in names are doubled, and nothing else happens to them."""
+    """Quotes and percent signs in names are doubled."""
     odd = Function('a"%s', 'f"%', (Argument('x"%s', 25),), 25)
     text, _ = build_statement(odd, **{'x"%s': "v"})
     assert text == 'SELECT "a""%%s"."f""%%"("x""%%s" => CAST(%s AS text)) AS "answer"'
 
 
 def test_function_that_returns_a_set_is_read_as_rows():
-    """A set is read as rows, one more than an answer holds."""
+    """One row more than a page has is read."""
     numbers = Function("public", "numbers", (Argument("", 23),), 23, many=True)
     assert build_statement(numbers, 5)[0] == (
         'SELECT "t"."answer" FROM "public"."numbers"(CAST(%s AS integer)) AS "t" ("answer")'
@@ -64,7 +64,7 @@ def test_function_that_returns_a_set_is_read_as_rows():
 
 
 def test_procedure_is_called_with_places_for_results():
-    """A procedure is called with a place for each argument that comes back."""
+    """CALL has an argument for each OUT argument."""
     work = Function(
         "public", "work", (Argument("a", 23), Argument("b", 23, "out")), 2249, procedure=True
     )
@@ -74,7 +74,7 @@ def test_procedure_is_called_with_places_for_results():
 
 
 def test_variadic_argument_is_a_list():
-    """A variadic argument is a list; left out, PostgreSQL wants the others by position."""
+    """Without it, the other arguments are passed by position."""
     joined = Function(
         "public", "joined", (Argument("sep", 25), Argument("parts", 1009, "variadic", True)), 25
     )
@@ -88,7 +88,7 @@ def test_variadic_argument_is_a_list():
 
 
 def test_argument_called_like_an_option_is_the_functions():
-    """An argument called like an option is the function's; "args" tells them apart."""
+    """Inside of "args" it cannot be mistaken for the option."""
     clash = Function("public", "clash", (Argument("timeout", 23), Argument("form", 25)), 25)
     parsed = parse_call([clash], [], {"timeout": 5, "form": "x"}, CATALOG)
     assert (parsed.timeout, parsed.values) == (None, ("x", 5))
@@ -99,7 +99,7 @@ def test_argument_called_like_an_option_is_the_functions():
 
 
 def test_overload_that_fits_the_names_is_called():
-    """The names that are given pick the function; what leaves least to defaults is meant."""
+    """Of those that have the given names, the one with the fewest omitted arguments."""
     other = Function("public", "add", (Argument("a", 23),), 23)
     assert parse_call([ADD, other], [], {"a": 1}, CATALOG).request.function is other
     assert parse_call([ADD, other], [], {"a": 1, "b": 1}, CATALOG).request.function is ADD

@@ -25,13 +25,13 @@ def build_statement(measures, **kwargs):
 
 
 def within(measures, **kwargs):
-    """Return what the groups are made of."""
+    """Return the SQL of the groups, inside of a statement."""
     text = build_statement(measures, **kwargs).text
     return text.partition(" FROM (")[2].partition(') AS "t"')[0]
 
 
 def test_aggregate_without_groups_is_one_row():
-    """Without groups there is no GROUP BY, and one row."""
+    """The statement has no GROUP BY."""
     statement = build_statement(COUNT)
     assert statement.text == (
         f'SELECT "t"."n" AS "n" FROM (SELECT pg_catalog.count(*) AS "n"{FROM}) AS "t"{LIMIT}'
@@ -40,7 +40,7 @@ def test_aggregate_without_groups_is_one_row():
 
 
 def test_groups_stand_by_position_and_order_the_answer():
-    """Groups stand by position, since a path in them holds parameters; they order the answer."""
+    """GROUP BY has positions, because a path in a group contains parameters."""
     statement = build_statement(
         COUNT, group=["status", "a:doc->>a"], where={"id": {"gt": 1}}, offset=2
     )
@@ -103,7 +103,7 @@ def test_measure_is_a_function_of_an_operand(measure, sql):
     ],
 )
 def test_having_compares_with_the_type_of_a_measure(measure, type):
-    """A filter over measures compares with what each gives."""
+    """Operands of `having` have the result types of measures."""
     statement = build_statement({"m": measure}, having={"m": {"neq": "x"}})
     assert f'AS "t" WHERE "t"."m" OPERATOR(pg_catalog.<>) CAST(%s AS {type})' in statement.text
     assert [bound.path for bound in statement.bounds][-2:] == ["having.m.neq", "limit"]
@@ -118,12 +118,12 @@ def test_having_compares_with_the_type_of_a_measure(measure, type):
     ],
 )
 def test_order_of_groups_ends_with_the_groups(order, sql):
-    """Sort keys are groups and measures; groups come last, so that the order is one."""
+    """So that the order is total."""
     assert f" ORDER BY {sql} LIMIT" in build_statement(COUNT, group=["status"], order=order).text
 
 
 def test_order_by_the_column_of_a_group_is_by_the_group():
-    """A group may be named by what it is of."""
+    """A group is also named by its column."""
     text = build_statement(
         COUNT,
         group=["s:status", "actions_owner_fkey.action", "doc->>a"],
@@ -175,14 +175,14 @@ def test_order_by_the_column_of_a_group_is_by_the_group():
     ],
 )
 def test_malformed_aggregate_is_refused_with_its_path(measures, kwargs, path):
-    """What does not follow the grammar is refused with its place."""
+    """The error has the path."""
     with pytest.raises(InvalidArgument) as refused:
         build_statement(measures, **kwargs)
     assert refused.value.details["path"] == path
 
 
 def test_misspelled_name_is_refused_with_the_nearest():
-    """The nearest known name helps."""
+    """The hint has the nearest known name."""
     with pytest.raises(InvalidArgument) as refused:
         build_statement({"total": {"summ": "id"}})
     assert refused.value.details["hint"] == 'did you mean "sum"?'
@@ -198,7 +198,7 @@ def embedding(embed):
 
 
 def test_embed_of_groups_selects_from_them():
-    """Groups of the related rows are a source of their own within the embed."""
+    """The groups are a subselect within the embed."""
     embed = {
         "actions": {
             "direction": "many",
@@ -234,7 +234,7 @@ def test_embed_of_groups_selects_from_them():
     ],
 )
 def test_malformed_embed_of_groups_is_refused_with_its_path(options, path):
-    """What does not follow the grammar is refused with its place."""
+    """The error has the path."""
     with pytest.raises(InvalidArgument) as refused:
         embedding({"actions": {"direction": "many", **options}})
     assert refused.value.details["path"] == path

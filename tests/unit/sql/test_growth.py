@@ -1,7 +1,7 @@
 """
-What a call of n parts costs the reactor grows as n does: parsed, planned and made a statement.
+The cost of a call grows linearly with its number of parts: parsed, planned and built into a statement.
 
-What is counted is the instructions that Python runs for it, which are the same each time.
+The cost is the number of Python instructions, which is the same in each run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Kwargs = Callable[[int], dict[str, Any]]
 
 
 def instructions(run: Callable[[], Any]) -> int:
-    """Return how many instructions a call takes."""
+    """Return the number of Python instructions that a call takes."""
     found = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -96,9 +96,9 @@ WRITES: dict[str, tuple[str, Kwargs]] = {
 
 
 def grows(kwargs: Kwargs, run: Callable[[dict[str, Any]], Any], n: int = FEW) -> float:
-    """Return how many times as many instructions the longer call takes."""
+    """Return the ratio of the instructions of a longer call to those of a shorter one."""
     few, many = kwargs(n), kwargs(n * TIMES)
-    for given in few, many:  # what is made once, for whatever call
+    for given in few, many:  # fills caches that are shared by all calls
         run(given)
     filters._shapes.clear()
     return instructions(lambda: run(many)) / instructions(lambda: run(few))
@@ -125,7 +125,7 @@ def test_new_rows_with_others_inside_take_no_more_for_each() -> None:
 
 
 def test_filter_met_before_is_hashed_once() -> None:
-    """Each look at what is made of a call would hash all of its conditions."""
+    """Otherwise each lookup in a cache would hash all of its conditions."""
     kwargs = {"where": {"and": terms(FEW)}}
     parse = lambda: parse_find([], kwargs, LIMITS, "vehicles").request  # noqa: E731
     hash(parse())

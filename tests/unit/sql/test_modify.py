@@ -31,7 +31,7 @@ def created(values, **kwargs):
 
 
 def test_create_of_a_row_returns_it():
-    """A new row comes back with what the database made of it."""
+    """With the values that the database generated."""
     assert created({"action": "a", "status": {"$default": True}}).text == (
         'INSERT INTO "public"."actions" AS "t" ("action", "status") VALUES (%s, DEFAULT)'
         ' RETURNING "t"."id" AS "id"'
@@ -42,7 +42,7 @@ def test_create_of_a_row_returns_it():
 
 
 def test_create_of_defaults_alone_inserts_each_row():
-    """DEFAULT VALUES is one row, so more of them are read from somewhere, without columns."""
+    """DEFAULT VALUES inserts one row only, so several are selected from a source without columns."""
     assert created([{}, {}]).text == (
         'INSERT INTO "public"."actions" AS "t" SELECT FROM pg_catalog.generate_series(1, 2)'
         ' RETURNING "t"."id" AS "id"'
@@ -50,19 +50,19 @@ def test_create_of_defaults_alone_inserts_each_row():
 
 
 def test_create_of_rows_with_other_columns_fills_in_defaults():
-    """In a bulk, a key that one row lacks is its column's default."""
+    """A column that one of several rows lacks gets its default."""
     statement = created([{"action": "a"}, {"status": True}])
     assert '("action", "status") VALUES (%s, DEFAULT), (DEFAULT, %s)' in statement.text
     assert [bound.path for bound in statement.bounds] == ["values.0.action", "values.1.status"]
 
 
 def test_write_with_returning_false_returns_nothing():
-    """With returning false nothing is read back."""
+    """The statement has no RETURNING."""
     assert "RETURNING" not in created({"action": "a"}, returning=False).text
 
 
 def test_write_with_order_reads_rows_from_a_second_statement():
-    """Written rows come back in an order, read from the write as a source."""
+    """RETURNING has no order, so the rows are read again."""
     assert created([{"action": "a"}], order=["-action"]).text == (
         'WITH "w" ("v") AS (INSERT INTO "public"."actions" AS "t" ("action") VALUES (%s)'
         ' RETURNING CAST(ARRAY[CAST("t"."id" AS text)] AS text[])) SELECT FROM "w"'
@@ -78,7 +78,7 @@ def test_write_with_order_reads_rows_from_a_second_statement():
 
 
 def test_update_by_key_compares_what_is_expected():
-    """Changes by key, with what is expected of the row."""
+    """The key and the values of `expect` are conditions."""
     call = parse_update([7, {"action": "b"}], {"expect": {"owner": None}, **BACK}, Limits())
     assert modify(plan_update(CATALOG, ACTIONS, call.request)).text == (
         'UPDATE "public"."actions" AS "t" SET "action" = %s'
@@ -89,7 +89,7 @@ def test_update_by_key_compares_what_is_expected():
 
 
 def test_delete_by_filter_returns_the_rows():
-    """Rows that a filter picks."""
+    """The filter is the condition, and RETURNING has the rows."""
     call = parse_delete([], {"where": {"status": True}, "returning": False}, Limits())
     assert modify(plan_delete(CATALOG, ACTIONS, call.request)).text == (
         'DELETE FROM "public"."actions" AS "t" WHERE "t"."status" OPERATOR(pg_catalog.=) CAST(%s AS boolean)'
@@ -97,7 +97,7 @@ def test_delete_by_filter_returns_the_rows():
 
 
 def test_current_row_is_read_and_locked():
-    """The row that a write is for can be read, and locked."""
+    """The stored row is read with a row lock before the write."""
     call = parse_update([7, {}], {"expect": {"raw": 1}, **BACK}, Limits())
     request = call.request
     plan = plan_current(CATALOG, ACTIONS, request.target, request.returning, lock=Lock())
@@ -114,14 +114,14 @@ def test_current_row_is_read_and_locked():
     ],
 )
 def test_column_that_cannot_be_written_is_refused(values, path):
-    """Unknown columns, and those that the database makes, cannot be written."""
+    """Unknown and generated columns."""
     with pytest.raises(InvalidArgument) as refused:
         created(values)
     assert refused.value.details["path"] == path
 
 
 def upserted(values, name="actions", **kwargs):
-    """Return what an upsert does about rows that are there already."""
+    """Return the ON CONFLICT clause of an upsert."""
     relation = CATALOG.relation("public", name)
     call = parse_upsert([values], {"returning": False, **kwargs}, Limits())
     return modify(plan_create(CATALOG, relation, call.request)).text.partition(" ON CONFLICT ")[2]
@@ -167,12 +167,12 @@ def upserted(values, name="actions", **kwargs):
     ],
 )  # fmt: skip
 def test_upsert_takes_over_what_is_given(values, kwargs, sql):
-    """A row that is there takes over what is given, less its key, and keeps the rest."""
+    """Given columns are updated, except those of the key."""
     assert upserted(values, **kwargs) == sql
 
 
 def test_upsert_into_a_view_accepts_any_columns_as_key():
-    """What is a key of a view, PostgreSQL knows."""
+    """Only PostgreSQL knows which columns of a view are unique."""
     sql = '("note") DO UPDATE SET "note" = "excluded"."note"'
     assert upserted({"note": "x"}, "notes", on_conflict=["note"]) == sql
 
@@ -196,14 +196,14 @@ def test_upsert_into_a_view_accepts_any_columns_as_key():
     ],
 )
 def test_upsert_without_a_unique_key_is_refused(kwargs, path):
-    """A conflict is about a unique key, and columns that can be written."""
+    """An upsert needs a unique key, and columns that can be written."""
     with pytest.raises(InvalidArgument) as refused:
         upserted({"note": "x"} if "name" in kwargs else {"id": 1}, **kwargs)
     assert refused.value.details["path"] == path
 
 
 def test_prefixed_statement_keeps_marks_and_parameters():
-    """Marks of both statements stay where they are; each has its own parameters."""
+    """Each part keeps its own parameters in their positions."""
     text, behind = "SELECT a%%, %s; ", "SELECT b, %s"
     marks = (Mark("a", "a", behind=len(text + behind) - 7), Mark("b", "b", behind=5))
     bounds = tuple(Bound(at, CATALOG.type(23), f"{at}") for at in range(2))

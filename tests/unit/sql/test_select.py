@@ -33,7 +33,7 @@ ID, INTEGER = '"t"."id"', "CAST(%s AS integer)"
 
 
 def found(name="actions", **kwargs):
-    """Return the statement of a find, and the call."""
+    """Return the statement of a find, and its call."""
     call = parse_find([], {"select": ["id"], **kwargs}, Limits(), name)
     return select(plan_find(CATALOG, relation(name), call.request)), call
 
@@ -45,7 +45,7 @@ def alike(left, right):
 
 
 def where_of(condition):
-    """Return the WHERE clause of a filter, and what is bound in it."""
+    """Return the WHERE clause of a filter, and its parameters."""
     call = parse_count([], {"where": condition}, Limits())
     statement = count(plan_count(CATALOG, relation(), call.request))
     text = statement.text.removeprefix(f"SELECT pg_catalog.count(*) FROM (SELECT {FROM} WHERE ")
@@ -53,7 +53,7 @@ def where_of(condition):
 
 
 def test_get_by_key_is_one_comparison():
-    """A row by key is one comparison; the columns that may be read are named."""
+    """The select list names the readable columns."""
     call = parse_get([5], {"select": ["id", "n:action"]}, Limits())
     statement = select(plan_get(CATALOG, relation(), call.request))
     assert statement.text == (
@@ -64,7 +64,7 @@ def test_get_by_key_is_one_comparison():
 
 
 def test_find_sorts_by_the_primary_key_last():
-    """The primary key is the last sort key, and comes back as text for the token."""
+    """It is also returned as text, for the token."""
     statement, _ = found(order=["-status"])
     assert statement.text == (
         'SELECT "t"."id" AS "id", CAST("t"."status" AS text), CAST("t"."id" AS text)'
@@ -73,13 +73,13 @@ def test_find_sorts_by_the_primary_key_last():
 
 
 def test_column_twice_in_order_counts_once():
-    """A column that stands twice in the order counts once."""
+    """Only the first sort key of a column is used."""
     statement, _ = found(order=["id", "-id", "id"])
     assert statement.text.endswith(' ORDER BY "t"."id" LIMIT CAST(%s AS bigint)')
 
 
 def test_odd_names_are_quoted():
-    """Quotes and percent signs in names are doubled, and nothing else happens to them."""
+    """Quotes and percent signs in names are doubled."""
     call = parse_get([5], {}, Limits())
     statement = select(plan_get(CATALOG, relation('odd %."name', "app"), call.request))
     assert statement.text == (
@@ -119,7 +119,7 @@ def test_odd_names_are_quoted():
     ],
 )
 def test_page_after_a_token_begins_behind_its_row(order, keys, text):
-    """A page begins right behind the row that its token tells of."""
+    """The condition compares the sort keys with those in the token."""
     call = parse_find([], {"order": order}, Limits(), "public.actions")
     token = write_token(digest_of(*call.query), keys)
     call = parse_find([], {"order": order, "after": token}, Limits(), "public.actions")
@@ -129,7 +129,7 @@ def test_page_after_a_token_begins_behind_its_row(order, keys, text):
 
 
 def test_page_without_a_key_uses_offset():
-    """Rows without a key are paged by offset."""
+    """Rows without a key cannot use keyset pagination."""
     call = parse_find([], {"select": ["note"]}, Limits(), "notes")
     token = write_token(digest_of(*call.query), 40)
     again = parse_find([], {"select": ["note"], "offset": 2, "after": token}, Limits(), "notes")
@@ -139,14 +139,14 @@ def test_page_without_a_key_uses_offset():
 
 
 def test_token_of_other_sort_keys_is_refused():
-    """A forged token with another number of sort keys is refused."""
+    """The token is forged."""
     token = write_token(digest_of(*parse_find([], {}, Limits(), "actions").query), ["1", "2"])
     with pytest.raises(InvalidArgument):
         found(after=token)
 
 
 def test_distinct_rows_are_sorted_by_what_is_selected():
-    """Distinct rows are sorted by what is selected; distinct-on columns lead the sort keys."""
+    """Columns of DISTINCT ON are the first sort keys."""
     statement, _ = found(distinct=True, select=["status", "action"], order=["-action"])
     assert statement.text.startswith('SELECT DISTINCT "t"."status" AS "status"')
     assert " ORDER BY 2 DESC, 1 LIMIT" in statement.text
@@ -158,7 +158,7 @@ def test_distinct_rows_are_sorted_by_what_is_selected():
 
 
 def test_select_list_has_aliases_casts_and_paths():
-    """Aliases, casts and JSON paths become columns of the answer."""
+    """Each becomes a column of the result."""
     statement, _ = found(select=["*"])
     assert statement.columns == tuple(relation().columns)
     statement, _ = found(select=["n:id::text", "doc->a->>0", "raw->x", {"column": "tags->1"}])
@@ -181,7 +181,7 @@ def test_select_list_has_aliases_casts_and_paths():
 
 
 def test_star_of_related_rows_is_refused():
-    """All columns of a related row are an embed; those of the row itself are no answer to it."""
+    """An embed without `select` returns all columns."""
     with pytest.raises(InvalidArgument, match="of the row itself") as caught:
         found(select=["id", "owner.*"])
     assert caught.value.details["path"] == "select.1"
@@ -189,7 +189,7 @@ def test_star_of_related_rows_is_refused():
 
 
 def test_cast_to_a_type_of_the_same_letters_is_to_the_one_named():
-    """Two types may differ in the case of their names alone."""
+    """Names of two types may differ in case only."""
     other = Type(9001, "public", "Mood", 'public."Mood"', "enum", "E", labels=("up",))
     both = replace(CATALOG, types={9001: other, **CATALOG.types})
     assert both.type_named('public."Mood"').oid == 9001
@@ -215,7 +215,7 @@ def test_cast_to_a_type_of_the_same_letters_is_to_the_one_named():
     ],
 )
 def test_find_that_does_not_fit_is_refused_with_its_path(kwargs, path):
-    """What the catalog does not know, or does not go with a type, is refused with its place."""
+    """Names that the catalog does not have, and operators that a type does not have."""
     with pytest.raises(InvalidArgument) as refused:
         found(**kwargs)
     assert refused.value.details["path"] == path
@@ -286,12 +286,12 @@ def test_find_that_does_not_fit_is_refused_with_its_path(kwargs, path):
     ],
 )
 def test_condition_is_sql_with_bound_values(where, text, values):
-    """Each condition is the SQL that people of PostgREST expect, with its values bound."""
+    """Each operator has the SQL of its PostgREST counterpart."""
     assert where_of(where) == (text, values)
 
 
 def test_count_exists_and_estimate_are_queries_about_a_read():
-    """Counting, asking for one row and asking the planner."""
+    """Each is built around the query of the rows."""
     call = parse_count([], {}, Limits())
     plan = plan_count(CATALOG, relation(), call.request)
     assert count(plan).text == f"SELECT pg_catalog.count(*) FROM (SELECT {FROM}) AS counted"
@@ -304,13 +304,13 @@ def test_count_exists_and_estimate_are_queries_about_a_read():
 
 @pytest.mark.parametrize("key", [[1, 2], {"status": True}, {"nope": 1}, {"id": 1, "status": True}])
 def test_get_by_no_unique_key_is_refused(key):
-    """A key has the columns of a unique key."""
+    """The columns of a key have to be those of a unique key."""
     with pytest.raises(InvalidArgument):
         plan_get(CATALOG, relation(), parse_get([key], {}, Limits()).request)
 
 
 def test_get_by_any_unique_key_is_a_comparison():
-    """A dict that names the columns of any unique key picks a row."""
+    """A dict with the columns of any unique key is a key."""
     call = parse_get([{"owner": 3, "action": "x"}], {"select": ["id"]}, Limits())
     statement = select(plan_get(CATALOG, relation(), call.request))
     assert '("t"."action" OPERATOR(pg_catalog.=) ' in statement.text

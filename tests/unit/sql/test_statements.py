@@ -1,4 +1,4 @@
-"""The page of statements: what stands under each call is what is sent for it."""
+"""docs/statements.md: the SQL below each call is what the service sends for it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ LIMITS = Limits()
 
 
 def read(name: str, kwargs: Mapping[str, Any]) -> list[str]:
-    """Build the statements of a find, with that of its count if that is asked for."""
+    """Build the statements of a find, with its count if one is requested."""
     relation = CATALOG.relation("public", name)
     request = parse_find([], kwargs, LIMITS, name).request
     counted = [count(plan_all(CATALOG, relation, request)).text] if request.count else []
@@ -72,7 +72,7 @@ def streamed(name: str, kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def watched(name: str, kwargs: Mapping[str, Any]) -> list[str]:
-    """Build the statement of a query that is watched."""
+    """Build the statement of a watched query."""
     request = parse_watched([], kwargs, LIMITS, name, 10_000).request
     plan = plan_watch(CATALOG, CATALOG.relation("public", name), request).read
     assert isinstance(plan, ReadPlan)
@@ -90,7 +90,7 @@ def imported(name: str, kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def called(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> list[str]:
-    """Build the statement of a function, or of a find on its rows."""
+    """Build the statement of a function call, or of a find on its rows."""
     name, _, verb = name.partition(".")
     functions = CATALOG.function("public", name)
     if verb != "find":
@@ -106,7 +106,7 @@ def called(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def nested(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> list[str]:
-    """Build the statements of new rows with related ones inside."""
+    """Build the statements of a nested create."""
     relation, parsed = CATALOG.relation("public", name), parse_create(args, kwargs, LIMITS)
     rows = [(str(at), row) for at, row in enumerate(parsed.request.rows)]
     tree = plan_nested_create(
@@ -134,8 +134,8 @@ SEVERAL = {"find": read, "stream": streamed, "watch": watched, "import": importe
 
 
 def statements(example: str) -> list[str]:
-    """Build the statements of a call that is written as in Python."""
-    # "import" is a word of Python's, and no name
+    """Build the statements of a call written in Python."""
+    # "import" is a keyword of Python
     parsed = ast.parse(example.replace(".import(", ".import_("), mode="eval").body
     assert isinstance(parsed, ast.Call)
     args = [ast.literal_eval(each) for each in parsed.args]
@@ -156,7 +156,7 @@ def statements(example: str) -> list[str]:
 
 
 def plain(sql: str) -> list[str]:
-    """Return statements with one space where the page has a break, and none inside of brackets."""
+    """Return statements with line breaks replaced by spaces, and without spaces inside of brackets."""
     sql = re.sub(r"\s+", " ", sql)
     sql = re.sub(r"(?<=[(]) | (?=[)])", "", sql)
     return [each.strip() for each in sql.split(";") if each.strip()]
@@ -164,12 +164,12 @@ def plain(sql: str) -> list[str]:
 
 @pytest.mark.parametrize(("example", "sql"), EXAMPLES)
 def test_statement_of_the_page_is_what_is_sent(example: str, sql: str) -> None:
-    """The text is compared but for its line breaks."""
+    """Line breaks are ignored."""
     assert plain(sql) == plain(";".join(statements(example)))
 
 
 def test_page_has_every_verb_that_sends_a_statement() -> None:
-    """Each verb has an example, a function called alone and as rows included."""
+    """Each verb has an example; a function has two, called alone and as rows."""
     shown = {re.match(r"[\w.]+", example)[0] for example, _ in EXAMPLES}  # type: ignore[index]
     missing = f"{PAGE} has an example of each verb, which VERBS or SEVERAL above builds"
     found = {
@@ -178,5 +178,5 @@ def test_page_has_every_verb_that_sends_a_statement() -> None:
         else name.rpartition(".")[2]
         for name in shown
     }
-    # an export is a stream to it
+    # an export has the statement of a stream
     assert found == ALL_VERBS.keys() - {"export"} | {"fn", "fn.find"}, missing
