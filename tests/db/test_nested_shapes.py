@@ -161,7 +161,7 @@ async def test_rows_are_created_the_same_with_and_without_cached_shape(
     db.dispatcher.served_to(ANYONE).trees.clear()
     execute(dsn, BEFORE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nested, "_kept", lambda *_: None)
+        patch.setattr(nested, "_cached_tree", lambda *_: None)
         anew = await outcome(db, dsn, second)
     execute(dsn, BEFORE)
     await outcome(db, dsn, first)
