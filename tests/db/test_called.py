@@ -104,7 +104,7 @@ FOUND: list[tuple[str, dict[str, Any], Any]] = [
 async def test_find_of_a_function_selects_sorts_and_embeds(
     db: DirectCaller, name: str, kwargs: dict[str, Any], expected: Any
 ) -> None:
-    """A find picks, names, sorts and embeds; without an order the function's own stays."""
+    """Without an order, the rows have the function's order."""
     if "distinct" in kwargs:
         kwargs["order"] = ["n"]
         found = await db.call(f"fn.{name}.find", **kwargs)
@@ -117,20 +117,20 @@ async def test_find_of_a_function_selects_sorts_and_embeds(
 
 @pytest_twisted.ensureDeferred
 async def test_rows_of_a_domain_are_answered_without_hidden_columns(db: DirectCaller) -> None:
-    """Rows that come as a domain are rows, hidden columns apart."""
+    """Rows of a domain over a composite type are rows of that type."""
     assert await db.call("fn.one_domained", key=3) == {"id": 3, "name": "Cyd", "boss": 1}
     assert (await db.call("fn.domained"))[0] == {"id": 1, "name": "Ada", "boss": None}
 
 
 @pytest_twisted.ensureDeferred
 async def test_find_with_positional_args_passes_them_by_place(db: DirectCaller) -> None:
-    """What goes by position in a call, goes by position in a find."""
+    """As in a plain call of the function."""
     assert (await db.call("fn.of_json.find", {"a": 1}))["rows"] == [{"k": "a"}]
 
 
 @pytest_twisted.ensureDeferred
 async def test_pages_of_a_function_follow_each_other(db: DirectCaller) -> None:
-    """Pages follow one another, also where a row comes twice, and belong to one question."""
+    """Also if rows repeat; a token is valid for its own query only."""
     seen: list[int] = []
     token = None
     while True:
@@ -151,7 +151,7 @@ async def test_pages_of_a_function_follow_each_other(db: DirectCaller) -> None:
 @pytest.mark.parametrize("mode", ["exact", "estimated", "planned"])
 @pytest_twisted.ensureDeferred
 async def test_count_of_a_function_calls_it_once(db: DirectCaller, dsn: str, mode: str) -> None:
-    """Rows are counted without calling twice what may not be called twice."""
+    """A function that may not be called twice is counted with the rows."""
     found = await db.call("fn.everyone.find", count=mode, limit=1, where={"id": {"gt": 1}})
     assert isinstance(found["count"], int)
     if mode != "planned":
@@ -172,7 +172,7 @@ async def test_count_of_a_function_calls_it_once(db: DirectCaller, dsn: str, mod
 
 @pytest_twisted.ensureDeferred
 async def test_count_of_many_rows_takes_little_memory(db: DirectCaller) -> None:
-    """The rows around a page are counted where they are, however many there are."""
+    """The rows of other pages are counted in the server."""
     many = {"many": 300_000}
     tracemalloc.start()
     try:
@@ -194,7 +194,7 @@ async def test_count_of_many_rows_takes_little_memory(db: DirectCaller) -> None:
 async def test_function_that_postgresql_asks_to_retry_is_tried_again(
     db: DirectCaller, dsn: str
 ) -> None:
-    """What PostgreSQL asks to be tried again is tried again."""
+    """After a serialization failure or a deadlock."""
     assert await db.call("fn.unlucky") == [{"n": 2}]
     execute(dsn, "ALTER SEQUENCE tries RESTART")
     assert (await db.call("fn.unlucky.find"))["rows"] == [{"n": 2}]
@@ -204,7 +204,7 @@ async def test_function_that_postgresql_asks_to_retry_is_tried_again(
 
 @pytest_twisted.ensureDeferred
 async def test_aggregate_of_a_function_counts_and_sums_its_rows(db: DirectCaller) -> None:
-    """The rows of a function are counted and summed like those of a relation."""
+    """As of a relation."""
     found = await db.call(
         "fn.logged.aggregate", args={"many": 5}, measures={"n": {"count": "*"}},
         group=["kind:\"odd \"\"%s\""], order=["kind"],
@@ -232,13 +232,12 @@ async def test_aggregate_of_a_function_counts_and_sums_its_rows(db: DirectCaller
 async def test_find_of_hidden_columns_or_without_rows_is_refused(
     db: DirectCaller, name: str, kwargs: dict[str, Any], refusal: type[Exception]
 ) -> None:
-    """Hidden columns stay hidden, and what has no rows has no verbs."""
+    """Hidden columns are unknown; a function without rows has no verbs."""
     assert isinstance(await failure_of(db.call(f"fn.{name}.find", **kwargs)), refusal)
 
 
 @pytest_twisted.ensureDeferred
 async def test_distinct_of_values_without_equality_is_refused(db: DirectCaller) -> None:
-    """Values without an equality operator are refused where distinct ones are asked for."""
     for kwargs, path in (
         ({"distinct": True}, "distinct"),
         ({"distinct": True, "select": ["n", "at"]}, "select.1"),
@@ -251,7 +250,7 @@ async def test_distinct_of_values_without_equality_is_refused(db: DirectCaller) 
 
 @pytest_twisted.ensureDeferred
 async def test_argument_outside_args_is_refused_with_its_place(db: DirectCaller) -> None:
-    """An argument of the function in the place of one of find is told where to go."""
+    """The hint says that arguments of the function are in `args`."""
     refused = await failure_of(db.call("fn.everyone.find", lowest=1))
     assert refused.details["hint"] == 'arguments of the function go into "args"'  # type: ignore[attr-defined]
     refused = await failure_of(db.call("fn.everyone.aggregate", {"n": {"count": "*"}}))

@@ -1,6 +1,4 @@
-"""
-Functions of a row: computed columns and computed relationships, as SQL itself answers them.
-"""
+"""Computed columns and relationships, which are functions of a row, compared with SQL."""
 
 from __future__ import annotations
 
@@ -100,14 +98,14 @@ FOUND: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
 async def test_computed_column_in_a_find_goes_where_columns_go(
     db: DirectCaller, relation: str, kwargs: dict[str, Any], expected: list[dict[str, Any]]
 ) -> None:
-    """A computed column goes wherever a column goes, a computed relationship likewise."""
+    """Computed relationships can be used like other relationships."""
     found = await db.call(f"{relation}.find", **kwargs)
     assert found["rows"] == expected
 
 
 @pytest_twisted.ensureDeferred
 async def test_computed_column_not_asked_for_is_not_answered(db: DirectCaller) -> None:
-    """Nobody gets what is computed without asking; and a name may come out by keyset pages."""
+    """It is not selected by default, and may have the name of an internal column of keyset pages."""
     row = await db.call("people.get", 1)
     assert set(row) == {"id", "first", "last", "boss", "t", "pay"}
     page = await db.call("people.find", select=["id"], order=["full_name"], limit=2)
@@ -120,7 +118,6 @@ async def test_computed_column_not_asked_for_is_not_answered(db: DirectCaller) -
 
 @pytest_twisted.ensureDeferred
 async def test_computed_column_in_an_aggregate_is_counted_and_grouped(db: DirectCaller) -> None:
-    """What is computed can be counted and grouped."""
     found = await db.call(
         "people.aggregate", {"n": {"count": "*"}, "most": {"max": "full_name"}}, group=["size"]
     )
@@ -129,7 +126,7 @@ async def test_computed_column_in_an_aggregate_is_counted_and_grouped(db: Direct
 
 @pytest_twisted.ensureDeferred
 async def test_computed_column_of_a_written_row_is_as_after_the_write(db: DirectCaller) -> None:
-    """The rows that a write gives back are computed as they are then."""
+    """It is computed from the written row."""
     made = await db.call(
         "people.create", {"id": 9, "first": "Dot", "last": "Oh", "boss": 1}, select=["full_name"]
     )
@@ -181,12 +178,12 @@ async def test_computed_column_of_a_written_row_is_as_after_the_write(db: Direct
 async def test_computed_column_that_is_hidden_or_none_is_refused(
     db: DirectCaller, verb: str, kwargs: dict[str, Any]
 ) -> None:
-    """What is hidden, of other rows, or no column at all is refused, and nothing is written."""
+    """Hidden functions, and those of other relations; nothing is written."""
     assert isinstance(await failure_of(db.call(f"people.{verb}", **kwargs)), InvalidArgument)
 
 
 @pytest_twisted.ensureDeferred
 async def test_computed_column_misspelled_is_in_the_hint(db: DirectCaller) -> None:
-    """The nearest name may be a computed one."""
+    """The nearest name may be that of a computed column."""
     refused = await failure_of(db.call("people.find", select=["ful_name"]))
     assert refused.details["hint"] == 'did you mean "full_name"?'  # type: ignore[attr-defined]

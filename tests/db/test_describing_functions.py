@@ -1,6 +1,4 @@
-"""
-What `describe` says of functions and computed columns is what they take and answer.
-"""
+"""`describe` of functions and computed columns conforms to what they take and return."""
 
 from __future__ import annotations
 
@@ -62,13 +60,13 @@ pytestmark = pytest.mark.serving("public", "app")
 
 
 def described(db: DirectCaller) -> dict[str, Any]:
-    """Describe what is served."""
+    """Return the description of the service."""
     return describe(db.dispatcher.served.catalog, "rowcast", "0", db.dispatcher.verbs, {})
 
 
 @pytest_twisted.ensureDeferred
 async def test_functions_with_overloads_are_described_without_hidden_ones(db: DirectCaller) -> None:
-    """Each overload is there with its arguments; nothing that is hidden is."""
+    """Each overload has its arguments."""
     functions = described(db)["functions"]
     assert "fn.hushed" not in functions
     first, second = functions["fn.add"]
@@ -92,7 +90,6 @@ async def test_functions_with_overloads_are_described_without_hidden_ones(db: Di
 async def test_schemas_of_a_function_hold_for_its_arguments_and_answers(
     db: DirectCaller, name: str, overload: int, kwargs: dict[str, Any]
 ) -> None:
-    """The schemas hold for what is given and for what is answered."""
     document = described(db)
     Draft202012Validator.check_schema(document)
     found = document["functions"][name][overload]
@@ -141,7 +138,7 @@ async def test_verbs_are_described_of_functions_that_return_rows_alone(db: Direc
 
 @pytest_twisted.ensureDeferred
 async def test_computed_column_with_a_comment_is_described(db: DirectCaller) -> None:
-    """What is computed stands beside the columns, with its comment."""
+    """It is listed beside the columns."""
     assert described(db)["relations"]["people"]["computed"] == {
         "label": {
             "type": "text",
@@ -186,7 +183,7 @@ TAKEN: list[tuple[str, dict[str, Any], bool]] = [
 async def test_schema_of_a_call_holds_for_fitting_arguments_alone(
     db: DirectCaller, name: str, kwargs: dict[str, Any], fits: bool
 ) -> None:
-    """`args` is a list of what has no name, or all of it by name, unless an argument is called so."""
+    """`args` is a list of unnamed arguments or a dict, unless an argument has that name."""
     document = described(db)
     schema = document["functions"][name][0]["arguments"]
     judge = Draft202012Validator({**schema, "$defs": document["$defs"]})

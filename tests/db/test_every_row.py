@@ -64,14 +64,14 @@ TREES = st.recursive(
 
 
 def always(where: Any) -> bool:
-    """Judge a filter."""
+    """Return whether a filter always holds by its form."""
     values = Values()
     return holds_always(FilterParser(values, 40).parse(where), values.freeze())
 
 
 @pytest_twisted.ensureDeferred
 async def test_composite_is_null_or_is_not(db: DirectCaller) -> None:
-    """One with a field that is null is not null, though SQL's IS NOT NULL does not hold of it."""
+    """A composite value with a null field is not null, although IS NOT NULL is false for it."""
     assert [
         row["id"]
         for each in ({"is": "not null"}, None, {"not": None})
@@ -88,7 +88,7 @@ async def test_composite_is_null_or_is_not(db: DirectCaller) -> None:
 )
 @given(where=TREES)
 async def test_filter_that_always_holds_has_every_row(db: DirectCaller, where: Any) -> None:
-    """What is judged to hold of every row does in PostgreSQL, and its negation of none."""
+    """And its negation has none."""
     if always(where):
         assert await db.call("hotels.count", where=where) == 4
         assert await db.call("hotels.count", where={"not": where}) == 0

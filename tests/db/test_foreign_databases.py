@@ -42,7 +42,7 @@ def tables(dsn: str) -> None:
 
 @asynccontextmanager
 async def whole(dsn: str, *written: type[Model], **more: Any) -> AsyncIterator[DirectCaller]:
-    """Serve a database, with procedures written by hand and `describe`."""
+    """Serve a database, with hand-written procedures and `describe`."""
     with registry():
         async with serving(dsn, written=written or DEMO.models) as db:
             dispatcher, database = db.dispatcher, db.database
@@ -66,7 +66,7 @@ async def reloaded(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_foreign_table_named_like_a_demo_table_is_served_without_its_model(dsn: str) -> None:
-    """Such tables are served without the models whose columns they lack."""
+    """Its columns are not those of the model."""
     said: list[Any] = []
     globalLogPublisher.addObserver(said.append)
     try:
@@ -112,7 +112,7 @@ async def test_procedure_without_its_relation_is_unknown_until_it_exists(
 
 @pytest_twisted.ensureDeferred
 async def test_procedure_of_a_missing_relation_is_no_such_procedure(dsn: str) -> None:
-    """It is told apart from a bug all the same."""
+    """Other errors of the procedure are still internal errors."""
     Missing = model("missing")
 
     async def count(call: ProcedureCall) -> int:
@@ -125,7 +125,7 @@ async def test_procedure_of_a_missing_relation_is_no_such_procedure(dsn: str) ->
 
 @pytest_twisted.ensureDeferred
 async def test_call_under_way_is_judged_by_the_catalog_it_began_with(dsn: str) -> None:
-    """A catalog that comes while a model thinks is for the calls after it."""
+    """A catalog that is loaded while a model validates is used by later calls."""
     seen: list[Any] = []
 
     async def look(self: Any) -> None:
@@ -144,7 +144,7 @@ async def test_call_under_way_is_judged_by_the_catalog_it_began_with(dsn: str) -
 
 @pytest_twisted.ensureDeferred
 async def test_relation_of_an_older_catalog_has_its_own_model(dsn: str) -> None:
-    """Models of one catalog know its own relations, whichever they are asked with."""
+    """Models are bound to the relations of one catalog."""
     async with whole(dsn) as db:
         before = db.dispatcher.served
         old = before.catalog.relation("public", "things")

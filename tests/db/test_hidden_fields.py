@@ -53,7 +53,7 @@ ROW = {"id": 1, "who": ADA, "friends": [ADA], "duo": {"who": ADA, "n": 1}, "anyo
 
 @pytest_twisted.ensureDeferred
 async def test_value_with_a_hidden_field_is_answered_without_it(db: DirectCaller) -> None:
-    """Such a value is answered without the field, and its other fields go anywhere."""
+    """Its other fields can be used like columns."""
     assert await db.call("visits.get", 1) == ROW
     found = await db.call("hosts.find", embed={"visits": {"limit": 1}})
     assert found["rows"] == [{"id": 1, "visits": [ROW]}]
@@ -117,7 +117,7 @@ WAYS: list[tuple[str, dict[str, Any], str]] = [
 async def test_hidden_field_by_any_path_is_not_answered(
     db: DirectCaller, name: str, kwargs: dict[str, Any], path: str | None
 ) -> None:
-    """The hidden field is not there; nor is what would look at all of the value."""
+    """The field is unknown, and expressions that depend on the entire value are refused."""
     parts: list[Any] = []
 
     async def take(part: Any) -> None:
@@ -154,7 +154,7 @@ EVIL = "(9,Eve,evil)"
 async def test_text_of_a_value_with_a_hidden_field_is_refused(
     db: DirectCaller, name: str, kwargs: dict[str, Any], path: str
 ) -> None:
-    """PostgreSQL's text of such a value, which would set the hidden field, is not taken."""
+    """PostgreSQL's text form of such a value would set the hidden field."""
     refused = await failure_of(db.call(name, **kwargs))
     assert isinstance(refused, InvalidArgument), refused
     assert refused.details["path"] == path
@@ -164,7 +164,7 @@ async def test_text_of_a_value_with_a_hidden_field_is_refused(
 async def test_value_given_by_parts_is_written_without_the_hidden_field(
     db: DirectCaller, dsn: str
 ) -> None:
-    """What is given part by part is written; the hidden field stays without a value."""
+    """A value given as a dict or list is written; the hidden field is null."""
     new = {"id": 9, "who": ADA, "friends": [ADA], "duo": {"who": ADA, "n": 1}, "anyone": ADA}
     assert await db.call("visits.create", {**new, "host": 1}) == {**ROW, "id": 9}
     found = execute(dsn, "DELETE FROM visits WHERE id = 9 RETURNING (who).secret IS NULL")
@@ -174,7 +174,7 @@ async def test_value_given_by_parts_is_written_without_the_hidden_field(
 
 @pytest_twisted.ensureDeferred
 async def test_export_as_json_lines_lacks_hidden_fields(db: DirectCaller) -> None:
-    """JSON lines are read by the codec, as every answer is."""
+    """JSON lines are encoded by the codec, as all results are."""
     parts: list[Any] = []
 
     async def take(part: Any) -> None:
@@ -187,7 +187,7 @@ async def test_export_as_json_lines_lacks_hidden_fields(db: DirectCaller) -> Non
 
 @pytest_twisted.ensureDeferred
 async def test_record_of_no_known_type_is_answered_without_hidden_fields(db: DirectCaller) -> None:
-    """Rows in a record, of which nobody says what they are, are answered without the field."""
+    """Rows inside of an untyped record, too, have no hidden fields."""
     bob = {"id": 2, "name": "Bob"}
     told = {"n": 1, "p": ADA, "pairs": [{"who": ADA, "n": 2}], "v": {}}
     assert await db.call("fn.told") == told
@@ -211,8 +211,8 @@ async def test_record_of_no_known_type_is_answered_without_hidden_fields(db: Dir
 
 
 @pytest_twisted.ensureDeferred
-async def test_array_of_what_no_column_is_an_array_of(db: DirectCaller) -> None:
-    """The type of an array that only an aggregate makes is known all the same."""
+async def test_array_type_that_no_column_has_is_known(db: DirectCaller) -> None:
+    """The type of an array that only an aggregate returns is known, too."""
     for column, value in (("duo", {"who": ADA, "n": 1}), ("anyone", ADA), ("friends", [ADA])):
         measures = {"all": {"array_agg": column}}
         (found,) = await db.call("visits.aggregate", measures, where={"id": 1})

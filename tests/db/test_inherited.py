@@ -1,6 +1,4 @@
-"""
-Tables that others inherit from: a key of theirs is not unique over all their rows.
-"""
+"""Tables with inheritance children: a key of such a table is not unique across all of its rows."""
 
 from __future__ import annotations
 
@@ -75,7 +73,7 @@ async def test_key_of_several_rows_writes_none(
 async def test_key_of_several_rows_without_texts_writes_none(
     db: DirectCaller, dsn: str, verb: str, args: list[Any], options: dict[str, Any]
 ) -> None:
-    """Rows that are sure to be small are written without a transaction, where a key is of one."""
+    """Rows that are small are written without a transaction if the key is unique, which it is not here."""
     refused = await failure_of(db.call(f"place.{verb}", *args, **options))
     assert isinstance(refused, TooManyRows)
     assert execute(dsn, "SELECT n FROM place ORDER BY 1") == [(1,), (2,)]
@@ -88,7 +86,7 @@ async def test_key_of_several_rows_without_texts_writes_none(
 async def test_rows_are_not_taken_by_a_key_that_is_not_unique(
     db: DirectCaller, dsn: str, options: dict[str, Any]
 ) -> None:
-    """It wrote two rows where one was asked for."""
+    """Otherwise two rows would be written where one was named."""
     for name in ("animal", "animals", "claimed"):
         call = db.call(f"{name}.update", where={"id": 77}, changes={"name": "z"}, **options)
         refused = await failure_of(call)
@@ -102,7 +100,7 @@ async def test_rows_are_not_taken_by_a_key_that_is_not_unique(
 
 @pytest_twisted.ensureDeferred
 async def test_view_has_no_key_of_rows_that_are_repeated(db: DirectCaller, dsn: str) -> None:
-    """But what its comment claims."""
+    """Only one that its comment declares."""
     assert isinstance(await failure_of(db.call("animals.get", 1)), NoSuchProcedure)
     refused = await failure_of(db.call("animals.upsert", {"id": 1, "name": "z"}))
     assert isinstance(refused, InvalidArgument)

@@ -1,6 +1,4 @@
-"""
-What the service knows of a database: all that its role may use, and nothing hidden.
-"""
+"""The catalog of a database: all that the role may use, without what is hidden."""
 
 from __future__ import annotations
 
@@ -92,7 +90,7 @@ CREATE TABLE app."self" (id int PRIMARY KEY, parent int REFERENCES app."self");
 
 @pytest.fixture(scope="module")
 def connected(dsn: str) -> Iterator[connection]:
-    """Give a connection of the service's kind to a database with a bit of everything."""
+    """Return a connection as the service opens it, to a database with objects of all kinds."""
     made = psycopg2.connect(dsn)
     made.autocommit = True
     yield made
@@ -110,7 +108,7 @@ def cars(catalog: Catalog) -> Relation:
 
 
 def test_relations_of_any_kind_but_hidden_are_served(catalog: Catalog) -> None:
-    """All kinds of relations are served; partitions and hidden ones are not."""
+    """Partitions are not served either."""
     kinds = {name: each.kind for (_, name), each in catalog.relations.items()}
     assert kinds == {
         "cars": "table",
@@ -133,7 +131,7 @@ def test_relations_of_any_kind_but_hidden_are_served(catalog: Catalog) -> None:
 
 
 def test_schemas_without_served_relations_are_listed_in_the_catalog(connected: connection) -> None:
-    """A schema of which nothing is served is named, and so is the one that has a relation."""
+    """The hint of an unknown relation in an empty schema names the one in another schema."""
     catalog = catalog_txn(connected, ("away", "app", "nowhere"), 1)
     assert catalog.empty_schemas == ("away", "nowhere")
     with pytest.raises(NoSuchProcedure) as refused:
@@ -142,7 +140,7 @@ def test_schemas_without_served_relations_are_listed_in_the_catalog(connected: c
 
 
 def test_columns_of_a_relation_have_type_default_and_limits(cars: Relation) -> None:
-    """A column tells its type, default and limits; hidden and dropped ones are not there."""
+    """Hidden and dropped columns are missing."""
     assert list(cars.columns) == [
         *("id", "maker_id", "plate", "Name", "fixed", "mood", "pairs", "span", "doc", "code"),
         "twice",
@@ -163,13 +161,12 @@ def test_columns_of_a_relation_have_type_default_and_limits(cars: Relation) -> N
 
 
 def test_column_of_identity_is_not_one_with_a_default(catalog: Catalog) -> None:
-    """Identity columns are told apart from defaults."""
     identity = catalog.relation("app", "makers").columns["id"]
     assert (identity.identity, identity.default, identity.has_default) == ("a", None, True)
 
 
 def test_keys_of_a_relation_have_the_primary_one_first(catalog: Catalog, cars: Relation) -> None:
-    """Keys are whole unique constraints and indexes, the primary key first."""
+    """Only unique constraints and indexes without a condition are keys."""
     assert cars.primary_key == ("id",)
     assert cars.unique_keys == (
         UniqueKey("cars_pkey", ("id",)),
@@ -180,7 +177,7 @@ def test_keys_of_a_relation_have_the_primary_one_first(catalog: Catalog, cars: R
 
 
 def test_keys_with_a_hidden_column_are_not_shown(catalog: Catalog) -> None:
-    """A key or foreign key that uses something hidden is not shown."""
+    """Nor are foreign keys with one."""
     keyed = catalog.relation("app", "keyed")
     assert (keyed.primary_key, keyed.unique_keys, keyed.foreign_keys) == ((), (), ())
     assert list(keyed.columns) == ["secret_car"]
@@ -190,7 +187,7 @@ def test_keys_with_a_hidden_column_are_not_shown(catalog: Catalog) -> None:
 
 
 def test_foreign_keys_of_partitions_are_not_repeated(catalog: Catalog, cars: Relation) -> None:
-    """Foreign keys pair their columns; partitions do not repeat them."""
+    """Foreign keys pair columns; those cloned to partitions are left out."""
     assert cars.foreign_keys == (
         ForeignKey("cars_maker_id_fkey", ("maker_id",), ("app", "makers"), ("id",)),
     )
@@ -199,7 +196,7 @@ def test_foreign_keys_of_partitions_are_not_repeated(catalog: Catalog, cars: Rel
 
 
 def test_constraints_with_a_hidden_column_are_omitted(cars: Relation) -> None:
-    """Constraints name their columns, and are not there if one of these is hidden."""
+    """Others have their columns."""
     shown = {"apart": ("span",), "named": ("Name",), "cars_maker_id_fkey": ("maker_id",)}
     assert shown.items() <= cars.constraints.items()
     assert "secret" not in str(cars.constraints)
@@ -207,7 +204,7 @@ def test_constraints_with_a_hidden_column_are_omitted(cars: Relation) -> None:
 
 
 def test_comments_for_the_service_are_not_shown(catalog: Catalog, cars: Relation) -> None:
-    """Lines that speak to the service are not shown."""
+    """Lines that begin with "@" are left out."""
     assert cars.comment == "Cars.\nAnd vans."
     assert catalog.relation("app", "notes").comment is None
 
@@ -218,7 +215,7 @@ def test_row_security_of_a_relation_is_known(catalog: Catalog, cars: Relation) -
 
 
 def test_views_take_writes_where_they_can(catalog: Catalog) -> None:
-    """A view is written through by PostgreSQL itself or by a trigger, or not at all."""
+    """PostgreSQL writes through a view itself, by a trigger, or not at all."""
     names, totals, doors = (catalog.relation("app", n) for n in ("names", "totals", "doors"))
     assert (names.insertable, names.updatable, names.deletable) == (True, True, True)
     assert [c.updatable for c in names.columns.values()] == [True, True, False]
@@ -237,14 +234,13 @@ def test_views_take_writes_where_they_can(catalog: Catalog) -> None:
 
 
 def test_relation_of_an_odd_name_is_served(catalog: Catalog) -> None:
-    """Any name that PostgreSQL takes is served."""
     odd = catalog.relation("app", 'odd ".% näme')
     assert list(odd.columns) == ["co.l %s", "UPPER"]
     assert odd.primary_key == ("co.l %s",)
 
 
 def test_types_of_columns_come_with_their_parts(catalog: Catalog, cars: Relation) -> None:
-    """Types of columns come with all that they are made of, wherever they live."""
+    """With the types that they consist of, in any schema."""
     mood = catalog.type(cars.columns["mood"].type)
     assert (mood.sql, mood.kind, mood.labels) == ('app."Mood"', "enum", ("sad", "fine", "ok"))
     pairs = catalog.type(cars.columns["pairs"].type)
@@ -266,7 +262,7 @@ def test_types_of_columns_come_with_their_parts(catalog: Catalog, cars: Relation
 
 
 def test_row_types_keep_hidden_places(catalog: Catalog) -> None:
-    """A row's type has a place without a name for each hidden column."""
+    """A composite type has a field without a name for each hidden column."""
     row = catalog.type_named("app.keyed")
     assert [name for name, _ in row.fields] == ["", "secret_car"]
 
@@ -282,12 +278,10 @@ def test_row_types_keep_hidden_places(catalog: Catalog) -> None:
 def test_type_that_postgresql_can_sort_is_comparable(
     catalog: Catalog, name: str, comparable: bool
 ) -> None:
-    """Only what PostgreSQL can sort is called comparable."""
     assert catalog.type_named(name).comparable is comparable
 
 
 def test_privileges_of_a_role_are_known_by_column(connected: connection, dsn: str) -> None:
-    """A role sees what it may use, column by column."""
     execute(
         dsn,
         """
@@ -323,7 +317,7 @@ def test_privileges_of_a_role_are_known_by_column(connected: connection, dsn: st
 def test_session_after_reading_the_catalog_is_as_it_was(
     dsn: str, connected: connection, autocommit: bool
 ) -> None:
-    """Reading the catalog changes neither the search path nor an open transaction."""
+    """The search path and an open transaction are unchanged."""
     made = psycopg2.connect(dsn, options="-c search_path=app,away")
     made.autocommit = autocommit
     try:
@@ -337,7 +331,7 @@ def test_session_after_reading_the_catalog_is_as_it_was(
 
 
 def test_catalog_read_in_a_transaction_leaves_it_open(dsn: str, connected: connection) -> None:
-    """A transaction whose BEGIN is still to be sent goes on after the reading."""
+    """Also a transaction whose BEGIN was not sent yet."""
     made = PgConnection(dsn)
     try:
         made.prepare()
@@ -349,14 +343,14 @@ def test_catalog_read_in_a_transaction_leaves_it_open(dsn: str, connected: conne
 
 
 def test_schema_without_relations_serves_nothing(connected: connection) -> None:
-    """A schema without anything in it, or that does not exist, serves nothing."""
+    """Also one that does not exist."""
     catalog = catalog_txn(connected, ("nowhere",), 1)
     assert catalog.relations == {}
     assert catalog.type_named("int").name == "int4"
 
 
 def test_views_in_a_circle_are_listed(dsn: str) -> None:
-    """Views that PostgreSQL refuses to read, for they lead back to themselves, are only listed."""
+    """PostgreSQL refuses to read views that refer to each other."""
     execute(
         dsn,
         """
@@ -380,7 +374,7 @@ def test_views_in_a_circle_are_listed(dsn: str) -> None:
 def test_catalog_of_a_thousand_relations_is_read_soon(
     dsn: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A big schema is read in a handful of statements, in a second or two."""
+    """In a few statements, in a second or two."""
     execute(
         dsn,
         """
@@ -403,4 +397,4 @@ def test_catalog_of_a_thousand_relations_is_read_soon(
         print(f"\ncatalog of {len(catalog.relations)} relations: {took:.2f} s")
     assert len(catalog.relations) == 1000
     assert catalog.relation("big", "t500").foreign_keys[0].target == ("big", "t499")
-    assert took < 30  # on a machine that does much else beside
+    assert took < 30  # on a machine with other load

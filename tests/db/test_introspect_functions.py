@@ -1,6 +1,4 @@
-"""
-Which functions are known, and what of each.
-"""
+"""Functions in the catalog."""
 
 from __future__ import annotations
 
@@ -53,7 +51,7 @@ CREATE FUNCTION away.elsewhere() RETURNS int LANGUAGE sql AS 'SELECT 1';
 
 @pytest.fixture(scope="module")
 def connected(dsn: str) -> Iterator[connection]:
-    """Give a connection to a database with functions of every sort."""
+    """Return a connection to a database with functions of all kinds."""
     made = psycopg2.connect(dsn)
     made.autocommit = True
     yield made
@@ -66,7 +64,7 @@ def catalog(connected: connection) -> Catalog:
 
 
 def test_functions_of_extensions_or_hidden_are_not_served(catalog: Catalog) -> None:
-    """Nothing of extensions, no triggers and aggregates, nothing hidden, no other schema."""
+    """Nor are trigger functions, aggregates and functions of other schemas."""
     assert {name: len(found) for (_, name), found in catalog.functions.items()} == {
         "add": 2,
         "everyone": 1,
@@ -81,7 +79,7 @@ def test_functions_of_extensions_or_hidden_are_not_served(catalog: Catalog) -> N
 
 
 def test_arguments_of_a_function_are_as_declared(catalog: Catalog) -> None:
-    """Names, types, modes and defaults are as declared."""
+    """Names, types, modes and defaults."""
     (plain, texts) = catalog.function("public", "add")
     assert plain.arguments == (Argument("a", 23), Argument("b", 23, has_default=True))
     assert (plain.volatility, plain.reads, plain.result) == ("immutable", True, 23)
@@ -100,7 +98,7 @@ def test_arguments_of_a_function_are_as_declared(catalog: Catalog) -> None:
 
 
 def test_results_of_a_function_have_known_types(catalog: Catalog) -> None:
-    """Sets, tables and the types of other schemas that they speak of are known."""
+    """Sets, tables and types of other schemas."""
     (rows_of,) = catalog.function("public", "rows_of")
     assert rows_of.many
     assert rows_of.single
@@ -115,14 +113,12 @@ def test_results_of_a_function_have_known_types(catalog: Catalog) -> None:
 
 
 def test_function_that_is_unknown_is_refused_with_the_nearest(catalog: Catalog) -> None:
-    """A name that nobody has is refused with the nearest that somebody has."""
     with pytest.raises(NoSuchProcedure) as refused:
         catalog.function("public", "evryone")
     assert refused.value.details["hint"] == 'did you mean "everyone"?'
 
 
 def test_function_without_execute_right_is_omitted(connected: connection) -> None:
-    """What our role may not execute is not there."""
     execute(connected.dsn, "CREATE ROLE nobody_special")
     try:
         with connected.cursor() as cursor:
@@ -136,7 +132,7 @@ def test_function_without_execute_right_is_omitted(connected: connection) -> Non
 
 
 def test_catalog_of_a_thousand_functions_is_read_soon(dsn: str, connected: connection) -> None:
-    """Many functions are read in one statement, in no time."""
+    """They are read in one statement."""
     execute(
         dsn,
         "CREATE SCHEMA many; DO $$ BEGIN FOR i IN 1..1000 LOOP EXECUTE format("

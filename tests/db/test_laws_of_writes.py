@@ -1,9 +1,9 @@
 """
-What holds of any write that the contract allows: it does what plain SQL does, under the same role.
+Any valid write does what the equivalent SQL does, under the same role.
 
-Each write is made at random, and beside it the SQL that a person would type for it. The SQL runs in
-psycopg2 and is rolled back; then the call is made. Both have to leave the same rows behind, and to
-answer the same; or both are refused, and nothing is written.
+Writes are generated at random, with the SQL that a person would write for each. The SQL runs in psycopg2 and
+is rolled back; then the call is made. Both have to leave the same rows and return the same result, or both
+are refused and nothing is written.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ STATE = (
 
 
 def state(cursor: Any) -> list[Any]:
-    """Return all that is in the tables."""
+    """Return the rows of all tables."""
     found = []
     for query in STATE:
         cursor.execute(query)
@@ -169,7 +169,7 @@ def state(cursor: Any) -> list[Any]:
 
 @contextmanager
 def holding(dsn: str, keys: Sequence[int]) -> Iterator[None]:
-    """Have somebody else lock rows for the length of the body."""
+    """Lock rows in another session for the length of the body."""
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT FROM goods WHERE id = ANY(%s) FOR UPDATE", [list(keys)])
         yield
@@ -193,11 +193,11 @@ def by_sql(dsn: str, role: str, writes: Sequence[Write]) -> tuple[Any, Any, Any]
             return f"refused: {error}", before, before
         finally:
             connection.rollback()
-            cursor.execute(NUMBERS)  # which no rollback takes back
+            cursor.execute(NUMBERS)  # which a rollback does not undo
 
 
 def _rows(cursor: Any, write: Write) -> list[list[dict[str, Any]]]:
-    """Run the statements of a write; a LookupError tells that they are not about the right rows."""
+    """Run the statements of a write; raise LookupError if they concern other than the expected rows."""
     if "'secret'" in str(write.kwargs):
         raise LookupError("it is hidden")
     found = []
@@ -214,7 +214,7 @@ def _rows(cursor: Any, write: Write) -> list[list[dict[str, Any]]]:
 
 
 def arranged(answer: Any) -> Any:
-    """Return an answer with the rows of a filter in one order."""
+    """Return a result with the rows of a filter in one order."""
     if isinstance(answer, dict) and "rows" in answer:
         key = lambda row: (row.get("old") or row)["id"]  # noqa: E731
         return {**answer, "rows": sorted(answer["rows"], key=key)}
@@ -224,7 +224,7 @@ def arranged(answer: Any) -> Any:
 async def compare(
     db: DirectCaller, dsn: str, made: Writes, number: int, nested: float = 0.0
 ) -> str:
-    """Make writes by SQL and by a call, and hold one against the other; return what came of it."""
+    """Make writes by SQL and by a call, and compare them; return the outcome."""
     writes = [made.one(nested) for _ in range(number)]
     caller = Caller(1, made.role, made.role, "realm1")
     execute(dsn, BEFORE_EACH)
@@ -259,7 +259,7 @@ async def compare(
 @lawful(150)
 @given(seed=st.integers(0, 2**32))
 async def test_any_write_does_what_its_sql_does(db: DirectCaller, dsn: str, seed: int) -> None:
-    """Under the same role: the same rows are there afterwards, and answered; or both are refused."""
+    """The stored rows and the results are equal, or both are refused."""
     await compare(db, dsn, Writes(seed), 1, nested=0.2)
 
 
@@ -270,7 +270,7 @@ async def test_any_write_does_what_its_sql_does(db: DirectCaller, dsn: str, seed
 async def test_nested_rows_of_models_do_what_their_sql_does(
     db: DirectCaller, dsn: str, seed: int
 ) -> None:
-    """With what hooks see and set at each level, in rows that are linked, too; or all is refused."""
+    """Hooks see and set values at each level, also in linked rows; or all is refused."""
     await compare(db, dsn, Writes(seed, ruled=True), 1, nested=1)
 
 
@@ -280,12 +280,12 @@ async def test_nested_rows_of_models_do_what_their_sql_does(
 async def test_batch_of_writes_does_what_they_do_one_by_one(
     db: DirectCaller, dsn: str, seed: int
 ) -> None:
-    """All of them, or none."""
+    """Or none of them is written."""
     await compare(db, dsn, Writes(seed), 2)
 
 
 def grants(dice: Dice) -> str:
-    """Return other rights for the clerk, at random."""
+    """Return random rights of the clerk."""
     sql = ["REVOKE ALL ON goods, few, shops FROM wl_clerk", "GRANT SELECT ON shops TO wl_clerk"]
     for relation in ("goods", "few"):
         for word in ("SELECT", "INSERT", "UPDATE"):
@@ -307,7 +307,7 @@ def grants(dice: Dice) -> str:
 async def test_any_write_under_any_rights_does_what_its_sql_does(
     db: DirectCaller, dsn: str, seed: int
 ) -> None:
-    """Grants of columns, on a table and on a view, and policies: none is passed over, none is missed."""
+    """Column grants, on a table and on a view, and policies are neither bypassed nor added."""
     made = Writes(seed)
     made.role = "clerk"
     rights = grants(made.dice)
@@ -365,7 +365,7 @@ PLACES: list[Callable[[Any], tuple[str, dict[str, Any]]]] = [
 async def test_hostile_name_in_a_write_is_refused(
     db: DirectCaller, dsn: str, place: Any, text: str, role: str
 ) -> None:
-    """As the name of nothing, or as a value that no row has; nothing is written."""
+    """It is an unknown name, or a value that no row has; nothing is written."""
     name, kwargs = place(text)
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
         before = state(cursor)

@@ -1,6 +1,4 @@
-"""
-The verbs that last run with the rights of the caller's role too, and under its model's rules.
-"""
+"""stream, export and import with the rights of the caller's role, and with the rules of models."""
 
 from __future__ import annotations
 
@@ -45,7 +43,7 @@ CREATE TABLE watched (id int PRIMARY KEY, name text, doc jsonb, slug text);
 
 
 async def parts(db: DirectCaller, name: str, **kwargs: Any) -> list[Any]:
-    """Take all parts of an answer to the clerk."""
+    """Return all parts of a call by the clerk."""
     taken: list[Any] = []
 
     async def take(part: Any) -> None:
@@ -57,7 +55,7 @@ async def parts(db: DirectCaller, name: str, **kwargs: Any) -> list[Any]:
 
 @pytest_twisted.ensureDeferred
 async def test_stream_and_export_by_a_role_obey_its_rights(dsn: str) -> None:
-    """Policies and grants hold for what is streamed and exported."""
+    """Policies and grants."""
     async with serving(dsn, roles=ROLES) as db:
         (rows,) = await parts(db, "notes.stream")
         assert [row["id"] for row in rows] == [1, 4, 7, 10]
@@ -72,7 +70,7 @@ async def test_stream_and_export_by_a_role_obey_its_rights(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_import_by_a_role_obeys_its_rights(dsn: str) -> None:
-    """Policies and grants hold for what is imported."""
+    """Policies and grants."""
     async with serving(dsn, roles=ROLES) as db:
         given = [{"id": 20, "owner": "p1"}, {"id": 21, "owner": "p1"}]
         assert await db.call_as(CLERK, "notes.import", given) == {"rows": 2}
@@ -86,12 +84,12 @@ async def test_import_by_a_role_obeys_its_rights(dsn: str) -> None:
 
 
 class Watched(Model):
-    """A model with a rule and a hook."""
+    """A model with a validation and a hook."""
 
     TABLENAME = "watched"
 
     def beforeSave(self) -> None:
-        """Make the slug."""
+        """Set the slug."""
         self.slug = str(self.name).lower()
 
 
@@ -100,7 +98,7 @@ Watched.validatesPresenceOf("name")
 
 @pytest_twisted.ensureDeferred
 async def test_import_into_a_model_with_rules_is_validated(dsn: str) -> None:
-    """A model with rules judges each row, of CSV too, and what it makes of them is written."""
+    """Each row, also of CSV, is validated, and what hooks set is written."""
     async with serving(dsn, written=(Watched,)) as db:
         given = [{"id": n, "name": f"N{n}"} for n in range(500)]
         assert await db.call("watched.import", given) == {"rows": 500}
@@ -128,7 +126,7 @@ async def test_import_into_a_model_with_rules_is_validated(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_csv_for_a_model_with_rules_is_refused_if_malformed(dsn: str) -> None:
-    """A column named twice is refused, and a quote that is not closed holds nobody up."""
+    """A column named twice, and an unclosed quote, which is refused soon."""
     async with serving(dsn, written=(Watched,)) as db:
         refused = await failure_of(db.call("watched.import", csv="id,name,name\n960,a,b\n"))
         assert isinstance(refused, InvalidArgument)
@@ -162,7 +160,7 @@ async def test_csv_for_a_model_with_rules_is_refused_if_malformed(dsn: str) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_upload_cancelled_while_its_rows_are_judged_ends(dsn: str) -> None:
-    """What ends an upload ends it, though its first rows have not reached the database yet."""
+    """Although no row has reached the database yet."""
     async with serving(dsn, written=(Watched,), idle=60) as db:
         begun = await db.call("watched.import", done=False)
         given = [{"id": n, "name": "x"} for n in range(1000, 3000)]

@@ -1,6 +1,4 @@
-"""
-Alembic on real databases: several hosts, several at once, and enums.
-"""
+"""Alembic on real databases: several hosts, concurrent migrations, and enums."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT gra
 
 @pytest.fixture
 def moods(migrated: str) -> Iterator[sqlalchemy.Enum]:
-    """Declare a table with an enum, of which the database lacks a label."""
+    """Declare a table with an enum that has a label more than in the database."""
     execute(migrated, "CREATE TYPE mood AS ENUM ('sad', 'fine')")
     execute(migrated, "CREATE TABLE moods (id int PRIMARY KEY, mood mood NOT NULL)")
     mood = postgresql.ENUM("sad", "fine", "happy", name="mood")
@@ -49,13 +47,13 @@ def moods(migrated: str) -> Iterator[sqlalchemy.Enum]:
 
 
 def alembic(dsn: str) -> Config:
-    """Configure Alembic for a database."""
+    """Return Alembic's configuration for a database."""
     attributes = {"place": Place(url=dsn), "configure_logging": False}
     return Config(ROOT / "alembic.ini", attributes=attributes)
 
 
 def test_engine_for_several_hosts_takes_the_one_that_answers(dsn: str, tmp_path: Path) -> None:
-    """Of several hosts SQLAlchemy gets the one that answers, as libpq does."""
+    """As libpq does."""
     parameters = parse_dsn(dsn)
     hosts, port = f"{tmp_path},{parameters['host']}", parameters.get("port", "5432")
     several = make_dsn(dsn, host=hosts, port=f"{port},{port}", target_session_attrs="read-write")
@@ -67,7 +65,7 @@ def test_engine_for_several_hosts_takes_the_one_that_answers(dsn: str, tmp_path:
 
 
 def test_concurrent_migrations_are_serialized(dsn: str, tmp_path: Path) -> None:
-    """Of two migrations that race one waits for the other, and finds nothing left to do."""
+    """The second one waits for the first, and then has nothing to do."""
     environ = {"DATABASE_URL": dsn, "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     upgrade = (sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "upgrade", "head")
     holder = psycopg2.connect(dsn)
@@ -92,7 +90,6 @@ def test_concurrent_migrations_are_serialized(dsn: str, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("moods")
 def test_label_missing_from_an_enum_is_seen_by_autogenerate(migrated: str) -> None:
-    """Autogenerate knows the labels of enums."""
     with pytest.raises(CommandError, match="happy"):
         command.check(alembic(migrated))
     execute(migrated, "ALTER TYPE mood ADD VALUE 'happy'")
@@ -100,7 +97,7 @@ def test_label_missing_from_an_enum_is_seen_by_autogenerate(migrated: str) -> No
 
 
 def test_offline_sql_writes_a_percent_sign_once(dsn: str) -> None:
-    """What psql is given is what the migration says."""
+    """The SQL for psql has the text of the migration."""
     written = io.StringIO()
     config = alembic(dsn)
     config.output_buffer = written
@@ -141,7 +138,7 @@ STEPS = [
 
 
 def test_generated_revisions_run_up_and_down(dsn: str, tmp_path: Path) -> None:
-    """With "%" in SQL texts, and labels of an enum that go with the default that named them."""
+    """With "%" in SQL texts, and labels of an enum that are dropped with the default that used them."""
     project = tmp_path / "project"
     for folder in ("schema", "migrations"):
         shutil.copytree(ROOT / folder, project / folder)

@@ -1,6 +1,4 @@
-"""
-The page on migrations: its snippets are put where it says, and run as it says.
-"""
+"""The snippets of docs/migrations.md run as the page says."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ BY_HAND, FIELD, TABLE, TRIGGER, APART = code(DOCS / "migrations.md", "python")
 
 
 class Project:
-    """A copy of what migrates, with a database of its own."""
+    """A copy of the files for migrations, with a database of its own."""
 
     def __init__(self, home: Path, dsn: str) -> None:
         self.home = home
@@ -28,7 +26,7 @@ class Project:
         shutil.copy(ROOT / "alembic.ini", home)
 
     def alembic(self, *words: str) -> str:
-        """Run alembic; return what it says."""
+        """Run alembic; return its output."""
         environ = {"DATABASE_URL": self._dsn, "HOME": str(self.home), "PATH": os.environ["PATH"]}
         found = subprocess.run(
             [sys.executable, "-m", "alembic", *words],
@@ -43,14 +41,14 @@ class Project:
         return found.stdout + found.stderr
 
     def revise(self, *words: str) -> Path:
-        """Make a revision; return its file."""
+        """Generate a revision; return its file."""
         before = set((self.home / "migrations/versions").glob("*.py"))
         self.alembic("revision", *words)
         (made,) = set((self.home / "migrations/versions").glob("*.py")) - before
         return made
 
     def write(self, revision: Path, snippet: str) -> None:
-        """Put a snippet in place of what an empty revision does."""
+        """Replace the functions of an empty revision with a snippet."""
         head, mark, _ = revision.read_text().partition("def upgrade")
         assert mark
         imports, _, functions = snippet.partition("def upgrade")

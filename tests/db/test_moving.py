@@ -1,6 +1,4 @@
-"""
-A database whose address is kept in a file, which is written while we serve.
-"""
+"""A database URL in a file that changes while the service runs."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ def roles(dsn: str) -> None:
 async def test_credentials_that_change_are_used_by_the_next_call(
     dsn: str, roles: None, tmp_path: Path
 ) -> None:
-    """The next calls use the new ones, though the sessions of the old ones still stand."""
+    """New calls use the new credentials, although sessions with the old ones are still open."""
     file = tmp_path / "url"
     file.write_text(make_dsn(dsn, user="moving_1"))
     async with database_at(Place(file=file).dsn, most=2, recheck=0.0) as database:
@@ -47,7 +45,7 @@ async def test_credentials_that_change_are_used_by_the_next_call(
 
 @pytest_twisted.ensureDeferred
 async def test_credentials_file_within_seconds_is_read_once(dsn: str) -> None:
-    """Not for every call, but every few seconds; nothing is opened that need not be."""
+    """It is read every few seconds, not for each call, and no session is opened without need."""
     asked: list[str] = []
 
     def where() -> str:
@@ -69,7 +67,7 @@ async def test_credentials_file_within_seconds_is_read_once(dsn: str) -> None:
 async def test_credentials_file_being_written_makes_calls_wait(
     dsn: str, roles: None, tmp_path: Path, broken: bytes | None
 ) -> None:
-    """A session goes on meanwhile; without one, a call waits, and is told to try again."""
+    """An open session is used meanwhile; without one, a call waits, and is refused as unavailable."""
     file = tmp_path / "url"
     place = Place(file=file)
 
@@ -99,7 +97,7 @@ async def test_credentials_file_being_written_makes_calls_wait(
 async def test_session_beside_credentials_not_good_yet_is_kept(
     dsn: str, roles: None, tmp_path: Path
 ) -> None:
-    """A session that stands is kept for them."""
+    """If the new credentials fail, the open session stays in use."""
     file = tmp_path / "url"
     file.write_text(make_dsn(dsn, user="moving_1"))
     async with database_at(Place(file=file).dsn, most=1, recheck=0.0) as database:

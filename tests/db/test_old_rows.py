@@ -1,6 +1,4 @@
-"""
-Writes that answer the rows as they were, alone or beside what they are now.
-"""
+"""Writes that return the rows as they were before, alone or beside the new ones."""
 
 from __future__ import annotations
 
@@ -42,12 +40,12 @@ PICK: dict[str, Any] = {"select": ["id", "n", "noted"]}
 
 
 class Counted(Model):
-    """Counts no further than 50."""
+    """A model that refuses counts above 50."""
 
     TABLENAME = "items"
 
     def beforeUpdate(self) -> bool:
-        """Refuse more."""
+        """Refuse a higher count."""
         return bool(self.n <= 50)
 
 
@@ -59,7 +57,7 @@ def was(id: int, n: int | None = None, noted: str | None = None) -> dict[str, An
 @pytest.mark.parametrize("written", [(), (Counted,)])
 @pytest_twisted.ensureDeferred
 async def test_update_answers_rows_as_they_were(dsn: str, written: tuple[type[Model], ...]) -> None:
-    """By key, by filter and row by row; beside what triggers have made of them."""
+    """By key, by filter and row by row; "both" also returns what triggers have made of them."""
     execute(dsn, BEFORE_EACH)
     async with serving(dsn, written=written) as db:
         add = {"n": {"$add": 10}}
@@ -94,7 +92,7 @@ async def test_update_answers_rows_as_they_were(dsn: str, written: tuple[type[Mo
 
 @pytest_twisted.ensureDeferred
 async def test_old_rows_take_every_form(db: DirectCaller) -> None:
-    """Lists, JSON and embeds, of the time before the change."""
+    """Lists, JSON and embeds, in the state before the change."""
     embed = {"owner": {"relation": "owners", "select": ["name"]}}
     call = {"select": ["id"], "embed": embed, "returning": "both"}
     ada, bob = {"id": 1, "owner": {"name": "Ada"}}, {"id": 1, "owner": {"name": "Bob"}}
@@ -123,7 +121,7 @@ async def test_old_rows_take_every_form(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_delete_answers_rows_as_they_were(db: DirectCaller) -> None:
-    """And nothing beside them."""
+    """There are no new rows."""
     assert await db.call("items.delete", 1, returning="old", **PICK) == was(1)
     assert await db.call("items.delete", 2, returning="both", **PICK) == {
         "old": was(2),
@@ -137,7 +135,7 @@ async def test_delete_answers_rows_as_they_were(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_old_rows_are_bound_like_others(db: DirectCaller) -> None:
-    """By what is there, by what is expected, by max_affected; no change is none."""
+    """By a missing row, `expect` and `max_affected`; empty changes change nothing."""
     call = {"changes": {"n": 0}, "returning": "both"}
     assert isinstance(await failure_of(db.call("items.update", 9, **call)), NotFound)
     refused = await failure_of(db.call("items.update", 1, expect={"n": 5}, **call))
@@ -176,7 +174,7 @@ async def test_old_rows_are_bound_like_others(db: DirectCaller) -> None:
 async def test_returning_old_without_identifiable_rows_is_refused(
     db: DirectCaller, name: str, kwargs: dict[str, Any], path: str
 ) -> None:
-    """Without a key, or where it changes, or where there is nothing old."""
+    """If there is no key, if it is changed, or if there are no old rows."""
     with pytest.raises(InvalidArgument) as refused:
         await db.call(name, **kwargs)
     assert refused.value.details["path"] == path
@@ -187,7 +185,7 @@ async def test_returning_old_without_identifiable_rows_is_refused(
 async def test_unknown_returning_is_refused_with_the_valid_values(
     db: DirectCaller, returning: Any
 ) -> None:
-    """Where old rows can be told, those words are among it."""
+    """The valid values of the verb include "old" only if it has old rows."""
     for name, kwargs in (("update", {"changes": {"n": 0}}), ("delete", {})):
         with pytest.raises(InvalidArgument, match='true, false, "old" or "both"') as refused:
             await db.call(f"items.{name}", 1, returning=returning, **kwargs)
@@ -196,7 +194,7 @@ async def test_unknown_returning_is_refused_with_the_valid_values(
 
 @pytest_twisted.ensureDeferred
 async def test_concurrent_changes_each_return_their_old_value(db: DirectCaller) -> None:
-    """Rows are locked before they are read: no value is told twice."""
+    """Rows are locked before they are read, so no old value is returned twice."""
     calls = [
         ensureDeferred(
             db.call("items.update", 1, {"n": {"$add": 1}}, returning="both", select=["n"])
@@ -213,7 +211,7 @@ async def test_concurrent_changes_each_return_their_old_value(db: DirectCaller) 
 async def test_changes_at_once_of_a_view_without_a_lock_compute_with_the_same_row(
     db: DirectCaller, dsn: str, returning: Any
 ) -> None:
-    """As PostgreSQL itself does: what the second reads was there before the first."""
+    """As in PostgreSQL itself: the second one reads the row as it was before the first."""
     with psycopg2.connect(dsn) as other, other.cursor() as cursor:
         cursor.execute("UPDATE sight SET n = n + 10 WHERE id = 1")
         add: dict[str, Any] = {"changes": {"n": {"$add": 1}}, "select": ["n"]}
@@ -230,7 +228,7 @@ async def test_changes_at_once_of_a_view_without_a_lock_compute_with_the_same_ro
 async def test_inner_embed_of_rows_as_they_were_is_refused(
     db: DirectCaller, dsn: str, returning: str
 ) -> None:
-    """A row that it leaves out is there, and written: the answer has one for each."""
+    """A row that the embed leaves out was written, and the result has each written row."""
     before = execute(dsn, "SELECT n FROM items ORDER BY id")
     embed = {"owners": {"inner": True, "where": {"id": 99}}}
     for kwargs in (

@@ -51,7 +51,7 @@ async def who(database: Database, identity: Identity) -> Any:
 
 
 def read_txn(connection: PgConnection, params: Any = None) -> Any:
-    """Run a statement that leaves nothing behind in the session."""
+    """Run a statement without side effects on the session."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1" if params is None else "SELECT %s", params, clean=True)
         return cursor.fetchall()
@@ -59,7 +59,7 @@ def read_txn(connection: PgConnection, params: Any = None) -> Any:
 
 @pytest_twisted.ensureDeferred
 async def test_operation_after_others_has_its_own_role_claims_and_path(dsn: str) -> None:
-    """Whatever came before it, and none of what came before it; the next transaction starts anew."""
+    """Nothing of earlier operations remains; the next transaction sets all again."""
     async with database_at(dsn, most=1) as database:
         for _ in range(2):
             async with database.transaction():
@@ -93,7 +93,7 @@ async def test_identity_travels_with_the_statement_and_only_when_it_differs(dsn:
 
 @pytest_twisted.ensureDeferred
 async def test_rolled_back_savepoint_takes_nothing_of_the_identity_with_it(dsn: str) -> None:
-    """PostgreSQL undoes SET LOCAL with the savepoint; what runs next has its own again."""
+    """PostgreSQL undoes SET LOCAL with the savepoint; the next operation sets its own again."""
     async with database_at(dsn) as database, database.transaction():
         assert await who(database, ONE) == OF_ONE
         with database.identity(TWO):
@@ -119,7 +119,7 @@ async def test_claims_set_by_a_function_hold_for_its_operation_only(dsn: str) ->
 
 @pytest_twisted.ensureDeferred
 async def test_statement_that_was_never_sent_leaves_the_identity_to_the_next(dsn: str) -> None:
-    """psycopg2 refuses a value that it cannot write, and the transaction goes on."""
+    """psycopg2 raises for a value that it cannot adapt, and the transaction continues."""
     async with database_at(dsn) as database, database.transaction():
         assert await who(database, ONE) == OF_ONE
         with database.identity(TWO):
@@ -140,7 +140,7 @@ async def test_commit_after_an_operation_that_sent_nothing_keeps_the_others(dsn:
 
 @pytest_twisted.ensureDeferred
 async def test_cursor_of_the_server_is_declared_under_the_identity(dsn: str) -> None:
-    """psycopg2 puts DECLARE before the text, so that nothing else can travel in it."""
+    """psycopg2 puts DECLARE before the text, so no other statement can share the message."""
 
     def named_txn(connection: PgConnection) -> Any:
         with connection.cursor("rows", withhold=True) as cursor:

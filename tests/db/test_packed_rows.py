@@ -1,6 +1,4 @@
-"""
-Rows of single values leave the pool's thread as CBOR.
-"""
+"""Rows of scalars leave the pool's thread as CBOR."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ INSERT INTO turned SELECT i, i FROM generate_series(1, 9) i;
 
 
 async def found(db: DirectCaller, name: str, encodes: bool, **kwargs: Any) -> Any:
-    """Find rows, to be sent on as they are or not."""
+    """Find rows, packed or not."""
     state = CallState(encodes=encodes)
     return await db.dispatcher.answer(f"{name}.find", [], kwargs, ANYONE, state)
 
@@ -48,7 +46,7 @@ async def found(db: DirectCaller, name: str, encodes: bool, **kwargs: Any) -> An
 async def test_rows_of_each_kind_are_packed_as_they_are(
     db: DirectCaller, form: str, more: dict[str, Any]
 ) -> None:
-    """Byte for byte, and all that stands beside them."""
+    """The bytes equal those of the encoder, also of the other parts of the result."""
     packed = await found(db, "kinds", True, form=form, **more)
     plain = await found(db, "kinds", False, form=form, **more)
     assert isinstance(packed["rows"], Encoded)
@@ -70,7 +68,7 @@ async def test_rows_of_each_kind_are_packed_as_they_are(
 async def test_other_rows_are_not_packed(
     db: DirectCaller, name: str, options: dict[str, Any]
 ) -> None:
-    """Documents, binary values, JSON text, and so few rows that it does not pay."""
+    """Documents, binary values, JSON text, and rows too few to save time."""
     assert await found(db, name, True, **options) == await found(db, name, False, **options)
 
 
@@ -78,7 +76,7 @@ async def test_other_rows_are_not_packed(
 async def test_column_that_is_of_another_type_by_now_is_packed_as_it_is(
     db: DirectCaller, dsn: str
 ) -> None:
-    """By what PostgreSQL says of the rows, not by a catalog that may be old."""
+    """By the types in PostgreSQL's result, because the catalog may be old."""
     execute(dsn, "ALTER TABLE turned ALTER v TYPE text USING 't' || v")
     packed = await found(db, "turned", True)
     execute(dsn, "ALTER TABLE turned ALTER v TYPE int USING id")

@@ -1,6 +1,4 @@
-"""
-Which relations are certain to leave nothing behind when they are read, or written.
-"""
+"""Relations whose reads or writes are certain to have no side effects on the session."""
 
 from __future__ import annotations
 
@@ -92,13 +90,13 @@ grandchild over_triggered over_view"""
 
 
 def relations(db: DirectCaller) -> dict[str, Relation]:
-    """Give what is served now, by name."""
+    """Return the served relations by name."""
     return {name: each for (_, name), each in db.dispatcher.served.catalog.relations.items()}
 
 
 @pytest_twisted.ensureDeferred
 async def test_relations_of_harmless_functions_alone_are_pure(db: DirectCaller) -> None:
-    """Only what runs nothing but harmless functions of PostgreSQL's own is certain."""
+    """Only built-in functions that are known to be harmless are certain."""
     found = relations(db)
     pure = {name for name, each in found.items() if each.pure_reads and each.pure_writes}
     readable = {name for name, each in found.items() if each.pure_reads} - pure
@@ -112,7 +110,7 @@ async def test_relations_of_harmless_functions_alone_are_pure(db: DirectCaller) 
 async def test_relation_of_text_with_a_cast_that_runs_code_is_not_pure(
     db: DirectCaller, dsn: str
 ) -> None:
-    """A cast or an operator of text that runs code makes every use of text uncertain."""
+    """User-defined casts or operators of text may be used with any text column."""
     execute(dsn, CAST)
     old = db.dispatcher.served
     db.catalogs.reload()

@@ -67,7 +67,7 @@ SEEN: list[tuple[str, dict[str, Any], str]] = [
 async def test_form_of_reading_shows_the_rows_of_the_role_alone(
     db: DirectCaller, dsn: str, relation: str, query: dict[str, Any], sql: str
 ) -> None:
-    """At once, page by page, back, and in totals."""
+    """As one result, page by page, backwards, and in totals."""
     expected = [id for (id,) in execute(dsn, sql)]
     assert expected
     query = {**query, "select": ["id"]}
@@ -90,7 +90,7 @@ async def test_form_of_reading_shows_the_rows_of_the_role_alone(
 
 
 def on(column: str) -> list[tuple[str, dict[str, Any]]]:
-    """Give what asks for a column in each way."""
+    """Return the calls that read a column in each way."""
     return [
         ("find", {"where": {"amount": {"gt": {"$column": column}}}}),
         ("find", {"where": {f"{column}::text": "1"}}),
@@ -119,7 +119,7 @@ def on(column: str) -> list[tuple[str, dict[str, Any]]]:
 async def test_column_without_a_grant_or_hidden_is_refused_in_each_form(
     db: DirectCaller, column: str
 ) -> None:
-    """Of the row, and of related ones, by whatever way; and nothing of its values is told."""
+    """Of the row and of related rows; the error reveals no values."""
     for verb, kwargs in on(column):
         refused = await failure_of(db.call_as(CLERK, f"sales.{verb}", **kwargs))
         assert isinstance(refused, NotAuthorized | InvalidArgument), (kwargs, refused)
@@ -158,7 +158,7 @@ async def test_column_of_the_one_related_row_is_refused_in_each_form(
 
 @pytest_twisted.ensureDeferred
 async def test_page_token_of_another_caller_shows_only_own_rows(db: DirectCaller) -> None:
-    """A page goes on from where a token stands, in the rows that its caller may see."""
+    """The page continues after the token's keys, in the rows that its caller may see."""
     other = caller("clerk", "p0")
     query: dict[str, Any] = {"select": ["id"], "order": ["-amount"], "limit": 4}
     theirs = await db.call_as(other, "sales.find", **query)

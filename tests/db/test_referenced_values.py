@@ -1,6 +1,4 @@
-"""
-What a reference of a batch brings is data: nobody who stores a document says by it what a call does.
-"""
+"""Values referenced in a batch are data: the content of a stored document never changes what a call does."""
 
 from __future__ import annotations
 
@@ -56,7 +54,7 @@ HOSTILE: Sequence[Any] = [
 
 
 def stored(dsn: str, *documents: Any) -> None:
-    """Store documents as somebody might, the first in the row 1."""
+    """Store hostile documents; the first is in row 1."""
     execute(dsn, "TRUNCATE notes, pages RESTART IDENTITY")
     for at, each in enumerate(documents, 1):
         execute(dsn, f"INSERT INTO notes (id, doc, n) VALUES ({at}, '{json.dumps(each)}', 40)")
@@ -72,12 +70,12 @@ GET = op("notes.get", 1)
 
 
 async def batch(db: DirectCaller, *operations: Mapping[str, Any]) -> Any:
-    """Make a batch."""
+    """Run a batch."""
     return await db.call("transaction", list(operations))
 
 
 async def refusal_of(db: DirectCaller, *operations: Mapping[str, Any]) -> ServiceError:
-    """Make a batch that is refused, and return the refusal."""
+    """Run a batch that is refused, and return the error."""
     with pytest.raises(ServiceError) as caught:
         await batch(db, *operations)
     return caught.value
@@ -107,7 +105,7 @@ PLACES = {
 async def test_brought_document_is_written_as_it_is(
     db: DirectCaller, dsn: str, document: Any
 ) -> None:
-    """By every verb, in every place: as PostgreSQL itself would copy it."""
+    """By each verb and in each argument, as SQL would copy it."""
     for name, write in WRITES.items():
         stored(dsn, document)
         if "create" not in name:
@@ -126,7 +124,7 @@ async def test_brought_document_is_written_as_it_is(
 async def test_brought_document_in_a_filter_is_compared_with(
     db: DirectCaller, dsn: str, document: Any
 ) -> None:
-    """Equal, whether an operator stands before it or not; and inside of and, or, not."""
+    """It is compared for equality, with or without an operator, also inside of and, or, not."""
     stored(dsn, document, {"other": 1}, None, 1)
     for where in (
         {"doc": DOC},
@@ -147,7 +145,7 @@ async def test_brought_document_in_a_filter_is_compared_with(
 async def test_brought_document_never_takes_the_place_of_syntax(
     db: DirectCaller, dsn: str, document: Any
 ) -> None:
-    """A filter, a part of one, an operand of another type: refused, and nothing happens."""
+    """As a filter, a part of one, or an operand of another type it is refused, and nothing is written."""
     stored(dsn, document, 5)
     for wrong in (
         op("notes.find", where=DOC),
@@ -201,7 +199,7 @@ async def test_brought_document_never_takes_the_place_of_syntax(
 
 @pytest_twisted.ensureDeferred
 async def test_brought_row_has_columns_and_values(db: DirectCaller, dsn: str) -> None:
-    """In place of values, changes, rows, a key and keys; a path or an operator in it is none."""
+    """In place of values, changes, rows, key and keys; paths and operators in it are plain text."""
     stored(dsn, {"$add": 5})
     row = {"doc": {"$merge": {}}, "n": 4, "label": "x"}
     execute(dsn, f"UPDATE notes SET plain = '{json.dumps(row)}'")
@@ -238,7 +236,7 @@ async def test_brought_row_has_columns_and_values(db: DirectCaller, dsn: str) ->
 
 @pytest_twisted.ensureDeferred
 async def test_nested_rows_take_referenced_values_literally(db: DirectCaller, dsn: str) -> None:
-    """At any depth: a value is one there, too, and a row is written in the call."""
+    """At any depth; a row itself has to be written in the call."""
     stored(dsn, {"$default": True})
     nest = {"id": 8, "doc": DOC, "pages": [{"body": DOC}, {"body": {"in": [DOC]}}]}
     await batch(db, GET, op("notes.create", nest))
@@ -261,7 +259,7 @@ async def test_nested_rows_take_referenced_values_literally(db: DirectCaller, ds
 async def test_functions_receive_referenced_values_literally(
     db: DirectCaller, dsn: str, document: Any
 ) -> None:
-    """By name, by position, in args, and for the verbs of what they return."""
+    """By name, by position, in `args`, and for the verbs on their rows."""
     stored(dsn, document)
     found = await batch(
         db,
@@ -280,7 +278,7 @@ async def test_functions_receive_referenced_values_literally(
 
 @pytest_twisted.ensureDeferred
 async def test_referenced_list_replaces_a_list_of_values(db: DirectCaller, dsn: str) -> None:
-    """Where a list of values fits: in, any, append, an array; equal to an array without an operator."""
+    """For in, any, append and arrays; without an operator it is compared with an array."""
     stored(dsn, [1, 3], [2], [3])
     execute(
         dsn,
@@ -308,12 +306,12 @@ async def test_referenced_list_replaces_a_list_of_values(db: DirectCaller, dsn: 
     assert isinstance(refused, InvalidArgument)
 
 
-@pytest.mark.serving  # it adds a procedure
+@pytest.mark.serving  # the test adds a procedure
 @pytest_twisted.ensureDeferred
 async def test_hand_written_procedure_receives_referenced_values(
     db: DirectCaller, dsn: str
 ) -> None:
-    """As they are in the result, for what it makes of them."""
+    """Unchanged from the result."""
     stored(dsn, {"$add": 5})
     given: list[Any] = []
 

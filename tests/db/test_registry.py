@@ -1,6 +1,4 @@
-"""
-A model for every relation, and twistar's configuration beneath them.
-"""
+"""A model for each relation, and twistar's configuration."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ def tables(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_relation_has_one_model_in_a_catalog(dsn: str) -> None:
-    """One written by hand wins in the first schema; the others are made, once a catalog."""
+    """A hand-written model is used for the first schema; others are generated, once per catalog."""
     Drivers = model("drivers")
     with registry():
         async with database_at(dsn) as database:
@@ -56,7 +54,7 @@ async def test_relation_has_one_model_in_a_catalog(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_twistars_own_transaction_is_refused(dsn: str) -> None:
-    """It fails at once, and leaves nothing open."""
+    """It fails at once, and leaves no transaction open."""
     async with served(dsn, model("drivers")):
         error = await failure_of(transaction(lambda txn: None)())
         assert isinstance(error, AttributeError)
@@ -65,7 +63,7 @@ async def test_twistars_own_transaction_is_refused(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_configuration_runs_in_the_callers_transaction(dsn: str) -> None:
-    """Whoever speaks to twistar's configuration speaks inside the caller's transaction."""
+    """Methods of twistar's configuration run in the caller's transaction."""
     Drivers = model("drivers")
     async with served(dsn, Drivers) as database:
         config = Registry.getConfig()

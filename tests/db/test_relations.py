@@ -1,6 +1,4 @@
-"""
-Relationships of models: one statement each, any key, nothing half done.
-"""
+"""Relationships of models: one statement each, with any key, and atomic."""
 
 from __future__ import annotations
 
@@ -36,28 +34,28 @@ INSERT INTO tags VALUES ('t1'), ('t2'), ('t1) OR (1=1');
 
 
 class Child(Model):
-    """Someone with a parent."""
+    """A person with a parent."""
 
     TABLENAME = "children"
     BELONGSTO: ClassVar = ["parent"]
 
 
 class Tag(Model):
-    """A word for many parents."""
+    """A tag of many parents."""
 
     TABLENAME = "tags"
     HABTM: ClassVar = [{"name": "parents", "join_table": "marks"}]
 
 
 class Note(Model):
-    """About anyone."""
+    """A note about a row of any model."""
 
     TABLENAME = "notes"
     BELONGSTO: ClassVar = [{"name": "about", "polymorphic": True}]
 
 
 class Parent(Model):
-    """Someone with children, tags and notes."""
+    """A person with children, tags and notes."""
 
     TABLENAME = "parents"
     HASMANY: ClassVar = [
@@ -78,7 +76,7 @@ def tables(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_vehicles_of_a_driver_are_related_both_ways(dsn: str) -> None:
-    """The relationship that comes with the project, both ways."""
+    """The relationship of the demo's models."""
     async with served(dsn, Driver, Vehicle):
         driver = await Driver(name="Ada").save()
         vehicle = await Vehicle(plate="A 1", driver_id=driver.id).save()
@@ -94,7 +92,7 @@ async def test_vehicles_of_a_driver_are_related_both_ways(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_relationships_by_uuid_and_text_keys_pass_keys_as_parameters(dsn: str) -> None:
-    """Uuid and text keys are parameters; none is ever read as SQL."""
+    """Keys are never part of the SQL text."""
     async with served(dsn, *MODELS):
         parent, other = await Parent.find("p1"), await Parent.find("t1) OR (1=1")
         children = [await Child(name=str(n)).save() for n in range(3)]
@@ -118,7 +116,7 @@ async def test_relationships_by_uuid_and_text_keys_pass_keys_as_parameters(dsn: 
 
 @pytest_twisted.ensureDeferred
 async def test_relationship_of_many_to_many_is_one_statement(dsn: str) -> None:
-    """A many-to-many is one subselect; many objects' relations are one query."""
+    """It is a subselect; relationships of many objects are one query."""
     with Relay(dsn) as relay:
         async with served(relay.dsn, *MODELS, most=1):
             parents = await Parent.find(orderby="id")
@@ -141,7 +139,6 @@ async def test_relationship_of_many_to_many_is_one_statement(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_set_that_fails_half_way_changes_nothing(dsn: str) -> None:
-    """A `set` that fails half way changes nothing."""
     async with served(dsn, *MODELS):
         parent = await Parent.find("p1")
         await parent.tags.set([await Tag.find("t1")])
@@ -153,7 +150,7 @@ async def test_set_that_fails_half_way_changes_nothing(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_delete_that_fails_changes_nothing(dsn: str) -> None:
-    """Neither the object nor its places in join tables."""
+    """The object and its junction rows remain."""
     async with served(dsn, *MODELS):
         parent = await Parent.find("p1")
         await parent.tags.set([await Tag.find("t1")])
@@ -170,7 +167,7 @@ async def test_delete_that_fails_changes_nothing(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_polymorphic_relationship_keeps_the_class(dsn: str) -> None:
-    """A polymorphic relationship keeps the other's class beside its key."""
+    """A column beside the key has the class of the related object."""
     async with served(dsn, *MODELS):
         parent = await Parent.find("p1")
         notes = [await Note().save() for _ in range(2)]
@@ -186,7 +183,7 @@ async def test_polymorphic_relationship_keeps_the_class(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_relationship_of_an_unsaved_object_is_refused(dsn: str) -> None:
-    """An unsaved object has none; a load that fails fails."""
+    """A load that fails raises its error."""
     async with served(dsn, *MODELS):
         with pytest.raises(ReferenceNotSavedError):
             _ = Parent(id="x").children
@@ -201,7 +198,7 @@ async def test_relationship_of_an_unsaved_object_is_refused(dsn: str) -> None:
 
 
 def test_declaration_without_name_or_join_table_is_refused() -> None:
-    """A join table must be named; a subclass has its own relationships."""
+    """A junction table must be named; a subclass has its own relationships."""
     with pytest.raises(InvalidRelationshipError, match="join_table"):
         model("parents", HABTM=["tags"])
     with pytest.raises(InvalidRelationshipError, match="no name"):

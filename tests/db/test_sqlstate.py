@@ -397,7 +397,7 @@ def test_violation_of_a_constraint_names_it_without_rows(
     assert type(found) is kind
     assert message in found.message
     if "detail" in details and details.get("relation") not in (None, acted_on):
-        details = {**details, "detail": None}  # of what others write, nothing is shown
+        details = {**details, "detail": None}  # rows of other writers are not shown
     assert {name: found.details.get(name) for name in details} == details
     assert "hushed" not in f"{found.message} {found.details}"
     assert "secret" not in found.message
@@ -489,7 +489,7 @@ def test_error_inside_a_function_is_not_blamed_on_its_argument(
 def test_value_that_is_no_name_is_an_invalid_argument(
     connected: connection, catalog: Catalog, kind: str
 ) -> None:
-    """A value that is to be a name, and is none, is no change of the schema; nor is it shown."""
+    """A value that is an invalid name is not mistaken for a change of the schema, and is not shown."""
     found = refused(connected, catalog, f"SELECT secret::reg{kind} FROM cars")
     assert type(found) is InvalidArgument
     assert "top" not in f"{found.message} {found.details}"
@@ -499,14 +499,14 @@ def test_value_that_is_no_name_is_an_invalid_argument(
 
 
 def test_error_in_generated_sql_is_internal(connected: connection, catalog: Catalog) -> None:
-    """A syntax error in our own SQL is a bug, not the caller's mistake."""
+    """A syntax error in the service's own SQL is a bug, not the caller's mistake."""
     assert refused(connected, catalog, "SELEC %s", [("a", "int4", "1")]) is None
 
 
 def test_wait_for_a_locked_row_is_conflict(
     connected: connection, catalog: Catalog, dsn: str
 ) -> None:
-    """Waiting for a lock too long may be tried again."""
+    """The call can be retried."""
     other = psycopg2.connect(dsn)
     try:
         with other.cursor() as cursor:
@@ -518,7 +518,7 @@ def test_wait_for_a_locked_row_is_conflict(
 
 
 def test_connection_that_is_lost_is_unavailable(dsn: str, catalog: Catalog) -> None:
-    """A connection that ends under a statement, or before it, may be tried again."""
+    """During or before a statement; the call can be retried."""
     made = psycopg2.connect(dsn)
     found = refused(made, catalog, "SELECT pg_terminate_backend(pg_backend_pid())")
     assert type(found) is Unavailable
@@ -528,7 +528,6 @@ def test_connection_that_is_lost_is_unavailable(dsn: str, catalog: Catalog) -> N
 
 
 def test_error_of_a_failed_connect_shows_no_host_or_user() -> None:
-    """Neither the host nor the user of a failed connect gets out."""
     with pytest.raises(psycopg2.OperationalError) as raised:
         psycopg2.connect("host=127.0.0.1 port=1 user=somebody password=pass")
     found = refusal(raised.value)

@@ -1,6 +1,4 @@
-"""
-The money transfer of the page on models: contending callers, and what is kept when one fails.
-"""
+"""The money transfer of docs/twistar.md: concurrent callers, and what remains if one fails."""
 
 from __future__ import annotations
 
@@ -54,7 +52,7 @@ def balances(service: Service) -> list[int]:
 
 @pytest_twisted.ensureDeferred
 async def test_transfer_by_contending_callers_keeps_the_sum(service: Service) -> None:
-    """Each gets through, though they read and write the same rows."""
+    """Each succeeds, although they read and write the same rows."""
     callers = [service.join() for _ in range(8)]
     for at in range(5):
         pairs = [(1 + (at + n) % 4, 1 + (at + n + 1 + n % 3) % 4) for n in range(8)]
@@ -79,7 +77,7 @@ async def test_transfer_that_is_refused_moves_nothing(service: Service) -> None:
 async def test_transfer_that_fails_half_way_is_run_again_from_its_beginning(
     service: Service,
 ) -> None:
-    """Five times, before and after which nothing of it is seen; then the caller is told."""
+    """It runs five times more, each rolled back; then the caller receives the error."""
     fails = "CREATE TRIGGER fail BEFORE UPDATE ON accounts FOR EACH ROW WHEN (old.id = 2)"
     service.execute(f"{fails} EXECUTE FUNCTION fail(5)")
     session = service.join()
@@ -96,7 +94,7 @@ async def test_transfer_that_fails_half_way_is_run_again_from_its_beginning(
 
 @pytest_twisted.ensureDeferred
 async def test_transfer_in_a_batch_is_kept_or_undone_with_it(service: Service) -> None:
-    """It is a savepoint there, and the batch has to be isolated as the transfer asks for."""
+    """It is a savepoint of the batch, whose isolation must be that of the transfer."""
     session = service.join()
     transfer = {"call": "accounts.transfer", "args": [1, 2, 10]}
     broken = {"call": "accounts.update", "args": [3, {"balance": -1}]}

@@ -1,6 +1,4 @@
-"""
-Times cut to a unit, perhaps in a time zone, against plain SQL.
-"""
+"""Timestamps truncated to a unit, with and without a time zone, compared with SQL."""
 
 from __future__ import annotations
 
@@ -30,12 +28,12 @@ BERLIN = "Europe/Berlin"
 
 
 def utc(sql: str) -> str:
-    """Give a timestamptz as the wire has it."""
+    """Return a timestamptz in wire form."""
     return f"""to_char({sql} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')"""
 
 
 def local(sql: str) -> str:
-    """Give a timestamp as the wire has it."""
+    """Return a timestamp in wire form."""
     return f"""to_char({sql}, 'YYYY-MM-DD"T"HH24:MI:SS')"""
 
 
@@ -62,7 +60,7 @@ CUT: list[tuple[dict[str, Any], str, str]] = [
 async def test_truncated_time_equals_its_sql_in_every_clause(
     db: DirectCaller, dsn: str, item: dict[str, Any], sql: str, kind: str
 ) -> None:
-    """In select, in order forwards and back, in groups and in embeds."""
+    """In select, in ascending and descending order, in groups and in embeds."""
     shown = {"z": utc, "t": local}.get(kind, str)(sql)
     expected = execute(dsn, f"SELECT id, {shown} FROM visits ORDER BY id")
     found = await db.call("visits.find", select=["id", {**item, "as": "cut"}], order=["id"])
@@ -92,7 +90,7 @@ async def test_truncated_time_equals_its_sql_in_every_clause(
 
 @pytest_twisted.ensureDeferred
 async def test_interval_is_cut(db: DirectCaller, dsn: str) -> None:
-    """In no zone; and a measure takes a time that is cut."""
+    """Without a time zone; measures accept truncated values, too."""
     (row,) = (
         await db.call("visits.find", where={"id": 9}, select=[{"column": "took", "trunc": "hour"}])
     )["rows"]

@@ -1,6 +1,4 @@
-"""
-Updates with other changes for each row, in one statement.
-"""
+"""Updates of several rows with different changes, in one statement."""
 
 from __future__ import annotations
 
@@ -61,12 +59,12 @@ BEFORE_EACH = (
 
 
 class Item(Model):
-    """Has a rule for its number, and a note that follows it."""
+    """A model with a validation of its number, and a hook that sets the note."""
 
     TABLENAME = "items"
 
     def beforeSave(self) -> bool:
-        """Note the number."""
+        """Set the note to the number."""
         self.alias = f"{self.code} has {self.n}"
         return bool(self.n is None or self.n < 50)
 
@@ -75,7 +73,7 @@ class Item(Model):
 async def test_rows_are_changed_each_in_its_way_and_come_in_order(
     db: DirectCaller, dsn: str
 ) -> None:
-    """What a row does not name stays."""
+    """Columns that a row does not name are unchanged."""
     rows = [
         {"id": 3, "n": {"$add": 10}, "doc->k": 1},
         {"id": 1, "n": 5, "alias": None, "tags": {"$append": ["b"]}, "fixed": "abc"},
@@ -100,20 +98,20 @@ async def test_rows_are_changed_each_in_its_way_and_come_in_order(
 
 @pytest_twisted.ensureDeferred
 async def test_rows_are_found_by_any_unique_key(db: DirectCaller) -> None:
-    """The primary key, of several columns too, or the one that is named."""
+    """The primary key, also of several columns, or the one that `by` names."""
     rows = [{"code": "c2", "id": 20}, {"code": {"$value": "c1"}, "n": 0}]
     answer = await db.call("items.update", rows=rows, by=["code"], select=["id", "n"])
     assert answer == [{"id": 20, "n": 2}, {"id": 1, "n": 0}]
     rows = [{"a": 1, "b": "y", "note": "1"}, {"b": "x", "note": "2", "a": 1}]
     assert await db.call("places.update", rows=rows) == rows
     assert await db.call("places.update", rows=rows[:1], by=["a", "b"]) == rows[:1]
-    rows = [{"id": 2, "note": "z"}]  # an identity that is always made is a key like others
+    rows = [{"id": 2, "note": "z"}]  # GENERATED ALWAYS AS IDENTITY is a key like others
     assert await db.call("made.update", rows=rows) == rows
 
 
 @pytest_twisted.ensureDeferred
 async def test_answer_of_rows_takes_every_form(db: DirectCaller) -> None:
-    """Lists, JSON, embeds, an order of its own, and none at all."""
+    """Lists, JSON, embeds, an order, and no rows."""
     rows = [{"id": 2, "owner": 1}, {"id": 1, "owner": 2}]
     call = {"rows": rows, "select": ["id"]}
     assert await db.call("items.update", **call, form="lists") == {
@@ -132,7 +130,7 @@ async def test_answer_of_rows_takes_every_form(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_answer_of_rows_is_the_state_after_triggers(db: DirectCaller) -> None:
-    """They are read once more, in the order of the call."""
+    """The rows are read again, in the order of the call."""
     rows = [{"id": 3, "note": "c"}, {"id": 1, "note": "a"}, {"id": 2, "note": "b"}]
     answer = await db.call("stamped.update", rows=rows)
     assert answer == [{**row, "by": f"trigger {row['id']}!"} for row in rows]
@@ -148,7 +146,7 @@ async def test_answer_of_rows_is_the_state_after_triggers(db: DirectCaller) -> N
 async def test_missing_row_undoes_the_update_of_rows(
     dsn: str, written: tuple[type[Model], ...]
 ) -> None:
-    """With its number; two rows of one key are refused as well."""
+    """The error has the row's index; two rows with one key are refused as well."""
     execute(dsn, BEFORE_EACH)
     before = execute(dsn, "SELECT * FROM items ORDER BY id")
     async with serving(dsn, written=written) as db:
@@ -221,7 +219,7 @@ async def test_rows_that_cannot_be_changed_are_refused_with_their_place(
     error: type[ServiceError],
     path: str | None,
 ) -> None:
-    """And nothing is written."""
+    """Nothing is written."""
     before = execute(dsn, "SELECT * FROM items ORDER BY id")
     refused = await failure_of(db.call(f"{relation}.update", **kwargs))
     assert isinstance(refused, error), refused
@@ -233,7 +231,7 @@ async def test_rows_that_cannot_be_changed_are_refused_with_their_place(
 
 @pytest_twisted.ensureDeferred
 async def test_default_is_that_of_every_row(db: DirectCaller) -> None:
-    """In one statement a column takes its default, or values."""
+    """In one statement a column has its default in each row, or in none."""
     rows = [{"id": 1, "n": {"$default": True}}, {"id": 2, "n": {"$default": True}, "alias": "x"}]
     answer = await db.call("items.update", rows=rows, select=["n", "alias"])
     assert answer == [{"n": 7, "alias": None}, {"n": 7, "alias": "x"}]
@@ -262,7 +260,7 @@ async def test_thousand_rows_are_changed_by_one_statement(db: DirectCaller, dsn:
 
 @pytest_twisted.ensureDeferred
 async def test_lists_of_any_length_are_removed_in_one_way(db: DirectCaller, dsn: str) -> None:
-    """As many columns as the longest has values stand in the statement, and no more for each length."""
+    """The statement removes as many items as the longest list has, from each row."""
     lists = [["a", "b", None][: at + 1] for at in range(3)] + [[]]
     execute(dsn, "UPDATE items SET tags = '{a,b,c,NULL}'")
     rows = [{"id": at + 1, "tags": {"$remove": each}} for at, each in enumerate(lists)]
@@ -279,7 +277,7 @@ async def test_lists_of_any_length_are_removed_in_one_way(db: DirectCaller, dsn:
 @pytest.mark.serving(written=(Item,))
 @pytest_twisted.ensureDeferred
 async def test_rules_see_each_row_as_it_will_be(db: DirectCaller) -> None:
-    """They may change it; one that they refuse undoes all."""
+    """Hooks may change it; an invalid row rolls back all."""
     rows = [{"code": "c2", "n": {"$add": 40}}, {"code": "c1", "price": 1}, {"code": "c3", "n": 9}]
     answer = await db.call("items.update", rows=rows, by=["code"], select=["id", "n", "alias"])
     assert answer == [
@@ -331,7 +329,7 @@ CHANGES = st.fixed_dictionaries(
 async def test_rows_are_changed_as_one_by_one(
     db: DirectCaller, dsn: str, changes: list[dict[str, Any]], shift: int
 ) -> None:
-    """All ways at once give what each by itself gives."""
+    """All kinds of changes at once give the same rows as one by one."""
     rows = [{"id": (at + shift) % 4 + 1, **each} for at, each in enumerate(changes)]
     execute(dsn, BEFORE_EACH)
     one_by_one = [

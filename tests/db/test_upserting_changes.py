@@ -1,6 +1,4 @@
-"""
-Upsert with what to set in a row that is there: values that compute, paths, defaults, as in an update.
-"""
+"""Upserts with changes of existing rows: computed values, paths and defaults, as in an update."""
 
 from __future__ import annotations
 
@@ -79,7 +77,7 @@ KEYS = {"page": ["page"], "slot": "hits_slot_key", "lower(page)": "hits_lower"}
 async def test_upsert_updates_existing_rows_as_postgresql_does(
     db: DirectCaller, dsn: str, target: str, update: dict[str, Any], sql: str
 ) -> None:
-    """Only those; new ones are as they are given. The same statement by hand says what is right."""
+    """New rows are inserted as given. The expected rows are those of the equivalent SQL."""
     execute(
         dsn,
         "INSERT INTO wanted AS t (page, slot) VALUES ('/a', 1), ('/c', 3)"
@@ -100,7 +98,7 @@ def _all(dsn: str, table: str) -> Any:
 
 @pytest_twisted.ensureDeferred
 async def test_upserts_at_once_all_count(db: DirectCaller, dsn: str) -> None:
-    """The first one makes the row; no other one is lost, alone or in a batch."""
+    """The first one inserts the row; none is lost, alone or in a batch."""
     call = {
         "call": "hits.upsert",
         "args": [{"page": "/new"}],
@@ -118,7 +116,7 @@ async def test_upserts_at_once_all_count(db: DirectCaller, dsn: str) -> None:
 async def test_upsert_with_changes_takes_where_and_what_a_batch_brings(
     db: DirectCaller, dsn: str
 ) -> None:
-    """The condition is of the row that is there; what is brought is a value."""
+    """The condition is about the existing row; a referenced value is a value."""
     kwargs = {"update": {"n": {"$add": 1}}, "where": {"n": {"gt": 6}}, "select": ["page", "n"]}
     rows = [{"page": "/a"}, {"page": "/b"}, {"page": "/c"}]
     found = await db.call("hits.upsert", rows, **kwargs)
@@ -161,7 +159,7 @@ REFUSED: list[tuple[dict[str, Any], type[ServiceError], str | None, str]] = [
 async def test_changes_of_an_upsert_that_do_not_fit_are_refused(
     db: DirectCaller, dsn: str, kwargs: Any, kind: type[ServiceError], path: str, message: str
 ) -> None:
-    """With their place; nothing is written."""
+    """The error has the path; nothing is written."""
     before = _all(dsn, "hits")
     with pytest.raises(kind, match=message) as refused:
         await db.call("hits.upsert", [{"page": "/c"}, {"page": "/a"}], **kwargs)
@@ -180,7 +178,7 @@ async def test_computing_value_among_the_new_ones_says_where_it_goes(db: DirectC
 async def test_changes_of_an_upsert_are_not_computed_of_hidden_rows(
     db: DirectCaller, dsn: str
 ) -> None:
-    """By a policy, or by a view, through which PostgreSQL itself would write them."""
+    """Rows hidden by a policy or a view, through which PostgreSQL itself would write them."""
     execute(dsn, "INSERT INTO hits (page, n, owner) VALUES ('/boss', 2147483647, 'boss')")
     for update in (
         {"n": {"$add": 1}},
@@ -210,7 +208,7 @@ async def test_changes_of_an_upsert_are_not_computed_of_hidden_rows(
 async def test_changes_of_an_upsert_take_the_rights_of_their_columns(
     db: DirectCaller, dsn: str
 ) -> None:
-    """To compute takes the right to read, to set the right to update; a hidden column is unknown."""
+    """A computed value needs SELECT, a set column UPDATE; a hidden column is unknown."""
     row, kwargs = {"id": 1, "n": 9}, {"select": ["n"]}
     found = await db.call_as(GUEST, "kept.upsert", row, update={"n": {"$add": 1}}, **kwargs)
     assert found == {"n": 2}

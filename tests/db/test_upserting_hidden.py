@@ -1,6 +1,4 @@
-"""
-Upsert with a condition on rows that a policy or a view hides: the answer never tells what is in them.
-"""
+"""Upserts with a condition on rows that a policy or a view hides: the result reveals nothing of them."""
 
 from __future__ import annotations
 
@@ -62,7 +60,7 @@ KEYS: list[Any] = [None, ["k"], "rl_lower", ["n"]]
 async def test_upsert_with_where_of_a_hidden_row_is_refused_whatever_it_holds(
     db: DirectCaller, dsn: str, conditions: tuple[Any, Any], key: Any
 ) -> None:
-    """As one without a condition is: by any key, over columns, related rows and computed columns."""
+    """As without a condition: by any key, on columns, related rows and computed columns."""
     row = {"id": 2, "owner": "guest", "a": "x", "k": "k2", "n": None}
     plain = await failure_of(db.call_as(GUEST, "rl.upsert", row, on_conflict=key))
     for where in conditions:
@@ -79,7 +77,7 @@ async def test_upsert_with_where_of_a_hidden_row_is_refused_whatever_it_holds(
 async def test_upsert_with_where_of_a_seen_row_goes_by_it(
     db: DirectCaller, conditions: tuple[Any, Any], key: Any
 ) -> None:
-    """A row that the policies show changes if the condition holds, and stays if it does not."""
+    """A visible row is changed if and only if the condition holds."""
     row = {"id": 1, "owner": "guest", "a": "x", "k": "k1", "n": 1}
     holds, misses = conditions
     kwargs = {"on_conflict": key, "select": ["id", "a"]}
@@ -93,7 +91,7 @@ async def test_upsert_with_where_of_a_seen_row_goes_by_it(
 async def test_upsert_with_where_into_a_view_leaves_rows_alone_that_it_does_not_show(
     db: DirectCaller, dsn: str, start: str
 ) -> None:
-    """PostgreSQL itself would write them, by the rights of the view's owner."""
+    """PostgreSQL itself would write them, with the rights of the view's owner."""
     where = {"a": {"starts": start}}
     row = {"id": 2, "owner": "guest", "a": "x"}
     refused = await failure_of(
@@ -114,7 +112,7 @@ async def test_upsert_with_where_into_a_view_leaves_rows_alone_that_it_does_not_
 async def test_upsert_with_where_that_meets_a_row_come_meanwhile_goes_by_it(
     db: DirectCaller, dsn: str, start: str, expected: str
 ) -> None:
-    """It waits for the other writer, does not see the row yet, and goes again."""
+    """It waits for the other writer, does not see the new row yet, and runs again."""
     with psycopg2.connect(dsn) as other, other.cursor() as cursor:
         cursor.execute("INSERT INTO rl VALUES (3, 'guest', 'new', 'k3', 1, 3)")
         row = {"id": 3, "owner": "guest", "a": "x"}
@@ -130,7 +128,7 @@ async def test_upsert_with_where_that_meets_a_row_come_meanwhile_goes_by_it(
 async def test_upsert_with_where_by_an_index_without_a_readable_key_is_refused(
     dsn: str,
 ) -> None:
-    """Columns of an index on expressions do not tell which row is meant."""
+    """The columns of an index on expressions do not identify the row."""
     execute(dsn, "ALTER TABLE rl DROP CONSTRAINT rl_pkey")
     try:
         async with serving(dsn, roles=ROLES) as db:
@@ -147,7 +145,7 @@ async def test_upsert_with_where_by_an_index_without_a_readable_key_is_refused(
 async def test_upsert_without_the_right_to_read_what_is_taken_over_is_refused(
     db: DirectCaller, dsn: str
 ) -> None:
-    """As docs/roles.md says; with that right it goes."""
+    """As docs/roles.md says; with SELECT it is accepted."""
     call = ("codes.upsert", {"code": "a", "val": 1})
     refused = await failure_of(db.call_as(GUEST, *call, returning=False))
     assert isinstance(refused, NotAuthorized)

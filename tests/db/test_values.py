@@ -1,6 +1,4 @@
-"""
-A value has one form: what a client sends is what it reads back, for every type.
-"""
+"""Each value has one form: a client reads what it has sent, for every type."""
 
 from __future__ import annotations
 
@@ -45,7 +43,7 @@ COMMENT ON COLUMN kept.secret IS '@hidden';
 
 
 class Bench:
-    """A connection with a codec, and the way of a value through it."""
+    """A connection with a codec, to send and read values."""
 
     def __init__(self, connection: connection, catalog: Catalog) -> None:
         self.catalog = catalog
@@ -54,7 +52,7 @@ class Bench:
         self.codec.install(self.cursor)
 
     def type(self, name: str) -> Type:
-        """Look a type up as a cast spells it, though no caller may cast to it."""
+        """Return the type of a cast, also of one that callers may not use."""
         found = self.catalog.types_by_name.get(name)
         return found or self.catalog.type_named(name)
 
@@ -68,7 +66,7 @@ class Bench:
         return found
 
     def read(self, sql: str) -> Any:
-        """Read one value of SQL."""
+        """Read the value of an SQL expression."""
         self.cursor.execute(sql)
         (found,) = self.cursor.fetchone() or ()
         return found
@@ -181,7 +179,7 @@ ROUND = {
     ("name", "value"), [(name, value) for name, values in ROUND.items() for value in values]
 )
 def test_value_of_any_type_round_trips(bench: Bench, name: str, value: Any) -> None:
-    """What goes in comes out, and again."""
+    """The value that is read can be sent again."""
     once = bench.back(name, value)
     assert once == value
     assert type(once) is type(value)
@@ -225,20 +223,20 @@ def test_value_of_any_type_round_trips(bench: Bench, name: str, value: Any) -> N
     ],
 )
 def test_value_that_no_argument_makes_is_read(bench: Bench, sql: str, value: Any) -> None:
-    """Values that no argument makes are read as well."""
+    """Values that only SQL can produce."""
     assert bench.read(f"SELECT {sql}") == value
 
 
 @pytest.mark.parametrize("depth", [90, 100])
 def test_deep_json_is_read(bench: Bench, depth: int) -> None:
-    """JSON comes as it is, down to the depth that serializers carry."""
+    """Up to the depth that serializers support."""
     value = json.loads("[" * depth + "]" * depth)
     assert bench.back("jsonb", value) == value
 
 
 @pytest.mark.parametrize("depth", [101, 5000])
 def test_deeper_json_comes_as_text(bench: Bench, depth: int) -> None:
-    """JSON that no serializer carries comes as text, and the session lives."""
+    """JSON that serializers do not support is text, and the session stays open."""
     text = "[" * depth + "]" * depth
     assert bench.read(f"SELECT '{text}'::json") == text
     many = json.dumps(["[{" * 200] * 200)
@@ -246,14 +244,13 @@ def test_deeper_json_comes_as_text(bench: Bench, depth: int) -> None:
 
 
 def test_bytea_in_the_escape_format_is_read(bench: Bench) -> None:
-    """A session that writes bytea in the old form is understood."""
     bench.cursor.execute("SET bytea_output = escape")
     assert bench.read(r"SELECT '\x00ff5c'::bytea") == b"\x00\xff\\"
     bench.cursor.execute("SET bytea_output = hex")
 
 
 def test_value_of_a_changed_row_type_is_not_misread(bench: Bench) -> None:
-    """A row type that changed since the catalog was read is not misread."""
+    """A composite type that changed after the catalog was read."""
     bench.cursor.execute("BEGIN")
     try:
         bench.cursor.execute("ALTER TABLE kept DROP COLUMN id")
@@ -307,7 +304,7 @@ ACCEPTED: list[tuple[str, Any, Any]] = [
 
 @pytest.mark.parametrize(("name", "sent", "kept"), ACCEPTED)
 def test_argument_in_another_form_is_taken(bench: Bench, name: str, sent: Any, kept: Any) -> None:
-    """Arguments may come in other forms than answers do."""
+    """Arguments may have other forms than results."""
     assert bench.back(name, sent) == kept
 
 
@@ -329,7 +326,7 @@ floats = st.floats(allow_nan=False, allow_infinity=False)
 
 
 def boxes(items: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Lists of lists of one length."""
+    """Draw nested lists of equal lengths."""
     return st.integers(1, 3).flatmap(
         lambda n: st.lists(st.lists(items, min_size=n, max_size=n), min_size=1, max_size=3)
     )
@@ -360,8 +357,6 @@ PROPERTIES: list[tuple[str, st.SearchStrategy[Any]]] = [
 def test_value_of_any_kind_sent_round_trips(
     bench: Bench, name: str, values: st.SearchStrategy[Any]
 ) -> None:
-    """Whatever is sent comes back."""
-
     @settings(
         max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
@@ -385,11 +380,11 @@ def test_value_of_any_kind_sent_round_trips(
 
 
 class Unheard:
-    """A value of no sort that anyone knows."""
+    """A value of an unknown class."""
 
 
 class CBORTag:
-    """As cbor2 leaves a tag that it does not know."""
+    """A tag as cbor2 decodes an unknown one."""
 
     def __init__(self, tag: int, value: object) -> None:
         self.tag = tag
@@ -408,7 +403,7 @@ HOSTILE: list[Any] = [
 
 
 def attempt(way: Callable[[Type, Any, str], Any], type: Type, value: Any) -> Any:
-    """Give what comes of a value, be it a refusal; any other exception is an error."""
+    """Return the result or the refusal of an encoding; other exceptions are raised."""
     try:
         return way(type, value, "where.x")
     except InvalidArgument as refusal:
@@ -417,7 +412,7 @@ def attempt(way: Callable[[Type, Any, str], Any], type: Type, value: Any) -> Any
 
 @pytest.mark.parametrize("name", [*ROUND, "kept", "record", "void"])
 def test_argument_of_any_kind_is_encoded_or_refused(bench: Bench, name: str) -> None:
-    """Whatever is sent is either text for PostgreSQL or refused, with a path."""
+    """The refusal has a path."""
     type = next((t for t in bench.catalog.types.values() if t.name == name), None)
     type = type or bench.type(name)
     endless: list[Any] = []
@@ -480,7 +475,6 @@ REFUSED: list[tuple[str, Any, str]] = [
 def test_value_of_the_wrong_type_is_refused_with_its_path(
     bench: Bench, name: str, value: Any, path: str
 ) -> None:
-    """A value of the wrong sort is refused where it stands."""
     with pytest.raises(InvalidArgument) as refused:
         bench.codec.encode(bench.type(name), value, "v")
     assert refused.value.details["path"] == path
@@ -488,13 +482,13 @@ def test_value_of_the_wrong_type_is_refused_with_its_path(
 
 @pytest.mark.parametrize("name", ["numeric", "jsonb", "text", "float8"])
 def test_integer_of_too_many_digits_is_refused(bench: Bench, name: str) -> None:
-    """An integer that Python does not write is refused, not an error."""
+    """Python does not convert it to a string."""
     with pytest.raises(InvalidArgument, match="too many digits"):
         bench.codec.encode(bench.type(name), 10**5000, "v")
 
 
 def test_parameters_of_a_statement_are_bound_in_its_order(bench: Bench) -> None:
-    """Values are bound in the order of the statement; text of a token is passed on."""
+    """The text of a token is bound unchanged."""
     integer, text = bench.type("int4"), bench.type("text")
     bounds = [Bound(1, text, "b"), Bound(0, integer, "a"), Bound(2, integer, "c", raw=True)]
     assert bench.codec.parameters(bounds, [5, "x", "7"]) == ["x", "5", "7"]
@@ -514,7 +508,7 @@ HSTORES: list[dict[str, str | None]] = [
 
 @pytest.mark.parametrize("value", HSTORES)
 def test_hstore_with_the_extension_is_a_dict(bench: Bench, value: dict[str, str | None]) -> None:
-    """An hstore is a dict of strings and nulls, where the server has the extension."""
+    """Of strings and nulls, if the server has the extension."""
     connection = bench.cursor.connection
     with connection.cursor() as cursor:
         try:
@@ -534,7 +528,7 @@ def test_hstore_with_the_extension_is_a_dict(bench: Bench, value: dict[str, str 
 
 @pytest.mark.parametrize("name", ROUND)
 def test_value_of_the_wire_has_a_python_form(bench: Bench, name: str) -> None:
-    """Models see each value in Python's form, which the codec encodes as the same value."""
+    """The codec encodes Python's form as the same value."""
     for value in ROUND[name]:
         python = bench.codec.python(bench.type(name), value, "v")
         back = bench.back(name, python)

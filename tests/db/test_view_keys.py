@@ -1,5 +1,5 @@
 """
-Keys of views: the primary key of the one table that a view shows, or what its comment claims.
+Keys of views: the primary key of the single table that a view shows, or the one that its comment declares.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ KEYS: dict[str, tuple[str, ...]] = {
 
 
 def test_key_of_a_view_is_that_of_its_one_table_or_claimed(dsn: str) -> None:
-    """No view that may show a row twice has one by itself."""
+    """A view that may repeat rows has a key only if its comment declares one."""
     relations = read_catalog(dsn, ("public",)).relations
     assert {name: relations["public", name].primary_key for name in KEYS} == KEYS
     assert relations["public", "claimed"].comment == "Vehicles with drivers\nmore"
@@ -170,7 +170,7 @@ CALLS: list[tuple[str, list[Any], dict[str, Any], Any]] = [
 async def test_row_of_a_view_is_read_and_written_by_its_key(
     db: DirectCaller, name: str, args: Any, kwargs: Any, expected: Any
 ) -> None:
-    """As one of a table, with all that goes with it."""
+    """As a row of a table, with all options."""
     assert await db.call(name, *args, **kwargs) == expected
 
 
@@ -192,7 +192,7 @@ REFUSED: list[tuple[str, list[Any], type[ServiceError]]] = [
 async def test_row_of_a_view_that_has_no_such_key_is_refused(
     db: DirectCaller, dsn: str, name: str, args: Any, kind: type[ServiceError]
 ) -> None:
-    """A key of several rows, which a comment can claim, writes none of them."""
+    """A declared key that several rows have writes none of them."""
     before = execute(dsn, "SELECT * FROM loose ORDER BY name")
     refused = await failure_of(db.call(name, *args))
     assert isinstance(refused, kind), refused
@@ -226,7 +226,7 @@ BY_KNOWN: list[tuple[str, list[Any], dict[str, Any], Any]] = [
 async def test_rows_are_found_again_by_the_key_that_postgresql_knows(
     db: DirectCaller, dsn: str, verb: str, args: Any, kwargs: Any, expected: Any
 ) -> None:
-    """Whatever the comment says; nothing but the rows of the answer is written."""
+    """Whatever key the comment declares; no other rows are written."""
     assert await db.call(f"grouped_queue.{verb}", *args, **kwargs) == expected
     ((written,),) = execute(dsn, "SELECT count(*) FROM queue WHERE st = 'b'")
     assert written == (expected.get("affected", 1) if verb == "update" and isinstance(expected, dict)
@@ -257,7 +257,7 @@ UNSURE: list[tuple[str, list[Any], dict[str, Any], type[ServiceError]]] = [
 async def test_write_by_a_key_that_may_be_of_several_rows_is_refused(
     db: DirectCaller, dsn: str, name: str, args: Any, kwargs: Any, kind: type[ServiceError]
 ) -> None:
-    """Where it is of several, or rows would have to be found again by it; nothing is written."""
+    """If several rows have the key, or written rows would be read again by it; nothing is written."""
     before = execute(dsn, "SELECT * FROM queue ORDER BY id")
     refused = await failure_of(db.call(name, *args, **kwargs))
     assert isinstance(refused, kind), refused
@@ -279,14 +279,14 @@ WRITES = [
 async def test_rows_with_a_key_declared_by_comment_are_returned_as_written(
     db: DirectCaller, verb: str, args: Any, kwargs: Any, expected: Any
 ) -> None:
-    """By RETURNING alone."""
+    """Only by RETURNING, never read again."""
     answer = await db.call(f"unsure.{verb}", *args, **kwargs)
     assert (answer.get("rows", answer) if isinstance(answer, dict) else answer) == expected
 
 
 @pytest_twisted.ensureDeferred
 async def test_pages_of_a_view_end_at_its_key(db: DirectCaller, dsn: str) -> None:
-    """So that rows that come meanwhile shift none."""
+    """So that rows inserted meanwhile do not shift pages."""
     page = await db.call("renamed.find", select=["number"], limit=2)
     assert page["rows"] == [{"number": 1}, {"number": 2}]
     execute(dsn, "INSERT INTO vehicles (id, plate) VALUES (-1, 'first')")
@@ -296,7 +296,7 @@ async def test_pages_of_a_view_end_at_its_key(db: DirectCaller, dsn: str) -> Non
 
 @pytest_twisted.ensureDeferred
 async def test_comment_that_declares_a_missing_key_is_logged(dsn: str) -> None:
-    """Once, and the view is served without one."""
+    """It is logged once, and the view is served without a key."""
     with capturedLogs() as captured:
         async with serving(dsn) as db:
             db.catalogs.reload()

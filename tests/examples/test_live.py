@@ -1,6 +1,4 @@
-"""
-The live lists of the examples: in a browser, in Python, and what writes while they are watched.
-"""
+"""The live lists of the examples: in a browser and in Python, while other clients write."""
 
 from __future__ import annotations
 
@@ -46,7 +44,7 @@ async def service(migrated: str, router: Router) -> AsyncIterator[Serving]:
 
 
 async def psql(dsn: str) -> None:
-    """Run the script as the README says."""
+    """Run a statement with psql, as the README says."""
     words = [dsn, "-v", "ON_ERROR_STOP=1", "-f", str(LIVE / "write.sql")]
     _, err, status = await getProcessOutputAndValue(tool("psql"), words, env=dict(os.environ))
     assert status == 0, err.decode()
@@ -84,7 +82,7 @@ def test_examples_are_as_short_as_they_are_said_to_be() -> None:
 
 
 class DevTools(WebSocketClientProtocol):
-    """Chromium's, of one page: evaluates what stands in for the eyes and hands of somebody."""
+    """A connection to Chromium's DevTools for one page: evaluates expressions in the page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,17 +91,17 @@ class DevTools(WebSocketClientProtocol):
         self._number = 0
 
     def onOpen(self) -> None:
-        """Tell the test."""
+        """Report that it is open."""
         self.opened.callback(self)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        """Take an answer."""
+        """Receive a result."""
         found = json.loads(payload)
         if found.get("id") in self._asked:
             self._asked.pop(found["id"]).callback(found["result"]["result"].get("value"))
 
     def evaluate(self, expression: str) -> Deferred[Any]:
-        """Return what an expression comes to in the page."""
+        """Return the value of an expression in the page."""
         self._number += 1
         number = self._number
         self._asked[number] = Deferred()
@@ -133,7 +131,7 @@ document.querySelector('#new button').click()
 
 @pytest.fixture
 def chromium(tmp_path: Path) -> Iterator[Path]:
-    """Run a browser without a window; gives the folder of its profile."""
+    """Run a headless browser; return its profile directory."""
     found = shutil.which("chromium")
     if found is None:
         missing("the tests of the live page need Chromium → apt-get install chromium")
@@ -170,7 +168,7 @@ def _opened(port: int, url: str) -> Any:
 async def test_page_shows_rows_written_by_any_client(
     page: str, chromium: Path, migrated: str, service: Serving, router: Router
 ) -> None:
-    """In Chromium: what psql writes, what the page itself writes, and a refusal."""
+    """In Chromium: rows written by psql and by the page itself, and an error."""
     url = f"{page.replace('index.html', 'live.html')}?url={router.websocket}"
     tools = await opened(chromium, url)
     await tools.shows(LISTED, ["run /1"])

@@ -1,6 +1,4 @@
-"""
-The page on twistar names tests that exist, for every defect.
-"""
+"""docs/twistar.md names an existing test for each defect."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from tests.libraries import test_defects
 
 
 def test_defect_of_the_page_has_its_proof() -> None:
-    """Each row has a number of its own and names tests that are there."""
+    """Each row has a unique number and names existing tests."""
     rows = re.findall(
         r"^\| (\d+) \|(.*)\|(.*)\|(.*)\|$", (ROOT / "docs/twistar.md").read_text(), re.M
     )
@@ -61,7 +59,7 @@ def private_names(source: str) -> set[str]:
     ],
 )
 def test_private_names_of_a_base_class_are_on_the_page(stock: type, ours: str) -> None:
-    """Whatever a subclass of ours shares with its base, knowingly or by chance, is listed."""
+    """Also names that a subclass shares with its base class by chance."""
     known = set().union(
         *(
             private_names(inspect.getsource(each))

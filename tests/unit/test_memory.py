@@ -1,6 +1,4 @@
-"""
-What has been loaded is left out of later collections.
-"""
+"""Loaded objects are excluded from garbage collections."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ print(gc.get_freeze_count() > 1000)
 
 @pytest.fixture(autouse=True)
 def thawed() -> Any:
-    """Let the tests' own process begin with nothing frozen, and have its tests frozen again."""
+    """Unfreeze the objects of the test process, and freeze them again afterwards."""
     gc.unfreeze()
     yield
     gc.collect()
@@ -49,7 +47,7 @@ def thawed() -> Any:
 
 
 def test_service_that_is_ready_freezes_its_memory() -> None:
-    """Once it answers calls, a collection no longer looks at what it stands on."""
+    """Once it is ready, collections skip the objects that exist."""
     service = make_service(Settings(), MemoryReactorClock())
     assert gc.get_freeze_count() == 0
     service.when_ready().callback(None)
@@ -57,7 +55,7 @@ def test_service_that_is_ready_freezes_its_memory() -> None:
 
 
 def test_router_with_our_component_freezes_its_memory() -> None:
-    """So it is in the router's process, with its Python."""
+    """In the router's process, with the router's Python."""
     python = Path(crossbar()).with_name("python")
     said = subprocess.check_output([python, "-c", JOINED], cwd=ROOT / "router", text=True)
     assert said.split() == ["p.router.backlog", "p.router.alive", "p", "True"]

@@ -1,6 +1,4 @@
-"""
-What callers are told while no service is there: to try again, not that there is no such procedure.
-"""
+"""Errors of calls while no service is connected: to be retried, instead of "no such procedure"."""
 
 from __future__ import annotations
 
@@ -18,14 +16,14 @@ from tests.wamp.programs import program
 
 
 async def refused(caller: Caller, uri: str, *args: object, **kwargs: object) -> ApplicationError:
-    """Return the error that a call gets."""
+    """Return the error of a call."""
     with pytest.raises(ApplicationError) as caught:
         await caller.call(uri, *args, **kwargs)
     return caught.value
 
 
 async def unavailable(caller: Caller, uri: str = "rowcast.echo") -> bool:
-    """Return whether a call is told to try again."""
+    """Return whether a call is refused as unavailable."""
     error = await refused(caller, uri, 1, fun=1, details=2)
     assert error.error == "rowcast.error.unavailable"
     return error.kwargs == {"retry": True, "retry_after": 1.0}
@@ -34,7 +32,7 @@ async def unavailable(caller: Caller, uri: str = "rowcast.echo") -> bool:
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
 async def test_call_without_a_service_is_unavailable(how: str, call_from: Join) -> None:
-    """Whatever is called below the prefix may be there later."""
+    """Any URI below the prefix may exist once a service has joined."""
     caller = await call_from(how)
     for uri in (
         "rowcast.actions.find",
@@ -52,7 +50,7 @@ async def test_call_without_a_service_is_unavailable(how: str, call_from: Join) 
 async def test_call_of_a_name_that_is_not_the_services_has_no_procedure(
     uri: str, call_from: Join
 ) -> None:
-    """Outside the prefix nothing changes."""
+    """URIs outside of the prefix are not registered."""
     error = await refused(await call_from("service cbor"), uri)
     assert error.error == "wamp.error.no_such_procedure"
     assert error.args == (f"no callee registered for procedure <{uri}>",)
@@ -63,7 +61,7 @@ async def test_call_of_a_name_that_is_not_the_services_has_no_procedure(
 async def test_call_after_the_service_came_is_answered(
     shared: bool, start_edge: StartEdge, call_from: Join
 ) -> None:
-    """The service takes its place before the one that stands for it, and gives it back."""
+    """The service's registration takes precedence, and the substitute answers again after it has left."""
     caller = await call_from()
     assert await unavailable(caller)
     for _ in range(2):
@@ -79,7 +77,7 @@ async def test_call_after_the_service_came_is_answered(
 async def test_call_that_runs_when_the_service_is_killed_is_canceled(
     router: Router, call_from: Join
 ) -> None:
-    """The router ends a call that was under way, and the next one is told to try again."""
+    """The router ends the running call; the next one is unavailable."""
     caller = await call_from()
     environ = {"HOME": "/", "PYTHONPATH": str(ROOT)}
     where = (f"unix:{router.socket}", router.realm, router.prefix, "single")

@@ -1,6 +1,4 @@
-"""
-The kit for Python over restarts of the service: there is none beside those of the test.
-"""
+"""The Python kit while the only service restarts."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ SCHEMA = kit_client.SCHEMA
 
 @pytest_twisted.async_yield_fixture
 async def client(router: Router, dsn: str) -> AsyncIterator[Client]:
-    """Join before any service is there."""
+    """Join before any service has joined."""
     execute(dsn, kit_client.RESET)
     client = Client(router)
     yield client
@@ -36,7 +34,7 @@ async def client(router: Router, dsn: str) -> AsyncIterator[Client]:
 async def test_live_query_waits_for_a_service_and_resumes_at_the_next(
     dsn: str, router: Router, client: Client
 ) -> None:
-    """A service that stops says so; until the next one is there, the router knows no procedure."""
+    """A stopping service ends the watch; until the next one joins, the procedure does not exist."""
     live = client.db.live("drivers", order=["id"])
     await pause(0.3)
     assert live.error is None
@@ -90,7 +88,7 @@ def write(dsn: str, random: Random) -> None:
 async def test_copies_are_right_whatever_has_happened(
     dsn: str, router: Router, client: Client
 ) -> None:
-    """Writes, cuts and restarts of the service at random; each state is checked by its checksum."""
+    """Random writes, disconnections and restarts; each state is compared by its checksum."""
     random = Random(7)
     lives = [client.db.live(name, **query) for name, query in QUERIES]
     changes = 0
@@ -133,7 +131,7 @@ async def test_copies_are_right_whatever_has_happened(
 async def test_copies_in_javascript_are_right_whatever_has_happened(
     dsn: str, router: Router
 ) -> None:
-    """As those in Python; what Node prints last of each is what is found in the end."""
+    """The last state that Node prints equals the rows at the end."""
     modules()
     execute(dsn, kit_client.RESET)
     wired, random = Wired(router), Random(11)

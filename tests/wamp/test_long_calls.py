@@ -32,7 +32,7 @@ CREATE VIEW slow AS SELECT id, repeat('x', 1000) AS body, pg_sleep(0.001)::text 
 
 
 def open_transactions(dsn: str) -> list[tuple[object, ...]]:
-    """Give those that are open, less the listener's."""
+    """Return the open transactions, except the listener's."""
     return [each for each in transactions(dsn) if "LISTEN" not in str(each[1])]
 
 
@@ -41,7 +41,7 @@ def open_transactions(dsn: str) -> list[tuple[object, ...]]:
 async def test_rows_streamed_and_imported_are_the_same(
     how: str, dsn: str, service: Serving, router: Router
 ) -> None:
-    """What is streamed can be imported as it came, over every transport and serializer."""
+    """Streamed rows can be imported unchanged, over each transport and serializer."""
     execute(dsn, "TRUNCATE copies")
     caller = await join(router, how)
     parts: list[Any] = []
@@ -58,7 +58,6 @@ async def test_rows_streamed_and_imported_are_the_same(
 
 @pytest_twisted.ensureDeferred
 async def test_csv_exported_and_imported_is_the_same(dsn: str, caller: Caller) -> None:
-    """So can an export."""
     execute(dsn, "TRUNCATE copies")
     parts: list[str] = []
     options = CallOptions(on_progress=parts.append)
@@ -77,7 +76,7 @@ async def test_csv_exported_and_imported_is_the_same(dsn: str, caller: Caller) -
 
 @pytest_twisted.ensureDeferred
 async def test_stream_without_progressive_results_is_refused_with_a_hint(caller: Caller) -> None:
-    """A plain call is told what to ask for."""
+    """The hint says to ask for progressive results."""
     with pytest.raises(ApplicationError) as caught:
         await caller.call("rowcast.items.stream")
     assert caught.value.error == "wamp.error.invalid_argument"
@@ -90,7 +89,7 @@ async def test_stream_without_progressive_results_is_refused_with_a_hint(caller:
 async def test_call_whose_caller_goes_frees_its_connection(
     how: str, verb: str, dsn: str, service: Serving, router: Router
 ) -> None:
-    """A caller that cancels or leaves frees cursor and connection at once."""
+    """The cursor and the connection are free at once after the caller has cancelled or left."""
     caller = await join(router, "rawsocket cbor")
     begun: Deferred[None] = Deferred()
     options = CallOptions(on_progress=lambda _: begun.called or begun.callback(None))
@@ -119,14 +118,14 @@ SAMPLES = 20
 async def test_caller_that_takes_nothing_is_read_no_more_rows_for(
     verb: str, dsn: str, service: Serving, router: Router
 ) -> None:
-    """While a caller takes nothing, nothing more is read; the router holds little for it."""
+    """Reading stops, and the router buffers little for it."""
     caller = await join(router, "rawsocket cbor")
     own = await join(router, "service cbor")
     call = caller.call(f"rowcast.large.{verb}", options=CallOptions(on_progress=lambda _: None))
     caller._transport.transport.pauseProducing()
     seen: list[int] = []
     try:
-        # kernels take a little more now and then, until they take nothing
+        # kernels accept a little more from time to time, and then nothing
         while len(seen) < SAMPLES and not (len(seen) > 2 and seen[-1] == seen[-2] == seen[-3] > 0):
             await pause(0.4)
             seen.append(await own.call("rowcast.router.backlog", caller._session_id))
@@ -148,7 +147,7 @@ async def test_caller_that_takes_nothing_is_read_no_more_rows_for(
 async def test_upload_whose_session_goes_keeps_nothing(
     how: str, dsn: str, service: Serving, router: Router
 ) -> None:
-    """The uploads of a session end with it, and nothing of them is kept."""
+    """Its uploads are rolled back."""
     execute(dsn, "TRUNCATE copies")
     caller = await join(router, "rawsocket cbor")
     begun = await caller.call("rowcast.copies.import", [{"id": 1}], done=False)

@@ -28,14 +28,13 @@ DEVELOPMENT = ROOT / "router" / "development.json"
 
 
 def test_configuration_of_development_is_the_one_the_service_writes() -> None:
-    """The page in router/ is the configuration that the service writes."""
+    """The file in router/ equals what the service writes."""
     written = node("realm1", "rowcast", 8080, Path("service.sock"))
     assert json.loads(DEVELOPMENT.read_text("utf-8")) == written
 
 
 @pytest.mark.parametrize("config", [DEVELOPMENT, PRODUCTION], ids=lambda path: path.stem)
 def test_configuration_of_each_node_is_valid_for_crossbar(config: Path, tmp_path: Path) -> None:
-    """Crossbar finds nothing wrong with either."""
     checked = subprocess.run(
         [crossbar(), "check", "--cbdir", tmp_path, "--config", config],
         env=os.environ | {"ROWCAST_TICKET": "a", "APP_TICKET": "b", "PORT": "8080"},
@@ -47,7 +46,7 @@ def test_configuration_of_each_node_is_valid_for_crossbar(config: Path, tmp_path
 
 
 def test_what_the_router_leaves_out_fails_where_it_is_called() -> None:
-    """A package that is not imported serves the bodies of modules and classes, and no function."""
+    """The bodies of modules and classes that use an omitted package run, but its functions raise."""
     program = """
 import web3, sys
 from ens.any import Thing
@@ -67,7 +66,7 @@ print(sys.modules["web3"])
 
 
 def test_router_without_omitted_packages_makes_keys_and_runs_user_code() -> None:
-    """A node's keys are made as ever, and code of one's own in the router has its libraries."""
+    """The node's keys are generated, and components of users can import their libraries."""
     said = in_router("""
 import crossbar, sys
 from eth_account import Account
@@ -82,7 +81,7 @@ print(Row(n="1"))
 
 
 def in_router(program: str) -> str:
-    """Run a program as the router's Python would; return what it prints."""
+    """Run a program with the router's Python; return its output."""
     python = Path(crossbar()).with_name("python")
     environ = {"PYTHONPATH": str(ROOT / "router")}
     return subprocess.check_output([python, "-c", program], env=environ, text=True)
@@ -90,7 +89,7 @@ def in_router(program: str) -> str:
 
 @pytest_twisted.ensureDeferred
 async def test_router_of_production_lets_the_service_join(migrated: str) -> None:
-    """With its ticket the service joins over WebSocket, and is told of slow callers."""
+    """With its ticket, over WebSocket; the component reports slow callers."""
     port = str(free_port())
     with tempfile.TemporaryDirectory(prefix="rowcast-node-") as home:
         shared = {"HOME": home, "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
@@ -132,7 +131,7 @@ async def test_router_of_production_lets_the_service_join(migrated: str) -> None
 async def test_call_nested_some_thousand_deep_ends_its_own_session(
     router: Router, levels: int
 ) -> None:
-    """A stock router dies of it where its callee speaks CBOR."""
+    """A router without our component crashes if the callee uses CBOR."""
     callee, client = await join(router, "service cbor"), await join(router, "rawsocket json")
     uri = f"rowcast.test.deep{levels}"
     await callee.register(lambda value: value, uri)
@@ -146,7 +145,7 @@ async def test_call_nested_some_thousand_deep_ends_its_own_session(
 
 
 def test_router_that_logs_debug_lines_says_all_of_them() -> None:
-    """The texts in them are made when they are read, and are whole then."""
+    """Log texts that are built lazily are complete."""
     with tempfile.TemporaryDirectory(prefix="rowcast-debug-") as home:
         port, socket = free_port(), Path(home) / "s"
         config = node("realm1", "rowcast", port, socket, code=str(ROOT / "router"))
@@ -155,7 +154,7 @@ def test_router_that_logs_debug_lines_says_all_of_them() -> None:
         with program({**os.environ, "HOME": home}, *start) as router:
             wait_until(lambda: port_open(port) or not router.running(), 180, lambda: router.output)
             client = Raw(port, "realm1")
-            for request in (1, 2):  # the second one finds the permission of the first
+            for request in (1, 2):  # the second call uses the cached permission
                 client.send(CALL, request, {}, "rowcast.echo")
                 client.read()
             client.close()

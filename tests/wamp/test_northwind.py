@@ -1,7 +1,7 @@
 """
-A database that knows nothing of us, served as it is: the Northwind sample.
+An existing database, the Northwind sample, served unchanged.
 
-The answers over WAMP are what SQL answers, for every table.
+The results over WAMP equal those of SQL, for each table.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def northwind(dsn: str) -> None:
 
 
 def sql(dsn: str, query: str) -> Any:
-    """Ask PostgreSQL itself, past the service, for one JSON value."""
+    """Run a query without the service; return its JSON value."""
     return execute(dsn, f"SELECT coalesce(json_agg(q), '[]') FROM ({query}) q")[0][0]
 
 
 @pytest_twisted.ensureDeferred
 async def test_table_of_northwind_has_all_its_rows_page_by_page(caller: Caller, dsn: str) -> None:
-    """Each table has its procedures, its count, and all its rows page by page."""
+    """Each table has procedures, a count, and all its rows in pages."""
     described = await caller.call("rowcast.describe")
     relations = described["relations"]
     names = {row["name"] for row in sql(dsn, "SELECT relname AS name FROM pg_class"
@@ -74,7 +74,7 @@ async def test_table_of_northwind_has_all_its_rows_page_by_page(caller: Caller, 
 async def test_description_of_northwind_is_valid_and_its_types_compile(
     caller: Caller, tmp_path: Path
 ) -> None:
-    """The description is valid JSON Schema and true, and compilers take the types made of it."""
+    """The description is valid JSON Schema, results conform to it, and compilers accept the types."""
     document = await caller.call("rowcast.describe")
     await deferToThread(Draft202012Validator.check_schema, document)
     described = Described(document)
@@ -149,7 +149,6 @@ QUERIES: list[tuple[str, dict[str, Any], str]] = [
 async def test_query_over_wamp_finds_what_psql_finds(
     caller: Caller, dsn: str, relation: str, kwargs: dict[str, Any], query: str
 ) -> None:
-    """A query over WAMP finds what the same query finds in psql."""
     found = await caller.call(f"rowcast.{relation}.find", **kwargs)
     expected = sql(dsn, query)
     assert found["rows"] == expected
@@ -160,7 +159,6 @@ async def test_query_over_wamp_finds_what_psql_finds(
 async def test_row_of_a_table_without_a_model_is_created_updated_deleted(
     caller: Caller, dsn: str
 ) -> None:
-    """A row is made, changed and deleted in a table that no model was written for."""
     made = await caller.call(
         "rowcast.shippers.create", {"shipper_id": 99, "company_name": "Rowboat", "phone": None}
     )

@@ -27,7 +27,7 @@ from tests.wamp.conftest import Join, StartEdge
 async def test_parts_for_any_client_arrive_once_in_order(
     how: str, start_edge: StartEdge, call_from: Join
 ) -> None:
-    """Every part arrives once and in order, then the answer, for every kind of client."""
+    """Each part arrives once and in order, then the result, for each kind of client."""
     await start_edge()
     caller = await call_from(how)
     parts = [[{"id": n, "text": "é" * 100}] for n in range(200)]
@@ -41,7 +41,7 @@ async def test_parts_for_any_client_arrive_once_in_order(
 async def test_call_without_on_progress_is_marked_for_the_dispatcher(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """The dispatcher is told when a caller takes no parts."""
+    """The dispatcher's call has no `progress` if the caller takes no parts."""
     await start_edge()
     caller = await call_from()
     assert await caller.call("rowcast.parts", [1, 2]) is None
@@ -51,7 +51,7 @@ async def test_call_without_on_progress_is_marked_for_the_dispatcher(
 async def test_part_over_the_limit_ends_the_call_with_too_large(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """A part that is too large ends the call with an error, and the session goes on."""
+    """The session continues."""
     edge = await start_edge(max_bytes=50_000)
     caller = await call_from()
     taken: list[Any] = []
@@ -69,7 +69,6 @@ async def test_part_over_the_limit_ends_the_call_with_too_large(
 async def test_call_cancelled_between_parts_sends_no_more(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """A call that is cancelled between two parts sends no more of them."""
     edge = await start_edge()
     caller = await call_from()
     taken: list[Any] = []
@@ -89,17 +88,17 @@ async def test_call_cancelled_between_parts_sends_no_more(
 
 
 class Sink(Protocol):
-    """Reads only when it is told to."""
+    """A protocol that reads only when it is told to."""
 
     def connectionMade(self) -> None:
-        """Read nothing."""
+        """Pause reading."""
         self.transport.pauseProducing()
         self.factory.made.callback(self)
 
 
 @pytest_twisted.ensureDeferred
 async def test_outflow_waits_for_the_other_side() -> None:
-    """While the other side reads nothing, nothing more is sent; then it goes on."""
+    """While the peer reads nothing, nothing more is sent; then sending continues."""
     factory = Factory.forProtocol(Sink)
     factory.made = Deferred()
     port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
@@ -120,7 +119,7 @@ async def test_outflow_waits_for_the_other_side() -> None:
     try:
         await until(lambda: outflow.drained().called is False)
         held = sent
-        assert held < 200  # what the kernel keeps of a connection on this machine
+        assert held < 200  # size of the kernel's socket buffers on this machine
         given_up = outflow.drained()
         given_up.cancel()
         with pytest.raises(CancelledError):
@@ -136,7 +135,7 @@ async def test_outflow_waits_for_the_other_side() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_outflow_of_a_lost_connection_waits_no_longer() -> None:
-    """Whoever waits for a connection that is lost goes on, to find that out."""
+    """Waiting callers continue, and notice the loss when they send."""
     factory = Factory.forProtocol(Sink)
     factory.made = Deferred()
     port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)

@@ -21,14 +21,14 @@ from tests.wamp.service import served
 
 
 class Part(Service):
-    """Fails to stop, at once or later."""
+    """A service whose stop fails, at once or later."""
 
     def __init__(self, failure: Exception | None = None, later: bool = False) -> None:
         self.failure = failure
         self.later = later
 
     def stopService(self) -> Deferred[None] | None:
-        """Fail, if that is what it does."""
+        """Fail, if this part is to fail."""
         super().stopService()
         if self.failure is None:
             return None
@@ -38,7 +38,7 @@ class Part(Service):
 
 
 class Child(Part, Supervised):
-    """One of those that stop together."""
+    """A supervised child that stops with others."""
 
     async def prepare(self) -> list[str]:
         """Do nothing."""
@@ -55,7 +55,7 @@ class Child(Part, Supervised):
 
 @pytest.mark.parametrize("kind", [Part, Child])
 def test_parts_beside_one_that_fails_are_stopped(kind: type[Part]) -> None:
-    """Whichever fails, and however, the others stop, and so does the whole."""
+    """Whichever part fails, and however, all others stop, and so does the parent."""
     service = Rowcast(Settings(), Clock())
     parts = [kind(), kind(ValueError("at once")), kind(ValueError("later"), later=True), kind()]
     for part in parts:
@@ -73,7 +73,7 @@ def test_parts_beside_one_that_fails_are_stopped(kind: type[Part]) -> None:
 async def test_pool_beside_a_listener_that_fails_is_closed(
     migrated: str, router: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Connections do not stay open because of a listener that does not end."""
+    """Its connections are closed although the listener does not stop."""
     async with served(migrated, router) as serving:
         end = serving.listener.stopService
 

@@ -1,6 +1,4 @@
-"""
-A write whose answer cannot be sent: nothing of it is kept, or its caller learns that it is.
-"""
+"""Writes whose result cannot be sent are rolled back; if they are committed, the error says so."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ WIDE = "€" * 40_000
 
 
 def deep(levels: int) -> Any:
-    """Build a list in a list in a list."""
+    """Return a list nested in lists."""
     value: Any = []
     for _ in range(levels - 1):
         value = [value]
@@ -42,7 +40,7 @@ def deep(levels: int) -> Any:
 
 
 async def by_hand(call: ProcedureCall, id: int, body: str) -> Any:
-    """Write a row, and answer with it."""
+    """Write a row, and return it."""
     async with call.database.transaction():
         sql = "INSERT INTO notes VALUES (%s, %s)"
         await call.database.statement(sql, [id, body], fetch=False)
@@ -50,19 +48,19 @@ async def by_hand(call: ProcedureCall, id: int, body: str) -> Any:
 
 
 async def by_hand_deep(call: ProcedureCall, id: int) -> Any:
-    """Write a row, and answer too deep a list."""
+    """Write a row, and return a list that nests too deep."""
     await call.database.statement("INSERT INTO notes VALUES (%s)", [id], fetch=False)
     return deep(125)
 
 
 async def by_hand_read(call: ProcedureCall) -> Any:
-    """Answer too much, and change nothing."""
+    """Return too large a result without a write."""
     return await call.database.statement("SELECT 1", retry=True, post=lambda *_: "x" * LIMIT)
 
 
 @pytest_twisted.async_yield_fixture(scope="module")
 async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
-    """Serve the module's database with small answers, and procedures written by hand."""
+    """Serve the module's database with a small maximum message, and hand-written procedures."""
     async with served(dsn, router, max_bytes=LIMIT) as serving:
         models = Models(serving.database)
         written = {"hand": by_hand, "hand_deep": by_hand_deep, "hand_read": by_hand_read}
@@ -116,7 +114,7 @@ KEPT: dict[str, Make] = {
 
 
 async def error_of(call: Any) -> ApplicationError:
-    """Return the error that a call ends in."""
+    """Return the error of a call."""
     with pytest.raises(ApplicationError) as caught:
         await call
     return caught.value
@@ -127,7 +125,7 @@ async def error_of(call: Any) -> ApplicationError:
 async def test_write_with_too_large_an_answer_keeps_nothing(
     how: str, dsn: str, caller: Caller
 ) -> None:
-    """What is refused is not kept."""
+    """A write that is refused is rolled back."""
     id = 1 + list(REFUSED).index(how)
     error = await error_of(REFUSED[how](caller, id))
     assert error.error == TooLarge.uri, error
@@ -139,7 +137,7 @@ async def test_write_with_too_large_an_answer_keeps_nothing(
 async def test_too_large_result_after_a_commit_says_that_it_is_committed(
     how: str, dsn: str, caller: Caller
 ) -> None:
-    """What is kept is not called refused."""
+    """A committed write is not reported as refused."""
     id = 101 + list(KEPT).index(how)
     error = await error_of(KEPT[how](caller, id))
     assert error.error == OutcomeUnknown.uri, error
@@ -149,7 +147,7 @@ async def test_too_large_result_after_a_commit_says_that_it_is_committed(
 
 @pytest_twisted.ensureDeferred
 async def test_answer_just_within_the_limit_is_sent(dsn: str, caller: Caller) -> None:
-    """What fits is kept and sent; so is what nobody wants to see; a read is merely refused."""
+    """Without a result, a write has no limit; a read is refused."""
     fits = "€" * (LIMIT // 3 - 50)
     row = await caller.call("rowcast.notes.create", {"id": 201, "body": fits})
     assert row == {"id": 201, "body": fits, "free": None, "doc": None}

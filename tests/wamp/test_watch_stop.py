@@ -1,6 +1,4 @@
-"""
-Live queries when their service stops: they end at once, and go on at the next one.
-"""
+"""Live queries when their service stops: they end at once, and resume at the next service."""
 
 from __future__ import annotations
 
@@ -20,10 +18,12 @@ __all__ = ["SCHEMA"]
 async def test_service_that_stops_ends_watches_to_be_resumed(
     dsn: str, router: Router, call_from: Join
 ) -> None:
-    """At once, with a reason; the next service goes on from the position, without a reset."""
+    """The error says that the service stops; the next one resumes without a reset."""
     caller = await call_from()
     async with served(dsn, router) as first:
-        await until(lambda: first.feed.leading)  # its first lead begins an epoch
+        await until(
+            lambda: first.feed.leading
+        )  # it begins an epoch when it leads for the first time
         live = Watching(caller, "drivers", order=["name"])
         await until(lambda: live.copy.complete)
         began = reactor.seconds()

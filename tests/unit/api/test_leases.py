@@ -1,6 +1,4 @@
-"""
-Leases: how long something is held for a session, and how much of it.
-"""
+"""Leases: how long a resource is held for a session, and how many there may be."""
 
 from __future__ import annotations
 
@@ -18,13 +16,13 @@ BRIDGE = Caller(3, None, "anonymous", "realm1")
 
 
 class Thing:
-    """What is held; keeps why it was dropped."""
+    """A leased resource that records why it was dropped."""
 
     def __init__(self) -> None:
         self.dropped: list[str] = []
 
     def drop(self, reason: str) -> None:
-        """Note the reason."""
+        """Record the reason."""
         self.dropped.append(reason)
 
 
@@ -47,7 +45,7 @@ def opened(leases: Leases[Thing], owner: Caller = ANN) -> Lease[Thing]:
 
 
 def test_idle_lease_is_dropped_after_its_time(clock: Clock, leases: Leases[Thing]) -> None:
-    """The time begins anew after each call, and when the last of several has ended."""
+    """The time starts again after each call, and after the last of concurrent ones."""
     lease = opened(leases)
     clock.advance(IDLE - 1)
     with leases.use(lease), leases.use(lease):
@@ -71,7 +69,7 @@ def test_lease_of_a_running_call_ends_once(clock: Clock, leases: Leases[Thing]) 
 
 
 def test_session_that_leaves_takes_its_own(clock: Clock, leases: Leases[Thing]) -> None:
-    """Even from under a running call; without a session, all are gone."""
+    """Also during a running call; without a session id, all leases end."""
     one, other = opened(leases), opened(leases, BOB)
     with leases.use(one):
         leases.departed(1)
@@ -83,7 +81,7 @@ def test_session_that_leaves_takes_its_own(clock: Clock, leases: Leases[Thing]) 
 
 
 def test_stop_waits_for_running_calls(clock: Clock, leases: Leases[Thing]) -> None:
-    """Nothing new is opened; what no call is at is dropped at once, the rest after its call."""
+    """No lease is opened any more; idle ones are dropped at once, others after their calls."""
     idle, busy = opened(leases), opened(leases)
     with leases.use(busy):
         leases.stop()
@@ -95,7 +93,7 @@ def test_stop_waits_for_running_calls(clock: Clock, leases: Leases[Thing]) -> No
 
 
 def test_leases_are_bounded_by_session_and_in_all(leases: Leases[Thing]) -> None:
-    """Each that ends makes room; callers that the router does not name share the whole."""
+    """A lease that ends makes room; callers without a disclosed session share one bound."""
     first, _ = opened(leases), opened(leases)
     with pytest.raises(Unavailable) as caught:
         opened(leases)
@@ -109,7 +107,7 @@ def test_leases_are_bounded_by_session_and_in_all(leases: Leases[Thing]) -> None
 
 
 def test_refusal_of_bridge_callers_says_that_they_share_a_bound(leases: Leases[Thing]) -> None:
-    """The one who is refused may have none open himself."""
+    """The refused caller may have no lease itself."""
     for _ in range(2):
         opened(leases, BRIDGE)
     with pytest.raises(Unavailable) as caught:
@@ -145,7 +143,7 @@ def test_reasons_of_many_leases_are_bounded(leases: Leases[Thing]) -> None:
 
 
 def test_id_of_a_lease_names_its_process() -> None:
-    """Whatever else a client sends as an id names none."""
+    """Any other id from a client names no process."""
     leases: Leases[Thing] = Leases(Clock(), new_process(), "thing", 1, 1, "")
     id = leases.open(ANN, Thing(), IDLE).id
     assert process_of(id) == leases.process

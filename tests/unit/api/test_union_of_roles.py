@@ -1,6 +1,4 @@
-"""
-What several roles may use together is what any of them may.
-"""
+"""The union of the catalogs of several roles."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ OTHER = Function("public", "g", (), 25)
 
 
 def roles() -> tuple[Catalog, Catalog]:
-    """Give what two roles may use, each something that the other may not."""
+    """Return the catalogs of two roles, each with an object that the other lacks."""
     clerk, boss = catalog(), catalog()
     relations = dict(clerk.relations)
     actions = relations["public", "actions"]
@@ -53,7 +51,7 @@ def roles() -> tuple[Catalog, Catalog]:
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_union_of_roles_has_all_their_rights_and_functions(turned: bool) -> None:
-    """Relations, their rights and keys, and functions of every role are there."""
+    """Relations, rights, keys and functions of each role."""
     found = union_of(roles()[::-1] if turned else roles())
     assert set(found.relations) == set(catalog().relations)
     actions = found.relations["public", "actions"]
@@ -74,6 +72,6 @@ def test_union_of_roles_has_all_their_rights_and_functions(turned: bool) -> None
 
 
 def test_union_of_one_role_is_its_catalog() -> None:
-    """What one role may use is the whole as it is."""
+    """It is the same object."""
     alone = catalog()
     assert union_of([alone]) is alone

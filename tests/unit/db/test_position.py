@@ -1,6 +1,4 @@
-"""
-A statement's parameters are found again in what was sent.
-"""
+"""The parameter of a statement that PostgreSQL's error position points at."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ def literal(value: str | None) -> str:
 def test_parameters_of_any_values_are_found_where_they_stand(
     given_values: list[str | None],
 ) -> None:
-    """Whatever the parameters hold, each is found where it stands."""
+    """Whatever the values contain."""
     text = "SELECT '%%s' " + "".join(", CAST(%s AS text)" for _ in given_values)
     literals = [literal(value) for value in given_values]
     sent = "BEGIN;SELECT '%s' " + "".join(f", CAST({each} AS text)" for each in literals)
@@ -39,7 +37,6 @@ def test_parameters_of_any_values_are_found_where_they_stand(
 
 
 def test_parameters_in_another_statement_are_not_found() -> None:
-    """In the text of another statement nothing is found."""
     assert _spans("SELECT 'a'", _pieces("DELETE %s")) == []
     assert _spans("SELECT 'a' AND", _pieces("SELECT %s OR")) == []
     assert _spans("SELECT a", _pieces("SELECT %s")) == []
@@ -49,7 +46,7 @@ def test_parameters_in_another_statement_are_not_found() -> None:
 def test_mark_after_any_text_is_found_at_its_offset(
     given_values: list[str | None], words: str
 ) -> None:
-    """A mark is found where it stands, whatever goes before it: parameters, and other words."""
+    """Whatever parameters and texts are before it."""
     bounds = [Bound(at, TEXT, "") for at, _ in enumerate(given_values)]
     first, last = Mark("first", "a"), Mark("last", "b")
     parameters = map(Parameter, bounds)
@@ -72,7 +69,7 @@ def test_mark_after_any_text_is_found_at_its_offset(
 
 @pytest.mark.parametrize("begin", ["'", " E'"])
 def test_parameter_of_megabytes_is_passed_over_at_once(begin: str) -> None:
-    """One of megabytes is passed over at once: no other thread has its turn meanwhile."""
+    """The search would otherwise hold the interpreter lock."""
     sent = f"SELECT {begin}{'y' * 8_000_000}', 'a'"
     began = time.thread_time()
     assert len(_spans(sent, ["SELECT ", ", ", ""])) == 2

@@ -1,6 +1,4 @@
-"""
-Models see Python's values, and text where Python has none.
-"""
+"""Values of models: Python's types, and text where Python has no type."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ def codec() -> Codec:
 
 
 def catalog() -> Catalog:
-    """Make a catalog of a few types."""
+    """Return a catalog of a few types."""
     return Catalog(1, ("app",), {}, {each.oid: each for each in TYPES})
 
 
@@ -95,7 +93,6 @@ def named(name: str) -> Type:
 def test_value_for_a_model_is_what_python_holds(
     codec: Codec, name: str, sent: Any, seen: Any
 ) -> None:
-    """A model sees what Python can hold."""
     assert codec.python(named(name), sent, "v") == seen
 
 
@@ -121,14 +118,13 @@ def test_value_for_a_model_is_what_python_holds(
 def test_value_not_of_its_type_is_refused_with_its_path(
     codec: Codec, name: str, sent: Any, path: str
 ) -> None:
-    """What is no value of the type is refused where it stands."""
     with pytest.raises(InvalidArgument) as refused:
         codec.python(named(name), sent, "v")
     assert refused.value.details["path"] == path
 
 
 def test_hidden_fields_cannot_be_set(codec: Codec) -> None:
-    """A field without a name is skipped by whatever is sent."""
+    """A field without a name takes no value."""
     assert codec.encode(named("pair"), {"a": 1, "d": "x"}, "v") == '("1",,"x")'
     with pytest.raises(InvalidArgument):
         codec.encode(named("pair"), {"": "x"}, "v")

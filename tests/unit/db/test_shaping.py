@@ -1,4 +1,4 @@
-"""Rows become dicts, however many there are and whatever their columns are called."""
+"""Rows become dicts, whatever their number and the names of their columns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def dicts(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[Any]:
 
 @given(st.lists(st.text() | st.sampled_from(ODD), unique=True, max_size=20).map(tuple))
 def test_rows_are_dicts_whatever_their_columns_are_called(columns: tuple[str, ...]) -> None:
-    """What stands behind the columns, as a sort key, is not answered."""
+    """Columns behind the result's, such as sort keys, are left out."""
     row = (*range(len(columns)), "sort key")
     for many in (1, FEW):
         expected = {name: at for at, name in enumerate(columns)}

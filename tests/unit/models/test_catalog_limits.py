@@ -1,6 +1,4 @@
-"""
-What the catalog alone says against a row.
-"""
+"""Errors of a row that the catalog alone shows."""
 
 from __future__ import annotations
 
@@ -36,19 +34,18 @@ ACTIONS = CATALOG.relation("public", "actions")
 def test_row_with_faults_names_every_failing_column(
     values: dict[str, Any], creating: bool, faults: dict[str, list[str]] | None
 ) -> None:
-    """Every failing column is named, and none that may be as it is."""
+    """Valid columns are not named."""
     found = catalog_faults(ACTIONS, CATALOG, values, creating)
     assert found == faults if faults is not None else found.keys() == {"mood", "status"}
 
 
 def test_default_of_a_column_without_one_is_a_fault() -> None:
-    """A column can take its default only if it has one."""
     found = catalog_faults(ACTIONS, CATALOG, {}, False, defaulted=("action", "status"))
     assert found == {"action": ["has no default"]}
 
 
 def test_column_that_a_trigger_may_fill_is_no_fault() -> None:
-    """Where a trigger comes before the row, only PostgreSQL can tell what is missing."""
+    """With a BEFORE trigger, only PostgreSQL knows which values are missing."""
     filled = replace(ACTIONS, before_triggers=frozenset({"insert"}))
     assert catalog_faults(filled, CATALOG, {"status": None}, True) == {}
     assert catalog_faults(filled, CATALOG, {"action": "x" * 9}, True).keys() == {"action"}

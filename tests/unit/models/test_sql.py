@@ -1,6 +1,4 @@
-"""
-SQL as models write it.
-"""
+"""SQL texts of models."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ from service.models.meta import conjunction, limit_of, order_clause, placeholder
     ],
 )
 def test_placeholder_in_a_condition_becomes_that_of_psycopg2(condition: str, text: str) -> None:
-    """Each parameter becomes psycopg2's, and nothing else does."""
+    """The rest of the text is unchanged."""
     assert placeholders(condition) == text
 
 
@@ -40,12 +38,11 @@ def test_placeholder_in_a_condition_becomes_that_of_psycopg2(condition: str, tex
     ],
 )
 def test_order_of_columns_is_written_with_quoted_names(orderby: str | list[str], text: str) -> None:
-    """Columns with their directions are written anew."""
     assert order_clause(orderby, ["name", "id", 'odd "name']) == text
 
 
 def test_conditions_joined_stay_in_their_parentheses() -> None:
-    """Neither an OR nor a comment reaches out of its condition."""
+    """Neither an OR nor a comment affects the other condition."""
     where = conjunction(["a = ? OR b = 1 -- or what", 1], ["c = ?", 2])
     assert where == ["(a = ? OR b = 1 -- or what\n) AND (c = ?\n)", 1, 2]
     assert conjunction(["a = ?", 1], None) == ["a = ?", 1]
@@ -54,7 +51,7 @@ def test_conditions_joined_stay_in_their_parentheses() -> None:
 
 
 def test_table_with_a_dot_is_quoted_apart_and_limit_is_bound() -> None:
-    """A dotted name is schema and table; limits are numbers."""
+    """A name with a dot is a schema and a table."""
     assert table("app.things") == '"app"."things"'
     assert table('"a.b"') == '"a.b"'
     assert limit_of((10, 20)) == (" LIMIT ? OFFSET ?", [10, 20])

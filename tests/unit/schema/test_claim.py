@@ -1,6 +1,4 @@
-"""
-A claim that one process at a time may hold.
-"""
+"""A lock that one process at a time can hold."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from schema.claim import Claim
 
 
 def test_claim_held_by_one_is_refused_to_another(tmp_path: Path) -> None:
-    """The second is told who the first is, and gets it when it is given back."""
+    """The error names the holder; after its release the claim can be taken."""
     first, second = Claim(tmp_path / "lock"), Claim(tmp_path / "lock")
     assert second.held() == ""
     assert first.take("the first")
@@ -26,7 +24,7 @@ def test_claim_held_by_one_is_refused_to_another(tmp_path: Path) -> None:
 
 
 def test_claim_never_made_has_no_holder(tmp_path: Path) -> None:
-    """Nobody holds a claim that was never made; asking makes none."""
+    """Asking for the holder does not create the file."""
     claim = Claim(tmp_path / "lock")
     assert claim.holder() == claim.held() == ""
     assert not (tmp_path / "lock").exists()
