@@ -413,7 +413,7 @@ def _answers_txn(
     began = time.monotonic()  # after `missed`, which is shared, so it counts against no query
     for task in todo:
         run, at = task.run, time.monotonic()
-        # No rest for a first read: after each cycle `Watches` would only task it again, for ever.
+        # No rest for a first read: after each cycle `Watches` would only request it again, for ever.
         heavy = run.heavy and task.before is not None and budget < math.inf
         all_rows = task.asks or touched[run] is None
         if all_rows and (heavy or (found and at > began + budget)):
