@@ -1,6 +1,4 @@
-"""
-Prints what is to be done, and again whenever anybody has changed it.
-"""
+"""Prints the open actions, and prints them again after each change."""
 
 import sys
 
@@ -12,11 +10,11 @@ component = Component(transports=url, realm="realm1")
 
 
 def show(rows, change):
-    """Print the rows, as they are now."""
+    """Print the rows."""
     listed = ", ".join(f"{row['action']} {row['path']}" for row in rows)
     print(f"{len(rows)} to do: {listed}", flush=True)
 
 
 db = Rowcast(component)
 db.live("actions", where={"status": False}, order=["id"]).subscribe(show)
-run([component], log_level=None)  # which would take over what is printed
+run([component], log_level=None)  # otherwise print would write to autobahn's log

@@ -1,6 +1,4 @@
-"""
-Filters and sort keys against plain SQL, which says what the right answer is.
-"""
+"""Filters and sort keys, compared with SQL."""
 
 from __future__ import annotations
 
@@ -142,7 +140,7 @@ TEXTS: list[tuple[dict[str, Any], str]] = [
 async def test_filter_in_any_verb_matches_the_rows_of_its_sql(
     db: DirectCaller, dsn: str, where: Any, condition: str
 ) -> None:
-    """Every verb means the same rows, those that write too."""
+    """Also in verbs that write."""
     expected = [
         id for (id,) in execute(dsn, f"SELECT id FROM people WHERE {condition} ORDER BY id")
     ]
@@ -164,7 +162,7 @@ async def test_filter_in_any_verb_matches_the_rows_of_its_sql(
 async def test_filter_of_related_rows_matches_the_rows_of_its_sql(
     db: DirectCaller, where: Any
 ) -> None:
-    """An embed with the filter has what a find with it finds."""
+    """An embed with the filter has the rows of a find with it."""
     found = await db.call("people.find", where=where, select=["id", "firm"])
     expected = sorted(row["id"] for row in found["rows"] if row["firm"])
     embed = {"people": {"select": ["id"], "where": where}}
@@ -186,7 +184,7 @@ ORDERS: list[tuple[list[Any], str]] = [
 async def test_order_is_that_of_its_sql(
     db: DirectCaller, dsn: str, order: list[Any], by: str
 ) -> None:
-    """Rows come in the order of their SQL, at once and page by page."""
+    """In one result and page by page."""
     expected = [id for (id,) in execute(dsn, f"SELECT id FROM people ORDER BY {by}, id")]
     found = await db.call("people.find", order=order, select=["id"])
     assert [row["id"] for row in found["rows"]] == expected
@@ -269,7 +267,7 @@ async def test_cast_in_group_distinct_and_measures_is_that_of_its_sql(
 async def test_invalid_operand_is_refused_with_its_path(
     db: DirectCaller, where: Any, path: str
 ) -> None:
-    """Columns that are hidden are no more there than those that are not."""
+    """A hidden column is refused as an unknown one."""
     refused = await failure_of(db.call("people.count", where=where))
     assert isinstance(refused, InvalidArgument | UnknownName), refused
     assert refused.details["path"] == path
@@ -279,7 +277,6 @@ async def test_invalid_operand_is_refused_with_its_path(
 @pytest.mark.serving(roles=Roles({"clerk": "as_clerk"}))
 @pytest_twisted.ensureDeferred
 async def test_column_that_a_role_may_not_read_is_no_operand(db: DirectCaller) -> None:
-    """Neither in a comparison nor in a cast."""
     assert await db.call_as(CLERK, "people.count", where={"low": {"lt": {"$column": "id"}}}) > 0
     for where in ({"low": {"gt": {"$column": "high"}}}, {"high::text": {"like": "%"}}):
         refused = await failure_of(db.call_as(CLERK, "people.count", where=where))
@@ -292,7 +289,7 @@ async def test_column_that_a_role_may_not_read_is_no_operand(db: DirectCaller) -
 
 @pytest_twisted.ensureDeferred
 async def test_column_compared_with_itself_is_no_filter(db: DirectCaller) -> None:
-    """A write by a filter that holds for every row by its form wants `all`."""
+    """It holds for every row, so a write needs `all`."""
     own = {"low": {"eq": {"$column": "low"}}}
     for where in (
         {"or": [own, {"low": None}]},

@@ -1,6 +1,4 @@
-"""
-Capture: what is in the log after each kind of change, whoever makes it.
-"""
+"""Capture: the contents of the log after each kind of change, by any client."""
 
 from __future__ import annotations
 
@@ -55,7 +53,7 @@ EMPTY = "TRUNCATE odd, moods, owners, pets, sums, loose, coded, counters, logs, 
 
 @pytest.fixture
 def log(dsn: str) -> Iterator[SnapshotReader]:
-    """Empty the tables, and read what comes after that."""
+    """Empty the tables; return a function that reads later log rows."""
     execute(dsn, EMPTY)
     reader = SnapshotReader(dsn)
     yield reader
@@ -112,7 +110,7 @@ def test_cascade_is_logged_with_its_cause(dsn: str, log: SnapshotReader) -> None
 
 
 def test_orm_flush_is_logged_as_one_transaction(dsn: str, log: SnapshotReader) -> None:
-    """As Flask-SQLAlchemy writes: objects and a session."""
+    """As Flask-SQLAlchemy writes: objects in a session."""
 
     class Declared(DeclarativeBase):
         pass
@@ -129,7 +127,7 @@ def test_orm_flush_is_logged_as_one_transaction(dsn: str, log: SnapshotReader) -
         owner: Mapped[int] = mapped_column(ForeignKey("owners.id"))
         name: Mapped[str]
 
-    globals()["Pet"] = Pet  # where SQLAlchemy looks for what annotations name
+    globals()["Pet"] = Pet  # where SQLAlchemy resolves annotations
     with Session(engine(dsn)) as session:
         ada = Owner(id=1, name="Ada", pets=[Pet(id=7, name="Rex"), Pet(id=8, name="Tom")])
         session.add(ada)
@@ -172,7 +170,7 @@ def test_change_that_is_rolled_back_is_not_in_the_log(dsn: str, log: SnapshotRea
 
 
 def test_transaction_that_commits_late_is_read_once(dsn: str, log: SnapshotReader) -> None:
-    """It has the lower number and sequence; a reader that remembers the highest would miss it."""
+    """It has a lower xid and sequence number; a reader of "greater than the last" would miss it."""
     slow = connect(dsn)
     with slow.cursor() as cursor:
         cursor.execute("INSERT INTO owners VALUES (1, 'slow')")
@@ -253,7 +251,7 @@ def test_truncate_is_logged_with_what_came_after_it(dsn: str, log: SnapshotReade
 
 
 def test_partitioned_table_is_logged_as_its_root(dsn: str, log: SnapshotReader) -> None:
-    """Whether written through the root or at a partition; a row that moves goes and comes."""
+    """Written through the root or a partition; a row that moves is a delete and an insert."""
     execute(dsn, "INSERT INTO logs VALUES (1, 1, 'a'); INSERT INTO logs_2 VALUES (2, 2, 'b')")
     execute(dsn, "UPDATE logs SET day = 2 WHERE id = 1")
     entries = log.read()
@@ -272,7 +270,7 @@ def test_partitioned_table_is_logged_as_its_root(dsn: str, log: SnapshotReader) 
 
 
 def test_truncated_partition_asks_to_read_again(dsn: str, log: SnapshotReader) -> None:
-    """A part of the rows is gone, and which ones the log does not know."""
+    """The log does not have the rows that were removed."""
     execute(dsn, "TRUNCATE logs_1")
     assert [(entry.relation, entry.op) for entry in log.read()] == [("public.logs", "R")]
     execute(dsn, "TRUNCATE logs")
@@ -318,7 +316,7 @@ def test_upsert_and_writing_with_are_logged(dsn: str, log: SnapshotReader) -> No
 
 
 def test_merge_is_logged_as_what_it_did_to_each_row(dsn: str, log: SnapshotReader) -> None:
-    """One statement inserts, updates and deletes, and leaves a row alone."""
+    """One statement inserts, updates and deletes, and leaves one row unchanged."""
     execute(dsn, "INSERT INTO owners VALUES (1, 'a'), (2, 'b'), (3, 'c')")
     execute(dsn, "INSERT INTO pets VALUES (7, 2, 'Rex')")
     log.read()
@@ -347,7 +345,7 @@ def test_merge_is_logged_at_every_level_and_of_partitions(dsn: str, log: Snapsho
       WHEN MATCHED THEN UPDATE SET {1} WHEN NOT MATCHED THEN INSERT ({2}) VALUES ({3})"""
     counters = merge.format("counters", "n = n + 1", "id, n", "s.id, 0")
     execute(dsn, f"INSERT INTO counters VALUES (1, 0); {counters}")
-    # A trigger of a statement is run for each kind of change that a MERGE may make.
+    # Statement triggers fire for each kind of action in a MERGE, performed or not.
     assert {change for change, _, _ in log.changes()} == {"C"}
     logs = merge.format("logs", "day = 2", "id, day", "s.id, 1")
     execute(dsn, "INSERT INTO logs VALUES (1, 1, 'a')")
@@ -388,7 +386,7 @@ def test_images_do_not_depend_on_the_settings_of_the_writer(dsn: str, log: Snaps
 
 
 def test_keys_of_any_name_and_number_are_logged_exactly(dsn: str, log: SnapshotReader) -> None:
-    """By one statement of one row or of several, under any settings."""
+    """By statements of one row or several, under any session settings."""
     execute(
         dsn,
         f"""
@@ -407,7 +405,7 @@ def test_keys_of_any_name_and_number_are_logged_exactly(dsn: str, log: SnapshotR
 
 
 def test_operators_of_the_writer_are_not_used(dsn: str, log: SnapshotReader) -> None:
-    """The functions have more rights than the writer, and run none of the writer's code."""
+    """The trigger functions are SECURITY DEFINER, so they must not run code of the writer."""
     execute(
         dsn,
         """
@@ -427,13 +425,13 @@ def test_operators_of_the_writer_are_not_used(dsn: str, log: SnapshotReader) -> 
 def test_cast_of_a_key_to_json_does_not_run_by_the_path_of_the_writer(
     dsn: str, log: SnapshotReader
 ) -> None:
-    """It has the rights of the log's owner, and would find the writer's functions by that."""
+    """The cast runs as the log's owner, with a fixed search_path."""
     execute(dsn, HOSTILE + "INSERT INTO public.moods VALUES ('glad')")
     assert log.changes() == [("I", None, {"mood": "pg_catalog, pg_temp"})]
 
 
 def test_trigger_of_the_application_leaves_net_changes_right(dsn: str, log: SnapshotReader) -> None:
-    """One that writes to the same table turns the order of the log around."""
+    """A trigger that writes to the same table changes the order in the log."""
     execute(
         dsn,
         """
@@ -453,7 +451,7 @@ def test_trigger_of_the_application_leaves_net_changes_right(dsn: str, log: Snap
 
 
 def test_writers_notify_only_a_reader_that_sleeps(dsn: str, log: SnapshotReader) -> None:
-    """And none that track without it, so that they can prepare transactions."""
+    """With tracking without notifications, they never do, so they can prepare transactions."""
     reader = connect(dsn)
     reader.autocommit = True
 
@@ -481,7 +479,7 @@ def test_writers_notify_only_a_reader_that_sleeps(dsn: str, log: SnapshotReader)
 
 
 def test_log_cannot_be_read_or_written_by_writers(dsn: str, log: SnapshotReader) -> None:
-    """It holds hidden columns, too; a writer has no rights there, and needs none."""
+    """It contains hidden columns, too; writers need no privileges on it."""
     execute(dsn, "COMMENT ON COLUMN owners.name IS '@hidden'")
     execute(dsn, "CREATE ROLE writer; GRANT SELECT, INSERT, UPDATE ON owners TO writer")
     execute(dsn, "CREATE SCHEMA AUTHORIZATION writer")

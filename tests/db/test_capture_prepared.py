@@ -1,6 +1,4 @@
-"""
-Transactions that are prepared, and committed or rolled back by another session later.
-"""
+"""Prepared transactions, which another session commits or rolls back later."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ MADE = [("I", None, {"id": 1})]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """Run a server where transactions may be prepared; gives the way to it."""
+    """Run a server with max_prepared_transactions; return its DSN."""
     with servers(1) as (found,):
         execute(found.dsn, "ALTER SYSTEM SET max_prepared_transactions = 4")
         found.crash()
@@ -38,7 +36,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def log(server: str) -> Iterator[SnapshotReader]:
-    """Empty the tables, and read what comes after that."""
+    """Empty the tables; return a function that reads later log rows."""
     execute(server, "TRUNCATE loud, quiet")
     reader = SnapshotReader(server)
     yield reader
@@ -47,7 +45,7 @@ def log(server: str) -> Iterator[SnapshotReader]:
 
 @pytest.fixture
 def asleep(server: str) -> Iterator[connection]:
-    """Hold what tells writers that the reader sleeps."""
+    """Hold the lock that shows writers that the reader sleeps."""
     holder = connect(server)
     holder.autocommit = True
     with holder.cursor() as rows:
@@ -79,7 +77,7 @@ def end(server: str, how: str) -> None:
 def test_prepared_transaction_is_logged_once_when_it_is_committed(
     server: str, log: SnapshotReader, asleep: connection
 ) -> None:
-    """Not before: and what was committed since has the higher number, and is read first."""
+    """It is read after later transactions that were committed before it."""
     prepare(server, "quiet")
     assert log.read() == []
     execute(server, "INSERT INTO quiet VALUES (2)")
@@ -100,7 +98,7 @@ def test_prepared_transaction_that_is_rolled_back_is_not_logged(
 def test_transaction_that_would_wake_a_reader_cannot_be_prepared(
     server: str, log: SnapshotReader, asleep: connection
 ) -> None:
-    """PostgreSQL refuses it after NOTIFY, which there is only while the reader sleeps."""
+    """PostgreSQL refuses PREPARE TRANSACTION after NOTIFY, which is sent only while the reader sleeps."""
     with pytest.raises(psycopg2.errors.FeatureNotSupported, match="NOTIFY"):
         prepare(server, "loud")
     assert log.read() == []
@@ -113,7 +111,7 @@ def test_transaction_that_would_wake_a_reader_cannot_be_prepared(
 def test_table_tracked_again_without_waking_can_be_prepared(
     server: str, log: SnapshotReader, asleep: connection
 ) -> None:
-    """As `rowcast track --no-wake` does it to a table that woke readers before."""
+    """By `rowcast track --no-wake` on a table that was tracked with notifications."""
     execute(server, "SELECT rowcast.track('loud', 'full', false)")
     log.read()
     prepare(server, "loud")

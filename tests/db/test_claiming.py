@@ -39,13 +39,13 @@ TAKE = {"state": "taken", "tries": {"$add": 1}}
 
 
 class Job(Model):
-    """Numbers what it takes, and takes no job of rank -5."""
+    """A model that numbers jobs when they are taken, and refuses those of rank -5."""
 
     TABLENAME = "jobs"
     SEEN: ClassVar[list[int]] = []
 
     def beforeUpdate(self) -> bool:
-        """Note the row."""
+        """Set the number."""
         self.SEEN.append(self.id)
         if self.state == "taken":
             self.state = f"taken {self.id}"
@@ -64,7 +64,7 @@ async def claim(db: DirectCaller, /, **kwargs: Any) -> list[int]:
 
 @pytest_twisted.ensureDeferred
 async def test_claimers_at_once_take_each_row_once(dsn: str) -> None:
-    """Eight of them, over a thousand rows, on as many connections."""
+    """Eight callers, a thousand rows, on as many connections."""
     execute(
         dsn,
         f"{BEFORE_EACH}; TRUNCATE jobs CASCADE;"
@@ -90,7 +90,7 @@ async def test_claimers_at_once_take_each_row_once(dsn: str) -> None:
 async def test_claim_waits_for_no_row_that_is_locked(
     dsn: str, written: tuple[type[Model], ...]
 ) -> None:
-    """It takes the next ones, even where somebody holds the first."""
+    """It takes the next rows, even if another session has locked the first."""
     execute(dsn, BEFORE_EACH)
     async with serving(dsn, written=written, lock_timeout=0.5) as db:
         with closing(psycopg2.connect(dsn)) as holder:
@@ -109,7 +109,7 @@ async def test_claim_waits_for_no_row_that_is_locked(
 async def test_claim_of_no_row_takes_the_same_rights(
     dsn: str, written: tuple[type[Model], ...], kwargs: dict[str, Any]
 ) -> None:
-    """To change one column is not to change the other, whether there is a row or not."""
+    """UPDATE on one column does not include another one, whether there is a row or not."""
     execute(dsn, BEFORE_EACH)
     execute(dsn, CLERKS)
     caller = Caller(1, "ann", "clerk", "realm1")
@@ -131,7 +131,7 @@ GRANT SELECT, UPDATE (tries) ON jobs TO rc_claims;
 
 @pytest_twisted.ensureDeferred
 async def test_row_that_others_refer_to_is_taken_all_the_same(db: DirectCaller, dsn: str) -> None:
-    """A new result locks its job against changes of the key alone."""
+    """A new referencing row locks it with KEY SHARE only."""
     with closing(psycopg2.connect(dsn)) as holder:
         holder.cursor().execute("INSERT INTO results VALUES (6)")
         assert await claim(db, order=["rank"], limit=1) == [6]
@@ -139,7 +139,7 @@ async def test_row_that_others_refer_to_is_taken_all_the_same(db: DirectCaller, 
 
 @pytest_twisted.ensureDeferred
 async def test_rows_are_taken_in_order(db: DirectCaller) -> None:
-    """By any sort key; without one, in whichever PostgreSQL finds them."""
+    """By any sort key; without an order, as PostgreSQL finds them."""
     assert await claim(db, order=["queue.name", "-id"], limit=2) == [5, 3]
     assert await claim(db, order=["id"], limit=0) == []
     assert await claim(db, order=["id"], limit=9, max_affected=4) == [1, 2, 4, 6]
@@ -148,7 +148,7 @@ async def test_rows_are_taken_in_order(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_limit_without_skip_locked_takes_the_first(db: DirectCaller) -> None:
-    """It waits for locks, as an update does; what comes back may be any form of the rows."""
+    """It waits for locks, as an update does; rows are returned in any form."""
     answer = await db.call(
         "jobs.update",
         where=NEW,
@@ -177,7 +177,7 @@ async def test_limit_without_skip_locked_takes_the_first(db: DirectCaller) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_rules_see_the_rows_that_are_taken_and_no_others(dsn: str) -> None:
-    """Each is written by its key; one that is refused undoes all."""
+    """Each row is written by its key; an invalid one rolls back all."""
     execute(dsn, BEFORE_EACH)
     async with serving(dsn, written=(Job,)) as db:
         Job.SEEN.clear()
@@ -209,7 +209,7 @@ async def test_rules_see_the_rows_that_are_taken_and_no_others(dsn: str) -> None
 async def test_unclear_claim_is_refused(
     db: DirectCaller, relation: str, kwargs: dict[str, Any], path: str
 ) -> None:
-    """By key there is nothing to pick, and without a key no row is found again."""
+    """With a key there is no choice, and without a primary key rows cannot be read again."""
     with pytest.raises(InvalidArgument) as refused:
         await db.call(f"{relation}.update", **kwargs, changes={"state": "x"})
     assert refused.value.details["path"] == path

@@ -1,6 +1,4 @@
-"""
-The table of types says what PostgreSQL says.
-"""
+"""The table of types agrees with PostgreSQL."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ VALUES: dict[str, list[Any]] = {
 
 
 class Server:
-    """A connection whose rows are wire values."""
+    """A connection whose rows are in wire form."""
 
     def __init__(self, connection: Any) -> None:
         self.catalog: Catalog = catalog_txn(connection, ("public",), 1)
@@ -47,12 +45,12 @@ class Server:
         self.codec.install(self._cursor)
 
     def row(self, sql: str, *parameters: Any) -> Any:
-        """Return the one row of a query."""
+        """Return the single row of a query."""
         self._cursor.execute(sql, parameters)
         return self._cursor.fetchone()
 
     def type(self, name: str) -> Type:
-        """Return a type, castable or not."""
+        """Return a type, whether callers may cast to it or not."""
         return self.catalog.types_by_name[name]
 
 
@@ -68,7 +66,7 @@ def server(dsn: str) -> Iterator[Server]:
 
 
 def rows(*forms: str) -> list[DataType]:
-    """Return the rows that have values, those of some forms alone if any are named."""
+    """Return the rows with sample values, of all forms or of some."""
     return [each for each in TYPES.values() if not forms or each.form in forms]
 
 
@@ -84,7 +82,7 @@ def test_row_is_of_a_type_that_its_category_agrees_with(server: Server, name: st
 
 @pytest.mark.parametrize("name", [each.name for each in rows("integer", "decimal", "float")])
 def test_sum_and_average_have_the_types_that_postgresql_gives(server: Server, name: str) -> None:
-    if name == "oid":  # of which there is none
+    if name == "oid":  # for which there is no sample
         return
     of = server.type(name)
     found = server.row(
@@ -134,7 +132,7 @@ def test_forms_have_functions_of_known_names() -> None:
 
 
 def test_page_has_a_type_of_each_form() -> None:
-    """docs/values.md says how values look that are not PostgreSQL's text."""
+    """docs/values.md describes each form that is not PostgreSQL's text."""
     page = (Path(__file__).parents[2] / "docs" / "values.md").read_text("utf-8")
     for form in FORMS.keys() - {"text"}:
         names = {each for row in rows(form) for each in (row.name, *row.aliases)}

@@ -1,6 +1,4 @@
-"""
-Related rows inside rows: every shape of relationship, every option, one statement.
-"""
+"""Embeds: each kind of relationship, each option, in one statement."""
 
 from __future__ import annotations
 
@@ -166,7 +164,7 @@ SHAPES: list[tuple[str, dict[str, Any], Any]] = [
 async def test_embed_of_any_relationship_is_a_row_null_or_list(
     db: DirectCaller, relation: str, kwargs: dict[str, Any], expected: Any
 ) -> None:
-    """Each relationship is found by name, and gives a row, null, or a list."""
+    """Each relationship is found by name."""
     assert await db.call(f"{relation}.get", **kwargs) == expected
     key = kwargs.pop("key")
     column = "person" if relation == "badges" else "id"
@@ -176,7 +174,6 @@ async def test_embed_of_any_relationship_is_a_row_null_or_list(
 
 @pytest_twisted.ensureDeferred
 async def test_values_in_an_embed_have_their_usual_form(db: DirectCaller) -> None:
-    """An embedded value has the form that it has anywhere."""
     whole = await db.call("people.find")
     by_id = {row["id"]: row for row in whole["rows"]}
     assert by_id[1]["prices"] == ["1.50", None]
@@ -195,7 +192,6 @@ async def test_values_in_an_embed_have_their_usual_form(db: DirectCaller) -> Non
 
 @pytest_twisted.ensureDeferred
 async def test_columns_spread_in_lists_have_their_own_names(db: DirectCaller) -> None:
-    """In the form of lists, spread columns have names of their own."""
     found = await db.call(
         "visits.find",
         select=["id"],
@@ -208,14 +204,13 @@ async def test_columns_spread_in_lists_have_their_own_names(db: DirectCaller) ->
 
 
 async def titles(db: DirectCaller, **kwargs: Any) -> list[str]:
-    """Give the titles of the projects that a find finds."""
+    """Return the titles of the projects that a find returns."""
     found = await db.call("projects.find", select=["title"], **kwargs)
     return [row["title"] for row in found["rows"]]
 
 
 @pytest_twisted.ensureDeferred
 async def test_filter_on_related_rows_holds_if_one_matches(db: DirectCaller) -> None:
-    """A filter on related rows asks whether one of them matches."""
     assert await titles(db, where={"lead.name": "Ada"}) == ["Alpha", "Beta"]
     assert await titles(db, where={"lead.name": {"neq": "Ada"}}) == ["Gamma"]
     assert await titles(db, where={"members.role": "x"}) == ["Alpha", "Beta"]
@@ -228,7 +223,7 @@ async def test_filter_on_related_rows_holds_if_one_matches(db: DirectCaller) -> 
         "Alpha",
         "Beta",
     ]
-    # all of a condition speaks of one related row
+    # all terms of a condition hold for one related row
     assert await titles(db, where={"members.role": {"gt": "x", "lt": "y"}}) == []
     assert await titles(db, where={"members.role": {"between": ["xa", "ya"]}}) == ["Alpha"]
     assert await titles(db, where={"members.role": {"neq": "x", "isdistinct": None}}) == [
@@ -246,7 +241,7 @@ async def test_filter_on_related_rows_holds_if_one_matches(db: DirectCaller) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_embed_that_is_inner_leaves_out_rows_without_a_match(db: DirectCaller) -> None:
-    """An inner embed leaves out rows without a match; without columns it does no more."""
+    """Without columns it only filters."""
     inner = {"select": ["name"], "inner": True, "where": {"name": "Ada"}}
     found = await db.call("projects.find", select=["id"], embed={"lead": inner}, count="exact")
     assert found["rows"] == [
@@ -269,7 +264,6 @@ async def test_embed_that_is_inner_leaves_out_rows_without_a_match(db: DirectCal
 
 @pytest_twisted.ensureDeferred
 async def test_order_by_a_column_of_a_related_row_sorts_and_pages(db: DirectCaller) -> None:
-    """Rows are sorted by a column of the one related row, and paged by it too."""
     expected = ["Gamma", "Beta", "Alpha", "Delta"]
     order = [{"by": "lead.name", "desc": True, "nulls": "last"}, "-title"]
     assert await titles(db, order=order) == expected
@@ -290,7 +284,7 @@ async def test_order_by_a_column_of_a_related_row_sorts_and_pages(db: DirectCall
 
 @pytest_twisted.ensureDeferred
 async def test_order_by_an_embed_sorts_by_its_row(db: DirectCaller) -> None:
-    """Rows are sorted by the row that is embedded, which is none where the embed asks for more."""
+    """The embed's filter may leave out the row."""
     lead = {"relation": "people", "via": "projects_lead", "where": {"name": {"neq": "Ada"}}}
     plain = {"relation": "people", "via": "projects_lead"}
     embed = {"lead": lead, "first": plain}
@@ -329,7 +323,6 @@ async def test_order_by_an_embed_sorts_by_its_row(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_write_with_embed_answers_the_related_rows(db: DirectCaller, dsn: str) -> None:
-    """Written rows come back with what is related to them."""
     embed = {"lead": NAME, "members": {"select": ["role"]}}
     made = await db.call(
         "projects.create", {"id": 9, "title": "Nine", "lead": 2}, select=["title"], embed=embed
@@ -370,7 +363,6 @@ async def test_write_with_embed_answers_the_related_rows(db: DirectCaller, dsn: 
 async def test_embed_that_is_malformed_is_refused_with_its_path(
     db: DirectCaller, relation: str, embed: Any, path: str
 ) -> None:
-    """What is no embed is refused with its place."""
     refused = await failure_of(db.call(f"{relation}.find", embed=embed))
     assert isinstance(refused, InvalidArgument), refused
     assert refused.details["path"] == path
@@ -437,13 +429,13 @@ VIEWS: list[tuple[str, dict[str, Any], list[Any]]] = [
 async def test_embed_of_a_view_is_related_as_its_tables(
     db: DirectCaller, relation: str, kwargs: dict[str, Any], expected: Any
 ) -> None:
-    """A view is related as the tables are whose columns it shows, also those not served."""
+    """As the tables whose columns it shows, also if these are not served."""
     assert (await db.call(f"{relation}.find", **kwargs))["rows"] == expected
 
 
 @pytest_twisted.ensureDeferred
 async def test_embed_of_several_ways_is_refused_with_candidates(db: DirectCaller) -> None:
-    """Of several ways between two relations, the refusal names each."""
+    """Each candidate is one of the relationships."""
     refused = await failure_of(db.call("people.find", embed={"projects": True}))
     assert isinstance(refused, InvalidArgument)
     assert refused.details["candidates"] == ["members", "projects_helper", "projects_lead"]
@@ -453,7 +445,7 @@ async def test_embed_of_several_ways_is_refused_with_candidates(db: DirectCaller
 
 @pytest_twisted.ensureDeferred
 async def test_embed_nested_too_deep_is_refused(db: DirectCaller) -> None:
-    """Embeds nest as deep as is allowed, and a statement of them is one."""
+    """At the maximum depth, they are still one statement."""
     embed: dict[str, Any] = {}
     for _ in range(8):
         embed = {"boss": {"select": ["id"], "embed": embed}}
@@ -464,7 +456,6 @@ async def test_embed_nested_too_deep_is_refused(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_columns_called_like_aliases_are_not_mistaken(db: DirectCaller, dsn: str) -> None:
-    """No name of a column is mistaken for one of the statement's own."""
     columns = ", ".join(f'"{name}" int' for name in ("r", "v", "t", "t1", "et1", "e1"))
     execute(
         dsn,
@@ -482,7 +473,7 @@ async def test_columns_called_like_aliases_are_not_mistaken(db: DirectCaller, ds
 
 @pytest_twisted.ensureDeferred
 async def test_relationships_as_described_can_be_embedded(db: DirectCaller) -> None:
-    """Each relationship that describe lists can be embedded as it says."""
+    """With the names that `describe` lists."""
     served = db.dispatcher.served
     document = describe(served.catalog, "rowcast", "1", db.dispatcher.verbs, {})
     known = 0

@@ -24,12 +24,12 @@ CALLED = {"boat": {"spread": True, "select": ["called:name"]}}
 
 
 ANSWERS: list[tuple[dict[str, Any], list[Any]]] = [
-    # a spread embed has the name of a column, which stays
+    # a spread embed with the name of a column, which is selected, too
     ({"embed": CALLED}, [{"id": 1, "boat": 1, "cost": "2.50", "called": "Argo"}]),
     ({"select": ["boat"], "embed": CALLED}, [{"boat": 1, "called": "Argo"}]),
     ({"select": ["e0:id", "boat"], "embed": CALLED}, [{"e0": 1, "boat": 1, "called": "Argo"}]),
     ({"select": ["boat"], "embed": CALLED, "form": "lists"}, [[1, "Argo"]]),
-    # two of them, called like each other's columns
+    # two of them, each with the name of a column of the other
     (
         {
             "select": [],
@@ -40,13 +40,13 @@ ANSWERS: list[tuple[dict[str, Any], list[Any]]] = [
         },
         [{"b": "Argo", "a": 1}],
     ),
-    # the same inside of an embed
+    # the same within an embed
     (
         {"select": [], "embed": {"boats": {"select": ["name"], "embed": {"trips": {
             "select": ["boat", "cost"], "embed": CALLED}}}}},
         [{"boats": {"name": "Argo", "trips": [{"boat": 1, "cost": "2.50", "called": "Argo"}]}}],
     ),
-    # names of which PostgreSQL keeps the beginning
+    # names that PostgreSQL truncates
     (
         {"select": [f"{LONG}:cost"], "embed": {f"y{LONG}": {"relation": "boats", "select": [
             f"{LONG}:name"], "embed": {f"z{LONG}": {"relation": "trips", "select": [
@@ -66,7 +66,6 @@ ANSWERS: list[tuple[dict[str, Any], list[Any]]] = [
 async def test_value_of_an_embed_has_its_own_name(
     db: DirectCaller, kwargs: dict[str, Any], expected: list[Any]
 ) -> None:
-    """Each value stands under its own name."""
     found = await db.call("trips.find", where={"id": 1}, **kwargs)
     assert found["rows"] == expected
     if "form" not in kwargs:
@@ -88,7 +87,6 @@ async def test_value_of_an_embed_has_its_own_name(
 async def test_names_that_clash_in_an_embed_are_refused(
     db: DirectCaller, kwargs: dict[str, Any], path: str
 ) -> None:
-    """Two names that could not be told apart are refused."""
     refused = await failure_of(db.call("trips.find", **kwargs))
     assert isinstance(refused, InvalidArgument)
     assert refused.details["path"] == path

@@ -1,6 +1,4 @@
-"""
-Which of several relationships an embed means: through views, by names, by what tells them apart.
-"""
+"""Which of several relationships an embed means: through views, by names, by `via`."""
 
 from __future__ import annotations
 
@@ -58,28 +56,28 @@ NAME = {"select": ["name"]}
 
 
 WAYS: list[tuple[str, dict[str, Any], Any]] = [
-    # a junction that is a view, between views
+    # the junction is a view, between views
     ("pupils", {"clubs": {"select": ["title"]}}, [["chess", "choir"], ["choir"]]),
     ("clubs", {"pupils": NAME}, [["Ann"], ["Ann", "Ben"]]),
-    # a junction beats its views, which have names of their own
+    # a junction table is preferred to its views, which have their own names
     ("tools", {"rooms": {"via": "kept", **NAME}}, [["hall", "attic"], ["attic"]]),
     ("tools", {"rooms": {"via": "kept_low", **NAME}}, [["hall"], []]),
     ("fittings", {"rooms": {"via": "kept_low", **NAME}}, [["hall"], []]),
-    # a column of either side beats a junction's
+    # a column of either relation is preferred to a junction's
     ("bikes", {"rooms": {"via": "home", **NAME}}, [["attic"]]),
     ("rooms", {"bikes": {"via": "home", **NAME}}, [[], ["red"]]),
     ("bikes", {"rooms": {"via": "lent", **NAME}}, [["hall"]]),
-    # what an embed may be called without "relation", it may be called with it
+    # names of an embed are also accepted as "relation"
     ("lessons", {"x": {"relation": "room", **NAME}}, [["hall"], ["attic"]]),
     ("lessons", {"x": {"relation": "lessons_in", **NAME}}, [["hall"], ["attic"]]),
-    # one relation twice, through either column of the junction
+    # one relation twice, by each column of the junction
     ("rooms", {"x": {"relation": "rooms", "via": "whom", **NAME}}, [["attic"], []]),
     ("rooms", {"x": {"relation": "rooms", "via": "follows_who", **NAME}}, [[], ["hall"]]),
     # a column that a view shows twice
     ("twice", {"rooms": {"via": "room_two", **NAME}}, [["hall"], ["attic"]]),
     ("twice", {"room_one": NAME}, [["hall"], ["attic"]]),
     ("rooms", {"twice": {"via": "room_two", "select": ["id"]}}, [[1], [2]]),
-    # a join of a table to itself: its rows lead to their own kind by both columns
+    # a junction of a table with itself, by both columns
     ("small", {"whole": {"select": ["id"]}}, [[], [2]]),
     ("small", {"upper": {"select": ["id"]}}, [[], []]),
     ("small", {"large": {"via": "upper", "select": ["id"]}}, [[], [1]]),
@@ -91,7 +89,6 @@ WAYS: list[tuple[str, dict[str, Any], Any]] = [
 async def test_way_of_an_embed_leads_to_the_rows_it_says(
     db: DirectCaller, relation: str, embed: dict[str, Any], expected: Any
 ) -> None:
-    """Each way leads to the rows that it says."""
     found = await db.call(f"{relation}.find", select=[], embed=embed)
     (name,) = embed
     related = [row[name] for row in found["rows"]]
@@ -112,7 +109,7 @@ REFUSED: list[tuple[str, dict[str, Any], list[str]]] = [
 async def test_candidates_of_a_refused_embed_can_be_embedded(
     db: DirectCaller, relation: str, embed: dict[str, Any], candidates: list[str]
 ) -> None:
-    """A refusal names the ways to what was asked for, each by what tells it from the others."""
+    """Each candidate means one of the relationships."""
     refused = await failure_of(db.call(f"{relation}.find", embed=embed))
     assert isinstance(refused, InvalidArgument)
     assert refused.details["candidates"] == candidates
@@ -128,7 +125,7 @@ async def test_candidates_of_a_refused_embed_can_be_embedded(
 async def test_table_and_its_view_by_one_foreign_key_are_not_related(
     db: DirectCaller, relation: str, name: str
 ) -> None:
-    """A table and its view are not related by the one foreign key that leads to both."""
+    """The foreign key refers to both."""
     refused = await failure_of(db.call(f"{relation}.find", embed={name: True}))
     assert isinstance(refused, InvalidArgument)
     assert refused.details["path"] == f"embed.{name}"

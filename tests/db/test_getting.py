@@ -1,6 +1,4 @@
-"""
-Rows by several keys, all columns but some, and names that want quotes.
-"""
+"""Rows by several keys, select lists with "-column", and names that have to be quoted."""
 
 from __future__ import annotations
 
@@ -82,7 +80,7 @@ GOT: list[tuple[str, list[Any], dict[str, Any], list[Any]]] = [
 async def test_answer_of_single_values_needs_no_look_before_it_leaves(
     db: DirectCaller, relation: str, options: dict[str, Any], plain: bool
 ) -> None:
-    """Other tests look at what leaves without (`DirectCaller.call_as`)."""
+    """Other tests check results that do need a check (`DirectCaller.call_as`)."""
     state = CallState()
     name = f"{relation}.find"
     await db.dispatcher.answer(name, [], {"order": [], **options}, ANYONE, state)
@@ -94,7 +92,7 @@ async def test_answer_of_single_values_needs_no_look_before_it_leaves(
 async def test_rows_of_keys_come_in_their_order(
     db: DirectCaller, relation: str, keys: list[Any], options: dict[str, Any], expected: Any
 ) -> None:
-    """A key twice gives the row twice, a key of none null."""
+    """A key given twice returns its row twice, a key without a row null."""
     got = await db.call(f"{relation}.get", keys=keys, **options)
     assert got == expected
     if "form" not in options:
@@ -152,7 +150,7 @@ async def test_keys_of_what_has_none_is_no_procedure(db: DirectCaller) -> None:
 @pytest.mark.serving(max_bytes=2000)
 @pytest_twisted.ensureDeferred
 async def test_rows_of_keys_too_large_are_refused(db: DirectCaller) -> None:
-    """A row that is asked for many times weighs as often."""
+    """The size counts as often as the row is returned."""
     assert len(await db.call("lands.get", keys=[1] * 3)) == 3
     refused = await failure_of(db.call("lands.get", keys=[1] * 900))
     assert isinstance(refused, ServiceError)
@@ -162,7 +160,7 @@ async def test_rows_of_keys_too_large_are_refused(db: DirectCaller) -> None:
 @pytest.mark.serving(roles=Roles({"clerk": "gt_clerk"}))
 @pytest_twisted.ensureDeferred
 async def test_keys_show_a_role_what_it_may_see(db: DirectCaller) -> None:
-    """Rows that policies hide are as rows that are not there, and columns as ever."""
+    """Rows that policies hide are null, and the columns are the readable ones."""
     got = await db.call_as(CLERK, "lands.get", keys=[1, 5, 2], select=["id"])
     assert got == [{"id": 1}, None, {"id": 2}]
     assert await db.call_as(CLERK, "lands.get", keys=[1], select=["*", "-name"]) == [{"id": 1}]
@@ -187,7 +185,7 @@ LEFT_OUT: list[tuple[list[str], list[str]]] = [
 async def test_column_left_out_is_not_answered(
     db: DirectCaller, select: list[str], columns: list[str]
 ) -> None:
-    """Wherever a select list stands, and whatever else stands in it."""
+    """In each kind of select list, and beside other items."""
     assert list(await db.call("lands.get", 1, select=select)) == columns
     lists = await db.call("lands.find", select=select, form="lists")
     assert lists["columns"] == columns
@@ -246,7 +244,7 @@ WITH_NULL: list[tuple[str, dict[str, Any], str]] = [
 async def test_null_in_a_key_is_refused_everywhere_with_what_finds_the_row(
     db: DirectCaller, verb: str, kwargs: dict[str, Any], path: str
 ) -> None:
-    """Of a key that is of one row, nulls and all, too: a filter knows what null means."""
+    """Also for a unique key with NULLS NOT DISTINCT: a filter can compare with null."""
     refused = await failure_of(db.call(f"slots.{verb}", **kwargs))
     assert isinstance(refused, InvalidArgument), refused
     assert str(refused) == "a key has a value for each of its columns"

@@ -1,6 +1,4 @@
-"""
-JSON documents are the same after they were read and written, wherever they stand.
-"""
+"""JSON documents are unchanged after they were read and written, in each place."""
 
 from __future__ import annotations
 

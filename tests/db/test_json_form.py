@@ -1,6 +1,4 @@
-"""
-Answers as one JSON text, which PostgreSQL wrote.
-"""
+"""Results as one JSON text, written by PostgreSQL."""
 
 from __future__ import annotations
 
@@ -56,7 +54,7 @@ def _number(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Give a default answer as its JSON has it."""
+    """Return a default result in the form of its JSON."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, list):
@@ -132,7 +130,7 @@ async def test_answer_as_text_is_the_default_answer(
 
 
 class _Undone(Exception):
-    """What was written is to be undone."""
+    """Raised to roll a write back."""
 
 
 @pytest_twisted.ensureDeferred

@@ -1,6 +1,4 @@
-"""
-Relations that are no plain tables: partitions, heirs, and views that triggers write through.
-"""
+"""Partitioned tables, inheritance, and views with INSTEAD OF triggers."""
 
 from __future__ import annotations
 
@@ -47,7 +45,7 @@ BEFORE_EACH = "TRUNCATE events, seen, animals, dogs, stock RESTART IDENTITY"
 async def test_rows_of_partitions_are_written_through_their_parent(
     db: DirectCaller, dsn: str
 ) -> None:
-    """Rows go where they belong, and move; only the parent is served."""
+    """Rows are routed to partitions and move between them; only the parent is served."""
     assert not {name for _, name in db.dispatcher.served.catalog.relations} & {
         "events_25",
         "events_26",
@@ -82,7 +80,7 @@ async def test_rows_of_partitions_are_written_through_their_parent(
 async def test_rows_of_heirs_are_read_and_written_through_the_parent(
     db: DirectCaller, dsn: str
 ) -> None:
-    """A parent has its heirs' rows too, and writes reach them, as in SQL."""
+    """Rows of child tables are read and written through the parent, as in SQL."""
     await db.call("animals.create", {"id": 1, "name": "cat"})
     dog = await db.call("dogs.create", {"id": 2, "name": "rex", "tricks": ["sit"]})
     assert dog == {"id": 2, "name": "rex", "tricks": ["sit"]}
@@ -97,7 +95,7 @@ async def test_rows_of_heirs_are_read_and_written_through_the_parent(
 
 @pytest_twisted.ensureDeferred
 async def test_write_to_a_view_with_triggers_is_what_they_make_of_it(db: DirectCaller) -> None:
-    """What a trigger makes of a write comes back; it may refuse, and leave a row alone."""
+    """The row that the trigger returns is the result; a trigger may refuse a row, or ignore it."""
     made = await db.call("shelf.create", [{"name": "Tea", "amount": 5}, {"name": "rum"}])
     assert made == [{"id": 1, "name": "TEA", "amount": 5}, {"id": 2, "name": "RUM", "amount": 1}]
     refused = await failure_of(db.call("shelf.create", {"name": "x", "amount": -1}))

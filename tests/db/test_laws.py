@@ -1,9 +1,8 @@
 """
-What holds between the verbs for any query that the contract allows.
+Verbs agree with each other about any valid query.
 
-Queries are made from the grammar of filters, select lists, orders and embeds over every kind of
-column and relationship. None may be refused, and the verbs must agree with each other about it.
-(What holds of writes is in `test_laws_of_writes.py`.)
+Queries are generated from the grammar of filters, select lists, orders and embeds, on all kinds of columns
+and relationships. None may be refused. (Writes are in `test_laws_of_writes.py`.)
 """
 
 from __future__ import annotations
@@ -140,7 +139,7 @@ SPECIAL = st.sampled_from(
 
 
 def _conditions(column: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Make a term on a column."""
+    """Draw a condition on a column."""
     operand = OPERANDS[column]
     compared = st.tuples(st.sampled_from(COMPARISONS), operand).map(lambda pair: dict([pair]))
     listed = st.lists(operand | st.none(), max_size=3).map(lambda values: {"in": values})
@@ -149,7 +148,7 @@ def _conditions(column: str) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def _compared(column: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Make a term of two columns."""
+    """Draw a comparison of two columns."""
     pair = st.tuples(st.sampled_from(COMPARISONS), st.sampled_from(COLUMNS[column]))
     condition = pair.map(lambda each: {each[0]: {"$column": each[1]}})
     return (condition | condition.map(lambda c: {"not": c})).map(lambda c: {column: c})
@@ -246,7 +245,7 @@ MEASURED_WHERE = st.sampled_from(
 
 
 def lawful(examples: int) -> Any:
-    """Set hypothesis up for calls to a database."""
+    """Return hypothesis settings for tests that call a database."""
     return settings(
         max_examples=examples,
         deadline=None,
@@ -268,7 +267,7 @@ async def whole(db: DirectCaller, relation: str, **query: Any) -> list[Any]:
 @lawful(200)
 @given(where=WHERE)
 async def test_filter_in_any_verb_means_the_same_rows(db: DirectCaller, where: Any) -> None:
-    """Every verb takes the same filter and means the same rows; its negation means others."""
+    """Its negation means the other rows."""
     rows = await whole(db, "people", where=where, select=["id"])
     n = len(rows)
     assert await db.call("people.count", where=where) == n
@@ -298,7 +297,7 @@ async def test_filter_in_any_verb_means_the_same_rows(db: DirectCaller, where: A
 async def test_pages_in_any_order_are_the_stream_in_pieces(
     db: DirectCaller, where: Any, order: Any, limit: int
 ) -> None:
-    """Pages by token are the stream in pieces, whatever the order; so are pages by offset."""
+    """By token and by offset."""
     rows = await whole(db, "people", where=where, order=order, select=["id"])
     paged: list[Any] = []
     after = None
@@ -331,7 +330,7 @@ async def test_pages_in_any_order_are_the_stream_in_pieces(
 async def test_rows_in_any_form_are_the_same(
     db: DirectCaller, where: Any, select: Any, embed: Any, order: Any
 ) -> None:
-    """Rows are the same as dicts, as lists, streamed, exported, and one by one."""
+    """As dicts, as lists, streamed, exported, and one by one."""
     query = {"where": where, "select": [*select, "key:id"], "embed": embed, "order": order}
     found = (await db.call("people.find", **query))["rows"]
     assert found == await whole(db, "people", **query)
@@ -363,7 +362,7 @@ async def test_rows_in_any_form_are_the_same(
 async def test_rows_by_a_measure_are_those_that_have_it(
     db: DirectCaller, where: Any, measured: Any, order: Any
 ) -> None:
-    """What is filtered and sorted by a measure agrees with the measures that the rows are given."""
+    """Filters and sort keys agree with the values of the measure."""
     query = {"select": ["id"], "embed": MEASURED, "order": order}
     rows = await whole(db, "people", where=where, **query)
     some = await whole(db, "people", where={"and": [where, measured]}, **query)
@@ -385,7 +384,6 @@ async def test_rows_by_a_measure_are_those_that_have_it(
 async def test_embeds_counted_listed_or_filtered_are_the_same_rows(
     db: DirectCaller, where: Any, related: Any
 ) -> None:
-    """What is counted, listed and filtered by of a relationship is the same rows."""
     by = {"relation": "visits", "where": related}
     rows = await whole(
         db, "people", where=where, select=["id"],
@@ -421,7 +419,7 @@ async def test_embeds_counted_listed_or_filtered_are_the_same_rows(
 async def test_groups_under_any_filter_add_up_to_the_total(
     db: DirectCaller, where: Any, group: Any
 ) -> None:
-    """Groups add up to the whole, and a condition on them takes some of them away."""
+    """And `having` leaves some groups out."""
     measures = {
         "n": {"count": "*"}, "pays": {"count": "pay"}, "few": {"count": "*", "where": {"id": {"lt": 9}}},
         "ids": {"array_agg": "id", "order": ["-name", "id"]}, "usual": {"mode": "name"},
@@ -452,7 +450,7 @@ async def test_groups_under_any_filter_add_up_to_the_total(
 async def test_plan_of_any_query_has_as_many_rows_as_its_answer(
     db: DirectCaller, where: Any, select: Any, embed: Any, order: Any, limit: int
 ) -> None:
-    """What can be asked for can be explained: a page, one row more, and the count beside it."""
+    """EXPLAIN of a page, which reads one row more, and of its count."""
     query = {
         "where": where,
         "select": [*select, "key:id"],

@@ -1,6 +1,4 @@
-"""
-What tells of names and rows that a caller may not see: casts, names as values, planned counts.
-"""
+"""Casts, names as values and planned counts reveal no names and rows that the caller may not see."""
 
 from __future__ import annotations
 
@@ -99,7 +97,7 @@ async def test_cast_to_type_that_looks_up_names_refused(db: DirectCaller, type: 
 @pytest_twisted.ensureDeferred
 async def test_cast_to_plain_type_answered(db: DirectCaller, type: str, value: Any) -> None:
     item = f"x:number::{type}"
-    if value is None:  # nothing is read of a null, whatever it is cast to
+    if value is None:  # a cast of null looks nothing up
         item = f"x:pair->>n::{type}"
     (row,) = (await db.call_as(CLERK, "things.find", select=[item]))["rows"]
     assert row == {"x": value}

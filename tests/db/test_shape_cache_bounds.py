@@ -25,14 +25,14 @@ N: dict[str, Any] = {"measures": {"n": {"count": "*"}}}
 
 
 def relations() -> int:
-    """Count what there is of relations, alive."""
+    """Return the number of relation objects in memory."""
     gc.collect()
     return sum(isinstance(each, Relation) for each in gc.get_objects())
 
 
 @pytest_twisted.ensureDeferred
 async def test_refusal_of_unknown_names_leaves_nothing_behind(dsn: str) -> None:
-    """A refused call leaves nothing behind, whatever it asked about."""
+    """A refused call caches nothing, whatever its names."""
     async with serving(dsn) as db:
 
         async def ask(at: int) -> None:

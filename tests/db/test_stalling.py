@@ -63,7 +63,7 @@ def workers() -> list[str]:
 
 
 async def read(database: Database) -> Any:
-    """Read."""
+    """Run a read."""
     return await database.statement("SELECT pg_sleep(0.2)", retry=True)
 
 

@@ -56,9 +56,9 @@ class Taker:
 
 def transactions(dsn: str) -> list[tuple[object, ...]]:
     """
-    Return what clients have open or run in this database, less the asking; autovacuum is none.
+    Return open transactions and running statements of clients, except this query and autovacuum.
 
-    Nor is the look at the catalog that a refusal may bring on.
+    The check of the catalog that may follow a refusal is left out, too.
     """
     return execute(
         dsn,

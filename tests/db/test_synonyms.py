@@ -1,6 +1,4 @@
-"""
-Words of other tools: the hint of each refusal names ours, with an example that runs.
-"""
+"""Words of other tools: the hint of each refusal names the word here, with an example that runs."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from tests.deferreds import failure_of
 
 
 class Named:
-    """A relation in an example: an attribute of it is a call, taken apart."""
+    """A relation in an example; an attribute of it is a call, parsed into its arguments."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -29,7 +27,7 @@ class Named:
 
 
 def call_of(example: str, page: Any = None) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
-    """Take an example apart."""
+    """Parse an example."""
     relations = {name: Named(name) for name in ("actions", "drivers", "vehicles")}
     written = example.replace(".import(", ".import_(")
     found: tuple[str, tuple[Any, ...], dict[str, Any]] = eval(written, {**relations, "page": page})
@@ -37,7 +35,7 @@ def call_of(example: str, page: Any = None) -> tuple[str, tuple[Any, ...], dict[
 
 
 def renamed(value: Any, ours: str, word: str) -> Any:
-    """Write another word for a key, wherever it stands."""
+    """Replace a key by another word at any depth."""
     if isinstance(value, dict):
         return {word if k == ours else k: renamed(v, ours, word) for k, v in value.items()}
     return [renamed(each, ours, word) for each in value] if isinstance(value, list) else value
@@ -45,7 +43,7 @@ def renamed(value: Any, ours: str, word: str) -> Any:
 
 @pytest_twisted.async_yield_fixture(scope="module")
 async def db(migrated: str) -> AsyncIterator[DirectCaller]:
-    """Serve the tables that come with the project, with their rows."""
+    """Serve the demo's tables, with their rows."""
     sow(migrated)
     async with serving(migrated) as callee:
         yield callee
@@ -54,7 +52,7 @@ async def db(migrated: str) -> AsyncIterator[DirectCaller]:
 @pytest.mark.parametrize("row", SYNONYMS, ids=lambda row: f"{row.kind}-{row.ours}")
 @pytest_twisted.ensureDeferred
 async def test_synonym_is_refused_with_an_example_that_runs(db: DirectCaller, row: Synonym) -> None:
-    """The example is a call, and the same with the other word is refused with this hint."""
+    """The example runs, and with the other word it is refused with this hint."""
     page = await db.call("actions.find", limit=2)
     page |= {"prev": (await db.call("actions.find", limit=2, after=page["next"]))["prev"]}
     name, args, kwargs = call_of(row.example, page)
@@ -121,7 +119,7 @@ TYPED: list[tuple[str, list[Any], dict[str, Any], str]] = [
 async def test_call_as_other_tools_have_it_gets_a_hint(
     db: DirectCaller, verb: str, args: list[Any], kwargs: dict[str, Any], hint: str
 ) -> None:
-    """What is typed is said again as it is written here."""
+    """The hint has the call as it is written here."""
     refused = await failure_of(db.call(f"actions.{verb}", *args, **kwargs))
     assert isinstance(refused, ServiceError)
     assert refused.details["hint"] == hint

@@ -1,6 +1,4 @@
-"""
-Changes of the database without a notification: the first call that needs them finds them.
-"""
+"""Schema changes without a notification are found by the first call that needs them."""
 
 from __future__ import annotations
 
@@ -56,13 +54,13 @@ CREATE PROCEDURE half() LANGUAGE plpgsql AS $$BEGIN
 
 @pytest.fixture(autouse=True)
 def tables(dsn: str) -> None:
-    """Make the relations anew."""
+    """Recreate the relations."""
     execute(dsn, TABLES)
 
 
 @pytest_twisted.async_yield_fixture
 async def db(dsn: str, tables: None) -> AsyncIterator[DirectCaller]:
-    """Serve them, looking for changes when a caller is refused alone."""
+    """Serve them; a refused call has the catalog checked."""
     async with serving(dsn) as callee:
         yield callee
 
@@ -164,7 +162,7 @@ async def test_unannounced_change_is_served_at_once(
     kwargs: dict[str, Any],
     answer: Any,
 ) -> None:
-    """What the database has, or takes, by now is there for the first call that asks for it."""
+    """New objects, and new forms of existing ones."""
     execute(dsn, change)
     if answer is None:
         refused = await failure_of(db.dispatcher.answer(name, args, kwargs, ANYONE))
@@ -175,7 +173,7 @@ async def test_unannounced_change_is_served_at_once(
 
 @pytest_twisted.ensureDeferred
 async def test_table_created_after_a_miss_is_answered(db: DirectCaller, dsn: str) -> None:
-    """However lately a name was missed, it is there as soon as the database has it."""
+    """However recently its name was not found."""
     for number in range(3):
         name = f"pins_{number}"
         assert isinstance(await failure_of(db.call(f"{name}.count")), NoSuchProcedure)
@@ -185,7 +183,7 @@ async def test_table_created_after_a_miss_is_answered(db: DirectCaller, dsn: str
 
 @pytest_twisted.ensureDeferred
 async def test_refusal_that_the_database_confirms_reads_no_catalog(db: DirectCaller) -> None:
-    """What the database would refuse too is refused, plainly, and costs no reading."""
+    """If the database would refuse the call, too, the catalog is not read again."""
     version = db.dispatcher.served.catalog.version
     for call in (db.call("nope.count"), db.call("hats.update", 1, {"worn": BIG})):
         refused = await failure_of(call)
@@ -196,14 +194,14 @@ async def test_refusal_that_the_database_confirms_reads_no_catalog(db: DirectCal
 
 @pytest_twisted.ensureDeferred
 async def test_call_of_an_upload_that_fails_is_not_made_twice(db: DirectCaller) -> None:
-    """A call of an upload is not made twice: its refusal has ended the upload."""
+    """Its error has ended the upload."""
     upload = await db.call("hats.import", done=False)
     assert isinstance(await failure_of(db.call("hats.import", [{"x": 1}], **upload)), UnknownName)
 
 
 @pytest_twisted.ensureDeferred
 async def test_parts_of_a_stream_that_fails_are_sent_once(db: DirectCaller, dsn: str) -> None:
-    """A stream that fails on its way is not begun again, though the catalog has changed."""
+    """Although the catalog has changed."""
     parts: list[Any] = []
 
     async def take(part: Any) -> None:
@@ -221,14 +219,14 @@ async def test_parts_of_a_stream_that_fails_are_sent_once(db: DirectCaller, dsn:
 
 @pytest_twisted.ensureDeferred
 async def test_procedure_that_fails_after_a_commit_runs_once(db: DirectCaller, dsn: str) -> None:
-    """A procedure that fails after it has committed is not called again from a new catalog."""
+    """Although the catalog has changed."""
     assert isinstance(await failure_of(db.call("fn.half")), ServiceError)
     assert execute(dsn, "SELECT count(*) FROM bare WHERE id = 77") == [(1,)]
 
 
 @pytest_twisted.ensureDeferred
 async def test_refusals_at_once_share_few_looks_at_the_catalog(dsn: str) -> None:
-    """Callers who are refused in crowds have the catalog looked at a few times."""
+    """Many concurrent refusals lead to a few checks."""
     with Relay(dsn) as relay:
         async with serving(relay.dsn) as db:
             before = len(relay.messages)
@@ -241,7 +239,7 @@ async def test_refusals_at_once_share_few_looks_at_the_catalog(dsn: str) -> None
 
 @pytest_twisted.ensureDeferred
 async def test_refusal_while_the_database_is_away_may_be_retried(dsn: str, postgres: str) -> None:
-    """Who is refused while nobody can tell how the database is may try again, and then is not."""
+    """Whether the refusal is right is unknown until the catalog can be checked."""
     (name,) = execute(dsn, "SELECT current_database()")[0]
     async with serving(dsn, every=0.05) as db:
         execute(postgres, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
@@ -528,19 +526,19 @@ def test_catalogs_that_are_read_are_all_watched() -> None:
 async def test_look_after_a_long_one_is_in_time_for_who_asks_for_it(
     dsn: str, db: DirectCaller
 ) -> None:
-    """However long the last check took, as long as two checks fit into the time."""
+    """Whatever the duration of the last check, if two checks take less than the limit."""
     clock = Clock()
     catalogs = Catalogs(
         clock, db.database, ("public",), db.dispatcher, Models(db.database, ()), every=None
     )
     catalogs.startService()
-    clock.advance(1.5)  # while it reads
+    clock.advance(1.5)  # during a check
     await catalogs.loaded()
-    await pause(0)  # until it rests
+    await pause(0)  # until the check has ended
     execute(dsn, "CREATE TABLE later (id int PRIMARY KEY)")
     asked = catalogs.refresh()
     clock.advance(PATIENCE - 3.0)
-    clock.advance(1.5)  # while it looks
+    clock.advance(1.5)  # during the next check
     await until(lambda: asked.called, 10)
     assert await asked
     assert await db.dispatcher.answer("later.find", [], {}, ANYONE)

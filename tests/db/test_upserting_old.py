@@ -65,7 +65,9 @@ def row(id: int, n: int | None = None, noted: str | None = None) -> dict[str, An
 async def test_upsert_answers_rows_as_they_were(
     dsn: str, name: str, written: tuple[type[Model], ...]
 ) -> None:
-    """Old rows are null for new ones, come beside the rows as triggers left them, in the order of the call."""
+    """
+    Old rows are null for new ones, and stand beside the rows as triggers left them, in the order of the call.
+    """
     execute(dsn, BEFORE_EACH)
     async with serving(dsn, written=written) as db:
         kwargs = {"on_conflict": ["id"], **PICK}
@@ -282,7 +284,7 @@ REFUSED: list[tuple[dict[str, Any], type[ServiceError], str | None]] = [
 async def test_upsert_of_old_rows_that_cannot_be_answered_is_refused(
     db: DirectCaller, dsn: str, kwargs: dict[str, Any], kind: type[ServiceError], path: str | None
 ) -> None:
-    """And nothing is written."""
+    """Nothing is written."""
     before = execute(dsn, "SELECT * FROM items ORDER BY id")
     values = [{"id": 1, "n": 5, "code": "c1"}, {"id": 77, "slot": 77}]
     call = db.call("items.upsert", **{"values": values, "returning": "both", **kwargs})
@@ -315,7 +317,7 @@ async def test_upsert_by_an_index_on_expressions_answers_rows_as_they_were(
 async def test_upserts_by_an_index_on_a_part_of_the_rows_answer_what_each_has_changed(
     db: DirectCaller, dsn: str
 ) -> None:
-    """A default may say whether a row is in it, and others come meanwhile."""
+    """A default may decide whether a row is in the index, and others are inserted concurrently."""
     execute(dsn, "TRUNCATE jobs; INSERT INTO jobs (name, done, n) VALUES ('a', true, 7)")
     kwargs: dict[str, Any] = {"on_conflict": "open_jobs", "update": {"n": {"$add": 1}}}
     kwargs |= {"returning": "both", "select": ["n"]}
@@ -331,7 +333,7 @@ async def test_upserts_by_an_index_on_a_part_of_the_rows_answer_what_each_has_ch
 async def test_upsert_by_an_index_is_refused_if_a_model_sees_existing_rows(
     dsn: str,
 ) -> None:
-    """It is asked about new rows alone where they take over what is given."""
+    """Models that validate only new rows are accepted, if given columns are updated as they are."""
     execute(dsn, BEFORE_EACH)
     async with serving(dsn, written=(Counted,)) as db:
         kwargs: dict[str, Any] = {"on_conflict": "items_lower", "update": {"n": 9}}

@@ -76,7 +76,7 @@ async def test_upsert_takes_the_right_to_update_what_it_changes(
 async def test_row_that_may_not_be_changed_is_refused_as_by_any_upsert(
     db: DirectCaller, dsn: str, id: int, update: Any
 ) -> None:
-    """Whether the caller sees it or not; at once, and nothing is said to have come meanwhile."""
+    """Whether the caller sees it or not; at once, and not as a concurrent insert."""
     rows = [{"id": 9, "n": 9}, {"id": id, "n": 8}]
     plain = await failure_of(db.call_as(GUEST, "notes.upsert", rows, update=update))
     call = db.call_as(GUEST, "notes.upsert", rows, update=update, returning="both")
@@ -90,7 +90,7 @@ async def test_row_that_may_not_be_changed_is_refused_as_by_any_upsert(
 async def test_row_that_may_not_be_changed_is_left_alone_where_the_upsert_does_so(
     db: DirectCaller,
 ) -> None:
-    """With `update: []`, and where its condition does not hold; hidden rows are not asked."""
+    """With `update: []`, or if its condition does not hold; hidden rows are not compared."""
     kwargs: dict[str, Any] = {"returning": "both", "select": ["n"]}
     rows = [{"id": 1, "n": 8}, {"id": 3, "n": 8}, {"id": 9, "n": 9}]
     new = {"old": None, "new": {"n": 9}}
@@ -132,10 +132,13 @@ async def test_row_that_a_view_never_shows_is_not_to_be_tried_again(
 
 @pytest.mark.parametrize("written", [(), (Watched,)], ids=["plain", "ruled"])
 @pytest_twisted.ensureDeferred
-async def test_looked_at_upsert_gives_defaults_and_runs_triggers_as_any_upsert(
+async def test_upsert_that_reads_first_gives_defaults_and_runs_triggers_as_any_upsert(
     dsn: str, written: tuple[type[Model], ...]
 ) -> None:
-    """A column that a row leaves out and another gives is its default; keys alone are a change, too."""
+    """
+    A column that a row leaves out and another one gives gets its default; a row of keys only counts as
+    changed, too.
+    """
     async with serving(dsn, written=written) as db:
         pick: dict[str, Any] = {"returning": "both", "select": ["id", "n"]}
         found = await db.call("notes.upsert", [{"id": 1, "n": 5}, {"id": 3}], update=["n"], **pick)
@@ -167,7 +170,7 @@ REFUSED: list[tuple[Any, dict[str, Any], type[ServiceError], str]] = [
 async def test_row_that_is_refused_is_named_by_its_place_in_the_call(
     dsn: str, values: Any, kwargs: dict[str, Any], kind: type[ServiceError], path: str
 ) -> None:
-    """Whatever was there of the others."""
+    """Whichever of the other rows existed."""
     async with serving(dsn, written=(Watched,)) as db:
         refused = await failure_of(db.call("notes.upsert", values, returning="both", **kwargs))
         assert isinstance(refused, kind)

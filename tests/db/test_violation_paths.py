@@ -89,7 +89,7 @@ POINTED: list[tuple[str, Any, str | None]] = [
     ("things", [{"id": 7, "name": "a"}, {"id": 8, "name": "b"}, {"id": 9, "name": "a"}], "values.2.name"),
     ("things", [{"id": 7, "a": 1, "b": "x"}, {"id": 8, "a": 1, "b": "x, y"}], "values.1"),
     ("things", [{"id": 7, "a": 2, "b": None}, {"id": 8, "a": 2, "b": "null"}], "values"),
-    # spelled otherwise than PostgreSQL does
+    # spelled otherwise than by PostgreSQL
     ("things", [{"id": "007"}, {"id": 7}], "values"),
     # "x, y, z" may be the text of either
     ("words", [{"a": "x", "b": "y, z"}, {"a": "x, y", "b": "z"}], "values"),
@@ -112,7 +112,7 @@ POINTED: list[tuple[str, Any, str | None]] = [
     ("things", [GOOD, {"id": "1x"}], "values.1.id"),
     ("things", [GOOD, {"id": 2**40}], "values.1.id"),
     ("things", [GOOD, {"id": 7, "day": "x"}], "values.1.day"),
-    # an index of some rows, or of expressions, tells of none, and a key of some may be free for others
+    # partial indexes and indexes on expressions name no row
     ("partly", [{"a": 1, "b": 3}, {"a": 1, "b": -5}], "values"),
     ("partly", [{"a": 5, "b": 3}, {"a": 1, "b": 5}], "values.1"),
     ("partly", [{"a": 5, "b": 3}, {"a": 6, "b": -3}], "values"),
@@ -126,20 +126,20 @@ POINTED: list[tuple[str, Any, str | None]] = [
     # triggers
     ("low", [{"name": "Ada"}, {"name": "ada"}], "values"),
     ("noted", [{"name": "x"}, {"name": "sun"}], "values"),
-    # a view may call columns as others are called under it
+    # a view whose columns have names of other columns of its table
     ("swapped", [{"id": 7, "n": 1, "a": 5}, {"id": 8, "n": 5, "a": 0}], "values"),
     # partitions, with columns in another order and triggers of their own
     ("parted", [{"id": 2, "n": 1}, {"id": 1, "n": 2}], "values"),
     ("parted", [{"id": 2, "n": 1}, {"id": 25, "n": 2}], "values"),
-    # where partitions go by an expression, or one alone takes no null
+    # partitions by an expression, or with a NOT NULL on one partition
     ("folded", [{"k": 7, "v": 1.5}, {"k": "05", "v": 2.5}], "values"),
     ("halves", [{"k": 2.5, "n": None}, {"k": 12.5, "n": None}], "values"),
-    # the name of a table is no part of a key
+    # the name of a table is not part of its key
     ("bottoms", [{"id": 1, "top_id": 3}, {"id": 2, "top_id": "03"}], "values"),
-    # what is deferred is refused by COMMIT
+    # deferred constraints are checked at COMMIT
     ("late", [{"id": 7, "up_id": 8}, {"id": 8, "up_id": 9}], None),
     ("late", [{"id": 7, "name": "a"}, {"id": 8, "name": "one"}], None),
-    # one row is no list
+    # a single row is not in a list
     ("things", {"id": 1}, None),
     ("things", [{"id": 1}], "values.0.id"),
 ]  # fmt: skip
@@ -156,7 +156,7 @@ async def test_bulk_create_points_at_the_row_that_is_refused(
 
 
 CALLS: list[tuple[str, list[Any], dict[str, Any], str | None]] = [
-    # rows that are there take over some columns alone
+    # existing rows are updated in some columns only
     ("things.upsert", [[{"id": 7, "name": "a"}, {"id": 2, "name": "one"}]], {}, "values.1.name"),
     ("things.upsert", [[{"id": 1, "name": "uno"}, {"id": 3, "name": "two"}]], {}, "values.1.name"),
     ("things.upsert", [[{"id": 2, "n": 1, "name": "b"}, {"id": 7, "name": "one"}]],
@@ -169,12 +169,12 @@ CALLS: list[tuple[str, list[Any], dict[str, Any], str | None]] = [
     ("things.upsert", [[{"id": 2, "n": 5}, {"id": 7, "n": 6}]], {"update": {"n": -5}}, "values.0"),
     ("things.upsert", [[{"id": 1, "name": "uno"}]], {"update": {"name": "two"}}, "values.0"),
     ("things.upsert", [{"id": 1, "name": "two"}], {}, None),
-    # rows that are left alone refer to nothing
+    # existing rows that are left unchanged
     ("things.upsert", [[{"id": 1, "up_id": 99}, {"id": 8, "up_id": 99}]], {"update": []}, "values"),
     ("things.upsert", [[{"id": 1, "up_id": 98}, {"id": 8, "up_id": 99}]], {"update": []}, "values.1.up_id"),
     ("things.upsert", [{"id": 8, "up_id": 99}], {}, None),
     ("things.upsert", [[{"id": 9}, {"id": 8, "up_id": 99}]], {}, "values.1.up_id"),
-    # looked at first: by a statement for those that are there, and one for the others
+    # read first: one statement for existing rows, one for new ones
     ("things.upsert", [[{"id": 9}, {"id": 1, "n": 5}, {"id": 8, "top_id": 99}, {"id": 2, "top_id": 1}]],
      {"returning": "both"}, "values.2.top_id"),
     ("things.upsert", [[{"id": 9}, {"id": 1, "n": 5}, {"id": 8}, {"id": 2, "top_id": 98}]],
@@ -190,14 +190,14 @@ CALLS: list[tuple[str, list[Any], dict[str, Any], str | None]] = [
     ("things.update", [], {"rows": [{"id": 1, "odd": 1}, {"id": 2, "odd": 2}]}, "rows"),
     ("pairs.update", [], {"rows": [{"id": 1, "a": {"$default": True}},
         {"id": 2, "a": {"$default": True}, "b": {"$add": 5}}]}, "rows"),
-    # an index of some rows gets one whose key stays
+    # a partial index gets a row whose key does not change
     ("partly.update", [], {"rows": [{"id": 2, "b": 4}, {"id": 3, "a": 1}]}, "rows"),
-    # the row that others refer to, as it was, is not the one that is to be that
+    # the old row that others reference is not the one that gets its key
     ("tops.update", [], {"rows": [{"name": "two", "id": 11}, {"name": "one", "id": 12}], "by": ["name"]}, "rows"),
     ("kin.update", [], {"rows": [{"name": "b", "id": 20}, {"name": "c", "id": 21}], "by": ["name"]}, None),
-    # what a generated column is made of
+    # columns of a generated column
     ("kin.update", [], {"rows": [{"id": 1, "t": "q"}, {"id": 2, "t": "z"}]}, "rows"),
-    # imports, which know a row by its line
+    # imports, which name a row by its line
     ("things.import", [[GOOD, {"id": 1}]], {}, "rows.1.id"),
     ("things.import", [[GOOD, {"id": 7, "n": -1}]], {}, "rows.1.n"),
     ("things.import", [[GOOD, {"id": "x"}]], {}, "rows.1.id"),
@@ -229,7 +229,7 @@ async def test_write_of_rows_points_at_the_one_that_is_refused(
 async def test_many_rows_are_searched_in_a_thread(
     db: DirectCaller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However they are written; few are not worth one."""
+    """In each kind of write; few rows are searched in the reactor's thread."""
     threads: list[str] = []
 
     def seen(*args: Any) -> None:
@@ -280,7 +280,7 @@ GUEST = Caller(7, "g", "guest", "realm1")
 async def test_error_names_rows_only_by_columns_that_the_caller_may_read(
     db: DirectCaller, dsn: str
 ) -> None:
-    """A role that may read some columns alone is shown these; none where policies hide rows."""
+    """With column privileges, only these columns are shown; under policies, none."""
     execute(dsn, HIDDEN)
     await db.catch_up()
     for name, rows, path in [

@@ -1,4 +1,4 @@
-"""A warm call passes few functions in few modules, so that a reader can follow it."""
+"""A call with warm caches runs through few functions in few modules, so that a reader can follow it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_CALLS, MOST_FILES = 65, 16
 
 
 def test_warm_get_is_few_calls_in_few_modules() -> None:
-    """From the bytes of the call to those of its answer, in all threads (`bench/walk.py`)."""
+    """From the bytes of the call to those of its result, in all threads (`bench/walk.py`)."""
     command = [sys.executable, "-m", "bench.walk", "get"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True

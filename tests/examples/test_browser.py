@@ -1,6 +1,4 @@
-"""
-The page of the example: built as its README says, and used.
-"""
+"""The page of the browser example: built and used as its README says."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ node = test_clients.node
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """A web server that keeps no log."""
+    """A web server without a log."""
 
     def log_message(self, format: str, *args: object) -> None:
         """Do nothing."""
@@ -38,7 +36,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def page(node: str, tmp_path: Path) -> Iterator[str]:
-    """Build the page and serve it; gives its URL."""
+    """Build the page and serve it; return its URL."""
     home = tmp_path / "examples" / "browser"
     shutil.copytree(EXAMPLE, home, ignore=shutil.ignore_patterns("node_modules", "built"))
     shutil.copytree(ROOT / "clients" / "javascript", tmp_path / "clients" / "javascript")
@@ -57,7 +55,7 @@ def page(node: str, tmp_path: Path) -> Iterator[str]:
 
 
 def npm(home: Path, *words: str) -> None:
-    """Run npm in a folder."""
+    """Run npm in a directory."""
     done = subprocess.run(
         ["npm", *words], cwd=home, capture_output=True, text=True, timeout=110, check=False
     )
@@ -68,7 +66,7 @@ def npm(home: Path, *words: str) -> None:
 async def test_page_lists_adds_and_completes(
     page: str, node: str, migrated: str, router: Router
 ) -> None:
-    """In jsdom, which has a browser's WebSocket and sends its Origin."""
+    """In jsdom, whose WebSocket sends the page's Origin as a browser does."""
     execute(migrated, "INSERT INTO actions (action, path) VALUES ('run', '/1')")
     environ = {"NODE_PATH": str(NODE / "node_modules"), "PATH": os.environ["PATH"]}
     async with served(migrated, router, app=("app",)):

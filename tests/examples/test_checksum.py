@@ -1,4 +1,4 @@
-"""The checksum of docs/live.md in JavaScript is that of the service, whatever stands in the rows."""
+"""The JavaScript code in docs/live.md computes the same checksum as the service, for any values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-# As a client has them: binary as bytes, integers that are not safe as BigInt.
+# As a client has them: binary values as bytes, integers beyond 2^53 as BigInt.
 READ = """
 const read = (value) => {
   if (Array.isArray(value)) return value.map(read);
@@ -51,7 +51,7 @@ console.log(JSON.stringify(input.map((each) => {
 
 
 def marked(value: Any) -> Any:
-    """Return a value as `READ` takes it, which JSON alone could not carry."""
+    """Return a value as `READ` takes it, with marks for what JSON cannot represent."""
     if isinstance(value, dict):
         return {"pairs": [[name, marked(each)] for name, each in value.items()]}
     if isinstance(value, list):
@@ -68,7 +68,7 @@ def marked(value: Any) -> Any:
 def test_javascript_checksum_on_the_page_equals_the_services(
     tables: list[list[Any]], ordered: bool
 ) -> None:
-    """Keys and rows of every kind of value."""
+    """For keys and rows with all kinds of values."""
     page = PAGE.read_text("utf-8")
     (shown,) = re.findall(r"```js\n(const table.*?)```", page, re.S)
     wanted, asked = [], []

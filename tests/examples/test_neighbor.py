@@ -1,6 +1,4 @@
-"""
-The neighbor of the example: what it writes is served, and what callers write it reads.
-"""
+"""The Flask application of the examples: the service serves its writes, and it reads those of callers."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ from tests.wamp.service import served
 
 @pytest.fixture
 def neighbor(migrated: str, tmp_path: Path) -> Iterator[str]:
-    """Run it as its README says; gives its URL."""
+    """Run the application as its README says; return its URL."""
     port = str(free_port())
     environ = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "DATABASE_URL": migrated}
     app = str(ROOT / "examples" / "neighbor" / "neighbor.py")
@@ -39,7 +37,7 @@ def neighbor(migrated: str, tmp_path: Path) -> Iterator[str]:
 
 
 def http(url: str, values: dict[str, Any] | None = None) -> tuple[int, Any]:
-    """Ask for a page, or post values as JSON; gives the status and what is answered."""
+    """Get a page, or post values as JSON; return the status and the body."""
     body = None if values is None else json.dumps(values).encode()
     request = Request(url, body, {"content-type": "application/json"})
     try:

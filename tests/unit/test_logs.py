@@ -1,6 +1,4 @@
-"""
-The log: an event of a call says which.
-"""
+"""Log events of a call have its id."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ from service.logs import at_level
     ],
 )
 def test_event_of_call_begins_with_its_id(origin: Origin | None, head: str) -> None:
-    """Text that looks like a field is no field, and a traceback follows as ever."""
+    """Text in braces is not taken for a field, and a traceback follows as usual."""
     out, seen = StringIO(), []
     publisher = LogPublisher(at_level(textFileLogObserver(out), "warn"), seen.append)
     log: Any = Logger("shop", observer=publisher)
@@ -45,7 +43,7 @@ def test_event_of_call_begins_with_its_id(origin: Origin | None, head: str) -> N
 
 
 def test_event_that_brings_its_origin_needs_no_context() -> None:
-    """As one from another thread."""
+    """Such as one from another thread."""
     seen: list[Any] = []
     observer = at_level(seen.append, "info")
     event = {"log_level": LogLevel.info, "log_namespace": "shop", "log_format": "slow"}

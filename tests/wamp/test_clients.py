@@ -1,6 +1,4 @@
-"""
-Every client gets the same answers: one scenario over each transport, serializer and language.
-"""
+"""All clients receive the same results: one scenario over each transport, serializer and language."""
 
 from __future__ import annotations
 
@@ -43,7 +41,7 @@ async def test_scenario_from_autobahn_python_is_answered_as_written(
 
 @pytest.fixture(scope="session")
 def node() -> str:
-    """Find Node, and install what its client needs; gives the executable."""
+    """Find Node, and install the packages of its client; return the executable."""
     modules()
     return node_program()
 
@@ -53,7 +51,7 @@ def node() -> str:
 async def test_scenario_from_autobahn_javascript_is_answered_as_written(
     serializer: str, node: str, router: Router, service: Serving
 ) -> None:
-    """Npm autobahn in Node, by WebSocket."""
+    """The npm package autobahn in Node, over WebSocket."""
     program = [str(NODE / "scenario.js"), router.websocket, router.realm, router.prefix]
     out, err, _ = await getProcessOutputAndValue(node, [*program, serializer, str(FILE)])
     steps = json.loads(FILE.read_text())

@@ -1,6 +1,4 @@
-"""
-The page for those who come from other tools: each of its examples answers what it says.
-"""
+"""Each example of docs/coming-from.md has the result that the page shows."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ TOOLS = ("Hasura", "PostgREST", "Prisma", "Supabase")
 
 @pytest_twisted.async_yield_fixture(scope="module")
 async def service(migrated: str, router: Router) -> AsyncIterator[Serving]:
-    """Serve the tables of the page, the log of changes beside them."""
+    """Serve the tables of the page, with the change log."""
     (schema,) = code(PAGE, "sql")
     execute(migrated, f"{schema}; SELECT rowcast.track('orders')")
     async with served(migrated, router) as serving:
@@ -39,7 +37,7 @@ async def test_examples_for_users_of_other_systems_return_what_the_page_says(
     session = await join(router, "websocket json")
 
     async def received(messages: list[Any], many: int = 1) -> None:
-        """Wait until there are so many messages."""
+        """Wait for a number of messages."""
         await until(lambda: len(messages) >= many)
 
     await until(lambda: service.feed.leading)

@@ -32,7 +32,7 @@ CREATE FUNCTION wait() RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(60)';
 
 @pytest_twisted.async_yield_fixture(scope="module", autouse=True)
 async def service(migrated: str, router: Router) -> AsyncIterator[Serving]:
-    """Serve two drivers."""
+    """Serve a database with two drivers."""
     execute(migrated, ROWS)
     async with served(migrated, router) as serving:
         yield serving
@@ -65,7 +65,7 @@ async def rowcast(router: Router, *words: str, **more: str) -> tuple[str, str, i
 
 @pytest_twisted.ensureDeferred
 async def test_call_prints_the_answer_as_json(router: Router) -> None:
-    """Outside of a terminal, whole."""
+    """Outside of a terminal, in full."""
     output, _, status = await rowcast(
         router, "call", "drivers.find", "where: {name: Ada}, select: [id, name]"
     )
@@ -83,7 +83,7 @@ async def test_call_with_other_forms_of_integers_finds_what_postgresql_reads(
 
 @pytest_twisted.ensureDeferred
 async def test_call_prints_rows_as_table(router: Router) -> None:
-    """Where it is asked for."""
+    """If a table is requested."""
     output, _, _ = await rowcast(
         router, "call", "drivers.find", "select=[id, name]", "--output", "table"
     )
@@ -92,7 +92,7 @@ async def test_call_prints_rows_as_table(router: Router) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_call_in_parts_prints_them(router: Router) -> None:
-    """An export to the output alone, rows of a stream a line each."""
+    """Parts of an export as they are, rows of a stream on one line each."""
     output, errors, status = await rowcast(
         router, "call", "drivers.export", "select=[id, name]", "format=csv"
     )
@@ -113,7 +113,7 @@ async def test_call_with_a_receipt_prints_the_keywords_too(router: Router) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_why_prints_a_line_for_each_check(router: Router, migrated: str) -> None:
-    """Of the database, then of the router and the service; a write is tried if that is wanted."""
+    """Of the database, then of the router and the service; a test write is optional."""
 
     def why(*words: str) -> tuple[str, str, int]:
         done = subprocess.run(
@@ -160,7 +160,7 @@ async def test_why_answers_callers_of_the_service_too(router: Router) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_call_refused_prints_the_error_with_status_1(router: Router) -> None:
-    """URI and message, then its details; nothing on the output."""
+    """URI, message and details, on standard error."""
     output, errors, status = await rowcast(router, "call", "drivers.fnd")
     assert (output, status) == ("", 1)
     lines = errors.splitlines()
@@ -170,14 +170,14 @@ async def test_call_refused_prints_the_error_with_status_1(router: Router) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_version_is_printed(router: Router) -> None:
-    """As the installed package has it."""
+    """It is that of the installed package."""
     expected = f"rowcast {metadata.version('rowcast')}\n"
     assert await rowcast(router, "--version") == (expected, "", 0)
 
 
 @pytest_twisted.ensureDeferred
 async def test_call_misspelled_has_status_2(router: Router) -> None:
-    """Before anything is connected."""
+    """Before a connection is opened."""
     output, errors, status = await rowcast(router, "call", "drivers.find", "{limit:2}")
     assert (output, status) == ("", 2)
     assert 'a blank is missing after the colon in "limit:2"' in errors
@@ -185,7 +185,7 @@ async def test_call_misspelled_has_status_2(router: Router) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_call_without_router_has_status_3(router: Router) -> None:
-    """With what to look at."""
+    """The message says what to check."""
     away = f"ws://127.0.0.1:{free_port()}/ws"
     output, errors, status = await rowcast(router, "call", "drivers.count", "--url", away)
     assert (output, status) == ("", 3)
@@ -195,7 +195,7 @@ async def test_call_without_router_has_status_3(router: Router) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_call_with_wrong_ticket_has_status_1(router: Router) -> None:
-    """The router's words are passed on, without the ticket."""
+    """The router's message is printed, without the ticket."""
     output, errors, status = await rowcast(
         router, "call", "drivers.count", "--authid", "nobody", WAMP_TICKET="s3cret"
     )
@@ -207,7 +207,7 @@ async def test_call_with_wrong_ticket_has_status_1(router: Router) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_call_into_full_disk_has_status_1(router: Router) -> None:
-    """In one line."""
+    """With one line."""
     shell = f"{sys.executable} -m service call drivers.find > /dev/full"
     _, errors, status = await getProcessOutputAndValue(
         "/bin/sh", ["-c", shell], env=environ(router), path=str(ROOT), reactor=reactor
@@ -218,7 +218,7 @@ async def test_call_into_full_disk_has_status_1(router: Router) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_call_over_its_timeout_prints_the_error(router: Router) -> None:
-    """Which the service keeps."""
+    """It is the service's."""
     _, errors, status = await rowcast(router, "call", "fn.wait", "--timeout", "0.2")
     assert errors.startswith("rowcast.error.timeout: ")
     assert status in (1, 3)
@@ -245,7 +245,7 @@ async def test_call_interrupted_has_status_130(router: Router, migrated: str) ->
 
 @pytest_twisted.ensureDeferred
 async def test_completion_names_procedures_of_the_running_service(router: Router) -> None:
-    """The shell asks the command."""
+    """The shell runs the command."""
     asked = {
         "_ROWCAST_COMPLETE": "bash_complete",
         "COMP_WORDS": "rowcast call drivers.e",

@@ -46,7 +46,7 @@ async def service(migrated: str, router: Router) -> AsyncIterator[Serving]:
 
 @pytest_twisted.async_yield_fixture
 async def caller(service: Serving, router: Router) -> AsyncIterator[Caller]:
-    """Call it."""
+    """Join a caller."""
     session = await join(router, "websocket cbor")
     yield session
     await session.close()

@@ -1,6 +1,4 @@
-"""
-Functions through a real router, from each client: names, arguments and results survive the way.
-"""
+"""Functions called by each client through a router: names, arguments and results."""
 
 from __future__ import annotations
 
@@ -32,7 +30,6 @@ CREATE FUNCTION angry() RETURNS void LANGUAGE plpgsql AS $$BEGIN RAISE 'no'; END
 async def test_function_by_any_transport_has_the_same_answer(
     how: str, dsn: str, router: Router
 ) -> None:
-    """A call has the same answer whatever carries it."""
     async with served(dsn, router, schemas="public,app"):
         caller = await join(router, how)
         try:

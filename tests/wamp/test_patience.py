@@ -1,6 +1,4 @@
-"""
-A caller that takes nothing of what it asked for.
-"""
+"""A caller that does not read the parts that it requested."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ CREATE VIEW large AS SELECT i AS id, repeat('x', 1000) AS body FROM generate_ser
 async def test_call_whose_caller_takes_nothing_is_timeout(
     verb: str, dsn: str, router: Router
 ) -> None:
-    """After the idle time its transaction is ended, for others wait for the connection."""
+    """Its transaction is rolled back after the idle time, to free the connection."""
     async with served(dsn, router, tx_idle_timeout=0.3) as service:
         caller = await join(router, "rawsocket cbor")
         begun: Deferred[None] = Deferred()

@@ -1,6 +1,4 @@
-"""
-Plans over a router: where the setting has them told, and nowhere else.
-"""
+"""Query plans through a router, only if the setting allows them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""
-Receipts through a real router: the keyword `tx` beside the one positional result.
-"""
+"""Receipts through a router: the keyword `tx` beside the positional result."""
 
 from __future__ import annotations
 
@@ -48,7 +46,7 @@ async def test_receipt_comes_through_the_service_that_passes_a_call_on(
 ) -> None:
     caller = await call_from()
     async with served(dsn, router, shared=True), served(dsn, router, shared=True):
-        # Called in turn: the second call comes to the service that does not have the upload.
+        # Round robin: the second call reaches the service that does not have the upload.
         begun = await caller.call("rowcast.notes.import", [{"note": "x"}], done=False)
         found = await caller.call(
             "rowcast.notes.import", upload=begun["upload"], done=True, receipt=True

@@ -1,6 +1,4 @@
-"""
-TLS to a router: whom the service joins, and what the log says of whom it does not.
-"""
+"""TLS to a router: which certificates are accepted, and how refused ones are logged."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ DAY = datetime.timedelta(days=1)
 
 
 class Authority:
-    """A certificate authority, or a certificate that signs itself."""
+    """A certificate authority, or a self-signed certificate."""
 
     def __init__(self, name: str) -> None:
         self.key = ec.generate_private_key(ec.SECP256R1())
@@ -75,7 +73,7 @@ LOCAL: list[x509.GeneralName] = [x509.DNSName("localhost")]
 
 
 class Serves(ContextFactory):
-    """A server's side of TLS, with one certificate."""
+    """The context factory of a server with one certificate."""
 
     def __init__(self, key: Any, certificate: x509.Certificate) -> None:
         self.context = Context(TLS_SERVER_METHOD)
@@ -88,17 +86,17 @@ class Serves(ContextFactory):
 
 
 def serving(names: list[x509.GeneralName], by: Authority = TRUSTED, **more: Any) -> Serves:
-    """Build a server whose certificate has these names."""
+    """Return a server context whose certificate has these names."""
     key = ec.generate_private_key(ec.SECP256R1())
     return Serves(key, by.sign(key.public_key(), "localhost", names, **more))
 
 
 class Passing(ProxyServer):
     """
-    Passes all on, and is known while it is connected.
+    A proxy connection that is known while it is open.
 
-    Twisted's own pauses its transport until the router is reached: over TLS a client that leaves
-    meanwhile is not noticed, and the socket stays open until it is collected.
+    Twisted's own proxy pauses its transport until the router is reached: over TLS, a client that disconnects
+    meanwhile is not noticed, and the socket stays open until it is garbage collected.
     """
 
     def connectionMade(self) -> None:
@@ -107,13 +105,13 @@ class Passing(ProxyServer):
         super().connectionMade()
 
     def connectionLost(self, reason: Any) -> None:
-        """Let go of both sides."""
+        """Disconnect from both sides."""
         self.factory.connections.discard(self)
         super().connectionLost(reason)
 
 
 class Quiet(ProxyFactory):
-    """Passes all on to the router."""
+    """A proxy without a log."""
 
     noisy = False
     protocol = Passing
@@ -124,19 +122,19 @@ class Quiet(ProxyFactory):
 
 
 class Door:
-    """TLS before the router: one port with one certificate, and who tried it."""
+    """A TLS proxy before the router, with one certificate, that records connections."""
 
     def __init__(self, router: Router, serves: Serves) -> None:
         self._factory = Quiet(router)
         self.port = reactor.listenSSL(0, self._factory, serves, interface="127.0.0.1")
 
     def url(self, scheme: str, host: str) -> str:
-        """Return the way in."""
+        """Return the URL of the proxy."""
         path = "/ws" if scheme == "wss" else ""
         return f"{scheme}://{host}:{self.port.getHost().port}{path}"
 
     async def close(self) -> None:
-        """Stop listening, and end what is still connected."""
+        """Stop listening, and close open connections."""
         await self.port.stopListening()
         for connection in list(self._factory.connections):
             connection.transport.abortConnection()
@@ -145,7 +143,7 @@ class Door:
 
 @pytest.fixture
 def trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have one authority trusted."""
+    """Trust one authority."""
     file = tmp_path / "authorities.pem"
     file.write_bytes(TRUSTED.certificate.public_bytes(Encoding.PEM))
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
@@ -154,7 +152,7 @@ def trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def everything() -> Iterator[list[dict[str, Any]]]:
-    """Collect errors in the log."""
+    """Collect logged errors."""
     events: list[dict[str, Any]] = []
 
     def observe(event: dict[str, Any]) -> None:
@@ -168,7 +166,7 @@ def everything() -> Iterator[list[dict[str, Any]]]:
 
 @pytest.fixture
 def named() -> Iterator[None]:
-    """Have every name below `example` be this machine."""
+    """Resolve each name below `example` to this machine."""
     known: Any = reactor
     from twisted.internet._resolver import HostResolution
     from twisted.internet.address import IPv4Address
@@ -354,7 +352,7 @@ async def test_self_signed_certificate_is_refused_unless_trusted(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A certificate that signs itself is joined only if it is among the trusted."""
+    """It is accepted if it is among the trusted certificates."""
     own = Authority("localhost")
     own.certificate = own.sign(own.key.public_key(), "localhost", LOCAL)
     door = Door(router, Serves(own.key, own.certificate))
@@ -370,7 +368,7 @@ async def test_self_signed_certificate_is_refused_unless_trusted(
 
 
 class Answers(Protocol):
-    """Answers the first bytes with something that is not TLS, or by closing."""
+    """A server that answers the first bytes by something other than TLS, or by closing."""
 
     def dataReceived(self, data: bytes) -> None:
         """Answer."""
@@ -393,7 +391,7 @@ class Answers(Protocol):
 async def test_server_without_tls_is_said_to_be_one(
     scheme: str, said: bytes, why: str, router: Router, logged: list[dict[str, Any]]
 ) -> None:
-    """What is not TLS at all is named as that."""
+    """The error says that the server does not use TLS."""
     factory: Any = Factory.forProtocol(Answers)
     factory.noisy, factory.said = False, said
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
@@ -410,7 +408,7 @@ async def test_server_without_tls_is_said_to_be_one(
 async def test_silent_server_is_given_up_in_its_handshake(
     scheme: str, router: Router, logged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that accepts and says nothing is waited for as long as for a login."""
+    """A server that accepts and sends nothing is given up after the timeout of a login."""
     whole = RouterAddress.endpoint
 
     def endpoint(address: RouterAddress, reactor: Any) -> Any:

@@ -1,6 +1,4 @@
-"""
-Batches through a real router: from each client, cancelled, and left by their caller.
-"""
+"""Batches through a router: from each client, cancelled, and with a caller that leaves."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ IN_TRANSACTION = "SELECT 1 FROM pg_stat_activity WHERE datname = current_databas
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
 async def test_batch_is_the_same_from_each_client(how: str, dsn: str, router: Router) -> None:
-    """Results, references and the place of an error."""
+    """Results, references and the path of an error."""
     execute(dsn, "TRUNCATE kept")
     first = {"call": "kept.create", "args": [{"id": 1}]}
     second = {"call": "kept.create", "kwargs": {"values": {"id": 2, "of": {"$ref": "0.id"}}}}
@@ -52,7 +50,7 @@ async def test_batch_is_the_same_from_each_client(how: str, dsn: str, router: Ro
 async def test_batch_without_its_caller_is_rolled_back(
     dsn: str, router: Router, leaves: bool
 ) -> None:
-    """Whether it is cancelled or the caller leaves: the statement stops, nothing is kept."""
+    """Cancelled, or with a caller that has left: the statement is cancelled, and all is rolled back."""
     execute(dsn, "TRUNCATE kept")
     async with served(dsn, router):
         caller = await join(router, "rawsocket cbor")

@@ -147,7 +147,7 @@ SCHEMA = f"{TYPES} CREATE TABLE kept (id bigserial PRIMARY KEY, {COLUMNS});"
 
 @pytest_twisted.async_yield_fixture(scope="module")
 async def callers(dsn: str, router: Router) -> AsyncIterator[dict[str, Caller]]:
-    """Serve the module's database, and join in every way."""
+    """Serve the module's database, and join over each transport and serializer."""
     async with served(dsn, router):
         joined = {how: await join(router, how) for how in KINDS}
         yield joined
@@ -155,7 +155,7 @@ async def callers(dsn: str, router: Router) -> AsyncIterator[dict[str, Caller]]:
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether two values are the same, and of the same types all through."""
+    """Return whether two values are equal, and of the same types at each depth."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
@@ -172,7 +172,7 @@ def alike(one: Any, other: Any) -> bool:
 async def test_value_written_by_a_client_is_read_and_found_by_all(
     callers: dict[str, Caller], column: str
 ) -> None:
-    """What one client writes it reads, every other client reads it too, and it is found by it."""
+    """Each client reads it, and finds it by a filter."""
     values = [*VALUES[column][1], None]
     for caller in callers.values():
         rows = await caller.call(
@@ -195,7 +195,7 @@ async def test_value_written_by_a_client_is_read_and_found_by_all(
 async def test_value_in_another_form_is_answered_in_the_one_form(
     callers: dict[str, Caller], column: str
 ) -> None:
-    """Arguments may come as PostgreSQL takes them; the answer has the one form."""
+    """Arguments may have each form that PostgreSQL accepts."""
     sent, read = zip(*SENT[column], strict=True)
     for caller in callers.values():
         rows = await caller.call("rowcast.kept.create", [{column: value} for value in sent])
@@ -242,7 +242,6 @@ ROWS = st.fixed_dictionaries(
 async def test_row_of_any_values_is_read_as_written_by_all(
     callers: dict[str, Caller], how: str
 ) -> None:
-    """Whatever is written is read, whoever reads it."""
     readers = [caller for kind, caller in callers.items() if kind != how]
 
     async def travel(row: dict[str, Any]) -> None:
@@ -264,7 +263,7 @@ async def test_row_of_any_values_is_read_as_written_by_all(
 
 
 def marked(value: Any) -> Any:
-    """Write what JSON in JavaScript does not carry as what stands for it."""
+    """Replace values that JSON in JavaScript cannot represent by marks."""
     if isinstance(value, bytes):
         return {"$bytes": b64encode(value).decode()}
     if isinstance(value, list | tuple):
@@ -277,7 +276,7 @@ def marked(value: Any) -> Any:
 
 
 def unmarked(value: Any) -> Any:
-    """Read it back."""
+    """Replace marks by their values."""
     if isinstance(value, list):
         return [unmarked(item) for item in value]
     if not isinstance(value, dict):
@@ -290,7 +289,7 @@ def unmarked(value: Any) -> Any:
 async def javascript(
     node: str, router: Router, serializer: str, calls: list[dict[str, Any]], folder: Path
 ) -> list[Any]:
-    """Make calls from JavaScript; gives what they answer."""
+    """Make calls from JavaScript; return their results."""
     file = folder / "calls.json"
     file.write_text(json.dumps(marked(calls)), "utf-8")
     program = [
@@ -336,7 +335,7 @@ async def test_value_written_by_javascript_is_read_by_python_the_same(
 
 
 def big(value: Any) -> bool:
-    """Whether it is an integer that JavaScript's numbers do not hold."""
+    """Return whether a value is an integer that a number in JavaScript cannot represent."""
     return isinstance(value, int) and abs(value) > 2**53
 
 
@@ -352,7 +351,7 @@ async def test_large_integers_in_javascript_are_exact_as_text_or_cbor(
     exact: bool,
     tmp_path: Path,
 ) -> None:
-    """Npm autobahn reads 64 bits from CBOR alone; as text they are exact everywhere."""
+    """The npm package autobahn reads 64-bit integers from CBOR only; as text they are always exact."""
     calls = [
         {
             "call": "rowcast.kept.create",

@@ -1,6 +1,4 @@
-"""
-CSV is taken apart as PostgreSQL would, wherever it was cut.
-"""
+"""CSV is parsed as PostgreSQL would parse it, wherever it is split into parts."""
 
 from __future__ import annotations
 
@@ -20,7 +18,6 @@ FIELDS = st.lists(
 
 
 def test_records_with_quotes_and_nulls_are_read() -> None:
-    """Quotes, ends of lines, nulls."""
     text = 'a,"b ""c"" , d"\r\n,""\n"x\ny",z'
     assert list(records(text)) == [["a", 'b "c" , d'], [None, ""], ["x\ny", "z"]]
     assert list(records("a,\n,\n")) == [["a", None], [None, None]]
@@ -31,7 +28,6 @@ def test_records_with_quotes_and_nulls_are_read() -> None:
 
 
 def test_header_of_csv_is_its_first_record() -> None:
-    """The first record."""
     assert header_of('id,"a,b"\n1,2\n') == ["id", "a,b"]
 
 
@@ -52,12 +48,12 @@ def test_header_of_csv_is_its_first_record() -> None:
     ],
 )
 def test_record_inside_quotes_does_not_end_with_its_line(text: str, end: int) -> None:
-    """A record ends with its line, but not inside quotes, nor between the two ends of a line."""
+    """A record does not end inside quotes, nor between CR and LF."""
     assert complete(text) == end
 
 
 def test_record_with_an_unclosed_quote_is_refused_at_a_length() -> None:
-    """It is refused at some length, and found out in one go over the text."""
+    """The text is scanned only once."""
     for text in ('a\n"' + "\n" * 4_000_000, '"' * 4_000_000 + '"', "x" * (MAX_RECORD + 1)):
         with pytest.raises(InvalidArgument, match="longer"):
             complete(text)
@@ -66,7 +62,7 @@ def test_record_with_an_unclosed_quote_is_refused_at_a_length() -> None:
 
 @given(FIELDS, st.integers(1, 7))
 def test_csv_cut_anywhere_is_read_as_it_was_written(rows: list[list[str]], size: int) -> None:
-    """What the standard library writes is read back, whatever the pieces."""
+    """CSV of Python's csv module is read back, whatever the parts."""
     out = io.StringIO()
     csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
     text, rest = out.getvalue(), ""

@@ -1,4 +1,4 @@
-"""The statements that are kept for what is served."""
+"""The cache of statements of a catalog snapshot."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from tests.unit.samples import catalog
 
 
 class NoModels:
-    """Models that nobody asks for."""
+    """Models that are not used."""
 
     def bound(self, relation):
-        """Give none."""
+        """Return None."""
 
 
 class Maker:
-    """Counts what it makes; a request is the length of its statement."""
+    """A function that counts its calls; a request is the length of its statement."""
 
     def __init__(self):
         self.made = 0
 
     def __call__(self, catalog, subject, request):
-        """Make a statement."""
+        """Build a statement."""
         self.made += 1
         return Statement("x" * request, (), "test")
 
 
 def test_call_of_a_known_shape_is_planned_once():
-    """The second call of a shape has its statement already."""
+    """The second call of a shape uses the cached statement."""
     served, make = Snapshot(catalog(), None, NoModels()), Maker()
     assert served.statement(make, "actions", 5) is served.statement(make, "actions", 5)
     assert make.made == 1
@@ -39,7 +39,7 @@ def test_call_of_a_known_shape_is_planned_once():
 
 
 def test_statements_beyond_the_bound_are_not_kept():
-    """Long statements are not kept, and of the others those that are in use."""
+    """Long statements are not cached, and unused ones are removed first."""
     served, make = Snapshot(catalog(), None, NoModels()), Maker()
     for _ in range(2):
         served.statement(make, "actions", MAX_TEXT + 1)
@@ -56,7 +56,7 @@ def test_statements_beyond_the_bound_are_not_kept():
 
 
 def test_weight_of_rows_with_short_columns_alone_is_known():
-    """What a row can weigh is known of plain columns of short types."""
+    """The maximum size follows from the types of plain columns."""
     served = Snapshot(catalog(), None, NoModels())
     relations = served.catalog.relations
     odd = relations["app", 'odd %."name']

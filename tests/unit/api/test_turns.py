@@ -1,5 +1,5 @@
 """
-Calls of one transaction begin and end in their order, though not each waits for the one before it.
+Calls of one transaction are sent and answered in order, though each need not wait for the one before it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from service.api.interactive import Turn, Turns
 
 
 class Calls:
-    """Calls whose ends are the test's."""
+    """Calls that end when the test ends them."""
 
     def __init__(self) -> None:
         self.turns = Turns()
@@ -22,7 +22,7 @@ class Calls:
         self.over: list[int] = []
 
     def call(self, number: int, alone: bool = False) -> tuple[Turn, Deferred[Any]]:
-        """Make a call; returns its turn, and what waits for it."""
+        """Make a call; return its turn, and the Deferred that waits for it."""
         turn = self.turns.take()
 
         async def begin() -> None:
@@ -74,7 +74,7 @@ def test_calls_are_over_in_their_order(calls: Calls) -> None:
 
 
 def test_call_that_is_refused_unsent_keeps_those_behind_it_waiting(calls: Calls) -> None:
-    """Until those before it are over, it is not known whether it is the first that failed."""
+    """It is not known whether it is the first failed call until all earlier ones have ended."""
     (one, _), (two, _), _ = (calls.call(n) for n in range(3))
     calls.turns.sent(one)
     calls.end(two, 1)
@@ -95,7 +95,7 @@ def test_call_that_is_cancelled_while_it_waits_passes_its_turn_on(calls: Calls) 
 
 
 def test_thousands_that_wait_come_one_after_another(calls: Calls) -> None:
-    """Not each within the one before it, which would meet the limit of recursion."""
+    """Not recursively, which would exceed Python's recursion limit."""
     first, _ = calls.call(0)
 
     async def refused(number: int) -> None:

@@ -11,7 +11,7 @@ from service.db.worker import JOB_OWNER, Job, JobOwner
 
 
 class Someone:
-    """An owner that says whether it is blocked, and whether its answers weigh little."""
+    """An owner that may be blocked, and whose results may be large."""
 
     def __init__(self, blocked: str = "", light: bool = True) -> None:
         self.blocked = blocked
@@ -38,7 +38,7 @@ def taken(queue: FairQueue, blocked_too: bool = False) -> list[Job]:
 
 
 def test_owners_are_served_in_turn() -> None:
-    """One job of each, in the order in which they came; each owner's own in order."""
+    """One job of each owner, each owner's jobs in order."""
     queue, owners = FairQueue(), [Someone(), None, Someone()]
     jobs = [job_of(owners[at]) for at in (0, 0, 0, 1, 2, 2)]
     for job in jobs:
@@ -48,7 +48,7 @@ def test_owners_are_served_in_turn() -> None:
 
 @pytest.mark.parametrize("blocked_too", [False, True])
 def test_blocked_owner_is_passed_over(blocked_too: bool) -> None:
-    """Its jobs wait until it is not blocked any more, or the end has come."""
+    """Its jobs wait until it is no longer blocked, or the scheduler stops."""
     queue, full, other = FairQueue(), Someone("full"), Someone()
     jobs = [job_of(owner) for owner in (full, other, other)]
     for job in jobs:
@@ -60,7 +60,7 @@ def test_blocked_owner_is_passed_over(blocked_too: bool) -> None:
 
 
 def test_owner_that_has_enough_is_passed_over() -> None:
-    """Workers have as many of its jobs as they may; another one's turn has come."""
+    """It has the maximum number of running jobs."""
     queue, greedy, other = FairQueue(), Someone(), Someone()
     for owner in (greedy, other):
         queue.add(job_of(owner))
@@ -73,7 +73,7 @@ def test_owner_that_has_enough_is_passed_over() -> None:
 
 
 def test_owner_of_large_answers_is_not_overtaken_in_its_turn() -> None:
-    """Those behind it wait with it: there is always another one whose answers weigh little."""
+    """Otherwise owners with small results would always come first."""
     queue, light, heavy = FairQueue(), Someone(), Someone(light=False)
     jobs = [job_of(owner) for owner in (light, heavy, light, None)]
     for job in jobs:

@@ -1,6 +1,4 @@
-"""
-What the service finds in modules of one's own, and what it says of those that it cannot use.
-"""
+"""Loading applications: the models and procedures of modules, and errors for modules that cannot be used."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ Write = Callable[[str, str], None]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
-    """Return a function that writes a module; all of them are forgotten when the test ends."""
+    """Return a function that writes a module; all of them are unloaded when the test ends."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
@@ -52,14 +50,14 @@ def held(app: Application) -> tuple[set[str], set[str]]:
 
 
 def refusal(*names: str) -> str:
-    """Return what loading says."""
+    """Return the error of loading."""
     with pytest.raises(InvalidApplication) as caught:
         load_application(names)
     return str(caught.value)
 
 
 def test_load_without_names_is_empty() -> None:
-    """Whatever was imported by others."""
+    """Even if other code has imported models."""
     import app.actions
 
     assert app.actions.Action
@@ -67,7 +65,7 @@ def test_load_without_names_is_empty() -> None:
 
 
 def test_load_of_module_has_models_and_procedures(write: Write) -> None:
-    """The module lies in the working directory, which need not be on Python's path."""
+    """The module is in the working directory, which need not be on Python's path."""
     write("shop.py", ITEMS)
     app = load_application(["shop"])
     assert held(app) == ({"Item"}, {"items.sell"})
@@ -76,7 +74,7 @@ def test_load_of_module_has_models_and_procedures(write: Write) -> None:
 
 
 def test_load_of_package_has_all_its_modules_but_tests(write: Write) -> None:
-    """Nobody has to import them in `__init__.py`."""
+    """They need not be imported in `__init__.py`."""
     write("shop/__init__.py", "")
     write("shop/items.py", ITEMS)
     write("shop/sub/__init__.py", "")
@@ -92,7 +90,7 @@ def test_load_of_package_has_all_its_modules_but_tests(write: Write) -> None:
 
 
 def test_load_takes_what_is_imported_by_name(write: Write) -> None:
-    """Two applications may share rules; one module of a package does not bring the others."""
+    """Two applications may share models; a module of a package does not load the others."""
     write("rules.py", ITEMS)
     write("shop.py", "from rules import Item, sell")
     write("other.py", "import rules")
@@ -102,14 +100,14 @@ def test_load_takes_what_is_imported_by_name(write: Write) -> None:
 
 
 def test_load_omits_classes_without_a_table(write: Write) -> None:
-    """A base of several models, and classes made inside of functions."""
+    """A base class of models, and classes defined inside of functions."""
     text = f"{HEAD}class Base(Model): ...\nclass Item(Base): TABLENAME = 'items'\n"
     write("shop.py", f"{text}def make():\n    class Inner(Model): TABLENAME = 'inner'\nmake()")
     assert held(load_application(["shop"])) == ({"Item"}, set())
 
 
 def test_declared_function_stays_a_function(write: Write) -> None:
-    """It can be called by others, and may have two names."""
+    """It can be called by other code, and may be declared under two names."""
     write("shop.py", f"{HEAD}@procedure('a')\n@procedure('b')\ndef sell(call): return call\n")
     assert held(load_application(["shop"]))[1] == {"a", "b"}
     assert sys.modules["shop"].sell(7) == 7
@@ -149,7 +147,7 @@ def test_module_that_raises_is_named_with_line(
 
 
 def test_procedures_of_one_name_are_refused(write: Write) -> None:
-    """Which of them would be served is not left to chance."""
+    """Otherwise the order of imports would decide."""
     write("one.py", ITEMS)
     write("two.py", ITEMS.replace("items.sell", "sell"))
     write("three.py", ITEMS.replace('TABLENAME = "items"', 'TABLENAME = "others"'))

@@ -1,6 +1,4 @@
-"""
-Children that end with us, and sockets that fit.
-"""
+"""Child processes that end with their parent, and paths of sockets."""
 
 from __future__ import annotations
 
@@ -28,7 +26,6 @@ time.sleep(60)
 
 
 def test_child_of_a_killed_parent_ends() -> None:
-    """A parent that is killed takes its child along."""
     command = [sys.executable, "-c", PARENT]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
@@ -46,27 +43,26 @@ def ends(descriptor: int) -> None:
 
 
 def test_child_of_a_terminal_has_its_own_session() -> None:
-    """Ctrl-C in the terminal does not reach it, and its words pass."""
+    """Ctrl-C does not reach it; its output is passed on."""
     command = [sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"]
     told = subprocess.run(bound_to_parent(command, signal.SIGTERM), capture_output=True, check=True)
     assert told.stdout == b"True\n"
 
 
 def test_child_of_a_dead_parent_does_not_begin() -> None:
-    """A child whose parent is gone already ends before it begins."""
+    """The parent has ended before the child could ask for its signal."""
     command = bound_to_parent(["/bin/true"], signal.SIGTERM)
     command[4] = "1"
     assert subprocess.run(command, check=False).returncode == 3
 
 
 def test_socket_directory_of_a_short_path_is_that_path() -> None:
-    """A directory in which the socket fits is taken as it is."""
     wanted = Path("/run/rowcast")
     assert socket_directory(wanted, "s") == wanted
 
 
 def test_long_paths_get_a_short_one(tmp_path: Path) -> None:
-    """Otherwise another is found, the same each time, which nobody else may enter."""
+    """It is the same each time, and accessible by its owner only."""
     wanted = tmp_path / ("x" * 120)
     short = socket_directory(wanted, "service.sock")
     try:
@@ -80,7 +76,6 @@ def test_long_paths_get_a_short_one(tmp_path: Path) -> None:
 def test_link_in_place_of_the_short_directory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A link in the place of the short directory is refused."""
     monkeypatch.setattr(tempfile, "tempdir", tempfile.mkdtemp(dir="/tmp"))
     wanted = tmp_path / ("x" * 120)
     short = socket_directory(wanted, "s")

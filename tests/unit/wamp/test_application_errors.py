@@ -1,4 +1,4 @@
-"""Errors leave in their own words, or not at all."""
+"""Errors as callers receive them: with their own message, or as an internal error without details."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from service.wamp.application_errors import application_error
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
     """
-    Collect what the module under test logs.
+    Collect the log events of the module.
 
-    A test before it may have left a Deferred whose failure Python finds as garbage just now, and logs.
+    An earlier test may have left a failed Deferred, which is logged when it is garbage collected.
     """
     lines: list[str] = []
 
@@ -34,7 +34,7 @@ def logged() -> Iterator[list[str]]:
 
 
 def test_refusal_of_a_call_keeps_its_details_and_is_not_logged(logged: list[str]) -> None:
-    """A refusal keeps URI, message and details; nothing is logged."""
+    """The URI and the message, too."""
     error = application_error(Unavailable("no free connection", 2.5), "rowcast.actions.get")
     assert error.error == "rowcast.error.unavailable"
     assert error.args == ("no free connection",)
@@ -43,7 +43,7 @@ def test_refusal_of_a_call_keeps_its_details_and_is_not_logged(logged: list[str]
 
 
 def test_details_that_cannot_be_sent_are_escaped_or_left_out(logged: list[str]) -> None:
-    """A caller's own odd word is made harmless, an unsafe detail left out and told of."""
+    """Values of callers are escaped; an unserializable detail is left out and logged."""
     odd = InvalidRow("actions", {"\0path": ["is not \ud800"]})
     error = application_error(odd, "rowcast.actions.create")
     assert error.kwargs["fields"] == {"\\0path": ["is not \\ud800"]}
@@ -56,7 +56,6 @@ def test_details_that_cannot_be_sent_are_escaped_or_left_out(logged: list[str]) 
 
 
 def test_cancellation_and_depth_have_their_own_errors() -> None:
-    """Cancellation and depth have words of their own."""
     assert application_error(CancelledError(), "x").error == "wamp.error.canceled"
     error = application_error(TooDeep(120), "x")
     assert error.error == "rowcast.error.too_large"
@@ -64,7 +63,10 @@ def test_cancellation_and_depth_have_their_own_errors() -> None:
 
 
 def test_bug_is_logged_without_rows(logged: list[str]) -> None:
-    """The log has id, place, cause and what was going on; no row, which follows on line two."""
+    """
+    With the id, the place, the cause and the call; rows, which PostgreSQL's error has in line two, are left
+    out.
+    """
     cause, bug = "the first", "broken\nDETAIL: Failing row contains (secret)"
     try:
         try:
@@ -83,7 +85,7 @@ def test_bug_is_logged_without_rows(logged: list[str]) -> None:
 
 
 def test_bug_that_is_its_own_cause_is_logged(logged: list[str]) -> None:
-    """Each error of the circle once."""
+    """Each error of the cycle is logged once."""
     first, last = KeyError("first"), ValueError("last")
     first.__cause__, last.__cause__ = last, first
     assert application_error(last, "rowcast.x.get").error == "rowcast.error.internal"
@@ -93,7 +95,9 @@ def test_bug_that_is_its_own_cause_is_logged(logged: list[str]) -> None:
 
 
 def test_bug_with_control_characters_is_logged_as_escapes(logged: list[str]) -> None:
-    """Neither a URI nor an error's text begins a line of the log, or commands a terminal."""
+    """
+    Neither a URI nor an error's text starts a new line of the log, or sends escape sequences to a terminal.
+    """
     try:
         raise KeyError("a\x1b[2Jb\rc\x9bd")
     except KeyError as error:

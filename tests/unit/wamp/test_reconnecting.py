@@ -1,6 +1,4 @@
-"""
-How soon a lost session is sought again: it depends on whether a router is there.
-"""
+"""Pauses before reconnecting depend on whether a router accepts connections."""
 
 from __future__ import annotations
 
@@ -20,15 +18,15 @@ GREETING = b"\x7f\xf3\x00\x00"
 
 
 class Router(MemoryReactorClock):
-    """A reactor whose connections end as the test says."""
+    """A reactor whose connections end as the test requests."""
 
     def refuse(self) -> None:
-        """Refuse the connection that is tried."""
+        """Refuse the pending connection."""
         *_, (_, factory, _, _) = self.unixClients
         factory.clientConnectionFailed(None, Failure(ConnectionRefusedError()))
 
     def close(self, greeting: bytes) -> None:
-        """Take the connection that is tried, greet, and close it before anyone has joined."""
+        """Accept the pending connection, answer the handshake, and close it before a join."""
         *_, (_, factory, _, _) = self.unixClients
         protocol = factory.buildProtocol(None)
         transport = StringTransport()
@@ -40,7 +38,7 @@ class Router(MemoryReactorClock):
         protocol.connectionLost(Failure(ConnectionDone()))
 
     def pause(self) -> float:
-        """Return the seconds until the next try, and let them pass."""
+        """Return the seconds until the next attempt, and let them pass."""
         tries, (call,) = len(self.unixClients), self.getDelayedCalls()
         seconds = call.getTime() - self.seconds()
         self.advance(seconds)
@@ -50,7 +48,7 @@ class Router(MemoryReactorClock):
 
 @pytest.fixture
 def router() -> Router:
-    """Have a service begin to connect."""
+    """Start a service that connects."""
     reactor = Router()
     config = WampConfig(["unix:/router.sock"], "realm1", first_delay=FIRST, max_delay=MOST)
     WampClient(reactor, config, []).startService()
@@ -58,7 +56,7 @@ def router() -> Router:
 
 
 def test_router_that_is_away_is_tried_at_an_even_pace(router: Router) -> None:
-    """Callers wait for its return, and a connection that is refused costs nobody anything."""
+    """Callers wait for its return, and a refused connection costs little."""
     for _ in range(20):
         router.refuse()
         assert 0.7 * FIRST <= router.pause() <= FIRST

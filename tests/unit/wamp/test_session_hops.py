@@ -1,6 +1,4 @@
-"""
-For whom a call may be: who is named in it, hop by hop.
-"""
+"""Callers named in a forwarded call, hop by hop."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ PLAIN = {"session": 3, "authid": "ada", "authrole": "anonymous"}
     ],
 )
 def test_call_for_others_is_taken_from_links_alone(hops: Any, taken: bool) -> None:
-    """Without a hop after the first nobody vouches for who is named in it."""
+    """Without a router-to-router hop, the caller that a call names is not trusted."""
     session = SafeSession("realm1", Anonymous(), _never, lambda registration: None, links=["link"])
     problem = session._problem(message.Invocation(1, 2, forward_for=hops))
     assert (problem is None) is taken

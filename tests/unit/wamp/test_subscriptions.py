@@ -1,6 +1,4 @@
-"""
-Which subscriptions may get events of a relation.
-"""
+"""Subscriptions that may match events of a relation."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ def test_subscription_concerns_a_relation(uri: str, match: str, found: bool) -> 
 
 
 def matches(topic: str, uri: str, match: str) -> bool:
-    """As the specification of WAMP has it."""
+    """Return whether a subscription matches a topic, by the WAMP specification."""
     if match == "wildcard":
         parts, pattern = topic.split("."), uri.split(".")
         return len(parts) == len(pattern) and all(

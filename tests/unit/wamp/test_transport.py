@@ -1,4 +1,4 @@
-"""Routers are found by their URLs."""
+"""Endpoints of router URLs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from service.wamp.client import RouterAddress
     ],
 )
 def test_url_of_a_router_gives_its_address(url: str, found: tuple[str, str, int, str]) -> None:
-    """Each scheme says where the router is."""
     router = RouterAddress.from_url(url)
     assert (router.scheme, router.host, router.port, router.path) == found
     assert router.url == url
@@ -29,13 +28,12 @@ def test_url_of_a_router_gives_its_address(url: str, found: tuple[str, str, int,
     "url", ["", "http://h", "ws:", "rs://", "unix:", "unix://", "h:8080", "WS://h", "ws://[::1"]
 )
 def test_url_of_no_router_is_refused(url: str) -> None:
-    """What is no router's URL is refused with what is."""
+    """The error lists the valid schemes."""
     with pytest.raises(ValueError, match="unix:"):
         RouterAddress.from_url(url)
 
 
 @pytest.mark.parametrize("port", ["0", "99999", "http", "-1"])
 def test_port_out_of_range_is_refused(port: str) -> None:
-    """A port that there cannot be is refused."""
     with pytest.raises(ValueError, match="port from 1 to 65535"):
         RouterAddress.from_url(f"ws://h:{port}/ws")

@@ -1,4 +1,4 @@
-"""URIs are taken apart in one way."""
+"""URIs are parsed in one place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from service.wamp.application_errors import name_of
 
 
 def test_name_behind_the_prefix_is_as_it_came() -> None:
-    """A name is what stands behind the prefix, as it came."""
+    """The part after the prefix is not decoded."""
     assert name_of("rowcast.actions.get", "rowcast") == "actions.get"
     assert name_of("com.example.db.a%2Eb.get", "com.example.db") == "a%2Eb.get"
     with pytest.raises(ValueError, match="not below"):

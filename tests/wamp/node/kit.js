@@ -1,4 +1,4 @@
-// Does what each line of the input says with the kit, and prints what comes of it, a line each.
+// Runs each line of the input, a command of JSON, with the kit, and prints each result on a line.
 import {createInterface} from 'node:readline';
 import {pathToFileURL} from 'node:url';
 import autobahn from 'autobahn';
@@ -17,7 +17,7 @@ const lives = {};
 const circular = {};
 circular.id = circular;
 const odd = {big: 1n, circular, 'a function': () => 1, 'a symbol': Symbol('id'), bytes: new Uint8Array(2)};
-// What no line can say.
+// Functions and handlers, which JSON cannot represent.
 const value = (name, each) => odd[each?.odd] ?? each;
 
 async function act({id, kit = 0, live, query, write, args, call, kwargs, seconds, close, ready}) {

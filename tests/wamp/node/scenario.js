@@ -1,5 +1,5 @@
 // Runs the shared scenario with npm autobahn: node scenario.js URL REALM PREFIX SERIALIZER FILE
-// Prints each step that was not as it should be, and a line with the number of steps that ran.
+// Prints each step with an unexpected result, and a line with the number of steps that ran.
 
 import { readFileSync } from "node:fs";
 import { isDeepStrictEqual, inspect } from "node:util";
@@ -25,7 +25,7 @@ function marked(value) {
   return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, marked(item)]));
 }
 
-// One spelling for what this client has several types for.
+// One form for values for which this client has several types.
 function plain(value) {
   if (Array.isArray(value)) return value.map(plain);
   if (value instanceof Uint8Array) return { bytes: Buffer.from(value).toString("base64") };

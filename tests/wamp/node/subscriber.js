@@ -11,7 +11,7 @@ const SERIALIZERS = {
   cbor: () => new autobahn.serializer.CBORSerializer(),
 };
 
-// Binary as base64, which JSON has behind a NUL; integers as numbers, of which CBOR makes BigInts.
+// Binary values as base64, which JSON has after a NUL; integers as numbers, which CBOR decodes as BigInt.
 function plain(value) {
   if (Array.isArray(value)) return value.map(plain);
   if (value instanceof Uint8Array) return Buffer.from(value).toString("base64");

@@ -1,5 +1,5 @@
 // Writes rows and reads them back with npm autobahn: node values.js URL REALM SERIALIZER FILE
-// FILE holds calls, [{call, args, kwargs}…]; prints what each answers, as one line of JSON.
+// FILE contains calls, [{call, args, kwargs}…]; prints the result of each as a line of JSON.
 // {"$bytes": base64} stands for binary, {"$int": digits} for an integer beyond 2^53.
 
 import { readFileSync } from "node:fs";
