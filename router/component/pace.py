@@ -25,7 +25,12 @@ from twisted.internet import reactor
 from component import guard, kill
 
 UNDER_WAY = 32
-"""Calls of a session in progress; or twice the number of database connections, if that is more."""
+"""
+Calls of a session in progress; or twice the number of database connections, if that is more.
+
+Beside a client with 10,000 calls, the p99 of other callers is 1.6 to 2.3 times that without this client; with
+256 calls in progress it was 16 to 22 times, at the same throughput.
+"""
 TURN = 16
 """Number of waiting calls, about 60 µs each, that are started before the reactor handles messages again."""
 MOST_WAITING, MOST_BYTES = 2_000, 1024 * 1024

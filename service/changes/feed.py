@@ -355,24 +355,24 @@ class Feed(Service):
         The rights are those on the relations that are likely to have subscribers. The same thread and
         session look them up, which spares waking another thread, and then the reactor once more.
         """
-        there: Deferred[tuple[Made | None, AllRights]] = Deferred()
+        handed_over: Deferred[tuple[Made | None, AllRights]] = Deferred()
 
         def failed(why: Failure) -> Failure | None:
-            if there.called:
+            if handed_over.called:
                 return why
-            there.errback(why)
+            handed_over.errback(why)
             return None
 
         # The thread goes on to COMMIT without waiting for the reactor, which may be busy.
         def hand_over(*found: Any) -> None:
-            self._reactor.callFromThread(there.callback, found)
+            self._reactor.callFromThread(handed_over.callback, found)
 
         most, look_up = self._settings.most, self._subscribed().rights_txn
         made = last, epoch, most, TICKS, awaken, look_up, hand_over
         durable = self._delivery.in_thread(make_txn, connection, *made)
         durable.addErrback(failed)
         try:
-            return *await there, durable
+            return *await handed_over, durable
         except CancelledError:
             durable.addErrback(lambda _: None)
             raise

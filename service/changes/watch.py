@@ -61,7 +61,7 @@ MOST_AT_ONCE = 16
 OF_WATCHES = ("since", "tx")
 """Arguments of `watch` that are not part of the query."""
 
-CHECK = 60.0
+CHECK = 60.0  # the log lacks changes made under `session_replication_role = replica`, for example
 """Seconds between two self-checks, which compare one query's state with a read of all of its rows."""
 
 
@@ -364,9 +364,7 @@ class Watches(Service):
             self._take_outcome(outcome, wanted)
         finally:
             self._passing = False
-            if (
-                outcome.background is not None
-            ):  # always: only `_read` ends the transaction that it holds
+            if outcome.background is not None:  # always: only `_read` ends its transaction
                 reading = Deferred.fromCoroutine(self._read(outcome.background, wanted))
                 self._readings.add(reading)
                 reading.addErrback(lambda why: log.failure("cannot send what was read", why))
@@ -414,9 +412,7 @@ class Watches(Service):
         for query in queries:
             query.begin_background()
             self._cycle.drop(query.run)
-        reading = self._cycle.read_in_background(
-            background
-        )  # now, so that its transaction ends in any case
+        reading = self._cycle.read_in_background(background)  # now, so that it ends in any case
         read: Collection[Run] = ()
         try:
             try:
@@ -434,9 +430,7 @@ class Watches(Service):
             for query in queries:
                 query.run.rest(time.monotonic())
         for query in queries:
-            query.end_background(
-                query.run in read
-            )  # not in `read` if it was planned again meanwhile
+            query.end_background(query.run in read)  # not if it was planned again meanwhile
         self._unsent |= sessions
         for session in sessions:
             session.complete(queries)
@@ -471,7 +465,7 @@ class Watches(Service):
             # A run that is not registered any more was replaced meanwhile: its query is run again.
             query = self._runs.get(run)
             if query is not None and not query.parked:
-                self._take_answer(query, found, wanted.get(query, set()))
+                self._take_new(query, found, wanted.get(query, set()))
         for run in outcome.late:
             query = self._runs.get(run)
             if query is not None:
@@ -489,9 +483,7 @@ class Watches(Service):
                 self._asking.discard(query)
         self._due = min(outcome.late.values(), default=self._poll)
 
-    def _take_answer(
-        self, query: Query, found: NewState | Failure | None, wanted: set[Watch]
-    ) -> None:
+    def _take_new(self, query: Query, found: NewState | Failure | None, wanted: set[Watch]) -> None:
         if isinstance(found, Failure):
             self._failed(query, found)
             return

@@ -52,7 +52,12 @@ With 64 sessions a `get` takes 0.87 of the service's CPU time that way.
 KINDS = 4096
 """Maximum number of kinds of reads whose size limit is kept."""
 COLLECT = 0.002
-"""Seconds for which a finished job may wait for those that its worker runs next."""
+"""
+Seconds for which a finished job may wait for those that its worker runs next.
+
+If the worker wakes the reactor for each job, the two threads contend for the interpreter lock: five statements
+of a transaction, sent ahead, took 2.05 times as long as one, in place of 1.45 times.
+"""
 SWEEP = 0.25
 """Seconds between two checks for jobs that have waited too long for a connection."""
 INTERRUPTED = (psycopg2.OperationalError, psycopg2.InterfaceError, Unavailable)

@@ -180,6 +180,8 @@ class SafeSerializer(CBORSerializer):
         # Skips CBORSerializer.__init__, whose object serializer has no limit on nesting.
         Serializer.__init__(self, _Objects())
         self._refuse = refuse
+        # A message above autobahn's own limit is never sent over RawSocket, and over WebSocket it closes the
+        # connection, with all calls in flight.
         self._max_bytes = min(max_bytes, RAWSOCKET_MAX)
         self.sizes = MessageSizes()
 
