@@ -39,6 +39,7 @@ from service.db.sqlstate import refusal
 from service.db.writes import NoRowWritten
 from service.errors import InvalidArgument, ServiceError
 from service.request.arguments import IDEMPOTENCY_KEY, Caller, seconds_of
+from service.waiting import cancel_timer
 
 BATCH = 1000
 """Keys that one statement deletes, so that it does not hold a connection for long."""
@@ -168,8 +169,7 @@ class Pruner(Service):
     def stopService(self) -> None:
         """Stop pruning."""
         super().stopService()
-        if self._first is not None and self._first.active():
-            self._first.cancel()
+        cancel_timer(self._first)
         if self._loop.running:
             self._loop.stop()
 

@@ -47,6 +47,7 @@ from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, Calle
 from service.request.batch_request import ISOLATION
 from service.request.names import COMMANDS
 from service.sql.statement import quoted
+from service.waiting import cancel_timer
 
 
 class Turn:
@@ -273,8 +274,7 @@ class OpenTransaction:
     def over(self, reason: Reason) -> None:
         """Record why the transaction has ended, and stop its clock."""
         self.reason = reason
-        if self.clock is not None and self.clock.active():
-            self.clock.cancel()
+        cancel_timer(self.clock)
 
     def drop(self, reason: Reason) -> None:
         """Cancel the calls that run, and roll back."""

@@ -21,6 +21,7 @@ from twisted.internet.interfaces import IDelayedCall
 
 from service.errors import NotAuthorized, Unavailable
 from service.request.arguments import Caller
+from service.waiting import cancel_timer
 
 Reason = Literal[
     "idle_timeout", "timeout", "session_left", "stopped", "failed", "committed", "rolled_back"
@@ -178,8 +179,7 @@ class Leases(Generic[Thing]):
         """End a lease without dropping what it holds; return whether it was still open."""
         if self._open.pop(lease.id, None) is None:
             return False
-        if lease.timer is not None and lease.timer.active():
-            lease.timer.cancel()
+        cancel_timer(lease.timer)
         lease.timer = None
         self._ended[lease.id] = (self._clock.seconds(), lease.owner.session, reason)
         self._forget()

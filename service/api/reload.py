@@ -24,6 +24,7 @@ from service.db.session_settings import identity_of
 from service.errors import first_line
 from service.models.served import Models
 from service.sql.statement import quoted
+from service.waiting import Pause, Waiters
 
 log = Logger()
 
@@ -87,8 +88,8 @@ class Catalogs(Service):
         self._behind = True
         self._ordered = False
         self._keeping: Deferred[None] | None = None
-        self._resting: Deferred[None] | None = None
-        self._waiting: list[Deferred[None]] = []
+        self._pause = Pause(reactor)
+        self._waiting = Waiters()
         self._asking: list[Deferred[bool]] = []
         self._subscribers: list[Callable[[], None]] = []
 
@@ -112,17 +113,12 @@ class Catalogs(Service):
 
     def loaded(self) -> Deferred[None]:
         """Return a Deferred that fires once the catalog has been read for the first time."""
-        waiting: Deferred[None] = Deferred()
-        if self._version:
-            waiting.callback(None)
-        else:
-            self._waiting.append(waiting)
-        return waiting
+        return succeed(None) if self._version else self._waiting.wait()
 
     def reload(self) -> None:
         """Read the catalog even if the fingerprint has not changed; if it is being read, once more."""
         self._ordered = True
-        self._wake()
+        self._pause.end()
 
     def refresh(self) -> Deferred[bool]:
         """
@@ -136,7 +132,7 @@ class Catalogs(Service):
             return succeed(False)
         asking: Deferred[bool] = Deferred()
         self._asking.append(asking)
-        self._wake()
+        self._pause.end()
         return asking.addTimeout(PATIENCE, self._reactor, lambda *_: False)
 
     async def _keep(self) -> None:
@@ -202,23 +198,7 @@ class Catalogs(Service):
             until = soon if self._asking else late
             if until is not None and until <= self._reactor.seconds():
                 return
-            await self._woken(None if until is None else until - self._reactor.seconds())
-
-    async def _woken(self, seconds: float | None) -> None:
-        """Wait for a time in seconds, or until a caller asks."""
-        resting = self._resting = Deferred()
-        timer = None if seconds is None else self._reactor.callLater(seconds, self._wake)
-        try:
-            await resting
-        finally:
-            self._resting = None
-            if timer is not None and timer.active():
-                timer.cancel()
-
-    def _wake(self) -> None:
-        resting, self._resting = self._resting, None
-        if resting is not None:
-            resting.callback(None)
+            await self._pause.wait(None if until is None else until - self._reactor.seconds())
 
     def _announce(self) -> None:
         self._version += 1
@@ -229,9 +209,7 @@ class Catalogs(Service):
             version=self._version,
         )
         self._log_wrong_keys()
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            each.callback(None)
+        self._waiting.fire()
         for callback in self._subscribers:
             callback()
 

@@ -44,6 +44,7 @@ from service.db.guard import GUARD
 from service.db.listener import Listener
 from service.db.session_settings import Dsn, SessionSettings, open_session
 from service.db.thread import in_thread
+from service.waiting import Pause, cancel_timer
 
 Result = TypeVar("Result")
 
@@ -136,7 +137,7 @@ class Feed(Service):
         self._process = process
         self._callbacks: list[Callable[[], None]] = []
         self._running: Deferred[None] | None = None
-        self._waiting: Deferred[None] | None = None
+        self._pause = Pause(reactor)
         self._woken = False
         self._failures = 0
         # Numbers of the newest known tick, the newest tick made here, and the newest published completely.
@@ -218,12 +219,7 @@ class Feed(Service):
             return None
         self._wake()
         late = self._reactor.callLater(STOP_TIMEOUT, running.cancel)
-
-        def stopped(_: object) -> None:
-            if late.active():
-                late.cancel()
-
-        return running.addBoth(stopped)
+        return running.addBoth(lambda _: cancel_timer(late))
 
     async def _run(self) -> None:
         while self.running:
@@ -413,20 +409,12 @@ class Feed(Service):
     async def _wait(self, seconds: float) -> None:
         """Wait for some seconds, or until a notification arrives."""
         if not self._woken and seconds > 0:
-            resting = self._waiting = Deferred()
-            timer = self._reactor.callLater(seconds, _fire, resting)
-            try:
-                await resting
-            finally:
-                self._waiting = None
-                if timer.active():
-                    timer.cancel()
+            await self._pause.wait(seconds)
         self._woken = False
 
     def _wake(self) -> None:
         self._woken = True
-        if self._waiting is not None:
-            _fire(self._waiting)
+        self._pause.end()
 
 
 class Sleep:
@@ -443,8 +431,3 @@ class Sleep:
         self.looks = 0
         self.deep = False
         self.awaited: set[str] = set()
-
-
-def _fire(deferred: Deferred[None]) -> None:
-    if not deferred.called:
-        deferred.callback(None)

@@ -46,6 +46,7 @@ from service.db.sqlstate import refusal
 from service.errors import DatabaseRefused, Unavailable, first_line
 from service.request.arguments import Caller
 from service.request.watch_request import parse_options
+from service.waiting import Pause
 
 log = Logger()
 
@@ -119,7 +120,7 @@ class Watches(Service):
         self._checked = 0.0
         self._due = poll
         self._running: Deferred[None] | None = None
-        self._resting: Deferred[None] | None = None
+        self._pause = Pause(reactor)
         self._woken = self._stopping = self._passing = False
         self.cycles = self.drift = 0
 
@@ -130,9 +131,7 @@ class Watches(Service):
     def wake(self) -> None:
         """Run a cycle as soon as possible: there may be new changes."""
         self._woken = True
-        resting, self._resting = self._resting, None
-        if resting is not None:
-            resting.callback(None)
+        self._pause.end()
 
     @property
     def open(self) -> bool:
@@ -310,9 +309,9 @@ class Watches(Service):
                     failures += 1
                     self._stale()
                 if failures:
-                    await self._sleep(min(PAUSES[1], PAUSES[0] * 2**failures))
+                    await self._pause.wait(min(PAUSES[1], PAUSES[0] * 2**failures))
                 elif not self._woken:
-                    await self._sleep(min(self._poll, self._due))
+                    await self._pause.wait(min(self._poll, self._due))
         finally:
             for apart in (self._beginning, *self._readings):
                 if apart is not None:
@@ -334,13 +333,6 @@ class Watches(Service):
         self._position = None
         for query in self._queries.values():
             query.invalidate()
-
-    async def _sleep(self, seconds: float) -> None:
-        resting = self._resting = Deferred()
-        timer = self._reactor.callLater(seconds, self.wake)
-        await resting
-        if timer.active():
-            timer.cancel()
 
     async def _run_cycle(self) -> None:
         """Run one cycle, and send the watching sessions what it has found."""

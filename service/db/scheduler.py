@@ -21,7 +21,6 @@ from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from service.cancellation import CooperativeDeferred
 from service.db.cancel import Canceler
 from service.db.connection import PgConnection
 from service.db.guard import GUARD
@@ -38,6 +37,7 @@ from service.db.worker import (
     Worker,
 )
 from service.errors import StatementTimeout, Unavailable
+from service.waiting import CooperativeDeferred, cancel_timer
 
 READY = 2
 """Jobs in the workers' queue beyond one for each worker; the others wait for their owner's turn."""
@@ -269,8 +269,7 @@ class Scheduler:
 
         def fired(_: None) -> None:
             self._drained.remove(done)
-            if timer.active():
-                timer.cancel()
+            cancel_timer(timer)
 
         return done.addCallback(fired)
 
@@ -363,8 +362,7 @@ class Scheduler:
 
     def _drain(self) -> None:
         collecting, self._collecting = self._collecting, None
-        if collecting is not None and collecting.active():
-            collecting.cancel()
+        cancel_timer(collecting)
         if self._more:
             self._more = False
             self._collecting = self._reactor.callLater(COLLECT, self._drain)

@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone, ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
-from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from schema.database_url import PROJECT, Cluster, EmbeddedFailed, Place
+from service.waiting import Pause, cancel_timer
 
 FIRST_PAUSE, MAX_PAUSE = 0.1, 10.0
 """Seconds before a child is started again: exponential back-off, from the first to the maximum."""
@@ -71,7 +71,7 @@ class Supervised(Service, ABC):
         self.log = log
         self.child: ChildExit | None = None
         self._transport: Any = None
-        self._pause: Deferred[None] | None = None
+        self.pause = Pause(reactor)
         self._supervision: Deferred[None] | None = None
         self._ready: Deferred[None] = Deferred()
 
@@ -106,29 +106,17 @@ class Supervised(Service, ABC):
     def stopService(self) -> Deferred[None] | None:
         """Stop the child; the Deferred fires when it has ended, after `GRACE` at the latest."""
         super().stopService()
-        if self._pause is not None:
-            self._pause.cancel()
+        self.pause.end()
         self._signal(self.shutdown_signal())
         # A child that ignores the signal would keep the service, and the process that runs it, from ending.
         killer = self.reactor.callLater(GRACE, self._signal, "KILL")
 
-        def ended(result: object) -> None:
-            if killer.active():
-                killer.cancel()
+        def ended(_: object) -> None:
+            cancel_timer(killer)
             self.release()
 
         supervision, self._supervision = self._supervision, None
         return supervision.addBoth(ended) if supervision is not None else None
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait for a time in seconds, or until the service is stopped."""
-        self._pause = deferLater(self.reactor, seconds)
-        try:
-            await self._pause
-        except CancelledError:
-            pass
-        finally:
-            self._pause = None
 
     def last_output_line(self) -> str:
         """Return the last line of the child's output."""
@@ -155,7 +143,7 @@ class Supervised(Service, ABC):
                 pause = FIRST_PAUSE
             if self.running:
                 self.logger.warn("{title} again in {pause} s", title=self.title, pause=pause)
-                await self.sleep(pause)
+                await self.pause.wait(pause)
                 pause = min(2 * pause, MAX_PAUSE)
 
     async def _run_child(self) -> None:
@@ -171,7 +159,7 @@ class Supervised(Service, ABC):
                 self._signal("KILL")
                 await child.ended
                 raise NotReady(f"{self.title} is not ready after {PATIENCE:.0f} s: see {self.log}")
-            await self.sleep(POLL_INTERVAL)
+            await self.pause.wait(POLL_INTERVAL)
         if child.running and not self._ready.called:
             self._ready.callback(None)
         how = await child.ended
@@ -349,7 +337,7 @@ class Postgres(Supervised):
                 raise NotReady(already_runs(holder))
             if self.reactor.seconds() > end:
                 raise NotReady(f"the embedded PostgreSQL is held by {holder} → wait for it to end")
-            await self.sleep(POLL_INTERVAL)
+            await self.pause.wait(POLL_INTERVAL)
         threads = self.reactor.getThreadPool()
         try:
             await deferToThreadPool(self.reactor, threads, self._cluster.prepare)

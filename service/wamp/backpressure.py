@@ -17,12 +17,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from autobahn.wamp.exception import ApplicationError
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from service.errors import StatementTimeout
+from service.waiting import Waiters
 
 if TYPE_CHECKING:
     from service.wamp.session import SafeSession
@@ -55,7 +56,7 @@ class Outflow:
         self._transport = transport
         self._users = 0
         self._paused = False
-        self._waiting: list[Deferred[None]] = []
+        self._waiting = Waiters()
 
     def __enter__(self) -> Outflow:
         self.enter()
@@ -85,12 +86,7 @@ class Outflow:
 
     def drained(self) -> Deferred[None]:
         """Return a Deferred, which can be cancelled, that fires when the socket takes more data."""
-        done: Deferred[None] = Deferred(self._stop_waiting)
-        if self._paused:
-            self._waiting.append(done)
-        else:
-            done.callback(None)
-        return done
+        return self._waiting.wait() if self._paused else succeed(None)
 
     def pauseProducing(self) -> None:
         """Record that the transport's buffer is full."""
@@ -99,17 +95,11 @@ class Outflow:
     def resumeProducing(self) -> None:
         """Fire the Deferreds that wait for the buffer."""
         self._paused = False
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            each.callback(None)
+        self._waiting.fire()
 
     def stopProducing(self) -> None:
         """Fire the Deferreds that wait; those who wait then find that the connection is lost."""
         self.resumeProducing()
-
-    def _stop_waiting(self, done: Deferred[None]) -> None:
-        if done in self._waiting:
-            self._waiting.remove(done)
 
 
 class Pace:

@@ -26,7 +26,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from service.api.call import CallState, OngoingCall, Send
-from service.cancellation import CooperativeDeferred
 from service.db.worker import JOB_OWNER
 from service.errors import DETAILS as DETAILS_OF_ERRORS
 from service.errors import (
@@ -41,6 +40,7 @@ from service.errors import (
 )
 from service.payload import WithReceipt, check
 from service.request.arguments import Caller
+from service.waiting import CooperativeDeferred, cancel_timer
 from service.wamp.accounts import Account, Accounts, Bounds, Meter
 from service.wamp.application_errors import (
     PROCEDURE_EXISTS,
@@ -319,8 +319,7 @@ class Callee(SessionObserver):
             for answer in list(self._running):
                 answer.errback(application_error(OutcomeUnknown(LEFT_BEHIND), "leaving"))
         finally:
-            if late.active():
-                late.cancel()
+            cancel_timer(late)
 
     def left(self) -> None:
         """Cancel all calls, because no caller can be answered any more."""

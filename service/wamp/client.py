@@ -18,7 +18,7 @@ from autobahn.twisted.websocket import WampWebSocketClientFactory, WampWebSocket
 from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import SessionDetails, SubscribeOptions
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import (
     IDelayedCall,
@@ -34,6 +34,7 @@ from zope.interface import implementer
 
 from service.errors import in_line
 from service.settings import Address
+from service.waiting import Waiters, cancel_timer
 from service.wamp import tls
 from service.wamp.application_errors import application_error
 from service.wamp.auth import Anonymous, Login
@@ -157,7 +158,7 @@ class WampClient(Service):
         self._logged: set[tuple[str, str]] = set()
         self._following: Deferred[None] | None = None
         self._stopping: Deferred[None] | None = None
-        self._waiting: list[Deferred[None]] = []
+        self._waiting = Waiters()
 
     def startService(self) -> None:
         """Start to connect."""
@@ -182,12 +183,7 @@ class WampClient(Service):
 
     def when_joined(self) -> Deferred[None]:
         """Return a Deferred that fires when `joined` is true."""
-        waiting: Deferred[None] = Deferred()
-        if self.joined:
-            waiting.callback(None)
-        else:
-            self._waiting.append(waiting)
-        return waiting
+        return succeed(None) if self.joined else self._waiting.wait()
 
     async def _follow(self) -> None:
         tries = refusals = 0
@@ -274,13 +270,10 @@ class WampClient(Service):
             authrole=in_line(details.authrole),
             session=details.session,
         )
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            each.callback(None)
+        self._waiting.fire()
 
     def _in_time(self) -> None:
-        if self._late is not None and self._late.active():
-            self._late.cancel()
+        cancel_timer(self._late)
         self._late = None
 
     def _displaced(self, registration: int) -> None:
@@ -333,8 +326,7 @@ class WampClient(Service):
         except CancelledError:
             pass
         finally:
-            if late is not None and late.active():
-                late.cancel()
+            cancel_timer(late)
 
 
 class RouterAddress(Address):

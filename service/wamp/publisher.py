@@ -20,6 +20,7 @@ from twisted.logger import Logger
 
 from service.errors import in_line
 from service.payload import Audience, Publication
+from service.waiting import Waiters
 from service.wamp.backpressure import shielded
 from service.wamp.client import SessionObserver
 from service.wamp.session import SafeSession
@@ -53,7 +54,7 @@ class Publisher(SessionObserver):
         # Number of acknowledgements that the router owes, and the last time that it sent one or owed none.
         self._owed, self._heard = 0, 0.0
         self._session: SafeSession | None = None
-        self._waiting: list[Deferred[None]] = []
+        self._waiting = Waiters()
         self._logged: set[str] = set()
         self.published = self.refused = 0
 
@@ -71,9 +72,7 @@ class Publisher(SessionObserver):
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
         """Publish in this session from now on."""
         self._session, self._owed = session, 0
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            each.callback(None)
+        self._waiting.fire()
 
     def left(self) -> None:
         """Wait for the next session."""
@@ -97,9 +96,7 @@ class Publisher(SessionObserver):
         # A lost session may not have left yet. To try it again at once would never return to the
         # reactor, which has to deliver the next session: the service would hang.
         while self._session is None or self._lost(self._session):
-            there: Deferred[None] = Deferred(self._waiting.remove)
-            self._waiting.append(there)
-            await there
+            await self._waiting.wait()
         return self._session
 
     def _lost(self, session: SafeSession) -> bool:

@@ -34,9 +34,9 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from service.cancellation import CooperativeDeferred
 from service.errors import InvalidArgument, NotAuthorized, ServiceError, TooLarge, in_line
 from service.payload import MAX_DEPTH, write_encoded
+from service.waiting import CooperativeDeferred
 from service.wamp.application_errors import CANNOT_AUTHENTICATE, INVALID_PAYLOAD, application_error
 from service.wamp.auth import Login
 from service.wamp.backpressure import Outflow

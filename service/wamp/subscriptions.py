@@ -20,6 +20,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from service.errors import in_line
+from service.waiting import cancel_timer
 from service.wamp.backpressure import PROBE, shielded
 from service.wamp.client import SessionObserver
 from service.wamp.session import DETAILS, SafeSession
@@ -136,8 +137,7 @@ class Subscriptions(SessionObserver):
         self._complete = False
         self._known.clear()
         self._wanted.clear()
-        if self._later is not None and self._later.active():
-            self._later.cancel()
+        cancel_timer(self._later)
 
     def _began(self, args: Sequence[Any], kwargs: Mapping[str, Any], details: Any) -> None:
         found = args[1] if len(args) > 1 else None
@@ -163,10 +163,9 @@ class Subscriptions(SessionObserver):
         if self._session is None:
             return
         due = self._reactor.seconds() + seconds
-        if self._later is not None and self._later.active():
-            if self._later.getTime() <= due:
-                return
-            self._later.cancel()
+        if self._later is not None and self._later.active() and self._later.getTime() <= due:
+            return
+        cancel_timer(self._later)
         self._later = self._reactor.callLater(seconds, self._ask)
 
     def _ask(self) -> None:
