@@ -121,10 +121,8 @@ def prepare_txn(connection: PgConnection, process: str = "") -> None:
 
 def leader_txn(connection: PgConnection) -> tuple[str | None, int] | None:
     """Return the leader's process, if its session names one, and its backend; None if nothing holds the lock."""
-    with connection.cursor() as cursor:
-        cursor.execute(WHO_LEADS)
-        found: tuple[str | None, int] | None = cursor.fetchone()
-        return found
+    found: tuple[str | None, int] | None = connection.ask(WHO_LEADS)
+    return found
 
 
 def duty_txn(connection: PgConnection, lease: float | None, made: int) -> Duty:

@@ -156,18 +156,9 @@ def announce_txn(connection: PgConnection, keep: float, keep_bytes: int) -> tupl
         The first tick that is kept, and the transaction id below which log rows may be deleted; None in
         place of the id if there is nothing to prune.
     """
-    first = _asked(connection, FIRST_KEPT, keep=keep) or 0
-    surplus = _asked(connection, SURPLUS, bytes=keep_bytes) or 0
+    first = connection.ask(FIRST_KEPT, keep=keep)[0] or 0
+    surplus = connection.ask(SURPLUS, bytes=keep_bytes)[0] or 0
     if surplus > 0:
-        first = max(first, _asked(connection, FIRST_WITHIN, surplus=surplus) or 0)
-    with connection.cursor() as cursor:
-        cursor.execute(ANNOUNCE, {"first": first}, clean=True)
-        found = cursor.fetchone()
+        first = max(first, connection.ask(FIRST_WITHIN, surplus=surplus)[0] or 0)
+    found = connection.ask(ANNOUNCE, first=first)
     return first, None if found is None else int(found[0])
-
-
-def _asked(connection: PgConnection, statement: str, **values: object) -> int | None:
-    with connection.cursor() as cursor:
-        cursor.execute(statement, values, clean=True)
-        found: int | None = cursor.fetchone()[0]
-        return found

@@ -126,7 +126,7 @@ def table_checks_txn(
         role: Role of the subscriber, whose rights are checked; None for the service's own.
     """
     shown = f"{schema}.{name}"
-    found = _row(connection, TABLE, schema=schema, name=name, role=role)
+    found = connection.ask(TABLE, schema=schema, name=name, role=role)
     if found is None:
         return [Check(False, f"there is no {shown}, or no role {role}")]
     oid, kind, persistence, sql, root, parent, has_key, subscriptions, readable, filtered, role = (
@@ -145,13 +145,13 @@ def table_checks_txn(
     if not installed_txn(connection):
         checks.append(_no_log(connection, track))
     else:
-        tracked = _row(connection, TRACKED, oid=oid)
+        tracked = connection.ask(TRACKED, oid=oid)
         checks += _tracked(track, tracked)
         checks += _replica(connection, sql, subscriptions)
         if tracked is not None:
-            last = _row(connection, LAST, id=tracked[0], recent=RECENT)
+            last = connection.ask(LAST, id=tracked[0], recent=RECENT)
             checks.append(_last(last))
-            checks += _read(_row(connection, READ))
+            checks += _read(connection.ask(READ))
             checks += _leader(leader_txn(connection))
     return [*checks, *rights]
 
@@ -169,8 +169,7 @@ def _no_log(connection: PgConnection, track: str) -> Check:
     owner = unreadable_log_owner_txn(connection)
     if owner is None:
         return Check(False, "there is no log of changes", track)
-    found = _row(connection, OWNER, owner=owner)
-    assert found is not None
+    found = connection.ask(OWNER, owner=owner)
     superuser, us = found
     anew = f"DROP SCHEMA rowcast CASCADE (idempotency keys, too), then {track} as {us}"
     return Check(
@@ -179,13 +178,6 @@ def _no_log(connection: PgConnection, track: str) -> Check:
         # GRANT of a superuser's role would give the service all of a superuser's rights.
         anew if superuser else f"GRANT {quoted(owner)} TO {quoted(us)}; or {anew}",
     )
-
-
-def _row(connection: PgConnection, query: str, **values: Any) -> Sequence[Any] | None:
-    with connection.cursor() as cursor:
-        cursor.execute(query, values, clean=True)
-        found: Sequence[Any] | None = cursor.fetchone()
-        return found
 
 
 UNTRACKABLE = {
@@ -257,8 +249,7 @@ def _tracked(track: str, tracked: Sequence[Any] | None) -> Iterator[Check]:
 
 
 def _replica(connection: PgConnection, sql: str, subscriptions: Sequence[str]) -> Iterator[Check]:
-    found = _row(connection, REPLICA)
-    assert found is not None
+    found = connection.ask(REPLICA)
     everywhere, some, standby = found
     if standby:
         yield Check(False, "this is a standby, where nothing is logged", "connect to the primary")
@@ -422,7 +413,7 @@ def try_txn(connection: PgConnection, schema: str, name: str, wait: Wait) -> Che
     Raises:
         NoTestRow: The table has no row, or no column, that can be written.
     """
-    column = _row(connection, COLUMN, schema=schema, name=name)
+    column = connection.ask(COLUMN, schema=schema, name=name)
     if column is None:
         raise NoTestRow(f"{schema}.{name} has no column that can be written")
     table, set = f"{quoted(schema)}.{quoted(name)}", quoted(column[0])
@@ -435,7 +426,7 @@ def try_txn(connection: PgConnection, schema: str, name: str, wait: Wait) -> Che
     if written is None:
         raise NoTestRow(f"{schema}.{name} has no row that could be written")
     for at in range(round(PATIENCE / STEP)):
-        found = _row(connection, SEEN, tx=written[0])
+        found = connection.ask(SEEN, tx=written[0])
         if found is not None and found[0]:
             return Check(True, f"a write was read from the log within {at * STEP:.2f} s")
         wait(STEP)

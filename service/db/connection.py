@@ -482,12 +482,11 @@ class PgConnection(extensions.connection):
         if not self.closed:
             self.single_use = self.ask(KEEPS_STATE)[0]
 
-    def ask(self, sql: str) -> tuple[Any, ...]:
-        """Run a query of the service's own and return its one row."""
+    def ask(self, sql: str, **values: object) -> Any:
+        """Run a query of the service's own and return its one row; None if it has none."""
         with self.cursor() as cursor:
-            cursor.execute(sql, clean=True)
-            row: tuple[Any, ...] = cursor.fetchone()
-            return row
+            cursor.execute(sql, values or None, clean=True)
+            return cursor.fetchone()
 
     def alive(self) -> bool:
         """
