@@ -7,7 +7,6 @@ A template is valid code. Its parts for one relation, "Relation", and for one fu
 
 from __future__ import annotations
 
-import ast
 import json
 import keyword
 import re
@@ -109,6 +108,9 @@ class _Client(ABC):
     array: ClassVar[str]
     given: ClassVar[str]
     """Format of the type of a value that a write gives a column."""
+    of_class: ClassVar[str]
+    of_verb: ClassVar[str]
+    """Expressions that find the template's classes of calls, and in their text the signatures, by verb."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._document = document
@@ -122,12 +124,9 @@ class _Client(ABC):
         (at,) = REPEATED.finditer(text)
         self._head, self._repeated = text[: at.start()], text[at.start() :]
         self._patterns: dict[tuple[str, str], list[str]] = defaultdict(list)
-        for template, verb, pattern in self.patterns():
-            self._patterns[template, verb].append(pattern)
-
-    @abstractmethod
-    def patterns(self) -> Iterator[tuple[str, str, str]]:
-        """Yield the template's signatures: its class, the verb, a signature."""
+        for template, body in re.findall(self.of_class, self._repeated, re.M | re.DOTALL):
+            for verb, pattern in re.findall(self.of_verb, body, re.M | re.DOTALL):
+                self._patterns[template, verb.removesuffix("_")].append(pattern)
 
     @abstractmethod
     def words(self, call: TypedCall) -> dict[str, str]:
@@ -318,6 +317,10 @@ class _TypeScript(_Client):
     names = TYPESCRIPT
     array = "({})[]"
     given = "Given<{}>"
+    # The signatures become overloads of one method. Interfaces that inherit from generic ones would be
+    # easier to read, but tsc compares each with all others: 14 s of CPU rather than 5 s for 300 relations.
+    of_class = r"^export interface (\w+Calls) \{\n(.*?)^\}"
+    of_verb = r"^  (\w+): \{\n(.*?)\n  \};$"
 
     def literal(self, value: Any) -> str:
         return json.dumps(value)
@@ -333,16 +336,6 @@ class _TypeScript(_Client):
         for call in self.calls():
             lines += self.overloads(call)
         return "\n".join([*lines, "}", ""])
-
-    def patterns(self) -> Iterator[tuple[str, str, str]]:
-        # The signatures become overloads of one method. Interfaces that inherit from generic ones would be
-        # easier to read, but tsc compares each with all others: 14 s of CPU rather than 5 s for 300 relations.
-        text = self._repeated
-        of_class = r"^export interface (\w+Calls) \{\n(.*?)^\}"
-        of_verb = r"^  (\w+): \{\n(.*?)\n  \};$"
-        for template, body in re.findall(of_class, text, re.M | re.DOTALL):
-            for verb, pattern in re.findall(of_verb, body, re.M | re.DOTALL):
-                yield template, verb, pattern
 
     def words(self, call: TypedCall) -> dict[str, str]:
         words = {'"URI"': json.dumps(self._uri(call))}
@@ -390,6 +383,8 @@ class _Python(_Client):
     names = PYTHON
     array = "list[{}]"
     given = "Given[{}]"
+    of_class = r"^class (\w+Calls)\(Protocol\):\n(.*?)\n\n\n"
+    of_verb = r"^    async def (\w+)(\(.*?: \.\.\.)$"
 
     def literal(self, value: Any) -> str:
         return "None" if value is None else f"Literal[{_text(value)}]"
@@ -435,15 +430,6 @@ class _Python(_Client):
             names = unique_identifiers(verbs, types)
             methods = {names[verb]: found for verb, found in verbs.items()}
             yield attributes[group], f"{titles[group]}Calls", methods
-
-    def patterns(self) -> Iterator[tuple[str, str, str]]:
-        lines = self._repeated.splitlines()
-        for each in ast.parse(self._repeated).body:
-            for method in each.body if isinstance(each, ast.ClassDef) else ():
-                if isinstance(method, ast.AsyncFunctionDef) and isinstance(each, ast.ClassDef):
-                    text = "\n".join(lines[method.lineno - 1 : method.end_lineno])
-                    signature = text.partition(method.name)[2]
-                    yield each.name, method.name.removesuffix("_"), signature
 
     def words(self, call: TypedCall) -> dict[str, str]:
         if call.template == "RelationCalls":
