@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 from service.catalog import Catalog, Column, Function, QualifiedName, Relation, Type
 from service.db.session_settings import Identity, identity_of
@@ -126,6 +127,10 @@ def _relation(alike: Sequence[Relation]) -> Relation:
     primary = next((each.primary_key for each in alike if each.primary_key), ())
     indexes = {index.name: index for each in alike for index in each.unique_indexes}.values()
     keys = {key.name: key for each in alike for key in each.unique_keys}.values()
+    referring: dict[str, Any] = {
+        name: tuple(dict.fromkeys(key for each in alike for key in getattr(each, name)))
+        for name in ("foreign_keys", "view_foreign_keys", "view_keys")
+    }
     return replace(
         alike[0],
         columns={name: _column(found) for name, found in columns.items()},
@@ -134,23 +139,15 @@ def _relation(alike: Sequence[Relation]) -> Relation:
         unique_keys=tuple(sorted(keys, key=lambda key: key.columns != primary)),
         unique_indexes=tuple(indexes),
         constraints={name: of for each in alike for name, of in each.constraints.items()},
-        foreign_keys=tuple(dict.fromkeys(key for each in alike for key in each.foreign_keys)),
-        view_foreign_keys=tuple(
-            dict.fromkeys(key for each in alike for key in each.view_foreign_keys)
-        ),
-        view_keys=tuple(dict.fromkeys(key for each in alike for key in each.view_keys)),
-        selectable=any(each.selectable for each in alike),
-        insertable=any(each.insertable for each in alike),
-        updatable=any(each.updatable for each in alike),
-        deletable=any(each.deletable for each in alike),
-        readable=any(each.readable for each in alike),
+        **referring,
+        **_rights(alike, "selectable", "insertable", "updatable", "deletable", "readable"),
     )
 
 
 def _column(alike: Sequence[Column]) -> Column:
-    return replace(
-        alike[0],
-        selectable=any(each.selectable for each in alike),
-        insertable=any(each.insertable for each in alike),
-        updatable=any(each.updatable for each in alike),
-    )
+    return replace(alike[0], **_rights(alike, "selectable", "insertable", "updatable"))
+
+
+def _rights(alike: Sequence[Relation | Column], *names: str) -> dict[str, Any]:
+    """Return which rights any of the roles has."""
+    return {name: any(getattr(each, name) for each in alike) for name in names}

@@ -8,6 +8,7 @@ passed on only if it shows the caller's own key.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import psycopg2
@@ -104,9 +105,17 @@ def _name_column(
         found.details.setdefault("columns", names)
 
 
-def _details(reported: Violation, relation: Relation | None) -> dict[str, Any]:
+def _details(
+    reported: Violation,
+    relation: Relation | None,
+    columns: Sequence[str] | None,
+    detail: str | None = None,
+) -> dict[str, Any]:
     known = reported.constraint in (relation.constraints if relation else ())
     return {
+        "columns": list(columns) if columns else None,
+        "column": columns[0] if columns and len(columns) == 1 else None,
+        "detail": detail,
         "sqlstate": reported.sqlstate,
         "relation": relation.name if relation else None,
         # A constraint of a domain belongs to no relation.
@@ -119,17 +128,12 @@ def _unique(
 ) -> ConstraintViolation:
     keys = relation.unique_keys if relation else ()
     key = next((each for each in keys if each.name == reported.constraint), None)
-    columns = list(key.columns) if key else None
-    shown = (
-        _is_acted_on(acted_on, reported) and key is not None and _readable(relation, key.columns)
-    )
+    columns = key.columns if key else ()
+    shown = key is not None and _is_acted_on(acted_on, reported) and _readable(relation, columns)
     which = f" of {_listed(columns)}" if columns else ""
     return UniqueViolation(
         f"there is a row with the same value{which} already",
-        columns=columns,
-        column=_single(columns),
-        detail=reported.detail if shown else None,
-        **_details(reported, relation),
+        **_details(reported, relation, columns, reported.detail if shown else None),
     )
 
 
@@ -138,7 +142,7 @@ def _foreign_key(
 ) -> ConstraintViolation:
     keys = relation.foreign_keys if relation else ()
     key = next((each for each in keys if each.name == reported.constraint), None)
-    columns = list(key.columns) if key else None
+    columns = key.columns if key else ()
     message = "a reference between rows would no longer hold"
     if relation is not None and key is not None:
         here, home = _home(acted_on), _home(relation)
@@ -150,13 +154,9 @@ def _foreign_key(
         elif missing or home == here != key.target:
             message = f'{_listed(columns)} refers to no row of "{key.target[1]}"'
     own = _is_acted_on(acted_on, reported) or (key is not None and _home(acted_on) == key.target)
-    shown = own and key is not None and _readable(relation, key.columns)
+    shown = own and key is not None and _readable(relation, columns)
     return ForeignKeyViolation(
-        message,
-        columns=columns,
-        column=_single(columns),
-        detail=reported.detail if shown else None,
-        **_details(reported, relation),
+        message, **_details(reported, relation, columns, reported.detail if shown else None)
     )
 
 
@@ -167,9 +167,7 @@ def _not_null(
     column = reported.column if known else None
     return NotNullViolation(
         f'"{column}" must not be null' if column else "a value that is required is missing",
-        columns=[column] if column else None,
-        column=column,
-        **_details(reported, relation),
+        **_details(reported, relation, [column] if column else None),
     )
 
 
@@ -183,9 +181,7 @@ def _check(
         message = "no part of the relation takes such a row"  # there is no partition for it
     else:
         message = f"{_listed(columns) or 'a value'} does not satisfy a check of the database"
-    return CheckViolation(
-        message, columns=columns, column=_single(columns), **_details(reported, relation)
-    )
+    return CheckViolation(message, **_details(reported, relation, columns))
 
 
 def _exclusion(
@@ -194,10 +190,7 @@ def _exclusion(
     columns = _checked(reported, relation)
     which = f" in {_listed(columns)}" if columns else ""
     return ExclusionViolation(
-        f"the row conflicts with another one{which}",
-        columns=columns,
-        column=_single(columns),
-        **_details(reported, relation),
+        f"the row conflicts with another one{which}", **_details(reported, relation, columns)
     )
 
 
@@ -212,9 +205,9 @@ _KINDS = {
 }
 
 
-def _checked(reported: Violation, relation: Relation | None) -> list[str] | None:
+def _checked(reported: Violation, relation: Relation | None) -> tuple[str, ...]:
     known = relation.constraints if relation else {}
-    return list(known.get(reported.constraint or "", ())) or None
+    return known.get(reported.constraint or "", ())
 
 
 def _home(relation: Relation | None) -> tuple[str, str] | None:
@@ -230,9 +223,5 @@ def _readable(relation: Relation | None, columns: tuple[str, ...]) -> bool:
     return relation is not None and all(relation.columns[name].selectable for name in columns)
 
 
-def _single(columns: list[str] | None) -> str | None:
-    return columns[0] if columns and len(columns) == 1 else None
-
-
-def _listed(columns: list[str] | None) -> str:
-    return ", ".join(f'"{column}"' for column in columns or ())
+def _listed(columns: Sequence[str]) -> str:
+    return ", ".join(f'"{column}"' for column in columns)

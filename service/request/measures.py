@@ -77,9 +77,10 @@ def _measure(name: str, measure: Any, values: Values, filters: FilterParser, pat
         )
     function = _function(measure, path)
     item = _operand(function, measure[function], values, f"{path}.{function}")
-    distinct, cast = measure.get("distinct"), measure.get("cast")
-    if distinct is not None and not isinstance(distinct, bool):
-        raise InvalidArgument('"distinct" is true or false', path=f"{path}.distinct")
+    cast, distinct = (
+        measure.get("cast"),
+        flag_of(measure.get("distinct"), "distinct", f"{path}.distinct"),
+    )
     if distinct and item is None:
         raise InvalidArgument("rows are not distinct, columns are", path=f"{path}.distinct")
     if cast is not None and not isinstance(cast, str):
@@ -93,7 +94,7 @@ def _measure(name: str, measure: Any, values: Values, filters: FilterParser, pat
         path,
         function,
         item,
-        bool(distinct),
+        distinct,
         _separator(function, measure, values, path),
         filters.parse(measure.get("where"), f"{path}.where"),
         cast,

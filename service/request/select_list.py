@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.arguments import UNSTORABLE, Values, items_with_paths, list_of
+from service.request.arguments import UNSTORABLE, Values, flag_of, items_with_paths, list_of
 from service.request.requests import Item, JsonStep, Key, Nulls, Operand, Reference, Zone
 from service.request.synonyms import synonym_hint
 
@@ -227,17 +227,16 @@ def _key(key: Any, path: str, values: Values) -> Key:
             hint=_short(*key) if pair else None,
         )
     _only(key, ("by", "desc", "nulls", "trunc", "zone", "rank", "config", "near", ARGS), path)
-    by, reverse, nulls = key.get("by"), key.get("desc"), key.get("nulls")
+    by, nulls = key.get("by"), key.get("nulls")
     if not isinstance(by, str):
         raise InvalidArgument('a sort key names its column in "by"', path=f"{path}.by")
-    if reverse is not None and not isinstance(reverse, bool):
-        raise InvalidArgument('"desc" is true or false', path=f"{path}.desc")
+    descending = flag_of(key.get("desc"), "desc", f"{path}.desc")
     if nulls not in (None, "first", "last"):
         raise InvalidArgument('"nulls" is "first" or "last"', path=f"{path}.nulls")
     reference = parse_reference(by, f"{path}.by", values)
     reference = with_args(reference, key.get(ARGS), f"{path}.{ARGS}", values)
     reference = _truncated(reference, key, path, values)
-    return Key(reference, bool(reverse), cast("Nulls | None", nulls), *_measured(key, path, values))
+    return Key(reference, descending, cast("Nulls | None", nulls), *_measured(key, path, values))
 
 
 def _measured(
