@@ -22,11 +22,16 @@ FLUSH_POLLS = (0.00025, 0.0005, 0.001, 0.002, 0.004)
 # TRUNCATE, and DDL that rewrites a table, give the table a new file, and it looks empty to an older snapshot
 # (PostgreSQL's documentation: "Caveats" of "Concurrency Control"). So the files have to be the same after all
 # was read.
+#
+# Each file is looked up by the index of pg_class, and the relations are an array, of which the planner expects
+# ten: for a join it expects 390,000 partitions, and scans and sorts all of pg_class, in each cycle twice.
 FILES = """
-(SELECT pg_catalog.md5(pg_catalog.string_agg(c.oid || ' ' || c.relfilenode, ',' ORDER BY c.oid)) FROM (
-    SELECT relation::oid FROM rowcast.tracked
-    UNION SELECT p.relid FROM rowcast.tracked t, pg_catalog.pg_partition_tree(t.relation) p
-) AS t (oid) JOIN pg_catalog.pg_class c ON c.oid = t.oid)
+(SELECT pg_catalog.md5(pg_catalog.string_agg(t.oid || ' ' || (
+            SELECT c.relfilenode FROM pg_catalog.pg_class c WHERE c.oid = t.oid), ',' ORDER BY t.oid))
+   FROM pg_catalog.unnest(ARRAY(
+            SELECT relation::oid FROM rowcast.tracked
+            UNION ALL SELECT p.relid::oid FROM rowcast.tracked t, pg_catalog.pg_partition_tree(t.relation) p
+        )) AS t (oid))
 """
 
 SNAPSHOT = PreparedStatement(
