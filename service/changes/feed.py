@@ -32,6 +32,7 @@ from service.changes.leader import (
     Duty,
     duty_txn,
     fall_asleep_txn,
+    follow_txn,
     prepare_txn,
     writers_txn,
 )
@@ -56,6 +57,8 @@ FALLING_ASLEEP = 0.01
 """Seconds between two polls while transactions are open that began before the leader fell asleep."""
 LEAD_RETRY = 0.2
 """Seconds between two attempts of a follower to take the lead."""
+FOLLOW_RETRY = 0.02
+"""Seconds between two attempts of a follower to be notified of ticks, which fail while a tick is committed."""
 FALLBACK = 1.0
 """Seconds between two polls of a sleeping leader; must be shorter than the lease."""
 POLL = 0.02
@@ -274,7 +277,7 @@ class Feed(Service):
 
     async def _serve(self, connection: PgConnection) -> None:
         """Try for the lead with one session, and follow or lead until the session ends."""
-        seen = 0
+        seen, notified = 0, False
         while self.running:
             lease = self._settings.lease if self._can_publish() else None
             duty = await self._delivery.in_thread(duty_txn, connection, lease, self._made)
@@ -287,12 +290,14 @@ class Feed(Service):
                 say("changes: {duty}", duty=duty.value)
             self._duty, self.problem, self._failures = duty, duty.value if barred else None, 0
             if duty is Duty.FOLLOW:
+                notified = notified or await self._delivery.in_thread(follow_txn, connection)
                 last = await self._delivery.in_thread(last_txn, connection)
                 if last is not None and last.number != seen:
                     self._known = max(self._known, last.number)
                     seen = last.number
                     self._notify()
-            await self._wait(LEAD_RETRY if duty is Duty.FOLLOW else UNTRACKED_POLL)
+            retry = LEAD_RETRY if notified else FOLLOW_RETRY
+            await self._wait(retry if duty is Duty.FOLLOW else UNTRACKED_POLL)
 
     async def _lead(self, connection: PgConnection) -> None:
         epoch, last = await self._delivery.in_thread(begin_txn, connection, self._known)

@@ -24,6 +24,9 @@ from service.changes.log import installed_txn, unreadable_log_owner_txn
 from service.db.connection import PgConnection
 from service.db.planned import PreparedStatement
 
+FOLLOWERS = 0x726F776361737404  # after those of `schema`
+"""Advisory lock that followers share, so that the leader knows whether there are any to be notified of ticks."""
+
 LEASE = 3.0
 """Seconds without a statement after which a leader counts as hanging."""
 
@@ -148,6 +151,21 @@ def duty_txn(connection: PgConnection, lease: float | None, made: int) -> Duty:
         return Duty.LEAD
     connection.ask(BREAK.format(lease=lease))
     return Duty.FOLLOW
+
+
+def follow_txn(connection: PgConnection) -> bool:
+    """
+    Try to make the leader notify of each tick, for as long as the session lasts.
+
+    It does not wait for the lock, which a leader that hangs may keep, and which `duty_txn` then breaks.
+
+    Returns:
+        Whether the leader notifies of all ticks that are not committed yet.
+    """
+    if connection.pooled:  # no session keeps a lock or listens
+        return True
+    (taken,) = connection.ask(f"SELECT pg_catalog.pg_try_advisory_lock_shared({FOLLOWERS})")
+    return bool(taken)
 
 
 def _tracked_txn(connection: PgConnection) -> bool:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from service.changes.leader import AWAKEN
+from service.changes.leader import AWAKEN, FOLLOWERS
 from service.changes.log import AT, LogRow
 from service.changes.positions import PgSnapshot, TickPosition
 from service.db.connection import PgConnection
@@ -55,6 +55,9 @@ _SIZE = "coalesce(pg_column_size(old), 0) + coalesce(pg_column_size(new), 0)"
 
 # One statement, so the INSERT and the read of the log share the snapshot that becomes the tick's. A large
 # tick is returned without rows, and is then read in pages.
+#
+# The leader notifies only if it cannot take the followers' lock alone. Taken, the lock is kept until the tick is
+# committed: a follower that comes meanwhile takes its share afterwards, and then reads which tick is the newest.
 NEXT = PreparedStatement(
     f"""
 WITH found AS MATERIALIZED (
@@ -66,7 +69,9 @@ WITH found AS MATERIALIZED (
     SELECT %(tick)s, %(epoch)s, pg_current_snapshot(), CASE WHEN rows <= %(page_rows)s THEN rows
            ELSE (SELECT count(*) FROM ({_NEW.format(columns="1")}) AS every) END
       FROM size WHERE rows > 0
-    RETURNING snapshot::text, changes, pg_notify(%(channel)s, tick::text)
+    RETURNING snapshot::text, changes,
+              CASE WHEN NOT pg_try_advisory_xact_lock({FOLLOWERS})
+                   THEN pg_notify(%(channel)s, tick::text) END
 )
 SELECT tick.snapshot, tick.changes, f.seq, f.xid::text, {AT}, f.relation, f.op, f.old::text, f.new::text
   FROM tick CROSS JOIN size
@@ -185,7 +190,7 @@ def make_txn(
         last: The tick before.
         epoch: Number of the current epoch.
         most: Number of log rows above which a transaction is too large.
-        channel: Channel that is notified with the tick's number.
+        channel: Channel that is notified with the tick's number if another feed follows.
         awaken: Whether the commit of a tick also releases the lock that makes writers notify.
         look_up: Called with the rows that were read, to look up who may read them in the same
             transaction.
@@ -215,7 +220,7 @@ def next_txn(
         last: The tick before.
         epoch: Number of the current epoch.
         most: Number of log rows above which a transaction is too large.
-        channel: Channel that is notified with the tick's number.
+        channel: Channel that is notified with the tick's number if another feed follows.
         held: Whether to leave the transaction of a new tick open, for the caller to commit.
     """
     values = _since(last.snapshot) | {

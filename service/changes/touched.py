@@ -264,9 +264,7 @@ def groups_txn(
     """
     columns: list[dict[Key, set[Any]]] = []
     for places, joins in plan.groups:
-        found: dict[Key, set[Key]] = {}
-        for start in starts:
-            found[start] = {tuple([start[place] for place in places])}
+        found = {start: {tuple([start[place] for place in places])} for start in starts}
         for join in joins:
             wanted = set().union(*found.values())
             if len(wanted) > most:
@@ -399,18 +397,12 @@ def _group_lookup(
         following: tuple[str, ...] = (column.column.name,)
         if at + 1 < len(column.joins):
             following = tuple(name for _, name, _ in column.joins[at + 1].pairs)
-        statement = outer_rows(catalog, join, (*names, *following))
+        columns = (*names, *following)
+        statement = outer_rows(catalog, join, columns)
         assert statement is not None, "types that are matched have arrays"
         table = logged.get((there.schema, there.name))
-        found.append(
-            JoinLookup(
-                None if table is None else table.id,
-                (*names, *following),
-                len(names),
-                there.row_security,
-                statement,
-            )
-        )
+        number = None if table is None else table.id
+        found.append(JoinLookup(number, columns, len(names), there.row_security, statement))
     return GroupLookup(places, tuple(found))
 
 

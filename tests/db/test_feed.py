@@ -13,11 +13,15 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 
-from schema.changes import install
+from schema.changes import TICKS, install
 from schema.triggers import ASLEEP
 from service.changes import delivery
 from service.changes import feed as feed_module
+from service.changes.epochs import begin_txn
+from service.changes.leader import FOLLOWERS, follow_txn
+from service.changes.ticks import last_txn, next_txn
 from service.changes.topics import SubscribedRelations
+from service.db.session_settings import SessionSettings, open_session
 from tests.conftest import execute
 from tests.db.feeds import clear_log, feeding
 from tests.db.relay import Relay
@@ -32,6 +36,13 @@ GRANT SELECT (id) ON items TO feeding_reader;
 {install()}
 SELECT rowcast.track('items'), rowcast.track('notes');
 """
+
+FOLLOWING = f"""
+SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'
+   AND classid = {FOLLOWERS >> 32} AND objid = {FOLLOWERS & 0xFFFFFFFF}
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+"""Returns a row for each feed that follows."""
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +90,56 @@ async def test_commit_is_published_once(dsn: str) -> None:
         assert kept.calls >= 1
     places = [each.position for each in kept.changes]
     assert places == sorted(set(places))
+
+
+@pytest_twisted.ensureDeferred
+async def test_tick_is_notified_only_while_another_feed_follows(dsn: str) -> None:
+    listening = psycopg2.connect(dsn)
+    listening.autocommit = True
+    with listening.cursor() as cursor:
+        cursor.execute(f"LISTEN {TICKS}")
+
+    def heard() -> int:
+        listening.poll()
+        count = len(listening.notifies)
+        listening.notifies.clear()
+        return count
+
+    async with feeding(dsn) as leader:
+        execute(dsn, "INSERT INTO items VALUES (1, 1)")
+        await until(lambda: len(leader.changes) == 1)
+        assert not heard()
+        async with feeding(dsn, leads=False) as follower:
+            await until(lambda: follower.feed.stats()["part"] == "following")
+            await until(lambda: execute(dsn, FOLLOWING))
+            execute(dsn, "INSERT INTO items VALUES (2, 2)")
+            await until(heard)
+            await until(lambda: follower.feed.stats()["tick"] == leader.feed.stats()["tick"])
+        await until(lambda: not execute(dsn, FOLLOWING))
+        heard()
+        execute(dsn, "INSERT INTO items VALUES (3, 3)")
+        await until(lambda: len(leader.changes) == 3)
+        assert not heard()
+    listening.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_follower_is_notified_of_the_first_tick_after_it_has_read_the_newest(
+    dsn: str,
+) -> None:
+    """While a tick is not committed, no feed can begin to follow: it would read an older one as the newest."""
+    leader, follower = (open_session(dsn, SessionSettings()) for _ in range(2))
+    epoch, last = begin_txn(leader, 0)
+    execute(dsn, "INSERT INTO items VALUES (1, 1)")
+    assert next_txn(leader, last, epoch.number, 10, TICKS, held=True)
+    assert not follow_txn(follower)
+    leader.command("COMMIT")
+    assert follow_txn(follower)
+    found = last_txn(follower)
+    assert found is not None
+    assert found.number == last.number + 1
+    for session in (leader, follower):
+        session.close()
 
 
 @pytest_twisted.ensureDeferred
