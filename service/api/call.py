@@ -18,7 +18,7 @@ from service.db.keys import KeyedCall
 from service.db.transaction import Actor
 from service.db.writes import LargeRow, NoRowWritten
 from service.describe.verb import Verb
-from service.errors import InvalidArgument, ServiceError, TooLarge, committed_despite
+from service.errors import InvalidArgument, ServiceError
 from service.models.served import LoadedModels
 from service.plan.nested_rows import document_names
 from service.request.arguments import Caller
@@ -341,7 +341,7 @@ class Call:
 
         Raises:
             ServiceError: `missing`, if no row was written.
-            OutcomeUnknown: A procedure has committed, and its answer is too large.
+            OutcomeUnknown: The write has committed by itself, and its answer is too large.
         """
         if step.access == "read":
             run, seconds = self.backend.database.run, step.timeout
@@ -378,11 +378,6 @@ class Call:
                 raise
             missing = await step.missing() if callable(step.missing) else step.missing
             raise missing from None
-        except TooLarge as error:
-            # Outside a transaction a procedure has committed by now.
-            if not ends or database.level is not None:
-                raise
-            raise committed_despite(error) from error
 
     def transaction(self) -> AbstractAsyncContextManager[Any]:
         """

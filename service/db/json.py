@@ -5,7 +5,7 @@ A number that neither a 64-bit integer nor a double holds exactly is decoded as 
 and encoded as that number. An object that itself has this form is decoded as `{"$value": …}`, and so is
 one of that form: every decoded document can be encoded, and is the same document then.
 
-A document deeper than `MAX_DEPTH` is decoded as its text, a string. NUL and lone surrogates, which the
+A document that is deeper than `MAX_DEPTH`, as stored or as decoded, is decoded as its text, a string. NUL and lone surrogates, which the
 type json accepts as escapes although PostgreSQL's text cannot hold them, are decoded as U+FFFD.
 """
 
@@ -37,20 +37,23 @@ _HARMLESS = frozenset([bool, int, type(None)])
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def read_json(text: str) -> Any:
+def read_json(text: str, levels: int = MAX_DEPTH) -> Any:
     """
-    Decode a JSON text of PostgreSQL.
+    Decode a JSON text of PostgreSQL; return the text itself if it is deeper than `levels`.
 
     The slower decoder with hooks is used only for the few texts that may need it.
     """
     # A shorter text cannot be too deep, because each level has two brackets.
-    if len(text) > 2 * MAX_DEPTH and _too_deep(text):
+    if len(text) > 2 * levels and _too_deep(text, levels):
         return text
     escapes = "\\u" in text
     careful = escapes or '"$' in text or _has_wide_number(text)
     # raw_decode() rather than loads(): a small document takes 1.0 µs, and 2.1 with loads() and a count
     # of its brackets.
     value, _ = (_SCAN_CAREFULLY if careful else _SCAN)(text.strip(), 0)
+    # Each `$value` around an object that has this form is a level that the text does not have.
+    if careful and len(text) > 2 * levels and _deeper(value, levels):
+        return text
     return _sendable(value) if escapes else value
 
 
@@ -70,12 +73,14 @@ def sendable_document(value: Any, levels: int = MAX_DEPTH) -> Any:
             raise ValueError(f"JSON deeper than {MAX_DEPTH} levels")
         if isinstance(value, list):
             return [sendable_document(item, levels - 1) for item in value]
-        return _wrapped(
-            {
-                UNSTORABLE.sub("\ufffd", key): sendable_document(item, levels - 1)
-                for key, item in value.items()
-            }
-        )
+        found = {
+            UNSTORABLE.sub("\ufffd", key): sendable_document(item, levels - 1)
+            for key, item in value.items()
+        }
+        wrapped = _wrapped(found)
+        if wrapped is not found and _deeper(wrapped, levels):
+            raise ValueError(f"JSON deeper than {MAX_DEPTH} levels")
+        return wrapped
     if isinstance(value, Decimal):
         if not value.is_finite():
             raise ValueError("not a number")
@@ -121,6 +126,17 @@ def bare_row(row: dict[str, Any]) -> dict[str, Any]:
 def _wrapped(value: dict[str, Any]) -> dict[str, Any]:
     """Return an object of a document as it is sent; used as the hook of a decoder, innermost first."""
     return {VALUE: value} if len(value) == 1 and stands_for(value) else value
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Return whether a decoded value has more levels, not counting those of `$number`."""
+    if isinstance(value, list):
+        items: Iterable[Any] = value
+    elif isinstance(value, dict) and not (len(value) == 1 and NUMBER in value):
+        items = value.values()
+    else:
+        return False
+    return not levels or any(_deeper(item, levels - 1) for item in items)
 
 
 def _unwrapped(value: Any) -> Any:
@@ -192,9 +208,9 @@ _SCAN_CAREFULLY = json.JSONDecoder(
 _SCAN_PAIRS = json.JSONDecoder(object_pairs_hook=list, parse_int=str, parse_float=str).raw_decode
 
 
-def _too_deep(text: str) -> bool:
-    """Return whether a text is deeper than `MAX_DEPTH`; the parser would exceed the recursion limit."""
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
+def _too_deep(text: str, levels: int) -> bool:
+    """Return whether a text is deeper than `levels`; the parser would exceed the recursion limit."""
+    if text.count("[") + text.count("{") <= levels:
         return False
     depth = 0
     in_string = escaped = False
@@ -206,7 +222,7 @@ def _too_deep(text: str) -> bool:
             in_string = True
         elif character in "[{":
             depth += 1
-            if depth > MAX_DEPTH:
+            if depth > levels:
                 return True
         elif character in "]}":
             depth -= 1

@@ -24,7 +24,7 @@ from service.db.pack import row_packer
 from service.db.planned import run_settled
 from service.db.position import annotate_position
 from service.errors import DatabaseRefused, TooLarge, TooManyGroups, TooManyRows, TooManyWatched
-from service.payload import Encoded, wire_json
+from service.payload import LEVELS, Encoded, TooDeep, wire_json
 from service.plan.plans import PlannedEmbed, truncated
 from service.request.requests import Form
 from service.sql.statement import Statement
@@ -413,12 +413,14 @@ def _json_size(column: Sequence[Any]) -> int:
 
 
 def read_texts(rows: Iterable[dict[str, Any]], embeds: Sequence[PlannedEmbed]) -> None:
-    """Decode the embeds of rows, which come as JSON texts, in place."""
+    """Decode the embeds of rows, which are JSON texts, in place; raise `TooDeep` if one cannot be sent."""
     for embed in embeds:
         for row in rows:
             text = row[embed.key]
             if text is not None:
-                row[embed.key] = read_json(text)
+                row[embed.key] = read_json(text, LEVELS)
+                if isinstance(row[embed.key], str):
+                    raise TooDeep(LEVELS)
 
 
 def finish(rows: Iterable[dict[str, Any]], embeds: Sequence[PlannedEmbed], codec: Codec) -> None:

@@ -24,7 +24,15 @@ from twisted.internet.task import deferLater
 
 from service.db.connection import PgConnection
 from service.db.session_settings import OWN_IDENTITY, Identity
-from service.errors import InvalidArgument, OutcomeUnknown, ServiceError, Unavailable, causes
+from service.errors import (
+    InvalidArgument,
+    OutcomeUnknown,
+    ServiceError,
+    TooLarge,
+    Unavailable,
+    causes,
+    committed_despite,
+)
 
 RETRIES = 5
 """Maximum number of retries of a transaction."""
@@ -209,10 +217,13 @@ def autocommit_txn(connection: PgConnection, function: Callable[..., Any], *args
     Run a function of one statement that writes in autocommit.
 
     Raises:
-        OutcomeUnknown: The connection was lost while the statement was under way.
+        OutcomeUnknown: The connection was lost while the statement was under way; or the statement has
+            committed, and its result is too large to be sent.
     """
     try:
         return function(connection, *args)
+    except TooLarge as error:
+        raise committed_despite(error) from error
     except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
         if connection.closed:
             raise OutcomeUnknown from error

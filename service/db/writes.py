@@ -93,7 +93,7 @@ def write_txn(
     Raises:
         NoRowWritten: Too few rows were written; the transaction must not commit.
         TooManyRows: More than `max_affected`, or than `exactly`; the transaction must not commit.
-        TooLarge: The rows exceed `shape.max_bytes`; the transaction must not commit.
+        TooLarge: The rows exceed `shape.max_bytes`; a transaction must not commit.
         RowUnseen: An upsert has met a row for which its condition cannot be evaluated.
         LargeRow: The statement is guarded, and a row that it would return is large.
     """

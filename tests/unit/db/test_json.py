@@ -168,5 +168,10 @@ def test_document_as_deep_as_any_is_written_back() -> None:
     for inner in ("1e400", '{"$number": "1"}'):
         deep = "[" * (MAX_DEPTH - 1) + inner + "]" * (MAX_DEPTH - 1)
         assert _exactly(write_json(read_json(deep))) == _exactly(deep)
-    chain = '{"$value": ' * (MAX_DEPTH - 1) + '{"$number": "1"}' + "}" * (MAX_DEPTH - 1)
+    chain, deeper = (
+        '{"$value": ' * n + '{"$number": "1"}' + "}" * n
+        for n in (MAX_DEPTH // 2 - 1, MAX_DEPTH // 2)
+    )
     assert _exactly(write_json(read_json(chain))) == _exactly(chain)
+    # Its levels, and one around each of them.
+    assert read_json(deeper) == deeper
