@@ -263,7 +263,8 @@ class Step:
         missing: The error if no row was written although one had to be, or a function that finds the
             reason with a statement of its own.
         plain: Whether the answer needs no check before it is sent.
-        row: Whether one statement writes one row, and the answer is that row as a dict of plain values.
+        one_row: Whether one statement writes one row at most, and runs no code of the database's users.
+        row: Whether the answer is moreover that row, as a dict of values that are stored as text.
         large: The step to run instead if this one fails because the row to return is large.
     """
 
@@ -274,6 +275,7 @@ class Step:
     access: Access = "read"
     missing: ServiceError | Callable[[], Awaitable[ServiceError]] | None = None
     plain: bool = False
+    one_row: bool = False
     row: bool = False
     large: Step | None = None
 

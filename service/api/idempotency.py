@@ -22,13 +22,13 @@ from twisted.logger import Logger
 from service.api.call import Call, Step, as_is
 from service.db.database import Database
 from service.db.keys import (
-    KeyClaim,
     KeyedCall,
     MaybeStored,
     claim_txn,
     keep_txn,
     kept_txn,
     keyed_outcome,
+    keyed_row_txn,
     keyed_txn,
     lookup_txn,
     prune_txn,
@@ -60,10 +60,12 @@ def once_only(
     """Return the step, or the awaitable, of a call that runs only if its key is new."""
     if isinstance(step, Step):
         # The key, the step and the result run in one transaction and one job.
-        row = [step.args] if step.row else []
         unguarded = step.large or step
-        args = (keyed, unguarded.function, unguarded.args, unguarded.shape, row)
-        return Step(keyed_txn, args, as_is, step.timeout, "transaction", step.missing)
+        args: tuple[Any, ...] = keyed, unguarded.function, unguarded.args, unguarded.shape
+        function: Callable[..., Any] = keyed_txn
+        if step.one_row:
+            function, args = keyed_row_txn, (*args, [step.args] if step.row else [])
+        return Step(function, args, as_is, step.timeout, "transaction", step.missing)
     # The first attempt uses the awaitable that was made already; a retry makes another one.
     made = [step]
 
@@ -108,14 +110,13 @@ async def once(
         level = database.level
         assert isinstance(level, Transaction)
         level.all_or_nothing = True
-        claim = KeyClaim(keyed)
-        level.first = partial(claim_txn, claim=claim, placed=isolation == "serializable")
+        level.first = partial(claim_txn, keyed=keyed)
         try:
             found = await work()
             if not isinstance(found, Step):
-                await database.run(keep_txn, claim, found, last=True)
+                await database.run(keep_txn, keyed, found, last=True)
                 return found
-            last = kept_txn, claim, found.function, found.args, found.shape
+            last = kept_txn, keyed, found.function, found.args, found.shape
             try:
                 return await database.run(*last, timeout=found.timeout, last=True)
             except NoRowWritten:

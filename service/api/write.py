@@ -177,13 +177,13 @@ def writing(
     if isinstance(parsed.request, CreateRequest | UpdateRowsRequest) and not single:
         given = partial(requested_rows, call.snapshot.catalog, relation, parsed.request)
         return Step(write_rows_txn, (given, *args), shape, parsed.timeout, access, missing)
-    as_row = call.keyed is not None and single and returning.form == "dicts" and not returning.old
+    one = call.keyed is not None and single and make().pure
+    as_row = one and returning.form == "dicts" and not returning.old
     row = as_row and (access == "write" or guarded is not None) and bool(make().types)
-    step = Step(write_txn, args, shape, parsed.timeout, access, missing, row=row)
+    step = Step(write_txn, args, shape, parsed.timeout, access, missing, one_row=one, row=row)
     if guarded is None:
         return step
-    # The guarded statement fails if the row is large: one round trip for most rows of unlimited types, and
-    # the transaction only for large ones.
+    # It fails if the row is large: one round trip for most rows of unlimited types, and two for large ones.
     args = (call.snapshot.codec, lambda: guarded, *args[2:])
     return replace(step, args=args, access="write", large=step)
 

@@ -1,14 +1,18 @@
 """
 Idempotency keys, stored in the transaction of the write whose result they stand for.
 
-A call inserts its key first and its result last, so the end of its transaction commits or rolls
-back both. If the key is already there, the INSERT fails the message that it travels in. Another
-call with the same key waits at the unique index until the first has committed, or runs itself if
-the first was rolled back. This costs PostgreSQL no more than an advisory lock and a SELECT before the
-write, and a function's code cannot interfere with it.
+A call that may run code of the database's users inserts its key first and its result last, so the end of
+its transaction commits or rolls back both. If the key is already there, the INSERT fails the message that it
+travels in. Another call with the same key waits at the unique index until the first has committed, or runs
+itself if the first was rolled back. This costs PostgreSQL no more than an advisory lock and a SELECT before
+the write, and a function's code cannot interfere with it.
 
-A prepared statement that writes one row needs no transaction of several messages: `row_txn` writes
-the row and stores it under its key in one message. If that fails, the call runs as above.
+A write of one row that runs no such code is stored after it was written, with its key, by one INSERT: in the
+message of COMMIT or, if its statement is prepared, in the message of the write itself (`row_txn`). A second
+call with the key also writes first, and is rolled back by the unique index.
+
+Of two calls with the same key, both lock the row before the key, or both the key before the row, whatever
+their sessions have prepared: they cannot deadlock.
 
 The statements run as the service's own role, whoever calls: no other role needs a privilege on the
 table. All names in them are qualified and no type is named, because code that ran before them in the
@@ -35,12 +39,14 @@ from service.db.connection import PgConnection, PgCursor
 from service.db.literals import read_composite
 from service.db.planned import PreparedStatement, plan_settled
 from service.db.transaction import Actor, autocommit_txn, commit_txn, retryable, rollback_txn
-from service.db.writes import SETTLE, transaction_txn
+from service.db.writes import SETTLE, NoRowWritten, transaction_txn
 from service.errors import (
     Conflict,
     InvalidArgument,
     NotAuthorized,
     ServiceError,
+    TooLarge,
+    TooManyRows,
     Unavailable,
     causes,
 )
@@ -51,26 +57,31 @@ from service.sql.statement import Statement
 SERVICE = Actor()
 
 TABLE = "rowcast.idempotency_keys"
-CLAIM = f"INSERT INTO {TABLE} (id, call) VALUES ({{}}, {{}})"
-CLAIM_PLACED = f"{CLAIM} RETURNING ctid"
-CLAIM_NEW = f"{CLAIM} ON CONFLICT (id) DO NOTHING RETURNING ctid"
 LOOK = f"SELECT call, result FROM {TABLE} WHERE id OPERATOR(pg_catalog.=) {{}}"
-# By ctid, where that is known: in a serializable transaction an index scan takes a predicate lock on
-# the index page, and so conflicts with every call that inserts a neighboring key.
-KEEP = f"UPDATE {TABLE} SET result = {{}} WHERE {{}}"
-BY_ID, BY_PLACE = "id OPERATOR(pg_catalog.=) {}", "ctid OPERATOR(pg_catalog.=) '{}'"
 _BYTES = "pg_catalog.bytea"
-# PostgreSQL needs as long to plan these two as to run them.
-CLAIMING = PreparedStatement(CLAIM.format("%(id)s", "%(call)s"), id=_BYTES, call=_BYTES)
-KEEPING = PreparedStatement(
-    KEEP.format("%(result)s", BY_ID.format("%(id)s")), result=_BYTES, id=_BYTES
+# PostgreSQL needs as long to plan these as to run them.
+CLAIM = PreparedStatement(
+    f"INSERT INTO {TABLE} (id, call) VALUES (%(id)s, %(call)s)", id=_BYTES, call=_BYTES
 )
+# As no UPDATE, which takes PostgreSQL twice as long, and whose index scan takes a predicate lock on a page of
+# the index in a serializable transaction: it would conflict with every call that inserts a neighboring key.
+KEEP = PreparedStatement(
+    f"INSERT INTO {TABLE} (id, call) VALUES (%(id)s, '')"
+    " ON CONFLICT (id) DO UPDATE SET result = %(result)s",
+    id=_BYTES,
+    result=_BYTES,
+)
+STORE = PreparedStatement(
+    f"INSERT INTO {TABLE} (id, call, result) VALUES (%(id)s, %(call)s, %(result)s)",
+    **dict.fromkeys(("id", "call", "result"), _BYTES),
+)
+CLAIM_NEW = f"{CLAIM.text} ON CONFLICT (id) DO NOTHING RETURNING true"
 # A row that is written and stored in one message. The write runs as the caller's role, which has no
 # privilege on the table, so it hands the row on in a setting of the transaction, as the text that the
 # output functions of its types make. Without a row the setting is empty, and nothing is stored.
 HANDED_ON = "rowcast_key.row"
 _ROW = f"pg_catalog.current_setting('{HANDED_ON}')"
-STORING = PreparedStatement(
+STORE_ROW = PreparedStatement(
     f"INSERT INTO {TABLE} (id, call, result) SELECT %(id)s, %(call)s,"
     f" %(head)s OPERATOR(pg_catalog.||) pg_catalog.convert_to({_ROW}, 'UTF8')"
     f" WHERE {_ROW} OPERATOR(pg_catalog.<>) '' RETURNING {_ROW}",
@@ -128,20 +139,6 @@ class KeyedCall:
             ) from error
 
 
-@dataclass(slots=True)
-class KeyClaim:
-    """
-    A key that a transaction claims.
-
-    Args:
-        keyed: The call.
-        place: The `ctid` of the key's row, if it is known.
-    """
-
-    keyed: KeyedCall
-    place: str | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class StoredResult:
     """
@@ -178,26 +175,17 @@ class MaybeStored(Exception):
         self.error = error
 
 
-def claim_txn(connection: PgConnection, claim: KeyClaim, placed: bool = False) -> None:
+def claim_txn(connection: PgConnection, keyed: KeyedCall) -> None:
     """
     Claim a key for a transaction whose BEGIN has not been sent yet.
 
     The claim travels with the first statement, behind BEGIN, and fails it if the key is there already.
-
-    Args:
-        connection: The transaction's connection.
-        claim: The key.
-        placed: Whether to send the claim at once, so that its `ctid` is known.
     """
     connection.act(SERVICE)
-    keyed = claim.keyed
-    parts = _bytes(keyed.id), _bytes(keyed.digest())
-    if placed:
-        (claim.place,) = connection.ask(CLAIM_PLACED.format(*parts))
-        return
-    name, _ = CLAIMING.again(connection), KEEPING.again(connection)
-    sql = CLAIM.format(*parts) if name is None else f"EXECUTE {name} ({', '.join(parts)})"
-    connection.opening = f"{connection.opening or ''}{sql};"
+    KEEP.again(connection)
+    CLAIM.again(connection)
+    sql = _sql(connection, CLAIM, id=keyed.id, call=keyed.digest())
+    connection.opening = f"{connection.opening or ''}{sql}"
 
 
 def lookup_txn(connection: PgConnection, keyed: KeyedCall) -> StoredResult | None:
@@ -221,77 +209,91 @@ def lookup_txn(connection: PgConnection, keyed: KeyedCall) -> StoredResult | Non
     return StoredResult(_stored(connection, keyed, bytes(found[1])))
 
 
-def keep_txn(connection: PgConnection, claim: KeyClaim, result: Any) -> None:
+def keep_txn(connection: PgConnection, keyed: KeyedCall, result: Any, claimed: bool = True) -> None:
     """
-    Store a result under a key that the transaction has claimed, in the message of its COMMIT.
+    Store a result under a key, in the message of the transaction's COMMIT.
 
     Deferred triggers fire before the result is stored: at COMMIT they would run as the service's role.
+
+    Args:
+        connection: The transaction's connection.
+        keyed: The call.
+        result: Its result.
+        claimed: Whether the transaction has claimed the key.
 
     Raises:
         TooLarge: The result is too large to be sent; the transaction must not commit.
     """
-    value = _bytes(packed(result, claim.keyed.max_bytes))
+    value = packed(result, keyed.max_bytes)
     if connection.get_transaction_status() == TRANSACTION_STATUS_IDLE:
         connection.command("")  # sends BEGIN and the claim, as the function sent no statement
     connection.act(SERVICE)
     # COMMIT drops statements noted in `opening`, so the change of identity goes into `ending`.
     identity, connection.opening = connection.opening, None
-    connection.ending = f"{SETTLE}{identity}" if identity else ""
-    id, name = _bytes(claim.keyed.id), connection.planned.get(KEEPING)
-    if claim.place is not None:
-        connection.ending += f"{KEEP.format(value, BY_PLACE.format(claim.place))};"
-    elif name:  # forgotten if statements have run since that may have deallocated it
-        connection.ending += f"EXECUTE {name} ({value}, {id});"
+    # The prepared statement is forgotten if statements have run since that may have deallocated it.
+    if claimed:
+        sql = _sql(connection, KEEP, id=keyed.id, result=value)
     else:
-        connection.ending += f"{KEEP.format(value, BY_ID.format(id))};"
+        sql = _sql(connection, STORE, id=keyed.id, call=keyed.digest(), result=value)
+    connection.ending = f"{f'{SETTLE}{identity}' if identity else ''}{sql}"
 
 
 def kept_txn(
     connection: PgConnection,
-    claim: KeyClaim,
+    keyed: KeyedCall,
     function: Callable[..., Any],
     args: Sequence[Any],
     shape: Callable[..., Any],
 ) -> Any:
     """Run a function in a transaction that has claimed a key; store and return its shaped result."""
     result = shape(function(connection, *args))
-    keep_txn(connection, claim, result)
+    keep_txn(connection, keyed, result)
     return result
+
+
+def claim_or_look_txn(connection: PgConnection, keyed: KeyedCall) -> StoredResult | None:
+    """
+    Claim a key in the open transaction, as the service's own role, once no other call is claiming it.
+
+    Returns:
+        What is stored under the key, if it was there already; it is not claimed then.
+
+    Raises:
+        InvalidArgument: The key was used for another call; or the database has no table of keys.
+        KeyInUse: The first call with it has not ended within the lock timeout.
+    """
+    connection.act(SERVICE)
+    with connection.cursor() as cursor:
+        try:
+            # ON CONFLICT, not an error, which would abort the transaction.
+            parts = {"id": _bytes(keyed.id), "call": _bytes(keyed.digest())}
+            cursor.execute(CLAIM_NEW % parts, clean=True)
+        except psycopg2.Error as error:
+            refused = _claim_refusal(error)
+            if refused is None:
+                raise
+            raise refused from error
+        if cursor.fetchone() is not None:
+            return None
+    kept = lookup_txn(connection, keyed)
+    if kept is None:  # it was pruned meanwhile
+        raise KeyInUse
+    return kept
 
 
 def ending_txn(connection: PgConnection, keyed: KeyedCall, receipt: bool) -> StoredResult | None:
     """
     Claim a key at the end of the open transaction, and store a receipt or nothing under it.
 
-    Returns:
-        What was stored under the key before, if it was there already.
-
-    Raises:
-        InvalidArgument: The key was used for another call; or the database has no table of keys.
-        KeyInUse: The first call with it has not ended within the lock timeout.
+    Returns and raises as `claim_or_look_txn`.
     """
     # Deferred triggers fire as the role that ran last, before the claim is made as the service.
     connection.opening = f"{connection.opening or ''}{SETTLE}"
-    connection.act(SERVICE)
-    with connection.cursor() as cursor:
-        try:
-            # ON CONFLICT, not an error, which would abort the transaction.
-            parts = _bytes(keyed.id), _bytes(keyed.digest())
-            cursor.execute(CLAIM_NEW.format(*parts), clean=True)
-        except psycopg2.Error as error:
-            refused = _claim_refusal(error)
-            if refused is None:
-                raise
-            raise refused from error
-        claimed = cursor.fetchone()
-    if claimed is None:
-        kept = lookup_txn(connection, keyed)
-        if kept is None:  # it was pruned meanwhile
-            raise KeyInUse
-        return kept
-    result = WithReceipt(None, transaction_txn(connection)) if receipt else None
-    keep_txn(connection, KeyClaim(keyed, str(claimed[0])), result)
-    return None
+    kept = claim_or_look_txn(connection, keyed)
+    if kept is None:
+        result = WithReceipt(None, transaction_txn(connection)) if receipt else None
+        keep_txn(connection, keyed, result)
+    return kept
 
 
 def keyed_txn(
@@ -301,7 +303,6 @@ def keyed_txn(
     function: Callable[..., Any],
     args: Sequence[Any],
     shape: Callable[..., Any],
-    row: list[Sequence[Any]],
 ) -> Any:
     """
     Run a function in a transaction of its own under a key; return its result, or the stored one.
@@ -316,40 +317,104 @@ def keyed_txn(
         function: Called with the connection and `args`.
         args: Further arguments of the function.
         shape: Makes the answer from the function's result.
-        row: Arguments of `row_txn`, which is tried once instead of all this; empty if it cannot be.
     """
-    if row:
-        try:
-            written = autocommit_txn(connection, row_txn, actor, keyed, *row.pop())
-        except psycopg2.Error as error:
-            # Nothing was committed. The claim below finds out whether the key is there, and waits for
-            # a call that has not ended: that one may hold the lock on the row.
-            lost = isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
-            if lost and not isinstance(error, psycopg2.errors.LockNotAvailable):
-                raise
-            written = None
-        if written is not None:
-            return written
     connection.begin("BEGIN")
-    claim = KeyClaim(keyed)
     try:
-        claim_txn(connection, claim)
+        claim_txn(connection, keyed)
         connection.act(actor)
-        result = kept_txn(connection, claim, function, args, shape)
+        result = kept_txn(connection, keyed, function, args, shape)
     except psycopg2.Error as error:
         refused = _claim_refusal(error)
         if refused is not None:
             raise refused from error
         if not _is_taken(error):
             raise
-        rollback_txn(connection)
-        connection.begin("BEGIN")
-        kept = lookup_txn(connection, keyed)
+        kept = _ended_txn(connection, keyed)
         if kept is None:  # it was pruned meanwhile
             raise KeyInUse from error
         return kept.result
     commit_txn(connection)
     return result
+
+
+def keyed_row_txn(
+    connection: PgConnection,
+    actor: Actor,
+    keyed: KeyedCall,
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    shape: Callable[..., Any],
+    row: list[Sequence[Any]],
+) -> Any:
+    """
+    Run a function that writes one row at most and runs no code of the database's users, as `keyed_txn`.
+
+    The key is inserted after the write. So if the write fails, it may be that of a second call.
+
+    Args:
+        connection: The connection.
+        actor: The role and claims under which the function runs.
+        keyed: The call.
+        function: Called with the connection and `args`.
+        args: Further arguments of the function.
+        shape: Makes the answer from the function's result.
+        row: Arguments of `row_txn`, which is tried once instead of all this; empty if it cannot be.
+    """
+    try:
+        if row:
+            written = _row_once_txn(connection, actor, keyed, row.pop())
+            if written is not None:
+                return written
+        connection.begin("BEGIN")
+        STORE.again(connection)
+        connection.act(actor)
+        result = shape(function(connection, *args))
+        keep_txn(connection, keyed, result, claimed=False)
+        commit_txn(connection)
+    except Exception as error:
+        refused = _claim_refusal(error) if isinstance(error, psycopg2.Error) else None
+        if refused is not None:
+            raise refused from error
+        if not _is_of_write(error):
+            raise
+        kept = _ended_txn(connection, keyed)
+        if kept is None:
+            raise
+        return kept.result
+    return result
+
+
+def _ended_txn(connection: PgConnection, keyed: KeyedCall) -> StoredResult | None:
+    """Roll back, and return what is stored under a key once no other call is claiming it."""
+    rollback_txn(connection)
+    connection.begin("BEGIN")
+    kept = claim_or_look_txn(connection, keyed)
+    rollback_txn(connection)
+    return kept
+
+
+def _is_of_write(error: Exception) -> bool:
+    """Return whether a write failed in a way in which a second call with its key may fail."""
+    if isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError):
+        # The call that holds the lock on the row may be the first one.
+        return isinstance(error, psycopg2.errors.LockNotAvailable)
+    known = psycopg2.Error | NoRowWritten | TooLarge | TooManyRows
+    return isinstance(error, known) and not retryable(error)
+
+
+def _row_once_txn(
+    connection: PgConnection, actor: Actor, keyed: KeyedCall, args: Sequence[Any]
+) -> dict[str, Any] | None:
+    """Run `row_txn`; return None if nothing was written and the function is to run instead."""
+    try:
+        found: dict[str, Any] | None = autocommit_txn(connection, row_txn, actor, keyed, *args)
+    except psycopg2.Error as error:
+        if isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError):
+            raise
+        if _is_taken(error):
+            raise
+        return None  # the row is large, or the plan is outdated, or the error has no position
+    return found
 
 
 def row_txn(
@@ -363,9 +428,6 @@ def row_txn(
 ) -> dict[str, Any] | None:
     """
     Write a row and store it under a key in one message, by two prepared statements.
-
-    The key is inserted after the write, so a second call with it writes first, and is rolled back by
-    the unique index. Therefore no code of the database's users may run in the write: `pure`.
 
     Args:
         connection: The connection, outside a transaction.
@@ -382,7 +444,7 @@ def row_txn(
         psycopg2.Error: The key is there already, the row cannot be written, or its columns are not of
             the types that the catalog has; nothing was committed.
     """
-    statement, store = make(), STORING.again(connection)
+    statement, store = make(), STORE_ROW.again(connection)
     if store is None or not (statement.pure and codec.current):
         return None
     cursor, identity = connection.wire(codec), actor.identity
@@ -514,6 +576,15 @@ def _claim_refusal(error: psycopg2.Error) -> ServiceError | None:
             f" {TABLE}, to the service's own role",
         )
     return KeyInUse()
+
+
+def _sql(connection: PgConnection, statement: PreparedStatement, **values: bytes) -> str:
+    """Return the SQL of a statement, with its values in the order of its types; prepared, an EXECUTE."""
+    literals = {name: _bytes(value) for name, value in values.items()}
+    name = connection.planned.get(statement)
+    if name:
+        return f"EXECUTE {name} ({', '.join(literals.values())});"
+    return f"{statement.text % literals};"
 
 
 def _bytes(value: bytes) -> str:

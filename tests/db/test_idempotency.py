@@ -246,12 +246,14 @@ async def test_session_plans_what_keeps_keys_once_until_code_of_others_has_run(
 
         keys = count()
         monkeypatch.setattr(PgConnection, "command", noted)
-        create = [await planned("notes.create", {"note": "x"}) for _ in range(4)]
-        assert create == [0, 2, 0, 0]
-        assert any("EXECUTE" in words for words in sent)
-        await planned("fn.ticket")
-        assert [await planned("notes.create", {"note": "x"}) for _ in range(3)] == [0, 2, 0]
-    assert notes(dsn) == notes(dsn, "rowcast.idempotency_keys") == 8
+        for rows, statements in (({"note": "x"}, 1), ([{"note": "x"}], 2)):
+            create = [await planned("notes.create", rows) for _ in range(4)]
+            assert create == [0, statements, 0, 0]
+            assert any("EXECUTE" in words for words in sent)
+            await planned("fn.ticket")
+            create = [await planned("notes.create", rows) for _ in range(3)]
+            assert create == [0, statements, 0]
+    assert notes(dsn) == notes(dsn, "rowcast.idempotency_keys") == 16
 
 
 @pytest_twisted.ensureDeferred
@@ -608,7 +610,7 @@ async def test_old_keys_are_pruned_and_younger_ones_stay(db: DirectCaller, dsn: 
     await Pruner(db.database, 86_400).prune()
     assert notes(dsn, "rowcast.idempotency_keys") == 1
     assert (await ask(db, "notes.create", {"note": "y"}, idempotency_key="young"))["id"] == 2
-    assert (await ask(db, "notes.create", {"note": "x"}, idempotency_key="old"))["id"] == 3
+    assert (await ask(db, "notes.create", {"note": "x"}, idempotency_key="old"))["id"] > 2
 
 
 @pytest_twisted.ensureDeferred

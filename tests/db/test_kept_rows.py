@@ -236,6 +236,42 @@ async def test_duplicates_that_wait_for_the_row_get_the_same_result(dsn: str, ro
     assert rows(dsn) == [(-2, "old", None), (-1, "held", 8)]
 
 
+@pytest.mark.parametrize("name", ["notes.update", "notes.delete", "notes.upsert"])
+@pytest_twisted.ensureDeferred
+async def test_duplicates_in_prepared_and_new_sessions_do_not_deadlock(
+    dsn: str, roles: Roles, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that sends the write and its key in one message, and one that sends two messages."""
+    args = [{"id": -1, "note": "new"}] if name == "notes.upsert" else WRITES[name][0]
+    deadlocks: list[Exception] = []
+    run = PgCursor.execute
+
+    def noted(cursor: PgCursor, *args: Any, **how: Any) -> None:
+        try:
+            run(cursor, *args, **how)
+        except psycopg2.errors.DeadlockDetected as error:
+            deadlocks.append(error)
+            raise
+
+    monkeypatch.setattr(PgCursor, "execute", noted)
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    async with planned(dsn, roles) as prepared, serving(dsn, most=1, roles=roles) as new:
+        for _ in range(6):
+            await ask(prepared, "notes.upsert", {"id": -2, "note": "old"})
+        with closing(psycopg2.connect(dsn)) as other, other.cursor() as cursor:
+            cursor.execute("SELECT FROM notes WHERE id = -1 FOR UPDATE")
+            calls = []
+            for db in (prepared, new):
+                calls.append(ensureDeferred(ask(db, name, *args, key="k")))
+                await until(lambda: len(execute(dsn, waiting)) == len(calls))
+            other.commit()
+        first, second = await gatherResults(calls)
+    assert first == second
+    assert deadlocks == []
+    expected = [(-2, "old", None)] + ([(-1, "new", None)] if "delete" not in name else [])
+    assert rows(dsn) == expected
+
+
 @pytest.mark.parametrize(
     ("name", "args", "kind"),
     [
