@@ -41,6 +41,8 @@ CREATE TABLE ruled (LIKE plain INCLUDING ALL);
 CREATE TABLE strict (LIKE plain INCLUDING ALL);
 CREATE TABLE doomed (LIKE plain INCLUDING ALL);
 CREATE TABLE kept (LIKE plain INCLUDING ALL);
+CREATE TABLE documents (id serial PRIMARY KEY, document jsonb);
+CREATE TABLE listed (id serial PRIMARY KEY, tags text[]);
 INSERT INTO plain (n) SELECT i FROM generate_series(1, 1000) i;
 INSERT INTO ruled (id, n) SELECT i, i FROM generate_series(1, 1000) i;
 INSERT INTO strict (id, n) SELECT i, i FROM generate_series(1, 1000) i;
@@ -53,7 +55,10 @@ CREATE FUNCTION noted() RETURNS int LANGUAGE sql AS
 KINDS: dict[str, Any] = {
     "create": ("plain.create", lambda at: [{"note": f"{at}", "n": at}]),
     "create of 50": ("plain.create", lambda at: [[{"note": f"{at}", "n": at}] * 50]),
+    "create, JSON": ("documents.create", lambda at: [{"document": {"n": at, "tags": ["a", "b"]}}]),
+    "create, list": ("listed.create", lambda at: [{"tags": ["a", "b", f"{at}"]}]),
     "create, model": ("ruled.create", lambda at: [{"note": f"{at}", "n": at}]),
+    "upsert": ("plain.upsert", lambda at: [{"id": 1 + at % 1000, "note": f"{at}"}]),
     "update": ("plain.update", lambda at: [1 + at % 1000, {"note": f"{at}"}]),
     "update, model": ("ruled.update", lambda at: [1 + at % 1000, {"note": f"{at}"}]),
     "update, row": ("strict.update", lambda at: [1 + at % 1000, {"note": f"{at}"}]),

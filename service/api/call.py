@@ -292,12 +292,14 @@ class CallState:
         plain: Whether the answer needs no check before it is sent. To check 100 rows takes as long as
             to read them.
         encodes: Whether rows may be `Encoded`, because the caller of `answer` sends them on unread.
+        keyed: The idempotency key, with what identifies the call under it.
     """
 
     begun: bool = False
     sent: bool = False
     plain: bool = False
     encodes: bool = False
+    keyed: KeyedCall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +319,6 @@ class Call:
         backend: The database, and the limits of all calls.
         state: The part that changes.
         progress: Sends progressive results, if the caller asked for them.
-        keyed: The idempotency key, with what identifies the call under it.
     """
 
     id: str
@@ -331,7 +332,6 @@ class Call:
     backend: Backend
     state: CallState
     progress: Send | None = None
-    keyed: KeyedCall | None = None
 
     def run(self, step: Step) -> Awaitable[Any]:
         """

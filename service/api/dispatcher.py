@@ -181,7 +181,7 @@ class Dispatcher:
                         id, *target, args, kwargs, caller, snapshot, self.backend, state, progress
                     )
                     if handler is None and (inside or IDEMPOTENCY_KEY in kwargs):
-                        call = self._admit(call)
+                        self._admit(call)
                     return await (handler or self._perform)(call)
             except Exception as error:
                 # A procedure has no snapshot, but its COMMIT may violate a constraint that the role knows.
@@ -244,8 +244,8 @@ class Dispatcher:
         if step is None:
             assert call.verb.handler is not None  # no route leads to a verb without a handler
             step = call.verb.handler(call)  # request → plan → statement
-        if call.keyed is not None:
-            step = once_only(self.backend.database, call, call.keyed, step)
+        if call.state.keyed is not None:
+            step = once_only(self.backend.database, call, call.state.keyed, step)
         if not isinstance(step, Step):
             # A verb of several steps runs and shapes them itself; it may return the last one to be run here.
             step = await step
@@ -276,7 +276,7 @@ class Dispatcher:
             with self.backend.database.identity(identity_for(role, caller, route.schema)) as actor:
                 target = route.verb, route.relation, route.functions
                 call = Call("", *target, args, kwargs, caller, snapshot, self.backend, CallState())
-                call = self._admit(call)
+                self._admit(call)
                 assert call.verb.handler is not None
                 step = call.verb.handler(call)
         except Exception:
@@ -285,9 +285,9 @@ class Dispatcher:
         reads = reads and call.relation is not None and not call.relation.side_effects
         return PreparedCall(step, actor, lambda _: self._perform(call, step), reads)
 
-    def _admit(self, call: Call) -> Call:
+    def _admit(self, call: Call) -> None:
         """
-        Return the call with its idempotency key.
+        Note the idempotency key of a call.
 
         Raises:
             InvalidArgument: A call with these arguments cannot be made in a transaction.
@@ -303,7 +303,7 @@ class Dispatcher:
                 hint="the transaction has one",
             )
         if IDEMPOTENCY_KEY not in call.kwargs:
-            return call
+            return
         key = _option(call, IDEMPOTENCY_KEY)
         if key is not None and inside:
             raise no_key(
@@ -311,7 +311,7 @@ class Dispatcher:
             )
         procedure = (target.schema, target.name, verb.name)
         given = call.args, call.kwargs, key, call.caller, call.snapshot.codec
-        return replace(call, keyed=self.keyed(procedure, *given))
+        call.state.keyed = self.keyed(procedure, *given)
 
     def keyed(
         self,

@@ -69,7 +69,7 @@ def _receipted(call: Call, function: Function, step: Step) -> Step:
 
     The transaction's id is read by a statement of its own, since the call may return no row to carry it.
     """
-    if function.procedure and call.keyed is None:
+    if function.procedure and call.state.keyed is None:
         raise InvalidArgument(
             "a procedure has no receipt: it may commit several transactions",
             path=RECEIPT,

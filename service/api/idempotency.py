@@ -36,7 +36,7 @@ from service.db.keys import (
 from service.db.levels import Transaction
 from service.db.session_settings import OWN_IDENTITY
 from service.db.sqlstate import refusal
-from service.db.writes import NoRowWritten
+from service.db.writes import NoRowWritten, fitting_txn
 from service.errors import InvalidArgument, ServiceError
 from service.request.arguments import IDEMPOTENCY_KEY, Caller, seconds_of
 from service.waiting import cancel_timer
@@ -61,7 +61,10 @@ def once_only(
     if isinstance(step, Step):
         # The key, the step and the result run in one transaction and one job.
         unguarded = step.large or step
-        args: tuple[Any, ...] = keyed, unguarded.function, unguarded.args, unguarded.shape
+        run, given = unguarded.function, unguarded.args
+        if run is fitting_txn:  # the size of the answer is checked when it is stored
+            run, given = given[1], given[2:]
+        args: tuple[Any, ...] = keyed, run, given, unguarded.shape
         function: Callable[..., Any] = keyed_txn
         if step.one_row:
             function, args = keyed_row_txn, (*args, [step.args] if step.row else [])

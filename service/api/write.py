@@ -177,7 +177,7 @@ def writing(
     if isinstance(parsed.request, CreateRequest | UpdateRowsRequest) and not single:
         given = partial(requested_rows, call.snapshot.catalog, relation, parsed.request)
         return Step(write_rows_txn, (given, *args), shape, parsed.timeout, access, missing)
-    one = call.keyed is not None and single and make().pure
+    one = call.state.keyed is not None and single and make().pure
     as_row = one and returning.form == "dicts" and not returning.old
     row = as_row and (access == "write" or guarded is not None) and bool(make().types)
     step = Step(write_txn, args, shape, parsed.timeout, access, missing, one_row=one, row=row)

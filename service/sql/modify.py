@@ -14,6 +14,7 @@ from dataclasses import replace
 from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
 from service.catalog import Relation
+from service.datatypes import DOCUMENTS, UNPLAIN
 from service.plan.conditions import BoolExpr, Bound
 from service.plan.plans import (
     CallRows,
@@ -49,7 +50,6 @@ from service.sql.select import (
     answer_of,
     column_list,
     embed_joins,
-    has_parts,
     row_lock,
     rows_of,
 )
@@ -105,9 +105,8 @@ def modify(plan: WritePlan) -> Statement:
         guard = _guard(returning.outputs)
     names, embeds = answer_of(returning)
     settled = is_settled(plan)
-    single = settled and not (
-        returning.json or returning.receipt or any(map(has_parts, returning.outputs))
-    )
+    single = settled and not (returning.json or returning.receipt)
+    single = single and all(map(_is_scalar_or_document, returning.outputs))
     statement = build_statement(
         plan.name,
         rows,
@@ -125,6 +124,11 @@ def modify(plan: WritePlan) -> Statement:
         types=tuple(each.expression.type.oid for each in returning.outputs) if single else (),
     )
     return replace(statement, guarded=statement.followed(guard)) if guard else statement
+
+
+def _is_scalar_or_document(output: Output) -> bool:
+    type = output.expression.type
+    return type.kind in ("base", "enum") and type.form not in UNPLAIN - DOCUMENTS
 
 
 def _guard(outputs: Sequence[Output]) -> str:

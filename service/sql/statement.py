@@ -102,7 +102,7 @@ class Statement:
             nothing that could not be sent as it is.
         settled: Whether the best plan is the same whatever the parameters are.
         types: Oids of the types of `columns`, if it is a settled write that returns at most one row of
-            scalars; else ().
+            scalars and documents (JSON, hstore); else ().
         guarded: The same statement, but failing with `LARGE` if a row that it returns is large; None if
             the size of its values cannot be checked.
         many: The statement that runs it for each of several lists of values (`batched`), if several calls

@@ -46,6 +46,8 @@ VALUES = {
     "address": "10.0.0.1",
     "mood": "so, so",
     "written": "",
+    "document": {"a": [1, '"x" (\\)', None, {"$number": "0.12345678901234567890123"}], "b": {}},
+    "as_it_is": [{"z": 1.5, "a": "\u00fc, ()"}, []],
 }
 SCHEMA = (
     MAKE
@@ -54,7 +56,8 @@ CREATE ROLE rows_clerk; CREATE ROLE rows_reader;
 CREATE TYPE mood AS ENUM ('sad', 'so, so');
 CREATE TABLE things (id serial PRIMARY KEY, "truth" boolean, "whole" int8, "real" float8,
     "exact" numeric, "words" text, "padded" char(6), "raw" bytea, "day" date, "at" timestamptz,
-    "span" interval, "id4" uuid, "address" inet, "mood" mood, "written" varchar(9), "none" int);
+    "span" interval, "id4" uuid, "address" inet, "mood" mood, "written" varchar(9), "document" jsonb,
+    "as_it_is" json, "none" int);
 CREATE TABLE notes (id serial PRIMARY KEY, note text CHECK (note <> ''), n int UNIQUE,
     by text DEFAULT current_user);
 GRANT ALL ON things, things_id_seq, notes, notes_id_seq TO rows_clerk;
