@@ -38,12 +38,16 @@ from service.changes.refresh import Run, TouchedRows, all_rows_txn, by_keys_txn
 from service.changes.resume import SERVICE_ACTOR, MissedChanges
 from service.changes.touched import row_change
 from service.db.connection import PgConnection
+from service.db.guard import GUARD
 from service.db.session_settings import Dsn, SessionSettings, open_session
 from service.db.thread import in_thread
 from service.db.transaction import begin_statement, rollback_txn
 
 BUDGET = 0.25
 """Seconds of a cycle after which no further query that needs a read of all rows is started."""
+
+STOP_TIMEOUT = 3.0
+"""Seconds that a cycle may still take after the service was asked to stop."""
 
 MOST_TRIES = 20
 """Maximum number of attempts at a cycle whose tables are truncated or rewritten meanwhile."""
@@ -166,6 +170,7 @@ class Cycle:
         self._session = session
         self._connection: PgConnection | None = None
         self._idle_background: list[PgConnection] = []  # the idle ones
+        self._sessions: list[PgConnection] = []
         self._watched = WatchedRuns()
         self._dropped: list[Run] = []
 
@@ -193,6 +198,11 @@ class Cycle:
         """Read queries in the background, and end their transaction; None if a rewritten table may have looked empty."""
         return in_thread(self._reactor, "pg-watch", self._read_in_background, background)
 
+    def give_up(self) -> None:
+        """End the waits for a server that is silent; the reads that wait fail."""
+        for connection in self._sessions:
+            GUARD.give_up(connection)
+
     def close(self) -> Deferred[None]:
         """Close the sessions, and forget all queries; nothing may be reading meanwhile."""
         return in_thread(self._reactor, "pg-watch", self._end)
@@ -205,7 +215,7 @@ class Cycle:
         connection = self._connection
         if connection is None or not connection.alive():
             self._close()
-            connection = open_session(self._dsn(), self._session)
+            connection = self._open()
         same, self._connection = connection is self._connection, connection
         background = self._open_background() if any(task.background for task in tasks) else None
         try:
@@ -228,7 +238,12 @@ class Cycle:
             if connection.alive():
                 return connection
             connection.close()
-        return open_session(self._dsn(), self._session)
+        return self._open()
+
+    def _open(self) -> PgConnection:
+        connection = open_session(self._dsn(), self._session)
+        self._sessions = [connection, *(each for each in self._sessions if not each.closed)]
+        return connection
 
     def _read_in_background(self, background: BackgroundRead) -> Outcome | None:
         try:

@@ -22,7 +22,7 @@ from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.session_settings import OWN_IDENTITY
 from service.db.transaction import Actor
-from service.errors import DatabaseRefused, UnknownName
+from service.errors import DatabaseRefused, Unavailable, UnknownName
 from service.plan.aggregate_plan import AggregatePlan
 from service.plan.watch_plan import WatchPlan, plan_watch
 from service.request.call_request import FunctionRowsRequest
@@ -290,3 +290,8 @@ def _declared(
         hint=f"rowcast track {table}",
         sqlstate=NOT_LOGGED,
     )
+
+
+def stopping() -> Unavailable:
+    """Return the refusal of a watch by a service that stops; its caller resumes at another one at once."""
+    return Unavailable("the service is stopping", reason="stopped", retry_after=0.0)

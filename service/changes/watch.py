@@ -24,10 +24,17 @@ from twisted.python.failure import Failure
 
 from service.api.call import Call, OngoingCall, Snapshot
 from service.api.dispatcher import Dispatcher, depends_on_catalog
-from service.changes.cycle import BackgroundRead, Cycle, NewState, Outcome, QueryTask
+from service.changes.cycle import (
+    STOP_TIMEOUT,
+    BackgroundRead,
+    Cycle,
+    NewState,
+    Outcome,
+    QueryTask,
+)
 from service.changes.delta import KeyRepeated
 from service.changes.positions import SnapshotPosition, parse_position
-from service.changes.queries import Queries, WatchLimits
+from service.changes.queries import Queries, WatchLimits, stopping
 from service.changes.refresh import Run
 from service.changes.silence import AliveTimers
 from service.changes.watchers import (
@@ -143,7 +150,7 @@ class Watches(Service):
         self._stopping = True
         for session in list(self._sessions.values()):
             for watch in session.members:
-                watch.end(_stopping())
+                watch.end(stopping())
 
     def departed(self, session: int | None) -> None:
         """End the watches of a session that has left the router; None: of all sessions."""
@@ -168,7 +175,11 @@ class Watches(Service):
         running, self._running = self._running, None
         if running is not None:
             self.wake()
+            cycles = self._cycle, self._first
+            late = [self._reactor.callLater(STOP_TIMEOUT, each.give_up) for each in cycles]
             await running
+            for timer in (each for each in late if each.active()):
+                timer.cancel()
 
     def stats(self) -> dict[str, Any]:
         """Return the figures for `stats`."""
@@ -215,7 +226,7 @@ class Watches(Service):
 
     def _check_room(self, call: Call) -> None:
         if self._stopping or not self.running:
-            raise _stopping()
+            raise stopping()
         session = self._sessions.get(call.caller.session)
         if session is not None and len(session.members) >= self._limits.session:
             raise Unavailable(
@@ -585,7 +596,3 @@ class Watches(Service):
         run.last, run.duration, run.until = query.run.last, query.run.duration, query.run.until
         query.run = run
         query.invalidate()
-
-
-def _stopping() -> Unavailable:
-    return Unavailable("the service is stopping", reason="stopped", retry_after=0.0)

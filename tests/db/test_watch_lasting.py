@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, eventAsText
 
 from schema import changes
@@ -19,6 +20,7 @@ from service.changes.queries import WatchLimits
 from service.errors import InvalidArgument, NoSuchProcedure, NotAuthorized, StatementTimeout
 from service.request.arguments import Caller
 from tests.conftest import execute
+from tests.db.relay import Relay
 from tests.db.watched import Live, living
 from tests.deferreds import pause, until
 
@@ -297,6 +299,24 @@ async def test_last_watch_that_ends_while_its_caller_is_behind_logs_no_failure(
     with capturedLogs() as logged:
         watcher.release()
     assert [eventAsText(each) for each in logged if "log_failure" in each] == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_watches_stop_though_the_server_is_silent_in_a_cycle(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the limit of the stop, the cycle would wait for as long as a statement may take."""
+    monkeypatch.setattr(watch_module, "STOP_TIMEOUT", 0.1)
+    execute(dsn, BEFORE_EACH)
+    with Relay(dsn) as relay:
+        async with living(relay.dsn) as live:
+            await live.watch("items").first()
+            relay.flows.clear()
+            relay.messages.clear()
+            await until(lambda: any(b"BEGIN" in each for each in relay.messages))
+            stopping = Deferred.fromCoroutine(live.watches.stopService())
+            await until(lambda: stopping.called, 20)
+            relay.flows.set()
 
 
 @pytest_twisted.ensureDeferred
