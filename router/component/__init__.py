@@ -40,7 +40,7 @@ class Component(ApplicationSession):
     def __init__(self, config):
         super().__init__(config)
         self.absent = None
-        self.services = Alive(self.drop)
+        self.services = Alive(self.drop, self.read_at)
         # Here, because an error in the constructor ends the node, but not one after the session has joined.
         guard.install(config.extra.get("versions", {}))
         kill.install()
@@ -126,6 +126,10 @@ class Component(ApplicationSession):
     def session(self, id):
         """Return the session with an ID; None if there is none."""
         return self._transport._router._session_id_to_session.get(id)
+
+    def read_at(self, id):
+        """Return when data of a session was last read by RawSocket, on the monotonic clock; else 0."""
+        return getattr(getattr(self.session(id), "_transport", None), "read_at", 0.0)
 
     def drop(self, id):
         """Close the connection of a service that hangs."""

@@ -3,7 +3,8 @@ Drops services that hang, so that calls go to another one, or are refused at onc
 
 The socket of a service stays open while its process is stopped, or its machine hangs. There are no pings over
 RawSocket, and the router would keep giving it calls. So services send heartbeats, and the router closes the
-connection of a service that has stopped sending them.
+connection of a service that has stopped sending them. A heartbeat comes after all answers that were sent
+before it, which a busy router may not have read for long, so a service that sends anything does not hang.
 """
 
 from time import monotonic
@@ -26,10 +27,12 @@ class Alive:
 
     Args:
         drop: Called once with the session ID of a service that has been silent for too long.
+        read_at: Returns when data of a session was last read, in seconds of the monotonic clock.
     """
 
-    def __init__(self, drop):
+    def __init__(self, drop, read_at):
         self._drop = drop
+        self._read_at = read_at
         self._heard = {}
         self._looked = monotonic()
         self._looking = LoopingCall(self._look)
@@ -54,6 +57,8 @@ class Alive:
         # The router itself was stopped: heartbeats that were sent meanwhile have yet to be read.
         if now - before > 2 * EVERY:
             self._heard = dict.fromkeys(self._heard, now)
+        for session in [each for each, at in self._heard.items() if now - at > SILENCE]:
+            self._heard[session] = self._read_at(session)
         for session in [each for each, at in self._heard.items() if now - at > SILENCE]:
             del self._heard[session]
             self._drop(session)

@@ -14,6 +14,7 @@ upload.
 
 from collections import OrderedDict, deque
 from struct import unpack_from
+from time import monotonic
 
 from autobahn.twisted.rawsocket import WampRawSocketServerProtocol
 from autobahn.wamp.exception import ApplicationError
@@ -231,6 +232,7 @@ def receive_whole(self, data):
 
     Twisted would copy the incomplete message with each piece: a message of 8 MiB took seconds.
     """
+    self.read_at = monotonic()
     self.missing -= len(data)
     if self.missing > 0:
         self.pieces.append(data)

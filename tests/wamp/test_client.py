@@ -166,6 +166,24 @@ async def test_login_at_a_silent_router_is_given_up(
 
 
 @pytest_twisted.ensureDeferred
+async def test_service_whose_heartbeats_are_late_is_not_dropped_while_it_sends(
+    start_edge: StartEdge, call_from: Join
+) -> None:
+    """Heartbeats come after the answers that were sent before them; the router waits 10 s for one."""
+    observer = Listening()
+    edge = await start_edge(observers=[observer])
+    session, caller = observer.session, await call_from()
+    assert session is not None
+    await session.call("rowcast.router.alive")
+    end = reactor.seconds() + 13
+    while reactor.seconds() < end:
+        assert await caller.call("rowcast.echo", 1) == 1
+        await deferLater(reactor, 0.5, lambda: None)
+    assert edge.client.joined
+    assert observer.session is session
+
+
+@pytest_twisted.ensureDeferred
 async def test_router_away_for_long_is_logged_once(
     start_edge: StartEdge, logged: list[dict[str, Any]]
 ) -> None:
