@@ -16,7 +16,9 @@ from twisted.internet.defer import CancelledError, gatherResults
 from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
-from service.wamp.accounts import Bounds
+from service.app import Serving
+from service.wamp.accounts import Accounts, Bounds
+from service.wamp.callee import Callee
 from tests.conftest import Router
 from tests.deferreds import pause, until
 from tests.wamp.callers import Caller, join
@@ -340,27 +342,48 @@ async def test_reader_of_large_answers_gets_them_all(
     assert calls.answered == 60
 
 
+def stuck(service: Serving) -> bool:
+    """Return whether calls wait for a worker, but only of callers that read nothing."""
+    owners = {job.owner for job in service.pool.scheduler._jobs}
+    return bool(owners) and all(
+        owner is not None and owner.blocked and not owner.given for owner in owners
+    )
+
+
+def end_waiting(service: Serving) -> None:
+    """Let the time end for which calls wait, as if `pool_timeout` were over."""
+    jobs = service.pool.scheduler._jobs
+    jobs |= dict.fromkeys((job for job in jobs if job.owner is not None), 0.0)
+    for account in accounts_of(service)._of.values():
+        account.waiting |= dict.fromkeys(account.waiting, 0.0)
+
+
+def accounts_of(service: Serving) -> Accounts:
+    """Return the accounts of the callers."""
+    (callee,) = [each for each in service.client._observers if isinstance(each, Callee)]
+    return callee._accounts
+
+
 @pytest_twisted.ensureDeferred
 async def test_rows_are_not_read_for_a_caller_that_takes_none(dsn: str, router: Router) -> None:
-    """Most of 60 concurrent calls never reach a worker; others are served."""
-    bounds = {"session_bytes": 8 * MIB, "total_bytes": 64 * MIB, "pool_timeout": 1}
+    """Most of its concurrent calls never reach a worker; others are served."""
+    bounds = {"session_bytes": 8 * MIB, "total_bytes": 64 * MIB, "pool_timeout": 120}
     async with served(dsn, router, **bounds) as service:
         caller, other = [await join(router, "rawsocket cbor") for _ in range(2)]
         stop_reading(caller)
-        calls = Calls(caller, 60, "rowcast.wide.find")
-        stats: dict[str, Any] = {}
+        calls = Calls(caller, UNDER_WAY, "rowcast.wide.find")
+        await until(lambda: stuck(service))
         for _ in range(20):
             assert await other.call("rowcast.small.get", 1) == {"id": 1}
-        while not stats.get("outcomes", {}).get("refused"):
-            stats = (await other.call("rowcast.stats"))["calls"]
-        while stats["in_progress"] > 1:
-            stats = (await other.call("rowcast.stats"))["calls"]
+        end_waiting(service)
+        while (await other.call("rowcast.stats"))["calls"]["in_progress"] > 1:
+            pass
         read_on(caller)
         await gatherResults(calls.all)
         assert 2 <= calls.answered <= 25
         assert "bytes of unread answers" in calls.refused[-1].args[0]
         assert len((await caller.call("rowcast.wide.find"))["rows"]) == 1000
-        assert not service.pool.stats().waiting
+        await until(lambda: not service.pool.stats().waiting)
         await caller.close()
         await other.close()
 
@@ -368,8 +391,9 @@ async def test_rows_are_not_read_for_a_caller_that_takes_none(dsn: str, router: 
 @pytest_twisted.ensureDeferred
 async def test_sessions_that_leave_free_their_unread_results(dsn: str, router: Router) -> None:
     """Unread results count until their callers are gone; a caller that reads is always served."""
-    bounds = {"session_bytes": 8 * MIB, "total_bytes": 32 * MIB, "pool_timeout": 1}
-    async with served(dsn, router, **bounds):
+    # Half of the total, and what seven jobs that have begun may still add to it, which is 28 MiB.
+    bounds = {"session_bytes": 8 * MIB, "total_bytes": 64 * MIB, "pool_timeout": 120}
+    async with served(dsn, router, **bounds) as service:
         idle = [await join(router, "rawsocket cbor") for _ in range(4)]
         other = await join(router, "rawsocket cbor")
         for caller in idle:
@@ -377,11 +401,16 @@ async def test_sessions_that_leave_free_their_unread_results(dsn: str, router: R
             calls = Calls(caller, 20, "rowcast.wide.find")
             for call in calls.all:
                 call.addErrback(lambda _: None)
+        await until(lambda: stuck(service))
+        for _ in range(20):
+            assert await other.call("rowcast.small.get", 1) == {"id": 1}
         while (await other.call("rowcast.stats"))["calls"]["in_progress"] > 1:
+            end_waiting(service)
             assert await other.call("rowcast.small.get", 1) == {"id": 1}
         for caller in idle:
             caller._transport.transport.abortConnection()
             await caller.gone
+        await until(lambda: not accounts_of(service).unread)
         answers = [other.call("rowcast.wide.find") for _ in range(4)]
         assert [len(answer["rows"]) for answer in await gatherResults(answers)] == [1000] * 4
         await other.close()
