@@ -43,10 +43,12 @@ class Subscriber:
         gaps: How often `prev` of an event showed that earlier events were missing.
         missing: Events that `changes` did not return after such a gap.
         silence: The longest time between two new events, in seconds.
+        subscribed: Whether it has subscribed.
     """
 
     def __init__(self, deployment: Deployment, state: State) -> None:
         self.ledger = Ledger(state)
+        self.subscribed = False
         self.gaps = 0
         self.missing: list[str] = []
         self.silence = 0.0
@@ -69,6 +71,7 @@ class Subscriber:
         except Exception:  # of any kind: the next session subscribes again
             session.disconnect()
             return
+        self.subscribed = True
         await self._catch_up(session)
         while session is self.client.db.session:
             if events:
@@ -250,7 +253,9 @@ class Listeners:
         self._watchers = [Watcher(deployment, _queries(newest)) for _ in range(WATCHERS)]
 
     async def ready(self) -> None:
-        """Wait until each live query has its first rows."""
+        """Wait until the subscriber has subscribed, and each live query has its first rows."""
+        while not self._subscriber.subscribed:
+            await pause(0.01)
         for watcher in self._watchers:
             for live in watcher.live:
                 await live.ready()
@@ -293,7 +298,7 @@ class Listeners:
 
 
 async def start_listeners(deployment: Deployment) -> Listeners:
-    """Start the listeners; return when each live query has its first rows."""
+    """Start the listeners; return when the subscriber has subscribed, and each query has its first rows."""
     await deployment.until(lambda: bool(execute(deployment.dsn, "SELECT 1 FROM rowcast.epochs")))
     found = Listeners(deployment, State(deployment.dsn))
     await found.ready()
