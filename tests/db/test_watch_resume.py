@@ -130,6 +130,23 @@ async def test_resumed_watch_of_related_rows_and_groups_gets_what_it_missed(
 
 
 @pytest_twisted.ensureDeferred
+async def test_resumed_watch_of_groups_of_referenced_rows_gets_what_it_missed(
+    dsn: str, live: Live
+) -> None:
+    execute(dsn, "UPDATE people SET team = 5 WHERE id = 9")
+    group = ["team:people.team"]
+    watcher = live.watch("badges", measures={"n": {"count": "*"}}, group=group)
+    await watcher.first()
+    await watcher.cancel()
+    execute(dsn, "UPDATE badges SET person = 2 WHERE id = 1")
+    execute(dsn, "UPDATE people SET team = 7 WHERE id = 3")
+    again = await watcher.resumed()
+    await again.same()
+    assert again.copy.resets == 0
+    assert {row["team"] for row in again.messages[0]["update"]} == {0, 1, 2, 7}
+
+
+@pytest_twisted.ensureDeferred
 async def test_resumed_watch_without_changes_gets_an_empty_delta(dsn: str, live: Live) -> None:
     """This includes windows and groups, because nothing that they read has changed."""
     for asked in ({"limit": 2, "order": ["name"]}, {"measures": {"n": {"count": "*"}}}, {}):
