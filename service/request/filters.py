@@ -91,7 +91,7 @@ class FilterParser:
         if where is None:
             return EVERYTHING
         values: list[Any] = []
-        shape = _shape(where, values, MAX_SHAPED)
+        shape = _shape(where, values)
         if shape is None:
             return self._where(where, path, 0)
         first = len(self._values)
@@ -298,53 +298,53 @@ def unknown_operator(name: str, path: str) -> UnknownName:
     return UnknownName("operator", name, sorted(OPERATORS), path=path, hint=hint)
 
 
-def _shape(where: Any, values: list[Any], most: int) -> tuple[Any, ...] | None:
+def _shape(where: Any, values: list[Any]) -> tuple[str | int | None, ...] | None:
     """
     Return the shape of a filter, and append its scalars to `values`.
 
     The shape is all but the scalars: names of columns and relationships, operators, and the nesting.
     Filters of equal shape are parsed alike.
 
-    Args:
-        where: A filter, or a part of one below a key.
-        values: List to which the scalars are appended.
-        most: Maximum depth of nested dicts.
-
     Returns:
         None if parsing depends on a value in it, or it is not a filter.
     """
+    shape: list[str | int | None] = []
+    return tuple(shape) if _add_shape(where, shape, values, MAX_SHAPED) else None
+
+
+def _add_shape(where: Any, shape: list[str | int | None], values: list[Any], most: int) -> bool:
+    """
+    Append the shape of a filter, or of a part of one below a key, to `shape`; return False if it has none.
+
+    A dict is its length, its keys and, behind each key, what is below it; a scalar is None, and a list its
+    negative length and its items. A flat list takes less time than nested tuples.
+
+    Args:
+        where: A filter, or a part of one below a key.
+        shape: List to which the shape is appended.
+        values: List to which the scalars are appended.
+        most: Maximum depth of nested dicts.
+    """
     if type(where) is not dict or not where or not most:
-        return None
-    shape: list[Any] = []
+        return False
+    shape.append(len(where))
     for key, value in where.items():
         if type(key) is not str or key in OPAQUE:
-            return None
+            return False
+        shape.append(key)
         if type(value) in SCALARS:
             values.append(value)
-            shape.append(key)
-            continue
-        inside = _inside(key, value, values, most - 1)
-        if inside is None:
-            return None
-        shape.append((key, inside))
-    return tuple(shape)
-
-
-def _inside(key: str, value: Any, values: list[Any], most: int) -> tuple[Any, ...] | None:
-    """Return the shape of a non-scalar value below a key of a filter; see `_shape`."""
-    if key in {"and", "or"}:
-        if type(value) is not list or len(value) > MAX_SHAPED:
-            return None
-        below = [_shape(each, values, most) for each in value]
-        return None if None in below else tuple(below)
-    if key in AROUND_VALUES:
-        return None
-    if type(value) is dict and len(value) == 1:
-        ((name, operand),) = value.items()
-        if name in ORDERING and type(operand) in SCALARS:  # the most frequent case
-            values.append(operand)
-            return (name,)
-    return _shape(value, values, most)
+            shape.append(None)
+        elif key in {"and", "or"}:
+            if type(value) is not list or len(value) > MAX_SHAPED:
+                return False
+            shape.append(-len(value))
+            for each in value:
+                if not _add_shape(each, shape, values, most - 1):
+                    return False
+        elif key in AROUND_VALUES or not _add_shape(value, shape, values, most - 1):
+            return False
+    return True
 
 
 def _conjunction(terms: Sequence[Filter]) -> Filter:
