@@ -64,8 +64,7 @@ from service.settings import Settings
 from service.wamp.accounts import Bounds
 from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
 from service.wamp.callee import Callee
-from service.wamp.client import Departures, WampClient, WampConfig
-from service.wamp.heartbeat import Heartbeat
+from service.wamp.client import Departures, Heartbeat, WampClient, WampConfig
 from service.wamp.publisher import Publisher
 from service.wamp.subscriptions import Subscriptions
 

@@ -37,7 +37,7 @@ from service.request.assignments import BY_DEFAULT, new_value
 from service.request.names import encode
 from service.request.read_request import Limits
 from service.request.write_request import ImportRequest, parse_import
-from service.sql.copy_in import CopyIn, copy_in
+from service.sql.modify import CopyIn, copy_in
 
 Rows = list[Mapping[str, Any]]
 Fields = tuple[Any, Mapping[str, Text]]

@@ -24,10 +24,18 @@ from service.db.statements import (
 )
 from service.db.writes import counted_txn, fitting_txn
 from service.errors import NotFound
-from service.plan.aggregate_plan import AggregatePlan, plan_aggregate, plan_totals
 from service.plan.call_plan import Plan, plan_called, refuse_second_call
 from service.plan.plans import ReadPlan
-from service.plan.read_plan import check_keyed, plan_all, plan_count, plan_find, plan_get
+from service.plan.read_plan import (
+    AggregatePlan,
+    check_keyed,
+    plan_aggregate,
+    plan_all,
+    plan_count,
+    plan_find,
+    plan_get,
+    plan_totals,
+)
 from service.plan.uses import refuse_guarded
 from service.plan.watch_plan import WatchPlan
 from service.request.call_request import FunctionRowsRequest, parse_called

@@ -36,8 +36,8 @@ from service.changes.delta import KeyRepeated
 from service.changes.positions import SnapshotPosition, parse_position
 from service.changes.queries import Queries, WatchLimits, stopping
 from service.changes.refresh import Run
-from service.changes.silence import AliveTimers
 from service.changes.watchers import (
+    AliveTimers,
     Query,
     Watch,
     rest_times,

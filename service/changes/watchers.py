@@ -41,6 +41,7 @@ from service.request.arguments import Caller
 
 if TYPE_CHECKING:
     from service.changes.watching_session import WatchingSession
+from collections import deque
 
 NOTHING = Difference((), (), ())
 
@@ -448,3 +449,42 @@ def rest_times(queries: Iterable[Query]) -> list[float]:
     """Return, for each query that rests, the seconds until it may be read again."""
     now = time.monotonic()
     return [each.run.until - now for each in queries if each.run.until > now]
+
+
+ALIVE, TICKS = 15.0, 15
+"""Seconds without a message after which a watch is sent `alive`, and the number of slots of the wheel."""
+
+
+class AliveTimers:
+    """
+    The watches, by when they are due for an `alive` message.
+
+    A timing wheel: each second looks at one fifteenth of the watches, in place of all of them.
+    """
+
+    def __init__(self) -> None:
+        # The watches to be checked in each of the next slots of time.
+        self._parts: deque[list[Watch]] = deque([] for _ in range(TICKS))
+        self._ticked = 0.0
+
+    def add(self, watch: Watch) -> None:
+        """Add a new watch."""
+        self._parts[-1].append(watch)
+
+    def due(self, now: float) -> Iterator[Watch]:
+        """Yield the watches that were sent nothing for `ALIVE` seconds; drop those that have ended."""
+        # After a pause of the whole process, do not make up for the turns of the wheel that it missed.
+        self._ticked = max(self._ticked, now - ALIVE)
+        while now - self._ticked >= ALIVE / TICKS:
+            self._ticked += ALIVE / TICKS
+            looked_at = self._parts.popleft()
+            self._parts.append([])
+            for watch in looked_at:
+                if watch.ended:
+                    continue
+                left = watch.sent_at + ALIVE - now
+                if left <= 0:
+                    yield watch
+                    left = ALIVE
+                part = min(TICKS - 1, max(0, round(left / ALIVE * TICKS) - 1))
+                self._parts[part].append(watch)

@@ -29,7 +29,7 @@ from service.db.position import annotate_position
 from service.db.statements import execute
 from service.errors import InvalidArgument, UnknownName
 from service.request.assignments import BY_DEFAULT, new_value
-from service.sql.copy_in import DEFAULT, CopyIn
+from service.sql.modify import DEFAULT, CopyIn
 from service.sql.statement import Statement
 
 NULL = r"\N"

@@ -29,8 +29,7 @@ from service.describe.json_schema import (
 )
 from service.describe.verb import FORM, TIMEOUT, WRITES, DescribedRows, Right, Verb, forms
 from service.plan.call_plan import answer_kind, result_columns
-from service.plan.computed_columns import ComputedColumn, computed_columns
-from service.plan.joins import Join, relationships
+from service.plan.joins import ComputedColumn, Join, computed_columns, relationships
 from service.plan.nested_rows import takes_nested
 from service.plan.operators import computing
 from service.request.call_request import ARGS

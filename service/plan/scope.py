@@ -11,7 +11,6 @@ from itertools import count
 from service.catalog import NOWHERE, Catalog, Column, Function, Relation, Type
 from service.datatypes import DOCUMENTS
 from service.errors import InvalidArgument, UnknownName
-from service.plan.computed_columns import computed_columns, resolve_computed
 from service.plan.conditions import (
     PG_CATALOG,
     Applied,
@@ -26,7 +25,7 @@ from service.plan.conditions import (
     PlannedStep,
 )
 from service.plan.hidden import follow, without_hidden_fields
-from service.plan.joins import Pairs, is_related, related
+from service.plan.joins import Pairs, computed_columns, is_related, related, resolve_computed
 from service.request.embeds import default_embed
 from service.request.filters import OPERATORS
 from service.request.requests import Embed, Operand, Reference

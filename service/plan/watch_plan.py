@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeVar
 
 from service.catalog import Catalog, Column, Function, Relation, Type
 from service.errors import InvalidArgument
-from service.plan.aggregate_plan import AggregatePlan, plan_aggregate
 from service.plan.call_plan import plan_called
 from service.plan.conditions import (
     BoolExpr,
@@ -30,7 +29,7 @@ from service.plan.conditions import (
 )
 from service.plan.plans import Output, ReadPlan
 from service.plan.predicates import both
-from service.plan.read_plan import plan_find
+from service.plan.read_plan import AggregatePlan, plan_aggregate, plan_find
 from service.plan.scope import Scope
 from service.request.call_request import FunctionRowsRequest
 from service.request.requests import AggregateRequest, FindRequest

@@ -14,7 +14,6 @@ from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
 from service.catalog import Catalog, Relation
 from service.datatypes import UNPLAIN
-from service.plan.aggregate_plan import AggregatePlan
 from service.plan.conditions import SortKey
 from service.plan.plans import (
     Groups,
@@ -27,11 +26,13 @@ from service.plan.plans import (
     names_of,
     truncated,
 )
+from service.plan.read_plan import AggregatePlan
 from service.plan.uses import is_pure, is_settled
 from service.plan.watch_plan import OutwardJoin, array_bound
 from service.sql.expressions import (
     aliased,
     cast,
+    computed_value,
     condition,
     expression,
     json_text,
@@ -47,7 +48,6 @@ from service.sql.expressions import (
     where_clause,
 )
 from service.sql.measured import join_measures
-from service.sql.new_values import computed_value
 from service.sql.saved_rows import ORDER, row_source, save_function_rows
 from service.sql.statement import AND, COMMA, EMPTY, Parameter, Statement, build_statement
 

@@ -25,6 +25,7 @@ from twisted.internet.interfaces import (
     IHandshakeListener,
     IProtocolFactory,
     IReactorCore,
+    IReactorTime,
     ISSLTransport,
     IStreamClientEndpoint,
 )
@@ -49,6 +50,9 @@ TLS = "TLS handshake"
 
 PING_EVERY, PING_WITHIN = 20, 10
 """Seconds between pings, and until a pong is due; below the 55 s after which Heroku cuts idle connections."""
+
+HEARTBEAT = 1.0
+"""Seconds between two heartbeats; the router drops a service after several have failed to come."""
 
 LEAVE_TIMEOUT = 2.0
 """Seconds to wait for the router's GOODBYE."""
@@ -103,6 +107,43 @@ class Departures(SessionObserver):
     def _heard(self, args: Sequence[Any], kwargs: Mapping[str, Any], details: Any) -> None:
         if args and isinstance(args[0], int):
             self._departed(args[0])
+
+
+class Heartbeat(SessionObserver):
+    """
+    Calls a procedure of `router/component`, which drops a service that does so no more.
+
+    The socket of a stopped process stays open, so the router would keep giving it calls, which would hang.
+
+    Args:
+        reactor: Runs timers.
+        uri: The router's procedure. If a call fails, it is not repeated in that session: the router does
+            not run the component.
+    """
+
+    def __init__(self, reactor: IReactorTime, uri: str) -> None:
+        self._reactor = reactor
+        self._uri = uri
+        self._next: IDelayedCall | None = None
+
+    async def joined(self, session: SafeSession, details: SessionDetails) -> None:
+        """Send the first heartbeat."""
+        self._beat(session)
+
+    # Not stopped in `leaving`: while the service drains, running calls still have to be answered.
+    def left(self) -> None:
+        """Send no more heartbeats."""
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+
+    def _beat(self, session: SafeSession) -> None:
+        self._next = None
+        session.call(self._uri).addCallbacks(self._later, lambda _: None, callbackArgs=[session])
+
+    def _later(self, answer: Any, session: SafeSession) -> None:
+        if not session.lost:
+            self._next = self._reactor.callLater(HEARTBEAT, self._beat, session)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 import pytest_twisted
 from twistar.registry import Registry
 
-from service.changes import silence
+from service.changes import watchers
 from service.db.fingerprint import Fingerprint, fingerprint_txn
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
@@ -24,7 +24,7 @@ def no_alive_messages(monkeypatch: pytest.MonkeyPatch) -> None:
 
     On a loaded machine 15 s pass between two changes, and tests count the messages that they expect.
     """
-    monkeypatch.setattr(silence, "ALIVE", 3600.0)
+    monkeypatch.setattr(watchers, "ALIVE", 3600.0)
 
 
 @pytest_twisted.async_yield_fixture

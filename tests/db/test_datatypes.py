@@ -13,8 +13,7 @@ from jsonschema import Draft202012Validator
 
 from service.catalog import Catalog, Type
 from service.datatypes import FORMS, TYPES, DataType
-from service.db.codec import Codec
-from service.db.decode import READERS
+from service.db.codec import READERS, Codec
 from service.db.encode import WRITERS
 from service.db.introspect import catalog_txn
 from service.db.python import BY_TEXT

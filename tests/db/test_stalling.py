@@ -26,7 +26,7 @@ from service.db.listener import Listener
 from service.db.session_settings import SessionSettings, open_session
 from service.db.sqlstate import refusal
 from service.errors import OutcomeUnknown, StatementTimeout, Unavailable
-from service.sql.copy_in import CopyIn
+from service.sql.modify import CopyIn
 from tests.conftest import execute
 from tests.db.relay import Relay
 from tests.db.served import database_at

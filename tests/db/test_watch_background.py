@@ -17,8 +17,8 @@ import pytest_twisted
 from psycopg2.extensions import connection as Connection
 
 from schema import changes
-from service.changes import silence
 from service.changes import watch as watch_module
+from service.changes import watchers
 from service.changes.positions import SnapshotPosition, parse_position
 from service.changes.queries import WatchLimits
 from service.changes.refresh import Run
@@ -260,7 +260,7 @@ async def test_caller_that_waits_for_rows_receives_alive_messages(
     dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch, comes_back: bool
 ) -> None:
     """They have no checksum, and only the position with which the caller resumed."""
-    monkeypatch.setattr(silence, "ALIVE", 0.2)
+    monkeypatch.setattr(watchers, "ALIVE", 0.2)
     watcher, other = slow(live, 1, MINE), slow(live, 1, OTHERS)
     (run, _) = await begun(live, watcher, other)
     run.until = math.inf
@@ -281,7 +281,7 @@ async def test_waiting_session_receives_alive_messages(
     dsn: str, live: Live, lock: Connection, monkeypatch: pytest.MonkeyPatch, rests: bool
 ) -> None:
     """They have its last position; its own write is covered by the step that has the written rows."""
-    monkeypatch.setattr(silence, "ALIVE", 0.2)
+    monkeypatch.setattr(watchers, "ALIVE", 0.2)
     watcher = slow(live, 1, MINE)
     mine = live.watch("notes", caller=MINE, tx=True)
     await mine.first()

@@ -14,8 +14,8 @@ from twisted.logger import capturedLogs, eventAsText
 
 from schema import changes
 from service.api.roles import Roles
-from service.changes import silence
 from service.changes import watch as watch_module
+from service.changes import watchers
 from service.changes.queries import WatchLimits
 from service.errors import InvalidArgument, NoSuchProcedure, NotAuthorized, StatementTimeout
 from service.request.arguments import Caller
@@ -324,7 +324,7 @@ async def test_quiet_watch_receives_alive_messages(
     dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The position advances with other commits; the checksum is that of the watcher's rows."""
-    monkeypatch.setattr(silence, "ALIVE", 0.2)
+    monkeypatch.setattr(watchers, "ALIVE", 0.2)
     watcher = live.watch("items", order=["-id"])
     await watcher.first()
     execute(dsn, "UPDATE others SET n = n + 1")

@@ -22,7 +22,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import ProcessProtocol
 
 from service.app import Serving
-from service.changes import silence
+from service.changes import watchers
 from tests.conftest import Router, execute
 from tests.deferreds import pause, until
 from tests.faults.proxy import Proxy
@@ -188,7 +188,7 @@ async def test_kits_beside_each_other_wait_for_none(
     dsn: str, service: Serving, wired: Wired, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each query has its own session, and so its own steps."""
-    monkeypatch.setattr(silence, "ALIVE", 3600.0)  # otherwise an alive message would arrive
+    monkeypatch.setattr(watchers, "ALIVE", 3600.0)  # otherwise an alive message would arrive
     node = wired.program
     node.tell(id="one", live="drivers", query={"order": ["id"]})
     node.tell(id="other", kit=1, live="vehicles", query={"order": ["id"]})

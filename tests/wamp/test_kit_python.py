@@ -16,7 +16,7 @@ from twisted.internet import reactor
 from twisted.internet.utils import getProcessOutputAndValue
 
 from service.app import Serving
-from service.changes import silence
+from service.changes import watchers
 from tests.conftest import ROOT, Router, execute
 from tests.deferreds import failure_of, pause, until
 from tests.kits import kit
@@ -113,7 +113,7 @@ async def test_kits_that_share_a_session_change_together(
     dsn: str, service: Serving, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only one of them receives the message that completes a step."""
-    monkeypatch.setattr(silence, "ALIVE", 3600.0)  # otherwise an alive message would arrive
+    monkeypatch.setattr(watchers, "ALIVE", 3600.0)  # otherwise an alive message would arrive
     other = kit().Rowcast(client.component, prefix=client.db.uri("")[:-1])
     drivers = client.db.live("drivers", order=["id"])
     vehicles = other.live("vehicles", order=["id"])

@@ -9,9 +9,9 @@ import pytest
 
 from service.catalog import Argument, Catalog, Column, ForeignKey, Function, Relation, UniqueKey
 from service.errors import InvalidArgument, UnknownName
-from service.plan.computed_columns import computed_columns
 from service.plan.joins import (
     Join,
+    computed_columns,
     is_related,
     keyless,
     label_of,

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from service.catalog import Column, Type
-from service.plan.aggregate_plan import plan_aggregate
-from service.plan.read_plan import plan_find
+from service.plan.read_plan import plan_aggregate, plan_find
 from service.plan.watch_plan import keyed_read
 from service.request.read_request import Limits, parse_aggregate, parse_find
 from tests.unit.samples import catalog

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from service.errors import InvalidArgument
-from service.plan.aggregate_plan import plan_aggregate
-from service.plan.read_plan import plan_find
+from service.plan.read_plan import plan_aggregate, plan_find
 from service.request.read_request import Limits, parse_aggregate, parse_find
 from service.sql.select import aggregate, select
 from tests.unit.samples import catalog

@@ -13,12 +13,11 @@ import pytest
 
 from service.api.verbs import VERBS as ALL_VERBS
 from service.db.statements import DECLARE
-from service.plan.aggregate_plan import plan_aggregate
 from service.plan.call_plan import plan_call, plan_called
 from service.plan.conditions import Bound
 from service.plan.nested_rows import plan_nested_create
 from service.plan.plans import ReadPlan
-from service.plan.read_plan import plan_all, plan_count, plan_find, plan_get
+from service.plan.read_plan import plan_aggregate, plan_all, plan_count, plan_find, plan_get
 from service.plan.tree import plan_answer, plan_step
 from service.plan.update_rows import plan_update_rows
 from service.plan.watch_plan import plan_watch
@@ -42,8 +41,7 @@ from service.request.write_request import (
     parse_update_rows,
     parse_upsert,
 )
-from service.sql.copy_in import copy_in
-from service.sql.modify import modify
+from service.sql.modify import copy_in, modify
 from service.sql.saved_rows import call
 from service.sql.select import aggregate, count, exists, select
 from service.sql.step_sql import answer_statement, step_statement
