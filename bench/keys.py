@@ -24,7 +24,7 @@ from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 from bench.cpu import spent
 from schema.database_url import Place
 from schema.own import make
-from service.app import settle
+from service.app import freeze_memory
 from service.models.model import Model
 from service.models.validations import not_blank
 from service.request.arguments import Caller
@@ -134,7 +134,7 @@ async def measure(dsn: str, rounds: int, kinds: Sequence[str]) -> None:
             await some(name, args, keyed, calls)
             return cost * 1e6, (time.perf_counter() - began) / calls * 1e6
 
-        settle()
+        freeze_memory()
         for kind in kinds:
             name, args = KINDS[kind]
             turns: dict[bool, list[tuple[float, float]]] = {False: [], True: []}

@@ -29,7 +29,7 @@ from service.api.dispatcher import Dispatcher
 from service.api.reload import Catalogs
 from service.api.roles import Roles
 from service.api.transactions import TransactionProcedure
-from service.app import settle
+from service.app import freeze_memory
 from service.db.database import Database
 from service.db.pool import PgPool
 from service.models.served import Models
@@ -96,7 +96,7 @@ async def _measure(dsn: str, rounds: int) -> None:
     catalogs.startService()
     await catalogs.loaded()
     catalogs.stopService()
-    settle()
+    freeze_memory()
     caller = Caller(None, None, None, "realm1")
 
     async def some(order: Order, first: int, step: int, orders: int) -> None:

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
-from service.app import Serving, settle
+from service.app import Serving, freeze_memory
 from service.settings import Settings
 from service.wamp.client import WampConfig
 from tests.db.lag import LagProbe
@@ -37,7 +37,7 @@ def serve(dsn: str, url: str, probed: bool) -> None:
 
     async def run() -> None:
         await serving.joined()
-        settle()
+        freeze_memory()
         print("joined", flush=True)
 
     reactor.callWhenRunning(lambda: Deferred.fromCoroutine(run()))

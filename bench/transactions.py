@@ -43,7 +43,7 @@ from schema.database_url import Place
 from service.api.dispatcher import Dispatcher
 from service.api.interactive import Interactive, TransactionLimits
 from service.api.leases import new_process
-from service.app import settle
+from service.app import freeze_memory
 from service.procedures.registry import ProcedureCall, procedure
 from service.request.arguments import Caller
 from service.wamp.client import WampClient, WampConfig
@@ -340,7 +340,7 @@ async def direct(dsn: str, rounds: int = 5) -> None:
         dispatcher, limits = callee.dispatcher, TransactionLimits(AT_ONCE, AT_ONCE)
         how = new_process(), "rowcast", dispatcher.answer, dispatcher.keyed
         dispatcher.hold(Interactive(callee.database, limits, *how))
-        settle()  # the service does this when it is ready
+        freeze_memory()  # the service does this when it is ready
         for what, name, args in KINDS:
             ways = Ways(Direct(dispatcher), name, args).kinds
             kinds = {kind: way for kind, way in ways.items() if not kind.endswith(ROUTED)}

@@ -26,7 +26,7 @@ from schema.database_url import EmbeddedFailed
 from schema.own import NotMade, make
 from schema.seed import SeedRefused, sow
 from service.api.verbs import VERBS
-from service.app import Rowcast, obstacles, settle, stop_once
+from service.app import Rowcast, freeze_memory, obstacles, stop_once
 from service.changes.why import NoTestRow, find_relation, table_checks_txn, try_txn
 from service.command import (
     BadArgument,
@@ -300,7 +300,7 @@ def serve(settings: Settings, progress: Callable[[str, str], None]) -> str:
         reactor.stop()
 
     def ready(_: None) -> None:
-        settle()
+        freeze_memory()
         print(first_steps(settings), flush=True)
 
     service.when_ready().addCallbacks(ready, give_up)

@@ -108,7 +108,7 @@ def make_service(settings: Settings, reactor: Any) -> Rowcast:
         reactor.stop()
 
     stop_once(reactor)
-    service.when_ready().addCallbacks(settle, give_up)
+    service.when_ready().addCallbacks(freeze_memory, give_up)
     return service
 
 
@@ -317,7 +317,7 @@ class Serving(Service):
         self.dispatcher.hold(
             Interactive(
                 self.database,
-                _held(settings),
+                _transaction_limits(settings),
                 process,
                 settings.prefix,
                 self.dispatcher.answer,
@@ -445,7 +445,7 @@ and a seventh of a `get` with 64 in flight (221 µs of the service's CPU, now 18
 """
 
 
-def settle(_: object = None) -> None:
+def freeze_memory(_: object = None) -> None:
     """
     Exclude all objects that exist now from later garbage collections.
 
@@ -476,7 +476,7 @@ def _session(settings: Settings) -> SessionSettings:
     )
 
 
-def _held(settings: Settings) -> TransactionLimits:
+def _transaction_limits(settings: Settings) -> TransactionLimits:
     return TransactionLimits(
         # Each transaction holds a connection while it is open; two are left for all other calls.
         settings.max_transactions or max(1, settings.pool_max - 2),

@@ -60,17 +60,17 @@ class Turn:
         waiting: Fires when the call may begin.
         alone: Whether the call begins once those before it have ended, not once they are sent.
         over: Whether the call has ended.
-        then: Called once the call and all those before it have ended.
+        on_end: Called once the call and all those before it have ended.
     """
 
-    __slots__ = ("alone", "over", "sent", "then", "waiting", "work")
+    __slots__ = ("alone", "on_end", "over", "sent", "waiting", "work")
 
     def __init__(self) -> None:
         self.sent = False
         self.work: Deferred[Any] | None = None
         self.waiting: Deferred[None] | None = None
         self.alone = self.over = False
-        self.then: Callable[[], None] | None = None
+        self.on_end: Callable[[], None] | None = None
 
 
 class Turns:
@@ -79,7 +79,7 @@ class Turns:
     def __init__(self) -> None:
         self._turns: deque[Turn] = deque()
         self._sent = 0
-        self._moving = False
+        self._advancing = False
 
     def take(self) -> Turn:
         """Return the turn of a call that has arrived, behind all others."""
@@ -87,22 +87,22 @@ class Turns:
         self._turns.append(turn)
         return turn
 
-    async def comes(self, turn: Turn, alone: bool = False) -> None:
+    async def wait(self, turn: Turn, alone: bool = False) -> None:
         """Wait until the calls before a turn have sent their statements or, with `alone`, have ended."""
         turn.alone = alone
-        if not self._has_come(turn):
+        if not self._may_begin(turn):
             turn.waiting = Deferred()
             await turn.waiting
 
     def sent(self, turn: Turn) -> None:
         """Record that a call has sent all of its statements."""
         turn.sent = True
-        self._move()
+        self._advance()
 
-    def end(self, turn: Turn, then: Callable[[], None] | None) -> None:
-        """End a call; call `then`, if given, once those before it have ended."""
-        turn.over, turn.then = True, then
-        self._move()
+    def end(self, turn: Turn, on_end: Callable[[], None] | None) -> None:
+        """End a call; call `on_end`, if given, once those before it have ended."""
+        turn.over, turn.on_end = True, on_end
+        self._advance()
 
     def stop(self) -> None:
         """Cancel the calls that run."""
@@ -111,35 +111,35 @@ class Turns:
             if turn.work is not None:
                 turn.work.cancel()
 
-    def _move(self) -> None:
+    def _advance(self) -> None:
         # A loop, because each call that begins or ends moves the next one: nested calls would exceed the
         # recursion limit when a refused call has some hundred behind it.
-        if self._moving:
+        if self._advancing:
             return
-        self._moving = True
+        self._advancing = True
         try:
-            while self._step():
+            while self._advance_once():
                 pass
         finally:
-            self._moving = False
+            self._advancing = False
 
-    def _step(self) -> bool:
+    def _advance_once(self) -> bool:
         """Remove the first call if it has ended, or begin one that waits; return whether either was done."""
         turns = self._turns
         if turns and turns[0].over:
             ended = turns.popleft()
             self._sent = max(0, self._sent - 1)
-            if ended.then is not None:
-                ended.then()
+            if ended.on_end is not None:
+                ended.on_end()
             return True
         for turn in (self._first(), self._unsent()):
-            waiting = None if turn is None or not self._has_come(turn) else turn.waiting
+            waiting = None if turn is None or not self._may_begin(turn) else turn.waiting
             if waiting is not None and not waiting.called:
                 waiting.callback(None)
                 return True
         return False
 
-    def _has_come(self, turn: Turn) -> bool:
+    def _may_begin(self, turn: Turn) -> bool:
         return turn is self._first() or (not turn.alone and turn is self._unsent())
 
     def _first(self) -> Turn | None:
@@ -380,24 +380,24 @@ class Interactive:
         held = lease.held
         with self.open.use(lease):
             turns, turn = held.turns, held.turns.take()
-            then: Callable[[], None] | None = partial(held.fail, None)
+            on_end: Callable[[], None] | None = partial(held.fail, None)
             try:
                 # A command concerns all calls before it, so they have to end first.
-                await turns.comes(turn, alone=bool(command))
+                await turns.wait(turn, alone=bool(command))
                 work = self._work(lease, turn, command, args, kwargs, caller, state)
                 turn.work = Deferred.fromCoroutine(work)
                 if state.sent and not turn.work.called:
                     turns.sent(turn)
-                answer, then = await turn.work, None
+                answer, on_end = await turn.work, None
                 return answer
             except Exception as error:
                 if not isinstance(error, CancelledError):
                     # An earlier call may have failed as well, and its failure counts.
                     with suppress(CancelledError):
-                        await turns.comes(turn, alone=True)
+                        await turns.wait(turn, alone=True)
                 await look_through_rows(self._database.reactor, error, catalog)
                 cause = refusal(error, catalog)
-                then = partial(held.fail, cause)
+                on_end = partial(held.fail, cause)
                 # The end of the transaction has cancelled this call; the refusal says why it ended.
                 if held.reason is not None and (cause is None or isinstance(cause, Canceled)):
                     raise ended(held.reason) from error
@@ -411,7 +411,7 @@ class Interactive:
                     raise
                 raise cause from error
             finally:
-                turns.end(turn, then)
+                turns.end(turn, on_end)
 
     async def _work(
         self,
@@ -454,13 +454,13 @@ class Interactive:
             raise InvalidArgument('"kwargs" is a dict', path="kwargs")
         seconds = given.timeout()
         if seconds is not None or (named and "timeout" in named):
-            await held.turns.comes(turn, alone=True)  # its timeout must not include earlier calls
+            await held.turns.wait(turn, alone=True)  # its timeout must not include earlier calls
             held.check()
         ORIGIN.set(replace(ORIGIN.get() or Origin(), procedure=call))
         with self._database.inside(held.level):
             work = self._answer(call, positional or (), named or {}, caller, state)
             answer = await self._database.within(seconds, work)
-        await held.turns.comes(turn, alone=True)
+        await held.turns.wait(turn, alone=True)
         held.check()
         return answer
 

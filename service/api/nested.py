@@ -338,10 +338,10 @@ def _shape(call: Call, returning: Returning) -> Shape | None:
     return Shape(returning.form, call.backend.max_bytes) if returning.rows else None
 
 
-def _work(catalog: Catalog, nested: Nested, settle: bool) -> Work:
-    """Return the messages of all steps and of the answer; `settle` if the transaction ends with them."""
+def _work(catalog: Catalog, nested: Nested, ends_transaction: bool) -> Work:
+    """Return the messages of all steps and of the answer; `ends_transaction` if it ends with them."""
     tree, root = nested.tree, nested.tree.root_step
-    answer = _answer(catalog, nested, root, settle)
+    answer = _answer(catalog, nested, root, ends_transaction)
     found = _build_messages(catalog, _grouped(catalog, tree), answer)
     if answer is None:
         return Work(found)
@@ -371,10 +371,12 @@ def _answered(
     return Work(messages, answer, None, _texts(root), nested.slot, tree, before)
 
 
-def _answer(catalog: Catalog, nested: Nested, root: NewRows, settle: bool) -> Statement | None:
+def _answer(
+    catalog: Catalog, nested: Nested, root: NewRows, ends_transaction: bool
+) -> Statement | None:
     """Return the statement that returns the rows of the call; None if the answer has no rows."""
     relation = nested.relation
-    returning, words = nested.request.returning, SETTLE if settle else ""
+    returning, words = nested.request.returning, SETTLE if ends_transaction else ""
     if nested.tree.root_answers:
         own = replace(nested.request, rows=root.rows, max_affected=None)
         statement = modify(plan_create(catalog, relation, own))
@@ -498,14 +500,14 @@ def _last_work(
     grouped: Messages,
     before: Sequence[TreeStep],
     steps: tuple[TreeStep, ...],
-    settle: bool,
+    ends_transaction: bool,
 ) -> Work:
     """Return the last message, of `steps` as their models left them; `before` have been written."""
     root, tree = nested.tree.root_step, (*before, *steps)
     if nested.tree.root_answers:
         assert isinstance(steps[-1], NewRows)
         root, steps = steps[-1], steps[:-1]
-    answer = _answer(catalog, nested, root, settle)
+    answer = _answer(catalog, nested, root, ends_transaction)
     found = [_message(catalog, steps, len(before), grouped, answer)] if steps or answer else []
     if answer is None:
         return Work(found, before=before)

@@ -80,7 +80,7 @@ class ExistingRows:
     stays: frozenset[int] = frozenset()
 
 
-class _Undone(Exception):
+class _RollBack(Exception):
     """Raised to roll a savepoint back."""
 
 
@@ -209,8 +209,8 @@ async def _keys_by_index(call: Call, parsed: New, key: tuple[str, ...]) -> dict[
     try:
         async with call.backend.database.transaction():
             written = await _upserted_for(call, parsed, numbers, key)
-            raise _Undone
-    except _Undone:
+            raise _RollBack
+    except _RollBack:
         if len(written.rows) < len(numbers):
             raise NotChanged(relation_of(call).name) from None
         return dict(zip(numbers, written.rows, strict=True))

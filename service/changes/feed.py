@@ -37,7 +37,7 @@ from service.changes.leader import (
     writers_txn,
 )
 from service.changes.log import tracked_txn
-from service.changes.ticks import Made, Tick, finish_txn, last_txn, make_txn
+from service.changes.ticks import NewTick, Tick, finish_txn, last_txn, make_txn
 from service.changes.topics import NO_SUBSCRIBERS, AllRights, SubscribedRelations
 from service.changes.upkeep import Upkeep
 from service.db.connection import PgConnection
@@ -349,14 +349,14 @@ class Feed(Service):
 
     async def _make(
         self, connection: PgConnection, last: Tick, epoch: int, awaken: bool
-    ) -> tuple[Made | None, AllRights, Deferred[None]]:
+    ) -> tuple[NewTick | None, AllRights, Deferred[None]]:
         """
         Return the next tick as soon as it was read, rights, and a Deferred that fires when it is durable.
 
         The rights are those on the relations that are likely to have subscribers. The same thread and
         session look them up, which spares waking another thread, and then the reactor once more.
         """
-        handed_over: Deferred[tuple[Made | None, AllRights]] = Deferred()
+        handed_over: Deferred[tuple[NewTick | None, AllRights]] = Deferred()
 
         def failed(why: Failure) -> Failure | None:
             if handed_over.called:

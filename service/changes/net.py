@@ -93,7 +93,7 @@ def net_changes(
         if len(read) == 1:
             row, old, new = read[0]
             relation = row.relation
-            net = _alone(row, old, new, tracked[relation]) if relation in tracked else None
+            net = _net_of_row(row, old, new, tracked[relation]) if relation in tracked else None
             if net is not None:
                 before += 1
                 op, key, old, new, size = net
@@ -101,7 +101,7 @@ def net_changes(
                 yield Change(relation, op, key, old, new, row.xid, row.at, tick, place, True, size)
                 continue
         _, xid, at, *_ = read[-1][0]
-        found = _of_transaction(read, tracked, before)
+        found = _net_of_transaction(read, tracked, before)
         left = len(found)
         for relation, place, (op, key, old, new, size) in found:
             left -= 1
@@ -160,7 +160,7 @@ class AmbiguousChange(Exception):
     """The images of a relation do not determine what a transaction did to it."""
 
 
-def _of_transaction(
+def _net_of_transaction(
     rows: list[_ReadRow], tracked: Mapping[int, TrackedTable], before: int
 ) -> list[tuple[int, int, _Net]]:
     """Return the net changes of a transaction, each with its relation and place."""
@@ -173,7 +173,7 @@ def _of_transaction(
         # log is read again later, comes after all of them.
         before += len(own)
         if relation in tracked:
-            nets = _of_relation(own, tracked[relation])
+            nets = _net_of_relation(own, tracked[relation])
             place = last_place(before) - len(nets)
             for net in nets:
                 place += 1
@@ -181,7 +181,7 @@ def _of_transaction(
     return found
 
 
-def _of_relation(read: list[_ReadRow], tracked: TrackedTable) -> list[_Net]:
+def _net_of_relation(read: list[_ReadRow], tracked: TrackedTable) -> list[_Net]:
     """Return what a transaction did to a relation; a reset if that cannot be determined."""
     net = _one_by_one(read, tracked)
     if net is not None:
@@ -210,14 +210,16 @@ def _one_by_one(rows: list[_ReadRow], tracked: TrackedTable) -> list[_Net] | Non
     """
     found = []
     for read in rows:
-        net = _alone(*read, tracked)
+        net = _net_of_row(*read, tracked)
         if net is None:
             return None
         found.append(net)
     return found if len({net.key for net in found}) == len(rows) else None
 
 
-def _alone(row: LogRow, old: Image | None, new: Image | None, tracked: TrackedTable) -> _Net | None:
+def _net_of_row(
+    row: LogRow, old: Image | None, new: Image | None, tracked: TrackedTable
+) -> _Net | None:
     """Return the net change of a log row by itself; None if its images or its key need the general way."""
     columns = tracked.key
     image = old if new is None else new
@@ -255,8 +257,8 @@ def _truncated(rows: list[_ReadRow], tracked: TrackedTable) -> list[_Net]:
 
 def _cancelled(rows: list[_ReadRow], tracked: TrackedTable) -> list[_Net]:
     if not tracked.key:
-        return _of_rows(rows)
-    each = _keys_alone if tracked.level == "keys" else _of_key
+        return _net_of_rows(rows)
+    each = _net_of_logged_key if tracked.level == "keys" else _net_of_key
     found = (each(images) for images in _by_key(rows, tracked).values())
     return [net for net in found if net is not None]
 
@@ -301,7 +303,7 @@ def _by_key(rows: list[_ReadRow], tracked: TrackedTable) -> dict[str, _Images]:
     return found
 
 
-def _of_key(images: _Images) -> _Net | None:
+def _net_of_key(images: _Images) -> _Net | None:
     """
     Return the net change of a key.
 
@@ -314,7 +316,7 @@ def _of_key(images: _Images) -> _Net | None:
         if old == new:
             return None
     elif old and new:
-        old, new = _left(old, new)
+        old, new = _cancel_equal(old, new)
     # Different texts may be the same row, if it has moved to a partition whose columns are in another
     # order. So compare again with sorted columns; by repr, in which 1.0 and 1.00 stay different.
     if (
@@ -322,9 +324,9 @@ def _of_key(images: _Images) -> _Net | None:
         or len(new) > 1
         or (old and new and images.parsed[old[0]] == images.parsed[new[0]])
     ):
-        ordered = {text: _in_order(image) for text, image in images.parsed.items()}
+        ordered = {text: _sorted_text(image) for text, image in images.parsed.items()}
         images.parsed |= {ordered[text]: image for text, image in images.parsed.items()}
-        old, new = _left(
+        old, new = _cancel_equal(
             [ordered[text] for text in images.old], [ordered[text] for text in images.new]
         )
         if len(old) > 1 or len(new) > 1:
@@ -336,7 +338,7 @@ def _of_key(images: _Images) -> _Net | None:
     return _Net(_operation(before, after), images.key, before, after)
 
 
-def _keys_alone(images: _Images) -> _Net | None:
+def _net_of_logged_key(images: _Images) -> _Net | None:
     """
     Return the net change of a key if only keys are logged.
 
@@ -351,10 +353,10 @@ def _keys_alone(images: _Images) -> _Net | None:
     return _Net(_operation(before, after), images.key, before, after)
 
 
-def _of_rows(rows: list[_ReadRow]) -> list[_Net]:
+def _net_of_rows(rows: list[_ReadRow]) -> list[_Net]:
     """Return the net changes of a relation without a key, with equal rows counted."""
     pairs = [
-        (None if old is None else _in_order(old), None if new is None else _in_order(new))
+        (None if old is None else _sorted_text(old), None if new is None else _sorted_text(new))
         for _, old, new in rows
     ]
     images = {
@@ -364,7 +366,7 @@ def _of_rows(rows: list[_ReadRow]) -> list[_Net]:
     }
     before, after = map(
         Counter,
-        _left(
+        _cancel_equal(
             [old for old, _ in pairs if old is not None],
             [new for _, new in pairs if new is not None],
         ),
@@ -381,7 +383,7 @@ def _of_rows(rows: list[_ReadRow]) -> list[_Net]:
     return found
 
 
-def _left(old: list[str], new: list[str]) -> tuple[list[str], list[str]]:
+def _cancel_equal(old: list[str], new: list[str]) -> tuple[list[str], list[str]]:
     """Return what remains of two lists when equal items cancel out."""
     counts: dict[str, int] = {}
     for text in old:
@@ -398,7 +400,7 @@ def _operation(old: Image | None, new: Image | None) -> Operation:
     return "delete" if new is None else "update"
 
 
-def _in_order(image: Image) -> str:
+def _sorted_text(image: Image) -> str:
     """Return a text that is the same for images with the same columns; 1.0 and 1.00 stay different."""
     return repr(sorted(image.items(), key=itemgetter(0)))
 
@@ -415,11 +417,11 @@ def parse_image(text: str) -> dict[str, Any]:
     except (ValueError, InvalidOperation):  # int() refuses more than 4,300 digits
         value = json.loads(text, parse_float=_decimal, parse_int=Decimal)
     except RecursionError:
-        value = _shallow(text)
+        value = _parse_shallow(text)
     return value
 
 
-def _shallow(text: str) -> dict[str, Any]:
+def _parse_shallow(text: str) -> dict[str, Any]:
     """Parse an object, of which values that are nested too deep are kept as their texts."""
     found: dict[str, Any] = {}
     depth, began, name = 0, 0, ""

@@ -165,7 +165,7 @@ class TickPage:
     too_large: bool = False
 
 
-Made = tuple[Tick, list[LogRow] | None]
+NewTick = tuple[Tick, list[LogRow] | None]
 """A tick and its rows; None in place of the rows of a tick that has to be read in pages."""
 
 
@@ -177,7 +177,7 @@ def make_txn(
     channel: str,
     awaken: bool,
     look_up: Callable[[PgConnection, list[LogRow]], Found],
-    hand_over: Callable[[Made | None, Found], object],
+    hand_over: Callable[[NewTick | None, Found], object],
 ) -> None:
     """
     Make the next tick, if the log has new rows; the tick is durable when this function returns.
@@ -211,7 +211,7 @@ def make_txn(
 
 def next_txn(
     connection: PgConnection, last: Tick, epoch: int, most: int, channel: str, held: bool = False
-) -> Made | None:
+) -> NewTick | None:
     """
     Make the next tick, in one statement; return it, or None if the log has no new rows.
 

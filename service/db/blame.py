@@ -127,7 +127,7 @@ def requested_rows(
     kinds, known, changed = UPDATE, None, set[str]()
     if isinstance(request, CreateRequest):
         kinds = INSERT if request.conflict is None else INSERT | UPDATE
-        known = _taken_over(catalog, relation, request.conflict, request.rows)
+        known = _updated_columns(catalog, relation, request.conflict, request.rows)
         if request.conflict is not None:
             changed = {each.column for each in request.conflict.changes}
     for path, row in zip(request.paths, request.rows, strict=True):
@@ -153,7 +153,7 @@ def imported_rows(
         given = row if isinstance(row, Mapping) else dict(zip(names, items, strict=False))
         if not at and conflict is not None:
             some = tuple(Assignment(name, None, name) for name in given)
-            known = _taken_over(catalog, relation, conflict, [some])
+            known = _updated_columns(catalog, relation, conflict, [some])
         columns = {
             name: (f"rows.{at}.{name}", value if known is None or name in known else UNKNOWN)
             for name, value in given.items()
@@ -162,7 +162,7 @@ def imported_rows(
         yield GivenRow(relation, f"rows.{at}", columns, kinds)
 
 
-def _taken_over(
+def _updated_columns(
     catalog: Catalog, relation: Relation, conflict: OnConflict | None, rows: Rows
 ) -> set[str] | None:
     """Return the columns that an upsert writes as given if the row exists; None for all of them."""
@@ -255,7 +255,7 @@ def name_line(
         found.details.setdefault("column", column)
     if given is not None and line <= len(given.rows):
         columns = [column] if column else found.details.get("columns") or ()
-        found.details.setdefault("path", _place(given.rows[line - 1], columns))
+        found.details.setdefault("path", _path_of(given.rows[line - 1], columns))
 
 
 def point_at_row(
@@ -275,23 +275,23 @@ def point_at_row(
         return
     if len(rows) == 1 or (certain and error.pgcode in ("23502", "23503")):
         # Of several rows that violate a NOT NULL or a foreign key, PostgreSQL refuses the first.
-        found.details["path"] = _place(rows[0], columns)
+        found.details["path"] = _path_of(rows[0], columns)
     elif certain and error.pgcode == "23505":
         # Which row with an equal key is refused depends on the rows that were there before; the
         # second is refused in any case.
-        same, second, *_ = (_place(row, columns) for row in rows)
+        same, second, *_ = (_path_of(row, columns) for row in rows)
         found.details |= {"path": second, "hint": f"{same} has the same key"}
     else:
-        found.details["path"] = _around(rows)
+        found.details["path"] = _common_path(rows)
 
 
-def _place(row: GivenRow, columns: Iterable[str]) -> str:
+def _path_of(row: GivenRow, columns: Iterable[str]) -> str:
     """Return the path of the only one of some columns that the row gives, else that of the row."""
     paths = {row.columns[name][0] for name in columns if name in row.columns}
     return paths.pop() if len(paths) == 1 else row.path
 
 
-def _around(rows: Iterable[GivenRow]) -> str:
+def _common_path(rows: Iterable[GivenRow]) -> str:
     """Return the longest path that all rows have in common."""
     steps = zip(*(row.path.split(".") for row in rows), strict=False)
     return ".".join(each[0] for each in takewhile(lambda each: len({*each}) == 1, steps))
@@ -351,7 +351,7 @@ class _Shown:
         rows = [
             row
             for row in given.rows
-            if any(_agree(short(row, names), len(names), shown) for names, shown in readings)
+            if any(_may_be_shown(short(row, names), len(names), shown) for names, shown in readings)
         ]
         lacking = self.error.diag.column_name
         # A column that is nullable in the parent table may be NOT NULL in one partition alone.
@@ -390,7 +390,9 @@ class _Shown:
             for key, row in keys
             if key
             and any(
-                _agree(key, len(key), each) if None in key else each == ", ".join(map(str, key))
+                _may_be_shown(key, len(key), each)
+                if None in key
+                else each == ", ".join(map(str, key))
                 for each in shown
             )
         ]
@@ -433,7 +435,7 @@ def _unquoted(name: str) -> str:
     return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
-def _agree(texts: Iterable[str | None], size: int, shown: str) -> bool:
+def _may_be_shown(texts: Iterable[str | None], size: int, shown: str) -> bool:
     """
     Return whether values, as far as they are known, can be those that PostgreSQL shows.
 

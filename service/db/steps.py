@@ -128,7 +128,7 @@ def nested_txn(
     statement = answer.statement
     sent = [*work.before]
     sent += [step for message in (*work.messages, answer) for step in message.steps]
-    with _noting_rows(sent, [*answer.steps, *last], known, work.tree):
+    with _rows_noted_on_error(sent, [*answer.steps, *last], known, work.tree):
         found = write_txn(connection, codec, lambda: statement, known, None, shape, exactly)
     return Written(found.rows, written, found.columns, found.tx)
 
@@ -145,12 +145,12 @@ def _write_messages(
     for message in messages:
         sent += message.steps
         _refuse_unrelated(message.steps, known)
-        with _noting_rows(sent, message.steps, known):
+        with _rows_noted_on_error(sent, message.steps, known):
             cursor = execute(connection, codec, message.statement, known)
         if message.returned is None:
             (step,) = message.steps
             if cursor.rowcount != (len(step.rows) if isinstance(step, NewRows) else 1):
-                raise _left_out(step)
+                raise _missing_error(step)
             if not isinstance(step, LinkedRow) and any(step.slots):
                 _keep(step, cursor.fetchall(), known)
         elif message.returned:
@@ -160,7 +160,7 @@ def _write_messages(
 
 
 @contextmanager
-def _noting_rows(
+def _rows_noted_on_error(
     sent: Sequence[TreeStep],
     steps: Sequence[TreeStep],
     values: Sequence[Any],
@@ -180,7 +180,7 @@ def _noting_rows(
     except psycopg2.Error as error:
         found = _LEFT_OUT.search(str(error)) if error.pgcode == "22P02" else None
         if found is not None:
-            raise _left_out(sent[int(found[1])]) from error
+            raise _missing_error(sent[int(found[1])]) from error
         note_rows(error, _rows_of(steps, values), _rows_of(tree, values))
         raise
 
@@ -276,7 +276,7 @@ def _refuse_second_parent(step: LinkedKey, key: Row, values: list[Any]) -> None:
         )
 
 
-def _left_out(step: TreeStep) -> NotFound | NotChanged:
+def _missing_error(step: TreeStep) -> NotFound | NotChanged:
     if isinstance(step, NewRows):
         found: NotFound | NotChanged = NotChanged(step.relation.name)
         paths = set(step.paths)

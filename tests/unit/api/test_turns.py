@@ -26,7 +26,7 @@ class Calls:
         turn = self.turns.take()
 
         async def begin() -> None:
-            await self.turns.comes(turn, alone)
+            await self.turns.wait(turn, alone)
             self.begun.append(number)
 
         return turn, Deferred.fromCoroutine(begin())
@@ -100,7 +100,7 @@ def test_thousands_that_wait_come_one_after_another(calls: Calls) -> None:
 
     async def refused(number: int) -> None:
         turn = calls.turns.take()
-        await calls.turns.comes(turn)
+        await calls.turns.wait(turn)
         calls.end(turn, number)
 
     for number in range(1, 3001):
