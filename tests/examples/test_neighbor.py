@@ -83,7 +83,7 @@ async def test_writes_of_flask_and_psql_reach_watchers(
         bus = {"plate": "B-RC 80", "model": "bus"}
         status, _ = await in_thread(reactor, "http", http, f"{neighbor}/vehicles", bus)
         assert status == 201
-        await until(lambda: heard[-1] == sorted([*there, "B-RC 80"]))
+        await until(lambda: heard[-1:] == [sorted([*there, "B-RC 80"])])
         copied = "COPY vehicles (plate, model) FROM STDIN"
         rows = "B-RC 81\tvan\nB-RC 82\tvan\n"
         subprocess.run(
