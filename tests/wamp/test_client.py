@@ -26,8 +26,9 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
 from service.embedded.crossbar import node_command
+from service.wamp import client as client_module
 from service.wamp.auth import Cryptosign, Ticket
-from service.wamp.client import WampClient, WampConfig
+from service.wamp.client import RouterAddress, WampClient, WampConfig
 from tests.conftest import Router, crossbar, free_port, wait_until
 from tests.wamp.conftest import Join, StartEdge
 from tests.wamp.test_session import Listening
@@ -36,6 +37,19 @@ from tests.wamp.test_session import Listening
 def told(events: list[dict[str, Any]]) -> list[str]:
     """Return the logged reasons for being without a session."""
     return [event["reason"] for event in events if "reason" in event]
+
+
+def shorten_steps(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Shorten the timeout of the steps that follow connecting, which a loaded machine needs longer for."""
+    whole = RouterAddress.endpoint
+
+    def endpoint(address: RouterAddress, reactor: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(client_module, "CONNECT_TIMEOUT", 10)
+            return whole(address, reactor)
+
+    monkeypatch.setattr(RouterAddress, "endpoint", endpoint)
+    monkeypatch.setattr(client_module, "CONNECT_TIMEOUT", seconds)
 
 
 @pytest.mark.parametrize("way", ["unix", "websocket", "rawsocket"])
@@ -148,7 +162,7 @@ async def test_login_at_a_silent_router_is_given_up(
     start_edge: StartEdge, logged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A router that accepts connections and sends nothing is given up; a joined session is not."""
-    monkeypatch.setattr("service.wamp.client.CONNECT_TIMEOUT", 0.1)
+    shorten_steps(monkeypatch, 0.1)
     factory: Any = Factory.forProtocol(Silent)
     factory.noisy = False
     factory.accepted, factory.lost = Deferred(), Deferred()
@@ -159,7 +173,8 @@ async def test_login_at_a_silent_router_is_given_up(
     session = standing.dispatch._registration
     await factory.lost
     await deferLater(reactor, 0.2, lambda: None)
-    assert told(logged) == ["no answer to the login"]
+    # The other one may have been given up, too, before it had joined.
+    assert set(told(logged)) == {"no answer to the login"}
     assert standing.dispatch._registration is session
     await stuck.client.stopService()
     await port.stopListening()

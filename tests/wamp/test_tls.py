@@ -21,11 +21,10 @@ from twisted.internet.ssl import ContextFactory
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.protocols.portforward import ProxyFactory, ProxyServer
 
-from service.wamp import client as client_module
-from service.wamp.client import RouterAddress, WampClient, WampConfig
+from service.wamp.client import WampClient, WampConfig
 from tests.conftest import Router
 from tests.deferreds import until
-from tests.wamp.test_client import told
+from tests.wamp.test_client import shorten_steps, told
 from tests.wamp.test_session import Listening
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -409,14 +408,7 @@ async def test_silent_server_is_given_up_in_its_handshake(
     scheme: str, router: Router, logged: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that accepts and sends nothing is given up after the timeout of a login."""
-    whole = RouterAddress.endpoint
-
-    def endpoint(address: RouterAddress, reactor: Any) -> Any:
-        made = whole(address, reactor)
-        monkeypatch.setattr(client_module, "CONNECT_TIMEOUT", 1.0)  # of the steps after this one
-        return made
-
-    monkeypatch.setattr(RouterAddress, "endpoint", endpoint)
+    shorten_steps(monkeypatch, 1.0)
     factory: Any = Factory.forProtocol(Protocol)
     factory.noisy = False
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
