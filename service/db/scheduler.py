@@ -362,7 +362,8 @@ class Scheduler:
 
     def _drain(self) -> None:
         collecting, self._collecting = self._collecting, None
-        cancel_timer(collecting)
+        if collecting is not None and collecting.active():  # inline: each call comes through here
+            collecting.cancel()
         if self._more:
             self._more = False
             self._collecting = self._reactor.callLater(COLLECT, self._drain)
