@@ -27,14 +27,26 @@ class Joined(Component):
 
     id = 1
 
+class Transport:
+    class _router:
+        class _dealer:
+            pass
+
 class Details:
     authrole = "service"
 
 component = Joined(ComponentConfig(extra={"prefix": "p"}))
+component._transport = Transport()
 assert gc.get_freeze_count() == 0
 ensureDeferred(component.onJoin(Details())).addErrback(print)
 print(gc.get_freeze_count() > 1000)
 """
+
+
+class Reactor(MemoryReactorClock):
+    """A reactor in memory with the signal handlers of the real one."""
+
+    sigInt = sigTerm = staticmethod(lambda *_: None)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +60,7 @@ def thawed() -> Any:
 
 def test_service_that_is_ready_freezes_its_memory() -> None:
     """Once it is ready, collections skip the objects that exist."""
-    service = make_service(Settings(), MemoryReactorClock())
+    service = make_service(Settings(), Reactor())
     assert gc.get_freeze_count() == 0
     service.when_ready().callback(None)
     assert gc.get_freeze_count() > 1000
