@@ -357,7 +357,7 @@ class Scheduler:
     def _limit(self, read: SharedRead) -> GroupLimit:
         if len(self._limits) >= KINDS:
             self._limits.clear()
-        found = self._limits[read.key] = GroupLimit(read)
+        found = self._limits[read.key] = GroupLimit(read.equal)
         return found
 
     def _drain(self) -> None:
@@ -379,8 +379,9 @@ class Scheduler:
         limit = group.limit
         if limit.group is group:
             limit.group = None
-            if limit.read.equal:  # their keys contain values, and few of them come again
-                self._limits.pop(limit.read.key, None)
+            read = group.members[0].shared_read
+            if limit.equal and read is not None:  # keys contain values, and few of them come again
+                self._limits.pop(read.key, None)
         error, reason, running = group.error, group.reason, group.running
         apart = len(running) > 1 and error is not None and reason is None and not _is_lost(error)
         found = dict(zip(running, group.result or (), strict=False))

@@ -212,26 +212,27 @@ class GroupLimit:
     The size limit of groups of one kind, from the time that recent runs took.
 
     Args:
-        read: A read of the kind. Groups of equal reads have the maximum size.
+        equal: Whether its reads are equal. Their groups have the maximum size.
 
     Attributes:
-        read: The same.
+        equal: The same.
         most: Maximum number of jobs in a group.
         group: The last group of the kind, which other jobs may join while it waits in the queue; None once
             it is finished.
     """
 
-    __slots__ = ("_seconds", "group", "most", "read")
+    __slots__ = ("_seconds", "equal", "group", "most")
 
-    def __init__(self, read: SharedRead) -> None:
-        self.read = read
-        self.most = GROUP_MOST if read.equal else 1
+    # No read is kept: it would keep a caller's values and an old catalog in memory.
+    def __init__(self, equal: bool = False) -> None:
+        self.equal = equal
+        self.most = GROUP_MOST if equal else 1
         self.group: JobGroup | None = None
         self._seconds = GROUP_SECONDS
 
     def ran(self, jobs: int, seconds: float) -> None:
         """Adapt the limit after a run of `jobs` jobs."""
-        if self.read.equal:
+        if self.equal:
             return
         # The minimum of recent runs: a thread often waits longer for the GIL and the CPU than for the server.
         self._seconds = min(seconds / jobs, self._seconds * AGING)

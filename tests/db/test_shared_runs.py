@@ -4,6 +4,7 @@ Reads of single rows that wait together share a run: one statement reads the row
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import threading
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import copy_context
+from sys import getrefcount
 from typing import Any
 
 import psycopg2
@@ -29,7 +31,6 @@ from service.db.worker import (
     GroupLimit,
     Job,
     JobGroup,
-    SharedRead,
 )
 from service.errors import (
     Conflict,
@@ -243,7 +244,7 @@ async def test_equal_aggregates_and_counts_share_a_run(
         outcomes, found = await together(db, asked)
         assert outcomes == alone
         assert sorted(found) == served
-    assert not any(limit.read.equal for limit in db.pool.scheduler._limits.values())
+    assert not any(limit.equal for limit in db.pool.scheduler._limits.values())
 
 
 UNSHARED: list[list[Asked]] = [
@@ -533,7 +534,7 @@ async def test_slow_statement_is_logged_with_all_its_calls(dsn: str) -> None:
 
 def test_reads_that_take_long_are_not_put_together() -> None:
     """The size of a group follows from the fastest recent run."""
-    limit = GroupLimit(SharedRead("kind", ()))
+    limit = GroupLimit()
     assert limit.most == 1  # no run was measured yet
     limit.ran(1, GROUP_SECONDS / 4)
     assert limit.most == 4
@@ -546,9 +547,23 @@ def test_reads_that_take_long_are_not_put_together() -> None:
     assert limit.most == 1
 
 
+@pytest_twisted.ensureDeferred
+async def test_values_of_reads_are_not_kept(db: DirectCaller) -> None:
+    """Their kinds are, by the thousand, so values of 1 MB and catalogs would fill the memory."""
+    code = "no such code".upper()
+    before = getrefcount(code)
+    for each in code, "another":
+        assert await db.call("lands.find", where={"id": 3, "code": each}) == {
+            "rows": [],
+            "next": None,
+        }
+    gc.collect()
+    assert getrefcount(code) == before
+
+
 def test_equal_reads_are_put_together_however_long_they_take() -> None:
     """A run takes no longer for many of them than for one."""
-    limit = GroupLimit(SharedRead("kind", (), equal=True))
+    limit = GroupLimit(equal=True)
     limit.ran(1, 100.0)
     assert limit.most == GROUP_MOST
 
