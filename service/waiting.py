@@ -49,7 +49,8 @@ class Waiters:
         """Fire the Deferreds of all who wait."""
         waiting, self._waiting = self._waiting, []
         for each in waiting:
-            each.callback(None)
+            if not each.called:  # the callback of another one may have cancelled it
+                each.callback(None)
 
     def _forget(self, waiting: Deferred[None]) -> None:
         if waiting in self._waiting:

@@ -53,7 +53,7 @@ from service.db.sqlstate import refusal
 from service.errors import DatabaseRefused, Unavailable, first_line
 from service.request.arguments import Caller
 from service.request.watch_request import parse_options
-from service.waiting import Pause
+from service.waiting import Pause, cancel_timer
 
 log = Logger()
 
@@ -178,8 +178,8 @@ class Watches(Service):
             cycles = self._cycle, self._first
             late = [self._reactor.callLater(STOP_TIMEOUT, each.give_up) for each in cycles]
             await running
-            for timer in (each for each in late if each.active()):
-                timer.cancel()
+            for timer in late:
+                cancel_timer(timer)
 
     def stats(self) -> dict[str, Any]:
         """Return the figures for `stats`."""

@@ -65,6 +65,16 @@ def test_waiters_fire_once_except_those_cancelled() -> None:
     assert len(waiters) == 0
 
 
+def test_waiter_cancelled_by_the_callback_of_another_one_does_not_keep_the_others_waiting() -> None:
+    waiters, fired = Waiters(), list[str]()
+    first, second, third = waiters.wait(), waiters.wait(), waiters.wait()
+    second.addErrback(lambda _: fired.append("cancelled"))
+    first.addCallback(lambda _: second.cancel())
+    third.addCallback(lambda _: fired.append("third"))
+    waiters.fire()
+    assert fired == ["cancelled", "third"]
+
+
 def test_timer_is_cancelled_only_while_it_is_due() -> None:
     clock = Clock()
     ran, due = clock.callLater(0, int), clock.callLater(1, int)
