@@ -169,8 +169,8 @@ class Cycle:
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
         self._session = session
         self._connection: PgConnection | None = None
-        self._idle_background: list[PgConnection] = []  # the idle ones
-        self._sessions: list[PgConnection] = []
+        self._idle_background: list[PgConnection] = []
+        self._sessions: list[PgConnection] = []  # all of them, for `give_up`
         self._watched = WatchedRuns()
         self._dropped: list[Run] = []
 
@@ -195,7 +195,12 @@ class Cycle:
         return in_thread(self._reactor, "pg-watch", self._run, WatchedRuns(), tasks, None)
 
     def read_in_background(self, background: BackgroundRead) -> Deferred[Outcome | None]:
-        """Read queries in the background, and end their transaction; None if a rewritten table may have looked empty."""
+        """
+        Read queries in the background, and end their transaction.
+
+        Returns:
+            The outcome; None if a table was rewritten meanwhile, and may have looked empty.
+        """
         return in_thread(self._reactor, "pg-watch", self._read_in_background, background)
 
     def give_up(self) -> None:

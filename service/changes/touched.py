@@ -369,7 +369,7 @@ def may_read_all_txn(connection: PgConnection, oids: Collection[int]) -> bool:
 
 def key_arrays(keys: Collection[Key]) -> tuple[list[str], frozenset[int]]:
     """
-    Return the array parameters of a statement `with_keys`, and the places of columns that are null in any key.
+    Return the array parameters of a statement `with_keys`, and the places of columns with a null in any key.
 
     Args:
         keys: The keys, at least one.
@@ -392,7 +392,7 @@ def _group_lookup(
     places = tuple(map(rows.key.index, column.starts))
     found: list[JoinLookup] = []
     for at, join in enumerate(column.joins):
-        there = join.outer
+        relation = join.outer
         names = tuple(name for name, _, _ in join.pairs)
         following: tuple[str, ...] = (column.column.name,)
         if at + 1 < len(column.joins):
@@ -400,9 +400,9 @@ def _group_lookup(
         columns = (*names, *following)
         statement = outer_rows(catalog, join, columns)
         assert statement is not None, "types that are matched have arrays"
-        table = logged.get((there.schema, there.name))
+        table = logged.get((relation.schema, relation.name))
         number = None if table is None else table.id
-        found.append(JoinLookup(number, columns, len(names), there.row_security, statement))
+        found.append(JoinLookup(number, columns, len(names), relation.row_security, statement))
     return GroupLookup(places, tuple(found))
 
 

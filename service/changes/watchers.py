@@ -8,6 +8,7 @@ changes cost nothing for the watches that they do not concern.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import (
     Collection,
     Hashable,
@@ -41,9 +42,11 @@ from service.request.arguments import Caller
 
 if TYPE_CHECKING:
     from service.changes.watching_session import WatchingSession
-from collections import deque
 
 NOTHING = Difference((), (), ())
+
+ALIVE, TICKS = 15.0, 15
+"""Seconds without a message after which a watch is sent `alive`, and the number of slots of `AliveTimers`."""
 
 KeptState = tuple[State, dict[Hashable, Any]]
 """A state to which a watch shall be brought, and the rows that differ from those its caller has."""
@@ -55,12 +58,12 @@ class Query:
 
     A query is new until `Watches._begin` has read its rows, in another session than that of the cycles. From
     then on each cycle applies the changes in the log to it, and reads all of its rows if it is `stale` or a
-    watch wants all rows. A slow query (`Run.heavy`) is read in the background: `tasks_of` postpones it until it and its
-    entire group have rested; `begin_background` takes it out of the cycles; `end_background` puts it back, postponed
-    again if it was not read. After a read in another session, `read_at` records the position of the read;
-    the next cycle continues from there, and `join` ends that. A query that was refused is parked until the
-    catalog has been checked. While a query is postponed, read in the background or not joined, the watches of its
-    sessions wait.
+    watch wants all rows. A slow query (`Run.heavy`) is read in the background: `tasks_of` postpones it until
+    it and its entire group have rested; `begin_background` takes it out of the cycles; `end_background` puts
+    it back, postponed again if it was not read. After a read in another session, `read_at` records the
+    position of the read; the next cycle continues from there, and `join` ends that. A query that was refused
+    is parked until the catalog has been checked. While a query is postponed, read in the background or not
+    joined, the watches of its sessions wait.
 
     Args:
         run: How the query is run.
@@ -391,9 +394,9 @@ def tasks_of(wanted: Mapping[Query, set[Watch]], background: bool) -> list[Query
     """
     Return the tasks of a cycle for the queries that need more than the changes in the log.
 
-    Slow queries are read in the background, after a rest, one group per connection, the groups in turn. A group is read
-    in one snapshot, because a session reaches a position only with all of its watches. Other slow queries
-    are postponed, and the sessions that watch them wait.
+    Slow queries are read in the background, after a rest, one group per connection, the groups in turn. A
+    group is read in one snapshot, because a session reaches a position only with all of its watches. Other
+    slow queries are postponed, and the sessions that watch them wait.
 
     Args:
         wanted: The queries, each with the watches that take all of its rows now.
@@ -449,10 +452,6 @@ def rest_times(queries: Iterable[Query]) -> list[float]:
     """Return, for each query that rests, the seconds until it may be read again."""
     now = time.monotonic()
     return [each.run.until - now for each in queries if each.run.until > now]
-
-
-ALIVE, TICKS = 15.0, 15
-"""Seconds without a message after which a watch is sent `alive`, and the number of slots of the wheel."""
 
 
 class AliveTimers:

@@ -3,8 +3,8 @@ The watches of one session, which move from position to position together.
 
 The next step is made when the caller has taken the one before, from the states at that time: so a slow caller
 gets fewer and larger deltas. Up to a limit, rows wait in memory for the caller; above it, the watches start
-over with all rows. While a query of the session is read in the background, the deltas of its other watches up to that
-position are kept until its rows have been read.
+over with all rows. While a query of the session is read in the background, the deltas of its other watches up
+to that position are kept until its rows have been read.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class WatchingSession:
 
     def keep(self, place: SnapshotPosition) -> None:
         """
-        Keep the deltas up to a position until the queries that are read in the background have their rows of it.
+        Keep the deltas up to a position until the queries read in the background have their rows of it.
 
         The cycles continue meanwhile. If a watch waits for anything else, nothing is kept, and all watches
         move to a later position together.

@@ -5,8 +5,9 @@ A number that neither a 64-bit integer nor a double holds exactly is decoded as 
 and encoded as that number. An object that itself has this form is decoded as `{"$value": …}`, and so is
 one of that form: every decoded document can be encoded, and is the same document then.
 
-A document that is deeper than `MAX_DEPTH`, as stored or as decoded, is decoded as its text, a string. NUL and lone surrogates, which the
-type json accepts as escapes although PostgreSQL's text cannot hold them, are decoded as U+FFFD.
+A document that is deeper than `MAX_DEPTH`, as stored or as decoded, is decoded as its text, a string. NUL and
+lone surrogates, which the type json accepts as escapes although PostgreSQL's text cannot hold them, are
+decoded as U+FFFD.
 """
 
 from __future__ import annotations

@@ -244,17 +244,17 @@ def _group_column(catalog: Catalog, relation: Relation, output: Output) -> Group
         return GroupColumn(value.column, (value.column.name,))
     joins, outer = [], relation
     for link in value.links:
-        there = link.relation
-        if link.function or link.junction or link.where or there.kind != "table":
+        target = link.relation
+        if link.function or link.junction or link.where or target.kind != "table":
             return None
         pairs = tuple((inner, name, equal) for name, inner, equal in link.pairs)
-        if there.has_children or not all(
-            _is_matched(catalog, outer.columns[name], there.columns[inner])
+        if target.has_children or not all(
+            _is_matched(catalog, outer.columns[name], target.columns[inner])
             for inner, name, _ in pairs
         ):
             return None
-        joins.append(OutwardJoin(outer, "", there, link.source, pairs, True))
-        outer = there
+        joins.append(OutwardJoin(outer, "", target, link.source, pairs, True))
+        outer = target
     starts = tuple(name for _, name, _ in joins[0].pairs)
     return GroupColumn(value.column, starts, tuple(joins))
 

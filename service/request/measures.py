@@ -77,10 +77,8 @@ def _measure(name: str, measure: Any, values: Values, filters: FilterParser, pat
         )
     function = _function(measure, path)
     item = _operand(function, measure[function], values, f"{path}.{function}")
-    cast, distinct = (
-        measure.get("cast"),
-        flag_of(measure.get("distinct"), "distinct", f"{path}.distinct"),
-    )
+    distinct = flag_of(measure.get("distinct"), "distinct", f"{path}.distinct")
+    cast = measure.get("cast")
     if distinct and item is None:
         raise InvalidArgument("rows are not distinct, columns are", path=f"{path}.distinct")
     if cast is not None and not isinstance(cast, str):

@@ -111,7 +111,7 @@ class Departures(SessionObserver):
 
 class Heartbeat(SessionObserver):
     """
-    Calls a procedure of `router/component`, which drops a service that does so no more.
+    Calls a procedure of `router/component`, which drops a service that has stopped calling it.
 
     The socket of a stopped process stays open, so the router would keep giving it calls, which would hang.
 
