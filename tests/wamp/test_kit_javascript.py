@@ -288,10 +288,11 @@ async def test_live_query_that_is_refused_says_why(service: Serving, wired: Wire
 
 @pytest_twisted.ensureDeferred
 async def test_connection_that_stalls_before_it_opens_is_given_up(
-    service: Serving, router: Router
+    dsn: str, service: Serving, router: Router
 ) -> None:
     """Autobahn alone would wait for the router for ever."""
     modules()
+    execute(dsn, kit_client.RESET)
     wired = Wired(router, silence=2.0)
     node = wired.program
     wired.proxy.stall()
