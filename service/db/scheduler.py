@@ -375,7 +375,7 @@ class Scheduler:
         self.assign()
 
     def _finish_group(self, group: JobGroup) -> None:
-        """Finish each job of a group; if a shared run failed, run each job again alone."""
+        """Finish each job of a group; if a shared run of unequal reads failed, run each again alone."""
         limit = group.limit
         if limit.group is group:
             limit.group = None
@@ -383,7 +383,9 @@ class Scheduler:
             if limit.equal and read is not None:  # keys contain values, and few of them come again
                 self._limits.pop(read.key, None)
         error, reason, running = group.error, group.reason, group.running
-        apart = len(running) > 1 and error is not None and reason is None and not _is_lost(error)
+        # Each of equal reads would fail alone, too, and after a timeout of the server as late again.
+        apart = len(running) > 1 and not limit.equal and reason is None
+        apart = apart and error is not None and not _is_lost(error)
         found = dict(zip(running, group.result or (), strict=False))
         # Jobs and group refer to each other: without this, they would stay until the next collection.
         members, group.members, group.running, group.result = group.members, [], [], None

@@ -22,6 +22,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, gatherResults
 
 from service.api.roles import Roles
+from service.db.connection import PgCursor
 from service.db.scheduler import Scheduler
 from service.db.slow import Origin
 from service.db.worker import (
@@ -245,6 +246,26 @@ async def test_equal_aggregates_and_counts_share_a_run(
         assert outcomes == alone
         assert sorted(found) == served
     assert not any(limit.equal for limit in db.pool.scheduler._limits.values())
+
+
+@pytest.mark.serving(most=1, roles=ROLES)
+@pytest_twisted.ensureDeferred
+async def test_equal_reads_fail_together(db: DirectCaller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The statement that failed for all of them is not run again for each."""
+    clerk = Caller(1, "ann", "clerk", "realm1")
+    alone = await outcome(db.call_as(clerk, "divided.count"))
+    sent: list[bool] = []
+    run = PgCursor.execute
+
+    def noted(cursor: PgCursor, query: Any, *args: Any, **how: Any) -> None:
+        sent.append("divided" in str(query))
+        run(cursor, query, *args, **how)
+
+    monkeypatch.setattr(PgCursor, "execute", noted)
+    outcomes, found = await together(db, [("divided.count", {})] * 3, callers=[clerk])
+    assert alone[0] == InvalidArgument.uri
+    assert (outcomes, found) == ([alone] * 3, [3])
+    assert sum(sent) == 1
 
 
 UNSHARED: list[list[Asked]] = [
