@@ -9,6 +9,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from twisted.internet import reactor
+
+from service.db.thread import in_thread
 from tests.conftest import missing
 
 NODE = Path(__file__).parent / "wamp" / "node"
@@ -34,3 +37,9 @@ def modules() -> Path:
         if not done.exists() or done.stat().st_mtime < locked.stat().st_mtime:
             subprocess.run(INSTALL, cwd=NODE, check=True, capture_output=True, timeout=100)
     return folder
+
+
+async def install() -> None:
+    """Install the npm packages in a thread: the router drops callers whose reactor is blocked."""
+    program()
+    await in_thread(reactor, "npm", modules)

@@ -11,7 +11,7 @@ from twisted.internet.utils import getProcessOutputAndValue
 
 from service.app import Serving
 from tests.conftest import Router
-from tests.node import NODE, modules
+from tests.node import NODE, install
 from tests.node import program as node_program
 from tests.wamp import scenario
 from tests.wamp.callers import KINDS
@@ -39,10 +39,10 @@ async def test_scenario_from_autobahn_python_is_answered_as_written(
     assert wrong == [], "\n".join(wrong)
 
 
-@pytest.fixture(scope="session")
-def node() -> str:
+@pytest_twisted.async_fixture(scope="module")
+async def node() -> str:
     """Find Node, and install the packages of its client; return the executable."""
-    modules()
+    await install()
     return node_program()
 
 

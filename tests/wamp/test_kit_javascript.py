@@ -27,7 +27,7 @@ from tests.conftest import Router, execute
 from tests.deferreds import pause, until
 from tests.faults.proxy import Proxy
 from tests.kits import FORMS, JAVASCRIPT, kit, steps, steps_of_other_keys
-from tests.node import NODE, modules, program
+from tests.node import NODE, install, program
 from tests.wamp import kit_client
 
 SCHEMA = kit_client.SCHEMA
@@ -145,7 +145,7 @@ class Wired:
 
 @pytest_twisted.async_yield_fixture
 async def wired(request: pytest.FixtureRequest, router: Router, dsn: str) -> AsyncIterator[Wired]:
-    modules()
+    await install()
     execute(dsn, kit_client.RESET)
     wired = Wired(router, getattr(request, "param", "json"))
     yield wired
@@ -291,7 +291,7 @@ async def test_connection_that_stalls_before_it_opens_is_given_up(
     dsn: str, service: Serving, router: Router
 ) -> None:
     """Autobahn alone would wait for the router for ever."""
-    modules()
+    await install()
     execute(dsn, kit_client.RESET)
     wired = Wired(router, silence=2.0)
     node = wired.program

@@ -11,7 +11,7 @@ from twisted.internet import reactor
 
 from tests.conftest import Router, execute
 from tests.deferreds import pause, until
-from tests.node import modules
+from tests.node import install
 from tests.wamp import kit_client
 from tests.wamp.callers import join
 from tests.wamp.kit_client import Client, same
@@ -132,7 +132,7 @@ async def test_copies_in_javascript_are_right_whatever_has_happened(
     dsn: str, router: Router
 ) -> None:
     """The last state that Node prints equals the rows at the end."""
-    modules()
+    await install()
     execute(dsn, kit_client.RESET)
     wired, random = Wired(router), Random(11)
     node = wired.program
