@@ -319,7 +319,7 @@ class Watches(Service):
                     self._warn("a cycle", error)
                     failures += 1
                     self._stale()
-                if failures:
+                if failures and self.running:
                     await self._pause.wait(min(PAUSES[1], PAUSES[0] * 2**failures))
                 elif not self._woken:
                     await self._pause.wait(min(self._poll, self._due))

@@ -305,8 +305,9 @@ async def test_last_watch_that_ends_while_its_caller_is_behind_logs_no_failure(
 async def test_watches_stop_though_the_server_is_silent_in_a_cycle(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the limit of the stop, the cycle would wait for as long as a statement may take."""
+    """The stop waits neither for as long as a statement may take, nor for another attempt at the cycle."""
     monkeypatch.setattr(watch_module, "STOP_TIMEOUT", 0.1)
+    monkeypatch.setattr(watch_module, "PAUSES", (60.0, 60.0))
     execute(dsn, BEFORE_EACH)
     with Relay(dsn) as relay:
         async with living(relay.dsn) as live:
