@@ -238,7 +238,7 @@ class Callee(SessionObserver):
         self._pace = Pace(reactor, f"{prefix}.router.backlog", patience)
         self._accounts = Accounts(reactor, bounds, self._held, freed)
         self._session: SafeSession | None = None
-        self._running: set[CooperativeDeferred] = set()
+        self._running: dict[CooperativeDeferred, str] = {}  # with their URIs
         self._idle: Deferred[None] | None = None
         self._registration: Any = None
 
@@ -436,7 +436,7 @@ class Callee(SessionObserver):
             return running
         outcome = CooperativeDeferred()
         outcome.request = partial(self._cancel_again, running)
-        self._running.add(outcome)
+        self._running[outcome] = details.procedure or ""
         running.addBoth(self._finished, outcome)
         return outcome
 
@@ -455,7 +455,7 @@ class Callee(SessionObserver):
         if isinstance(result, _ActiveCall):
             result.keep_open(answer)
             return
-        self._running.discard(answer)
+        self._running.pop(answer, None)
         if not answer.called:  # `leaving` may have answered it already
             answer.errback(result) if isinstance(result, Failure) else answer.callback(result)
 
@@ -535,11 +535,13 @@ class Callee(SessionObserver):
         if self._cutting and isinstance(error, CancelledError | Canceled):
             # Cancelled by the stop, not by the caller: nothing is kept, and another service may run it.
             error = Unavailable("the service is stopping")
-        # The URI of a transaction is its holder's secret, and must not be logged.
-        held = call.uri.startswith(f"{self._head}tx.")
-        refused = application_error(error, f"{self._head}tx" if held else call.uri)
+        refused = application_error(error, self._loggable(call.uri))
         call.failed = refused.error
         return refused
+
+    def _loggable(self, uri: str) -> str:
+        # The URI of a transaction is its holder's secret, and must not be logged.
+        return f"{self._head}tx" if uri.startswith(f"{self._head}tx.") else uri
 
     def _leave(self, call: _ActiveCall, error: Exception | None) -> None:
         """Count a call that has ended."""
@@ -572,6 +574,8 @@ class Callee(SessionObserver):
         return 0 if session is None else await self._pace.held(session, caller)
 
     def _cut(self) -> None:
+        uris = sorted(set(map(self._loggable, self._running.values())))
+        log.info("cancelling calls that outlast the drain: {uris}", uris=", ".join(uris[:5]))
         self._cutting = True
         self._cancel()
 

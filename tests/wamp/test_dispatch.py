@@ -17,7 +17,7 @@ from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import Clock
-from twisted.logger import formatEvent
+from twisted.logger import capturedLogs, formatEvent
 
 from service.errors import Conflict, InternalError, OutcomeUnknown, Unavailable
 from service.wamp import callee as dispatch
@@ -142,13 +142,16 @@ async def test_stop_during_calls_answers_them_first(start_edge: StartEdge, call_
 
 @pytest_twisted.ensureDeferred
 async def test_stop_during_a_long_call_cancels_it(start_edge: StartEdge, call_from: Join) -> None:
-    """A call that outlasts the drain is cancelled, and its caller receives an error."""
+    """It outlasts the drain, the log names it, and its caller receives an error."""
     edge = await start_edge(drain=0.05)
     caller = await call_from()
     begun = edge.dispatcher.begun()
     call = caller.call("rowcast.wait")
     await begun
-    await edge.client.stopService()
+    with capturedLogs() as events:
+        await edge.client.stopService()
+    said = "cancelling calls that outlast the drain: rowcast.wait"
+    assert said in map(formatEvent, events)
     with pytest.raises(ApplicationError) as caught:
         await call
     assert caught.value.error == Unavailable.uri
