@@ -72,6 +72,7 @@ def arguments(words: Sequence[str], verb: str) -> tuple[list[Any], dict[str, Any
         BadArgument: A word is neither JSON nor YAML.
     """
     args: list[Any] = []
+    positional: list[str] = []
     kwargs: dict[str, Any] = {}
     for word in words:
         if word.startswith("--"):
@@ -88,10 +89,11 @@ def arguments(words: Sequence[str], verb: str) -> tuple[list[Any], dict[str, Any
                 kwargs |= value
             else:
                 args.append(value)
+                positional.append(word)
     if args and verb in KEYWORDS_ONLY:
         raise BadArgument(
             f'"{verb}" takes its arguments by name: limit=2, or "limit: 2" with a blank after the'
-            f" colon; got {words[0]}"
+            f" colon; got {positional[0]}"
         )
     return args, kwargs
 

@@ -86,7 +86,9 @@ def records(text: str) -> Iterator[Record]:
     while place < len(text):
         found = _FIELD.match(text, place)
         if found is None:
-            raise InvalidArgument("not CSV: a quote stands where none may", path="csv")
+            raise InvalidArgument(
+                "not CSV: a quote is not closed, or stands beside other characters", path="csv"
+            )
         quoted, plain, end = found.groups()
         record.append(quoted.replace('""', '"') if quoted is not None else plain or None)
         place = found.end()

@@ -516,7 +516,9 @@ def _header(relation: Relation, record: Record) -> tuple[str, ...]:
 
 def _row(snapshot: Snapshot, relation: Relation, names: Sequence[str], record: Record) -> Fields:
     if len(record) != len(names):
-        raise InvalidArgument(f"a record of the CSV has {len(names)} fields", path="csv")
+        raise InvalidArgument(
+            f"a record of the CSV must have {len(names)} fields, not {len(record)}", path="csv"
+        )
     row: dict[str, Any] = dict(zip(names, record, strict=True))
     texts = {}
     for name, text in row.items():

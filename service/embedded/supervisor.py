@@ -361,4 +361,7 @@ class Postgres(Supervised):
 def already_runs(holder: str) -> str:
     """Return the message that another service holds the embedded database."""
     pid = holder.partition("(pid ")[2].rstrip(")")
-    return f"Rowcast runs here already, as pid {pid} → Ctrl-C where it runs, or kill {pid}"
+    return (
+        f"Rowcast runs here already, as pid {pid} → Ctrl-C where it runs, or kill {pid};"
+        " beside it, with a ROWCAST_STATE of its own"
+    )

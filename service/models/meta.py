@@ -308,7 +308,7 @@ class Meta:
         if len(parts) != len(self.key):
             raise InvalidArgument(
                 f'the key of "{relation.name}" is {", ".join(self.key)}:'
-                f" {len(self.key)} values, got {len(parts)}",
+                f" {len(self.key)} value{'s' * (len(self.key) != 1)}, got {len(parts)}",
                 path="key",
                 columns=list(self.key),
             )

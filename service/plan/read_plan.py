@@ -297,7 +297,7 @@ def key_columns(catalog: Catalog, relation: Relation, key: KeyMatch, path: str) 
     if len(columns) != len(key.operands):
         raise InvalidArgument(
             f'the key of "{relation.name}" is {", ".join(columns) or "none"}:'
-            f" {len(columns)} values, got {len(key.operands)}",
+            f" {len(columns)} value{'s' * (len(columns) != 1)}, got {len(key.operands)}",
             path=path,
             columns=list(columns),
         )

@@ -82,10 +82,10 @@ async def test_complete_of_an_action_answers_its_row(dsn: str) -> None:
         ([1], {"call": 1}, 'no argument "call"', "call"),
         ([1], {"key": 1}, '"key" is given twice', "key"),
         (["one"], {}, "expected an integer, got a string that is not one", "key"),
-        ([[1, 2]], {}, 'the key of "actions" is id: 1 values, got 2', "key"),
+        ([[1, 2]], {}, 'the key of "actions" is id: 1 value, got 2', "key"),
         ([["one"]], {}, "expected an integer, got a string that is not one", "key.0"),
         ([{"no": 1}], {}, 'no column "no" in relation "actions"', "key.no"),
-        ([{"action": "go"}], {}, 'the key of "actions" is id: 1 values, got 0', "key"),
+        ([{"action": "go"}], {}, 'the key of "actions" is id: 1 value, got 0', "key"),
     ],
 )
 @pytest_twisted.ensureDeferred

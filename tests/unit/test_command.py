@@ -67,6 +67,11 @@ def test_arguments_that_cannot_be_read_are_refused(word: str, said: str) -> None
     assert str(refused.value).startswith(said)
 
 
+def test_positional_argument_beside_keywords_is_named() -> None:
+    with pytest.raises(BadArgument, match=r"got extra$"):
+        arguments(["{limit: 1}", "extra"], "find")
+
+
 def test_full_uri_takes_names_with_and_without_prefix() -> None:
     """The router's own procedures too."""
     assert full_uri("rowcast", "actions.find") == "rowcast.actions.find"
