@@ -333,6 +333,7 @@ NEAR: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.timeout(600)
 @settings(
     max_examples=30,
     deadline=None,
