@@ -10,6 +10,7 @@ import base64
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from io import StringIO
@@ -48,6 +49,22 @@ class Loader(yaml.SafeLoader):
     # Without the base class's resolvers of YAML 1.1, where `no` is false, 1:30 is 90, and 2026-01-01 a date.
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - as the base class has it
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """
+        Build a dict.
+
+        Raises:
+            BadArgument: A key is given twice, of which the base class would keep the last value, or is
+                `limit:2`, which YAML parses as a key without a value.
+        """
+        found = super().construct_mapping(node, deep)
+        for key, times in Counter(self.construct_object(key) for key, _ in node.value).items():
+            if times > 1:
+                raise _given_twice(key)
+            if found[key] in (None, "") and isinstance(key, str) and re.match(r"\w+:", key):
+                raise BadArgument(f'a blank is missing after the colon in "{key}"')
+        return found
+
 
 for tag, pattern, first in (
     ("null", r"null|~", "n~"),
@@ -69,7 +86,7 @@ def arguments(words: Sequence[str], verb: str) -> tuple[list[Any], dict[str, Any
         verb: The verb of the procedure.
 
     Raises:
-        BadArgument: A word is neither JSON nor YAML.
+        BadArgument: A word is neither JSON nor YAML, or an argument is given twice.
     """
     args: list[Any] = []
     positional: list[str] = []
@@ -80,13 +97,13 @@ def arguments(words: Sequence[str], verb: str) -> tuple[list[Any], dict[str, Any
             raise BadArgument(f"no option {word}; an argument of the call is {name}=VALUE")
         named = re.match(r"([A-Za-z_]\w*)=(?!=)(.*)", word, re.DOTALL)
         if named:
-            kwargs[named[1]] = _value(named[2]) if named[2] else ""
+            _add(kwargs, {named[1]: _value(named[2]) if named[2] else ""})
         elif re.match(r'[A-Za-z_]\w*\s*:(\s|[{\["]|$)', word):
-            kwargs |= _value("{" + word + "}")
+            _add(kwargs, _value("{" + word + "}"))
         else:
             value = _value(word)
             if isinstance(value, dict) and not args and verb in KEYWORDS_ONLY:
-                kwargs |= value
+                _add(kwargs, value)
             else:
                 args.append(value)
                 positional.append(word)
@@ -98,27 +115,27 @@ def arguments(words: Sequence[str], verb: str) -> tuple[list[Any], dict[str, Any
     return args, kwargs
 
 
+def _add(kwargs: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Add keyword arguments; refuse a name that is no string, or is given already."""
+    for name, value in more.items():
+        if not isinstance(name, str):
+            raise BadArgument(f'"{name}" is not the name of an argument')
+        if name in kwargs:
+            raise _given_twice(name)
+        kwargs[name] = value
+
+
+def _given_twice(name: object) -> BadArgument:
+    return BadArgument(f'"{name}" is given twice')
+
+
 def _value(text: str) -> Any:
     try:
-        value = yaml.load(text, Loader)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         at = f" at character {where.index + 1}" if where else ""
         raise BadArgument(f"cannot read{at}: {text}") from error
-    _refuse_glued(value)
-    return value
-
-
-def _refuse_glued(value: Any) -> None:
-    """Refuse `{limit:2}`, which YAML parses as the key "limit:2" without a value."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if item in (None, "") and isinstance(key, str) and re.match(r"\w+:", key):
-                raise BadArgument(f'a blank is missing after the colon in "{key}"')
-            _refuse_glued(item)
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_glued(item)
 
 
 class Printer:
@@ -205,7 +222,7 @@ def run_call(
     verb = uri.rpartition(".")[2]
     args, kwargs = arguments(words, verb)
     if timeout is not None:
-        kwargs["timeout"] = timeout
+        _add(kwargs, {"timeout": timeout})
     part = printer.part if progress or verb in IN_PARTS else None
     answer, status = _wait(reactor, call_once, target, uri, args, kwargs, part)
     if status == ANSWERED:

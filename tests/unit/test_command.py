@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.command import BadArgument, Printer, arguments, call_target, full_uri, login
+from service.command import BadArgument, Printer, arguments, call_target, full_uri, login, run_call
 from service.wamp.auth import Anonymous, Cryptosign, Ticket
 
 
@@ -56,6 +56,7 @@ def test_arguments_of_verb_without_positional_ones_take_json(verb: str) -> None:
         ("limit:2", '"find" takes its arguments by name: limit=2'),
         ("--limit", "no option --limit; an argument of the call is limit=VALUE"),
         ("where.status=true", '"find" takes its arguments by name: limit=2'),
+        ("{1: 2}", '"1" is not the name of an argument'),
         ("{a: [1, 2}", "cannot read at character 10: {a: [1, 2}"),
         ("{a: !!python/object:os.system x}", "cannot read at character"),
     ],
@@ -65,6 +66,34 @@ def test_arguments_that_cannot_be_read_are_refused(word: str, said: str) -> None
     with pytest.raises(BadArgument) as refused:
         arguments([word], "find")
     assert str(refused.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("limit: 2, limit: 3",),
+        ('{"limit": 2, "limit": 3}',),
+        ("limit: 2", "limit: 3"),
+        ("limit=2", "limit=3"),
+        ("limit: 2", "limit=3"),
+        ("{limit: 2}", "{limit: 3}"),
+        ("{limit: 2}", "limit=3"),
+        ('where: {limit: 2, "limit": 3}',),
+        ("where={and: [{limit: 2, limit: 2}]}",),
+    ],
+)
+def test_argument_given_twice_is_refused(words: tuple[str, ...]) -> None:
+    """Check that no value is dropped, also of a key within an argument."""
+    with pytest.raises(BadArgument) as refused:
+        arguments(words, "find")
+    assert str(refused.value) == '"limit" is given twice'
+
+
+def test_timeout_as_option_and_as_argument_is_refused() -> None:
+    """Check that the option does not replace the argument; the reactor does not run before."""
+    target = call_target("ws://127.0.0.1:1/ws", "realm1", Anonymous())
+    with pytest.raises(BadArgument, match='"timeout" is given twice'):
+        run_call(None, target, "rowcast.actions.find", ["timeout=1"], Printer(False), timeout=2)
 
 
 def test_positional_argument_beside_keywords_is_named() -> None:
