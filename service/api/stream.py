@@ -116,8 +116,8 @@ async def stream(call: Call) -> Any:
     Raises:
         InvalidArgument: The caller does not take progressive results.
     """
-    send = call.parts()
     rows = flow(call, call.kwargs)
+    send = call.parts()  # after the arguments are parsed, so that a wrong one is refused first
     form = wanted(rows.parsed.request).form
     reader = rows.reader(form)
     async with rows.transaction():
@@ -153,9 +153,8 @@ async def export(call: Call) -> Any:
     Raises:
         InvalidArgument: The caller does not take progressive results.
     """
-    send = call.parts()
     format, rest = parse_format(call.kwargs)
-    rows = flow(call, rest, format)
+    rows, send = flow(call, rest, format), call.parts()
     return await (_csv(rows, send) if format == "csv" else _lines(rows, send))
 
 

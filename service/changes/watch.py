@@ -201,12 +201,12 @@ class Watches(Service):
             Unavailable: The session has the maximum number of watches, or the service is stopping.
             DatabaseRefused: The query reads a table whose changes are not logged.
         """
-        call.parts()  # raises if the caller does not accept progressive results
-        assert call.progress is not None
         options, _ = parse_options(call.kwargs)
         since = None if options.since is None else parse_position(options.since)
         self._check_room(call)
         run = await self._run_of(call)
+        call.parts()  # raises if the caller does not accept progressive results
+        assert call.progress is not None
         # Again: while the query was planned, the session may have started more, or the service stopped.
         self._check_room(call)
         session = self._session(call)

@@ -23,7 +23,7 @@ from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.dispatchers import ANYONE
 from tests.db.watched import Live, Watcher, living, watch_of
-from tests.deferreds import until
+from tests.deferreds import failure_of, until
 
 SCHEMA = f"""
 {changes.install()}
@@ -166,6 +166,23 @@ async def test_watch_of_what_is_not_logged_is_refused(live: Live) -> None:
     with pytest.raises(DatabaseRefused, match="untold") as caught:
         await live.watch("people", tables=["untold"]).first()
     assert caught.value.details == {"path": "tables.0", **refusal}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "path"),
+    [({"since": 1}, "since"), ({"limits": 1}, "limits"), ({"where": {"nme": 1}}, "where.nme")],
+)
+@pytest_twisted.ensureDeferred
+async def test_watch_without_progressive_results_is_refused_for_its_arguments_first(
+    live: Live, kwargs: dict[str, Any], path: str
+) -> None:
+    """Check that a caller learns about a wrong argument before it asks for progressive results."""
+    refused = await failure_of(live.served.call("people.watch", **kwargs))
+    assert isinstance(refused, InvalidArgument)
+    assert refused.details["path"] == path
+    refused = await failure_of(live.served.call("people.watch"))
+    assert isinstance(refused, InvalidArgument)
+    assert "receive_progress" in refused.details["hint"]
 
 
 @pytest_twisted.ensureDeferred
