@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IDelayedCall
 
 from service.api.call import CallState, not_in_transaction
 from service.api.idempotency import no_key
-from service.api.leases import Lease, Leases, Reason
+from service.api.leases import Lease, Leases, Reason, process_of
 from service.catalog import Catalog
 from service.db.connection import PgConnection
 from service.db.database import Database
@@ -167,7 +167,7 @@ MAX_NAME = 63
 ENDED: Mapping[Reason, str] = {
     "idle_timeout": "the transaction lay idle for too long and was rolled back",
     "session_left": "the session that had the transaction has left; it was rolled back",
-    "stopped": "the service that had the transaction has stopped: unless committed, it is rolled back",
+    "stopped": "no running service has this transaction: unless committed, it is rolled back",
     "failed": "the transaction has failed",
     "timeout": "the transaction took longer than it may and was rolled back",
     "committed": "the transaction has been committed",
@@ -371,9 +371,10 @@ class Interactive:
         """
         process, _, rest = name.removeprefix(TX).partition(".")
         secret, _, command = rest.partition(".")
-        if process != self.open.process:  # calls are routed to the process, so that one has stopped
-            raise ended("stopped")
         id = f"{process}.{secret}"
+        if process != self.open.process:
+            # Calls are routed to the process. So the one that has given this id, if one has, is stopped.
+            raise ended("stopped" if process_of(id) else None)
         lease = self.open.find(id, caller.session)
         if lease is None:
             raise ended(self.open.reason(id))

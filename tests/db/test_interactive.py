@@ -643,6 +643,28 @@ async def test_session_that_leaves_has_its_statement_stopped(dsn: str, begin: Be
 
 
 @pytest_twisted.ensureDeferred
+async def test_transaction_that_never_existed_has_no_reason_to_have_ended(begin: Begin) -> None:
+    """Check that it is not called stopped, unless another service may have had a transaction of its id."""
+    tx = await begin()
+    process, _, secret = tx.name.removeprefix("tx.").partition(".")
+    other = "0" * 16
+    for id, reason in (
+        (f"{process}.{'x' * 24}", None),
+        (process, None),
+        (f"{process}.x", None),
+        ("x", None),
+        ("", None),
+        (f"x.{secret}", None),
+        (f"{other}.x", None),
+        (other, None),
+        (f"{other}.{secret}", "stopped"),
+    ):
+        tx.name = f"tx.{id}"
+        assert await conflict(tx.ask("commit")) == (reason, None), id
+        assert await conflict(tx.call("items.count")) == (reason, None), id
+
+
+@pytest_twisted.ensureDeferred
 async def test_stop_ends_idle_transactions_and_waits_for_running_ones(
     dsn: str, begin: Begin
 ) -> None:
