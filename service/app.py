@@ -41,8 +41,7 @@ from service.changes.watch import Watches
 from service.changes.why import Check, WhyProcedure, service_checks
 from service.db.database import Database
 from service.db.listener import Listener
-from service.db.pool import PgPool
-from service.db.scheduler import READY
+from service.db.pool import READY, PgPool
 from service.db.session_settings import SessionSettings
 from service.db.worker import PoolLimits
 from service.describe.relations import verbs_of

@@ -16,7 +16,7 @@ from twisted.logger import (
 )
 from zope.interface import implementer
 
-from service.db.slow import ORIGIN, Origin
+from service.db.worker import ORIGIN, Origin
 
 
 @implementer(ILogObserver)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from twisted.internet import reactor
 
-from service.db.thread import in_thread
+from service.waiting import in_thread
 from tests.conftest import missing
 
 NODE = Path(__file__).parent / "wamp" / "node"

@@ -33,7 +33,6 @@ from service.api.verbs import VERBS
 from service.app import Serving
 from service.db import json as json_codec
 from service.db import literals
-from service.db.thread import in_thread
 from service.describe.document import errors_by_procedure
 from service.embedded.crossbar import FILE
 from service.request import (
@@ -47,6 +46,7 @@ from service.request import (
 )
 from service.request.names import RESERVED
 from service.settings import Settings, variable
+from service.waiting import in_thread
 from tests.conftest import ROOT, Router, execute
 from tests.db.test_stubs import compiler
 from tests.deferreds import until

@@ -41,9 +41,9 @@ from service.catalog import Relation
 from service.db.codec import Codec
 from service.db.database import Database
 from service.db.keys import KeyedCall
-from service.db.slow import ORIGIN, Origin
 from service.db.sqlstate import STALE, look_through_rows, nothing_changed, refusal
 from service.db.transaction import Actor
+from service.db.worker import ORIGIN, Origin
 from service.describe.verb import Verb
 from service.errors import (
     DatabaseRefused,

@@ -20,7 +20,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from service.api.call import Call, Step, as_is
-from service.db.database import Database
+from service.db.database import Database, Transaction
 from service.db.keys import (
     KeyedCall,
     MaybeStored,
@@ -33,7 +33,6 @@ from service.db.keys import (
     lookup_txn,
     prune_txn,
 )
-from service.db.levels import Transaction
 from service.db.session_settings import OWN_IDENTITY
 from service.db.sqlstate import refusal
 from service.db.writes import NoRowWritten, fitting_txn

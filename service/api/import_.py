@@ -26,7 +26,6 @@ from service.db.blame import GivenRow, imported_rows, note_rows
 from service.db.copy import CopySource, CsvText, Literal, RowText, Text, import_txn
 from service.db.database import Database
 from service.db.statements import compute_txn
-from service.db.thread import in_thread
 from service.db.writes import transaction_txn
 from service.errors import Canceled, Conflict, InvalidArgument, InvalidRow
 from service.payload import WithReceipt
@@ -38,6 +37,7 @@ from service.request.names import encode
 from service.request.read_request import Limits
 from service.request.write_request import ImportRequest, parse_import
 from service.sql.modify import CopyIn, copy_in
+from service.waiting import in_thread
 
 Rows = list[Mapping[str, Any]]
 Fields = tuple[Any, Mapping[str, Text]]

@@ -25,12 +25,11 @@ from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason, process_of
 from service.catalog import Catalog
 from service.db.connection import PgConnection
-from service.db.database import Database
+from service.db.database import Database, Transaction
 from service.db.keys import KeyedCall, ending_txn
-from service.db.levels import Transaction
-from service.db.slow import ORIGIN, Origin
 from service.db.sqlstate import look_through_rows, refusal
 from service.db.transaction import TransactionAborted, TransactionClosed, rollback_to_txn
+from service.db.worker import ORIGIN, Origin
 from service.db.writes import transaction_txn
 from service.errors import (
     Canceled,

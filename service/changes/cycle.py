@@ -37,11 +37,10 @@ from service.changes.positions import Position, SnapshotPosition
 from service.changes.refresh import Run, TouchedRows, all_rows_txn, by_keys_txn
 from service.changes.resume import SERVICE_ACTOR, MissedChanges
 from service.changes.touched import row_change
-from service.db.connection import PgConnection
-from service.db.guard import GUARD
+from service.db.connection import GUARD, PgConnection
 from service.db.session_settings import Dsn, SessionSettings, open_session
-from service.db.thread import in_thread
 from service.db.transaction import begin_statement, rollback_txn
+from service.waiting import in_thread
 
 BUDGET = 0.25
 """Seconds of a cycle after which no further query that needs a read of all rows is started."""

@@ -23,7 +23,7 @@ from service.changes.ticks import Tick, TickPage, page_txn, pages_txn
 from service.changes.topics import AllRights
 from service.db.connection import PgConnection
 from service.db.database import deferred
-from service.db.thread import in_thread
+from service.waiting import in_thread
 
 Publish = Callable[[Sequence[Change], Awaitable[None], AllRights], Awaitable[None]]
 """

@@ -40,12 +40,10 @@ from service.changes.log import tracked_txn
 from service.changes.ticks import NewTick, Tick, finish_txn, last_txn, make_txn
 from service.changes.topics import NO_SUBSCRIBERS, AllRights, SubscribedRelations
 from service.changes.upkeep import Upkeep
-from service.db.connection import PgConnection
-from service.db.guard import GUARD
+from service.db.connection import GUARD, PgConnection
 from service.db.listener import Listener
 from service.db.session_settings import Dsn, SessionSettings, open_session
-from service.db.thread import in_thread
-from service.waiting import Pause, cancel_timer
+from service.waiting import Pause, cancel_timer, in_thread
 
 Result = TypeVar("Result")
 

@@ -16,8 +16,7 @@ from queue import SimpleQueue
 import psycopg2
 from psycopg2 import _psycopg
 
-from service.db.connection import PgConnection
-from service.db.guard import GUARD
+from service.db.connection import GUARD, PgConnection
 from service.db.worker import Job
 
 

@@ -25,8 +25,6 @@ from psycopg2 import extensions
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS
 from psycopg2.sql import Composable
 
-from service.db.guard import GUARD
-
 if TYPE_CHECKING:
     from service.db.planned import PreparedStatement
     from service.db.session_settings import Identity
@@ -226,6 +224,70 @@ def _waiting(kind: type[extensions.cursor], named: bool) -> type[extensions.curs
         return kind
     # `base` comes first in the MRO, so that its execute runs, and calls that of `kind` by super().
     return base if issubclass(base, kind) else type(kind.__name__, (base, kind), {})
+
+
+INTERVAL = 0.25
+"""Seconds between two checks of the sessions by the guard."""
+
+
+class GuardedSession(Protocol):
+    """The part of a session that the guard uses."""
+
+    def overdue(self, now: float) -> bool:
+        """Return whether its server has been silent for too long."""
+
+    def shut(self) -> None:
+        """Shut down the session's socket."""
+
+
+class SessionGuard:
+    """
+    A thread that ends the wait for servers that are silent for too long; it runs as long as there are sessions.
+
+    libpq waits for ever for a server whose host acknowledges TCP segments but which never answers, as behind a
+    proxy that hangs. If another thread shuts the socket down, the wait ends.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sessions: set[GuardedSession] = set()
+        self._thread: threading.Thread | None = None
+
+    def add(self, session: GuardedSession) -> None:
+        """Start to watch a session."""
+        with self._lock:
+            self._sessions.add(session)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="pg-guard", daemon=True)
+                self._thread.start()
+
+    def remove(self, session: GuardedSession) -> None:
+        """Stop watching a session; after this returns, the guard does not touch its socket."""
+        with self._lock:
+            self._sessions.discard(session)
+
+    def give_up(self, session: GuardedSession) -> None:
+        """Shut the socket of a session down, if it is still watched."""
+        with self._lock:
+            if session in self._sessions:
+                session.shut()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(INTERVAL)
+            now = time.monotonic()
+            with self._lock:
+                # Under the lock, so that a concurrent `add` starts the next thread.
+                if not self._sessions:
+                    self._thread = None
+                    return
+                for session in self._sessions:
+                    if session.overdue(now):
+                        session.shut()
+
+
+GUARD = SessionGuard()
+"""The guard of all sessions of the process."""
 
 
 class PgConnection(extensions.connection):

@@ -23,11 +23,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from service.db.connection import PgConnection
-from service.db.guard import GUARD
+from service.db.connection import GUARD, PgConnection
 from service.db.session_settings import Dsn, SessionSettings, open_session
-from service.db.thread import in_thread
 from service.sql.statement import quoted
+from service.waiting import in_thread
 
 PAUSES = (0.05, 1.0)
 """Seconds between two attempts to connect: first, and maximum. They delay the feed as well."""

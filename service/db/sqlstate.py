@@ -21,7 +21,6 @@ from twisted.internet.defer import CancelledError
 from service.catalog import Catalog, Relation
 from service.db.blame import has_many_rows, name_line, point_at_row, rows_of
 from service.db.position import bound_of, mark_of, paths_of
-from service.db.thread import in_thread
 from service.db.violations import violation
 from service.errors import (
     Canceled,
@@ -40,6 +39,7 @@ from service.errors import (
 )
 from service.plan.conditions import Bound
 from service.sql.statement import quoted
+from service.waiting import in_thread
 
 _DATA_FREE = frozenset(["0A", "21", "25", "42", "54", "55"])
 """Classes whose messages contain commands, names and types, but no values of rows."""

@@ -1,5 +1,5 @@
 """
-A worker: one thread with one connection, which it keeps in order between jobs.
+Jobs, and the workers that run them: threads with a connection each, which they keep in order between jobs.
 
 A job is one function for a worker to run. Its token decides races: the job belongs to whichever takes
 the token first, the worker that is about to run the function or the reactor that gives the job up.
@@ -9,6 +9,7 @@ the token first, the worker that is about to run the function or the reactor tha
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -19,14 +20,14 @@ from typing import Any, Protocol
 
 import psycopg2
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, QueryCanceledError
+from psycopg2.sql import Composable
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from service.db.connection import PgConnection
-from service.db.slow import ORIGIN, Origin, report
-from service.errors import OutcomeUnknown, Unavailable
+from service.errors import OutcomeUnknown, Unavailable, in_line
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,28 @@ GROUP_SECONDS = 0.004
 """Seconds that the run of a group should take at most; slower reads run in parallel in several workers."""
 AGING = 1.1
 """Factor by which the minimum time per job grows with each run, so that a read that became slow is noticed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """
+    The call that work belongs to, for the log.
+
+    Args:
+        call: Id of the call; "" outside of calls.
+        procedure: Name of the called procedure, without the prefix.
+        role: Database role of the caller; "" for the service's own.
+        transaction: Name of the innermost transaction that has one.
+    """
+
+    call: str = ""
+    procedure: str = ""
+    role: str = ""
+    transaction: str = ""
+
+
+ORIGIN: ContextVar[Origin | None] = ContextVar("rowcast_origin", default=None)
+"""Origin of the work in this context; None for work of the service itself."""
 
 JOB_OWNER: ContextVar[JobOwner | None] = ContextVar("rowcast_job_owner", default=None)
 """The owner of the jobs that are made in this context; None for the service itself."""
@@ -397,16 +420,27 @@ class Worker:
                     # A cancel that came after the job's last statement is not for the next job.
                     self.connection.stopped = 0.0
             if self.connection is not None and self.connection.slow:
-                self._report(self.connection, job)
+                self._log_slow(self.connection, job)
         job.ended = True
         # The caller of a failed job learns of it at once: the jobs behind it are in vain.
         self.pool.post(job, more=behind is not None and job.error is None and not behind.empty())
 
-    def _report(self, connection: PgConnection, job: Job) -> None:
+    def _log_slow(self, connection: PgConnection, job: Job) -> None:
+        """Log the slow statements of a job: their shape and the call that they belong to, never a value."""
         slow, connection.slow = connection.slow, []
         self.pool.slow += len(slow)
+        origin = job.origin or Origin()
         for query, seconds in slow:
-            report(query, seconds, job.origin, connection)
+            text = query.as_string(connection) if isinstance(query, Composable) else query
+            text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+            self.log.warn(
+                "slow statement: {seconds:.3f} s in {procedure} as {role}: {statement}",
+                seconds=seconds,
+                procedure=in_line(origin.procedure) or "the service",
+                role=origin.role or "the service",
+                statement=shape_of(text),
+                origin=origin,
+            )
 
     def _run(self, job: Job, again: bool = True) -> Any:
         """
@@ -531,5 +565,31 @@ class Worker:
             connection, self.connection = self.connection, None
         if connection is not None:
             if connection.slow and self.job is not None:
-                self._report(connection, self.job)
+                self._log_slow(connection, self.job)
             connection.close()
+
+
+MAX_LENGTH = 2000
+"""Characters of a statement in the log."""
+
+# Comments and strings are tried first: a quote inside a comment, or "--" inside a string, means nothing.
+_TOKENS = re.compile(
+    r"""
+    (?P<comment> --[^\n]* | /\*.*?\*/ )
+    | [eE]'(?:\\.|''|[^'\\])*' | (?:[uU]&|[bBxXnN])?'(?:[^']|'')*'
+    | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
+    | (?P<kept> "(?:[^"]|"")*" | [^\W\d][\w$]* | \$\d+ )
+    | \d[\d_]*(?:\.\d*)?(?:[eE][+-]?\d+)? | \.\d+(?:[eE][+-]?\d+)?
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def shape_of(sql: str) -> str:
+    """Return SQL in one line, with `?` in place of each literal, and without comments."""
+
+    def replaced(found: re.Match[str]) -> str:
+        kept: str | None = found["kept"]
+        return kept if kept is not None else " " if found["comment"] else "?"
+
+    return in_line(" ".join(_TOKENS.sub(replaced, sql).split()), MAX_LENGTH)

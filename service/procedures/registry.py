@@ -27,7 +27,7 @@ from service.api.dispatcher import Procedure
 from service.db.codec import Codec
 from service.db.database import Database
 from service.db.encode import KINDS, integer_text, wrong_type
-from service.db.slow import ORIGIN
+from service.db.worker import ORIGIN
 from service.describe.document import Parameters
 from service.errors import InvalidArgument, NoSuchProcedure
 from service.models.model import Model

@@ -16,7 +16,7 @@ from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
-from service.db.slow import ORIGIN
+from service.db.worker import ORIGIN
 from service.errors import Canceled, InternalError, ServiceError, causes, in_line
 from service.payload import Unserializable, check
 

@@ -18,8 +18,8 @@ from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.db.listener import Listener
-from service.db.thread import in_thread
 from service.errors import OutcomeUnknown, Unavailable
+from service.waiting import in_thread
 from tests.conftest import execute
 from tests.db.served import database_at
 from tests.deferreds import failure_of, pause, until

@@ -19,12 +19,11 @@ from twisted.internet.defer import CancelledError, FirstError, ensureDeferred, g
 
 from service.db.connection import PgConnection
 from service.db.database import Database
-from service.db.pool import PgPool
-from service.db.scheduler import AHEAD, READY
+from service.db.pool import AHEAD, READY, PgPool
 from service.db.session_settings import SessionSettings, open_session
-from service.db.thread import in_thread
 from service.db.worker import JOB_OWNER, PoolLimits
 from service.errors import OutcomeUnknown, StatementTimeout, Unavailable
+from service.waiting import in_thread
 from tests.conftest import execute
 from tests.db.lag import LagProbe, least_lag
 from tests.db.relay import CLEANING, Relay

@@ -23,8 +23,7 @@ from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, gat
 
 from service.api.roles import Roles
 from service.db.connection import PgCursor
-from service.db.scheduler import Scheduler
-from service.db.slow import Origin
+from service.db.pool import Scheduler
 from service.db.worker import (
     GROUP_MOST,
     GROUP_SECONDS,
@@ -32,6 +31,7 @@ from service.db.worker import (
     GroupLimit,
     Job,
     JobGroup,
+    Origin,
 )
 from service.errors import (
     Conflict,

@@ -17,7 +17,7 @@ from twisted.logger import globalLogPublisher
 from service.db.connection import PgConnection
 from service.db.planned import PreparedStatement
 from service.db.session_settings import SessionSettings
-from service.db.slow import ORIGIN, Origin
+from service.db.worker import ORIGIN, Origin
 from service.errors import StatementTimeout
 from tests.db.served import database_at
 from tests.deferreds import failure_of, until

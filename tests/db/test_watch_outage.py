@@ -12,7 +12,7 @@ from twisted.logger import capturedLogs, formatEvent
 from schema import changes
 from service.changes import cycle_snapshot
 from service.changes.queries import WatchLimits
-from service.db.thread import in_thread
+from service.waiting import in_thread
 from tests.conftest import execute
 from tests.db.test_outage import Server
 from tests.db.test_outage import server as outage_server

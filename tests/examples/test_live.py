@@ -22,7 +22,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.utils import getProcessOutputAndValue
 
 from service.app import Serving
-from service.db.thread import in_thread
+from service.waiting import in_thread
 from tests.conftest import ROOT, Router, execute, missing, wait_until
 from tests.deferreds import pause
 from tests.examples import test_browser

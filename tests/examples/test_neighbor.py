@@ -16,7 +16,7 @@ import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
 from twisted.internet import reactor
 
-from service.db.thread import in_thread
+from service.waiting import in_thread
 from tests.conftest import ROOT, Router, free_port, wait_until
 from tests.deferreds import until
 from tests.kits import kit

@@ -9,7 +9,7 @@ import pytest
 from twisted.logger import Logger, LogLevel, LogPublisher, textFileLogObserver
 from twisted.python.failure import Failure
 
-from service.db.slow import ORIGIN, Origin
+from service.db.worker import ORIGIN, Origin
 from service.logs import at_level
 
 

@@ -17,7 +17,7 @@ import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
 from twisted.internet import reactor
 
-from service.db.thread import in_thread
+from service.waiting import in_thread
 from tests.conftest import ROOT, Router, execute
 from tests.wamp.conftest import Join
 from tests.wamp.programs import program, tool

@@ -22,9 +22,9 @@ from twisted.logger import globalLogPublisher
 
 from service import errors
 from service.app import Serving
-from service.db.thread import in_thread
 from service.models.served import Models
 from service.procedures.registry import Declared, ProcedureCall, procedures
+from service.waiting import in_thread
 from tests.conftest import ROOT, Router, execute
 from tests.deferreds import until
 from tests.wamp.callers import Caller, join

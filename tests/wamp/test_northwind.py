@@ -16,8 +16,8 @@ from jsonschema import Draft202012Validator
 from twisted.internet import reactor
 from twisted.internet.threads import deferToThread
 
-from service.db.thread import in_thread
 from service.describe.stubs import python, typescript
+from service.waiting import in_thread
 from tests.conftest import ROOT, execute, missing
 from tests.db.described import Described
 from tests.db.test_stubs import check, compiler

@@ -22,7 +22,7 @@ from schema.database_url import Place
 from service.api import reload as catalogs
 from service.app import Serving
 from service.catalog import Relation
-from service.db.thread import in_thread
+from service.waiting import in_thread
 from tests.conftest import ROOT, Router, execute
 from tests.deferreds import until
 from tests.wamp.callers import Caller

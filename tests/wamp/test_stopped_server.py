@@ -27,8 +27,8 @@ from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 
 from schema.database_url import Place
 from service.app import Serving
-from service.db.thread import in_thread
 from service.errors import Canceled, OutcomeUnknown, StatementTimeout, Unavailable
+from service.waiting import in_thread
 from tests.conftest import Router, execute
 from tests.db.relay import Relay
 from tests.deferreds import pause, until

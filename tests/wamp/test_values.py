@@ -23,7 +23,7 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.internet.threads import blockingCallFromThread
 from twisted.internet.utils import getProcessOutputAndValue
 
-from service.db.thread import in_thread
+from service.waiting import in_thread
 from tests.conftest import Router
 from tests.wamp import test_clients
 from tests.wamp.callers import Caller, join

@@ -6,7 +6,7 @@ from contextvars import copy_context
 
 import pytest
 
-from service.db.scheduler import FairQueue
+from service.db.pool import FairQueue
 from service.db.worker import JOB_OWNER, Job, JobOwner
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.db.slow import MAX_LENGTH, shape_of
+from service.db.worker import MAX_LENGTH, shape_of
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 import time
 
-from service.db.guard import INTERVAL, SessionGuard
+from service.db.connection import INTERVAL, SessionGuard
 
 
 class Session:
