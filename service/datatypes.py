@@ -6,7 +6,7 @@ Values of a type without a row are sent and received as PostgreSQL's text. To ad
 that no other type has, add the form to `FormName`, its schemas to `FORMS`, and a function under the name of
 the form to `READERS` of db/codec (from PostgreSQL's text), `WRITERS` of db/encode (to it), `BY_FORM` of
 changes/images (from the JSON of the log) and, unless the form is in `SAME_IN_PYTHON` of models/meta,
-`BY_TEXT` of db/python (from text to the values that models see). If one is missing, the value is text there.
+`PYTHON_READERS` of db/codec (from text to the values that models see). If one is missing, the value is text there.
 Rows with a form that `ENCODERS` of db/pack lacks are encoded more slowly.
 
 Live queries read rows again by keys of the types in `KEY_TYPES` of plan/watch_plan, and match a changed row

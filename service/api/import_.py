@@ -22,9 +22,9 @@ from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason, process_of
 from service.api.rules import columns_set_by_model
 from service.catalog import Relation, Type
-from service.db.blame import GivenRow, imported_rows, note_rows
 from service.db.copy import CopySource, CsvText, Literal, RowText, Text, import_txn
 from service.db.database import Database
+from service.db.error_paths import GivenRow, imported_rows, note_rows
 from service.db.statements import compute_txn
 from service.db.writes import transaction_txn
 from service.errors import Canceled, Conflict, InvalidArgument, InvalidRow

@@ -19,8 +19,15 @@ from service.api.call import Call, Snapshot, Step
 from service.api.rules import refuse_new_rows, validated_steps
 from service.catalog import Catalog, Relation, Type
 from service.db.statements import Shape, compute_txn
-from service.db.steps import Message, Work, nested_txn, steps_txn
-from service.db.writes import SETTLE, NoRowWritten, too_many_rows
+from service.db.writes import (
+    SETTLE,
+    Message,
+    NoRowWritten,
+    Work,
+    nested_txn,
+    steps_txn,
+    too_many_rows,
+)
 from service.errors import NotChanged, ServiceError
 from service.plan.conditions import Bound
 from service.plan.nested_rows import is_nested, plan_nested_create, refuse_related

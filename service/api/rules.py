@@ -13,7 +13,7 @@ from typing import Any
 
 from service.api.call import Snapshot
 from service.catalog import Relation
-from service.db.steps import refuse_unrelated
+from service.db.writes import refuse_unrelated
 from service.errors import InvalidRow, NotAuthorized
 from service.models.validation import catalog_faults
 from service.plan.tree import LinkedKey, LinkedRow, NewRows, TreeStep, needs_model

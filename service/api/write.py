@@ -23,8 +23,8 @@ from service.api.rules import (
     validate_new_rows,
 )
 from service.catalog import Catalog, Relation
-from service.db.blame import requested_rows
 from service.db.connection import PgConnection
+from service.db.error_paths import requested_rows
 from service.db.statements import (
     Shape,
     answered_columns,

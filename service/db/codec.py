@@ -5,6 +5,9 @@ All answers and arguments pass through it, so a value has one form wherever it a
 (docs/values.md). Arguments are written as text, which PostgreSQL checks; answers are decoded from
 PostgreSQL's text, without dates or Decimals in between.
 
+Models get Python values: dates, Decimals, bytes. Values that Python's types cannot represent (infinity,
+years before 1, months in an interval) stay PostgreSQL's text.
+
 For integers, booleans and all types whose wire form is PostgreSQL's text, psycopg2 uses typecasters
 in C. Those of other types are Python functions. Composites and arrays are decoded by the typecasters of
 their parts.
@@ -15,9 +18,13 @@ recognized by the names of its fields, and its hidden fields are left out.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import InvalidOperation
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal, InvalidOperation
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -48,9 +55,10 @@ from service.db.encode import (
     integer_text,
     name_text,
     plain_text,
+    python_text,
     wrong_type,
 )
-from service.db.json import check_text, read_json, repeated_key, shown, write_json
+from service.db.json import LEAST, MOST, check_text, read_json, repeated_key, shown, write_json
 from service.db.literals import (
     MAX_DIMENSIONS,
     read_array,
@@ -58,7 +66,6 @@ from service.db.literals import (
     read_hstore,
     without_bounds,
 )
-from service.db.python import BY_TEXT, wire
 from service.errors import DatabaseRefused, InvalidArgument, Unavailable
 from service.plan.conditions import Bound
 from service.plan.hidden import has_hidden_field
@@ -181,6 +188,122 @@ def _array_cast(parse: Caster) -> Callable[[Any, Any], Any]:
         return parse(without_bounds(text) if text[0] == "[" else text, cursor)
 
     return cast
+
+
+_DURATION = re.compile(
+    r"P(?:(?P<days>-?\d+)D)?"
+    r"(?:T(?:(?P<hours>-?\d+)H)?(?:(?P<minutes>-?\d+)M)?(?:(?P<seconds>-?\d+(?:\.\d+)?)S)?)?",
+    re.ASCII,
+)
+
+
+def to_integer(text: str) -> int:
+    """Parse an integer in any form that PostgreSQL accepts."""
+    try:
+        return int(text)
+    except ValueError:
+        # Only as a second attempt, because base 0 refuses a leading zero, as in "010".
+        return int(text, 0)
+
+
+def to_boolean(text: str) -> bool:
+    """Parse a boolean in any form that PostgreSQL accepts."""
+    word = text.strip().lower()
+    return word == "on" or word[0] in "ty1"
+
+
+def to_timestamp(text: str) -> datetime:
+    """Parse a timestamp without time zone; an offset is ignored, as by PostgreSQL."""
+    return datetime.fromisoformat(text).replace(tzinfo=None)
+
+
+def to_timestamptz(text: str) -> datetime:
+    """Parse a timestamptz; without an offset it is in UTC."""
+    found = datetime.fromisoformat(text)
+    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def to_interval(text: str) -> timedelta:
+    """
+    Parse an interval of days and smaller units.
+
+    Raises:
+        ValueError: It has years or months, which a timedelta cannot represent.
+    """
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    return timedelta(**{unit: float(n) for unit, n in found.groupdict("0").items()})
+
+
+def or_text(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Build a parser that returns the text itself if Python's type cannot represent its value."""
+
+    def read_or_keep(text: str) -> Any:
+        try:
+            return read(text)
+        except (ValueError, OverflowError):
+            return text
+
+    return read_or_keep
+
+
+PYTHON_READERS: Mapping[FormName, Callable[[str], Any]] = {
+    "integer": to_integer,
+    "float": float,
+    "boolean": to_boolean,
+    "date": or_text(date.fromisoformat),
+    "decimal": Decimal,
+    "interval": or_text(to_interval),
+    "time": or_text(time.fromisoformat),
+    "timestamp": or_text(to_timestamp),
+    "timestamptz": or_text(to_timestamptz),
+}
+"""By form (service/datatypes), the reader of PostgreSQL's input text as a Python value; others stay text."""
+
+
+def wire(value: Any) -> Any:
+    """
+    Return the wire form of a Python value; lists and dicts are converted recursively.
+
+    Raises:
+        TypeError: The value has no wire form.
+    """
+    if value is None or type(value) in _AS_IS:
+        return value
+    if isinstance(value, dict):
+        return {_key(key): wire(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [wire(item) for item in value]
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    text = python_text(value)
+    if text is not None:
+        return text
+    if isinstance(value, int) and not isinstance(value, Enum):
+        return int(value) if LEAST <= value <= MOST else str(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else _not_finite(value)
+    if isinstance(value, Enum):
+        return wire(value.value)
+    if isinstance(value, (str, bytes)):
+        return str(value) if isinstance(value, str) else bytes(value)
+    raise TypeError(f"no wire form for a value of type {type(value).__name__}")
+
+
+def _not_finite(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"no wire form for a dict with a key of type {type(key).__name__}")
+    return str(key)
+
+
+_AS_IS = frozenset([str, bool, bytes])
 
 
 DUPLICATE_COLUMN = "42701"
@@ -309,14 +432,7 @@ class Codec:
         except InvalidArgument as refusal:
             raise _under_path(path, refusal) from None
 
-    def wire(self, value: Any) -> Any:
-        """
-        Return the wire form of a Python value.
-
-        Raises:
-            TypeError: The value has no wire form.
-        """
-        return wire(value)
+    wire = staticmethod(wire)
 
     def _without_hidden(self, value: Any) -> Any:
         if isinstance(value, list):
@@ -390,7 +506,7 @@ def _base(type: Type, write: Write | None) -> TypeCodec:
     form, limits = type.form, type.data_type.limits
     if write is None:
         write = integer_text(*limits) if limits else WRITERS.get(form, plain_text)
-    by_text = BY_TEXT.get(form)
+    by_text = PYTHON_READERS.get(form)
     python = partial(_from_text, by_text, write) if by_text else PYTHON_OF.get(form, write)
     return TypeCodec(READERS.get(form, str), write, python)
 

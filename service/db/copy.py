@@ -24,8 +24,8 @@ from twisted.python.failure import Failure
 from service.catalog import Column, Type
 from service.db.codec import Codec
 from service.db.connection import PgConnection
+from service.db.error_paths import annotate_position
 from service.db.json import check_text, within
-from service.db.position import annotate_position
 from service.db.statements import execute
 from service.errors import InvalidArgument, UnknownName
 from service.request.assignments import BY_DEFAULT, new_value

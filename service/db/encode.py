@@ -13,14 +13,23 @@ import binascii
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 from typing import Any
+from uuid import UUID
 
 from service.catalog import Catalog, Type
 from service.datatypes import FormName
 from service.db.json import check_text, shown, within, write_json
 from service.db.literals import MAX_DIMENSIONS, write_array, write_composite, write_hstore
-from service.db.python import python_text
 from service.errors import InvalidArgument, UnknownName
 from service.sql.statement import quoted
 
@@ -44,6 +53,9 @@ _BOOLEANS = frozenset(
 )
 """The strings that PostgreSQL's parse_bool accepts."""
 
+
+MAX_EXPONENT = 131072
+"""Maximum number of digits of PostgreSQL's numeric before the decimal point."""
 
 KINDS: Mapping[Any, str] = {
     bool: "a boolean",
@@ -145,6 +157,77 @@ def plain_text(value: Any) -> str:
     if text is None:
         raise wrong_type(value, "a string")
     return text
+
+
+def python_text(value: Any) -> str | None:
+    """Return PostgreSQL's text of a date, number, address or the like; None for other values."""
+    for kind in type(value).__mro__:
+        # In the order of the MRO, because a datetime is also a date.
+        write = _TEXTS.get(kind)
+        if write is not None:
+            return write(value)
+    return None
+
+
+def duration_text(value: timedelta) -> str:
+    """Format an interval as PostgreSQL does with intervalstyle iso_8601."""
+    sign = "-" if value < timedelta(0) else ""
+    # Python's -1 s is -1 day and 86,399 s; PostgreSQL writes a sign for each part.
+    value = abs(value)
+    minutes, seconds = divmod(value.seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    days = f"{sign}{value.days}D" if value.days else ""
+    parts = [f"{sign}{hours}H"] if hours else []
+    if minutes:
+        parts.append(f"{sign}{minutes}M")
+    if seconds or value.microseconds:
+        parts.append(_trimmed(f"{sign}{seconds}.{value.microseconds:06}") + "S")
+    if not days and not parts:
+        return "PT0S"
+    return f"P{days}" + ("T" + "".join(parts) if parts else "")
+
+
+def moment_text(value: datetime) -> str:
+    """Format a timestamp, an aware one in UTC."""
+    if value.tzinfo is None:
+        return _trimmed(value.isoformat())
+    try:
+        value = value.astimezone(UTC)
+    except OverflowError:  # UTC is outside of Python's years 1 to 9999
+        return value.isoformat()
+    return _trimmed(value.replace(tzinfo=None).isoformat()) + "Z"
+
+
+def time_text(value: time) -> str:
+    """Format a time, with its offset if it has one."""
+    if value.tzinfo is None:
+        return _trimmed(value.isoformat())
+    return value.isoformat()
+
+
+def decimal_text(value: Decimal) -> str:
+    """Format a numeric without an exponent, as PostgreSQL does."""
+    # Without the limit, the text of 1E+999999999 would take a gigabyte.
+    if value.is_finite() and abs(value.adjusted()) <= MAX_EXPONENT:
+        return format(value, "f")
+    return "NaN" if value.is_nan() else str(value)
+
+
+def _trimmed(text: str) -> str:
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+_TEXTS: Mapping[type, Callable[[Any], str]] = {
+    datetime: moment_text,
+    date: date.isoformat,
+    time: time_text,
+    timedelta: duration_text,
+    Decimal: decimal_text,
+    UUID: str,
+    **dict.fromkeys(
+        (IPv4Address, IPv6Address, IPv4Network, IPv6Network, IPv4Interface, IPv6Interface), str
+    ),
+}
 
 
 def bytes_of(value: Any) -> bytes:

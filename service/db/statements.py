@@ -18,11 +18,11 @@ import psycopg2
 from service.datatypes import FormName
 from service.db.codec import Codec
 from service.db.connection import PgConnection
+from service.db.error_paths import annotate_position
 from service.db.json import bare_row, read_json
 from service.db.literals import write_array
 from service.db.pack import row_packer
 from service.db.planned import run_settled
-from service.db.position import annotate_position
 from service.errors import DatabaseRefused, TooLarge, TooManyGroups, TooManyRows, TooManyWatched
 from service.payload import LEVELS, Encoded, TooDeep, wire_json
 from service.plan.plans import PlannedEmbed, truncated

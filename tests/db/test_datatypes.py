@@ -13,10 +13,9 @@ from jsonschema import Draft202012Validator
 
 from service.catalog import Catalog, Type
 from service.datatypes import FORMS, TYPES, DataType
-from service.db.codec import READERS, Codec
+from service.db.codec import PYTHON_READERS, READERS, Codec
 from service.db.encode import WRITERS
 from service.db.introspect import catalog_txn
-from service.db.python import BY_TEXT
 from tests.conftest import execute
 from tests.db.test_values import OPTIONS, ROUND
 
@@ -126,7 +125,7 @@ def test_modifier_is_a_length_and_four(server: Server, name: str) -> None:
 
 
 def test_forms_have_functions_of_known_names() -> None:
-    assert {*READERS, *WRITERS, *BY_TEXT} <= FORMS.keys()
+    assert {*READERS, *WRITERS, *PYTHON_READERS} <= FORMS.keys()
     assert {each.form for each in TYPES.values()} == FORMS.keys()
 
 

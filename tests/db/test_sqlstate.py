@@ -14,8 +14,8 @@ from psycopg2.extensions import connection
 from twisted.internet.defer import CancelledError
 
 from service.catalog import Catalog
+from service.db.error_paths import annotate_position
 from service.db.introspect import catalog_txn
-from service.db.position import annotate_position
 from service.db.sqlstate import refusal
 from service.errors import (
     Canceled,

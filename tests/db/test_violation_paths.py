@@ -11,8 +11,8 @@ import pytest
 import pytest_twisted
 
 from service.api.roles import Roles
-from service.db import blame, sqlstate
-from service.db.blame import point_at_row
+from service.db import error_paths, sqlstate
+from service.db.error_paths import point_at_row
 from service.errors import ServiceError
 from service.request.arguments import Caller
 from tests.conftest import execute
@@ -237,7 +237,7 @@ async def test_many_rows_are_searched_in_a_thread(
         point_at_row(*args)
 
     monkeypatch.setattr(sqlstate, "point_at_row", seen)
-    rows = [{"id": 1000 + at} for at in range(blame.MANY)]
+    rows = [{"id": 1000 + at} for at in range(error_paths.MANY)]
     broken = {"id": 1}
     updates = [{"id": 2, "n": 1}, *({**row, "n": 1} for row in rows), {"id": 1, "n": 0}]
     for name, args, kwargs, path in [

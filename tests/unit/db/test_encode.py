@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from service.db.python import wire
+from service.db.codec import wire
 
 
 class Color(Enum):
