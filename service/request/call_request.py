@@ -122,7 +122,7 @@ def parse_called(
     given = _given(args, {}, kwargs.get(ARGS), f"{ARGS}.")
     # With other arguments the rows are another query, and tokens of pages must not be mixed.
     home = f"{functions[0].schema}.fn.{functions[0].name}"
-    query = f"{home} {digest_of(given.positional, sorted(given.named.items()))}"
+    query = f"{home} {digest_of((), [given.positional, sorted(given.named.items())])}"
     try:
         parsed = parse(rest, query)
     except InvalidArgument as refusal:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import binascii
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -57,26 +57,40 @@ MAX_TOKEN = 1 << 20
 """Characters; sort keys may be long strings."""
 
 
-def digest_of(*query: Any) -> str:
+def digest_of(shape: Hashable, values: Sequence[Any] = ()) -> str:
     """
     Return a digest of a query; equal queries have equal digests.
 
+    Args:
+        shape: What calls with other values share.
+        values: The values of the call.
+
     Raises:
-        InvalidArgument: A value in it is nested too deep.
+        InvalidArgument: A value is nested too deep.
     """
     try:
-        text = repr(query)
+        return _digest(f"{_digest_of_shape(shape)} {values!r}")
     except RecursionError:
         raise InvalidArgument("a value of this call is nested too deep") from None
+
+
+@lru_cache(256)  # the repr of a find's dataclasses takes ten times as long as their hash
+def _digest_of_shape(shape: Hashable) -> str:
+    return _digest(repr(shape))
+
+
+def _digest(text: str) -> str:
     # A caller's string may contain a lone surrogate, which UTF-8 cannot encode.
     return blake2b(text.encode(errors="replace"), digest_size=9).hexdigest()
 
 
 def write_token(digest: str, keys: Sequence[str | None] | int) -> str:
     """Return a token that holds the sort keys of a row, or an offset."""
-    page = keys if isinstance(keys, int) else list(keys)
-    text = json.dumps([digest, page], ensure_ascii=False, separators=(",", ":"))
+    text = _TOKEN.encode([digest, keys if isinstance(keys, int) else list(keys)])
     return urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+_TOKEN = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def read_token(token: Any, digest: str, name: str = "after") -> list[str | None] | int:
@@ -162,7 +176,7 @@ class Parsed(Generic[Request]):
         request: The request, which is the shape of the call.
         values: The values of the call, by slot.
         timeout: The caller's timeout in seconds, if any.
-        query: For `find`: what its tokens are bound to.
+        query: For `find`: what its tokens are bound to, a shape and values, as `digest_of` takes them.
         offset: For `find`: rows to skip, given by `offset` or by a token.
         reached: For `find`: the name of the argument whose token determines the page, if any.
     """
@@ -229,7 +243,8 @@ def parse_find(
     embeds = parse_embed(given, values, limits)
     owners = {key.reference.owners[0] for key in order if key.reference.owners}
     by = tuple(each for each in embeds if each.name in owners)
-    query = (relation, where, order, distinct, by, values.freeze() if by else asked)
+    shape = (relation, where, order, distinct, by)
+    query = (shape, values.freeze() if by else asked)
     limit = given.integer("limit")
     page = limits.max_rows if limit is None else min(limit, limits.max_rows)
     offset = given.integer("offset") or 0
