@@ -8,10 +8,10 @@ as the hint.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal
+from functools import cached_property, wraps
+from typing import Any, Literal, TypeVar, TypeVarTuple, Unpack
 
 from service.datatypes import ALIASES, DataType, FormName, data_type
 from service.errors import InvalidArgument, NoSuchProcedure, UnknownName, nearest
@@ -435,7 +435,7 @@ class Catalog:
         merge_returns: Whether MERGE supports RETURNING (PostgreSQL 17).
 
     Attributes:
-        answers: The cache of `cached_per_catalog` look-ups (plan/cached_lookups).
+        answers: The cache of `cached_per_catalog` look-ups.
     """
 
     version: int
@@ -597,3 +597,24 @@ class Catalog:
 def unknown_function(name: str, known: Iterable[str]) -> NoSuchProcedure:
     """Build the refusal of a function that does not exist."""
     return NoSuchProcedure(f'no function "{name[:80]}" is served', hint=nearest(name, list(known)))
+
+
+Key = TypeVarTuple("Key")
+Found = TypeVar("Found")
+
+
+def cached_per_catalog(
+    find: Callable[[Catalog, Unpack[Key]], Found],
+) -> Callable[[Catalog, Unpack[Key]], Found]:
+    """Return a lookup that computes each answer once for each catalog."""
+
+    @wraps(find)
+    def found(catalog: Catalog, *key: *Key) -> Found:
+        # Cached in the catalog, so that it is freed with it. An answer must not refer to the catalog: the
+        # cycle would never be freed, because objects from the start are frozen out of garbage collection.
+        if (find, key) not in catalog.answers:
+            catalog.answers[find, key] = find(catalog, *key)
+        answer: Found = catalog.answers[find, key]
+        return answer
+
+    return found

@@ -37,11 +37,10 @@ from service.describe.document import errors_by_procedure
 from service.embedded.crossbar import FILE
 from service.request import (
     arguments,
-    assignments,
     embeds,
     filters,
-    measures,
     read_request,
+    row_values,
     select_list,
 )
 from service.request.names import RESERVED
@@ -255,13 +254,13 @@ def test_limits() -> None:
         select_list.MAX_OWNERS,
         embeds.MAX_EMBEDS,
         filters.MAX_TERMS,
-        measures.MAX_MEASURES,
+        embeds.MAX_MEASURES,
         read_request.MAX_GROUPS,
         read_request.MAX_CHUNK,
-        assignments.MAX_REMOVED,
-        assignments.MAX_STEPS,
-        assignments.MAX_PATHS,
-        assignments.MAX_ALL_STEPS,
+        row_values.MAX_REMOVED,
+        row_values.MAX_STEPS,
+        row_values.MAX_PATHS,
+        row_values.MAX_ALL_STEPS,
         write.MAX_VALIDATED,
         csv.MAX_RECORD,
         payload.MAX_DEPTH,

@@ -38,8 +38,13 @@ from service.payload import fit
 from service.plan.watch_plan import plan_watch
 from service.request.arguments import Caller
 from service.request.batch_request import ExplainRequest, parse_explain
-from service.request.read_request import parse_find, parse_format, parse_get
-from service.request.watch_request import parse_options, parse_watched
+from service.request.read_request import (
+    parse_find,
+    parse_format,
+    parse_get,
+    parse_watch_options,
+    parse_watched,
+)
 
 
 class ExplainProcedure:
@@ -146,7 +151,7 @@ def _export(call: Call) -> Iterator[Read]:
 
 
 def _watch(most: int, call: Call) -> Iterator[Read]:
-    _, rest = parse_options(call.kwargs)
+    _, rest = parse_watch_options(call.kwargs)
     parsed = parsed_rows(call, rest, partial(parse_watched, most=most))
     plan = plan_watch(call.snapshot.catalog, call.relation, parsed.request)
     yield parsed, watched_statement(plan)

@@ -32,9 +32,9 @@ from service.payload import WithReceipt
 from service.plan.nested_rows import is_nested, refuse_related
 from service.plan.write_plan import plan_import, writable
 from service.request.arguments import IDEMPOTENCY_KEY, Caller
-from service.request.assignments import BY_DEFAULT, new_value
 from service.request.names import encode
 from service.request.read_request import Limits
+from service.request.row_values import BY_DEFAULT, new_value
 from service.request.write_request import ImportRequest, parse_import
 from service.sql.modify import CopyIn, copy_in
 from service.waiting import in_thread

@@ -29,8 +29,8 @@ from service.db.writes import (
     too_many_rows,
 )
 from service.errors import NotChanged, ServiceError
-from service.plan.conditions import Bound
 from service.plan.nested_rows import is_nested, plan_nested_create, refuse_related
+from service.plan.plans import Bound
 from service.plan.read_plan import plan_get
 from service.plan.reread import key_to_reread
 from service.plan.tree import (
@@ -52,7 +52,14 @@ from service.plan.tree import (
 from service.plan.write_plan import plan_create, refuse_names
 from service.request.arguments import Values, unwrap
 from service.request.read_request import Parsed
-from service.request.related_rows import (
+from service.request.requests import (
+    CreateRequest,
+    GetRequest,
+    KeyMatch,
+    Operand,
+    Returning,
+)
+from service.request.row_values import (
     NoShape,
     Placeholder,
     RelationshipCandidate,
@@ -60,13 +67,6 @@ from service.request.related_rows import (
     RowsShape,
     fill_placeholders,
     with_placeholders,
-)
-from service.request.requests import (
-    CreateRequest,
-    GetRequest,
-    KeyMatch,
-    Operand,
-    Returning,
 )
 from service.request.write_request import parse_create, parse_create_options, with_rows
 from service.sql.modify import modify

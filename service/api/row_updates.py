@@ -51,7 +51,6 @@ from service.plan.read_plan import plan_get
 from service.plan.update_rows import key_of_rows, plan_update_rows, split_row
 from service.plan.write_plan import no_known_key, plan_current, refuse_names
 from service.request.arguments import Referenced, Values
-from service.request.assignments import literals
 from service.request.read_request import Parsed, null_in_key
 from service.request.requests import (
     GetRequest,
@@ -63,6 +62,7 @@ from service.request.requests import (
     UpdateRequest,
     UpdateRowsRequest,
 )
+from service.request.row_values import literals
 from service.request.write_request import parse_update, parse_update_rows
 from service.sql.modify import lock_rows, modify
 from service.sql.select import select

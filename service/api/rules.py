@@ -19,7 +19,6 @@ from service.models.validation import catalog_faults
 from service.plan.tree import LinkedKey, LinkedRow, NewRows, TreeStep, needs_model
 from service.plan.write_plan import no_known_key, refuse_names
 from service.request.arguments import Values
-from service.request.assignments import literals
 from service.request.read_request import Parsed, parse_key
 from service.request.requests import (
     EVERYTHING,
@@ -29,6 +28,7 @@ from service.request.requests import (
     Target,
     UpdateRequest,
 )
+from service.request.row_values import literals
 
 FEW = 20
 """Rows that a model validates without a pause: each takes some 20 µs of the reactor thread."""

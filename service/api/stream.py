@@ -23,9 +23,9 @@ from service.api.read import Found, parsed_rows, planned, statement_of, wanted, 
 from service.catalog import Catalog, Function
 from service.db.copy import CopyBlocks, copy_out_txn
 from service.db.statements import Reader, Shape, answered_columns, read_only_txn
-from service.plan.hidden import refuse_hidden_fields
 from service.plan.plans import ReadPlan
 from service.plan.read_plan import plan_find
+from service.plan.scope import refuse_hidden_fields
 from service.request.read_request import (
     Format,
     Parsed,

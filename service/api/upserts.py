@@ -32,13 +32,12 @@ from service.db.statements import Shape, by_keys_txn
 from service.db.writes import NoRowWritten, RowUnseen, Written, too_many_rows
 from service.errors import Conflict, InvalidArgument, NotChanged, ServiceError
 from service.payload import fit
+from service.plan.clauses import both, plan_filter
 from service.plan.plans import Lock
-from service.plan.predicates import both, plan_filter
 from service.plan.read_plan import plan_get
 from service.plan.scope import Scope
 from service.plan.write_plan import no_known_key, plan_conflict
 from service.request.arguments import Values
-from service.request.assignments import literals
 from service.request.read_request import Parsed, null_in_key
 from service.request.requests import (
     EVERYTHING,
@@ -54,6 +53,7 @@ from service.request.requests import (
     Reference,
     UpdateRowsRequest,
 )
+from service.request.row_values import literals
 from service.request.write_request import parse_upsert
 from service.sql.select import select
 

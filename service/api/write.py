@@ -49,7 +49,6 @@ from service.plan.plans import Lock
 from service.plan.write_plan import plan_create, plan_current, plan_delete, plan_update
 from service.request.arguments import MARKED_TYPES, Values
 from service.request.read_request import Limits, Parsed
-from service.request.related_rows import RowsArgument
 from service.request.requests import (
     EVERYTHING,
     Assignment,
@@ -63,6 +62,7 @@ from service.request.requests import (
     UpdateRequest,
     UpdateRowsRequest,
 )
+from service.request.row_values import RowsArgument
 from service.request.write_request import parse_create, parse_delete
 from service.sql.modify import MANY_BYTES, modify
 from service.sql.select import select

@@ -21,13 +21,12 @@ from typing import Any
 
 import cbor2
 
-from service.catalog import Catalog, Relation, Type
+from service.catalog import Catalog, Relation, Type, cached_per_catalog
 from service.changes.net import Change, Image
 from service.datatypes import FormName
 from service.db import pack
 from service.db.json import LEAST, MAX_DEPTH, MOST, sendable_document
 from service.db.pack import MAP, head, text
-from service.plan.cached_lookups import cached_per_catalog
 
 ReadImage = Callable[[Any], Any]
 """Converts a value of an image, which is not null, to its wire form."""

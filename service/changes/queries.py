@@ -26,8 +26,7 @@ from service.errors import DatabaseRefused, Unavailable, UnknownName
 from service.plan.read_plan import AggregatePlan
 from service.plan.watch_plan import WatchPlan, plan_watch
 from service.request.call_request import FunctionRowsRequest
-from service.request.read_request import MAX_GROUPS
-from service.request.watch_request import parse_watched
+from service.request.read_request import MAX_GROUPS, parse_watched
 from service.sql.statement import Statement
 
 RUN_LIMIT = 2.0

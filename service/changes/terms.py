@@ -19,15 +19,7 @@ from uuid import UUID
 from service.catalog import Catalog
 from service.db.codec import Codec
 from service.errors import InvalidArgument
-from service.plan.conditions import (
-    PG_CATALOG,
-    BoolExpr,
-    Bound,
-    Compare,
-    Condition,
-    Expression,
-    IsTest,
-)
+from service.plan.plans import PG_CATALOG, BoolExpr, Bound, Compare, Condition, Expression, IsTest
 from service.plan.watch_plan import ROOT
 
 UNKNOWN: Any = object()

@@ -52,7 +52,7 @@ from service.db.listener import Outage
 from service.db.sqlstate import refusal
 from service.errors import DatabaseRefused, Unavailable, first_line
 from service.request.arguments import Caller
-from service.request.watch_request import parse_options
+from service.request.read_request import parse_watch_options
 from service.waiting import Pause, cancel_timer
 
 log = Logger()
@@ -201,7 +201,7 @@ class Watches(Service):
             Unavailable: The session has the maximum number of watches, or the service is stopping.
             DatabaseRefused: The query reads a table whose changes are not logged.
         """
-        options, _ = parse_options(call.kwargs)
+        options, _ = parse_watch_options(call.kwargs)
         since = None if options.since is None else parse_position(options.since)
         self._check_room(call)
         run = await self._run_of(call)
@@ -236,7 +236,7 @@ class Watches(Service):
             )
 
     async def _run_of(self, call: Call) -> Run:
-        options, kwargs = parse_options(call.kwargs)
+        options, kwargs = parse_watch_options(call.kwargs)
         role = self._dispatcher.role_of(call.caller)
         return await self._planner.run_of(replace(call, kwargs=kwargs), role, options.tables)
 

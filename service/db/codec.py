@@ -67,8 +67,8 @@ from service.db.literals import (
     without_bounds,
 )
 from service.errors import DatabaseRefused, InvalidArgument, Unavailable
-from service.plan.conditions import Bound
-from service.plan.hidden import has_hidden_field
+from service.plan.plans import Bound
+from service.plan.scope import has_hidden_field
 
 Read = Callable[[str], Any]
 Caster = Any

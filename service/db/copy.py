@@ -28,7 +28,7 @@ from service.db.error_paths import annotate_position
 from service.db.json import check_text, within
 from service.db.statements import execute
 from service.errors import InvalidArgument, UnknownName
-from service.request.assignments import BY_DEFAULT, new_value
+from service.request.row_values import BY_DEFAULT, new_value
 from service.sql.modify import DEFAULT, CopyIn
 from service.sql.statement import Statement
 

@@ -21,12 +21,11 @@ import psycopg2
 
 from service.catalog import Catalog, Relation, Type, WriteKind
 from service.errors import ConstraintViolation, ServiceError
-from service.plan.conditions import Bound
-from service.plan.plans import ConflictUpdate
+from service.plan.plans import Bound, ConflictUpdate
 from service.plan.scope import Scope
 from service.plan.write_plan import Rows, plan_conflict
-from service.request.assignments import BY_DEFAULT, DEFAULT
 from service.request.requests import Assignment, CreateRequest, OnConflict, UpdateRowsRequest
+from service.request.row_values import BY_DEFAULT, DEFAULT
 from service.sql.statement import Mark, Statement
 
 _PLACE = re.compile(r"%([%s])")

@@ -21,7 +21,7 @@ from typing import Any
 
 from service.errors import InvalidArgument, clip
 from service.request.arguments import UNSTORABLE
-from service.request.assignments import NUMBER, VALUE, stands_for
+from service.request.row_values import NUMBER, VALUE, stands_for
 
 MAX_DEPTH = 100
 """Maximum depth of a JSON value; decoders of clients have limits above this."""

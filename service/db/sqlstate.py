@@ -50,7 +50,7 @@ from service.errors import (
     clip,
     nearest,
 )
-from service.plan.conditions import Bound
+from service.plan.plans import Bound
 from service.sql.statement import quoted
 from service.waiting import in_thread
 

@@ -1,5 +1,5 @@
 """
-JSON Schemas of what calls have in common: filters, select lists, sort keys, embeds and measures.
+JSON Schemas of what calls have in common: filters, select lists, sort keys, embeds and
 
 `request/` refuses all that these schemas refuse. Names of columns are not checked here.
 """
@@ -22,7 +22,7 @@ from service.describe.json_schema import (
     schema,
     words,
 )
-from service.request import filters, measures
+from service.request import filters
 from service.request.arguments import (
     IDEMPOTENCY_KEY,
     MAX_INTEGER,
@@ -30,9 +30,9 @@ from service.request.arguments import (
     MAX_LISTED,
     RECEIPT,
 )
-from service.request.assignments import LINK
-from service.request.embeds import MAX_EMBEDS
+from service.request.embeds import MAX_EMBEDS, MAX_MEASURES, MEASURE_FUNCTIONS
 from service.request.read_request import MAX_TOKEN
+from service.request.row_values import LINK
 from service.request.select_list import ARGS, MAX_ARGS, MAX_KEYS, MAX_LENGTH, UNITS
 
 NAME: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_LENGTH}
@@ -77,7 +77,7 @@ def _operators() -> Schema:
 
 def _measure() -> Schema:
     found = {
-        **dict.fromkeys(measures.FUNCTIONS, reference("item")),
+        **dict.fromkeys(MEASURE_FUNCTIONS, reference("item")),
         "distinct": bool | None,
         "separator": str | None,
         "where": WHERE,
@@ -86,7 +86,7 @@ def _measure() -> Schema:
         "discrete": bool | None,
         "order": ORDER,
     }
-    return {**record(found), "oneOf": [{"required": [name]} for name in measures.FUNCTIONS]}
+    return {**record(found), "oneOf": [{"required": [name]} for name in MEASURE_FUNCTIONS]}
 
 
 def _embed() -> Schema:
@@ -219,7 +219,7 @@ LANGUAGE: Mapping[str, Schema] = {
         "type": "object",
         "propertyNames": NAME,
         "additionalProperties": reference("measure"),
-        "maxProperties": measures.MAX_MEASURES,
+        "maxProperties": MAX_MEASURES,
     },
     "embed": _embed(),
 }

@@ -19,8 +19,8 @@ from urllib.parse import quote
 
 from service.catalog import Catalog, Type
 from service.plan.operators import computing
-from service.request.assignments import MAX_REMOVED
 from service.request.names import encode
+from service.request.row_values import MAX_REMOVED
 
 Schema = dict[str, Any]
 """A JSON Schema."""

@@ -18,7 +18,7 @@ from service.catalog import Catalog, Relation, Type
 from service.db.codec import Codec
 from service.db.connection import Installable, PgConnection
 from service.errors import InvalidArgument
-from service.plan.conditions import PG_CATALOG
+from service.plan.plans import PG_CATALOG
 from service.sql.statement import quoted
 
 Where = Sequence[Any]

@@ -16,16 +16,15 @@ from service.catalog import (
     Function,
     Relation,
     Type,
+    cached_per_catalog,
 )
 from service.errors import DatabaseRefused, InvalidArgument, NoSuchProcedure
-from service.plan.cached_lookups import cached_per_catalog
-from service.plan.conditions import Bound, NotNullRow, PlannedArgument
-from service.plan.hidden import has_hidden_field
+from service.plan.clauses import both
 from service.plan.joins import keyless, returned_relation
-from service.plan.plans import CallPlan, FunctionCall, ReadPlan
-from service.plan.predicates import both
+from service.plan.plans import Bound, CallPlan, FunctionCall, NotNullRow, PlannedArgument, ReadPlan
 from service.plan.read_plan import AggregatePlan
 from service.plan.reread import follows
+from service.plan.scope import has_hidden_field
 from service.request.call_request import CallRequest, FunctionRowsRequest
 from service.request.requests import Operand
 

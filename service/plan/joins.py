@@ -17,9 +17,9 @@ from service.catalog import (
     ForeignKey,
     Function,
     Relation,
+    cached_per_catalog,
 )
 from service.errors import InvalidArgument, UnknownName
-from service.plan.cached_lookups import cached_per_catalog
 from service.request.call_request import signature
 from service.request.names import encode
 from service.request.requests import Embed, Reference

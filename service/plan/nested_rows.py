@@ -18,8 +18,8 @@ from service.plan.tree import PENDING, LinkedKey, LinkedRow, NewRows, Tree, Tree
 from service.request.arguments import Values
 from service.request.embeds import default_embed
 from service.request.names import encode
-from service.request.related_rows import MAX_NEW_ROWS, RelatedRow, kind_of, parse_related
 from service.request.requests import Assignment, Embed, Operand
+from service.request.row_values import MAX_NEW_ROWS, RelatedRow, kind_of, parse_related
 
 
 @dataclass(frozen=True)

@@ -10,22 +10,23 @@ from dataclasses import replace
 from service.catalog import Catalog, Column, Type
 from service.datatypes import DOCUMENTS
 from service.errors import InvalidArgument, NotAuthorized
-from service.plan.conditions import (
+from service.plan.plans import (
     PG_CATALOG,
     Bound,
     Compare,
+    Computed,
     Condition,
     Expression,
     Not,
     Operator,
+    Part,
+    PathStep,
     Search,
 )
-from service.plan.hidden import has_hidden_field
-from service.plan.plans import Computed, Part, PathStep
-from service.plan.scope import Scope
-from service.request.assignments import COMPUTING
+from service.plan.scope import Scope, has_hidden_field
 from service.request.filters import AFFIXES, KEYS, PATHS, PATTERNS
 from service.request.requests import Assignment, Comparison, Operand
+from service.request.row_values import COMPUTING
 from service.request.synonyms import container_hint
 
 # LIKE and its siblings as operators, because unlike the keywords these can be schema-qualified.

@@ -13,38 +13,40 @@ from itertools import chain, count
 
 from service.catalog import Catalog, Relation, Type
 from service.errors import InvalidArgument, NoSuchProcedure
-from service.plan.conditions import BoolExpr, Bound, Compare, Condition, Expression, SortKey
-from service.plan.hidden import as_json
-from service.plan.operators import compare, list_of
-from service.plan.outputs import (
+from service.plan.clauses import (
+    both,
     check_readable,
+    comparable,
     distinct_first,
     distinct_keys,
+    inner_condition,
     outputs_of,
+    plan_filter,
+    plan_measure,
+    plan_related,
+    referenced,
     refuse_repeated,
+    sort_keys,
     with_row_key,
 )
+from service.plan.operators import compare, list_of
 from service.plan.plans import (
+    BoolExpr,
+    Bound,
+    Compare,
+    Condition,
+    Expression,
     FunctionCall,
     Groups,
     Output,
     PlannedAfter,
     PlannedEmbed,
     ReadPlan,
+    SortKey,
     names_of,
     truncated,
 )
-from service.plan.predicates import (
-    both,
-    comparable,
-    inner_condition,
-    plan_filter,
-    plan_measure,
-    plan_related,
-    referenced,
-    sort_keys,
-)
-from service.plan.scope import Scope, groups_of
+from service.plan.scope import Scope, as_json, groups_of
 from service.request.requests import (
     After,
     AggregateRequest,

@@ -11,8 +11,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from service.catalog import Column, Relation, WriteKind
-from service.plan.conditions import Expression, Link, SortKey
-from service.plan.plans import Output, PlannedReturning, Reread, SavedColumn
+from service.plan.plans import (
+    Expression,
+    Link,
+    Output,
+    PlannedReturning,
+    Reread,
+    SavedColumn,
+    SortKey,
+)
 from service.plan.scope import Scope
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from itertools import compress, groupby
 
 from service.catalog import Catalog, Relation
-from service.plan.hidden import as_json
+from service.plan.clauses import inner_conditions, sort_keys
 from service.plan.plans import (
     InsertPlan,
     Lock,
@@ -29,10 +29,9 @@ from service.plan.plans import (
     Reread,
     UpdatePlan,
 )
-from service.plan.predicates import inner_conditions, sort_keys
 from service.plan.read_plan import plan_get, plan_rows
 from service.plan.reread import saved_columns
-from service.plan.scope import Scope
+from service.plan.scope import Scope, as_json
 from service.plan.write_plan import plan_new_rows, plan_update
 from service.request.requests import (
     EVERYTHING,

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from service.catalog import Catalog, Column, Relation, Type
 from service.errors import InvalidArgument, NoSuchProcedure
-from service.plan.conditions import Bound
 from service.plan.operators import plan_computed
 from service.plan.plans import (
+    Bound,
     CallRows,
     CaseValue,
     Computed,
@@ -26,8 +26,8 @@ from service.plan.plans import (
 from service.plan.reread import reread
 from service.plan.scope import Scope
 from service.plan.write_plan import assigned, plan_returning
-from service.request.assignments import expression_shape
 from service.request.requests import Assignment, UpdateRowsRequest
+from service.request.row_values import expression_shape
 
 Cell = Bound | int | None
 

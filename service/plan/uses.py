@@ -11,8 +11,17 @@ from typing import Any
 
 from service.catalog import NOWHERE, Catalog, Column, Function, Relation, Type
 from service.errors import InvalidArgument
-from service.plan.conditions import BoolExpr, Bound, Compare, Condition
-from service.plan.plans import DeletePlan, InsertPlan, PlannedReturning, ReadPlan, UpdatePlan
+from service.plan.plans import (
+    BoolExpr,
+    Bound,
+    Compare,
+    Condition,
+    DeletePlan,
+    InsertPlan,
+    PlannedReturning,
+    ReadPlan,
+    UpdatePlan,
+)
 
 Used = Relation | Function | Type
 

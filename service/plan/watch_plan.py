@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeVar
 from service.catalog import Catalog, Column, Function, Relation, Type
 from service.errors import InvalidArgument
 from service.plan.call_plan import plan_called
-from service.plan.conditions import (
+from service.plan.clauses import both
+from service.plan.plans import (
     BoolExpr,
     Bound,
     Compare,
@@ -26,9 +27,9 @@ from service.plan.conditions import (
     IsTest,
     Link,
     Not,
+    Output,
+    ReadPlan,
 )
-from service.plan.plans import Output, ReadPlan
-from service.plan.predicates import both
 from service.plan.read_plan import AggregatePlan, plan_aggregate, plan_find
 from service.plan.scope import Scope
 from service.request.call_request import FunctionRowsRequest

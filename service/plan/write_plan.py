@@ -10,28 +10,30 @@ from dataclasses import dataclass, replace
 
 from service.catalog import Catalog, Column, Relation, UniqueIndex, UniqueKey, WriteKind
 from service.errors import InvalidArgument, UnknownName
-from service.plan.conditions import Bound, Condition, Expression, Operator, SortKey
-from service.plan.hidden import as_json, has_hidden_field, without_hidden_fields
+from service.plan.clauses import both, inner_conditions, plan_filter, sort_keys
 from service.plan.operators import as_jsonb, compare, plan_computed
 from service.plan.plans import (
+    Bound,
     Computed,
+    Condition,
     ConflictUpdate,
     DeletePlan,
+    Expression,
     InsertPlan,
     Lock,
     LockedRows,
+    Operator,
     PlannedConflict,
     PlannedReturning,
     ReadPlan,
     Setting,
+    SortKey,
     UpdateJoin,
     UpdatePlan,
 )
-from service.plan.predicates import both, inner_conditions, plan_filter, sort_keys
 from service.plan.read_plan import plan_key, plan_rows
 from service.plan.reread import reread
-from service.plan.scope import Scope
-from service.request.assignments import LINK, LITERAL
+from service.plan.scope import Scope, as_json, has_hidden_field, without_hidden_fields
 from service.request.requests import (
     NEVER,
     Assignment,
@@ -45,6 +47,7 @@ from service.request.requests import (
     Target,
     UpdateRequest,
 )
+from service.request.row_values import LINK, LITERAL
 
 Rows = Sequence[Sequence[Assignment]]
 

@@ -18,7 +18,6 @@ from service.request.arguments import (
     row_of,
     rows_of,
 )
-from service.request.assignments import assignments, refuse_many_steps
 from service.request.filters import FilterParser, holds_always
 from service.request.read_request import (
     Limits,
@@ -42,6 +41,7 @@ from service.request.requests import (
     UpdateRequest,
     UpdateRowsRequest,
 )
+from service.request.row_values import assignments, refuse_many_steps
 from service.request.select_list import (
     check_name,
     named,

@@ -11,11 +11,13 @@ from dataclasses import replace
 from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
 from service.catalog import Function, Relation, Type
-from service.plan.conditions import (
+from service.plan.plans import (
     PG_CATALOG,
     Applied,
     Bound,
+    CaseValue,
     Compare,
+    Computed,
     Condition,
     Distance,
     Equals,
@@ -26,13 +28,16 @@ from service.plan.conditions import (
     Not,
     NotNullRow,
     Operator,
+    Output,
+    Part,
+    PathStep,
     PlannedArgument,
     PlannedMeasure,
     Search,
     SortKey,
     TextRank,
+    ValuesColumn,
 )
-from service.plan.plans import CaseValue, Computed, Output, Part, PathStep, ValuesColumn
 from service.sql.statement import (
     AND,
     COMMA,

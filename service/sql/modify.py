@@ -15,8 +15,9 @@ from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
 from service.catalog import Relation
 from service.datatypes import DOCUMENTS, UNPLAIN
-from service.plan.conditions import BoolExpr, Bound
 from service.plan.plans import (
+    BoolExpr,
+    Bound,
     CallRows,
     ConflictUpdate,
     DeletePlan,

@@ -19,8 +19,7 @@ from typing import Any
 from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
 from service.catalog import Type
-from service.plan.conditions import Bound
-from service.plan.plans import PlannedEmbed
+from service.plan.plans import Bound, PlannedEmbed
 
 SECRET = secrets.token_hex(16)
 """

@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 from psycopg2.sql import SQL, Composable, Literal
 
 from service.catalog import Relation
-from service.plan.conditions import Bound, Expression
-from service.plan.plans import InsertPlan, PlannedReturning, ReadPlan, UpdatePlan
+from service.plan.plans import Bound, Expression, InsertPlan, PlannedReturning, ReadPlan, UpdatePlan
 from service.sql.expressions import cast, expression
 from service.sql.modify import modify, reread_rows
 from service.sql.saved_rows import aggregated, row_type, save_value

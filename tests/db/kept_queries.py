@@ -27,8 +27,7 @@ from service.db.statements import Shape, page_txn
 from service.db.transaction import Actor, apart_txn, begin_statement, commit_txn
 from service.plan.read_plan import AggregatePlan
 from service.plan.watch_plan import plan_watch
-from service.request.read_request import MAX_GROUPS, Limits
-from service.request.watch_request import parse_watched
+from service.request.read_request import MAX_GROUPS, Limits, parse_watched
 from service.sql.select import aggregate, select
 from service.sql.statement import Statement
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.errors import CheckViolation, InvalidArgument, ServiceError
-from service.request.assignments import COMPUTING, MAX_ALL_STEPS, MAX_PATHS, MAX_STEPS
+from service.request.row_values import COMPUTING, MAX_ALL_STEPS, MAX_PATHS, MAX_STEPS
 from service.request.select_list import quoted_item
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller

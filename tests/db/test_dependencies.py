@@ -15,7 +15,7 @@ from service.changes.dependencies import Dependencies, dependencies_txn
 from service.changes.log import tracked_txn
 from service.db.connection import PgConnection
 from service.db.session_settings import SessionSettings, open_session
-from service.plan.conditions import Bound
+from service.plan.plans import Bound
 from service.sql.statement import Statement
 
 SCHEMA = f"""

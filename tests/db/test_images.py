@@ -16,7 +16,7 @@ from schema.changes import install
 from service.catalog import Relation
 from service.changes.images import ImageReader, UnconvertibleValue, image_reader
 from service.changes.net import parse_image
-from service.plan.conditions import Bound
+from service.plan.plans import Bound
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 from tests.db.test_values import PROPERTIES, ROUND

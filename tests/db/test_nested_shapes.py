@@ -19,7 +19,7 @@ from service.api.verbs import VERBS
 from service.errors import ServiceError
 from service.plan.tree import checked_by, used_by
 from service.request.read_request import Limits
-from service.request.related_rows import NoShape, RowsShape
+from service.request.row_values import NoShape, RowsShape
 from service.request.write_request import parse_create, parse_create_options
 from tests.conftest import execute
 from tests.db.dispatchers import ANYONE, DirectCaller

@@ -19,7 +19,7 @@ from service.api.roles import Roles
 from service.db.session_settings import SessionSettings
 from service.errors import ServiceError
 from service.plan.operators import SEARCH_FUNCTIONS, SQL_OPERATORS
-from service.request.measures import FUNCTIONS
+from service.request.embeds import MEASURE_FUNCTIONS
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
 from tests.db.served import database_at, load, model, registry
@@ -96,7 +96,7 @@ TYPES = [
 ]
 OPERATORS = sorted({*SQL_OPERATORS.values(), "@@", "->", "->>", "<", ">", "="})
 ONE = [
-    *FUNCTIONS,
+    *MEASURE_FUNCTIONS,
     *SEARCH_FUNCTIONS.values(),
     *[
         "to_json",
@@ -284,7 +284,7 @@ async def test_planted_functions_in_reads_not_run(
 async def test_planted_functions_over_rows_not_run(db: DirectCaller, current: None) -> None:
     fitted = 0
     for column in db.dispatcher.served_to(CLERK).catalog.relations["app", "things"].columns:
-        for name in FUNCTIONS:
+        for name in MEASURE_FUNCTIONS:
             more = {"string_agg": {"separator": ","}, "percentile": {"fraction": 0.5}}
             measure = {name: column} | more.get(name, {})
             for distinct in ({}, {"distinct": True}):

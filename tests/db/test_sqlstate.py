@@ -34,7 +34,7 @@ from service.errors import (
     Unavailable,
     UniqueViolation,
 )
-from service.plan.conditions import Bound
+from service.plan.plans import Bound
 from service.sql.statement import Statement
 from tests.conftest import execute
 

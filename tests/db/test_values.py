@@ -18,7 +18,7 @@ from service.catalog import Catalog, Type
 from service.db.codec import Codec
 from service.db.introspect import catalog_txn
 from service.errors import InvalidArgument
-from service.plan.conditions import Bound
+from service.plan.plans import Bound
 from tests.conftest import missing
 
 OPTIONS = (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from psycopg2.sql import SQL
 
 from service.db.error_paths import _pieces, _spans, annotate_position, mark_of
-from service.plan.conditions import Bound
+from service.plan.plans import Bound
 from service.sql.statement import Mark, Parameter, Statement, render
 from tests.unit.samples import types
 

@@ -33,8 +33,9 @@ from service.request.read_request import (
     parse_format,
     parse_get,
     parse_unpaged,
+    parse_watch_options,
+    parse_watched,
 )
-from service.request.watch_request import parse_options, parse_watched
 from service.request.write_request import (
     parse_create,
     parse_delete,
@@ -68,7 +69,7 @@ def parse_any_update(args, kwargs):
 
 def parse_watch(args, kwargs):
     """Parse the arguments of `watch`."""
-    _, rest = parse_options(kwargs)
+    _, rest = parse_watch_options(kwargs)
     parse_watched(args, rest, LIMITS, "x", 100)
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from service.catalog import Catalog, Column, Relation, Type, UniqueKey
 from service.errors import InvalidArgument, UnknownName
-from service.plan.hidden import has_hidden_field
 from service.plan.plans import ReadPlan
 from service.plan.read_plan import plan_aggregate, plan_count, plan_find, plan_get
+from service.plan.scope import has_hidden_field
 from service.plan.write_plan import plan_import, plan_update
 from service.request.read_request import Limits, parse_aggregate, parse_count, parse_find, parse_get
 from service.request.write_request import parse_update

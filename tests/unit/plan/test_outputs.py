@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.catalog import Column, Relation, UniqueKey
 from service.errors import InvalidArgument
-from service.plan.outputs import refuse_repeated, row_key
+from service.plan.clauses import refuse_repeated, row_key
 from service.plan.plans import NAME_BYTES, ReadPlan, truncated
 from service.plan.read_plan import plan_columns, plan_find
 from service.plan.scope import Scope

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.request.related_rows import NoShape, RowsShape, fill_placeholders, with_placeholders
+from service.request.row_values import NoShape, RowsShape, fill_placeholders, with_placeholders
 
 ROWS: list[Any] = [
     {"a": 1, "b": "x"},

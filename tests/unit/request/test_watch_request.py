@@ -7,8 +7,15 @@ from __future__ import annotations
 import pytest
 
 from service.request.arguments import UnknownArgument
-from service.request.read_request import Limits, parse_find, parse_unpaged
-from service.request.watch_request import GROUPS, OPTIONS, QUERY, parse_watched
+from service.request.read_request import (
+    GROUPS,
+    QUERY,
+    WATCH_OPTIONS,
+    Limits,
+    parse_find,
+    parse_unpaged,
+    parse_watched,
+)
 
 LIMITS = Limits(max_rows=10)
 
@@ -21,7 +28,7 @@ def names(caught: pytest.ExceptionInfo[UnknownArgument]) -> set[str]:
 def test_unknown_argument_is_answered_with_those_of_the_verb() -> None:
     with pytest.raises(UnknownArgument) as caught:
         parse_watched([], {"zzz": 1}, LIMITS, "public.actions", 100)
-    assert {*QUERY, *GROUPS, *OPTIONS} <= names(caught)
+    assert {*QUERY, *GROUPS, *WATCH_OPTIONS} <= names(caught)
     assert not {"after", "count", "form", "chunk"} & names(caught)
     with pytest.raises(UnknownArgument) as caught:
         parse_unpaged([], {"zzz": 1}, LIMITS, "public.actions")

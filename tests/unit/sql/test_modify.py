@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from service.errors import InvalidArgument
-from service.plan.conditions import Bound
-from service.plan.plans import Lock
+from service.plan.plans import Bound, Lock
 from service.plan.write_plan import plan_create, plan_current, plan_delete, plan_update
 from service.request.read_request import Limits
 from service.request.write_request import parse_create, parse_delete, parse_update, parse_upsert

@@ -14,9 +14,8 @@ import pytest
 from service.api.verbs import VERBS as ALL_VERBS
 from service.db.statements import DECLARE
 from service.plan.call_plan import plan_call, plan_called
-from service.plan.conditions import Bound
 from service.plan.nested_rows import plan_nested_create
-from service.plan.plans import ReadPlan
+from service.plan.plans import Bound, ReadPlan
 from service.plan.read_plan import plan_aggregate, plan_all, plan_count, plan_find, plan_get
 from service.plan.tree import plan_answer, plan_step
 from service.plan.update_rows import plan_update_rows
@@ -31,8 +30,8 @@ from service.request.read_request import (
     parse_find,
     parse_get,
     parse_unpaged,
+    parse_watched,
 )
-from service.request.watch_request import parse_watched
 from service.request.write_request import (
     parse_create,
     parse_delete,

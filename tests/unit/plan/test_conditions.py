@@ -9,8 +9,8 @@ import pytest
 
 from service.catalog import Catalog, Type
 from service.errors import InvalidArgument
-from service.plan.conditions import BoolExpr, Compare, Condition, Exists, IsTest, Not
-from service.plan.predicates import both, plan_filter
+from service.plan.clauses import both, plan_filter
+from service.plan.plans import BoolExpr, Compare, Condition, Exists, IsTest, Not
 from service.plan.scope import Scope
 from service.request.arguments import Values
 from service.request.filters import FilterParser
