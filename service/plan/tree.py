@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from itertools import compress, groupby
 
 from service.catalog import Catalog, Relation
-from service.plan.clauses import inner_conditions, sort_keys
 from service.plan.plans import (
     InsertPlan,
     Lock,
@@ -29,10 +28,10 @@ from service.plan.plans import (
     Reread,
     UpdatePlan,
 )
-from service.plan.read_plan import plan_get, plan_rows
+from service.plan.read_plan import plan_get
 from service.plan.reread import saved_columns
-from service.plan.scope import Scope, as_json
-from service.plan.write_plan import plan_new_rows, plan_update
+from service.plan.scope import Scope
+from service.plan.write_plan import plan_new_rows, plan_returning, plan_update
 from service.request.requests import (
     EVERYTHING,
     Assignment,
@@ -329,18 +328,7 @@ def plan_answer(
     """Plan the result of a nested create: the call's rows, read again by their keys at the end."""
     scope = Scope(catalog, relation, returning.embeds)
     reread = Reread(scope.equals(key), saved_columns(relation, key), "", fallback=False)
-    if not returning.rows:
-        return PlannedReturning(reread=reread, receipt=returning.receipt)
-    outputs, embeds = plan_rows(scope, returning.select, returning.embeds)
-    return PlannedReturning(
-        outputs,
-        sort_keys(scope, returning.order),
-        embeds,
-        inner_conditions(scope, returning.embeds),
-        reread,
-        json=as_json(catalog, returning.form, outputs, embeds),
-        receipt=returning.receipt,
-    )
+    return replace(plan_returning(scope, returning), reread=reread)
 
 
 def _new_rows(catalog: Catalog, step: NewRows) -> InsertPlan:
