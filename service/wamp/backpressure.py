@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.task import deferLater
 from zope.interface import implementer
 
-from service.errors import StatementTimeout
+from service.errors import StatementTimeout, Unavailable
 from service.waiting import Waiters
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ YIELD = 0.5
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
 """Seconds between two calls that ask the router for its backlog: at first, and at most."""
+
+STOPPING_PATIENCE = 1.0
+"""Seconds for which a caller may read nothing at all while the service stops; longer than a busy client pauses."""
 
 PROBE = "wamp.session.count"
 """Called at a router without our component, only to wait for its answer."""
@@ -117,10 +120,16 @@ class Pace:
         self._backlog = backlog
         self._patience = patience
         self._answers = True
+        self._stopping = False
 
     def begin(self) -> None:
         """Reset for a new session: its router may have the procedure."""
         self._answers = True
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Wait no longer for callers that read nothing, also for those that have read nothing so far."""
+        self._stopping = True
 
     async def sent(self, session: SafeSession, caller: int | None) -> None:
         """
@@ -128,6 +137,7 @@ class Pace:
 
         Raises:
             StatementTimeout: The caller has read nothing for too long.
+            Unavailable: The same while the service stops.
         """
         await session.outflow().drained()
         asked = self._reactor.seconds()
@@ -141,7 +151,11 @@ class Pace:
             # The timeout starts again whenever the caller has read something: slow callers are served.
             if held < least:
                 least, since = held, self._reactor.seconds()
-            elif self._reactor.seconds() - since > self._patience:
+                continue
+            silent = self._reactor.seconds() - since
+            if self._stopping and silent > STOPPING_PATIENCE:
+                raise Unavailable("the service is stopping, and the caller reads nothing")
+            if silent > self._patience:
                 raise StatementTimeout("the caller has read nothing for too long", clock=None)
 
     async def held(self, session: SafeSession, caller: int | None) -> int:

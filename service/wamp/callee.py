@@ -306,6 +306,7 @@ class Callee(SessionObserver):
                 await registration.unregister().addTimeout(UNREGISTER_TIMEOUT, self._reactor)
         # Not before UNREGISTERED: no other service gets the calls that the router sent before it.
         self._draining = True
+        self._pace.stop()
         self.drained()
         if not self.in_progress:
             return

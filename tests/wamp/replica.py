@@ -60,7 +60,7 @@ class Replica(ProcessProtocol):
 
 def main(dsn: str, socket: str) -> None:
     """Serve until killed."""
-    settings = Settings(database_url=SecretStr(dsn), shared=True, drain_timeout=2, **UNHURRIED)
+    settings = Settings(database_url=SecretStr(dsn), shared=True, **UNHURRIED)
     config = WampConfig([f"unix:{socket}"], "realm1", first_delay=0.05)
     service = Serving(settings, reactor, config)
     service.startService()

@@ -17,8 +17,8 @@ from service.wamp.client import WampConfig
 from tests.conftest import Router
 from tests.deferreds import until
 
-UNHURRIED = {"lock_timeout": 60, "tx_idle_timeout": 60}
-"""Timeouts that load on the machine must not trigger in tests about something else."""
+UNHURRIED = {"lock_timeout": 60, "tx_idle_timeout": 60, "drain_timeout": 2}
+"""Timeouts that load on the machine must not trigger in tests about something else, and a short drain."""
 
 
 @asynccontextmanager
@@ -28,7 +28,7 @@ async def served(dsn: str, router: Router, **settings: Any) -> AsyncIterator[Ser
 
     Changes from before the first lead, which begins the first epoch, are not published.
     """
-    chosen = Settings(database_url=SecretStr(dsn), drain_timeout=2, **{**UNHURRIED, **settings})
+    chosen = Settings(database_url=SecretStr(dsn), **{**UNHURRIED, **settings})
     config = WampConfig(
         [f"unix:{router.socket}"], router.realm, max_bytes=chosen.max_bytes, first_delay=0.05
     )

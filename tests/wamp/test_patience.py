@@ -40,3 +40,27 @@ async def test_call_whose_caller_takes_nothing_is_timeout(
             await call
         assert caught.value.error == "rowcast.error.timeout"
         await caller.close()
+
+
+@pytest.mark.parametrize("verb", ["stream", "export"])
+@pytest_twisted.ensureDeferred
+async def test_call_whose_caller_takes_nothing_does_not_hold_a_stop(
+    verb: str, dsn: str, router: Router
+) -> None:
+    """Check that it ends with `unavailable`, long before the drain's end and the idle time."""
+    caller = await join(router, "rawsocket cbor")
+    async with served(dsn, router, drain_timeout=3600, tx_idle_timeout=3600):
+        begun: Deferred[None] = Deferred()
+        options = CallOptions(on_progress=lambda _: begun.called or begun.callback(None))
+        call = caller.call(f"rowcast.large.{verb}", options=options)
+        await begun
+        caller._transport.transport.pauseProducing()
+    assert not open_transactions(dsn)
+    caller._transport.transport.resumeProducing()
+    with pytest.raises(ApplicationError) as caught:
+        await call
+    assert (caught.value.error, caught.value.kwargs["retry"]) == (
+        "rowcast.error.unavailable",
+        True,
+    )
+    await caller.close()

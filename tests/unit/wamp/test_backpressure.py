@@ -12,7 +12,7 @@ from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 
-from service.errors import StatementTimeout
+from service.errors import StatementTimeout, Unavailable
 from service.wamp.backpressure import HELD, PROBE, Pace
 
 Answer = Callable[[str], Deferred[Any]]
@@ -88,6 +88,29 @@ def test_caller_that_takes_nothing_too_long_is_timeout() -> None:
     clock.pump([0.25] * 44)
     assert isinstance(failed[0], StatementTimeout)
     assert not clock.getDelayedCalls()
+
+
+def test_caller_that_takes_nothing_is_given_up_soon_when_the_service_stops() -> None:
+    """Check that it gets `unavailable` after a second, and that a caller that reads keeps its time."""
+    clock, held = Clock(), 1_000_000
+    router = Router(lambda uri: succeed(held))
+    failed: list[Any] = []
+    pace = Pace(clock, "p.backlog", 10)
+    done = sent(clock, pace, router)
+    done.addErrback(lambda failure: failed.append(failure.value))
+    clock.pump([0.25] * 2)
+    pace.stop()
+    for _ in range(6):
+        held -= 100_000
+        clock.pump([0.25] * 3)
+    assert not failed
+    clock.pump([0.25] * 4)
+    assert isinstance(failed[0], Unavailable)
+    assert not clock.getDelayedCalls()
+    pace.begin()
+    sent(clock, pace, router).addErrback(lambda failure: failed.append(failure.value))
+    clock.pump([0.25] * 30)
+    assert len(failed) == 1
 
 
 @pytest.mark.parametrize("caller", [7, None])
