@@ -164,6 +164,16 @@ async def test_changes_in_a_test_arrive_as_rows(service: Service) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_changes_in_a_test_without_a_publishing_service_are_unavailable(
+    service: Service,
+) -> None:
+    """Check that the service does not lead without a router, as docs/applications.md says."""
+    await until(lambda: service.serving.feed.well)
+    error, *_ = await refusal(service.join().call("rowcast.position"))
+    assert error == "rowcast.error.unavailable"
+
+
+@pytest_twisted.ensureDeferred
 async def test_call_over_its_timeout_is_refused(session: Any) -> None:
     error, *_ = await refusal(session.call("rowcast.sleep", 30, timeout=0.1))
     assert error == "rowcast.error.timeout"
