@@ -26,7 +26,7 @@ FIRST = (
     "tests/db/test_shadowing.py",
     "tests/db/test_migrations_page.py",
     "tests/wamp/test_node.py",
-    "tests/db/test_described_ways.py",
+    "tests/db/test_described_relationships.py",
     "tests/db/test_migrating.py",
     "tests/db/test_capture_tracking.py",
     "tests/db/test_capture_torture.py",

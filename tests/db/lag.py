@@ -64,7 +64,7 @@ async def least_lag(measure: Callable[[], Awaitable[LagProbe]], part: float, lim
     Measure up to five times, until the lag of this process is below a limit; return the lowest.
 
     Code that blocks the reactor does so in each measurement. A worker thread that is descheduled while it
-    holds the GIL also delays the reactor, but rarely, and its delay cannot be told from the former.
+    holds the GIL also delays the reactor, but rarely, and the two delays cannot be distinguished.
     """
     least = math.inf
     for _ in range(5):

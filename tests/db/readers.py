@@ -88,11 +88,11 @@ class Readers:
         self._processes[name].kill()
         self._processes[name].wait()
 
-    def stand_still(self, name: str) -> None:
+    def suspend(self, name: str) -> None:
         """Suspend a reader; its connections stay open."""
         os.kill(self._processes[name].pid, signal.SIGSTOP)
 
-    def go_on(self, name: str) -> None:
+    def resume(self, name: str) -> None:
         """Resume a suspended reader."""
         os.kill(self._processes[name].pid, signal.SIGCONT)
 
@@ -135,7 +135,7 @@ def readers(dsn: str, path: Path, *names: str, **options: Any) -> Iterator[Reade
 
 
 def delivered(lines: list[Line]) -> list[Line]:
-    """Return the lines that a client keeps which drops repeated positions; check the dropped lines."""
+    """Return the lines kept by a client that drops repeated positions; check the dropped lines."""
     kept: list[Line] = []
     content: dict[tuple[int, int, int], tuple[Any, ...]] = {}
     for line in lines:

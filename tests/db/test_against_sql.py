@@ -276,7 +276,7 @@ async def test_invalid_operand_is_refused_with_its_path(
 
 @pytest.mark.serving(roles=Roles({"clerk": "as_clerk"}))
 @pytest_twisted.ensureDeferred
-async def test_column_that_a_role_may_not_read_is_no_operand(db: DirectCaller) -> None:
+async def test_column_unreadable_to_the_role_is_refused_as_operand(db: DirectCaller) -> None:
     assert await db.call_as(CLERK, "people.count", where={"low": {"lt": {"$column": "id"}}}) > 0
     for where in ({"low": {"gt": {"$column": "high"}}}, {"high::text": {"like": "%"}}):
         refused = await failure_of(db.call_as(CLERK, "people.count", where=where))
@@ -288,7 +288,7 @@ async def test_column_that_a_role_may_not_read_is_no_operand(db: DirectCaller) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_column_compared_with_itself_is_no_filter(db: DirectCaller) -> None:
+async def test_column_compared_with_itself_does_not_count_as_filter(db: DirectCaller) -> None:
     """It holds for every row, so a write needs `all`."""
     own = {"low": {"eq": {"$column": "low"}}}
     for where in (

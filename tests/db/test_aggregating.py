@@ -83,7 +83,7 @@ MEASURES: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("measure", "sql"), MEASURES)
 @pytest_twisted.ensureDeferred
-async def test_measure_over_any_groups_gives_what_sql_gives(
+async def test_measure_over_any_groups_equals_its_sql(
     db: DirectCaller, dsn: str, measure: dict[str, Any], sql: str
 ) -> None:
     """A measure equals the aggregate in SQL over all rows, over groups, and over no rows."""
@@ -115,7 +115,7 @@ GROUPS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("group", "sql"), GROUPS)
 @pytest_twisted.ensureDeferred
-async def test_groups_of_a_call_are_those_of_sql_in_order(
+async def test_groups_and_their_order_equal_those_of_sql(
     db: DirectCaller, dsn: str, group: Any, sql: str
 ) -> None:
     """Groups equal those of SQL, and the same call returns them in the same order."""
@@ -192,7 +192,7 @@ async def test_aggregate_over_the_limit_is_too_large(db: DirectCaller) -> None:
 
 @pytest.mark.parametrize("name", ["many.aggregate", "fn.many.aggregate"])
 @pytest_twisted.ensureDeferred
-async def test_groups_beyond_a_page_are_all_answered(name: str, dsn: str) -> None:
+async def test_groups_beyond_a_page_are_all_returned(name: str, dsn: str) -> None:
     """All groups are returned, whatever the limit of rows per page; too many are refused, or streamed."""
     async with serving(dsn, max_rows=30) as db:
         groups = {"measures": {}, "group": ["n"]}
@@ -254,7 +254,7 @@ async def test_measure_that_does_not_fit_its_type_is_refused(
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_function_that_does_not_fit_anywhere_is_refused_with_its_path(
+async def test_function_that_a_type_lacks_is_refused_with_its_path(
     db: DirectCaller, name: str, kwargs: dict[str, Any], path: str
 ) -> None:
     """The error for a function or cast that a type lacks has a path, wherever in the call it is."""
@@ -266,7 +266,7 @@ async def test_function_that_does_not_fit_anywhere_is_refused_with_its_path(
 
 
 @pytest_twisted.ensureDeferred
-async def test_aggregate_with_sql_in_its_names_runs_none_of_it(db: DirectCaller, dsn: str) -> None:
+async def test_sql_in_the_names_of_an_aggregate_is_not_run(db: DirectCaller, dsn: str) -> None:
     """SQL in place of a name, function or separator is quoted or refused."""
     evil = 'n"; DROP TABLE sales; --'
     good = {"string_agg": "mood::text", "distinct": True}
@@ -288,7 +288,7 @@ async def test_aggregate_with_sql_in_its_names_runs_none_of_it(db: DirectCaller,
 
 
 @pytest_twisted.ensureDeferred
-async def test_embed_with_measures_gives_those_of_the_related_rows(
+async def test_embed_with_measures_has_those_of_the_related_rows(
     db: DirectCaller, dsn: str
 ) -> None:
     """An embed may have measures of the related rows, with or without groups."""
@@ -321,7 +321,7 @@ async def test_embed_with_measures_gives_those_of_the_related_rows(
 
 
 @pytest_twisted.ensureDeferred
-async def test_embed_with_measures_goes_wherever_an_embed_goes(db: DirectCaller) -> None:
+async def test_embed_with_measures_is_accepted_wherever_an_embed_is(db: DirectCaller) -> None:
     """Besides rows of the same relation, spread, nested deeper, for one row, for no row."""
     row = await db.call(
         "people.get",

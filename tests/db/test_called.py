@@ -116,20 +116,20 @@ async def test_find_of_a_function_selects_sorts_and_embeds(
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_of_a_domain_are_answered_without_hidden_columns(db: DirectCaller) -> None:
+async def test_rows_of_a_domain_are_returned_without_hidden_columns(db: DirectCaller) -> None:
     """Rows of a domain over a composite type are rows of that type."""
     assert await db.call("fn.one_domained", key=3) == {"id": 3, "name": "Cyd", "boss": 1}
     assert (await db.call("fn.domained"))[0] == {"id": 1, "name": "Ada", "boss": None}
 
 
 @pytest_twisted.ensureDeferred
-async def test_find_with_positional_args_passes_them_by_place(db: DirectCaller) -> None:
+async def test_find_with_positional_args_passes_them_by_position(db: DirectCaller) -> None:
     """As in a plain call of the function."""
     assert (await db.call("fn.of_json.find", {"a": 1}))["rows"] == [{"k": "a"}]
 
 
 @pytest_twisted.ensureDeferred
-async def test_pages_of_a_function_follow_each_other(db: DirectCaller) -> None:
+async def test_pages_of_a_function_have_all_rows_in_order(db: DirectCaller) -> None:
     """Also if rows repeat; a token is valid for its own query only."""
     seen: list[int] = []
     token = None
@@ -191,7 +191,7 @@ async def test_count_of_many_rows_takes_little_memory(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_function_that_postgresql_asks_to_retry_is_tried_again(
+async def test_function_ending_in_a_retryable_error_is_run_again(
     db: DirectCaller, dsn: str
 ) -> None:
     """After a serialization failure or a deadlock."""
@@ -249,7 +249,7 @@ async def test_distinct_of_values_without_equality_is_refused(db: DirectCaller) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_argument_outside_args_is_refused_with_its_place(db: DirectCaller) -> None:
+async def test_argument_outside_args_is_refused_with_its_path(db: DirectCaller) -> None:
     """The hint says that arguments of the function are in `args`."""
     refused = await failure_of(db.call("fn.everyone.find", lowest=1))
     assert refused.details["hint"] == 'arguments of the function go into "args"'  # type: ignore[attr-defined]

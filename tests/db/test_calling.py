@@ -258,7 +258,6 @@ REFUSED: list[tuple[str, tuple[Any, ...], dict[str, Any], str | None]] = [
 async def test_arguments_that_no_function_takes_are_refused_with_their_path(
     db: DirectCaller, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], path: str | None
 ) -> None:
-    """Arguments that no function takes are refused with their path."""
     refused = await failure_of(db.call(f"fn.{name}", *args, **kwargs))
     assert isinstance(refused, InvalidArgument), refused
     if path is not None:
@@ -279,7 +278,7 @@ async def test_arguments_that_no_function_takes_are_refused_with_their_path(
     [("same", "v"), ("any_count", "v"), ("echo", ""), ("moody", "m"), ("pair", "p"), ("add", "a")],
 )
 @pytest_twisted.ensureDeferred
-async def test_values_of_any_kind_are_answered_or_refused(
+async def test_arguments_of_any_kind_lead_to_a_result_or_a_refusal(
     db: DirectCaller, name: str, by_name: str, value: Any
 ) -> None:
     """Any arguments lead to a result or a refusal, never to an internal error."""
@@ -299,7 +298,6 @@ async def test_record_with_two_columns_of_one_name_is_refused(db: DirectCaller) 
 
 @pytest_twisted.ensureDeferred
 async def test_value_nested_too_deep_is_refused(db: DirectCaller) -> None:
-    """The limit of nesting depth is checked."""
     deep: list[Any] = []
     for _ in range(20_000):
         deep = [deep]
@@ -344,7 +342,6 @@ async def test_function_of_any_schema_and_name_is_called(db: DirectCaller) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_value_against_its_domain_is_check_violation(db: DirectCaller) -> None:
-    """A violated domain constraint is a check_violation."""
     refused = await failure_of(db.call("fn.moody", m="ok", s=11))
     assert isinstance(refused, CheckViolation)
     assert refused.details["constraint"] == "small_check"
@@ -352,7 +349,6 @@ async def test_value_against_its_domain_is_check_violation(db: DirectCaller) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_error_raised_by_a_function_keeps_its_message(db: DirectCaller) -> None:
-    """The error has the message of the function's RAISE."""
     raised = await failure_of(db.call("fn.angry"))
     assert isinstance(raised, Raised)
     assert (raised.message, raised.details["hint"]) == ("no", "ask nicely")
@@ -362,7 +358,7 @@ async def test_error_raised_by_a_function_keeps_its_message(db: DirectCaller) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_function_that_is_stable_may_not_write(db: DirectCaller, dsn: str) -> None:
+async def test_stable_function_that_writes_is_refused(db: DirectCaller, dsn: str) -> None:
     """A STABLE function runs in a read-only transaction."""
     refused = await failure_of(db.call("fn.sneaky"))
     assert isinstance(refused, DatabaseRefused)
@@ -409,7 +405,7 @@ async def test_max_affected_without_rows_to_return_is_refused(db: DirectCaller) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_procedure_that_commits_answers_its_out_arguments(db: DirectCaller, dsn: str) -> None:
+async def test_procedure_that_commits_returns_its_out_arguments(db: DirectCaller, dsn: str) -> None:
     """A procedure may commit; the result is its OUT arguments."""
     assert await db.call("fn.work", who=60) == {"n": 6, "said": "done"}
     assert await db.call("fn.work", who=61, n=1, form="lists") == {

@@ -79,7 +79,7 @@ pytestmark = pytest.mark.serving("public", "fn_other", roles=ROLES)
 
 
 @pytest_twisted.ensureDeferred
-async def test_function_by_a_role_runs_with_its_rights(db: DirectCaller, dsn: str) -> None:
+async def test_function_called_by_a_role_runs_with_its_rights(db: DirectCaller, dsn: str) -> None:
     """A function runs as the role, sees what the role may read, and exists if the role may execute it."""
     answer = db.dispatcher.answer
     assert await answer("fn.whoami", (), {}, CLERK) == "fn_clerk"
@@ -93,16 +93,16 @@ async def test_function_by_a_role_runs_with_its_rights(db: DirectCaller, dsn: st
     assert execute(dsn, "SELECT who FROM log") == [("xfn_clerk",)]
 
 
-async def sessions(db: DirectCaller) -> set[tuple[str, str, str]]:
+async def roles_of_sessions(db: DirectCaller) -> set[tuple[str, str, str]]:
     """Return the roles of all sessions of the pool."""
     sql = (
         "SELECT current_user::text, coalesce(current_setting('rowcast.authid', true), ''),"
         " current_setting('search_path')"
     )
-    return {row for rows in await of_all(db, sql) for row in rows}
+    return {row for rows in await query_each_session(db, sql) for row in rows}
 
 
-async def of_all(db: DirectCaller, sql: str) -> list[list[Any]]:
+async def query_each_session(db: DirectCaller, sql: str) -> list[list[Any]]:
     """Run a query in each session of the pool once: a barrier keeps each session busy until all have run it."""
     many = db.pool.scheduler.limits.most
     barrier = threading.Barrier(many)
@@ -121,21 +121,21 @@ async def test_procedure_that_commits_runs_as_its_caller_alone(db: DirectCaller,
     own = {("postgres", "", '"public", "fn_other", "$user", public')}
     answer = db.dispatcher.answer
     assert await answer("fn.stepwise", (), {"many": 2}, CLERK) == {"who": "fn_clerk 2"}
-    assert await sessions(db) == own
+    assert await roles_of_sessions(db) == own
     assert await answer("fn_other.fn.stepwise", (), {"n": 7}, CLERK) == {"n": 1}
-    assert await sessions(db) == own
+    assert await roles_of_sessions(db) == own
     raised = await failure_of(answer("fn.stepwise", (), {"many": 5}, STRANGER))
     assert isinstance(raised, Raised)
-    assert await sessions(db) == own
+    assert await roles_of_sessions(db) == own
     late = await failure_of(answer("fn.stepwise", (), {"many": 9, "nap": 9, "timeout": 0.2}, CLERK))
     assert isinstance(late, OutcomeUnknown)
-    assert await sessions(db) == own
+    assert await roles_of_sessions(db) == own
     call = ensureDeferred(answer("fn.stepwise", (), {"many": 9, "nap": 9}, CLERK))
     await until(lambda: execute(dsn, "SELECT count(*) FROM steps") == [(7,)])
     call.cancel()
     await failure_of(call)
     await until(lambda: db.pool.stats().busy == 0)
-    assert await sessions(db) == own
+    assert await roles_of_sessions(db) == own
     assert execute(dsn, "SELECT * FROM steps ORDER BY who, claim, at") == [
         ("fn_anyone", "", 1), ("fn_anyone", "", 2), ("fn_anyone", "", 3),
         ("fn_clerk", "p1", 1), ("fn_clerk", "p1", 1), ("fn_clerk", "p1", 1), ("fn_clerk", "p1", 2),
@@ -154,11 +154,11 @@ async def test_procedure_that_commits_in_a_transaction_is_refused(db: DirectCall
 
 
 @pytest_twisted.ensureDeferred
-async def test_session_that_stays_another_role_is_closed(db: DirectCaller) -> None:
+async def test_session_whose_role_cannot_be_reset_is_closed(db: DirectCaller) -> None:
     """A session whose role cannot be reset is never used again."""
 
     async def pids() -> set[int]:
-        return {pid for ((pid,),) in await of_all(db, "SELECT pg_backend_pid()")}
+        return {pid for ((pid,),) in await query_each_session(db, "SELECT pg_backend_pid()")}
 
     before = await pids()
 
@@ -168,7 +168,7 @@ async def test_session_that_stays_another_role_is_closed(db: DirectCaller) -> No
     with db.database.identity(Identity("", "SELECT set_config('role', 'fn_clerk', false);")):
         await db.database.run(broken_txn, ending=True)
     assert len(before - await pids()) == 1
-    assert {who for who, _, _ in await sessions(db)} == {"postgres"}
+    assert {who for who, _, _ in await roles_of_sessions(db)} == {"postgres"}
 
 
 @pytest_twisted.ensureDeferred

@@ -47,7 +47,6 @@ async def test_query_that_is_cancelled_stops_on_the_server(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_cancelled_callers_leave_the_queue(dsn: str) -> None:
-    """Queries cancelled before they started are never sent."""
     async with database_at(dsn, most=2) as database:
         calls = [database.statement("SELECT pg_sleep(20)") for _ in range(20)]
         await until(lambda: running(dsn, "pg_sleep(20)"))
@@ -106,7 +105,7 @@ async def test_query_beside_many_cancelled_ones_gets_its_own_answer(dsn: str) ->
     async with database_at(dsn, most=4) as database:
         end = reactor.seconds() + 3
 
-        async def storm() -> None:
+        async def cancel_at_random() -> None:
             nonlocal cancelled
             while reactor.seconds() < end:
                 call = database.statement("SELECT pg_sleep(%s)", [random.random() * 0.002])
@@ -115,13 +114,15 @@ async def test_query_beside_many_cancelled_ones_gets_its_own_answer(dsn: str) ->
                 cancelled += not call.called
                 call.cancel()
 
-        async def bystander(number: int) -> None:
+        async def uncancelled(number: int) -> None:
             nonlocal right
             while reactor.seconds() < end:
                 assert await database.statement("SELECT %s", [number]) == [(number,)]
                 right += 1
 
-        tasks = [storm() for _ in range(6)] + [bystander(number) for number in range(6)]
+        tasks = [cancel_at_random() for _ in range(6)] + [
+            uncancelled(number) for number in range(6)
+        ]
         await gatherResults([ensureDeferred(task) for task in tasks])
     assert cancelled > 300
     assert right > 300
@@ -145,7 +146,6 @@ async def test_cancel_over_a_slow_network_does_not_stop_the_reactor(dsn: str) ->
 
 @pytest_twisted.ensureDeferred
 async def test_read_that_is_cancelled_is_not_run_again(dsn: str) -> None:
-    """A cancelled read is not retried."""
     async with database_at(dsn) as database:
         call = database.statement("SELECT pg_sleep(14)", retry=True)
         await until(lambda: running(dsn, "pg_sleep(14)"))
@@ -185,7 +185,7 @@ async def test_cancel_without_libpq_stops_the_query(
 
 @pytest.mark.parametrize("libpq", [True, False])
 @pytest_twisted.ensureDeferred
-async def test_cancel_that_cannot_be_sent_keeps_no_other_from_it(
+async def test_cancel_that_cannot_be_sent_does_not_block_the_next(
     libpq: bool, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cancelled job ends with its connection, and a thread is free for the next cancel request."""

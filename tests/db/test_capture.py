@@ -186,7 +186,7 @@ def test_transaction_that_commits_late_is_read_once(dsn: str, log: SnapshotReade
     assert log.read() == []
 
 
-def test_changed_key_has_both_keys(dsn: str, log: SnapshotReader) -> None:
+def test_update_of_a_key_is_logged_with_both_keys(dsn: str, log: SnapshotReader) -> None:
     execute(dsn, "INSERT INTO owners VALUES (1, 'Ada')")
     log.read()
     execute(dsn, "UPDATE owners SET id = 5")
@@ -196,7 +196,9 @@ def test_changed_key_has_both_keys(dsn: str, log: SnapshotReader) -> None:
     assert net(entries, "id") == {1: (ada, None), 5: (None, moved)}
 
 
-def test_generated_columns_are_as_they_were_stored(dsn: str, log: SnapshotReader) -> None:
+def test_generated_columns_are_logged_with_their_stored_values(
+    dsn: str, log: SnapshotReader
+) -> None:
     execute(dsn, "INSERT INTO sums (id, a) VALUES (1, 4); UPDATE sums SET a = 5")
     assert log.changes() == [
         ("I", None, {"id": 1, "a": 4, "twice": 8}),
@@ -204,7 +206,9 @@ def test_generated_columns_are_as_they_were_stored(dsn: str, log: SnapshotReader
     ]
 
 
-def test_relation_without_a_key_is_logged_copy_by_copy(dsn: str, log: SnapshotReader) -> None:
+def test_relation_without_a_key_is_logged_with_each_equal_row(
+    dsn: str, log: SnapshotReader
+) -> None:
     execute(dsn, "INSERT INTO loose VALUES (1, 'x'), (1, 'x'); DELETE FROM loose")
     row = {"a": 1, "b": "x"}
     assert log.changes() == [("I", None, row)] * 2 + [("D", row, None)] * 2
@@ -239,7 +243,9 @@ def test_level_touch_logs_a_row_per_statement(dsn: str, log: SnapshotReader) -> 
     assert log.changes() == [("C", None, None), ("C", None, None), ("T", None, None)]
 
 
-def test_truncate_is_logged_with_what_came_after_it(dsn: str, log: SnapshotReader) -> None:
+def test_truncate_and_the_changes_around_it_are_logged_in_order(
+    dsn: str, log: SnapshotReader
+) -> None:
     execute(dsn, "INSERT INTO owners VALUES (1, 'Ada')")
     execute(dsn, "TRUNCATE owners CASCADE; INSERT INTO owners VALUES (2, 'Bob')")
     assert [(entry.relation, entry.op) for entry in log.read()] == [
@@ -269,7 +275,7 @@ def test_partitioned_table_is_logged_as_its_root(dsn: str, log: SnapshotReader) 
     execute(dsn, "DROP TABLE logs_3")
 
 
-def test_truncated_partition_asks_to_read_again(dsn: str, log: SnapshotReader) -> None:
+def test_truncate_of_a_partition_is_logged_as_reset(dsn: str, log: SnapshotReader) -> None:
     """The log does not have the rows that were removed."""
     execute(dsn, "TRUNCATE logs_1")
     assert [(entry.relation, entry.op) for entry in log.read()] == [("public.logs", "R")]
@@ -300,7 +306,7 @@ def test_columns_may_have_the_names_that_capture_uses(dsn: str, log: SnapshotRea
         assert [entry.old["id"] for entry in entries if entry.old] == [1, 1, 2, 1, 2]
 
 
-def test_upsert_and_writing_with_are_logged(dsn: str, log: SnapshotReader) -> None:
+def test_upsert_and_data_modifying_with_are_logged(dsn: str, log: SnapshotReader) -> None:
     upsert = (
         "INSERT INTO owners VALUES (1, 'a'), (2, 'b') ON CONFLICT (id) DO UPDATE SET name = 'c'"
     )
@@ -315,7 +321,7 @@ def test_upsert_and_writing_with_are_logged(dsn: str, log: SnapshotReader) -> No
     assert moved == {1: ({"id": 1, "name": "c"}, None), 9: (None, {"id": 9, "name": "c"})}
 
 
-def test_merge_is_logged_as_what_it_did_to_each_row(dsn: str, log: SnapshotReader) -> None:
+def test_merge_is_logged_as_its_effect_on_each_row(dsn: str, log: SnapshotReader) -> None:
     """One statement inserts, updates and deletes, and leaves one row unchanged."""
     execute(dsn, "INSERT INTO owners VALUES (1, 'a'), (2, 'b'), (3, 'c')")
     execute(dsn, "INSERT INTO pets VALUES (7, 2, 'Rex')")
@@ -422,7 +428,7 @@ def test_operators_of_the_writer_are_not_used(dsn: str, log: SnapshotReader) -> 
     assert log.changes() == [("I", None, {"id": 1, "name": "Ada"}), ("I", None, {"a": "a", "b": 1})]
 
 
-def test_cast_of_a_key_to_json_does_not_run_by_the_path_of_the_writer(
+def test_cast_of_a_key_to_json_ignores_the_search_path_of_the_writer(
     dsn: str, log: SnapshotReader
 ) -> None:
     """The cast runs as the log's owner, with a fixed search_path."""
@@ -430,7 +436,9 @@ def test_cast_of_a_key_to_json_does_not_run_by_the_path_of_the_writer(
     assert log.changes() == [("I", None, {"mood": "pg_catalog, pg_temp"})]
 
 
-def test_trigger_of_the_application_leaves_net_changes_right(dsn: str, log: SnapshotReader) -> None:
+def test_net_changes_beside_a_trigger_of_the_application_are_right(
+    dsn: str, log: SnapshotReader
+) -> None:
     """A trigger that writes to the same table changes the order in the log."""
     execute(
         dsn,

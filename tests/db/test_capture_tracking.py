@@ -173,7 +173,7 @@ def test_table_that_cannot_be_tracked_today_keeps_its_triggers_and_stops_no_migr
     assert execute(tracked, "SELECT to_regproc('rowcast.log_inserts_id')") == [(None,)]
 
 
-def test_key_of_another_type_or_name_is_logged_as_it_is_once_that_is_noticed(tracked: str) -> None:
+def test_changed_key_is_logged_in_its_new_form_once_noticed(tracked: str) -> None:
     """The trigger function fixes session settings by the key's types, so it has to be generated again."""
     track_table(tracked, "things", "keys", True)
     execute(tracked, "ALTER TABLE things ALTER id TYPE float8; ALTER TABLE things RENAME id TO no")
@@ -227,7 +227,7 @@ def test_plain_owner_tracks_its_own_tables(dsn: str) -> None:
     execute(dsn, remove() + "DROP OWNED BY other, plain")
 
 
-def test_busy_table_is_not_waited_for_long(tracked: str) -> None:
+def test_tracking_a_locked_table_is_refused_after_the_lock_timeout(tracked: str) -> None:
     """While the command waits for its lock, writers queue behind it."""
     busy = connect(tracked)
     with busy.cursor() as cursor:
@@ -282,7 +282,7 @@ UNNOTICED = [
 
 
 @pytest.mark.parametrize("statement", UNNOTICED)
-def test_ddl_that_leaves_rows_alone_is_not_noticed(tracked: str, statement: str) -> None:
+def test_ddl_that_changes_no_rows_is_not_noticed(tracked: str, statement: str) -> None:
     connection = connect(tracked)
     connection.autocommit = True  # VACUUM cannot run in a transaction
     with connection.cursor() as cursor:
@@ -291,7 +291,7 @@ def test_ddl_that_leaves_rows_alone_is_not_noticed(tracked: str, statement: str)
     assert execute(tracked, "SELECT rowcast.notice()") == []
 
 
-def test_partitions_that_come_and_go_are_noticed(tracked: str) -> None:
+def test_attached_and_detached_partitions_are_noticed(tracked: str) -> None:
     track_table(tracked, "parts", "full", True)
     notice = "SELECT count(*) FROM rowcast.notice()"
     execute(tracked, "CREATE TABLE apart (id int NOT NULL); INSERT INTO apart VALUES (2)")
@@ -311,7 +311,7 @@ def test_partitions_that_come_and_go_are_noticed(tracked: str) -> None:
     execute(tracked, "DROP TABLE apart")
 
 
-def test_table_that_becomes_a_part_of_another_has_a_problem(tracked: str) -> None:
+def test_table_attached_to_another_is_recorded_as_a_problem(tracked: str) -> None:
     """Writes through the other table are not captured until either table is tracked again."""
     problem = "SELECT problem FROM rowcast.tracked WHERE name = 'public.things'"
     execute(tracked, "CREATE TABLE above (id int, n int, note text)")
@@ -337,7 +337,7 @@ def test_table_that_becomes_a_part_of_another_has_a_problem(tracked: str) -> Non
     execute(tracked, "DROP TABLE whole")
 
 
-def test_disabled_triggers_are_mended_by_tracking_again(tracked: str) -> None:
+def test_disabled_triggers_are_enabled_by_tracking_again(tracked: str) -> None:
     execute(tracked, "ALTER TABLE things DISABLE TRIGGER USER; SELECT rowcast.notice()")
     problem = "SELECT problem FROM rowcast.tracked"
     assert execute(tracked, problem) == [("its triggers are disabled",)]
@@ -395,7 +395,7 @@ def test_table_is_named_as_in_uris_or_as_in_sql(tracked: str, given: str, table:
         )
 
 
-def test_tracking_again_with_another_level_asks_to_read_again(tracked: str) -> None:
+def test_tracking_again_with_another_level_is_logged_as_reset(tracked: str) -> None:
     reader = SnapshotReader(tracked)
     for level, change in (("touch", "C"), ("keys", "U"), ("full", "U")):
         track_table(tracked, "things", level, True)
@@ -416,7 +416,7 @@ def test_renamed_key_does_not_stop_writers(tracked: str) -> None:
     assert execute(tracked, last) == [({"number": 1},)]
 
 
-def test_key_that_was_replaced_by_another_column_is_logged_by_its_name(tracked: str) -> None:
+def test_key_replaced_by_another_column_of_its_name_is_logged(tracked: str) -> None:
     """As a migration does that replaces an integer key by a bigint one."""
     track_table(tracked, "things", "keys", True)
     execute(tracked, "ALTER TABLE things ADD wide bigint; UPDATE things SET wide = id")
@@ -426,10 +426,8 @@ def test_key_that_was_replaced_by_another_column_is_logged_by_its_name(tracked: 
     assert execute(tracked, last) == [({"id": 1}, {"id": 1})]
 
 
-def test_relations_of_capture_once_installed_are_not_served(
-    tracked: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither are its tables and functions, nor do its triggers make writes more careful."""
+def test_relations_of_capture_are_not_served(tracked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its functions are not served either, and its triggers do not count as side effects of writes."""
     catalog = read_catalog(tracked, ("public",))
     assert {schema for schema, _ in catalog.relations} == {"public"}
     assert {each.schema for each in catalog.functions.values()} <= {"public"}
@@ -449,7 +447,7 @@ def test_reinstall_keeps_existing_rows(tracked: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["postgres", "member"])
-def test_functions_that_another_role_brings_are_the_owners(dsn: str, role: str) -> None:
+def test_functions_installed_by_another_role_belong_to_the_owner(dsn: str, role: str) -> None:
     """The functions are SECURITY DEFINER, and their owner must be able to replace them."""
     ((name,),) = execute(dsn, "SELECT current_database()")
     execute(dsn, f"CREATE ROLE owns LOGIN; GRANT CREATE ON DATABASE {name} TO owns")
@@ -463,7 +461,7 @@ def test_functions_that_another_role_brings_are_the_owners(dsn: str, role: str) 
     execute(dsn, "DROP OWNED BY owns, member; DROP ROLE owns, member")
 
 
-def test_schema_that_others_use_is_left(tracked: str) -> None:
+def test_schema_with_a_table_of_others_is_kept(tracked: str) -> None:
     execute(tracked, "CREATE TABLE rowcast.theirs ()")
     execute(tracked, remove())
     assert execute(tracked, TRIGGERS) == [(0,)]

@@ -63,7 +63,7 @@ async def claim(db: DirectCaller, /, **kwargs: Any) -> list[int]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_claimers_at_once_take_each_row_once(dsn: str) -> None:
+async def test_concurrent_claims_take_each_row_once(dsn: str) -> None:
     """Eight callers, a thousand rows, on as many connections."""
     execute(
         dsn,
@@ -87,10 +87,8 @@ async def test_claimers_at_once_take_each_row_once(dsn: str) -> None:
 
 @pytest.mark.parametrize("written", [(), (Job,)])
 @pytest_twisted.ensureDeferred
-async def test_claim_waits_for_no_row_that_is_locked(
-    dsn: str, written: tuple[type[Model], ...]
-) -> None:
-    """It takes the next rows, even if another session has locked the first."""
+async def test_claim_skips_locked_rows(dsn: str, written: tuple[type[Model], ...]) -> None:
+    """The claim takes the next rows, although another session has locked the first."""
     execute(dsn, BEFORE_EACH)
     async with serving(dsn, written=written, lock_timeout=0.5) as db:
         with closing(psycopg2.connect(dsn)) as holder:
@@ -106,7 +104,7 @@ async def test_claim_waits_for_no_row_that_is_locked(
 @pytest.mark.parametrize("kwargs", [{}, {"returning": "old"}], ids=str)
 @pytest.mark.parametrize("written", [(), (Job,)], ids=["plain", "ruled"])
 @pytest_twisted.ensureDeferred
-async def test_claim_of_no_row_takes_the_same_rights(
+async def test_claim_of_no_row_needs_the_same_rights(
     dsn: str, written: tuple[type[Model], ...], kwargs: dict[str, Any]
 ) -> None:
     """UPDATE on one column does not include another one, whether there is a row or not."""
@@ -130,7 +128,7 @@ GRANT SELECT, UPDATE (tries) ON jobs TO rc_claims;
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_that_others_refer_to_is_taken_all_the_same(db: DirectCaller, dsn: str) -> None:
+async def test_row_locked_by_a_new_reference_to_it_is_claimed(db: DirectCaller, dsn: str) -> None:
     """A new referencing row locks it with KEY SHARE only."""
     with closing(psycopg2.connect(dsn)) as holder:
         holder.cursor().execute("INSERT INTO results VALUES (6)")
@@ -138,7 +136,7 @@ async def test_row_that_others_refer_to_is_taken_all_the_same(db: DirectCaller, 
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_are_taken_in_order(db: DirectCaller) -> None:
+async def test_rows_are_claimed_in_order(db: DirectCaller) -> None:
     """By any sort key; without an order, as PostgreSQL finds them."""
     assert await claim(db, order=["queue.name", "-id"], limit=2) == [5, 3]
     assert await claim(db, order=["id"], limit=0) == []
@@ -147,7 +145,7 @@ async def test_rows_are_taken_in_order(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_limit_without_skip_locked_takes_the_first(db: DirectCaller) -> None:
+async def test_limit_without_skip_locked_updates_the_first_rows(db: DirectCaller) -> None:
     """It waits for locks, as an update does; rows are returned in any form."""
     answer = await db.call(
         "jobs.update",
@@ -176,7 +174,7 @@ async def test_limit_without_skip_locked_takes_the_first(db: DirectCaller) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_rules_see_the_rows_that_are_taken_and_no_others(dsn: str) -> None:
+async def test_rules_run_on_the_claimed_rows_only(dsn: str) -> None:
     """Each row is written by its key; an invalid one rolls back all."""
     execute(dsn, BEFORE_EACH)
     async with serving(dsn, written=(Job,)) as db:
@@ -206,7 +204,7 @@ async def test_rules_see_the_rows_that_are_taken_and_no_others(dsn: str) -> None
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_unclear_claim_is_refused(
+async def test_claim_with_a_key_or_without_a_primary_key_is_refused(
     db: DirectCaller, relation: str, kwargs: dict[str, Any], path: str
 ) -> None:
     """With a key there is no choice, and without a primary key rows cannot be read again."""

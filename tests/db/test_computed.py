@@ -95,7 +95,7 @@ FOUND: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
 
 @pytest.mark.parametrize(("relation", "kwargs", "expected"), FOUND)
 @pytest_twisted.ensureDeferred
-async def test_computed_column_in_a_find_goes_where_columns_go(
+async def test_computed_column_is_accepted_wherever_a_column_is(
     db: DirectCaller, relation: str, kwargs: dict[str, Any], expected: list[dict[str, Any]]
 ) -> None:
     """Computed relationships can be used like other relationships."""
@@ -104,7 +104,7 @@ async def test_computed_column_in_a_find_goes_where_columns_go(
 
 
 @pytest_twisted.ensureDeferred
-async def test_computed_column_not_asked_for_is_not_answered(db: DirectCaller) -> None:
+async def test_computed_column_not_selected_is_not_returned(db: DirectCaller) -> None:
     """It is not selected by default, and may have the name of an internal column of keyset pages."""
     row = await db.call("people.get", 1)
     assert set(row) == {"id", "first", "last", "boss", "t", "pay"}
@@ -126,7 +126,7 @@ async def test_computed_column_in_an_aggregate_is_counted_and_grouped(db: Direct
 
 @pytest_twisted.ensureDeferred
 async def test_computed_column_of_a_written_row_is_as_after_the_write(db: DirectCaller) -> None:
-    """It is computed from the written row."""
+    """The function receives the written row."""
     made = await db.call(
         "people.create", {"id": 9, "first": "Dot", "last": "Oh", "boss": 1}, select=["full_name"]
     )
@@ -175,7 +175,7 @@ async def test_computed_column_of_a_written_row_is_as_after_the_write(db: Direct
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_computed_column_that_is_hidden_or_none_is_refused(
+async def test_hidden_or_unknown_computed_column_is_refused(
     db: DirectCaller, verb: str, kwargs: dict[str, Any]
 ) -> None:
     """Hidden functions, and those of other relations; nothing is written."""

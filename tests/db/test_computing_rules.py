@@ -154,7 +154,7 @@ async def test_rules_see_each_row_with_its_own_value(db: DirectCaller) -> None:
 
 @RULED
 @pytest_twisted.ensureDeferred
-async def test_computed_changes_at_once_under_rules_are_all_kept(db: DirectCaller) -> None:
+async def test_concurrent_computed_changes_under_rules_are_all_kept(db: DirectCaller) -> None:
     """Rows are locked while validations run on them."""
     calls = [
         ensureDeferred(db.call("accounts.update", 1, {"balance": {"$add": -1}})) for _ in range(14)
@@ -166,7 +166,7 @@ async def test_computed_changes_at_once_under_rules_are_all_kept(db: DirectCalle
 
 @pytest.mark.parametrize("written", [(), (Account,)])
 @pytest_twisted.ensureDeferred
-async def test_computed_change_is_bound_like_others(
+async def test_computed_change_is_refused_like_a_plain_one(
     dsn: str, written: tuple[type[Model], ...]
 ) -> None:
     """The refusals are by `expect`, `max_affected`, a missing key and the surrounding transaction."""
@@ -210,7 +210,7 @@ async def test_computed_change_is_bound_like_others(
 
 
 @pytest_twisted.ensureDeferred
-async def test_computing_takes_the_right_to_read_the_column(dsn: str) -> None:
+async def test_computed_change_needs_select_on_its_column(dsn: str) -> None:
     """It needs SELECT besides UPDATE on the column; the refusal says so, and names no hidden column."""
     execute(dsn, BEFORE_EACH)
     add, back = {"balance": {"$add": 1}}, {"select": ["id"]}
@@ -237,7 +237,7 @@ async def test_computing_takes_the_right_to_read_the_column(dsn: str) -> None:
 
 @pytest.mark.parametrize("old", [None, "old", "both"])
 @pytest_twisted.ensureDeferred
-async def test_changes_of_no_row_are_refused_as_those_of_one(dsn: str, old: str | None) -> None:
+async def test_change_of_no_row_needs_the_rights_of_a_change(dsn: str, old: str | None) -> None:
     """The role's rights are checked, whatever `returning` says."""
     execute(dsn, BEFORE_EACH)
     call: Any = {"where": {"id": 99}, "changes": {"owner": "x"}, "returning": old}

@@ -69,7 +69,7 @@ def rows(*forms: str) -> list[DataType]:
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_row_is_of_a_type_that_its_category_agrees_with(server: Server, name: str) -> None:
+def test_form_of_a_type_agrees_with_its_category(server: Server, name: str) -> None:
     sql = "SELECT typcategory, typnamespace = 'pg_catalog'::regnamespace FROM pg_type WHERE typname = %s"
     category, built_in = server.row(sql, name)
     wanted = FORMS_OF_STRINGS.get(TYPES[name].form)
@@ -115,7 +115,7 @@ def test_values_of_any_type_fit_their_schemas(server: Server, name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["varchar", "bpchar"])
-def test_modifier_is_a_length_and_four(server: Server, name: str) -> None:
+def test_modifier_of_a_bounded_type_is_its_length_and_four(server: Server, name: str) -> None:
     (modifier,) = server.row(
         "SELECT atttypmod FROM pg_attribute WHERE attrelid = 'limited'::regclass AND attname = %s",
         name,
@@ -124,12 +124,12 @@ def test_modifier_is_a_length_and_four(server: Server, name: str) -> None:
     assert modifier == 9
 
 
-def test_forms_have_functions_of_known_names() -> None:
+def test_functions_of_forms_have_known_names() -> None:
     assert {*READERS, *WRITERS, *PYTHON_READERS} <= FORMS.keys()
     assert {each.form for each in TYPES.values()} == FORMS.keys()
 
 
-def test_page_has_a_type_of_each_form() -> None:
+def test_page_of_values_has_a_type_of_each_form() -> None:
     """docs/values.md describes each form that is not PostgreSQL's text."""
     page = (Path(__file__).parents[2] / "docs" / "values.md").read_text("utf-8")
     for form in FORMS.keys() - {"text"}:
@@ -137,7 +137,7 @@ def test_page_has_a_type_of_each_form() -> None:
         assert any(f"`{name}`" in page for name in names), form
 
 
-def test_type_of_ones_own_with_a_known_name_is_text() -> None:
+def test_type_of_an_application_with_a_known_name_is_text() -> None:
     own = Type(99999, "app", "json", "app.json", "base", "U")
     assert own.form == "text"
     assert not own.data_type.castable

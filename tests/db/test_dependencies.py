@@ -114,7 +114,7 @@ def test_statement_reads_tables_under_views_functions_and_ctes(
     assert (_names(found), found.opaque) == (tables, ())
 
 
-def test_function_that_reads_a_view_reads_what_is_under_it_and_what_policies_ask(
+def test_function_that_reads_a_view_depends_on_its_tables_and_those_of_policies(
     session: PgConnection,
 ) -> None:
     """The policies of all roles: which of them holds depends on who runs the function."""
@@ -135,7 +135,9 @@ def test_function_that_reads_a_view_reads_what_is_under_it_and_what_policies_ask
         "SELECT * FROM parts WHERE day = CAST(%s AS int) AND CAST(%s AS int) = 7",
     ],
 )
-def test_values_that_fold_a_condition_away_hide_no_table(session: PgConnection, text: str) -> None:
+def test_table_of_a_condition_that_values_make_constant_is_found(
+    session: PgConnection, text: str
+) -> None:
     names = {"parents", "hidden"} & set(text.split()) or {"parts_1", "parts_2"}
     for values in (("1", "2"), ("1", "1"), ("3", "7")):
         assert _names(_of(session, text, *values)) >= names, values
@@ -145,13 +147,13 @@ def test_condition_that_is_never_true_reads_nothing(session: PgConnection) -> No
     assert _names(_of(session, "SELECT * FROM parents WHERE false")) == set()
 
 
-def test_join_by_a_unique_key_that_gives_no_column_is_left_out(session: PgConnection) -> None:
+def test_join_that_the_planner_removes_is_left_out(session: PgConnection) -> None:
     join = "SELECT {} FROM children c LEFT JOIN parents p ON p.id = c.parent"
     assert _names(_of(session, join.format("c.id"))) == {"children"}
     assert _names(_of(session, join.format("p.name"))) == {"children", "parents"}
 
 
-def test_partitions_are_parts_of_what_is_tracked(session: PgConnection) -> None:
+def test_partitions_of_a_tracked_table_count_as_the_table(session: PgConnection) -> None:
     tracked = tracked_txn(session).values()
     (parts,) = [each for each in tracked if each.name == "parts"]
     for text in ("SELECT * FROM parts", "SELECT * FROM parts WHERE day < 5", "TABLE parts_2"):
@@ -190,11 +192,11 @@ def test_role_without_right_is_refused(session: PgConnection) -> None:
         "SELECT * FROM parents ORDER BY procedural(id)",
     ],
 )
-def test_function_that_cannot_be_looked_into_is_opaque(session: PgConnection, text: str) -> None:
+def test_function_with_unknown_dependencies_is_opaque(session: PgConnection, text: str) -> None:
     assert _of(session, text).opaque
 
 
-def test_tables_in_no_log_are_named(session: PgConnection, dsn: str) -> None:
+def test_untracked_tables_are_named(session: PgConnection, dsn: str) -> None:
     tracked = tracked_txn(session).values()
     found = _of(session, "SELECT * FROM parents, quiet, kept, pg_class")
     assert found.untracked(tracked) == ("kept", "pg_class", "quiet")

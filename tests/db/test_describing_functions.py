@@ -1,4 +1,4 @@
-"""`describe` of functions and computed columns conforms to what they take and return."""
+"""The description of functions and computed columns matches their arguments and results."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def test_functions_with_overloads_are_described_without_hidden_ones(db: Di
 
 @pytest.mark.parametrize(("name", "overload", "kwargs"), CALLS)
 @pytest_twisted.ensureDeferred
-async def test_schemas_of_a_function_hold_for_its_arguments_and_answers(
+async def test_schemas_of_a_function_match_its_arguments_and_results(
     db: DirectCaller, name: str, overload: int, kwargs: dict[str, Any]
 ) -> None:
     document = described(db)
@@ -124,7 +124,7 @@ async def test_arguments_that_a_function_refuses_are_not_described(
 
 
 @pytest_twisted.ensureDeferred
-async def test_verbs_are_described_of_functions_that_return_rows_alone(db: DirectCaller) -> None:
+async def test_verbs_are_described_only_for_functions_that_return_rows(db: DirectCaller) -> None:
     functions = described(db)["functions"]
     with_verbs = {name for name, (found, *_) in functions.items() if found["verbs"]}
     assert with_verbs == {"fn.everyone", "fn.person", "fn.outs"}
@@ -180,7 +180,7 @@ TAKEN: list[tuple[str, dict[str, Any], bool]] = [
 
 @pytest.mark.parametrize(("name", "kwargs", "fits"), TAKEN)
 @pytest_twisted.ensureDeferred
-async def test_schema_of_a_call_holds_for_fitting_arguments_alone(
+async def test_schema_of_a_call_accepts_only_valid_arguments(
     db: DirectCaller, name: str, kwargs: dict[str, Any], fits: bool
 ) -> None:
     """`args` is a list of unnamed arguments or a dict, unless an argument has that name."""

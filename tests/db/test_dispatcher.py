@@ -1,5 +1,5 @@
 """
-What the dispatcher does for every verb: the table is open, steps run where the call is made.
+The dispatcher: registered verbs, steps inside and outside of transactions, cached routes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ DOZE = Verb(
 
 @pytest_twisted.ensureDeferred
 async def test_verb_that_is_registered_is_served_and_described(db: DirectCaller) -> None:
-    """One row is all that a verb takes."""
+    """A row of the table of verbs is all that a verb needs."""
     db.dispatcher.register(DOZE)
     try:
         assert await db.dispatcher.answer("items.doze", [0.01], {}, ANYONE) == ["items", "slept"]
@@ -65,7 +65,7 @@ async def test_verb_that_is_registered_is_served_and_described(db: DirectCaller)
 
 @pytest_twisted.ensureDeferred
 async def test_calls_in_a_transaction_see_each_other_and_end_with_it(db: DirectCaller) -> None:
-    """Whether a step runs alone or in a transaction is for who begins one."""
+    """A call runs in the transaction in which it is made."""
 
     async def several() -> None:
         async with db.database.transaction():
@@ -80,8 +80,8 @@ async def test_calls_in_a_transaction_see_each_other_and_end_with_it(db: DirectC
 
 
 @pytest_twisted.ensureDeferred
-async def test_routes_that_are_kept_are_bounded(db: DirectCaller, monkeypatch: Any) -> None:
-    """A name can be written in many ways, and each is a route."""
+async def test_cached_routes_are_bounded(db: DirectCaller, monkeypatch: Any) -> None:
+    """A name can be spelled in many ways, and each is cached as a route."""
     monkeypatch.setattr(calls, "MAX_ROUTES", 3)
     db.dispatcher.served_to(ANYONE).routes.clear()
     for name in ("items.get", "item%73.get", "ite%6Ds.get", "it%65ms.get"):
@@ -90,7 +90,7 @@ async def test_routes_that_are_kept_are_bounded(db: DirectCaller, monkeypatch: A
 
 
 @pytest_twisted.ensureDeferred
-async def test_verb_that_nothing_has_registered_is_not_served(db: DirectCaller) -> None:
+async def test_verb_that_is_not_registered_is_not_served(db: DirectCaller) -> None:
     """A service without live queries has no `watch`."""
     for name in ("items.watch", "fn.nothing.watch"):
         assert isinstance(await failure_of(db.call(name)), NoSuchProcedure)

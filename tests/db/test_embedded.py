@@ -36,7 +36,7 @@ def state() -> Iterator[Path]:
         yield Path(directory)
 
 
-def test_server_after_a_visit_is_stopped_and_keeps_its_data(state: Path) -> None:
+def test_server_of_a_finished_command_is_stopped_and_keeps_its_data(state: Path) -> None:
     """It runs while it is needed, keeps its data, and is stopped afterwards."""
     place = Place(state=state)
     assert place.cluster.fresh
@@ -50,7 +50,6 @@ def test_server_after_a_visit_is_stopped_and_keeps_its_data(state: Path) -> None
 
 
 def test_server_with_too_long_a_socket_path_gets_a_short_one(state: Path) -> None:
-    """A socket path beyond the system's limit is replaced by a short one."""
     place = Place(state=state / ("x" * 120))
     with place.running() as dsn:
         assert execute(dsn, "SELECT 1") == [(1,)]
@@ -91,7 +90,7 @@ def test_concurrent_commands_take_turns(state: Path) -> None:
             assert first.poll() == 0 or first.wait(5) == 0
 
 
-def test_server_of_a_killed_visit_is_cleared_away(state: Path) -> None:
+def test_server_of_a_killed_command_is_stopped_by_the_next(state: Path) -> None:
     """The server of a killed command does not block the next command."""
     command = [sys.executable, "-c", VISIT, str(state)]
     with subprocess.Popen(
@@ -117,7 +116,7 @@ def test_server_without_users_is_stopped_and_restarted(state: Path) -> None:
         assert orphan.wait(5) == 0
 
 
-def test_server_that_is_leaving_is_waited_for(state: Path) -> None:
+def test_server_that_is_shutting_down_is_waited_for(state: Path) -> None:
     """A server that no longer listens but still holds its data directory is waited for."""
     cluster = Cluster(state)
     cluster.prepare()
@@ -132,7 +131,6 @@ def test_server_that_is_leaving_is_waited_for(state: Path) -> None:
 
 
 def test_server_that_cannot_start_is_reported_with_its_last_log_lines(state: Path) -> None:
-    """The error contains the last lines of the server's log."""
     cluster = Cluster(state)
     cluster.prepare()
     with (cluster.data / "postgresql.conf").open("a") as settings:

@@ -322,7 +322,7 @@ async def test_order_by_an_embed_sorts_by_its_row(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_write_with_embed_answers_the_related_rows(db: DirectCaller, dsn: str) -> None:
+async def test_write_with_embed_returns_the_related_rows(db: DirectCaller, dsn: str) -> None:
     embed = {"lead": NAME, "members": {"select": ["role"]}}
     made = await db.call(
         "projects.create", {"id": 9, "title": "Nine", "lead": 2}, select=["title"], embed=embed
@@ -434,7 +434,7 @@ async def test_embed_of_a_view_is_related_as_its_tables(
 
 
 @pytest_twisted.ensureDeferred
-async def test_embed_of_several_ways_is_refused_with_candidates(db: DirectCaller) -> None:
+async def test_ambiguous_embed_is_refused_with_candidates(db: DirectCaller) -> None:
     """Each candidate is one of the relationships."""
     refused = await failure_of(db.call("people.find", embed={"projects": True}))
     assert isinstance(refused, InvalidArgument)
@@ -445,7 +445,7 @@ async def test_embed_of_several_ways_is_refused_with_candidates(db: DirectCaller
 
 @pytest_twisted.ensureDeferred
 async def test_embed_nested_too_deep_is_refused(db: DirectCaller) -> None:
-    """At the maximum depth, they are still one statement."""
+    """Embeds of the maximum depth are still one statement."""
     embed: dict[str, Any] = {}
     for _ in range(8):
         embed = {"boss": {"select": ["id"], "embed": embed}}
@@ -455,7 +455,7 @@ async def test_embed_nested_too_deep_is_refused(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_columns_called_like_aliases_are_not_mistaken(db: DirectCaller, dsn: str) -> None:
+async def test_columns_named_like_aliases_are_read_as_columns(db: DirectCaller, dsn: str) -> None:
     columns = ", ".join(f'"{name}" int' for name in ("r", "v", "t", "t1", "et1", "e1"))
     execute(
         dsn,

@@ -145,10 +145,9 @@ async def test_export_as_ndjson_has_rows_in_wire_form(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_longer_than_a_block_is_cut_between_characters(
+async def test_row_longer_than_a_block_is_split_between_characters(
     dsn: str, db: DirectCaller
 ) -> None:
-    """A row longer than a block is split between two characters."""
     taker = Taker(db)
     answer = await taker.call("wide.export")
     text = "".join(taker.parts)
@@ -240,8 +239,7 @@ async def test_export_with_an_error_in_the_middle_ends_with_it(
 
 
 @pytest_twisted.ensureDeferred
-async def test_export_over_its_timeout_is_ended(dsn: str, db: DirectCaller) -> None:
-    """The timeout of the call ends an export."""
+async def test_export_that_exceeds_its_timeout_is_ended(dsn: str, db: DirectCaller) -> None:
     taker = Taker(db)
     refused = await failure_of(taker.call("slow.export", timeout=0.2))
     assert isinstance(refused, StatementTimeout)

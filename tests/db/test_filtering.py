@@ -1,5 +1,5 @@
 """
-Which rows a filter means: nulls in lists, one related row for several conditions.
+Rows that a filter matches: nulls in lists, one related row for several conditions.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ MEANT: list[tuple[dict[str, Any], list[int]]] = [
 async def test_filter_in_any_verb_finds_its_rows(
     db: DirectCaller, where: Any, expected: list[int]
 ) -> None:
-    """Every verb means the same rows, those that write too."""
+    """Reads and writes match the same rows."""
     found = await db.call("hotels.find", where=where, select=["id"])
     assert [row["id"] for row in found["rows"]] == expected
     assert await db.call("hotels.count", where=where) == len(expected)
@@ -133,7 +133,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str | None]] = [
 async def test_invalid_filter_is_refused_with_its_path(
     db: DirectCaller, where: Any, path: str, message: str, hint: str | None
 ) -> None:
-    """The path points at the word, also of what is in a list behind a null."""
+    """The path leads to the invalid operator, also within a list after a null."""
     refused = await failure_of(db.call("hotels.count", where=where))
     assert isinstance(refused, InvalidArgument)
     assert refused.details["path"] == path
@@ -142,8 +142,8 @@ async def test_invalid_filter_is_refused_with_its_path(
 
 
 @pytest_twisted.ensureDeferred
-async def test_having_with_null_in_a_list_is_null(db: DirectCaller) -> None:
-    """The same holds for measures."""
+async def test_having_with_null_in_a_list_matches_null(db: DirectCaller) -> None:
+    """A filter of measures treats nulls like a filter of columns."""
     groups = await db.call(
         "rooms.aggregate", {"sum": {"sum": "price"}}, group=["hotel"], having={"sum": [109, None]}
     )
@@ -156,16 +156,16 @@ async def test_having_with_null_in_a_list_is_null(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_expected_null_holds_of_null(db: DirectCaller) -> None:
-    """An expected value that is null is compared as one, in a column of any type."""
+async def test_expected_null_matches_null(db: DirectCaller) -> None:
+    """This holds for columns of any type."""
     for column in ("name", "doc", "raw", "tags", "at"):
         assert (await db.call("hotels.update", 3, {"in": 3}, expect={column: None}))["in"] == 3
     await db.call("hotels.update", 3, {"in": None})
 
 
 @pytest_twisted.ensureDeferred
-async def test_terms_on_an_embed_see_the_rows_that_its_where_leaves(db: DirectCaller) -> None:
-    """One related row has to pass both."""
+async def test_condition_on_an_embed_applies_to_rows_that_match_its_where(db: DirectCaller) -> None:
+    """One related row has to meet both."""
     embed = {"rooms": {"select": ["id"], "where": {"price": {"lt": 50}}}}
     found = await db.call("hotels.find", where={"rooms": {"stars": 3}}, select=["id"], embed=embed)
     assert found["rows"] == [{"id": 2, "rooms": [{"id": 3}]}]
@@ -183,8 +183,10 @@ async def test_inner_with_an_offset_past_the_matches_keeps_the_row(
 
 
 @pytest_twisted.ensureDeferred
-async def test_documents_in_a_filter_are_values_in_each_call(db: DirectCaller, dsn: str) -> None:
-    """The second call, and those with other documents, mean what the first one does."""
+async def test_documents_in_a_filter_are_values_in_repeated_calls(
+    db: DirectCaller, dsn: str
+) -> None:
+    """A second call, and calls with other documents, reuse the cached statement of the first."""
     execute(
         dsn,
         "INSERT INTO hotels (id, name, doc) VALUES"

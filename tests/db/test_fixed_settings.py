@@ -1,5 +1,5 @@
 """
-The service fixes the settings that values depend on, whatever environment, URL, role and database say.
+The service fixes the settings that values depend on, whatever environment, URL, role and database set.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ OWNERS = (
 """Settings that do not affect values, and are left to the database."""
 
 
-async def answers(db: DirectCaller) -> list[Any]:
-    """Write and read values of all types, in all ways."""
+async def results(db: DirectCaller) -> list[Any]:
+    """Write values of many types with each verb; return the results of writes and reads."""
     call = db.call
     taker = Taker(db)
     await call("things.delete", all=True)
@@ -126,7 +126,9 @@ def flags(settings: dict[str, str]) -> str:
 
 
 @contextmanager
-def said(route: str, dsn: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def settings_from(
+    route: str, dsn: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """Set settings by a route; yield the DSN to use."""
     settings = hostile(dsn)
     assert {name.lower() for name in settings} >= HOSTILE.keys()
@@ -157,16 +159,16 @@ def said(route: str, dsn: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 @pytest.mark.parametrize("route", ["environment", "URL", "service file", "role", "database"])
 @pytest_twisted.ensureDeferred
-async def test_values_are_the_same_whatever_is_set(
+async def test_values_are_the_same_under_any_settings(
     dsn: str, route: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each result is that of a session without other settings."""
     async with serving(dsn) as db:
-        wanted = await answers(db)
+        wanted = await results(db)
     assert wanted[0]["day"] == "2024-03-04"
     assert wanted[1] == wanted[0]
-    with said(route, dsn, tmp_path, monkeypatch) as told:
+    with settings_from(route, dsn, tmp_path, monkeypatch) as told:
         async with serving(told) as db:
-            assert await answers(db) == wanted
+            assert await results(db) == wanted
             await db.database.statement("SELECT set_config('work_mem', '7MB', false)")
-            assert await answers(db) == wanted  # in a session after its reset
+            assert await results(db) == wanted  # in a session after its reset

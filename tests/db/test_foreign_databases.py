@@ -41,7 +41,9 @@ def tables(dsn: str) -> None:
 
 
 @asynccontextmanager
-async def whole(dsn: str, *written: type[Model], **more: Any) -> AsyncIterator[DirectCaller]:
+async def serving_with_procedures(
+    dsn: str, *written: type[Model], **more: Any
+) -> AsyncIterator[DirectCaller]:
     """Serve a database, with hand-written procedures and `describe`."""
     with registry():
         async with serving(dsn, written=written or DEMO.models) as db:
@@ -70,7 +72,7 @@ async def test_foreign_table_named_like_a_demo_table_is_served_without_its_model
     said: list[Any] = []
     globalLogPublisher.addObserver(said.append)
     try:
-        async with whole(dsn) as db:
+        async with serving_with_procedures(dsn) as db:
             assert await db.call("vehicles.create", {"vin": "1", "color": "red"})
             assert await db.call("vehicles.update", "1", {"color": None})
             assert await db.call("vehicles.delete", "1")
@@ -95,7 +97,7 @@ async def test_procedure_without_its_relation_is_unknown_until_it_exists(
     """The procedure does not exist until its relation does."""
     if without == "table":
         execute(dsn, "DROP TABLE actions")
-    async with whole(dsn) as db:
+    async with serving_with_procedures(dsn) as db:
         assert isinstance(await failure_of(db.call("actions.complete", 1)), NoSuchProcedure)
         assert "actions.complete" not in (await db.call("describe"))["procedures"]
         execute(
@@ -119,12 +121,12 @@ async def test_procedure_of_a_missing_relation_is_no_such_procedure(dsn: str) ->
         found: int = await Missing.count()
         return found
 
-    async with whole(dsn, Missing, count=count) as db:
+    async with serving_with_procedures(dsn, Missing, count=count) as db:
         assert isinstance(await failure_of(db.call("count")), NoSuchProcedure)
 
 
 @pytest_twisted.ensureDeferred
-async def test_call_under_way_is_judged_by_the_catalog_it_began_with(dsn: str) -> None:
+async def test_running_call_uses_the_catalog_it_began_with(dsn: str) -> None:
     """A catalog that is loaded while a model validates is used by later calls."""
     seen: list[Any] = []
 
@@ -134,7 +136,7 @@ async def test_call_under_way_is_judged_by_the_catalog_it_began_with(dsn: str) -
         seen.append(self.columns())
 
     Things = model("things", beforeUpdate=look)
-    async with whole(dsn, Things) as db:
+    async with serving_with_procedures(dsn, Things) as db:
         execute(dsn, "ALTER TABLE things ADD extra text DEFAULT 'new'")
         await db.call("things.update", changes={"note": "c"}, all=True)
         assert seen == [{"id": 1, "note": "c"}, {"id": 2, "note": "c"}]
@@ -145,7 +147,7 @@ async def test_call_under_way_is_judged_by_the_catalog_it_began_with(dsn: str) -
 @pytest_twisted.ensureDeferred
 async def test_relation_of_an_older_catalog_has_its_own_model(dsn: str) -> None:
     """Models are bound to the relations of one catalog."""
-    async with whole(dsn) as db:
+    async with serving_with_procedures(dsn) as db:
         before = db.dispatcher.served
         old = before.catalog.relation("public", "things")
         execute(dsn, "ALTER TABLE things ADD extra text")

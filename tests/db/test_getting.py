@@ -77,10 +77,10 @@ GOT: list[tuple[str, list[Any], dict[str, Any], list[Any]]] = [
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_answer_of_single_values_needs_no_look_before_it_leaves(
+async def test_result_of_single_values_is_marked_as_needing_no_check(
     db: DirectCaller, relation: str, options: dict[str, Any], plain: bool
 ) -> None:
-    """Other tests check results that do need a check (`DirectCaller.call_as`)."""
+    """Other tests call `DirectCaller.call_as`, which compares the mark with the result."""
     state = CallState()
     name = f"{relation}.find"
     await db.dispatcher.answer(name, [], {"order": [], **options}, ANYONE, state)
@@ -89,7 +89,7 @@ async def test_answer_of_single_values_needs_no_look_before_it_leaves(
 
 @pytest.mark.parametrize(("relation", "keys", "options", "expected"), GOT)
 @pytest_twisted.ensureDeferred
-async def test_rows_of_keys_come_in_their_order(
+async def test_rows_by_keys_have_the_order_of_the_keys(
     db: DirectCaller, relation: str, keys: list[Any], options: dict[str, Any], expected: Any
 ) -> None:
     """A key given twice returns its row twice, a key without a row null."""
@@ -134,7 +134,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("relation", "kwargs", "path"), REFUSED)
 @pytest_twisted.ensureDeferred
-async def test_keys_and_columns_that_mean_nothing_are_refused_where_they_stand(
+async def test_invalid_keys_and_columns_are_refused_with_their_path(
     db: DirectCaller, relation: str, kwargs: dict[str, Any], path: str
 ) -> None:
     refused = await failure_of(db.call(f"{relation}.get", **kwargs))
@@ -143,14 +143,14 @@ async def test_keys_and_columns_that_mean_nothing_are_refused_where_they_stand(
 
 
 @pytest_twisted.ensureDeferred
-async def test_keys_of_what_has_none_is_no_procedure(db: DirectCaller) -> None:
+async def test_get_by_keys_of_a_relation_without_a_key_does_not_exist(db: DirectCaller) -> None:
     assert isinstance(await failure_of(db.call("keyless.get", keys=[1])), NoSuchProcedure)
 
 
 @pytest.mark.serving(max_bytes=2000)
 @pytest_twisted.ensureDeferred
-async def test_rows_of_keys_too_large_are_refused(db: DirectCaller) -> None:
-    """The size counts as often as the row is returned."""
+async def test_rows_by_keys_above_the_size_limit_are_refused(db: DirectCaller) -> None:
+    """A row that is returned twice counts twice."""
     assert len(await db.call("lands.get", keys=[1] * 3)) == 3
     refused = await failure_of(db.call("lands.get", keys=[1] * 900))
     assert isinstance(refused, ServiceError)
@@ -159,7 +159,7 @@ async def test_rows_of_keys_too_large_are_refused(db: DirectCaller) -> None:
 
 @pytest.mark.serving(roles=Roles({"clerk": "gt_clerk"}))
 @pytest_twisted.ensureDeferred
-async def test_keys_show_a_role_what_it_may_see(db: DirectCaller) -> None:
+async def test_rows_by_keys_are_those_that_the_role_may_read(db: DirectCaller) -> None:
     """Rows that policies hide are null, and the columns are the readable ones."""
     got = await db.call_as(CLERK, "lands.get", keys=[1, 5, 2], select=["id"])
     assert got == [{"id": 1}, None, {"id": 2}]
@@ -182,7 +182,7 @@ LEFT_OUT: list[tuple[list[str], list[str]]] = [
 
 @pytest.mark.parametrize(("select", "columns"), LEFT_OUT)
 @pytest_twisted.ensureDeferred
-async def test_column_left_out_is_not_answered(
+async def test_excluded_column_is_not_returned(
     db: DirectCaller, select: list[str], columns: list[str]
 ) -> None:
     """In each kind of select list, and beside other items."""
@@ -201,9 +201,7 @@ ODD = ["-id", "a:b", "a.b", "a->b", "a::b", "*", 'say "hi"']
 
 @pytest.mark.parametrize("name", ODD)
 @pytest_twisted.ensureDeferred
-async def test_name_in_quotes_is_that_column_wherever_one_is_named(
-    db: DirectCaller, name: str
-) -> None:
+async def test_quoted_name_is_accepted_wherever_a_column_is(db: DirectCaller, name: str) -> None:
     quoted = '"' + name.replace('"', '""') + '"'
     rows = (await db.call("odd.find", select=[f"c:{quoted}"], order=[quoted]))["rows"]
     assert len(rows) == 2
@@ -241,7 +239,7 @@ WITH_NULL: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("verb", "kwargs", "path"), WITH_NULL, ids=str)
 @pytest_twisted.ensureDeferred
-async def test_null_in_a_key_is_refused_everywhere_with_what_finds_the_row(
+async def test_null_in_a_key_is_refused_with_a_filter_as_hint(
     db: DirectCaller, verb: str, kwargs: dict[str, Any], path: str
 ) -> None:
     """Also for a unique key with NULLS NOT DISTINCT: a filter can compare with null."""

@@ -73,10 +73,10 @@ async def test_row_of_unbounded_columns_is_written_in_one_message(
 @pytest.mark.parametrize("form", ["dicts", "lists", "json"])
 @pytest.mark.parametrize("large", [{"note": LARGE}, {"doc": [LARGE]}, {"raw": LARGE.encode()}])
 @pytest_twisted.ensureDeferred
-async def test_large_row_is_written_all_the_same(
+async def test_large_row_is_written_in_a_transaction(
     db: DirectCaller, sent: list[bytes], large: dict[str, Any], form: str
 ) -> None:
-    """In a transaction then, and once."""
+    """It is written once."""
     await db.call("notes.create", large, **PLAIN, form=form)
     await db.call("notes.update", 1, large, **PLAIN, form=form)
     await db.call("notes.update", 1, {"code": "z"}, **PLAIN, form=form)
@@ -88,10 +88,10 @@ async def test_large_row_is_written_all_the_same(
 
 
 @pytest_twisted.ensureDeferred
-async def test_large_row_is_tried_once_by_what_was_planned(
+async def test_large_row_is_first_tried_by_the_prepared_statement_alone(
     db: DirectCaller, sent: list[bytes]
 ) -> None:
-    """And not by the text of that as well."""
+    """The row is not sent a third time, with the text of the same statement."""
     for _ in range(RUNS + 1):
         await db.call("notes.create", {"note": "x"}, **PLAIN)
     sent.clear()
@@ -115,8 +115,10 @@ async def test_row_that_is_too_large_is_not_written(db: DirectCaller) -> None:
 @pytest.mark.serving(max_bytes=16 * MANY_BYTES)
 @pytest.mark.parametrize("form", ["dicts", "lists", "json"])
 @pytest_twisted.ensureDeferred
-async def test_row_that_is_not_large_fits_whatever_it_holds(db: DirectCaller, form: str) -> None:
-    """What is longest in its form: control characters in JSON, and numbers."""
+async def test_row_that_is_not_large_is_below_the_limit_in_any_form(
+    db: DirectCaller, form: str
+) -> None:
+    """The values take the most bytes in their form, such as control characters in JSON, and numbers."""
     for row in (
         {"note": "\x01" * MANY_BYTES},
         {"doc": ["\x01" * 10_000]},
@@ -129,7 +131,7 @@ async def test_row_that_is_not_large_fits_whatever_it_holds(db: DirectCaller, fo
 
 @pytest.mark.serving(max_bytes=16 * MANY_BYTES - 1)
 @pytest_twisted.ensureDeferred
-async def test_where_answers_may_weigh_little_a_write_is_not_guarded(
+async def test_write_under_a_small_size_limit_is_not_guarded(
     db: DirectCaller, sent: list[bytes]
 ) -> None:
     await db.call("notes.create", {"note": "x"})
@@ -138,10 +140,10 @@ async def test_where_answers_may_weigh_little_a_write_is_not_guarded(
 
 @pytest.mark.parametrize("select", [["pairs"], ["doc->a"], ["tags"]])
 @pytest_twisted.ensureDeferred
-async def test_values_with_others_inside_are_not_guarded(
+async def test_nested_and_computed_values_are_not_guarded(
     db: DirectCaller, sent: list[bytes], select: list[str]
 ) -> None:
-    """Nor such that stand in the text as parameters."""
+    """Neither are expressions with parameters in the select list."""
     await db.call("notes.create", {"note": "x"}, select=select)
     assert COMMIT in sent[-1]
 
@@ -157,7 +159,7 @@ async def test_large_row_is_written_once_under_a_key(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_large_row_in_a_transaction_is_answered(db: DirectCaller) -> None:
+async def test_large_row_in_a_transaction_is_returned(db: DirectCaller) -> None:
     call = {"call": "notes.create", "args": [{"note": LARGE}]}
     found = await db.call("transaction", [call, call])
     assert [each["note"] for each in found] == [LARGE] * 2
@@ -165,7 +167,7 @@ async def test_large_row_in_a_transaction_is_answered(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_receipt_stands_before_the_guard(db: DirectCaller) -> None:
+async def test_receipt_is_returned_by_a_guarded_write(db: DirectCaller) -> None:
     for note in ("x", LARGE):
         answer = await db.dispatcher.answer(
             "notes.create", [{"note": note}], {"receipt": True}, Caller(None, None, None, "realm1")

@@ -126,7 +126,6 @@ async def test_update_of_a_row_not_validated_is_conflict(db: DirectCaller, dsn: 
 async def test_unknown_hidden_or_generated_column_is_refused_before_the_model(
     db: DirectCaller, name: str
 ) -> None:
-    """A column that is unknown, hidden or generated is refused before the model sees a row."""
     asked: list[Any] = []
     guard(db, asked.append, "beforeSave")
     for call, path in (
@@ -180,7 +179,7 @@ async def test_import_refused_by_a_model_names_its_line(db: DirectCaller) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_that_the_model_changes_one_by_one_come_as_json(db: DirectCaller) -> None:
+async def test_rows_that_the_model_changes_are_returned_as_json(db: DirectCaller) -> None:
     """Each row is written by its own statement, whose values are JSON as in other statements."""
 
     def label(self: Any) -> None:

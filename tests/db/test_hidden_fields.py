@@ -52,7 +52,7 @@ ROW = {"id": 1, "who": ADA, "friends": [ADA], "duo": {"who": ADA, "n": 1}, "anyo
 
 
 @pytest_twisted.ensureDeferred
-async def test_value_with_a_hidden_field_is_answered_without_it(db: DirectCaller) -> None:
+async def test_value_with_a_hidden_field_is_returned_without_it(db: DirectCaller) -> None:
     """Its other fields can be used like columns."""
     assert await db.call("visits.get", 1) == ROW
     found = await db.call("hosts.find", embed={"visits": {"limit": 1}})
@@ -114,7 +114,7 @@ WAYS: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("name", "kwargs", "path"), WAYS)
 @pytest_twisted.ensureDeferred
-async def test_hidden_field_by_any_path_is_not_answered(
+async def test_hidden_field_by_any_path_is_not_returned(
     db: DirectCaller, name: str, kwargs: dict[str, Any], path: str | None
 ) -> None:
     """The field is unknown, and expressions that depend on the entire value are refused."""
@@ -186,7 +186,7 @@ async def test_export_as_json_lines_lacks_hidden_fields(db: DirectCaller) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_record_of_no_known_type_is_answered_without_hidden_fields(db: DirectCaller) -> None:
+async def test_record_of_no_known_type_is_returned_without_hidden_fields(db: DirectCaller) -> None:
     """Rows inside of an untyped record, too, have no hidden fields."""
     bob = {"id": 2, "name": "Bob"}
     told = {"n": 1, "p": ADA, "pairs": [{"who": ADA, "n": 2}], "v": {}}

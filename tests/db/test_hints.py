@@ -87,7 +87,7 @@ POINTED: list[tuple[str, dict[str, Any], str, str | None]] = [
 
 @pytest.mark.parametrize(("name", "kwargs", "sqlstate", "path"), POINTED)
 @pytest_twisted.ensureDeferred
-async def test_refusal_points_at_what_is_to_blame_and_at_nothing_else(
+async def test_refusal_has_the_path_of_the_invalid_argument(
     db: DirectCaller, name: str, kwargs: dict[str, Any], sqlstate: str, path: str | None
 ) -> None:
     error = await refused(db, name, [], kwargs)
@@ -192,7 +192,7 @@ HINTED: list[tuple[str, list[Any], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("name", "args", "kwargs", "hint"), HINTED)
 @pytest_twisted.ensureDeferred
-async def test_refusal_names_the_way_out(
+async def test_refusal_has_a_hint_at_the_way_out(
     db: DirectCaller, name: str, args: list[Any], kwargs: dict[str, Any], hint: str
 ) -> None:
     assert (await refused(db, name, args, kwargs)).details["hint"] == hint
@@ -225,7 +225,7 @@ INCOMPLETE = [
 @pytest.mark.serving("public", "other")
 @pytest.mark.parametrize(("name", "hint"), INCOMPLETE)
 @pytest_twisted.ensureDeferred
-async def test_name_that_ends_too_early_says_what_comes_next(
+async def test_incomplete_name_is_refused_with_its_continuations(
     db: DirectCaller, name: str, hint: str
 ) -> None:
     """A similar name of another kind, as `transaction` for `actions`, is not suggested."""
@@ -249,7 +249,7 @@ async def test_path_points_at_the_invalid_name(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_key_of_a_relation_without_one_is_not_asked_for(db: DirectCaller) -> None:
+async def test_get_of_a_relation_without_a_key_does_not_exist(db: DirectCaller) -> None:
     """`get` does not exist, with or without a key argument."""
     for args in ([], [1]):
         error = await refused(db, "keyless.get", args, {})
@@ -281,10 +281,10 @@ async def test_dict_for_a_missing_column_is_an_unknown_column(db: DirectCaller) 
      ({"rate": 1000, "other": 1}, None)],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_number_that_overflows_names_its_column(
+async def test_number_that_overflows_is_refused_with_its_column(
     db: DirectCaller, changes: dict[str, Any], column: str | None
 ) -> None:
-    """PostgreSQL tells how it is declared: where one alone is, or is written, it is that."""
+    """PostgreSQL reports only the declared precision and scale, so the column is named if no other written one has them."""
     error = await refused(db, "priced.update", [1, changes], {})
     assert error.details["sqlstate"] == "22003"
     assert error.details.get("column") == column
@@ -301,9 +301,7 @@ async def test_function_of_records_has_no_verbs_and_says_why(db: DirectCaller) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_rule_without_returning_is_refused_with_what_works(
-    db: DirectCaller, dsn: str
-) -> None:
+async def test_rule_without_returning_is_refused_with_a_hint(db: DirectCaller, dsn: str) -> None:
     error = await refused(db, "ruled.create", [{"id": 7, "t": "x"}], {})
     assert isinstance(error, DatabaseRefused)
     assert "returning: false" in error.details["hint"]
@@ -314,10 +312,10 @@ async def test_rule_without_returning_is_refused_with_what_works(
 
 @pytest.mark.parametrize("kwargs", [{"order": ["id"]}, {"select": [], "embed": {"pieces": True}}])
 @pytest_twisted.ensureDeferred
-async def test_rule_of_a_write_that_reads_its_rows_again_is_refused_with_what_works(
+async def test_write_by_a_rule_is_refused_with_options_that_read_rows_again(
     db: DirectCaller, kwargs: dict[str, Any]
 ) -> None:
-    """It gives rows back, but for these."""
+    """The rule returns the rows of other writes."""
     error = await refused(db, "copied.create", [[{"id": 1}, {"id": 2}]], kwargs)
     assert isinstance(error, DatabaseRefused), error
     assert "without embed, order" in error.details["hint"]

@@ -166,7 +166,7 @@ WRITES: list[tuple[str, list[Any], dict[str, Any], int]] = [
 
 @pytest.mark.parametrize(("name", "args", "kwargs", "rows"), WRITES)
 @pytest_twisted.ensureDeferred
-async def test_second_call_with_a_key_is_answered_as_the_first_and_writes_nothing(
+async def test_second_call_with_a_key_returns_the_first_result_and_writes_nothing(
     db: DirectCaller, dsn: str, name: str, args: list[Any], kwargs: dict[str, Any], rows: int
 ) -> None:
     for table in ("notes", "ruled"):
@@ -215,7 +215,7 @@ async def test_key_travels_with_the_first_message_and_its_result_with_commit(
     run = PgCursor.execute
 
     def noted(cursor: PgCursor, query: Any, *args: Any, **how: Any) -> None:
-        # else it is what a session begins with, or plans once
+        # not what a new session sends first, nor a PREPARE
         if cursor.connection.opened_at and not str(query).startswith("PREPARE"):
             sent.append(query)
         run(cursor, query, *args, **how)
@@ -226,7 +226,7 @@ async def test_key_travels_with_the_first_message_and_its_result_with_commit(
 
 
 @pytest_twisted.ensureDeferred
-async def test_session_plans_what_keeps_keys_once_until_code_of_others_has_run(
+async def test_session_prepares_key_statements_once_until_foreign_code_has_run(
     db: DirectCaller, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such code may have replaced the prepared statements."""
@@ -246,7 +246,7 @@ async def test_session_plans_what_keeps_keys_once_until_code_of_others_has_run(
 
         keys = count()
         monkeypatch.setattr(PgConnection, "command", noted)
-        # That of a row that is written and stored in one message, and those of the other ways.
+        # One statement writes and stores a row in one message; other writes have two statements.
         for rows, again in (({"note": "x"}, 1), ([{"note": "x"}], 2)):
             create = [await planned("notes.create", rows) for _ in range(4)]
             assert create == [0, 2, 0, 0]
@@ -258,7 +258,7 @@ async def test_session_plans_what_keeps_keys_once_until_code_of_others_has_run(
 
 
 @pytest_twisted.ensureDeferred
-async def test_second_call_is_answered_though_the_model_refuses_it_by_now(
+async def test_second_call_that_the_model_would_refuse_returns_the_first_result(
     db: DirectCaller, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for table, model in (("plain", Plain), ("ruled", Ruled)):
@@ -275,7 +275,7 @@ async def test_second_call_is_answered_though_the_model_refuses_it_by_now(
 
 
 @pytest_twisted.ensureDeferred
-async def test_second_call_is_answered_though_the_model_catches_what_a_query_is_refused_with(
+async def test_second_call_of_a_model_that_suppresses_errors_returns_the_first_result(
     db: DirectCaller, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def careless(row: Ruled) -> None:
@@ -362,7 +362,7 @@ async def test_call_with_a_null_key_is_run_each_time(db: DirectCaller, dsn: str)
 
 
 @pytest_twisted.ensureDeferred
-async def test_keyword_of_a_function_of_that_name_is_the_functions(
+async def test_argument_of_a_function_named_idempotency_key_is_passed_to_it(
     db: DirectCaller, dsn: str
 ) -> None:
     """Within `args` it is an argument of the function, beside `args` it is the service's."""
@@ -413,7 +413,9 @@ async def test_call_that_fails_under_a_key_is_not_kept(
 
 @pytest.mark.parametrize("name", ["fn.slow", "transaction"])
 @pytest_twisted.ensureDeferred
-async def test_duplicates_at_once_wait_for_the_first(db: DirectCaller, dsn: str, name: str) -> None:
+async def test_concurrent_duplicates_wait_for_the_first(
+    db: DirectCaller, dsn: str, name: str
+) -> None:
     call = {"call": "fn.slow", "kwargs": {"seconds": 0.3}}
     args = [[call]] if name == "transaction" else []
     kwargs = {} if args else {"seconds": 0.3}
@@ -454,7 +456,7 @@ async def test_duplicate_whose_connection_is_lost_ends_in_an_error(
 
 
 @pytest_twisted.ensureDeferred
-async def test_duplicate_of_a_call_that_fails_does_its_work(db: DirectCaller, dsn: str) -> None:
+async def test_duplicate_of_a_call_that_fails_is_run(db: DirectCaller, dsn: str) -> None:
     first: Deferred[Any] = ensureDeferred(ask(db, "fn.slow", seconds=60.0, idempotency_key="k"))
     await until(lambda: execute(dsn, WAITING.format("PgSleep")))
     second = ensureDeferred(ask(db, "notes.create", {"note": "mine"}, idempotency_key="k"))
@@ -501,14 +503,16 @@ async def test_batch_that_is_run_again_is_kept_once(db: DirectCaller, dsn: str) 
 
 @pytest.mark.parametrize("option", ["read_only", "dry_run"])
 @pytest_twisted.ensureDeferred
-async def test_batch_that_writes_nothing_has_no_key(db: DirectCaller, option: str) -> None:
+async def test_batch_that_writes_nothing_is_refused_with_a_key(
+    db: DirectCaller, option: str
+) -> None:
     error = await refused(db, "transaction", [], **{option: True}, idempotency_key="k")
     assert isinstance(error, InvalidArgument)
     assert error.details["path"] == "idempotency_key"
 
 
 @pytest_twisted.ensureDeferred
-async def test_operation_of_a_batch_has_no_key_of_its_own(db: DirectCaller, dsn: str) -> None:
+async def test_operation_of_a_batch_with_its_own_key_is_refused(db: DirectCaller, dsn: str) -> None:
     call = {"call": "notes.create", "args": [{"note": "x"}], "kwargs": {"idempotency_key": "k"}}
     error = await refused(db, "transaction", [call])
     assert isinstance(error, InvalidArgument)
@@ -638,7 +642,9 @@ async def test_keys_are_pruned_soon_after_the_start_and_then_periodically(
 
 
 @pytest_twisted.ensureDeferred
-async def test_database_without_the_table_says_what_makes_it(db: DirectCaller, dsn: str) -> None:
+async def test_database_without_the_table_is_refused_with_the_command_that_creates_it(
+    db: DirectCaller, dsn: str
+) -> None:
     execute(dsn, "DROP TABLE rowcast.idempotency_keys; DROP SCHEMA rowcast")
     try:
         for name, args in (("notes.create", {"note": "x"}), ("transaction", [])):

@@ -87,10 +87,10 @@ async def test_function_is_called_as_the_role_and_with_the_claims(db: DirectCall
 @pytest.mark.parametrize("name", ["fn.peek", "fn.forge", "fn.wipe"])
 @pytest.mark.parametrize("key", [None, "other"])
 @pytest_twisted.ensureDeferred
-async def test_served_function_reaches_no_keys(
+async def test_served_function_has_no_access_to_keys(
     db: DirectCaller, dsn: str, name: str, key: str | None
 ) -> None:
-    """Not even in the transaction in which one is kept."""
+    """This includes the transaction that stores a key."""
     await db.call_as(ANN, "notes.create", {"note": "x"}, idempotency_key="k")
     for kwargs in ({}, {"args": {}}):
         error = await failure_of(db.call_as(BOSS, name, **kwargs, idempotency_key=key))
@@ -105,7 +105,7 @@ async def test_served_function_reaches_no_keys(
 
 @pytest.mark.parametrize("batch", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_leavings_of_a_function_are_not_taken_for_kept_answers(
+async def test_objects_left_by_a_function_are_not_taken_for_stored_results(
     db: DirectCaller, dsn: str, batch: bool
 ) -> None:
     name, args = ("transaction", [[{"call": "fn.litter"}]]) if batch else ("fn.litter", [])
@@ -114,8 +114,8 @@ async def test_leavings_of_a_function_are_not_taken_for_kept_answers(
 
 
 @pytest_twisted.ensureDeferred
-async def test_answer_to_one_role_is_not_for_another(db: DirectCaller, dsn: str) -> None:
-    """Though it is the same authid: what it reads may be less."""
+async def test_key_used_under_another_role_is_refused(db: DirectCaller, dsn: str) -> None:
+    """The authid is the same, but the role may be allowed to read less."""
     await db.call_as(ANN, "notes.create", {"note": "x"}, idempotency_key="k")
     error = await failure_of(db.call_as(BOSS, "notes.create", {"note": "x"}, idempotency_key="k"))
     assert isinstance(error, InvalidArgument)
@@ -131,8 +131,8 @@ async def test_caller_without_a_role_of_its_own_is_anonymous(db: DirectCaller) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_service_without_a_right_on_the_table_says_what_to_grant(dsn: str) -> None:
-    """As where another role has migrated."""
+async def test_missing_right_on_the_table_is_refused_with_the_grant(dsn: str) -> None:
+    """Another role may have run the migrations."""
     execute(dsn, "TRUNCATE notes, fired, rowcast.idempotency_keys RESTART IDENTITY")
     async with serving(make_dsn(dsn, user="keys_poor")) as db:
         for name, args in (("notes.create", {"note": "x"}), ("transaction", [])):

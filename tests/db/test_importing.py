@@ -339,7 +339,7 @@ async def test_csv_with_its_header_in_pieces_is_imported(dsn: str, db: DirectCal
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_that_name_other_columns_each_are_imported(dsn: str, db: DirectCaller) -> None:
+async def test_rows_with_different_columns_are_imported(dsn: str, db: DirectCaller) -> None:
     """The rows of a large call may have different columns; an invalid row is named by its position."""
     given: list[Any] = [{"id": n} for n in range(500)]
     given[400]["name"] = "named"
@@ -383,7 +383,7 @@ async def test_failed_upload_keeps_nothing_and_names_its_line(dsn: str, db: Dire
     assert rows(dsn) == []
 
 
-class Watched(Clock):
+class AdvancingClock(Clock):
     """A clock that advances by a second each time that the reactor thread reads it."""
 
     def seconds(self) -> float:
@@ -400,7 +400,7 @@ class Watched(Clock):
 async def test_upload_pauses_after_each_call_for_other_calls(dsn: str) -> None:
     """A call of an upload is answered after a pause of half its duration, for other calls."""
     async with serving(dsn) as db:
-        clock = db.database.reactor = Watched()
+        clock = db.database.reactor = AdvancingClock()
         call = Deferred.fromCoroutine(db.call("items.import", [{"id": 1}], done=False))
         await until(clock.getDelayedCalls)
         assert not call.called

@@ -57,7 +57,7 @@ async def test_pages_have_each_row_of_all_tables_once(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_key_of_several_rows_writes_none(
+async def test_write_by_a_key_of_several_rows_is_refused(
     db: DirectCaller, dsn: str, name: str, args: list[Any], options: dict[str, Any]
 ) -> None:
     assert isinstance(await failure_of(db.call(f"{name}.update", *args, **options)), TooManyRows)
@@ -70,10 +70,10 @@ async def test_key_of_several_rows_writes_none(
 )
 @pytest.mark.parametrize("options", [{}, {"returning": False}, {"select": ["n"]}])
 @pytest_twisted.ensureDeferred
-async def test_key_of_several_rows_without_texts_writes_none(
+async def test_write_by_a_key_of_several_small_rows_is_refused(
     db: DirectCaller, dsn: str, verb: str, args: list[Any], options: dict[str, Any]
 ) -> None:
-    """Rows that are small are written without a transaction if the key is unique, which it is not here."""
+    """If the key were unique, small rows would be written without a transaction."""
     refused = await failure_of(db.call(f"place.{verb}", *args, **options))
     assert isinstance(refused, TooManyRows)
     assert execute(dsn, "SELECT n FROM place ORDER BY 1") == [(1,), (2,)]
@@ -83,7 +83,7 @@ async def test_key_of_several_rows_without_texts_writes_none(
     "options", [{"limit": 1}, {"order": ["name"], "limit": 1, "skip_locked": True}]
 )
 @pytest_twisted.ensureDeferred
-async def test_rows_are_not_taken_by_a_key_that_is_not_unique(
+async def test_claim_by_a_key_that_is_not_unique_is_refused(
     db: DirectCaller, dsn: str, options: dict[str, Any]
 ) -> None:
     """Otherwise two rows would be written where one was named."""
@@ -99,8 +99,8 @@ async def test_rows_are_not_taken_by_a_key_that_is_not_unique(
 
 
 @pytest_twisted.ensureDeferred
-async def test_view_has_no_key_of_rows_that_are_repeated(db: DirectCaller, dsn: str) -> None:
-    """Only one that its comment declares."""
+async def test_view_with_repeated_keys_has_only_a_declared_key(db: DirectCaller, dsn: str) -> None:
+    """The comment of a view can declare a key."""
     assert isinstance(await failure_of(db.call("animals.get", 1)), NoSuchProcedure)
     refused = await failure_of(db.call("animals.upsert", {"id": 1, "name": "z"}))
     assert isinstance(refused, InvalidArgument)

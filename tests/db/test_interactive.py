@@ -179,7 +179,7 @@ async def test_calls_sent_ahead_run_in_order(dsn: str, begin: Begin) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_error_fails_the_calls_behind_it(dsn: str, begin: Begin) -> None:
+async def test_error_fails_the_calls_after_it(dsn: str, begin: Begin) -> None:
     """They fail with its cause until the transaction is rolled back, whatever kind of error it is."""
     for bad, kind in (
         (("items.create", {"id": 1}), UniqueViolation),
@@ -212,7 +212,7 @@ async def test_error_fails_the_calls_behind_it(dsn: str, begin: Begin) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_statement_is_on_its_way_before_the_one_before_it_is_answered(begin: Begin) -> None:
+async def test_statement_is_sent_before_the_previous_one_is_answered(begin: Begin) -> None:
     """It waits in the worker's queue, not in the reactor."""
     tx = await begin()
     await tx.call("items.count")
@@ -226,10 +226,10 @@ async def test_statement_is_on_its_way_before_the_one_before_it_is_answered(begi
 
 
 @pytest_twisted.ensureDeferred
-async def test_update_by_key_is_on_its_way_before_the_one_before_it_is_answered(
+async def test_update_by_key_is_sent_before_the_previous_statement_is_answered(
     dsn: str, begin: Begin
 ) -> None:
-    """Though its row may be missing, and the reason is looked up then."""
+    """Its row may be missing; the reason is looked up later."""
     execute(dsn, "INSERT INTO items VALUES (1), (2)")
     tx = await begin()
     await tx.call("items.count")
@@ -244,10 +244,10 @@ async def test_update_by_key_is_on_its_way_before_the_one_before_it_is_answered(
 
 @pytest.mark.parametrize("behind", [{"id": 9}, {"id": 1}])
 @pytest_twisted.ensureDeferred
-async def test_reason_of_a_missing_row_is_that_before_the_statements_behind_it(
+async def test_reason_of_a_missing_row_ignores_later_statements(
     dsn: str, begin: Begin, behind: dict[str, Any]
 ) -> None:
-    """Whether these would insert the row, or have PostgreSQL fail the transaction."""
+    """Later statements may insert the row, or make PostgreSQL fail the transaction."""
     execute(dsn, "INSERT INTO items VALUES (1, 'a')")
     for name, args, expect, kind in (
         ("items.update", [9, {"name": "x"}], None, NotFound),
@@ -269,7 +269,7 @@ async def test_reason_of_a_missing_row_is_that_before_the_statements_behind_it(
 
 
 @pytest_twisted.ensureDeferred
-async def test_answers_of_statements_that_follow_each_other_are_collected(
+async def test_results_of_pipelined_statements_are_collected(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker does not wake the reactor for each."""
@@ -290,7 +290,7 @@ async def test_answers_of_statements_that_follow_each_other_are_collected(
 
 
 @pytest_twisted.ensureDeferred
-async def test_answer_does_not_wait_for_a_slow_statement_behind_it(begin: Begin) -> None:
+async def test_result_does_not_wait_for_a_slow_later_statement(begin: Begin) -> None:
     tx = await begin()
     quick = [tx.call("items.count") for _ in range(3)]
     slow = tx.call("slow.find")
@@ -301,7 +301,7 @@ async def test_answer_does_not_wait_for_a_slow_statement_behind_it(begin: Begin)
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_was_sent_behind_a_refused_call_is_stopped_and_undone(
+async def test_calls_sent_after_a_refused_one_are_stopped_and_rolled_back(
     dsn: str, begin: Begin
 ) -> None:
     """The service refuses the first call, so PostgreSQL has already started the later ones."""
@@ -337,7 +337,7 @@ async def test_timeout_of_a_call_sent_ahead_is_its_own(begin: Begin) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_many_calls_behind_a_refused_one_all_have_its_cause(begin: Begin) -> None:
+async def test_many_calls_sent_after_a_refused_one_all_have_its_cause(begin: Begin) -> None:
     tx = await begin()
     calls = [tx.call("items.get", 9)] + [tx.call("fn.nowhere") for _ in range(500)]
     assert isinstance(await failure_of(calls[0]), NotFound)
@@ -346,7 +346,7 @@ async def test_many_calls_behind_a_refused_one_all_have_its_cause(begin: Begin) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_unknown_command_fails_the_calls_behind_it(dsn: str, begin: Begin) -> None:
+async def test_unknown_command_fails_the_calls_after_it(dsn: str, begin: Begin) -> None:
     """A pipelined commit after a misspelled rollback_to does not commit."""
     tx = await begin()
     await tx.call("items.create", {"id": 1})
@@ -382,7 +382,7 @@ async def test_commit_that_fails_says_why(dsn: str, begin: Begin) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_savepoints_of_any_name_are_the_callers(dsn: str, begin: Begin) -> None:
+async def test_savepoint_of_any_name_is_rolled_back_to_and_released(dsn: str, begin: Begin) -> None:
     """After rolling back to it, a savepoint remains, and a failed transaction can continue."""
     tx = await begin()
     await tx.ask("savepoint", 'odd "name"')
@@ -467,7 +467,7 @@ async def test_deadlock_victim_without_savepoint_is_rolled_back_at_once(
 
 
 @pytest_twisted.ensureDeferred
-async def test_transaction_that_failed_gives_its_connection_back(dsn: str, begin: Begin) -> None:
+async def test_failed_transaction_releases_its_connection(dsn: str, begin: Begin) -> None:
     """Only a rollback could follow; further calls get the same errors as with the connection."""
     tx = await begin()
     await tx.call("items.create", {"id": 1})
@@ -493,7 +493,7 @@ async def test_schema_of_each_operation_is_searched_after_a_savepoint_too(begin:
 
 
 @pytest_twisted.ensureDeferred
-async def test_transaction_is_its_sessions_alone(begin: Begin) -> None:
+async def test_transaction_is_refused_to_other_sessions(begin: Begin) -> None:
     """Other sessions are not authorized, while it is open and afterwards; an unknown transaction is a conflict."""
     tx = await begin()
     for over in (False, True):
@@ -531,7 +531,9 @@ async def test_begin_with_malformed_arguments_is_refused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_isolation_and_read_only_are_postgresqls(dsn: str, begin: Begin) -> None:
+async def test_isolation_and_read_only_have_the_effect_of_postgresql(
+    dsn: str, begin: Begin
+) -> None:
     tx = await begin(isolation="repeatable read")
     assert await tx.call("items.count") == 0
     execute(dsn, "INSERT INTO items VALUES (1)")
@@ -625,7 +627,7 @@ async def test_transactions_beyond_the_bound_are_refused(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_session_that_leaves_has_its_statement_stopped(dsn: str, begin: Begin) -> None:
+async def test_statement_of_a_session_that_leaves_is_cancelled(dsn: str, begin: Begin) -> None:
     """Its transactions are rolled back at once, running or idle; those of other sessions continue."""
     one, two, other = await begin(), await begin(), await begin(BOB)
     for each in (one, two, other):

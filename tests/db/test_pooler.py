@@ -188,9 +188,9 @@ def test_readers_behind_a_pooler_that_end_lose_and_double_nothing(
             wait_until(lambda: bool(found.lines()), 60)
             for turn in range(6):
                 leader, began = found.last.name, time.time()
-                found.kill(leader) if turn % 2 else found.stand_still(leader)
+                found.kill(leader) if turn % 2 else found.suspend(leader)
                 found.wait_for_other(began, leader)
-                found.start(leader) if turn % 2 else found.go_on(leader)
+                found.start(leader) if turn % 2 else found.resume(leader)
                 time.sleep(dice.uniform(0.1, 0.6))
         finally:
             stopping.set()

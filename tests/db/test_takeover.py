@@ -83,7 +83,7 @@ def test_readers_that_end_in_any_way_lose_and_double_nothing(
             if how == "killed":
                 found.kill(leader)
             elif how == "stopped":
-                found.stand_still(leader)
+                found.suspend(leader)
             else:
                 execute(dsn, f"SELECT pg_terminate_backend(pid) FROM ({HOLDER}) AS holder")
             found.wait_for_other(began, "" if how == "ended" else leader)
@@ -92,7 +92,7 @@ def test_readers_that_end_in_any_way_lose_and_double_nothing(
             if how == "killed":
                 found.start(leader)
             elif how == "stopped":
-                found.go_on(leader)
+                found.resume(leader)
         writers.stop()
         ((written,),) = execute(dsn, "SELECT count(*) FROM items")
         wait_until(lambda: len(delivered(found.lines())) >= int(str(written)), 30)

@@ -86,7 +86,7 @@ WAYS: list[tuple[str, dict[str, Any], Any]] = [
 
 @pytest.mark.parametrize(("relation", "embed", "expected"), WAYS)
 @pytest_twisted.ensureDeferred
-async def test_way_of_an_embed_leads_to_the_rows_it_says(
+async def test_embed_by_any_name_or_via_has_the_rows_of_that_relationship(
     db: DirectCaller, relation: str, embed: dict[str, Any], expected: Any
 ) -> None:
     found = await db.call(f"{relation}.find", select=[], embed=embed)

@@ -1,8 +1,8 @@
 """
-Each relationship that `describe` lists, by the names that it gives: as an embed, and as a filter.
+Relationships that `describe` lists, by each of their names, as embeds and as filters.
 
-What comes is compared with a join written by hand, of the columns that the catalog of PostgreSQL
-names, over schemas in which many relationships fit twice.
+The rows are compared with those of hand-written joins, over schemas in which many names of
+relationships are ambiguous.
 """
 
 from __future__ import annotations
@@ -74,74 +74,74 @@ pytestmark = pytest.mark.serving("public", "away")
 
 
 def texts(relation: Relation) -> list[str]:
-    """Write the items of a select list that give all columns as texts, c0, c1 and so on."""
+    """Return a select list of all columns as text, named c0, c1 and so on."""
     return [f'c{at}:"{name}"::text' for at, name in enumerate(relation.columns)]
 
 
-def values(relation: Relation, alias: str) -> str:
-    """Write the same in SQL, as one JSON list."""
+def json_list(relation: Relation, alias: str) -> str:
+    """Return an SQL expression for the same columns as a JSON list."""
     each = ", ".join(f'{alias}."{name}"::text' for name in relation.columns)
     return f"json_build_array({each})"
 
 
-def joined(way: Join, relation: Relation) -> str:
-    """Write the query of the rows of a relation with their related ones by hand."""
-    on = [f't."{here}" = r."{there}"' for here, there in way.pairs]
-    target, between = f'"{way.target.schema}"."{way.target.name}"', ""
-    if way.junction is not None:
-        middle = way.junction.relation
-        on = [f't."{here}" = j."{there}"' for here, there in way.junction.outer_pairs]
-        on += [f'j."{here}" = r."{there}"' for here, there in way.junction.related_pairs]
+def join_query(join: Join, relation: Relation) -> str:
+    """Return the query of the rows of a relation and their related rows."""
+    on = [f't."{here}" = r."{there}"' for here, there in join.pairs]
+    target, between = f'"{join.target.schema}"."{join.target.name}"', ""
+    if join.junction is not None:
+        middle = join.junction.relation
+        on = [f't."{here}" = j."{there}"' for here, there in join.junction.outer_pairs]
+        on += [f'j."{here}" = r."{there}"' for here, there in join.junction.related_pairs]
         between = f'"{middle.schema}"."{middle.name}" j, '
-    if way.function is not None:
-        target, on = f'"{way.function.schema}"."{way.function.name}"(t.*)', ["true"]
+    if join.function is not None:
+        target, on = f'"{join.function.schema}"."{join.function.name}"(t.*)', ["true"]
     return (
-        f"SELECT {values(relation, 't')}, coalesce((SELECT json_agg({values(way.target, 'r')})"
+        f"SELECT {json_list(relation, 't')}, coalesce((SELECT json_agg({json_list(join.target, 'r')})"
         f" FROM {between}{target} r WHERE {' AND '.join(on)}), '[]')"
         f' FROM "{relation.schema}"."{relation.name}" t'
     )
 
 
 def served_as(catalog: Catalog, relation: Relation) -> str:
-    """Give the name of a relation in URIs."""
+    """Return the name of a relation in URIs."""
     short = relation.schema == catalog.schemas[0]
     return relation.name if short else f"{relation.schema}.{relation.name}"
 
 
-async def checked(db: DirectCaller, dsn: str) -> int:
-    """Check each described relationship; gives how many there were."""
+async def check_all(db: DirectCaller, dsn: str) -> int:
+    """Check each described relationship; return their number."""
     catalog = db.dispatcher.served.catalog
     described = describe(catalog, "rowcast", "1", db.dispatcher.verbs, {})["relations"]
     known = 0
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
         for relation in catalog.relations.values():
             name = served_as(catalog, relation)
-            ways, said = relationships(catalog, relation), described[name]["relationships"]
-            assert len({(each["relation"], each["via"]) for each in said}) == len(ways), name
-            for way, each in zip(ways, said, strict=True):
-                cursor.execute(joined(way, relation))
-                await check(db, relation, name, way, each, cursor.fetchall())
+            joins, items = relationships(catalog, relation), described[name]["relationships"]
+            assert len({(each["relation"], each["via"]) for each in items}) == len(joins), name
+            for join, each in zip(joins, items, strict=True):
+                cursor.execute(join_query(join, relation))
+                await check(db, relation, name, join, each, cursor.fetchall())
                 known += 1
     return known
 
 
 async def check(
-    db: DirectCaller, relation: Relation, name: str, way: Join, said: Any, rows: list[Any]
+    db: DirectCaller, relation: Relation, name: str, join: Join, item: Any, rows: list[Any]
 ) -> None:
-    """Compare what a relationship gives, by each of its names, with the rows of the join."""
+    """Compare the related rows, by each name of a relationship, with those of its join."""
     expected = sorted(json.dumps([here, sorted(there, key=str)]) for here, there in rows)
-    target, via = said["relation"], said["via"]
+    target, via = item["relation"], item["via"]
     for key, options in (
         ("x", {"relation": target, "via": via}),
         (f"{target}!{via}", {}),
-        *((called, {}) for called in said["names"]),
+        *((called, {}) for called in item["names"]),
     ):
-        embed = {key: {**options, "select": texts(way.target)}}
+        embed = {key: {**options, "select": texts(join.target)}}
         found = await db.call(f"{name}.find", select=texts(relation), embed=embed, limit=1000)
         got = []
         for row in found["rows"]:
             there = row.pop(key)
-            many = there if said["many"] else [there] if there else []
+            many = there if item["many"] else [there] if there else []
             lists = sorted(([*each.values()] for each in many), key=str)
             got.append(json.dumps([[*row.values()], lists]))
         assert sorted(got) == expected, (name, key, options)
@@ -156,7 +156,7 @@ async def test_each_described_relationship_gives_the_rows_of_its_join(
     db: DirectCaller, dsn: str
 ) -> None:
     """Self references, junctions with several keys, views on all sides, functions, partitions."""
-    assert await checked(db, dsn) > 100
+    assert await check_all(db, dsn) > 100
 
 
 AMBIGUOUS = [
@@ -174,7 +174,9 @@ AMBIGUOUS = [
 
 @pytest.mark.parametrize(("relation", "name"), AMBIGUOUS)
 @pytest_twisted.ensureDeferred
-async def test_refusal_lists_what_is_accepted(db: DirectCaller, relation: str, name: str) -> None:
+async def test_candidates_of_an_ambiguous_relationship_are_accepted(
+    db: DirectCaller, relation: str, name: str
+) -> None:
     """Each candidate goes behind a `!` and into `via`, in every verb; they are different ways."""
     where = {f'"{name}"': {"is": "not null"}}
     refused = await failure_of(db.call(f"{relation}.count", where=where))
@@ -204,7 +206,7 @@ async def test_refusal_lists_what_is_accepted(db: DirectCaller, relation: str, n
 
 
 @pytest_twisted.ensureDeferred
-async def test_path_of_two_keys_names_a_way_through_a_junction(db: DirectCaller) -> None:
+async def test_via_with_two_keys_names_a_relationship_through_a_junction(db: DirectCaller) -> None:
     """By constraints or by columns, as far as it is needed; a sort key and a condition too."""
     for via in (
         "home!spare",
@@ -253,4 +255,4 @@ async def test_each_relationship_of_northwind_with_views_gives_the_rows_of_its_j
 ) -> None:
     """A view of every table doubles each side and each junction."""
     async with serving(northwind, "trade") as db:
-        assert await checked(db, northwind) > 100
+        assert await check_all(db, northwind) > 100

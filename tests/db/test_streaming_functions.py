@@ -1,5 +1,5 @@
 """
-stream and export on the rows of functions, with the rows that the function has written.
+stream and export of the rows of functions, which may write.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.serving(max_rows=10)
 
 @pytest_twisted.ensureDeferred
 async def test_stream_of_a_function_has_all_rows_in_chunks(db: DirectCaller) -> None:
-    """Rows come in chunks beyond any ceiling, picked, shaped and embedded as find would."""
+    """The number of rows is not limited, and the arguments of find apply."""
     taker = Taker(db)
     assert await taker.call("fn.cheap.stream", args={"most": 9999}, chunk=200) == {"rows": 1500}
     rows = [row for part in taker.parts for row in part]
@@ -70,7 +70,7 @@ async def test_stream_of_a_function_has_all_rows_in_chunks(db: DirectCaller) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_export_of_a_function_is_csv_or_json_lines(dsn: str, db: DirectCaller) -> None:
-    """CSV is what COPY writes, less what is hidden; JSON lines are the rows in their wire form."""
+    """CSV is what COPY writes, without hidden columns; JSON lines are rows in wire form."""
     taker = Taker(db)
     answer = await taker.call("fn.everyone.export")
     text = "".join(taker.parts)
@@ -90,10 +90,10 @@ async def test_export_of_a_function_is_csv_or_json_lines(dsn: str, db: DirectCal
     ("verb", "kwargs"), [("stream", {}), ("export", {}), ("export", {"format": "ndjson"})]
 )
 @pytest_twisted.ensureDeferred
-async def test_writes_of_a_streamed_function_are_kept_if_all_is_taken(
+async def test_writes_of_a_streamed_function_are_committed_after_its_last_row(
     dsn: str, db: DirectCaller, verb: str, kwargs: dict[str, Any]
 ) -> None:
-    """It is kept if the caller has taken all rows, and not if the caller leaves before."""
+    """If the caller leaves before, they are rolled back."""
     execute(dsn, "TRUNCATE log")
     taker = Taker(db)
     await taker.call(f"fn.logged.{verb}", args={"many": 5000}, **kwargs)
@@ -113,7 +113,7 @@ async def test_writes_of_a_streamed_function_are_kept_if_all_is_taken(
 async def test_function_not_volatile_that_writes_is_refused(
     db: DirectCaller, kwargs: dict[str, Any]
 ) -> None:
-    """A function that promises only to read runs where it could not write."""
+    """A STABLE or IMMUTABLE function runs in a read-only transaction."""
     verb = "export" if kwargs else "stream"
     refused = await failure_of(Taker(db).call(f"fn.sneaky.{verb}", **kwargs))
     assert isinstance(refused, DatabaseRefused)
@@ -142,7 +142,7 @@ async def test_function_not_volatile_that_writes_is_refused(
 async def test_stream_with_arguments_it_does_not_take_is_refused(
     db: DirectCaller, name: str, kwargs: dict[str, Any], refusal: type[Exception], path: str | None
 ) -> None:
-    """Check that the error names the argument, also if the call asks for no progressive results."""
+    """The error names the argument, also if the call asks for no progressive results."""
     refused = await failure_of(Taker(db).call(f"fn.{name}", **kwargs))
     assert isinstance(refused, refusal), refused
     assert path is None or refused.details["path"] == path  # type: ignore[attr-defined]
