@@ -90,7 +90,7 @@ CREATE TABLE app."self" (id int PRIMARY KEY, parent int REFERENCES app."self");
 
 @pytest.fixture(scope="module")
 def connected(dsn: str) -> Iterator[connection]:
-    """Return a connection as the service opens it, to a database with objects of all kinds."""
+    """Return a connection, as the service opens it, to a database with objects of all kinds."""
     made = psycopg2.connect(dsn)
     made.autocommit = True
     yield made
@@ -160,12 +160,12 @@ def test_columns_of_a_relation_have_type_default_and_limits(cars: Relation) -> N
     assert cars.columns["doc"].comment == "Papers"
 
 
-def test_column_of_identity_is_not_one_with_a_default(catalog: Catalog) -> None:
+def test_identity_column_has_no_default(catalog: Catalog) -> None:
     identity = catalog.relation("app", "makers").columns["id"]
     assert (identity.identity, identity.default, identity.has_default) == ("a", None, True)
 
 
-def test_keys_of_a_relation_have_the_primary_one_first(catalog: Catalog, cars: Relation) -> None:
+def test_primary_key_is_the_first_key_of_a_relation(catalog: Catalog, cars: Relation) -> None:
     """Only unique constraints and indexes without a condition are keys."""
     assert cars.primary_key == ("id",)
     assert cars.unique_keys == (
@@ -214,7 +214,7 @@ def test_row_security_of_a_relation_is_known(catalog: Catalog, cars: Relation) -
     assert not cars.row_security
 
 
-def test_views_take_writes_where_they_can(catalog: Catalog) -> None:
+def test_view_has_the_writes_that_postgresql_accepts(catalog: Catalog) -> None:
     """PostgreSQL writes through a view itself, by a trigger, or not at all."""
     names, totals, doors = (catalog.relation("app", n) for n in ("names", "totals", "doors"))
     assert (names.insertable, names.updatable, names.deletable) == (True, True, True)
@@ -261,7 +261,7 @@ def test_types_of_columns_come_with_their_parts(catalog: Catalog, cars: Relation
     assert "pg_class" not in names
 
 
-def test_row_types_keep_hidden_places(catalog: Catalog) -> None:
+def test_row_type_keeps_the_position_of_hidden_columns(catalog: Catalog) -> None:
     """A composite type has a field without a name for each hidden column."""
     row = catalog.type_named("app.keyed")
     assert [name for name, _ in row.fields] == ["", "secret_car"]
@@ -314,7 +314,7 @@ def test_privileges_of_a_role_are_known_by_column(connected: connection, dsn: st
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
-def test_session_after_reading_the_catalog_is_as_it_was(
+def test_session_is_unchanged_after_reading_the_catalog(
     dsn: str, connected: connection, autocommit: bool
 ) -> None:
     """The search path and an open transaction are unchanged."""
@@ -342,14 +342,14 @@ def test_catalog_read_in_a_transaction_leaves_it_open(dsn: str, connected: conne
         made.close()
 
 
-def test_schema_without_relations_serves_nothing(connected: connection) -> None:
+def test_schema_without_relations_has_an_empty_catalog(connected: connection) -> None:
     """Also one that does not exist."""
     catalog = catalog_txn(connected, ("nowhere",), 1)
     assert catalog.relations == {}
     assert catalog.type_named("int").name == "int4"
 
 
-def test_views_in_a_circle_are_listed(dsn: str) -> None:
+def test_views_that_refer_to_each_other_are_listed(dsn: str) -> None:
     """PostgreSQL refuses to read views that refer to each other."""
     execute(
         dsn,
@@ -371,7 +371,7 @@ def test_views_in_a_circle_are_listed(dsn: str) -> None:
     assert {name for _, name in catalog.relations} == {"base", "one", "two", "lone"}
 
 
-def test_catalog_of_a_thousand_relations_is_read_soon(
+def test_catalog_of_a_thousand_relations_is_read_in_seconds(
     dsn: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In a few statements, in a second or two."""

@@ -63,7 +63,7 @@ def catalog(connected: connection) -> Catalog:
     return catalog_txn(connected, ("public", "app"), 1)
 
 
-def test_functions_of_extensions_or_hidden_are_not_served(catalog: Catalog) -> None:
+def test_hidden_functions_and_functions_of_extensions_are_not_served(catalog: Catalog) -> None:
     """Nor are trigger functions, aggregates and functions of other schemas."""
     assert {name: len(found) for (_, name), found in catalog.functions.items()} == {
         "add": 2,
@@ -131,7 +131,9 @@ def test_function_without_execute_right_is_omitted(connected: connection) -> Non
     assert ("public", "forbidden") not in catalog.functions
 
 
-def test_catalog_of_a_thousand_functions_is_read_soon(dsn: str, connected: connection) -> None:
+def test_catalog_of_a_thousand_functions_is_read_in_seconds(
+    dsn: str, connected: connection
+) -> None:
     """They are read in one statement."""
     execute(
         dsn,

@@ -1,4 +1,4 @@
-"""JSON documents are unchanged after they were read and written, in each place."""
+"""JSON documents are unchanged after they were read and written, wherever they are used."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def _exactly(text: Any) -> Any:
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest_twisted.ensureDeferred
-async def test_document_read_and_written_is_the_same(db: DirectCaller, dsn: str, text: str) -> None:
+async def test_document_is_unchanged_after_it_was_read_and_written(
+    db: DirectCaller, dsn: str, text: str
+) -> None:
     quoted = text.replace("'", "''")
     execute(
         dsn,
@@ -94,7 +96,9 @@ async def test_record_of_no_known_type_as_text_has_its_digits(db: DirectCaller) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_that_look_like_numbers_are_rows(db: DirectCaller, dsn: str) -> None:
+async def test_row_that_looks_like_an_encoded_number_is_read_as_a_row(
+    db: DirectCaller, dsn: str
+) -> None:
     execute(dsn, """INSERT INTO numbers VALUES ('12', 1, 1), ('x', 1, 2)""")
     for text in ('{"$number": "1"}', "12345678901234567890123", '{"a": 1}'):
         execute(dsn, f"DELETE FROM odd; INSERT INTO odd VALUES ('{text}', 1, 1)")

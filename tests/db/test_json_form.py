@@ -110,7 +110,7 @@ CALLS: list[tuple[str, list[Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "args", "kwargs"), CALLS)
 @pytest_twisted.ensureDeferred
-async def test_answer_as_text_is_the_default_answer(
+async def test_result_as_json_text_equals_the_default_result(
     db: DirectCaller, name: str, args: list[Any], kwargs: dict[str, Any]
 ) -> None:
     answers = []
@@ -134,7 +134,7 @@ class _Undone(Exception):
 
 
 @pytest_twisted.ensureDeferred
-async def test_digits_are_those_that_are_stored(db: DirectCaller) -> None:
+async def test_digits_of_numbers_in_json_text_are_those_stored(db: DirectCaller) -> None:
     row = await db.call("things.get", 3, form="json")
     for part in (
         '"price":15.50',
@@ -148,7 +148,7 @@ async def test_digits_are_those_that_are_stored(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_pages_as_text_follow_each_other(db: DirectCaller) -> None:
+async def test_pages_as_json_text_have_all_rows_in_order(db: DirectCaller) -> None:
     seen, after = [], None
     while True:
         page = json.loads(await db.call("things.find", form="json", limit=1, after=after))
@@ -160,7 +160,9 @@ async def test_pages_as_text_follow_each_other(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_text_that_cannot_be_is_refused(db: DirectCaller, dsn: str) -> None:
+async def test_json_text_of_an_unsupported_or_invalid_call_is_refused(
+    db: DirectCaller, dsn: str
+) -> None:
     for name, kwargs in (
         ("things.stream", {}),
         ("fn.proc", {"a": 1}),
@@ -179,7 +181,7 @@ async def test_text_that_cannot_be_is_refused(db: DirectCaller, dsn: str) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_hidden_fields_of_a_composite_refuse_the_text(dsn: str) -> None:
+async def test_json_text_of_a_composite_with_hidden_fields_is_refused(dsn: str) -> None:
     execute(
         dsn,
         "CREATE TABLE holders (id int PRIMARY KEY, held things);"

@@ -146,7 +146,7 @@ async def test_row_is_written_and_stored_in_one_message(
 
 
 @pytest_twisted.ensureDeferred
-async def test_values_of_a_stored_row_are_those_of_the_row(dsn: str, roles: Roles) -> None:
+async def test_values_of_a_stored_row_equal_those_of_the_row(dsn: str, roles: Roles) -> None:
     """This holds for each service that reads them, and for each way of writing the row."""
     async with planned(dsn, roles) as db, serving(dsn, roles=roles) as other:
         first = await ask(db, "things.create", VALUES, key="k")
@@ -160,7 +160,7 @@ async def test_values_of_a_stored_row_are_those_of_the_row(dsn: str, roles: Role
 
 
 @pytest_twisted.ensureDeferred
-async def test_stored_row_has_the_columns_that_it_had(dsn: str, roles: Roles) -> None:
+async def test_stored_row_has_the_columns_of_the_time_of_the_write(dsn: str, roles: Roles) -> None:
     execute(dsn, "DROP TABLE IF EXISTS grown")
     execute(dsn, "CREATE TABLE grown (id serial PRIMARY KEY, note text, gone int DEFAULT 1)")
     execute(dsn, "GRANT ALL ON grown, grown_id_seq TO rows_clerk")
@@ -211,7 +211,7 @@ async def test_row_is_decoded_by_the_types_that_its_columns_have_now(
 
 @pytest.mark.parametrize("name", WRITES)
 @pytest_twisted.ensureDeferred
-async def test_duplicates_at_once_are_written_once(dsn: str, roles: Roles, name: str) -> None:
+async def test_concurrent_duplicates_are_written_once(dsn: str, roles: Roles, name: str) -> None:
     args, expected = WRITES[name]
     async with planned(dsn, roles, sessions=4) as db:
         for _ in range(5):
@@ -308,7 +308,9 @@ async def test_large_row_is_stored_by_separate_messages(dsn: str, roles: Roles) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_is_answered_though_its_write_is_refused_by_now(dsn: str, roles: Roles) -> None:
+async def test_stored_row_is_returned_although_its_write_would_be_refused(
+    dsn: str, roles: Roles
+) -> None:
     """Another row has its key now, or the row was deleted."""
     async with planned(dsn, roles) as db:
         first = await ask(db, "notes.create", {"note": "new", "n": 5}, key="create")

@@ -1,5 +1,5 @@
 """
-Rows of tables are found by keys of each type of which the log has what PostgreSQL compares with.
+Rows are read again by keys of each type whose text in the log determines equality in PostgreSQL.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ class Keeper:
         self.kept = [KeptQuery(self.reader, relation, "", query) for relation, query in queries]
         self.watched = WatchedRuns()
         self.position: SnapshotPosition | None = None
-        self.whole: list[Run] = []
+        self.read_all: list[Run] = []
 
     def step(self) -> None:
-        """Run a cycle, and hold what it leads to against new queries."""
+        """Run a cycle, and compare the kept rows with those of new queries."""
         tasks = [kept.task for kept in self.kept if kept.state is None]
         plain = [QueryTask(kept.plain, None, True) for kept in self.kept]
         outcome = cycle_txn(
@@ -88,8 +88,8 @@ class Keeper:
 
 
 @pytest.fixture
-def whole(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
-    """Note the queries of which all rows are read."""
+def all_row_runs(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """Collect the queries whose rows are all read."""
     found: list[Run] = []
 
     def noted(connection: Any, run: Run) -> Any:
@@ -97,23 +97,25 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
         return refresh.all_rows_txn(connection, run)
 
     monkeypatch.setattr(cycle, "all_rows_txn", noted)
-    monkeypatch.setattr(refresh, "SLOW", 60.0)  # how busy the machine is has no say
+    monkeypatch.setattr(refresh, "SLOW", 60.0)  # the load of the machine has no influence
     return found
 
 
 @pytest.mark.parametrize("type", VALUES)
-def test_rows_are_read_again_by_keys_of_the_type(dsn: str, whole: list[Run], type: str) -> None:
+def test_rows_are_read_again_by_keys_of_the_type(
+    dsn: str, all_row_runs: list[Run], type: str
+) -> None:
     values = [f"'{value}'" for value in VALUES[type]]
     again = [f"'{value}'" for value in AGAIN.get(type, VALUES[type][:1] * 2)]
     execute(dsn, TABLES.format(type=type, values=",".join(values)))
-    # which of the equal values names a group is not to be told
+    # which of the equal values names a group is not defined
     grouped = type not in AGAIN
     keeper = Keeper(dsn, QUERIES if grouped else QUERIES[:-1])
     try:
         assert all(kept.run.keyed is not None for kept in keeper.kept)
         assert (KeptQuery(keeper.reader, "parts", "", GROUPS).run.keyed is not None) is grouped
         keeper.step()
-        whole.clear()
+        all_row_runs.clear()
         first, second, *_ = values
         for words in (
             "UPDATE things SET n = n + 10",
@@ -128,6 +130,6 @@ def test_rows_are_read_again_by_keys_of_the_type(dsn: str, whole: list[Run], typ
             execute(dsn, words)
             keeper.step()
         kept = {each.run for each in keeper.kept}
-        assert not [run.shape.statement.text for run in whole if run in kept]
+        assert not [run.shape.statement.text for run in all_row_runs if run in kept]
     finally:
         keeper.reader.connection.close()

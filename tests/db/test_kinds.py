@@ -77,10 +77,9 @@ async def test_rows_of_partitions_are_written_through_their_parent(
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_of_heirs_are_read_and_written_through_the_parent(
+async def test_rows_of_child_tables_are_read_and_written_through_the_parent(
     db: DirectCaller, dsn: str
 ) -> None:
-    """Rows of child tables are read and written through the parent, as in SQL."""
     await db.call("animals.create", {"id": 1, "name": "cat"})
     dog = await db.call("dogs.create", {"id": 2, "name": "rex", "tricks": ["sit"]})
     assert dog == {"id": 2, "name": "rex", "tricks": ["sit"]}
@@ -94,7 +93,7 @@ async def test_rows_of_heirs_are_read_and_written_through_the_parent(
 
 
 @pytest_twisted.ensureDeferred
-async def test_write_to_a_view_with_triggers_is_what_they_make_of_it(db: DirectCaller) -> None:
+async def test_write_to_a_view_returns_the_row_of_its_trigger(db: DirectCaller) -> None:
     """The row that the trigger returns is the result; a trigger may refuse a row, or ignore it."""
     made = await db.call("shelf.create", [{"name": "Tea", "amount": 5}, {"name": "rum"}])
     assert made == [{"id": 1, "name": "TEA", "amount": 5}, {"id": 2, "name": "RUM", "amount": 1}]

@@ -126,7 +126,7 @@ async def test_listener_without_a_database_retries_until_it_is_up(dsn: str) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_listener_that_finds_no_descriptor_left_tries_again(
+async def test_listener_without_a_free_descriptor_retries(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when the process has reached its limit of open files."""
@@ -146,7 +146,7 @@ async def test_listener_that_finds_no_descriptor_left_tries_again(
 
 
 @pytest_twisted.ensureDeferred
-async def test_listener_of_a_server_that_is_away_for_long_tries_each_second() -> None:
+async def test_listener_retries_each_second_during_a_long_outage() -> None:
     """The pause between attempts does not grow beyond a second, however long the outage lasts."""
     clock: Any = Clock()
     clock.callFromThread = reactor.callFromThread  # type: ignore[attr-defined]
@@ -226,7 +226,7 @@ async def test_second_subscriber_of_a_channel_is_resynced_at_once(dsn: str, hear
 
 
 @pytest_twisted.ensureDeferred
-async def test_channels_after_a_cut_are_all_listened_to_again(dsn: str, heard: Heard) -> None:
+async def test_all_channels_are_listened_to_again_after_a_reconnect(dsn: str, heard: Heard) -> None:
     """This includes channels subscribed while the connection was down; these are resynced once."""
     found: list[str] = []
     heard.listener.subscribe("a", partial(hear, found, "one"), partial(miss, found, "one"))
@@ -242,7 +242,7 @@ async def test_channels_after_a_cut_are_all_listened_to_again(dsn: str, heard: H
 
 
 @pytest_twisted.ensureDeferred
-async def test_subscriptions_change_while_the_server_is_asked(dsn: str, heard: Heard) -> None:
+async def test_subscriptions_that_change_during_listen_are_applied(dsn: str, heard: Heard) -> None:
     """Channels subscribed and cancelled while LISTEN runs end in the last requested state."""
     found: list[str] = []
     for n in range(30):
@@ -268,7 +268,7 @@ def listened(dsn: str) -> list[tuple[object, ...]]:
     return execute(dsn, "SELECT pid FROM pg_stat_activity WHERE query LIKE 'UNLISTEN%'")
 
 
-def test_outage_has_news_of_each_cause_once_and_again_after_a_while() -> None:
+def test_outage_reports_each_cause_once_and_again_after_a_while() -> None:
     """Also if the causes alternate; after its end, each cause is news again."""
     outage = Outage()
     causes = ["refused", "recovering", "refused", "recovering"]

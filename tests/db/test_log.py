@@ -38,7 +38,7 @@ def reader(dsn: str) -> Iterator[PgConnection]:
     connection.close()
 
 
-def test_time_is_utc_whatever_the_session_has(dsn: str, reader: PgConnection) -> None:
+def test_time_of_a_commit_is_utc_in_any_session(dsn: str, reader: PgConnection) -> None:
     before = snapshot_txn(reader)
     execute(dsn, "INSERT INTO items VALUES (50, 1)")
     for at in ("2026-11-29 12:30:00.25+00", "2026-11-29 21:30:10+09", "2026-11-29 12:30:00+00"):
@@ -76,7 +76,7 @@ def test_log_between_snapshots_has_each_commit_once(dsn: str, reader: PgConnecti
     assert read_txn(reader, snapshot_txn(reader)) == []
 
 
-def test_tracked_table_is_known_by_its_number(reader: PgConnection) -> None:
+def test_tracked_table_is_found_by_its_id(reader: PgConnection) -> None:
     assert installed_txn(reader)
     (table,) = tracked_txn(reader).values()
     assert (table.schema, table.name, table.level, table.problem) == (
@@ -102,7 +102,7 @@ def test_tracked_table_has_the_key_in_its_order(dsn: str, reader: PgConnection) 
     execute(dsn, f"DELETE FROM rowcast.tracked WHERE id = {gone.id}")
 
 
-def test_log_without_its_schema_is_not_installed(dsn: str, reader: PgConnection) -> None:
+def test_missing_log_schema_is_reported_as_not_installed(dsn: str, reader: PgConnection) -> None:
     execute(dsn, "ALTER SCHEMA rowcast RENAME TO elsewhere")
     try:
         assert not installed_txn(reader)
@@ -111,7 +111,7 @@ def test_log_without_its_schema_is_not_installed(dsn: str, reader: PgConnection)
         execute(dsn, "ALTER SCHEMA elsewhere RENAME TO rowcast")
 
 
-def test_log_of_another_role_is_not_installed(dsn: str, reader: PgConnection) -> None:
+def test_log_of_another_role_is_reported_as_not_installed(dsn: str, reader: PgConnection) -> None:
     execute(dsn, "CREATE ROLE stranger_to_the_log")
     reader.command("SET ROLE stranger_to_the_log")
     assert not installed_txn(reader)

@@ -159,7 +159,7 @@ async def test_csv_for_a_model_with_rules_is_refused_if_malformed(dsn: str) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_upload_cancelled_while_its_rows_are_judged_ends(dsn: str) -> None:
+async def test_upload_cancelled_while_its_rows_are_validated_ends(dsn: str) -> None:
     """Although no row has reached the database yet."""
     async with serving(dsn, written=(Watched,), idle=60) as db:
         begun = await db.call("watched.import", done=False)

@@ -62,7 +62,7 @@ REGION = {"region": {"embed": {"shops": {"measures": {"n": {"count": "*"}}}}}}
 
 
 def of(what: str, more: str = "") -> str:
-    """Give a measure of the sales of a shop."""
+    """Return the SQL of an aggregate of the sales of a shop."""
     return f"(SELECT {what} FROM sales s WHERE s.shop = shops.id{more})"
 
 
@@ -87,7 +87,7 @@ ORDERS: list[tuple[dict[str, Any], list[Any], str]] = [
 
 @pytest.mark.parametrize(("embed", "order", "by"), ORDERS)
 @pytest_twisted.ensureDeferred
-async def test_order_by_a_measure_is_that_of_its_sql(
+async def test_order_by_a_measure_equals_its_sql(
     db: DirectCaller, dsn: str, embed: Any, order: list[Any], by: str
 ) -> None:
     """Rows come in the order of their SQL, at once, page by page and as a stream."""
@@ -132,10 +132,10 @@ FILTERS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("embed", "where", "condition"), FILTERS)
 @pytest_twisted.ensureDeferred
-async def test_filter_by_a_measure_is_that_of_its_sql(
+async def test_filter_by_a_measure_matches_the_rows_of_its_sql(
     db: DirectCaller, dsn: str, embed: Any, where: Any, condition: str
 ) -> None:
-    """In what reads and in what writes."""
+    """The same rows match in reads and writes."""
     expected = [id for (id,) in execute(dsn, f"SELECT id FROM shops WHERE {condition} ORDER BY id")]
     query: dict[str, Any] = {"where": where, "embed": embed, "select": ["id"]}
     found = await db.call("shops.find", **query, count="exact")
@@ -151,7 +151,7 @@ async def test_filter_by_a_measure_is_that_of_its_sql(
 
 
 @pytest_twisted.ensureDeferred
-async def test_measure_in_select_is_a_value_of_the_row(db: DirectCaller, dsn: str) -> None:
+async def test_measure_in_select_is_returned_with_the_row(db: DirectCaller, dsn: str) -> None:
     found = await db.call(
         "shops.find", select=["id", "n:sales.n", "sum:sales.total::text"], embed=SALES, order=["id"]
     )
@@ -189,8 +189,10 @@ async def test_invalid_measure_is_refused_with_its_path(
 
 @pytest.mark.serving(roles=Roles({"clerk": "ms_clerk"}))
 @pytest_twisted.ensureDeferred
-async def test_measure_is_over_rows_that_the_role_may_see(db: DirectCaller, dsn: str) -> None:
-    """Order tells no more of hidden rows than the rows themselves do."""
+async def test_measure_includes_only_rows_that_the_role_may_read(
+    db: DirectCaller, dsn: str
+) -> None:
+    """The order does not depend on hidden rows."""
     few = of("count(*)", " AND id < 15")
     expected = [id for (id,) in execute(dsn, f"SELECT id FROM shops ORDER BY {few} DESC, id")]
     embed = {"sales": {"measures": {"n": {"count": "*"}}}}
@@ -232,7 +234,7 @@ VALUES: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("measure", "sql"), VALUES)
 @pytest_twisted.ensureDeferred
-async def test_measure_is_that_of_its_sql(
+async def test_measure_equals_its_sql(
     db: DirectCaller, dsn: str, measure: dict[str, Any], sql: str
 ) -> None:
     """Of all rows, of groups, and of the related rows of each."""
@@ -252,7 +254,7 @@ async def test_measure_is_that_of_its_sql(
 
 
 def alike(found: Any, expected: Any) -> bool:
-    """Compare as numbers what is numeric on the wire."""
+    """Return whether two values are equal; compare numeric strings as numbers."""
     if isinstance(expected, list) and isinstance(found, list):
         return len(found) == len(expected) and all(map(alike, found, expected))
     if isinstance(expected, int | float) and not isinstance(expected, bool):
@@ -316,7 +318,7 @@ BY_TWO: dict[str, Any] = {
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_totals_beside_a_page_are_over_all_that_matches(
+async def test_totals_of_a_page_include_all_matching_rows(
     db: DirectCaller, dsn: str, query: dict[str, Any], rows: str
 ) -> None:
     """In each form, on each page, with and without a count."""
@@ -359,17 +361,17 @@ async def test_totals_of_nothing_are_refused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_totals_of_the_rows_of_a_function_are_those_of_its_rows(db: DirectCaller) -> None:
+async def test_totals_of_a_function_include_all_its_rows(db: DirectCaller) -> None:
     found = await db.call("fn.above.find", args={"low": 3}, limit=1, measures=BY_TWO)
     own = await db.call("sales.find", where={"amount": {"gt": 3}}, measures=BY_TWO, limit=1)
     assert found["totals"] == own["totals"]
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_claimed_in_the_order_of_a_measure_are_its_first(
+async def test_rows_claimed_in_the_order_of_a_measure_are_the_first(
     db: DirectCaller, dsn: str
 ) -> None:
-    """They are locked themselves, and not what they are measured by."""
+    """The claimed rows are locked, and not the related rows."""
     expected = [id for (id,) in execute(dsn, f"SELECT id FROM shops ORDER BY {N} DESC, id LIMIT 3")]
     claimed = await db.call(
         "shops.update",
@@ -385,10 +387,10 @@ async def test_rows_claimed_in_the_order_of_a_measure_are_its_first(
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_that_a_volatile_filter_leaves_are_sorted_by_all_they_have(
+async def test_rows_that_match_a_volatile_filter_are_sorted_by_all_their_related_rows(
     db: DirectCaller,
 ) -> None:
-    """The filter is asked once for each row, and not for what the rows are measured by as well."""
+    """The filter is evaluated once for each row, and not again for the measure."""
     query = {"select": ["id", "n:sales.n"], "embed": SALES, "order": ["-sales.n"]}
     every = {row["id"]: row["n"] for row in (await db.call("shops.find", **query))["rows"]}
     for _ in range(10):

@@ -52,7 +52,9 @@ def alembic(dsn: str) -> Config:
     return Config(ROOT / "alembic.ini", attributes=attributes)
 
 
-def test_engine_for_several_hosts_takes_the_one_that_answers(dsn: str, tmp_path: Path) -> None:
+def test_engine_for_several_hosts_connects_to_the_one_that_answers(
+    dsn: str, tmp_path: Path
+) -> None:
     """As libpq does."""
     parameters = parse_dsn(dsn)
     hosts, port = f"{tmp_path},{parameters['host']}", parameters.get("port", "5432")
@@ -89,7 +91,7 @@ def test_concurrent_migrations_are_serialized(dsn: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("moods")
-def test_label_missing_from_an_enum_is_seen_by_autogenerate(migrated: str) -> None:
+def test_label_missing_from_an_enum_is_found_by_autogenerate(migrated: str) -> None:
     with pytest.raises(CommandError, match="happy"):
         command.check(alembic(migrated))
     execute(migrated, "ALTER TYPE mood ADD VALUE 'happy'")

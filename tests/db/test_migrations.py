@@ -65,7 +65,7 @@ def test_migrations_at_head_agree_with_the_declarations(base: str) -> None:
     command.check(alembic(base))
 
 
-def test_downgrade_to_base_leaves_alembics_table_alone(base: str) -> None:
+def test_downgrade_to_base_keeps_only_the_table_of_alembic(base: str) -> None:
     """After the downgrade only Alembic's table is left, and an upgrade is possible again."""
     command.downgrade(alembic(base), "base")
     assert {str(name).lstrip("_") for name in names(base)} == {
@@ -108,8 +108,7 @@ def test_schema_of_another_role_is_refused(postgres: str) -> None:
         execute(at, "DROP OWNED BY sly CASCADE; DROP ROLE sly")
 
 
-def test_check_that_was_dropped_is_seen_by_autogenerate(base: str) -> None:
-    """`alembic check` reports a constraint missing in the database."""
+def test_dropped_check_is_found_by_autogenerate(base: str) -> None:
     execute(base, "ALTER TABLE actions DROP CONSTRAINT ck_actions_path_absolute")
     with pytest.raises(CommandError, match="path_absolute"):
         command.check(alembic(base))
@@ -169,7 +168,7 @@ def test_migrations_without_a_database_are_written_as_sql() -> None:
     )
 
 
-def test_migrations_written_as_sql_build_the_same(postgres: str) -> None:
+def test_migrations_written_as_sql_have_the_same_result(postgres: str) -> None:
     """The SQL run by psql migrates a database to head, and the downgrade's SQL leaves nothing."""
     written = io.StringIO()
     config = Config(
@@ -206,7 +205,7 @@ def test_inspect_of_a_database_at_head_has_no_problem(base: str) -> None:
     assert report.title
 
 
-def test_inspect_of_a_database_behind_says_what_to_run(base: str) -> None:
+def test_inspect_of_a_database_behind_names_the_command_to_run(base: str) -> None:
     """An older database is refused with the command to run, or upgraded if that is allowed."""
     command.downgrade(alembic(base), "base")
     assert inspect(Place(url=base)).problem == (
@@ -215,7 +214,7 @@ def test_inspect_of_a_database_behind_says_what_to_run(base: str) -> None:
     assert inspect(Place(url=base), upgrade=True, demo=True).problem is None
 
 
-def test_inspect_of_a_database_ahead_says_update_the_code(base: str) -> None:
+def test_inspect_of_a_database_ahead_says_to_update_the_code(base: str) -> None:
     """A database newer than the code is refused, with and without upgrade."""
     execute(base, "UPDATE alembic_version SET version_num = 'f00'")
     try:
@@ -227,7 +226,7 @@ def test_inspect_of_a_database_ahead_says_update_the_code(base: str) -> None:
         execute(base, f"UPDATE alembic_version SET version_num = '{HEAD}'")
 
 
-def test_inspect_of_a_foreign_database_leaves_it_alone(postgres: str) -> None:
+def test_inspect_of_a_foreign_database_does_not_change_it(postgres: str) -> None:
     """A database with its own relations and migrations is served unchanged."""
     with database(
         postgres, "CREATE TABLE t (); CREATE TABLE alembic_version (version_num text)"
@@ -238,8 +237,7 @@ def test_inspect_of_a_foreign_database_leaves_it_alone(postgres: str) -> None:
         assert "actions" not in names(at)
 
 
-def test_upgrade_by_role_without_create_says_what_to_grant(postgres: str) -> None:
-    """The message has the GRANT that is missing."""
+def test_upgrade_by_a_role_without_create_is_refused_with_the_grant(postgres: str) -> None:
     with database(postgres, "CREATE ROLE poor LOGIN CONNECTION LIMIT 3") as at:
         place = Place(url=psycopg2.extensions.make_dsn(at, user="poor"))
         try:
@@ -254,7 +252,7 @@ def test_upgrade_by_role_without_create_says_what_to_grant(postgres: str) -> Non
             execute(at, "DROP ROLE poor")
 
 
-def test_empty_database_of_ones_own_asks_before_the_demo(postgres: str) -> None:
+def test_empty_database_is_given_the_demo_only_on_request(postgres: str) -> None:
     """Nothing is created in it until the operator agrees."""
     with database(postgres, "SELECT 1") as at:
         problem = inspect(Place(url=at), upgrade=True).problem
@@ -267,7 +265,7 @@ def test_empty_database_of_ones_own_asks_before_the_demo(postgres: str) -> None:
         assert execute(at, "SELECT count(*) FROM actions") == [(40,)]
 
 
-def test_upgrade_beside_a_table_of_that_name_says_what_to_do(postgres: str) -> None:
+def test_upgrade_beside_a_table_of_the_same_name_is_refused_with_a_hint(postgres: str) -> None:
     """The message names both ways: serve the database unchanged, or stamp it."""
     with database(postgres, "CREATE TABLE actions (id int)") as at:
         with pytest.raises(CommandError) as refused:
@@ -279,7 +277,7 @@ def test_upgrade_beside_a_table_of_that_name_says_what_to_do(postgres: str) -> N
         assert names(at) == ["_actions", "actions"]
 
 
-def test_upgrade_without_create_in_schema_says_what_to_grant(postgres: str) -> None:
+def test_upgrade_without_create_on_the_schema_is_refused_with_the_grant(postgres: str) -> None:
     """Since PostgreSQL 15 only the owner of a database may create in "public"."""
     with database(postgres, "CREATE ROLE poor LOGIN") as at:
         try:
@@ -318,7 +316,7 @@ CURED = [
 
 
 @pytest.mark.parametrize(("change", "cure"), CURED)
-def test_connection_that_fails_says_what_to_do(dsn: str, change: str, cure: str) -> None:
+def test_failed_connection_is_reported_with_a_remedy(dsn: str, change: str, cure: str) -> None:
     """Each message ends with an arrow and the way out."""
     place = psycopg2.extensions.parse_dsn(dsn) | psycopg2.extensions.parse_dsn(change)
     problem = inspect(Place(url=psycopg2.extensions.make_dsn(**place))).problem
@@ -336,7 +334,6 @@ def test_inspect_of_an_unreachable_database_names_it_without_the_password(tmp_pa
 
 
 def test_inspect_of_two_heads_says_how_to_merge(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message has the command that merges two heads."""
     monkeypatch.setattr("alembic.script.ScriptDirectory.get_heads", lambda _: ["0001", "0002"])
     problem = inspect(Place(url=base)).problem
     assert problem == "the migrations have several heads (0001, 0002) → alembic merge heads"

@@ -133,8 +133,7 @@ async def test_save_of_a_deleted_row_is_stale(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_find_for_update_keeps_others_waiting(dsn: str) -> None:
-    """`find(for_update=True)` locks the row."""
+async def test_find_for_update_locks_the_row(dsn: str) -> None:
     Things = model("things")
     async with served(dsn, Things) as database:
         thing = await Things(name="x").save()
@@ -232,7 +231,7 @@ async def test_sql_in_orderby_limit_or_group_is_refused(dsn: str, orderby: str) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_find_with_order_limit_and_offset_answers_the_page(dsn: str) -> None:
+async def test_find_with_order_limit_and_offset_returns_the_page(dsn: str) -> None:
     """Pages of rows in any order of columns."""
     Things = model("things")
     execute(dsn, "INSERT INTO things (name) VALUES ('a'), ('b'), (NULL)")
@@ -266,7 +265,7 @@ async def test_column_named_like_a_method_has_an_underscore(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_changes_of_the_schema_arrive_with_the_catalog(dsn: str) -> None:
+async def test_changes_of_the_schema_are_known_after_a_reload(dsn: str) -> None:
     """After a reload, a new column is written and a dropped one ignored."""
     Things = model("things")
     async with served(dsn, Things) as database:
@@ -304,7 +303,9 @@ async def test_concurrent_find_or_create_is_one_row(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_insert_many_with_columns_in_any_order_writes_each_to_its_own(dsn: str) -> None:
+async def test_insert_many_with_columns_in_any_order_writes_each_value_to_its_column(
+    dsn: str,
+) -> None:
     """Values are written to the columns of their names, whatever their order."""
     Pairs = model("pairs")
     async with served(dsn, Pairs):
@@ -520,7 +521,7 @@ async def test_timestamps_need_a_time_zone(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_many_objects_leave_the_reactor_free(
+async def test_making_many_objects_does_not_block_the_reactor(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Objects are made in the worker; five thousand of them do not block the reactor."""

@@ -94,7 +94,7 @@ async def test_credentials_file_being_written_makes_calls_wait(
 
 
 @pytest_twisted.ensureDeferred
-async def test_session_beside_credentials_not_good_yet_is_kept(
+async def test_open_session_is_kept_while_new_credentials_fail(
     dsn: str, roles: None, tmp_path: Path
 ) -> None:
     """If the new credentials fail, the open session stays in use."""

@@ -68,7 +68,7 @@ REFUSED = """
 
 @pytest.mark.parametrize("type", REFUSED.split())
 @pytest_twisted.ensureDeferred
-async def test_cast_to_type_that_looks_up_names_refused(db: DirectCaller, type: str) -> None:
+async def test_cast_to_a_type_that_looks_up_names_is_refused(db: DirectCaller, type: str) -> None:
     cast = type if '"' not in type else "oid"
     refused = await _refused(db, "things.find", select=["id", f"word::{type}"])
     assert refused.details["path"] == "select.1"
@@ -95,7 +95,7 @@ async def test_cast_to_type_that_looks_up_names_refused(db: DirectCaller, type: 
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_cast_to_plain_type_answered(db: DirectCaller, type: str, value: Any) -> None:
+async def test_cast_to_a_plain_type_is_accepted(db: DirectCaller, type: str, value: Any) -> None:
     item = f"x:number::{type}"
     if value is None:  # a cast of null looks nothing up
         item = f"x:pair->>n::{type}"
@@ -105,7 +105,7 @@ async def test_cast_to_plain_type_answered(db: DirectCaller, type: str, value: A
 
 @pytest.mark.parametrize("name", ["app.secret", "secret", "pg_class", "nothing_at_all", "1"])
 @pytest_twisted.ensureDeferred
-async def test_name_of_hidden_relation_as_value_refused_as_any_other(
+async def test_name_of_a_hidden_relation_is_refused_like_an_unknown_one(
     db: DirectCaller, name: str
 ) -> None:
     told = set()
@@ -131,7 +131,7 @@ async def test_name_of_hidden_relation_as_value_refused_as_any_other(
 
 
 @pytest_twisted.ensureDeferred
-async def test_name_of_served_relation_as_value_taken(db: DirectCaller) -> None:
+async def test_name_of_a_served_relation_is_accepted_as_value(db: DirectCaller) -> None:
     for name in ("things", "app.things", '"things"', '"app"."things"'):
         found = await db.call_as(CLERK, "things.find", where={"rel": name}, select=["rel"])
         assert found["rows"] == [{"rel": "things"}]
@@ -142,7 +142,7 @@ async def test_name_of_served_relation_as_value_taken(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_pages_sorted_by_names_have_no_text_for_the_database(db: DirectCaller) -> None:
+async def test_page_token_of_rows_sorted_by_names_cannot_look_up_names(db: DirectCaller) -> None:
     await db.call_as(CLERK, "things.create", [{"id": 4, "rel": "guarded"}, {"id": 5}])
     seen, after = [], None
     while True:
@@ -175,7 +175,7 @@ async def test_pages_sorted_by_names_have_no_text_for_the_database(db: DirectCal
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_planned_count_over_policies_refused(
+async def test_planned_count_under_a_policy_is_refused(
     db: DirectCaller, mode: str, name: str, kwargs: dict[str, Any]
 ) -> None:
     refused = await _refused(db, name, count=mode, **kwargs)
@@ -188,5 +188,5 @@ async def test_planned_count_over_policies_refused(
 
 @pytest.mark.parametrize("name", ["things.find", "plain.find"])
 @pytest_twisted.ensureDeferred
-async def test_planned_count_without_policies_answered(db: DirectCaller, name: str) -> None:
+async def test_planned_count_without_policies_is_returned(db: DirectCaller, name: str) -> None:
     assert (await db.call_as(CLERK, name, count="planned"))["count"] == 1

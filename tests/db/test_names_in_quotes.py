@@ -1,5 +1,5 @@
 """
-Columns whose names stand in double quotes where a write names them, as they do in filters.
+Names of columns in double quotes, in writes as in filters.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BEFORE_EACH = "TRUNCATE odd, under; INSERT INTO odd VALUES (1, 'one', 10, '{}', 
 
 
 async def call(db: DirectCaller, name: str, **kwargs: Any) -> Any:
-    """Call a procedure past what is described, which has one spelling of each name."""
+    """Call a procedure without the check against its description, which has one spelling of each name."""
     return await db.dispatcher.answer(name, (), kwargs, ANYONE, CallState())
 
 
@@ -52,7 +52,7 @@ KEY, TEXT, MARK = '"a->b"', '"c.d"', '"q""x"'
     ids=str,
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_name_in_quotes_is_that_column(
+async def test_quoted_name_in_a_write_is_that_column(
     db: DirectCaller, dsn: str, name: str, kwargs: dict[str, Any], rows: Any
 ) -> None:
     await call(db, f"odd.{name}", **kwargs)
@@ -60,8 +60,10 @@ async def test_name_in_quotes_is_that_column(
 
 
 @pytest_twisted.ensureDeferred
-async def test_name_in_quotes_nests_a_row(db: DirectCaller, dsn: str) -> None:
-    """The column of a foreign key is a name for what it refers to."""
+async def test_quoted_name_of_a_foreign_key_column_accepts_a_nested_row(
+    db: DirectCaller, dsn: str
+) -> None:
+    """The name of a foreign key's column names the relationship."""
     await call(db, "under.create", values={"id": 1, '"o->d"': {KEY: 7, TEXT: "seven"}})
     await call(db, "under.create", values={"id": 2, '"o->d"': {"$link": {'"plain"': 10}}})
     assert execute(dsn, "SELECT * FROM under ORDER BY 1") == [(1, 7), (2, 1)]
@@ -76,10 +78,9 @@ async def test_name_in_quotes_nests_a_row(db: DirectCaller, dsn: str) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_column_named_twice_is_refused(
+async def test_column_given_with_and_without_quotes_is_refused(
     db: DirectCaller, name: str, kwargs: dict[str, Any]
 ) -> None:
-    """With quotes and without."""
     refused = await failure_of(call(db, f"odd.{name}", **kwargs))
     assert isinstance(refused, InvalidArgument), refused
 

@@ -68,7 +68,7 @@ BEFORE_EACH = (
 
 
 @pytest_twisted.ensureDeferred
-async def test_new_row_with_rows_of_each_kind_makes_all_of_them(db: DirectCaller) -> None:
+async def test_new_row_with_nested_rows_of_each_kind_creates_all(db: DirectCaller) -> None:
     """Parents, children and rows behind a junction are created, and the result embeds them."""
     made = await db.call(
         "orders.create",
@@ -102,21 +102,21 @@ async def test_new_row_with_rows_of_each_kind_makes_all_of_them(db: DirectCaller
 
 NEW = {"name": "N"}
 CASES: list[tuple[str, Any, list[tuple[str, list[Any]]]]] = [
-    # what a row refers to: a new one, a link by each of its keys, none
+    # the referenced row: a new one, a link by each of its keys, none
     ("orders", {"customers!customer_id": {"$link": 1}},
      [("SELECT customer_id FROM orders", [(1,)])]),
     ("orders", {"customer_id": {"$link": {"email": "ada@x"}}, "biller_id": NEW},
      [("SELECT customer_id, biller_id FROM orders", [(1, 2)])]),
     ("orders", {"customer_id": 1, "biller_id": None},
      [("SELECT customer_id, biller_id FROM orders", [(1, None)])]),
-    # a row of its own kind, both ways
+    # a self reference, in both directions
     ("customers", {**NEW, "upper_id": {"name": "U", "upper_id": {"name": "UU"}}},
      [("SELECT c.name, u.name, w.name FROM customers c JOIN customers u ON u.id = c.upper_id"
        " JOIN customers w ON w.id = u.upper_id", [("N", "U", "UU")])]),
     ("customers", {**NEW, "customers!id=upper_id": [{"name": "a"}, {"$link": 1}]},
      [("SELECT name FROM customers WHERE upper_id = (SELECT id FROM customers WHERE name = 'N')"
        " ORDER BY 1", [("Ada",), ("a",)])]),
-    # many rows with rows: each has its own
+    # many rows with nested rows: each has its own
     ("customers", [{"name": f"c{at}", "orders!customer_id": [
         {"note": f"{at}.{n}", "lines": [{"sku": f"{at}.{n}.{m}"} for m in range(n)]}
         for n in range(at)]} for at in range(1, 5)],
@@ -124,7 +124,7 @@ CASES: list[tuple[str, Any, list[tuple[str, list[Any]]]]] = [
        " JOIN orders o ON o.customer_id = c.id", [(10, True)]),
       ("SELECT count(*), bool_and(l.sku LIKE o.note || '.%') FROM lines l JOIN orders o"
        " ON o.id = l.order_id", [(10, True)])]),
-    # of which each gives other columns
+    # each gives other columns
     ("customers", [{"name": "a", "orders!customer_id": [{}, {"note": "x", "code": {"$default": True}}]},
                    {"name": "b", "email": "b@x", "orders!customer_id": [{"total": "1.25", "code": "zz"}]}],
      [("SELECT c.name, o.note, o.code, o.total::text FROM orders o JOIN customers c"
@@ -150,7 +150,7 @@ CASES: list[tuple[str, Any, list[tuple[str, list[Any]]]]] = [
 
 @pytest.mark.parametrize(("relation", "values", "expected"), CASES, ids=str)
 @pytest_twisted.ensureDeferred
-async def test_nested_rows_are_those_that_sql_says(
+async def test_nested_rows_equal_the_expected_rows_in_sql(
     db: DirectCaller, dsn: str, relation: str, values: Any, expected: Any
 ) -> None:
     """Each way to nest, and the tables afterwards."""
@@ -180,7 +180,7 @@ VALUES = {
 
 
 @pytest_twisted.ensureDeferred
-async def test_values_of_rows_that_are_numbered_are_as_those_of_others(db: DirectCaller) -> None:
+async def test_values_of_rows_inserted_by_merge_equal_those_of_insert(db: DirectCaller) -> None:
     """INSERT and MERGE store and refuse the same values."""
     by = {"kinds!id=up_id": [{"v": "x"}]}
     [one, other] = await db.call("kinds.create", [{**VALUES, **by}, {**VALUES, **by}], embed={})
@@ -195,7 +195,9 @@ async def test_values_of_rows_that_are_numbered_are_as_those_of_others(db: Direc
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_that_cannot_be_merged_are_made_one_by_one(db: DirectCaller, dsn: str) -> None:
+async def test_rows_that_merge_does_not_support_are_inserted_one_by_one(
+    db: DirectCaller, dsn: str
+) -> None:
     """A relation with rules does not support MERGE, and an old server has no RETURNING for it."""
     values = [
         {"name": f"r{at}", "ruled_rows": [{"name": f"r{at}.{n}"} for n in range(3)]}
@@ -207,7 +209,7 @@ async def test_rows_that_cannot_be_merged_are_made_one_by_one(db: DirectCaller, 
 
 
 @pytest_twisted.ensureDeferred
-async def test_answer_of_nested_rows_takes_what_others_take(db: DirectCaller) -> None:
+async def test_nested_create_accepts_the_options_of_create(db: DirectCaller) -> None:
     """select, embed, order, form, returning and receipt are those of any create."""
     values = {"note": "n", "customer_id": NEW, "lines": [{"sku": "b"}, {"sku": "a"}]}
     made = await db.call("orders.create", values, select=["note"])
@@ -333,7 +335,7 @@ async def counts(db: DirectCaller) -> list[int]:
     ("relation", "values", "kind", "path"), REFUSED, ids=lambda each: str(each)[:50]
 )
 @pytest_twisted.ensureDeferred
-async def test_nested_row_that_cannot_be_is_refused_with_its_place(
+async def test_invalid_nested_row_is_refused_with_its_path(
     db: DirectCaller, relation: str, values: Any, kind: type[ServiceError], path: str | None
 ) -> None:
     """The path points into the tree, and nothing is written."""
@@ -356,7 +358,7 @@ async def test_ambiguous_relationship_is_refused_with_its_candidates(db: DirectC
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_of_relations_that_are_related_twice_nest_as_described(dsn: str) -> None:
+async def test_nested_rows_of_relations_related_twice_are_created_as_described(dsn: str) -> None:
     """`relation!via` names one of two relationships to the same relation."""
     tables = (
         "CREATE TABLE teams (id int PRIMARY KEY); CREATE TABLE matches"
@@ -397,7 +399,9 @@ async def test_nested_rows_in_a_batch_refer_to_results(db: DirectCaller, dsn: st
 
 
 @pytest_twisted.ensureDeferred
-async def test_many_nested_rows_take_a_statement_for_each_place(db: DirectCaller, dsn: str) -> None:
+async def test_many_nested_rows_take_one_statement_per_relationship(
+    db: DirectCaller, dsn: str
+) -> None:
     """Each parent has its own children, however many there are, and the reactor does not parse them."""
     values = [
         {"name": f"c{at}", "orders!customer_id": [
@@ -413,7 +417,7 @@ async def test_many_nested_rows_take_a_statement_for_each_place(db: DirectCaller
 
 
 @pytest_twisted.ensureDeferred
-async def test_answer_of_nested_rows_that_is_too_large_keeps_none(dsn: str) -> None:
+async def test_nested_create_with_a_too_large_result_writes_nothing(dsn: str) -> None:
     """The write is rolled back, as each write with a too large result."""
     async with serving(dsn, max_bytes=2000) as db:
         before = await counts(db)
@@ -424,7 +428,7 @@ async def test_answer_of_nested_rows_that_is_too_large_keeps_none(dsn: str) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_calls_of_one_shape_write_each_their_own_values(db: DirectCaller, dsn: str) -> None:
+async def test_calls_of_one_shape_write_their_own_values(db: DirectCaller, dsn: str) -> None:
     """A cached shape contains neither the values nor the refusal of the call for which it was made."""
     for n in (1, 2, 3):
         line = {"sku": f"s{n}", "qty": n, "doc": {"a": [n, None], "b": {"c": f"{n}"}}}
@@ -473,7 +477,7 @@ UNNESTED: list[tuple[str, list[Any], dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("verb", "args", "kwargs", "path", "hint"), UNNESTED, ids=str)
 @pytest_twisted.ensureDeferred
-async def test_related_rows_where_none_can_be_are_refused_with_what_to_call(
+async def test_related_rows_in_other_verbs_are_refused_with_a_hint(
     db: DirectCaller, verb: str, args: list[Any], kwargs: dict[str, Any], path: str, hint: str
 ) -> None:
     refused = await failure_of(db.call(f"orders.{verb}", *args, **kwargs))

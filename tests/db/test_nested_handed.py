@@ -47,7 +47,7 @@ def box(name: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("type", KEYS)
 @pytest_twisted.ensureDeferred
-async def test_row_that_is_left_out_unforeseen_hands_on_nothing(dsn: str, type: str) -> None:
+async def test_row_prevented_by_an_unknown_trigger_passes_no_values_on(dsn: str, type: str) -> None:
     """
     A trigger that the catalog does not have yet prevents a row: no value of an earlier call is used for it.
     """
@@ -79,7 +79,7 @@ CREATE TABLE some_pieces PARTITION OF pieces DEFAULT;
 @pytest.mark.parametrize("inner", ["things", "pieces"])
 @pytest.mark.parametrize("type", ["int", "text"])
 @pytest_twisted.ensureDeferred
-async def test_row_that_no_other_goes_by_is_missed_as_well(
+async def test_prevented_row_without_references_to_it_is_an_error(
     dsn: str, type: str, inner: str, kwargs: dict[str, Any]
 ) -> None:
     """A trigger that the catalog does not have yet prevents a row that no other row refers to."""
@@ -104,7 +104,7 @@ async def test_row_that_no_other_goes_by_is_missed_as_well(
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_of_the_rows_of_the_call_is_missed_as_well(dsn: str) -> None:
+async def test_prevented_outermost_row_is_an_error(dsn: str) -> None:
     """A row of the call itself is prevented, after the rows that it refers to were written."""
     execute(dsn, TABLES.format(type="int", default=KEYS["int"], refers=FOREIGN_KEY))
     async with serving(dsn) as db:
@@ -117,7 +117,7 @@ async def test_one_of_the_rows_of_the_call_is_missed_as_well(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_handed_values_end_with_the_transaction(dsn: str) -> None:
+async def test_passed_values_end_with_the_transaction(dsn: str) -> None:
     """The settings can be read in the same transaction only, not after its commit or rollback."""
     execute(dsn, TABLES.format(type="int", default=KEYS["int"], refers=FOREIGN_KEY))
     async with serving(dsn, most=1) as db:
@@ -133,8 +133,8 @@ async def test_handed_values_end_with_the_transaction(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_calls_of_one_transaction_hand_on_each_their_own(dsn: str) -> None:
-    """Also after a call that a savepoint undid, which restores the settings before it."""
+async def test_calls_of_one_transaction_pass_their_own_values(dsn: str) -> None:
+    """Also after a call that was rolled back to a savepoint, which restores the earlier settings."""
     execute(dsn, TABLES.format(type="int", default=KEYS["int"], refers=FOREIGN_KEY))
     async with serving(dsn) as db, db.database.transaction():
         await db.call("boxes.create", box("a"))
@@ -155,7 +155,7 @@ async def test_calls_of_one_transaction_hand_on_each_their_own(dsn: str) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_value_that_looks_like_the_mark_of_a_row_left_out_is_refused_as_others(
+async def test_value_that_looks_like_an_internal_marker_is_refused_like_any_other(
     dsn: str,
 ) -> None:
     """Marks contain numbers of statements that the call does not have."""

@@ -183,7 +183,7 @@ def tree(made: Trees) -> tuple[str, Any]:
 @pytest_twisted.ensureDeferred
 @lawful(150)
 @given(seed=st.integers(0, 2**32))
-async def test_rows_of_any_tree_refer_to_those_they_stand_in(
+async def test_rows_of_a_random_tree_refer_to_the_rows_that_contain_them(
     db: DirectCaller, dsn: str, seed: int
 ) -> None:
     """No other rows are created, and the result contains all of them."""
@@ -211,7 +211,7 @@ async def test_rows_of_any_tree_refer_to_those_they_stand_in(
 @pytest_twisted.ensureDeferred
 @lawful(100)
 @given(seed=st.integers(0, 2**32))
-async def test_tree_with_one_row_that_is_wrong_makes_none(
+async def test_tree_with_one_invalid_row_creates_no_row(
     db: DirectCaller, dsn: str, seed: int
 ) -> None:
     """At any depth, the error's path names the value or its row, and nothing is written."""

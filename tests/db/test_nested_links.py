@@ -106,7 +106,7 @@ REFUSED: list[tuple[str, Any, str, str | None]] = [
 @pytest.mark.parametrize(("relation", "values", "path", "column"), REFUSED, ids=str)
 @pytest.mark.parametrize("models", [(), (Ruled, RuledGroup)], ids=["plain", "models"])
 @pytest_twisted.ensureDeferred
-async def test_link_that_cannot_hold_is_refused_with_its_place(
+async def test_impossible_link_is_refused_with_its_path(
     dsn: str, relation: str, values: Any, path: str, column: str | None, models: Any
 ) -> None:
     """Nothing is written, with and without models."""
@@ -120,7 +120,7 @@ async def test_link_that_cannot_hold_is_refused_with_its_place(
 
 @pytest.mark.parametrize("models", [(), (Ruled,)], ids=["plain", "models"])
 @pytest_twisted.ensureDeferred
-async def test_link_finds_no_row_that_its_call_makes(dsn: str, models: Any) -> None:
+async def test_link_does_not_find_rows_of_its_own_call(dsn: str, models: Any) -> None:
     """Links are looked up before any row is inserted, in both directions of a relationship."""
     before = tables(dsn)
     mine = {"$link": {"label": "mine"}}
@@ -156,7 +156,9 @@ async def test_link_that_agrees_with_the_given_key_is_accepted(db: DirectCaller,
 
 
 @pytest_twisted.ensureDeferred
-async def test_list_for_one_row_is_refused_with_the_name_of_the_many(db: DirectCaller) -> None:
+async def test_list_for_a_single_row_is_refused_with_candidates_that_accept_a_list(
+    db: DirectCaller,
+) -> None:
     """Each of the candidates accepts a list."""
     refused = await failure_of(
         db.call("nodes.create", {"label": "p", "nodes!parent": [{"label": "c"}]})
@@ -173,7 +175,7 @@ async def test_list_for_one_row_is_refused_with_the_name_of_the_many(db: DirectC
 
 
 @pytest_twisted.ensureDeferred
-async def test_deferred_constraint_points_at_the_row_of_its_table(db: DirectCaller) -> None:
+async def test_error_of_a_deferred_constraint_has_the_path_of_its_row(db: DirectCaller) -> None:
     """The constraint is checked at COMMIT, after all rows of the call."""
     refused = await failure_of(
         db.call("left_ones.create", {"id": 4, "left_ones_b_fkey": {"id": 4, "a": 5}})

@@ -80,7 +80,7 @@ RULED = tuple(
     ids=[each[0] for each in TREES],
 )
 @pytest_twisted.ensureDeferred
-async def test_tree_takes_no_more_messages_than_it_has_levels(
+async def test_tree_takes_at_most_one_message_per_level(
     dsn: str,
     relation: str,
     values: Any,
@@ -115,7 +115,7 @@ async def test_tree_takes_no_more_messages_than_it_has_levels(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_error_of_a_message_points_at_the_row_of_its_statement(
+async def test_error_of_a_message_has_the_path_of_its_row(
     db: DirectCaller, events: Any, kind: type[ServiceError], path: str
 ) -> None:
     """PostgreSQL's error names a partition or a domain, but no statement."""
@@ -134,7 +134,7 @@ async def test_error_of_a_message_points_at_the_row_of_its_statement(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_error_that_two_places_of_a_relation_share_points_at_the_one_that_is_certain(
+async def test_error_of_a_relation_nested_twice_has_a_path_only_if_it_is_certain(
     db: DirectCaller, values: dict[str, Any], kind: type[ServiceError], path: str | None
 ) -> None:
     """The first row that refers to no row is named; of two equal rows, none is certain."""
@@ -168,7 +168,7 @@ NONE: dict[str, Any] = {"orders!customer_id": []}
     ids=str,
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_key_that_two_rows_have_points_at_the_second_or_at_what_holds_them(
+async def test_duplicate_key_has_the_path_of_the_second_row_or_of_the_common_parent(
     db: DirectCaller, relation: str, values: Any, path: str, hint: str | None
 ) -> None:
     """Which row PostgreSQL refuses depends on rows that are not part of the call."""
@@ -186,7 +186,7 @@ async def test_key_that_two_rows_have_points_at_the_second_or_at_what_holds_them
     ids=str,
 )
 @pytest_twisted.ensureDeferred
-async def test_row_that_is_linked_may_be_the_one_that_is_refused(
+async def test_refused_link_has_its_path(
     db: DirectCaller, dsn: str, lines: Any, kind: type[ServiceError], path: str
 ) -> None:
     """A constraint on columns that the link does not change names the linked row."""
@@ -209,7 +209,7 @@ async def test_row_that_is_linked_may_be_the_one_that_is_refused(
     "text", ["rowcast_left_out 0", "rowcast_left_out 1", "rowcast_left_out 99"]
 )
 @pytest_twisted.ensureDeferred
-async def test_value_that_reads_like_an_internal_error_is_refused_like_any_other(
+async def test_value_that_looks_like_an_internal_error_is_refused_like_any_other(
     db: DirectCaller, text: str
 ) -> None:
     """A caller's value is not mistaken for a message that the service's own SQL raises."""
@@ -222,7 +222,7 @@ async def test_value_that_reads_like_an_internal_error_is_refused_like_any_other
 
 @pytest.mark.parametrize("text", ["rowcast_missed", "rowcast_unseen"])
 @pytest_twisted.ensureDeferred
-async def test_value_that_reads_like_an_error_of_a_write_is_refused_as_any_other(
+async def test_value_that_looks_like_an_error_of_a_write_is_refused_like_any_other(
     db: DirectCaller, text: str
 ) -> None:
     for refused in (

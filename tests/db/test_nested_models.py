@@ -139,7 +139,7 @@ async def test_hooks_run_level_by_level_in_the_order_of_the_call(
 
 
 @pytest_twisted.ensureDeferred
-async def test_model_sees_a_linked_row_as_it_is_by_then(db: DirectCaller, dsn: str) -> None:
+async def test_model_sees_the_current_state_of_a_linked_row(db: DirectCaller, dsn: str) -> None:
     """With the changes of triggers of earlier rows, and of another link of the row."""
     await db.call(
         "boxes.create",
@@ -173,7 +173,7 @@ async def test_model_sees_a_linked_row_as_it_is_by_then(db: DirectCaller, dsn: s
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_row_that_a_model_refuses_keeps_all_of_them_out(
+async def test_row_refused_by_a_model_prevents_all_rows(
     db: DirectCaller, dsn: str, values: Any, kind: type[ServiceError], path: str, log: int
 ) -> None:
     """No row is written, and models of the rows nested in it are not called."""
@@ -186,7 +186,7 @@ async def test_row_that_a_model_refuses_keeps_all_of_them_out(
 
 
 @pytest_twisted.ensureDeferred
-async def test_hook_decides_what_a_row_refers_to(db: DirectCaller, dsn: str) -> None:
+async def test_reference_set_by_a_hook_is_kept(db: DirectCaller, dsn: str) -> None:
     await db.call("boxes.create", {"name": "first"})
     made = await db.call(
         "boxes.create", {"name": "b", "things!box": [{"name": "t"}, {"name": "stray"}]}
@@ -196,7 +196,7 @@ async def test_hook_decides_what_a_row_refers_to(db: DirectCaller, dsn: str) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_of_models_are_made_one_by_one_where_they_cannot_be_merged(
+async def test_rows_of_models_that_merge_does_not_support_are_inserted_one_by_one(
     db: DirectCaller, dsn: str
 ) -> None:
     """A table with rules takes one statement for each row."""

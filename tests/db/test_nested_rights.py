@@ -104,12 +104,12 @@ Line.addValidator(not_blank("sku", "order_id"))
 
 
 async def rows(db: DirectCaller) -> list[int]:
-    """Count the rows of all tables."""
+    """Return the number of rows of all tables."""
     return [await db.call(f"{name}.count") for name in ("orders", "lines", "notes", "vault")]
 
 
 @pytest_twisted.ensureDeferred
-async def test_rules_of_models_hold_at_each_level(dsn: str) -> None:
+async def test_rules_of_models_apply_at_each_level(dsn: str) -> None:
     """Hooks see the keys of outer rows, and what they set is written."""
     async with serving(dsn, written=(Ordered, Line)) as db:
         Line.seen.clear()
@@ -159,7 +159,7 @@ async def test_rules_of_models_hold_at_each_level(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rights_hold_at_each_level(dsn: str) -> None:
+async def test_rights_apply_at_each_level(dsn: str) -> None:
     """Table and column grants, policies and hidden columns hold for new rows and for links."""
     async with serving(dsn, roles=ROLES) as db:
 
@@ -195,7 +195,7 @@ async def rows_as_owner(dsn: str) -> Any:
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_that_a_trigger_leaves_out_is_refused_with_what_is_around_it(
+async def test_row_suppressed_by_a_trigger_refuses_the_tree_around_it(
     dsn: str, db: DirectCaller
 ) -> None:
     """Without the parent, no child is written; if a trigger sets the parent's key, children have it."""
@@ -214,7 +214,7 @@ async def test_row_that_a_trigger_leaves_out_is_refused_with_what_is_around_it(
 
 
 @pytest_twisted.ensureDeferred
-async def test_nested_rows_under_an_idempotency_key_are_made_once(dsn: str) -> None:
+async def test_nested_rows_under_an_idempotency_key_are_created_once(dsn: str) -> None:
     """Two calls at once and one later write once, with and without models."""
     for models in ((), (Ordered, Line)):
         execute(dsn, ROWS)
@@ -232,7 +232,7 @@ async def test_nested_rows_under_an_idempotency_key_are_made_once(dsn: str) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_nested_rows_in_a_transaction_that_is_held_go_with_it(dsn: str) -> None:
+async def test_nested_rows_in_an_interactive_transaction_end_with_it(dsn: str) -> None:
     """They are written in it, an error aborts it, and a rollback undoes them."""
     async with holding(dsn) as begin:
         tx = await begin()

@@ -59,7 +59,7 @@ ALSO = "CREATE RULE r AS ON {event} TO {table} DO ALSO INSERT INTO log VALUES ('
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_nested_rows_of_a_table_with_a_rule_are_made(
+async def test_nested_rows_of_a_table_with_a_rule_are_created(
     dsn: str, event: str, table: str, times: int
 ) -> None:
     """The rule acts once for each row."""
@@ -76,7 +76,7 @@ async def test_nested_rows_of_a_table_with_a_rule_are_made(
 
 
 @pytest_twisted.ensureDeferred
-async def test_nested_rows_where_each_table_has_rules_are_made(dsn: str) -> None:
+async def test_nested_rows_of_tables_that_all_have_rules_are_created(dsn: str) -> None:
     """No value is passed within PostgreSQL; each is returned to the service."""
     rules = [
         ALSO.format(event=event, table=table).replace("RULE r", f"RULE {event}_{table}")
@@ -94,7 +94,7 @@ async def test_nested_rows_where_each_table_has_rules_are_made(dsn: str) -> None
 @pytest.mark.parametrize("table", ["orders", "lines"])
 @pytest.mark.parametrize("returning", [True, False])
 @pytest_twisted.ensureDeferred
-async def test_row_that_refers_to_a_new_one_is_made_by_rules(
+async def test_row_that_refers_to_a_new_one_is_created_by_a_rule(
     dsn: str, table: str, returning: bool
 ) -> None:
     """The rows of the call are inserted last, with the key that was generated before."""
@@ -136,7 +136,7 @@ INSTEAD: list[tuple[str, Any, str, list[Any]]] = [
 
 @pytest.mark.parametrize(("rule", "order", "query", "rows"), INSTEAD)
 @pytest_twisted.ensureDeferred
-async def test_rule_acts_instead_of_the_statement_of_nested_rows(
+async def test_instead_rule_of_nested_rows_has_the_new_key(
     dsn: str, rule: str, order: Any, query: str, rows: list[Any]
 ) -> None:
     """The rule's statement has the key of the new row."""

@@ -249,7 +249,9 @@ OPTIONS: list[tuple[dict[str, Any], Any]] = [
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest_twisted.ensureDeferred
-async def test_options_are_those_of_each_call(db: DirectCaller, dsn: str, seed: int) -> None:
+async def test_options_of_a_call_are_not_those_of_earlier_calls(
+    db: DirectCaller, dsn: str, seed: int
+) -> None:
     """Earlier calls with rows of the same shape do not change the names and values in the options."""
     execute(dsn, BEFORE)
     db.dispatcher.served_to(ANYONE).trees.clear()
@@ -280,7 +282,7 @@ async def test_options_are_those_of_each_call(db: DirectCaller, dsn: str, seed: 
     ids=["value", "document", "items", "nulls", "keys", "lists"],
 )
 @pytest_twisted.ensureDeferred
-async def test_what_is_kept_of_rows_does_not_grow_with_their_values(
+async def test_cached_shape_does_not_grow_with_the_values_of_rows(
     db: DirectCaller, dsn: str, values: Any
 ) -> None:
     """The cached plan contains no values of the call, and their number is not counted to find that out."""

@@ -56,8 +56,8 @@ def was(id: int, n: int | None = None, noted: str | None = None) -> dict[str, An
 
 @pytest.mark.parametrize("written", [(), (Counted,)])
 @pytest_twisted.ensureDeferred
-async def test_update_answers_rows_as_they_were(dsn: str, written: tuple[type[Model], ...]) -> None:
-    """By key, by filter and row by row; "both" also returns what triggers have made of them."""
+async def test_update_returns_rows_as_they_were(dsn: str, written: tuple[type[Model], ...]) -> None:
+    """By key, by filter and row by row; "both" also returns the rows as triggers have changed them."""
     execute(dsn, BEFORE_EACH)
     async with serving(dsn, written=written) as db:
         add = {"n": {"$add": 10}}
@@ -91,7 +91,7 @@ async def test_update_answers_rows_as_they_were(dsn: str, written: tuple[type[Mo
 
 
 @pytest_twisted.ensureDeferred
-async def test_old_rows_take_every_form(db: DirectCaller) -> None:
+async def test_old_rows_are_returned_in_every_form(db: DirectCaller) -> None:
     """Lists, JSON and embeds, in the state before the change."""
     embed = {"owner": {"relation": "owners", "select": ["name"]}}
     call = {"select": ["id"], "embed": embed, "returning": "both"}
@@ -120,7 +120,7 @@ async def test_old_rows_take_every_form(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_delete_answers_rows_as_they_were(db: DirectCaller) -> None:
+async def test_delete_returns_rows_as_they_were(db: DirectCaller) -> None:
     """There are no new rows."""
     assert await db.call("items.delete", 1, returning="old", **PICK) == was(1)
     assert await db.call("items.delete", 2, returning="both", **PICK) == {
@@ -134,7 +134,7 @@ async def test_delete_answers_rows_as_they_were(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_old_rows_are_bound_like_others(db: DirectCaller) -> None:
+async def test_update_that_returns_old_rows_is_refused_like_others(db: DirectCaller) -> None:
     """By a missing row, `expect` and `max_affected`; empty changes change nothing."""
     call = {"changes": {"n": 0}, "returning": "both"}
     assert isinstance(await failure_of(db.call("items.update", 9, **call)), NotFound)
@@ -208,7 +208,7 @@ async def test_concurrent_changes_each_return_their_old_value(db: DirectCaller) 
 
 @pytest.mark.parametrize("returning", ["both", True])
 @pytest_twisted.ensureDeferred
-async def test_changes_at_once_of_a_view_without_a_lock_compute_with_the_same_row(
+async def test_concurrent_changes_of_a_view_without_locks_start_from_the_same_row(
     db: DirectCaller, dsn: str, returning: Any
 ) -> None:
     """As in PostgreSQL itself: the second one reads the row as it was before the first."""

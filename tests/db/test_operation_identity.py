@@ -73,7 +73,7 @@ async def test_operation_after_others_has_its_own_role_claims_and_path(dsn: str)
 
 
 @pytest_twisted.ensureDeferred
-async def test_identity_travels_with_the_statement_and_only_when_it_differs(dsn: str) -> None:
+async def test_identity_is_sent_with_the_statement_only_when_it_differs(dsn: str) -> None:
     async with relayed(dsn) as (database, relay):
         before = len(relay.messages)
         async with database.transaction():
@@ -92,7 +92,7 @@ async def test_identity_travels_with_the_statement_and_only_when_it_differs(dsn:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rolled_back_savepoint_takes_nothing_of_the_identity_with_it(dsn: str) -> None:
+async def test_identity_is_set_again_after_a_savepoint_is_rolled_back(dsn: str) -> None:
     """PostgreSQL undoes SET LOCAL with the savepoint; the next operation sets its own again."""
     async with database_at(dsn) as database, database.transaction():
         assert await who(database, ONE) == OF_ONE
@@ -109,7 +109,7 @@ async def test_rolled_back_savepoint_takes_nothing_of_the_identity_with_it(dsn: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_claims_set_by_a_function_hold_for_its_operation_only(dsn: str) -> None:
+async def test_claims_set_by_a_function_end_with_its_operation(dsn: str) -> None:
     async with database_at(dsn) as database, database.transaction():
         with database.identity(ONE):
             await database.statement("SELECT become('eve')")
@@ -118,7 +118,7 @@ async def test_claims_set_by_a_function_hold_for_its_operation_only(dsn: str) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_statement_that_was_never_sent_leaves_the_identity_to_the_next(dsn: str) -> None:
+async def test_identity_of_an_unsent_statement_is_set_by_the_next(dsn: str) -> None:
     """psycopg2 raises for a value that it cannot adapt, and the transaction continues."""
     async with database_at(dsn) as database, database.transaction():
         assert await who(database, ONE) == OF_ONE
@@ -129,7 +129,7 @@ async def test_statement_that_was_never_sent_leaves_the_identity_to_the_next(dsn
 
 
 @pytest_twisted.ensureDeferred
-async def test_commit_after_an_operation_that_sent_nothing_keeps_the_others(dsn: str) -> None:
+async def test_operation_that_sent_nothing_does_not_prevent_the_commit(dsn: str) -> None:
     execute(dsn, "CREATE TABLE kept (id int)")
     async with database_at(dsn) as database, database.transaction():
         await database.statement("INSERT INTO kept VALUES (1)")

@@ -43,7 +43,7 @@ async def found(db: DirectCaller, name: str, encodes: bool, **kwargs: Any) -> An
 @pytest.mark.parametrize("form", ["dicts", "lists"])
 @pytest.mark.parametrize("more", [{}, {"limit": 12}, {"count": "exact"}, {"order": ["-name"]}])
 @pytest_twisted.ensureDeferred
-async def test_rows_of_each_kind_are_packed_as_they_are(
+async def test_packed_rows_of_each_kind_equal_those_of_the_encoder(
     db: DirectCaller, form: str, more: dict[str, Any]
 ) -> None:
     """The bytes equal those of the encoder, also of the other parts of the result."""
@@ -73,7 +73,7 @@ async def test_other_rows_are_not_packed(
 
 
 @pytest_twisted.ensureDeferred
-async def test_column_that_is_of_another_type_by_now_is_packed_as_it_is(
+async def test_column_whose_type_has_changed_is_packed_by_its_new_type(
     db: DirectCaller, dsn: str
 ) -> None:
     """By the types in PostgreSQL's result, because the catalog may be old."""

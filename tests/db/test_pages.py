@@ -112,7 +112,7 @@ async def test_page_before_in_any_form_is_the_same(db: DirectCaller, form: str) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_that_come_and_go_are_neither_repeated_nor_skipped(
+async def test_rows_are_neither_repeated_nor_skipped_while_others_change(
     db: DirectCaller, dsn: str
 ) -> None:
     """Pages depend on the keys at their ends, whether these rows still exist or not."""
@@ -145,7 +145,7 @@ async def test_empty_page_leads_back_to_the_rows(db: DirectCaller, dsn: str) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_page_of_no_rows_keeps_its_place(db: DirectCaller) -> None:
+async def test_page_with_limit_zero_keeps_its_position(db: DirectCaller) -> None:
     """With a limit of 0, the tokens are those of the same position."""
     first = await db.call("things.find", select=["id"], limit=3)
     none = await db.call("things.find", select=["id"], limit=0, after=first["next"])
@@ -169,7 +169,7 @@ async def test_page_of_no_rows_keeps_its_place(db: DirectCaller) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_token_of_another_query_is_refused_before_as_after(
+async def test_token_of_another_query_is_refused_in_before_and_after(
     db: DirectCaller, relation: str, kwargs: dict[str, Any], path: str
 ) -> None:
     first = await db.call("things.find", limit=3)
@@ -182,7 +182,7 @@ async def test_token_of_another_query_is_refused_before_as_after(
 
 @pytest.mark.parametrize("name", ["things.stream", "things.export"])
 @pytest_twisted.ensureDeferred
-async def test_stream_has_no_page_before(db: DirectCaller, name: str) -> None:
+async def test_stream_with_before_is_refused(db: DirectCaller, name: str) -> None:
     refused = await failure_of(Taker(db).call(name, before="x"))
     assert isinstance(refused, InvalidArgument)
     assert refused.details["path"] == "before"

@@ -58,7 +58,7 @@ INSERT INTO clip VALUES (1, 1);
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_violation_in_a_partition_speaks_of_the_table_that_is_served(
+async def test_violation_in_a_partition_names_the_served_table(
     db: DirectCaller, region: int, changed: dict[str, Any], name: str, columns: list[str]
 ) -> None:
     """The constraint has the name under which it was declared on the parent."""
@@ -72,7 +72,9 @@ async def test_violation_in_a_partition_speaks_of_the_table_that_is_served(
 
 @pytest.mark.parametrize("region", [1, 11])
 @pytest_twisted.ensureDeferred
-async def test_row_of_a_partition_that_is_referred_to_stays(db: DirectCaller, region: int) -> None:
+async def test_delete_of_a_referenced_row_of_a_partition_is_refused(
+    db: DirectCaller, region: int
+) -> None:
     """PostgreSQL's foreign key of the partition is reported as the declared one."""
     refused = await failure_of(db.call("cars.delete", {"region": region, "id": 1}))
     assert refused.message == 'rows of "trips" still refer to it'
@@ -84,7 +86,7 @@ async def test_row_of_a_partition_that_is_referred_to_stays(db: DirectCaller, re
 
 
 @pytest_twisted.ensureDeferred
-async def test_key_that_reads_as_a_partition_is_shown_as_it_is(db: DirectCaller) -> None:
+async def test_key_equal_to_the_name_of_a_partition_is_shown_unchanged(db: DirectCaller) -> None:
     """In PostgreSQL's detail only the partition's own name is replaced."""
     refused = await failure_of(db.call("tags.delete", 'my "uses_one"'))
     assert refused.details["detail"] == (
@@ -93,7 +95,7 @@ async def test_key_that_reads_as_a_partition_is_shown_as_it_is(db: DirectCaller)
 
 
 @pytest_twisted.ensureDeferred
-async def test_value_that_its_domain_refuses_has_its_column(db: DirectCaller) -> None:
+async def test_value_refused_by_its_domain_is_reported_with_its_column(db: DirectCaller) -> None:
     """PostgreSQL names the domain only; if two columns have the domain, none is named."""
     refused = await failure_of(db.call("clip.create", {"id": 2, "size": 0}))
     assert refused.message == '"size" does not satisfy a check of the database'

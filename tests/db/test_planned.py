@@ -40,7 +40,7 @@ def prepared(connection: PgConnection) -> list[str]:
         return [name for (name,) in cursor.fetchall()]
 
 
-def test_statement_is_planned_once_for_all_values(connection: PgConnection) -> None:
+def test_statement_is_prepared_once_for_all_values(connection: PgConnection) -> None:
     assert run(connection, DOUBLED, number=1, words=[]) == (2, [])
     first = prepared(connection)
     assert len(first) == 1
@@ -48,14 +48,14 @@ def test_statement_is_planned_once_for_all_values(connection: PgConnection) -> N
     assert prepared(connection) == first
 
 
-def test_statement_travels_behind_others(connection: PgConnection) -> None:
+def test_statement_is_sent_in_one_message_with_others(connection: PgConnection) -> None:
     for number in (1, 2):
         assert run(connection, DOUBLED, "BEGIN;", number=number, words=[]) == (2 * number, [])
         assert connection.command("COMMIT") == "COMMIT"
 
 
-def test_statement_is_planned_behind_what_it_travels_behind(connection: PgConnection) -> None:
-    """As behind the COMMIT of a transaction of a role that may not read what it reads."""
+def test_statement_is_prepared_after_the_one_sent_before_it(connection: PgConnection) -> None:
+    """As after the COMMIT of a transaction whose role may not read the statement's table."""
     execute(connection.dsn, "CREATE TABLE guarded (id int); CREATE ROLE reads_nothing")
     count = PreparedStatement("SELECT count(*)::int FROM guarded")
     connection.command("BEGIN; SET LOCAL ROLE reads_nothing")
@@ -89,7 +89,7 @@ def test_reset_session_prepares_again(connection: PgConnection) -> None:
 
 
 def test_renewed_session_prepares_again(connection: PgConnection) -> None:
-    """As each is when the schema has changed."""
+    """Sessions are renewed when the schema has changed."""
     run(connection, DOUBLED, number=1, words=[])
     connection.renew(1)
     assert run(connection, DOUBLED, number=3, words=[]) == (6, [])

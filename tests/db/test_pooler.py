@@ -168,7 +168,7 @@ async def test_changes_behind_a_pooler_are_published_by_one_of_two(dsn: str, poo
         assert other.changes[0].position > leader.changes[-1].position
 
 
-def test_readers_behind_a_pooler_that_end_lose_and_double_nothing(
+def test_readers_behind_a_pooler_that_end_lose_and_repeat_nothing(
     dsn: str, pooler: str, tmp_path: Path
 ) -> None:
     """The leader is killed, or suspended and resumed."""

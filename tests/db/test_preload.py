@@ -147,7 +147,7 @@ async def each(rows: list[Any], name: str) -> list[Any]:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_preload_of_every_kind_is_what_each_row_gets(
+async def test_preload_of_every_kind_equals_the_relationships_of_each_row(
     dsn: str, model: type[Model], names: list[str]
 ) -> None:
     """There is one statement for all rows, and then none; each row has the same related rows as without it."""
@@ -254,7 +254,7 @@ async def test_preload_of_several_classes_is_a_statement_for_each(dsn: str) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_preload_of_a_key_that_cannot_be_fails(dsn: str) -> None:
+async def test_preload_of_an_invalid_key_fails(dsn: str) -> None:
     """It fails like the relationship of that row; the other rows are unchanged."""
     async with counted(dsn) as _:
         notes = await Note.find(orderby="id")
@@ -312,7 +312,7 @@ async def test_relationship_once_preloaded_is_kept_until_it_changes(dsn: str) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_key_that_changes_while_it_is_preloaded_is_not_answered(dsn: str) -> None:
+async def test_rows_of_a_key_that_changes_during_preload_are_not_kept(dsn: str) -> None:
     """The loaded rows belong to the key that the row had before."""
     async with counted(dsn) as _:
         stop = await Stop.find(1)
@@ -327,7 +327,7 @@ async def _line(stop: Stop) -> Any:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_of_one_key_share_what_was_preloaded(dsn: str) -> None:
+async def test_rows_of_one_key_share_the_preloaded_objects(dsn: str) -> None:
     """They share the objects, but each call returns its own list."""
     async with counted(dsn) as _:
         first, second = await Stop.find(where=["line_id = 1"], limit=(2, 0), preload="line.stops")
@@ -372,7 +372,7 @@ async def test_preload_runs_as_the_caller(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_preload_of_many_rows_leaves_the_reactor_free(dsn: str) -> None:
+async def test_preload_of_many_rows_does_not_block_the_reactor(dsn: str) -> None:
     """Thousands of rows are one statement, and do not block the reactor."""
     execute(
         dsn,
@@ -410,7 +410,7 @@ async def test_preload_that_is_cancelled_keeps_nothing(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_are_kept_by_nothing_but_their_objects(dsn: str) -> None:
+async def test_preloaded_rows_are_freed_with_their_object(dsn: str) -> None:
     """Preloaded rows are freed with their row, and no row references another one of its page."""
     async with counted(dsn) as (database, _):
         lines = await Line.find(orderby="id", preload="stops")

@@ -111,7 +111,7 @@ async def outcome(db: DirectCaller, name: str, kwargs: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize(("name", "kwargs"), SETTLED)
 @pytest_twisted.ensureDeferred
-async def test_settled_statement_is_planned_once(
+async def test_stable_statement_is_prepared_once(
     db: DirectCaller, name: str, kwargs: dict[str, Any]
 ) -> None:
     """It is prepared after a few runs, and the results stay the same."""
@@ -129,7 +129,7 @@ async def test_settled_statement_is_planned_once(
 
 @pytest.mark.parametrize(("name", "kwargs"), UNSETTLED)
 @pytest_twisted.ensureDeferred
-async def test_statement_whose_plan_depends_on_values_is_not(
+async def test_statement_whose_plan_depends_on_values_is_not_prepared(
     db: DirectCaller, name: str, kwargs: dict[str, Any]
 ) -> None:
     for _ in range(RUNS + 2):
@@ -165,7 +165,7 @@ async def test_intervals_are_read_in_the_unit_of_their_column(db: DirectCaller) 
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_refusal_is_that_of_a_statement_that_is_not_planned(
+async def test_refusal_of_a_prepared_statement_equals_that_of_an_unprepared_one(
     db: DirectCaller, name: str, good: dict[str, Any], bad: dict[str, Any]
 ) -> None:
     """The error has the path of the value, and the session remains usable."""
@@ -230,7 +230,7 @@ async def test_read_that_waits_while_a_table_is_rewritten_finds_its_rows(
 
 @pytest.mark.serving(roles=ROLES)
 @pytest_twisted.ensureDeferred
-async def test_policies_are_those_of_each_caller(db: DirectCaller) -> None:
+async def test_policies_of_a_prepared_statement_are_those_of_each_caller(db: DirectCaller) -> None:
     for _ in range(2 * RUNS + 5):
         assert (await db.call_as(CLERK, "own.get", 1))["owner"] == "st_clerk"
         assert (await db.call_as(GUEST, "own.get", 2))["owner"] == "st_guest"
@@ -291,7 +291,7 @@ async def test_deallocated_statement_is_sent_unprepared(db: DirectCaller) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_session_keeps_a_bounded_number(
+async def test_prepared_statements_of_a_session_are_bounded(
     db: DirectCaller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The statements that ran last are kept."""
@@ -307,14 +307,14 @@ async def test_session_keeps_a_bounded_number(
 
 
 @pytest_twisted.ensureDeferred
-async def test_statement_in_a_transaction_is_not_planned(db: DirectCaller) -> None:
+async def test_statement_in_a_transaction_is_not_prepared(db: DirectCaller) -> None:
     for _ in range(RUNS + 2):
         await db.call("transaction", [{"call": "lands.get", "args": [1]}])
     assert await prepared(db) == []
 
 
 @pytest_twisted.ensureDeferred
-async def test_existing_key_is_a_conflict(db: DirectCaller) -> None:
+async def test_prepared_insert_of_an_existing_key_is_conflict(db: DirectCaller) -> None:
     """The error is the same for a prepared insert, and no other row is written."""
     for at in range(RUNS + 3):
         await db.call("lands.create", {"id": 500 + at}, returning=False)

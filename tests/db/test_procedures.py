@@ -57,7 +57,7 @@ async def served(database: Database, functions: Any = None) -> Any:
 
 
 @pytest_twisted.ensureDeferred
-async def test_complete_of_an_action_answers_its_row(dsn: str) -> None:
+async def test_complete_of_an_action_returns_its_row(dsn: str) -> None:
     """The action is done, and its row is returned as by generated procedures."""
     with registry():
         async with database_at(dsn) as database:
@@ -112,7 +112,7 @@ async def test_missing_row_is_not_found(dsn: str, key: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_write_where_only_reading_is_allowed_is_the_callers_fault(dsn: str) -> None:
+async def test_write_in_a_read_only_transaction_is_an_error_of_the_caller(dsn: str) -> None:
     """In any read-only transaction; if the server is read-only, a retry may help."""
     insert = "INSERT INTO actions (action, path) VALUES ('go', '/x')"
 
@@ -150,7 +150,7 @@ async def test_write_where_only_reading_is_allowed_is_the_callers_fault(dsn: str
 
 
 @pytest_twisted.ensureDeferred
-async def test_keyless_table_has_no_row_by_key(dsn: str) -> None:
+async def test_get_of_a_table_without_a_key_is_refused(dsn: str) -> None:
     """The error names the table and what it lacks."""
     execute(dsn, "ALTER TABLE actions DROP CONSTRAINT actions_pkey")
     with registry():
@@ -184,7 +184,7 @@ async def everything(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_arguments_come_as_they_are_annotated(
+async def test_arguments_are_converted_to_their_annotations(
     dsn: str, args: list[Any], kwargs: dict[str, Any], answer: list[Any]
 ) -> None:
     async with database_at(dsn) as database:
@@ -240,7 +240,7 @@ async def test_rule_of_a_model_holds_in_procedures(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_procedure_over_its_timeout_is_undone(dsn: str) -> None:
+async def test_procedure_that_exceeds_its_timeout_is_rolled_back(dsn: str) -> None:
     """A timeout rolls the procedure's transaction back."""
 
     async def slow(call: Any) -> None:

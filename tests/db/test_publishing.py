@@ -230,7 +230,7 @@ async def test_truncate_and_reset_are_published_for_the_relation(publishing: Pub
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_level_keys_has_keys_and_level_touch_that_something_changed(
+async def test_level_keys_publishes_keys_and_level_touch_neither_keys_nor_rows(
     publishing: Publishing,
 ) -> None:
     keyed = {"schema": "public", "relation": "keyed", "key": {"id": 1}, "row": None, "old": None}
@@ -289,7 +289,7 @@ async def test_row_that_moves_to_another_partition_is_of_the_root(publishing: Pu
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_relation_with_row_security_publishes_only_that_it_changed(
+async def test_relation_with_row_security_publishes_neither_keys_nor_rows(
     publishing: Publishing,
 ) -> None:
     for sql in (
@@ -327,7 +327,9 @@ async def test_nothing_is_sent_before_it_is_durable(publishing: Publishing) -> N
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_change_that_was_not_durable_is_not_the_one_before(publishing: Publishing) -> None:
+async def test_prev_is_not_the_position_of_a_change_that_was_not_durable(
+    publishing: Publishing,
+) -> None:
     changes, topics = (
         await publishing.changes("INSERT INTO actions VALUES (1)"),
         publishing.topics(),
@@ -341,7 +343,7 @@ async def test_change_that_was_not_durable_is_not_the_one_before(publishing: Pub
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_row_security_that_the_catalog_does_not_know_yet_is_kept(
+async def test_row_security_newer_than_the_catalog_is_obeyed(
     publishing: Publishing,
 ) -> None:
     """A row is written after the catalog has changed and before the service has read it again."""
@@ -362,7 +364,7 @@ async def test_row_security_that_the_catalog_does_not_know_yet_is_kept(
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_column_hidden_or_added_or_of_another_type_since_is_as_it_is_now(
+async def test_column_hidden_or_added_or_altered_is_published_as_altered(
     publishing: Publishing,
 ) -> None:
     execute(publishing.dsn, "CREATE TABLE fresh (id int PRIMARY KEY, a int, b text)")
@@ -396,7 +398,7 @@ async def test_column_hidden_or_added_or_of_another_type_since_is_as_it_is_now(
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_table_renamed_dropped_or_untracked_is_silent_under_its_name_until_it_is_tracked(
+async def test_table_renamed_dropped_or_untracked_publishes_nothing_until_it_is_tracked(
     publishing: Publishing,
 ) -> None:
     made = "CREATE TABLE {0} (id int PRIMARY KEY); SELECT rowcast.track('{0}')"
@@ -423,7 +425,9 @@ async def test_table_renamed_dropped_or_untracked_is_silent_under_its_name_until
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_row_that_is_too_large_or_not_exact_is_to_be_read(publishing: Publishing) -> None:
+async def test_row_that_is_too_large_or_not_exact_is_left_out_of_its_event(
+    publishing: Publishing,
+) -> None:
     publishing.max_bytes = 100_000
     (event,) = await publishing.of(
         "INSERT INTO actions SELECT 1, string_agg(i::text, ' ') FROM generate_series(1, 30000) i"
@@ -484,7 +488,7 @@ ROLES = Roles({"staff": "reader", "desk": "clerk", "guests": "nobody"})
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_audience_is_the_roles_that_may_read_every_column_that_any_may(
+async def test_audience_is_the_roles_with_the_most_readable_columns(
     publishing: Publishing, roles: Roles, audience: Audience | None
 ) -> None:
     found = await publishing.of("INSERT INTO actions VALUES (1, 'a', 1, 'x')", roles)
@@ -496,7 +500,7 @@ async def test_audience_is_the_roles_that_may_read_every_column_that_any_may(
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_audience_follows_what_is_granted_and_revoked_at_once(
+async def test_audience_changes_with_the_next_grant_or_revoke(
     publishing: Publishing,
 ) -> None:
     topics = publishing.topics(ROLES)
@@ -545,7 +549,7 @@ async def test_changes_wait_for_a_connection(publishing: Publishing) -> None:
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_event_that_the_catalog_is_too_old_for_waits_until_it_is_read(
+async def test_event_newer_than_the_catalog_waits_until_the_catalog_is_read(
     publishing: Publishing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the catalog cannot be read in time, the event of a new table is late, and not left out."""
@@ -567,7 +571,7 @@ async def test_event_that_the_catalog_is_too_old_for_waits_until_it_is_read(
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_changes_that_come_with_rights_wait_for_no_connection(publishing: Publishing) -> None:
+async def test_changes_with_their_rights_need_no_connection(publishing: Publishing) -> None:
     insert = "INSERT INTO actions VALUES (1)"
     async with database_at(publishing.dsn, most=1, acquire_timeout=0.2) as database:
         topics = publishing.topics(database=database)
@@ -589,7 +593,7 @@ async def test_changes_that_come_with_rights_wait_for_no_connection(publishing: 
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_row_whose_columns_have_other_names_by_now_is_a_reset(
+async def test_row_whose_columns_were_renamed_is_a_reset(
     publishing: Publishing,
 ) -> None:
     execute(

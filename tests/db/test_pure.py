@@ -95,7 +95,7 @@ def relations(db: DirectCaller) -> dict[str, Relation]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_relations_of_harmless_functions_alone_are_pure(db: DirectCaller) -> None:
+async def test_relations_that_use_only_harmless_functions_are_pure(db: DirectCaller) -> None:
     """Only built-in functions that are known to be harmless are certain."""
     found = relations(db)
     pure = {name for name, each in found.items() if each.pure_reads and each.pure_writes}

@@ -52,7 +52,7 @@ KEYS: list[tuple[list[Any], str]] = [
 
 @pytest.mark.parametrize(("order", "by"), KEYS)
 @pytest_twisted.ensureDeferred
-async def test_order_by_rank_or_distance_is_that_of_its_sql(
+async def test_order_by_rank_or_distance_equals_its_sql(
     db: DirectCaller, dsn: str, order: list[Any], by: str
 ) -> None:
     """At once, page by page, and back."""

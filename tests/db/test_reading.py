@@ -61,7 +61,7 @@ async def ids(db: DirectCaller, **kwargs: Any) -> list[int]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_get_by_key_answers_the_row_without_hidden_columns(db: DirectCaller) -> None:
+async def test_get_by_key_returns_the_row_without_hidden_columns(db: DirectCaller) -> None:
     """`get` returns the entire row or selected columns, without the hidden column."""
     row = await db.call("things.get", 3)
     assert "secret" not in row
@@ -165,7 +165,7 @@ FILTERS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("where", "sql"), FILTERS)
 @pytest_twisted.ensureDeferred
-async def test_filter_by_any_operator_finds_what_sql_finds(
+async def test_filter_by_any_operator_matches_the_rows_of_its_sql(
     db: DirectCaller, dsn: str, where: dict[str, Any], sql: str
 ) -> None:
     """Each operator finds the same rows as SQL, and `count` and `exists` agree."""
@@ -193,7 +193,7 @@ ORDERS: list[tuple[list[Any], str]] = [
 @pytest.mark.parametrize(("order", "sql"), ORDERS)
 @pytest.mark.parametrize("limit", [1, 7, 60])
 @pytest_twisted.ensureDeferred
-async def test_pages_in_any_order_follow_each_other(
+async def test_pages_in_any_order_have_all_rows_in_order(
     db: DirectCaller, dsn: str, order: list[Any], sql: str, limit: int
 ) -> None:
     """Pages have no gaps and no duplicates, whatever the order and its nulls."""
@@ -212,7 +212,6 @@ async def test_pages_in_any_order_follow_each_other(
 
 @pytest_twisted.ensureDeferred
 async def test_page_after_an_insert_before_it_is_the_same(db: DirectCaller, dsn: str) -> None:
-    """A row inserted before the end of a page does not shift the next page."""
     first = await db.call("pairs.find", limit=2, select=["a", "b"])
     execute(dsn, "INSERT INTO pairs VALUES (0, 'a')")
     second = await db.call("pairs.find", limit=2, select=["a", "b"], after=first["next"])
@@ -223,7 +222,6 @@ async def test_page_after_an_insert_before_it_is_the_same(db: DirectCaller, dsn:
 
 @pytest_twisted.ensureDeferred
 async def test_token_of_another_query_is_refused(db: DirectCaller) -> None:
-    """A page token is valid only for the query that returned it."""
     first = await db.call("things.find", limit=1, where={"size": 1})
     for other in ({"where": {"size": 2}}, {"where": {"size": 1}, "order": ["name"]}, {}):
         refused = await failure_of(db.call("things.find", after=first["next"], **other))
@@ -232,7 +230,7 @@ async def test_token_of_another_query_is_refused(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_limit_and_offset_at_their_ends_are_answered(db: DirectCaller) -> None:
+async def test_limit_and_offset_at_their_bounds_are_accepted(db: DirectCaller) -> None:
     """A limit of zero, offsets past the end, and the maximum limit work."""
     empty = await db.call("things.find", limit=0)
     assert empty["rows"] == []
@@ -247,7 +245,7 @@ async def test_limit_and_offset_at_their_ends_are_answered(db: DirectCaller) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_pages_of_rows_without_a_key_lose_and_repeat_none(db: DirectCaller) -> None:
+async def test_pages_of_rows_without_a_key_have_each_row_once(db: DirectCaller) -> None:
     """Rows with equal sort keys are neither repeated nor lost between pages."""
     for key in ("size", "-size"):
         seen: list[str] = []
@@ -259,7 +257,7 @@ async def test_pages_of_rows_without_a_key_lose_and_repeat_none(db: DirectCaller
 
 
 @pytest_twisted.ensureDeferred
-async def test_count_of_each_mode_is_answered_with_the_page(db: DirectCaller) -> None:
+async def test_count_of_each_mode_is_returned_with_the_page(db: DirectCaller) -> None:
     """The modes are exact, planned and estimated; the last is exact for few rows."""
     where = {"size": {"gt": 3}}
     exact = await db.call("things.find", where=where, limit=1, count="exact")
@@ -273,7 +271,7 @@ async def test_count_of_each_mode_is_answered_with_the_page(db: DirectCaller) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_estimate_below_the_counted_rows_is_not_answered(dsn: str) -> None:
+async def test_estimate_below_the_counted_rows_is_not_returned(dsn: str) -> None:
     """The planner's estimate may be below the number of rows that were already counted."""
     execute(
         dsn,
@@ -305,7 +303,7 @@ async def test_estimate_below_the_counted_rows_is_not_answered(dsn: str) -> None
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_match_on_a_type_with_its_own_uses_that(
+async def test_match_on_a_type_with_its_own_operator_uses_it(
     db: DirectCaller, condition: dict[str, Any], found: list[int]
 ) -> None:
     """`match` uses the type's own operator if there is one; other patterns use the text form."""
@@ -314,8 +312,7 @@ async def test_match_on_a_type_with_its_own_uses_that(
 
 
 @pytest_twisted.ensureDeferred
-async def test_distinct_in_a_find_gives_what_sql_gives(db: DirectCaller, dsn: str) -> None:
-    """Both DISTINCT and DISTINCT ON work."""
+async def test_distinct_in_a_find_equals_its_sql(db: DirectCaller, dsn: str) -> None:
     found = await db.call("things.find", distinct=True, select=["open", "mood"], order=["-mood"])
     rows = execute(dsn, "SELECT DISTINCT open, mood FROM things ORDER BY mood DESC, open")
     assert [(row["open"], row["mood"]) for row in found["rows"]] == rows
@@ -341,8 +338,7 @@ async def test_distinct_in_a_find_gives_what_sql_gives(db: DirectCaller, dsn: st
 
 
 @pytest_twisted.ensureDeferred
-async def test_select_with_casts_aliases_and_paths_gives_their_values(db: DirectCaller) -> None:
-    """Casts, aliases and JSON paths give the expected values."""
+async def test_select_with_casts_aliases_and_paths_has_their_values(db: DirectCaller) -> None:
     select = [
         "id",
         "n:name",
@@ -396,7 +392,7 @@ async def test_select_with_casts_aliases_and_paths_gives_their_values(db: Direct
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_operand_that_does_not_fit_is_refused_with_its_path(
+async def test_invalid_operand_of_a_find_is_refused_with_its_path(
     db: DirectCaller, kwargs: dict[str, Any], path: str
 ) -> None:
     """An invalid operand is refused with its path, whether the service or PostgreSQL refuses it."""
@@ -406,9 +402,7 @@ async def test_operand_that_does_not_fit_is_refused_with_its_path(
 
 
 @pytest_twisted.ensureDeferred
-async def test_find_with_sql_in_its_names_and_values_runs_none_of_it(
-    db: DirectCaller, dsn: str
-) -> None:
+async def test_sql_in_the_names_and_values_of_a_find_is_not_run(db: DirectCaller, dsn: str) -> None:
     """SQL in place of a name or a value is treated as a name or a value."""
     evil = 'id"; DROP TABLE things; --'
     for kwargs in (
@@ -431,7 +425,7 @@ async def test_find_with_sql_in_its_names_and_values_runs_none_of_it(
 
 
 @pytest_twisted.ensureDeferred
-async def test_answer_over_the_limit_is_too_large(db: DirectCaller) -> None:
+async def test_result_over_the_limit_is_too_large(db: DirectCaller) -> None:
     """The error says that the result is too large, and what to do."""
     refused = await failure_of(db.call("blobs.find"))
     assert isinstance(refused, TooLarge)
@@ -440,8 +434,9 @@ async def test_answer_over_the_limit_is_too_large(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_find_over_its_timeout_is_stopped_on_the_server(db: DirectCaller, dsn: str) -> None:
-    """The query of a call that exceeds its timeout is cancelled on the server."""
+async def test_find_that_exceeds_its_timeout_is_cancelled_on_the_server(
+    db: DirectCaller, dsn: str
+) -> None:
     execute(
         dsn,
         "CREATE OR REPLACE VIEW slow AS SELECT pg_sleep(10)::text AS waited; NOTIFY rowcast_schema",
@@ -455,7 +450,7 @@ async def test_find_over_its_timeout_is_stopped_on_the_server(db: DirectCaller, 
 
 
 @pytest_twisted.ensureDeferred
-async def test_get_after_a_dropped_column_is_answered_without_it(
+async def test_get_after_a_dropped_column_returns_the_row_without_it(
     db: DirectCaller, dsn: str
 ) -> None:
     """A call that fails because of a dropped column is retried without it."""

@@ -64,7 +64,7 @@ SEEN: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("relation", "query", "sql"), SEEN)
 @pytest_twisted.ensureDeferred
-async def test_form_of_reading_shows_the_rows_of_the_role_alone(
+async def test_read_of_any_form_returns_only_rows_of_the_role(
     db: DirectCaller, dsn: str, relation: str, query: dict[str, Any], sql: str
 ) -> None:
     """As one result, page by page, backwards, and in totals."""
@@ -116,7 +116,7 @@ def on(column: str) -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("column", ["fee", "owner", "papers", "code"])
 @pytest_twisted.ensureDeferred
-async def test_column_without_a_grant_or_hidden_is_refused_in_each_form(
+async def test_hidden_or_ungranted_column_is_refused_in_each_form(
     db: DirectCaller, column: str
 ) -> None:
     """Of the row and of related rows; the error reveals no values."""
@@ -140,7 +140,7 @@ async def test_column_without_a_grant_or_hidden_is_refused_in_each_form(
 
 @pytest.mark.parametrize("column", ["wage", "keyword"])
 @pytest_twisted.ensureDeferred
-async def test_column_of_the_one_related_row_is_refused_in_each_form(
+async def test_hidden_or_ungranted_column_of_a_related_row_is_refused_in_each_form(
     db: DirectCaller, column: str
 ) -> None:
     for kwargs in (

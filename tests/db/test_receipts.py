@@ -1,5 +1,5 @@
 """
-Receipts: a write that is asked for one is answered with the id of its transaction.
+Receipts: a write with `receipt` returns the id of its transaction.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ INSERT INTO heads VALUES (1, 'x'); INSERT INTO tails VALUES (1, 1)
 
 
 class Ruled(Model):
-    """Has a rule, so that its rows are written as objects."""
+    """A model with a rule, so that its rows are written as objects."""
 
     TABLENAME = "ruled"
 
@@ -78,7 +78,7 @@ pytestmark = pytest.mark.serving(max_bytes=100_000, written=(Ruled,))
 
 
 async def ask(db: DirectCaller, name: str, /, *args: Any, **kwargs: Any) -> WithReceipt:
-    """Call for a receipt."""
+    """Call with `receipt`."""
     found = await db.call_as(ANN, name, *args, receipt=True, **kwargs)
     assert isinstance(found, WithReceipt)
     return found
@@ -141,7 +141,7 @@ WRITES: list[tuple[str, list[Any], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("name", "args", "kwargs", "table"), WRITES)
 @pytest_twisted.ensureDeferred
-async def test_write_with_a_receipt_is_answered_with_its_transaction(
+async def test_write_with_a_receipt_returns_its_transaction(
     dsn: str, db: DirectCaller, name: str, args: list[Any], kwargs: dict[str, Any], table: str
 ) -> None:
     found = await ask(db, name, *args, **kwargs)
@@ -155,7 +155,7 @@ async def test_write_with_a_receipt_is_answered_with_its_transaction(
     ("name", "args", "kwargs"), [(name, args, kwargs) for name, args, kwargs, _ in WRITES]
 )
 @pytest_twisted.ensureDeferred
-async def test_answer_beside_a_receipt_is_that_without_one(
+async def test_result_with_a_receipt_equals_that_without_one(
     dsn: str, db: DirectCaller, name: str, args: list[Any], kwargs: dict[str, Any]
 ) -> None:
     with_one = await ask(db, name, *args, **kwargs)
@@ -164,9 +164,7 @@ async def test_answer_beside_a_receipt_is_that_without_one(
 
 
 @pytest_twisted.ensureDeferred
-async def test_delete_with_a_receipt_is_answered_with_its_transaction(
-    dsn: str, db: DirectCaller
-) -> None:
+async def test_delete_with_a_receipt_returns_its_transaction(dsn: str, db: DirectCaller) -> None:
     for found in (
         await ask(db, "notes.delete", 1),
         await ask(db, "notes.delete", where={"id": 2}),
@@ -203,14 +201,14 @@ async def test_delete_with_a_receipt_is_answered_with_its_transaction(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_receipt_of_what_writes_nothing_names_no_transaction(
+async def test_receipt_of_a_call_that_writes_nothing_has_no_transaction(
     db: DirectCaller, name: str, args: list[Any], kwargs: dict[str, Any], answer: Any
 ) -> None:
     assert await ask(db, name, *args, **kwargs) == WithReceipt(answer, None)
 
 
 @pytest_twisted.ensureDeferred
-async def test_receipt_costs_a_write_of_a_row_no_message(
+async def test_receipt_of_a_single_row_needs_no_additional_message(
     db: DirectCaller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts: list[Any] = []
@@ -251,7 +249,7 @@ async def test_key_of_a_call_without_a_receipt_is_another_call(db: DirectCaller)
 
 
 @pytest_twisted.ensureDeferred
-async def test_operation_of_a_transaction_has_no_receipt_of_its_own(db: DirectCaller) -> None:
+async def test_receipt_of_an_operation_in_a_transaction_is_refused(db: DirectCaller) -> None:
     for call in (
         {"call": "notes.create", "args": [{"note": "x"}], "kwargs": {"receipt": True}},
         {"call": "fn.nothing", "kwargs": {"note": "x", "receipt": True}},
@@ -265,7 +263,7 @@ async def test_operation_of_a_transaction_has_no_receipt_of_its_own(db: DirectCa
 
 
 @pytest_twisted.ensureDeferred
-async def test_receipt_of_a_procedure_takes_a_key(dsn: str, db: DirectCaller) -> None:
+async def test_receipt_of_a_procedure_needs_an_idempotency_key(dsn: str, db: DirectCaller) -> None:
     error = await refused(db, "fn.stored", said="x")
     assert error.details["path"] == "receipt"
     found = await ask(db, "fn.stored", said="x", idempotency_key="k")
@@ -273,7 +271,7 @@ async def test_receipt_of_a_procedure_takes_a_key(dsn: str, db: DirectCaller) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_receipt_that_is_no_flag_is_refused(db: DirectCaller) -> None:
+async def test_receipt_that_is_not_a_boolean_is_refused(db: DirectCaller) -> None:
     for name, args in (
         ("notes.create", [{"note": "x"}]),
         ("fn.idle", []),
@@ -286,7 +284,7 @@ async def test_receipt_that_is_no_flag_is_refused(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_function_with_an_argument_of_the_name_gets_it(db: DirectCaller) -> None:
+async def test_argument_of_a_function_named_receipt_is_passed_to_it(db: DirectCaller) -> None:
     assert await db.call("fn.own", receipt=True) is True
     assert await db.call("fn.own", args={"receipt": False}, receipt=True) == WithReceipt(
         False, None
@@ -317,9 +315,7 @@ def held(db: DirectCaller) -> DirectCaller:
 
 
 @pytest_twisted.ensureDeferred
-async def test_commit_with_a_receipt_is_answered_with_its_transaction(
-    dsn: str, held: DirectCaller
-) -> None:
+async def test_commit_with_a_receipt_returns_its_transaction(dsn: str, held: DirectCaller) -> None:
     async def begun() -> str:
         found = await held.call_as(ANN, "transaction.begin")
         return str(found["tx"]).removeprefix("rowcast.")

@@ -102,7 +102,7 @@ PLACES = {
 
 @pytest.mark.parametrize("document", HOSTILE, ids=json.dumps)
 @pytest_twisted.ensureDeferred
-async def test_brought_document_is_written_as_it_is(
+async def test_referenced_document_is_written_unchanged(
     db: DirectCaller, dsn: str, document: Any
 ) -> None:
     """By each verb and in each argument, as SQL would copy it."""
@@ -121,7 +121,7 @@ async def test_brought_document_is_written_as_it_is(
 
 @pytest.mark.parametrize("document", HOSTILE, ids=json.dumps)
 @pytest_twisted.ensureDeferred
-async def test_brought_document_in_a_filter_is_compared_with(
+async def test_referenced_document_in_a_filter_is_a_value(
     db: DirectCaller, dsn: str, document: Any
 ) -> None:
     """It is compared for equality, with or without an operator, also inside of and, or, not."""
@@ -142,7 +142,7 @@ async def test_brought_document_in_a_filter_is_compared_with(
 
 @pytest.mark.parametrize("document", HOSTILE, ids=json.dumps)
 @pytest_twisted.ensureDeferred
-async def test_brought_document_never_takes_the_place_of_syntax(
+async def test_referenced_document_in_place_of_syntax_is_refused(
     db: DirectCaller, dsn: str, document: Any
 ) -> None:
     """As a filter, a part of one, or an operand of another type it is refused, and nothing is written."""
@@ -198,7 +198,7 @@ async def test_brought_document_never_takes_the_place_of_syntax(
 
 
 @pytest_twisted.ensureDeferred
-async def test_brought_row_has_columns_and_values(db: DirectCaller, dsn: str) -> None:
+async def test_referenced_row_is_read_as_columns_and_values(db: DirectCaller, dsn: str) -> None:
     """In place of values, changes, rows, key and keys; paths and operators in it are plain text."""
     stored(dsn, {"$add": 5})
     row = {"doc": {"$merge": {}}, "n": 4, "label": "x"}

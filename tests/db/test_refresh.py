@@ -51,7 +51,7 @@ def reader(dsn: str) -> Iterator[Reader]:
         ("pairs", [{"where": {"n": {"gt": n}}} for n in (1, 9)], [[(1, "b'\",{}\\5"), (2, "b'\",{}\\6")]] * 2),
     ],
 )  # fmt: skip
-def test_rows_read_together_are_those_read_one_by_one(
+def test_rows_read_together_equal_those_read_one_by_one(
     reader: Reader, relation: str, queries: list[dict[str, Any]], keys: list[list[Key]]
 ) -> None:
     kept = [KeptQuery(reader, relation, "", query) for query in queries]
@@ -90,7 +90,7 @@ def test_many_changes_for_many_queries_are_not_checked_one_by_one(
     assert many.all_rows == set(runs)
 
 
-def test_queries_that_differ_in_their_values_share_what_they_can(reader: Reader) -> None:
+def test_queries_that_differ_in_their_values_share_their_shape(reader: Reader) -> None:
     one, two, other = (
         KeptQuery(reader, "people", "", {"where": {"team": 1}, "select": ["id"]}).run,
         KeptQuery(reader, "people", "", {"where": {"team": 2}, "select": ["id"]}).run,

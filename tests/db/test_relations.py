@@ -138,7 +138,7 @@ async def test_relationship_of_many_to_many_is_one_statement(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_set_that_fails_half_way_changes_nothing(dsn: str) -> None:
+async def test_set_that_fails_in_the_middle_changes_nothing(dsn: str) -> None:
     async with served(dsn, *MODELS):
         parent = await Parent.find("p1")
         await parent.tags.set([await Tag.find("t1")])

@@ -1,5 +1,5 @@
 """
-Functions and triggers that name no schema: the schema of the call is where they look first.
+Unqualified names in functions and triggers: the schema of the call is searched first.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PLACES = [("", "shop"), ("shop.", "shop"), ('o"dd%20%25s.', ODD)]
 
 @pytest.fixture(scope="module")
 def shop(dsn: str) -> str:
-    """Make two schemas of the same names; gives a DSN whose own path has a third."""
+    """Create two schemas with the same names in them; return a DSN whose search_path has a third."""
     return psycopg2.extensions.make_dsn(dsn, options="-c search_path=tools")
 
 
@@ -70,7 +70,7 @@ BUYER = Caller(1, "ann", "buyer", "realm1")
 async def test_schema_of_a_call_is_searched_first(
     db: DirectCaller, prefix: str, place: str
 ) -> None:
-    """Bodies find what is beside them, in reads and writes; then what the session's path has."""
+    """In reads and writes; the search_path of the session follows."""
     name = f"of {place}"
     assert await db.call_as(BUYER, f"{prefix}fn.names") == [name]
     found = await db.call_as(BUYER, f"{prefix}fn.all_goods.find", select=["name", "loud"])
@@ -84,17 +84,17 @@ async def test_schema_of_a_call_is_searched_first(
 
 
 @pytest_twisted.ensureDeferred
-async def test_session_after_a_call_of_another_schema_goes_back(db: DirectCaller) -> None:
-    """What another schema's call looked up first holds for that call alone."""
+async def test_search_path_is_restored_after_a_call_of_another_schema(db: DirectCaller) -> None:
+    """Calls of several schemas alternate in the same session."""
     for prefix, place in PLACES * 3:
         assert await db.call_as(BUYER, f"{prefix}fn.names") == [f"of {place}"]
 
 
 @pytest_twisted.ensureDeferred
-async def test_operations_of_one_transaction_have_the_path_of_their_schemas(
+async def test_operations_of_one_transaction_search_their_own_schema_first(
     db: DirectCaller,
 ) -> None:
-    """Each finds what is beside it, after any other, and after a savepoint was rolled back."""
+    """In any order, and after a savepoint was rolled back."""
 
     async def fails() -> None:
         async with db.database.transaction():

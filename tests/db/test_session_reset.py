@@ -187,7 +187,9 @@ def order(dsn: str, words: str) -> None:
 
 @pytest.mark.parametrize("code", CODE)
 @pytest_twisted.ensureDeferred
-async def test_code_of_any_kind_leaves_nothing(db: DirectCaller, dsn: str, code: str) -> None:
+async def test_call_of_any_code_leaves_no_session_state(
+    db: DirectCaller, dsn: str, code: str
+) -> None:
     """Whatever the state and the kind of code, the next call has a clean session."""
     name, kwargs = CODE[code]
     before = await state(db)
@@ -198,7 +200,7 @@ async def test_code_of_any_kind_leaves_nothing(db: DirectCaller, dsn: str, code:
 
 
 @pytest_twisted.ensureDeferred
-async def test_policies_and_cascades_leave_nothing(db: DirectCaller, dsn: str) -> None:
+async def test_policies_and_cascades_leave_no_session_state(db: DirectCaller, dsn: str) -> None:
     """Policies run code on reads, and triggers of other tables on cascading deletes."""
     before = await state(db)
     for words in (LEFT["custom setting"], LEFT["work_mem"], LEFT["advisory lock"]):
@@ -215,7 +217,7 @@ async def test_policies_and_cascades_leave_nothing(db: DirectCaller, dsn: str) -
 
 @pytest.mark.parametrize("caller", [ANYONE, CLERK], ids=["superuser", "role"])
 @pytest_twisted.ensureDeferred
-async def test_settings_changed_by_a_call_are_put_back(db: DirectCaller, caller: Caller) -> None:
+async def test_settings_changed_by_a_call_are_reset(db: DirectCaller, caller: Caller) -> None:
     """Each setting has its initial value again for the next call."""
     before = await state(db)
     backend = await db.database.statement("SELECT pg_backend_pid()")
@@ -227,7 +229,7 @@ async def test_settings_changed_by_a_call_are_put_back(db: DirectCaller, caller:
 
 @pytest.mark.parametrize("left", LEFT)
 @pytest_twisted.ensureDeferred
-async def test_calls_that_fail_leave_nothing(db: DirectCaller, dsn: str, left: str) -> None:
+async def test_failed_call_leaves_no_session_state(db: DirectCaller, dsn: str, left: str) -> None:
     """An error rolls back settings but not advisory locks; the same holds for a timeout."""
     before = await state(db)
     order(dsn, LEFT[left])
@@ -248,7 +250,7 @@ async def test_calls_that_fail_leave_nothing(db: DirectCaller, dsn: str, left: s
 
 
 @pytest_twisted.ensureDeferred
-async def test_lock_of_a_function_is_free_once_it_is_answered(db: DirectCaller, dsn: str) -> None:
+async def test_lock_of_a_function_is_released_before_its_result(db: DirectCaller, dsn: str) -> None:
     """When the caller has the result or the error, the function's locks are released."""
     order(dsn, LEFT["advisory lock"])
     free = "SELECT pg_try_advisory_lock(7)"
@@ -269,7 +271,7 @@ async def _failing(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_policies_read_what_is_the_callers_own(db: DirectCaller, dsn: str) -> None:
+async def test_policies_read_no_settings_of_other_callers(db: DirectCaller, dsn: str) -> None:
     """Settings made by one caller's function do not affect the policies of another caller."""
     order(dsn, "SET app.tenant = 'red'")
     await db.call_as(CLERK, "fn.leave")
@@ -289,7 +291,7 @@ async def test_lastval_does_not_leak_to_the_next_call(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_random_numbers_cannot_be_foretold(db: DirectCaller, dsn: str) -> None:
+async def test_random_numbers_do_not_depend_on_other_callers(db: DirectCaller, dsn: str) -> None:
     """`setseed` in a function does not affect other callers."""
     order(dsn, "SELECT setseed(0.5)")
     found = set()
@@ -300,7 +302,7 @@ async def test_random_numbers_cannot_be_foretold(db: DirectCaller, dsn: str) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_call_without_code_is_not_cleaned_up_after(dsn: str) -> None:
+async def test_call_that_runs_no_code_needs_no_reset(dsn: str) -> None:
     """A read or write of a relation without code is one message, a function call is two."""
     with Relay(dsn) as relay:
         async with serving(relay.dsn, most=1) as db:
@@ -331,7 +333,7 @@ async def test_call_without_code_is_not_cleaned_up_after(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_code_that_is_added_later_leaves_nothing_either(dsn: str) -> None:
+async def test_code_added_later_leaves_no_session_state(dsn: str) -> None:
     """After the catalog is read again, sessions are reset after the new code."""
     both = threading.Barrier(2, timeout=10)
 
@@ -353,7 +355,7 @@ async def test_code_that_is_added_later_leaves_nothing_either(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_call_by_an_older_catalog_is_cleaned_up_after(db: DirectCaller) -> None:
+async def test_session_is_reset_after_a_call_by_an_older_catalog(db: DirectCaller) -> None:
     """That a relation has no code is certain only with the newest catalog."""
     sets = Statement("SELECT set_config('work_mem', '7MB', false)", (), "x", ("a",), pure=True)
     old = db.dispatcher.served
@@ -366,7 +368,9 @@ async def test_call_by_an_older_catalog_is_cleaned_up_after(db: DirectCaller) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_sessions_of_languages_with_memory_end(db: DirectCaller, dsn: str) -> None:
+async def test_session_is_closed_after_code_in_a_language_with_state(
+    db: DirectCaller, dsn: str
+) -> None:
     """If a language can keep state that no statement resets, the session is closed."""
     execute(dsn, "CREATE LANGUAGE left_perl HANDLER plpgsql_call_handler")
     assert await db.catalogs.refresh()
@@ -387,7 +391,7 @@ async def test_sessions_of_languages_with_memory_end(db: DirectCaller, dsn: str)
 
 @pytest.mark.parametrize("lasting", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_session_is_given_up_where_code_keeps_what_no_statement_takes_away(
+async def test_session_is_closed_if_an_extension_keeps_state_that_no_statement_resets(
     dsn: str, lasting: bool
 ) -> None:
     """The extensions of the database decide; without such an extension, sessions are reused."""

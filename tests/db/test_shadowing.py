@@ -1,8 +1,8 @@
 """
 Operators and functions created in a served schema are not used by the service's statements.
 
-Whoever may create there plants one for each name that a statement could use and each type of a
-column, which PostgreSQL would prefer for its exact types. Each of them only raises.
+An attacker who may create objects there plants one for each name that a statement could use and each
+type of a column, which PostgreSQL would prefer for its exact types. Each of them only raises an error.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ SESSION = SessionSettings(schemas=("app",))
 
 
 def planted() -> Iterator[str]:
-    """Give the statements that plant operators and functions."""
+    """Return the statements that create the planted operators and functions."""
     yield "SET ROLE sh_evil; SET search_path = app, pg_catalog; SET check_function_bodies = off"
     body = "LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'shadowed'; END$$"
     pairs = {(each, each) for each in TYPES} | {(each, "text") for each in TYPES}
@@ -158,14 +158,14 @@ def planted() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def made(dsn: str) -> str:
-    """Make the schema with what is planted in it; gives the way to it."""
+    """Create the schema with the planted objects; return the DSN."""
     execute(dsn, ";".join(planted()))
     return dsn
 
 
 @pytest_twisted.async_yield_fixture(scope="module", params=[True, False], ids=["role", "service"])
 async def served(made: str, request: pytest.FixtureRequest) -> AsyncIterator[DirectCaller]:
-    """Serve the schema, as a role or as the service's own."""
+    """Serve the schema, with a mapped role or with the service's own."""
     roles = Roles({"clerk": "sh_clerk"}) if request.param else Roles()
     async with serving(made, "app", roles=roles) as callee:
         yield callee
@@ -173,22 +173,22 @@ async def served(made: str, request: pytest.FixtureRequest) -> AsyncIterator[Dir
 
 @pytest.fixture
 def db(made: str, served: DirectCaller) -> DirectCaller:
-    """Have the rows that were there at first."""
+    """Restore the rows."""
     execute(made, "DELETE FROM app.things WHERE id > 'b'")
     return served
 
 
 @pytest.fixture
 def current(db: DirectCaller, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have refusals read no catalog: to wait for that was nearly all of the time of thousands of them."""
+    """Let refusals not check the catalog, which took nearly all of the time of thousands of refusals."""
     monkeypatch.setattr(db.dispatcher, "refresh", lambda: succeed(True))
 
 
 async def _fits(db: DirectCaller, name: str, **kwargs: Any) -> bool:
     """
-    Return whether a call is answered, of which most are refused.
+    Return whether a call has a result; most are refused.
 
-    Not by `call`, which compares each of the many refusals with its description.
+    `call` would compare each of the many refusals with its description.
     """
     try:
         await db.dispatcher.answer(name, (), kwargs, CLERK)
@@ -212,15 +212,15 @@ async def _call(db: DirectCaller, name: str, *args: Any, **kwargs: Any) -> Any:
         "SELECT label = label FROM app.things",
     ],
 )
-def test_planted_operator_in_plain_statement_runs(made: str, sql: str) -> None:
+def test_planted_operator_runs_in_a_plain_statement(made: str, sql: str) -> None:
     with pytest.raises(psycopg2.errors.RaiseException, match="shadowed"):
         execute(made, f"SET search_path = app, ext; {sql}")
 
 
 @pytest.mark.parametrize("served", [True], indirect=True)
 @pytest_twisted.ensureDeferred
-async def test_planted_operators_in_filters_not_run(db: DirectCaller, current: None) -> None:
-    """Whether a filter goes with a type or not, nothing of what was planted is run."""
+async def test_planted_operators_are_not_run_by_filters(db: DirectCaller, current: None) -> None:
+    """This holds whether the filter is valid for the type or not."""
     columns = list(db.dispatcher.served_to(CLERK).catalog.relations["app", "things"].columns)
     fitted = 0
     scalars = ["1", "2020-01-01", "[1,2)"]
@@ -228,7 +228,7 @@ async def test_planted_operators_in_filters_not_run(db: DirectCaller, current: N
     others += [{"$column": "id"}, {"$column": "texts"}, {"$column": "email"}]
 
     async def fits(column: str, name: str, *values: Any) -> bool:
-        """Return whether one fits: the SQL of the others, which differ in their value alone, is the same."""
+        """Return whether a filter of the column is valid; filters that differ only in the value have the same SQL."""
         for value in values:
             if await _fits(db, "things.exists", where={column: {name: value}}):
                 return True
@@ -271,7 +271,7 @@ READS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "kwargs"), READS)
 @pytest_twisted.ensureDeferred
-async def test_planted_functions_in_reads_not_run(
+async def test_planted_functions_are_not_run_by_reads(
     db: DirectCaller, name: str, kwargs: dict[str, Any]
 ) -> None:
     answer = await _call(db, name, **kwargs)
@@ -281,7 +281,7 @@ async def test_planted_functions_in_reads_not_run(
 
 @pytest.mark.parametrize("served", [True], indirect=True)
 @pytest_twisted.ensureDeferred
-async def test_planted_functions_over_rows_not_run(db: DirectCaller, current: None) -> None:
+async def test_planted_functions_are_not_run_over_rows(db: DirectCaller, current: None) -> None:
     fitted = 0
     for column in db.dispatcher.served_to(CLERK).catalog.relations["app", "things"].columns:
         for name in MEASURE_FUNCTIONS:
@@ -294,7 +294,7 @@ async def test_planted_functions_over_rows_not_run(db: DirectCaller, current: No
 
 
 @pytest_twisted.ensureDeferred
-async def test_planted_operators_in_writes_not_run(db: DirectCaller) -> None:
+async def test_planted_operators_are_not_run_by_writes(db: DirectCaller) -> None:
     rows = [{"id": "x", "kind": "k", "mood": "ok"}, {"id": "y", "word": "v"}]
     await _call(db, "things.create", rows, embed={"kinds": {"via": "kind"}}, order=["id"])
     await _call(db, "things.upsert", [{"id": "x", "text": "t"}, {"id": "y", "int4": 1}])
@@ -330,8 +330,8 @@ async def test_planted_operators_in_writes_not_run(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_planted_operators_in_writes_that_compute_not_run(db: DirectCaller) -> None:
-    """Of values that compute, rows each in its own way, claims, old rows, conditions and links."""
+async def test_planted_operators_are_not_run_by_computed_changes(db: DirectCaller) -> None:
+    """Computed values, rows with different changes, claims, old rows, conditions and links."""
     row = {"number": 1, "int4": 1, "texts": ["a"], "jsonb": {"a": 1}}
     rows = [{"id": id, "word": f"{id}{id}", **row} for id in "xyz"]
     await _call(db, "things.create", rows)
@@ -392,7 +392,7 @@ async def test_planted_operators_in_writes_that_compute_not_run(db: DirectCaller
 
 
 @pytest_twisted.ensureDeferred
-async def test_operators_of_extensions_outside_of_the_search_path_used(db: DirectCaller) -> None:
+async def test_operators_of_extensions_outside_the_search_path_are_used(db: DirectCaller) -> None:
     async def ids(where: dict[str, Any]) -> list[str]:
         found = await _call(db, "things.find", where=where, select=["id"], order=["id"])
         return [row["id"] for row in found["rows"]]
@@ -415,7 +415,7 @@ async def test_operators_of_extensions_outside_of_the_search_path_used(db: Direc
 
 
 @pytest_twisted.ensureDeferred
-async def test_planted_operators_in_models_not_run(made: str) -> None:
+async def test_planted_operators_are_not_run_by_models(made: str) -> None:
     execute(made, "DELETE FROM app.things WHERE id > 'b'")
     join = {"join_table": "app.tagged", "foreign_key": "thing", "association_foreign_key": "tag"}
     tags = model("app.tags")

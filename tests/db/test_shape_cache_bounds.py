@@ -31,7 +31,7 @@ def relations() -> int:
 
 
 @pytest_twisted.ensureDeferred
-async def test_refusal_of_unknown_names_leaves_nothing_behind(dsn: str) -> None:
+async def test_refusal_of_unknown_names_caches_nothing(dsn: str) -> None:
     """A refused call caches nothing, whatever its names."""
     async with serving(dsn) as db:
 

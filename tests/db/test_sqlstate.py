@@ -383,7 +383,7 @@ VIOLATIONS: list[tuple[str, type[ServiceError], str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("sql", "kind", "message", "details"), VIOLATIONS)
 @pytest.mark.parametrize("acted_on", ["cars", "makers", None])
-def test_violation_of_a_constraint_names_it_without_rows(
+def test_violation_of_a_constraint_is_named_without_row_values(
     connected: connection,
     catalog: Catalog,
     sql: str,
@@ -447,7 +447,6 @@ def test_error_of_any_sqlstate_has_its_refusal(
     kind: type[ServiceError],
     details: dict[str, Any],
 ) -> None:
-    """Each SQLSTATE maps to its error class."""
     found = refused(connected, catalog, sql)
     assert type(found) is kind
     assert {name: found.details.get(name) for name in details} == details
@@ -456,15 +455,16 @@ def test_error_of_any_sqlstate_has_its_refusal(
     assert "SELECT" not in words
 
 
-def test_error_by_raise_keeps_its_message(connected: connection, catalog: Catalog) -> None:
-    """The caller receives the message of RAISE."""
+def test_error_raised_by_a_function_has_its_message(
+    connected: connection, catalog: Catalog
+) -> None:
     for code in ("P0001", "PT402", "42501", "22023", "40001", "P0003"):
         assert refused(connected, catalog, f"SELECT fail('{code}', 'mine')").message == "mine"
 
 
 @pytest.mark.parametrize("code", ["28000", "28P01", "57014", "57P01", "53400", "08006", "25006",
                                   "2D000", "26000", "3D000", "40003", "55006"])  # fmt: skip
-def test_state_of_the_server_raised_by_an_author_is_not_retried(
+def test_sqlstate_of_the_server_raised_by_a_function_is_not_retried(
     connected: connection, catalog: Catalog, code: str
 ) -> None:
     """Such errors say nothing about the server's state, so they are not retryable."""
@@ -474,7 +474,7 @@ def test_state_of_the_server_raised_by_an_author_is_not_retried(
     assert "retry" not in found.details
 
 
-def test_error_inside_a_function_is_not_blamed_on_its_argument(
+def test_error_inside_a_function_has_no_path_of_its_argument(
     connected: connection, catalog: Catalog
 ) -> None:
     """An error inside a function has no path of an argument."""
@@ -486,7 +486,7 @@ def test_error_inside_a_function_is_not_blamed_on_its_argument(
 
 
 @pytest.mark.parametrize("kind", ["class", "type", "namespace", "role", "config", "proc"])
-def test_value_that_is_no_name_is_an_invalid_argument(
+def test_invalid_name_as_value_is_an_invalid_argument(
     connected: connection, catalog: Catalog, kind: str
 ) -> None:
     """A value that is an invalid name is not mistaken for a change of the schema, and is not shown."""
@@ -546,7 +546,7 @@ def test_error_not_from_the_database_is_not_a_database_refusal() -> None:
     assert refusal(psycopg2.ProgrammingError("can't adapt")) is None
 
 
-def test_error_of_another_statement_on_the_cursor_points_at_nothing(
+def test_error_of_another_statement_on_the_cursor_has_no_path(
     connected: connection, catalog: Catalog
 ) -> None:
     """If the cursor has run another statement since, the error has no path."""

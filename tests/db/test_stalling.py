@@ -121,7 +121,7 @@ async def procedure(database: Database) -> Any:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_silent_server_keeps_no_worker(
+async def test_worker_of_a_silent_server_is_released(
     how: str,
     work: Callable[[Database], Any],
     end: type[BaseException],
@@ -371,7 +371,7 @@ def naps(dsn: str) -> None:
     "work", [dictionaries, called, called_by_name, many, fetched, copied_out, copied_in]
 )
 @pytest_twisted.ensureDeferred
-async def test_silence_under_any_way_to_send_ends_the_statement(
+async def test_statement_sent_by_any_method_ends_if_the_server_is_silent(
     work: Callable[[PgConnection], Any], dsn: str, naps: None, relay: Relay
 ) -> None:
     """Each statement has a time limit, whatever cursor and method sends it."""
@@ -388,7 +388,7 @@ async def test_silence_under_any_way_to_send_ends_the_statement(
 
 @pytest.mark.parametrize("work", [dictionaries, called, many, copied_out, copied_in])
 @pytest_twisted.ensureDeferred
-async def test_other_ways_to_send_stay_in_their_transaction(
+async def test_statement_sent_by_any_method_is_part_of_its_transaction(
     work: Callable[[PgConnection], Any], dsn: str, naps: None
 ) -> None:
     """The first statement is sent with BEGIN, and nothing is sent for a cancelled job."""
@@ -412,7 +412,7 @@ async def test_other_ways_to_send_stay_in_their_transaction(
 
 @pytest.mark.parametrize("why", ["silent server", "server without a limit"])
 @pytest_twisted.ensureDeferred
-async def test_idle_transaction_keeps_no_worker(why: str, dsn: str, relay: Relay) -> None:
+async def test_worker_of_an_idle_transaction_is_released(why: str, dsn: str, relay: Relay) -> None:
     """A task that waits for something else inside it finds the transaction ended; its worker is released."""
     settings = SessionSettings(0.6, idle_in_transaction_session_timeout=0.5, grace=0.3)
     async with database_at(relay.dsn, settings, connect_wait=0.1) as database:
@@ -493,7 +493,7 @@ def test_silence_while_a_session_is_set_up_ends_the_connect(relay: Relay) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_statement_that_heeds_a_late_cancel_has_timed_out(dsn: str) -> None:
+async def test_statement_cancelled_late_has_timed_out(dsn: str) -> None:
     """The server has cancelled it, so the error is not retryable: a retry would take as long."""
 
     def longer_txn(connection: PgConnection) -> None:

@@ -80,7 +80,7 @@ async def test_stream_in_chunks_has_all_rows_in_order(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_stream_with_arguments_of_find_takes_them_without_ceiling(db: DirectCaller) -> None:
+async def test_stream_accepts_arguments_of_find_without_maximum_limit(db: DirectCaller) -> None:
     """Stream takes the arguments of find, with no maximum limit; it has no pages."""
     taker = Taker(db)
     answer = await taker.call(

@@ -309,7 +309,7 @@ def mypy(document: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     }
     uses = ["use.py", "options.py", "wrong.py"]
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", *uses]
-    return said(command, files, tmp_path_factory.mktemp("python"))
+    return compiler_output(command, files, tmp_path_factory.mktemp("python"))
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +324,7 @@ def tsc(document: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     }
     uses = ["use.ts", "options.ts", "wrong.ts"]
     command = [*compiler(), "--strict", "--noEmit", "--target", "es2022", *uses]
-    return said(command, files, tmp_path_factory.mktemp("typescript"))
+    return compiler_output(command, files, tmp_path_factory.mktemp("typescript"))
 
 
 def check(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -332,8 +332,8 @@ def check(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def said(command: list[str], files: dict[str, str], folder: Path) -> list[str]:
-    """Return the output lines of a compiler."""
+def compiler_output(command: list[str], files: dict[str, str], folder: Path) -> list[str]:
+    """Return the output lines of a compiler that must fail."""
     for name, text in files.items():
         (folder / name).write_text(text)
     run = check(command, folder)
@@ -346,14 +346,14 @@ def about(name: str, lines: list[str]) -> list[str]:
     return [line for line in lines if line.startswith((name, "made."))]
 
 
-def test_stubs_for_python_are_taken_by_mypy(mypy: list[str]) -> None:
+def test_stubs_for_python_are_accepted_by_mypy(mypy: list[str]) -> None:
     """Mypy accepts the module, knows its types, and refuses wrong uses."""
     assert about("use.py", mypy) == []
     for at, wrong in enumerate(WRONG_PY, 4):
         assert any(line.startswith(f"wrong.py:{at}: error") for line in mypy), (wrong, mypy)
 
 
-def test_stubs_for_typescript_are_taken_by_tsc(tsc: list[str]) -> None:
+def test_stubs_for_typescript_are_accepted_by_tsc(tsc: list[str]) -> None:
     """Tsc accepts the declarations, knows their types, and refuses wrong uses."""
     assert about("use.ts", tsc) == []
     for at, wrong in enumerate(WRONG_TS, 3):
@@ -361,7 +361,6 @@ def test_stubs_for_typescript_are_taken_by_tsc(tsc: list[str]) -> None:
 
 
 def test_typescript_options_may_be_null(tsc: list[str]) -> None:
-    """Each option for which the service accepts null may be null."""
     assert about("options.ts", tsc) == []
 
 
@@ -441,7 +440,7 @@ def compiler() -> list[str]:
     return [program(), str(modules() / "typescript" / "bin" / "tsc")]
 
 
-def test_relations_of_odd_names_have_types_of_their_own(document: Any) -> None:
+def test_relations_whose_names_differ_in_special_characters_have_own_types(document: Any) -> None:
     """Relations whose names differ only in special characters have different types."""
     made = typescript(document)
     names = re.findall(r"^export interface (\w+)", made, re.M)
@@ -449,7 +448,7 @@ def test_relations_of_odd_names_have_types_of_their_own(document: Any) -> None:
     assert {"ABRow", "AB_Row", "ClassRow", "R1stRow", "FewRow", "FnFares0Row"} <= set(names)
 
 
-def test_relations_called_like_types_have_their_own_schemas(document: Any) -> None:
+def test_relations_named_like_types_have_their_own_schemas(document: Any) -> None:
     """A table and a type with the same name have different schemas in `$defs`."""
     parts = document["$defs"]
     for name in ("date", "text", "int4", "new"):

@@ -1,4 +1,4 @@
-"""Words of other tools: the hint of each refusal names the word here, with an example that runs."""
+"""Names from other tools: the hint of each refusal has Rowcast's name, with an example that runs."""
 
 from __future__ import annotations
 
@@ -116,10 +116,10 @@ TYPED: list[tuple[str, list[Any], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("verb", "args", "kwargs", "hint"), TYPED)
 @pytest_twisted.ensureDeferred
-async def test_call_as_other_tools_have_it_gets_a_hint(
+async def test_call_in_the_form_of_another_tool_is_refused_with_a_hint(
     db: DirectCaller, verb: str, args: list[Any], kwargs: dict[str, Any], hint: str
 ) -> None:
-    """The hint has the call as it is written here."""
+    """The hint has the equivalent call."""
     refused = await failure_of(db.call(f"actions.{verb}", *args, **kwargs))
     assert isinstance(refused, ServiceError)
     assert refused.details["hint"] == hint

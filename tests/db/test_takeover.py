@@ -70,7 +70,7 @@ def writers(dsn: str) -> Iterator[Writers]:
     made.stop()
 
 
-def test_readers_that_end_in_any_way_lose_and_double_nothing(
+def test_readers_that_end_in_any_way_lose_and_repeat_nothing(
     dsn: str, writers: Writers, tmp_path: Path
 ) -> None:
     """The leader is killed, suspended with open connections, or its sessions are terminated."""
@@ -105,7 +105,7 @@ def test_readers_that_end_in_any_way_lose_and_double_nothing(
 
 
 @pytest_twisted.ensureDeferred
-async def test_follower_knows_of_changes_and_publishes_none(dsn: str) -> None:
+async def test_follower_reads_changes_and_publishes_none(dsn: str) -> None:
     clear_log(dsn)
     async with feeding(dsn) as leader, feeding(dsn, leads=False) as follower:
         await until(lambda: follower.feed.well and follower.listener.listening)
@@ -125,7 +125,7 @@ async def test_follower_knows_of_changes_and_publishes_none(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_leader_that_cannot_publish_leaves_it_to_one_that_can(dsn: str) -> None:
+async def test_leader_that_cannot_publish_is_replaced_by_one_that_can(dsn: str) -> None:
     clear_log(dsn)
     async with feeding(dsn, lease=0.5) as leader, feeding(dsn, leads=False) as follower:
         await until(lambda: follower.feed.well)
@@ -163,7 +163,7 @@ async def test_session_that_ends_while_it_publishes_is_replaced(dsn: str) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_idle_readers_hold_nothing_back_from_vacuum(dsn: str) -> None:
+async def test_idle_readers_do_not_delay_vacuum(dsn: str) -> None:
     clear_log(dsn)
     async with feeding(dsn) as leader, feeding(dsn, leads=False) as follower:
         await until(lambda: follower.feed.well and leader.asleep)

@@ -1,5 +1,5 @@
 """
-Which rows of a query are touched by changes, and which are not.
+Keys of the rows of a query that a change touches.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def touched(
     return {key for key in own | related.rows}, set(related.related)
 
 
-def test_changed_row_names_its_key_before_and_after(reader: Reader, dsn: str) -> None:
+def test_change_of_a_row_touches_its_key_before_and_after(reader: Reader, dsn: str) -> None:
     new = "INSERT INTO people VALUES (100, 1), (101, 1)"
     assert touched(reader, dsn, new) == ({(100,), (101,)}, set())
     moved = "UPDATE people SET id = 102 WHERE id = 101"
@@ -114,20 +114,24 @@ def test_changed_row_names_its_key_before_and_after(reader: Reader, dsn: str) ->
     assert touched(reader, dsn, "DELETE FROM people WHERE id = 102") == ({(102,)}, set())
 
 
-def test_related_row_names_the_rows_before_and_after(reader: Reader, dsn: str) -> None:
+def test_change_of_a_related_row_touches_the_rows_before_and_after(
+    reader: Reader, dsn: str
+) -> None:
     moved = "UPDATE notes SET person = 7 WHERE id = 3"
     assert touched(reader, dsn, moved, embed={"notes": True}) == (set(), {(4,), (7,)})
     assert touched(reader, dsn, moved.replace("7", "8")) == (set(), set())
 
 
-def test_row_that_is_in_many_touches_all_of_them(reader: Reader, dsn: str) -> None:
+def test_change_of_a_row_embedded_in_many_touches_all_of_them(reader: Reader, dsn: str) -> None:
     rows = {(i,) for i in range(1, 41) if i % 5 + 1 == 2}
     renamed = "UPDATE teams SET name = 'new' WHERE id = 2"
     assert touched(reader, dsn, renamed, embed={"teams": True}) == (set(), rows)
     assert touched(reader, dsn, renamed, most=3, embed={"teams": True}) == "all"
 
 
-def test_row_that_decides_is_told_apart_from_one_that_is_shown(reader: Reader, dsn: str) -> None:
+def test_change_of_a_row_that_only_decides_touches_the_rows_decided_by_it(
+    reader: Reader, dsn: str
+) -> None:
     rows = {(i,) for i in range(1, 41) if i % 5 + 1 == 3}
     renamed = "UPDATE teams SET name = 'again' WHERE id = 3"
     for query in (
@@ -138,7 +142,9 @@ def test_row_that_decides_is_told_apart_from_one_that_is_shown(reader: Reader, d
         assert touched(reader, dsn, renamed, **query)[0] == rows, query
 
 
-def test_rows_through_a_junction_and_deeper_ones_are_climbed_to(reader: Reader, dsn: str) -> None:
+def test_rows_behind_a_junction_and_deeper_embeds_touch_the_outer_rows(
+    reader: Reader, dsn: str
+) -> None:
     named = "UPDATE skills SET name = 'x' WHERE code = 's2'"
     knowing = {(i,) for i in range(1, 41) if i % 5 + 1 == 2}
     assert touched(reader, dsn, named, embed={"skills": True}) == (set(), knowing)
@@ -219,7 +225,7 @@ def test_groups_by_columns_that_images_cannot_match_are_not_found_by_key(reader:
         assert (run.keyed is not None) is keyed, group
 
 
-def test_partitions_are_their_table(reader: Reader, dsn: str) -> None:
+def test_change_of_a_partition_touches_rows_of_its_table(reader: Reader, dsn: str) -> None:
     moved = "UPDATE parts SET day = 11 WHERE id = 1"
     assert touched(reader, dsn, moved, "parts")[0] == {(1, 1), (1, 11)}
 
@@ -244,7 +250,7 @@ def test_change_that_names_no_rows_touches_all(
     assert touched(reader, dsn, change, **query) == "all"
 
 
-def test_change_of_what_is_not_read_touches_nothing(reader: Reader, dsn: str) -> None:
+def test_change_of_an_unread_column_or_table_touches_nothing(reader: Reader, dsn: str) -> None:
     assert touched(reader, dsn, "INSERT INTO asked VALUES (50, 50)") == (set(), set())
     assert touched(reader, dsn, "INSERT INTO brief VALUES (50, 1)") == (set(), set())
 
@@ -260,7 +266,7 @@ def test_change_of_what_is_not_read_touches_nothing(reader: Reader, dsn: str) ->
         ("people", {"distinct": ["team"]}),
     ],
 )
-def test_rows_without_a_key_of_their_own_are_not_found_by_it(
+def test_query_without_a_key_per_row_is_not_read_by_keys(
     reader: Reader, relation: str, query: dict[str, Any]
 ) -> None:
     found = reader.catalog.relation("public", relation)
@@ -278,7 +284,7 @@ def test_virtual_column_is_in_no_image(reader: Reader, dsn: str) -> None:
     assert [term.column for term in run.terms] == ["n"]
 
 
-def test_who_sees_less_climbs_for_himself_alone(reader: Reader) -> None:
+def test_role_that_may_not_read_all_rows_looks_up_its_touched_rows_alone(reader: Reader) -> None:
     direct = KeptQuery(reader, "teams", "t_ann", {"embed": {"people": {"embed": {"notes": True}}}})
     between = KeptQuery(reader, "people", "t_ann", {"embed": {"skills": True}})
     for kept, sees in ((direct, True), (between, False)):

@@ -89,7 +89,7 @@ async def balances(db: DirectCaller) -> list[int]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_constraint_that_commit_finds_violated_is_named(db: DirectCaller) -> None:
+async def test_constraint_violated_at_commit_is_named(db: DirectCaller) -> None:
     """A deferred constraint is checked after all operations, so the error names none of them."""
     entry = {"account_id": 99, "amount": 1}
     refused = await refusal_of(db, op("entries.create", entry))
@@ -100,7 +100,7 @@ async def test_constraint_that_commit_finds_violated_is_named(db: DirectCaller) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_batch_answers_the_result_of_each_operation(db: DirectCaller) -> None:
+async def test_batch_returns_the_result_of_each_operation(db: DirectCaller) -> None:
     """Each result is that of the single call."""
     found = await batch(
         db,
@@ -134,7 +134,7 @@ async def test_batch_answers_the_result_of_each_operation(db: DirectCaller) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_references_are_values_of_earlier_results(db: DirectCaller) -> None:
+async def test_reference_is_replaced_by_a_value_of_an_earlier_result(db: DirectCaller) -> None:
     """References work in values, keys, filters and arguments of functions."""
     found = await batch(
         db,
@@ -205,7 +205,7 @@ async def test_error_at_commit_keeps_nothing(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_dry_run_answers_and_keeps_nothing(db: DirectCaller) -> None:
+async def test_dry_run_returns_results_and_writes_nothing(db: DirectCaller) -> None:
     """Deferred constraints that would fail at COMMIT fail, too."""
     assert await batch(db, op("accounts.update", 1, {"balance": 0}), dry_run=True) == [
         {"id": 1, "owner": "Ada", "balance": 0}
@@ -224,7 +224,7 @@ async def test_read_only_batch_refuses_to_write(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_answer_that_is_too_large_keeps_nothing(db: DirectCaller) -> None:
+async def test_result_that_is_too_large_rolls_back_the_batch(db: DirectCaller) -> None:
     """Each single result would fit."""
     long = op("accounts.upsert", {"id": 3, "owner": "x" * 40_000, "balance": 0})
     assert isinstance(await refusal_of(db, *[long] * 3), TooLarge)
@@ -254,7 +254,7 @@ async def test_contending_batches_are_retried(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_attempts_are_made_to_fail_where_that_is_allowed(dsn: str) -> None:
+async def test_batch_that_is_made_to_fail_is_retried(dsn: str) -> None:
     """Two attempts fail and the third commits; if all fail, the conflict has their number."""
     async with serving(dsn, inject=True) as db:
         change = op("accounts.update", 1, {"balance": 7})
@@ -318,7 +318,7 @@ async def test_import_of_one_call_is_an_operation(db: DirectCaller, given: str) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_imports_that_look_for_conflicts_follow_each_other(db: DirectCaller) -> None:
+async def test_imports_with_on_conflict_can_follow_each_other(db: DirectCaller) -> None:
     """Each import has its own temporary table."""
     ada = {"id": 1, "owner": "Ada", "balance": 7}
     answers = await batch(
@@ -332,7 +332,7 @@ async def test_imports_that_look_for_conflicts_follow_each_other(db: DirectCalle
 
 
 @pytest_twisted.ensureDeferred
-async def test_import_brings_values_of_earlier_results(db: DirectCaller) -> None:
+async def test_import_accepts_references_to_earlier_results(db: DirectCaller) -> None:
     """Rows may contain references, as those of `create` may."""
     made, imported = await batch(
         db,
@@ -347,7 +347,9 @@ async def test_import_brings_values_of_earlier_results(db: DirectCaller) -> None
     "after", [op("accounts.create", {"id": 1, "owner": "x"}), op("accounts.import", [{"id": 1}])]
 )
 @pytest_twisted.ensureDeferred
-async def test_import_is_undone_with_its_batch(db: DirectCaller, after: dict[str, Any]) -> None:
+async def test_import_is_rolled_back_with_its_batch(
+    db: DirectCaller, after: dict[str, Any]
+) -> None:
     """It is rolled back, whichever operation fails."""
     refused = await refusal_of(db, op("accounts.import", [{"id": 7, "owner": "Eve"}]), after)
     assert refused.details["operation"] == 1
@@ -355,7 +357,7 @@ async def test_import_is_undone_with_its_batch(db: DirectCaller, after: dict[str
 
 
 @pytest_twisted.ensureDeferred
-async def test_import_in_a_batch_leaves_the_time_limit_of_statements(db: DirectCaller) -> None:
+async def test_import_in_a_batch_does_not_change_the_statement_timeout(db: DirectCaller) -> None:
     """COPY of complete rows has the statement timeout, and so have the operations after it."""
     before, _, after = await batch(
         db, op("fn.limited"), op("accounts.import", [{"id": 7, "owner": "Eve"}]), op("fn.limited")
@@ -426,7 +428,9 @@ async def test_reference_past_a_list_is_refused(db: DirectCaller, reference: str
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_name_that_is_nearly_one_has_a_hint(db: DirectCaller, name: str, hint: str) -> None:
+async def test_misspelled_name_in_a_batch_has_a_hint(
+    db: DirectCaller, name: str, hint: str
+) -> None:
     refused = await refusal_of(db, {"call": name})
     assert isinstance(refused, NoSuchProcedure)
     assert refused.details["hint"] == hint
@@ -458,9 +462,7 @@ async def test_batch_of_a_role_has_its_rights(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_batch_with_what_is_new_in_the_database_is_answered(
-    db: DirectCaller, dsn: str
-) -> None:
+async def test_batch_that_uses_a_new_column_is_run_again(db: DirectCaller, dsn: str) -> None:
     """The entire batch runs again: the first attempt is rolled back."""
     execute(dsn, "ALTER TABLE entries ADD note text")
     first, second = await batch(
@@ -501,7 +503,7 @@ async def test_procedure_written_by_hand_is_part_of_the_batch(db: DirectCaller) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_batch_sets_no_savepoint_for_what_all_of_it_would_undo(
+async def test_batch_sets_no_savepoint_for_a_single_statement_operation(
     db: DirectCaller, monkeypatch: Any
 ) -> None:
     """A savepoint is only needed if another statement looks for the cause of a failure."""
@@ -543,7 +545,7 @@ async def test_batch_sets_no_savepoint_for_what_all_of_it_would_undo(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_operations_that_refer_to_none_are_handed_to_the_worker_together(
+async def test_operations_without_references_are_passed_to_the_worker_together(
     db: DirectCaller, monkeypatch: Any, operations: list[dict[str, Any]], handed: int
 ) -> None:
     """Passing a job to the worker costs as much as a statement; a read-only batch commits with the last one."""
@@ -577,7 +579,7 @@ async def test_first_error_of_operations_that_run_together_is_raised(db: DirectC
 
 
 @pytest_twisted.ensureDeferred
-async def test_rules_of_models_hold_for_each_operation(db: DirectCaller) -> None:
+async def test_rules_of_models_apply_to_each_operation(db: DirectCaller) -> None:
     """A hook may change its row and write other rows; these writes belong to the batch's transaction."""
     served = db.dispatcher.served
     model = served.model(served.catalog.relation("public", "accounts")).model
@@ -614,7 +616,7 @@ async def test_rules_of_models_hold_for_each_operation(db: DirectCaller) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_operation_that_ended_in_time_is_not_late_for_those_behind_it(
+async def test_operation_that_ended_in_time_does_not_time_out_for_later_ones(
     db: DirectCaller,
 ) -> None:
     """Operations are sent together and answered together, but each has its own time limit."""

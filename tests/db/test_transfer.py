@@ -74,7 +74,7 @@ async def test_transfer_that_is_refused_moves_nothing(service: Service) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_transfer_that_fails_half_way_is_run_again_from_its_beginning(
+async def test_transfer_that_fails_in_the_middle_is_run_again_from_its_beginning(
     service: Service,
 ) -> None:
     """It runs five times more, each rolled back; then the caller receives the error."""
@@ -93,7 +93,7 @@ async def test_transfer_that_fails_half_way_is_run_again_from_its_beginning(
 
 
 @pytest_twisted.ensureDeferred
-async def test_transfer_in_a_batch_is_kept_or_undone_with_it(service: Service) -> None:
+async def test_transfer_in_a_batch_is_committed_or_rolled_back_with_it(service: Service) -> None:
     """It is a savepoint of the batch, whose isolation must be that of the transfer."""
     session = service.join()
     transfer = {"call": "accounts.transfer", "args": [1, 2, 10]}

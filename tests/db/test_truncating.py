@@ -89,7 +89,7 @@ async def test_truncated_time_equals_its_sql_in_every_clause(
 
 
 @pytest_twisted.ensureDeferred
-async def test_interval_is_cut(db: DirectCaller, dsn: str) -> None:
+async def test_interval_is_truncated(db: DirectCaller, dsn: str) -> None:
     """Without a time zone; measures accept truncated values, too."""
     (row,) = (
         await db.call("visits.find", where={"id": 9}, select=[{"column": "took", "trunc": "hour"}])

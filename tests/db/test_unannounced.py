@@ -162,7 +162,7 @@ async def test_unannounced_change_is_served_at_once(
     kwargs: dict[str, Any],
     answer: Any,
 ) -> None:
-    """New objects, and new forms of existing ones."""
+    """New objects, and altered ones."""
     execute(dsn, change)
     if answer is None:
         refused = await failure_of(db.dispatcher.answer(name, args, kwargs, ANYONE))
@@ -172,8 +172,8 @@ async def test_unannounced_change_is_served_at_once(
 
 
 @pytest_twisted.ensureDeferred
-async def test_table_created_after_a_miss_is_answered(db: DirectCaller, dsn: str) -> None:
-    """However recently its name was not found."""
+async def test_table_created_after_a_refusal_is_served(db: DirectCaller, dsn: str) -> None:
+    """Its name was not found shortly before."""
     for number in range(3):
         name = f"pins_{number}"
         assert isinstance(await failure_of(db.call(f"{name}.count")), NoSuchProcedure)
@@ -182,7 +182,9 @@ async def test_table_created_after_a_miss_is_answered(db: DirectCaller, dsn: str
 
 
 @pytest_twisted.ensureDeferred
-async def test_refusal_that_the_database_confirms_reads_no_catalog(db: DirectCaller) -> None:
+async def test_refusal_confirmed_by_the_database_does_not_reload_the_catalog(
+    db: DirectCaller,
+) -> None:
     """If the database would refuse the call, too, the catalog is not read again."""
     version = db.dispatcher.served.catalog.version
     for call in (db.call("nope.count"), db.call("hats.update", 1, {"worn": BIG})):
@@ -193,7 +195,7 @@ async def test_refusal_that_the_database_confirms_reads_no_catalog(db: DirectCal
 
 
 @pytest_twisted.ensureDeferred
-async def test_call_of_an_upload_that_fails_is_not_made_twice(db: DirectCaller) -> None:
+async def test_failed_call_of_an_upload_is_not_run_again(db: DirectCaller) -> None:
     """Its error has ended the upload."""
     upload = await db.call("hats.import", done=False)
     assert isinstance(await failure_of(db.call("hats.import", [{"x": 1}], **upload)), UnknownName)
@@ -225,7 +227,7 @@ async def test_procedure_that_fails_after_a_commit_runs_once(db: DirectCaller, d
 
 
 @pytest_twisted.ensureDeferred
-async def test_refusals_at_once_share_few_looks_at_the_catalog(dsn: str) -> None:
+async def test_concurrent_refusals_share_few_checks_of_the_catalog(dsn: str) -> None:
     """Many concurrent refusals lead to a few checks."""
     with Relay(dsn) as relay:
         async with serving(relay.dsn) as db:
@@ -238,7 +240,7 @@ async def test_refusals_at_once_share_few_looks_at_the_catalog(dsn: str) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_refusal_while_the_database_is_away_may_be_retried(dsn: str, postgres: str) -> None:
+async def test_refusal_during_an_outage_is_retryable(dsn: str, postgres: str) -> None:
     """Whether the refusal is right is unknown until the catalog can be checked."""
     (name,) = execute(dsn, "SELECT current_database()")[0]
     async with serving(dsn, every=0.05) as db:
@@ -269,7 +271,7 @@ ENDED = [
 
 @pytest.mark.parametrize(("change", "name", "kwargs"), ENDED)
 @pytest_twisted.ensureDeferred
-async def test_relation_hidden_or_revoked_without_notice_ends(
+async def test_relation_hidden_or_revoked_without_notice_is_no_longer_served(
     dsn: str, change: str, name: str, kwargs: dict[str, Any]
 ) -> None:
     """A comment or a revoked privilege takes effect without a call and without a notification."""
@@ -376,7 +378,7 @@ def is_served(dispatcher: Dispatcher, caller: Caller) -> bool:
 
 
 @pytest_twisted.ensureDeferred
-async def test_dropped_role_is_refused_and_keeps_no_other_from_what_is_new(dsn: str) -> None:
+async def test_dropped_role_is_refused_and_others_are_served_new_tables(dsn: str) -> None:
     """Both at start and later; a role that is created again is served again."""
     execute(dsn, "DROP ROLE IF EXISTS hatter; DROP ROLE IF EXISTS capper")
     execute(dsn, "CREATE ROLE hatter; GRANT USAGE ON SCHEMA public TO hatter")
@@ -502,7 +504,7 @@ def _fingerprint(dsn: str, last: fingerprint.Fingerprint | None = None) -> finge
         connection.close()
 
 
-def test_catalogs_that_are_read_are_all_watched() -> None:
+def test_fingerprint_covers_all_catalogs_that_are_read() -> None:
     """The fingerprint covers each catalog that the introspection reads."""
     modules = (introspect, introspect_sql, introspect_functions, introspect_views)
     texts = [
@@ -523,7 +525,7 @@ def test_catalogs_that_are_read_are_all_watched() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_look_after_a_long_one_is_in_time_for_who_asks_for_it(
+async def test_check_after_a_long_one_ends_within_the_limit_of_its_caller(
     dsn: str, db: DirectCaller
 ) -> None:
     """Whatever the duration of the last check, if two checks take less than the limit."""

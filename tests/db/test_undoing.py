@@ -63,7 +63,7 @@ async def ended(database: Database) -> None:
 
 @pytest.mark.parametrize("inner", [given_up, ended])
 @pytest_twisted.ensureDeferred
-async def test_savepoint_cancelled_at_its_end_is_undone(
+async def test_savepoint_cancelled_at_its_end_is_rolled_back(
     dsn: str, inner: Callable[[Database], Awaitable[None]]
 ) -> None:
     """The cancellation is raised and the savepoint rolled back, whatever the outer scope does next."""
@@ -88,8 +88,7 @@ async def test_savepoint_cancelled_at_its_end_is_undone(
 
 
 @pytest_twisted.ensureDeferred
-async def test_savepoint_over_its_time_limit_at_its_end_is_undone(dsn: str) -> None:
-    """A savepoint that exceeded its time limit is rolled back."""
+async def test_savepoint_over_its_time_limit_at_its_end_is_rolled_back(dsn: str) -> None:
     async with database_at(dsn) as database, database.transaction():
         with pytest.raises(StatementTimeout):
             await database.within(0.2, ended(database))
@@ -110,7 +109,7 @@ async def test_transaction_cancelled_during_its_rollback_is_cancelled(dsn: str) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_savepoint_that_cannot_be_undone_fails_its_transaction(dsn: str) -> None:
+async def test_savepoint_that_cannot_be_rolled_back_fails_its_transaction(dsn: str) -> None:
     """The entire transaction is rolled back, even if its scope continues."""
     async with database_at(dsn) as database:
 
@@ -131,7 +130,7 @@ async def test_savepoint_that_cannot_be_undone_fails_its_transaction(dsn: str) -
     assert kept(dsn) == [3]
 
 
-def test_session_whose_savepoint_cannot_be_undone_is_closed(dsn: str) -> None:
+def test_session_whose_savepoint_cannot_be_rolled_back_is_closed(dsn: str) -> None:
     """Closing it rolls back the transaction, so that no later job can commit the rest."""
     connection = psycopg2.connect(dsn, connection_factory=PgConnection)
     connection.command("BEGIN; INSERT INTO kept VALUES (7)")
@@ -142,7 +141,7 @@ def test_session_whose_savepoint_cannot_be_undone_is_closed(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_savepoint_whose_body_swallowed_an_error_is_undone(dsn: str) -> None:
+async def test_savepoint_whose_body_swallowed_an_error_is_rolled_back(dsn: str) -> None:
     """It fails and is rolled back; the outer scope may continue."""
     async with database_at(dsn) as database:
 
@@ -158,7 +157,7 @@ async def test_savepoint_whose_body_swallowed_an_error_is_undone(dsn: str) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_savepoint_of_a_dropped_task_leaves_nothing(dsn: str) -> None:
+async def test_savepoint_of_a_dropped_task_is_rolled_back(dsn: str) -> None:
     """The savepoint of a garbage-collected task is rolled back in a transaction that continues."""
     async with database_at(dsn) as database:
         at: list[bool] = []
@@ -180,7 +179,7 @@ async def test_savepoint_of_a_dropped_task_leaves_nothing(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rollback_of_a_function_is_sent_by_itself(dsn: str) -> None:
+async def test_rollback_of_a_failed_function_is_sent_before_the_reset(dsn: str) -> None:
     """The function itself rolls back, not only the worker's clean-up after it."""
 
     def undone_txn(connection: PgConnection) -> tuple[int, int]:
@@ -197,7 +196,7 @@ async def test_rollback_of_a_function_is_sent_by_itself(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rollback_of_what_never_began_sends_nothing(dsn: str) -> None:
+async def test_rollback_of_a_transaction_that_never_began_sends_nothing(dsn: str) -> None:
     """A deferred BEGIN is discarded; a closed session has nothing to roll back."""
 
     def never_txn(connection: PgConnection) -> None:
@@ -219,7 +218,7 @@ async def test_rollback_of_what_never_began_sends_nothing(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_commit_of_what_failed_is_an_error(dsn: str) -> None:
+async def test_commit_of_a_failed_transaction_is_an_error(dsn: str) -> None:
     """A COMMIT answered by ROLLBACK raises; the COMMIT of a transaction that never began is not sent."""
 
     def swallowed_txn(connection: PgConnection) -> None:

@@ -60,7 +60,7 @@ def documents(answer: Any) -> list[Any]:
 @pytest.mark.parametrize("keyed", [False, True])
 @pytest.mark.parametrize("how", WRITES)
 @pytest_twisted.ensureDeferred
-async def test_written_document_that_would_be_too_deep_is_answered_as_text(
+async def test_written_document_that_is_too_deep_is_returned_as_text(
     db: DirectCaller, dsn: str, how: str, keyed: bool
 ) -> None:
     name, args, kwargs = WRITES[how]
@@ -74,7 +74,7 @@ async def test_written_document_that_would_be_too_deep_is_answered_as_text(
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_of_a_type_changed_meanwhile_is_called_written_if_it_is_too_large(
+async def test_too_large_row_of_a_changed_type_is_reported_as_written(
     dsn: str,
 ) -> None:
     async with serving(dsn, max_bytes=MAX_BYTES) as db:

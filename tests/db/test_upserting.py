@@ -109,7 +109,7 @@ async def test_upsert_by_a_unique_index_updates_its_row(db: DirectCaller) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_upsert_of_many_rows_answers_in_their_order(db: DirectCaller) -> None:
+async def test_upsert_of_many_rows_returns_them_in_their_order(db: DirectCaller) -> None:
     """The result has the order of the list; an existing row keeps the columns that are not given."""
     rows = await db.call(
         "items.upsert",
@@ -134,7 +134,7 @@ async def test_upsert_of_many_rows_answers_in_their_order(db: DirectCaller) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_upsert_by_a_key_its_type_rewrites_finds_its_row(db: DirectCaller) -> None:
+async def test_upsert_by_a_key_that_its_type_converts_finds_its_row(db: DirectCaller) -> None:
     """The row is identified by the key value after conversion to the column's type."""
     key = {"a": "1.26", "b": 1.26, "c": "2026-01-01T00:00:00.7", "d": "x"}
     rows = [{**key, "note": "n"}, {**key, "a": 2, "extra": "e"}]
@@ -149,7 +149,7 @@ async def test_upsert_by_a_key_its_type_rewrites_finds_its_row(db: DirectCaller)
 
 
 @pytest_twisted.ensureDeferred
-async def test_upsert_with_update_takes_over_the_named_columns(db: DirectCaller) -> None:
+async def test_upsert_with_update_changes_the_named_columns(db: DirectCaller) -> None:
     """Only the named columns are updated; with an empty list, existing rows are unchanged."""
     values = {"id": 1, "code": "z", "size": 50, "note": "z"}
     row = await db.call("items.upsert", values, update=["size", "hits"], **PICK)
@@ -167,7 +167,9 @@ async def test_upsert_with_update_takes_over_the_named_columns(db: DirectCaller)
 
 
 @pytest_twisted.ensureDeferred
-async def test_upsert_with_order_and_embed_answers_both(db: DirectCaller) -> None:
+async def test_upsert_with_order_and_embed_returns_sorted_rows_with_embeds(
+    db: DirectCaller,
+) -> None:
     """The rows are returned sorted and with related rows, as from each write."""
     rows = await db.call(
         "items.upsert",
@@ -180,7 +182,7 @@ async def test_upsert_with_order_and_embed_answers_both(db: DirectCaller) -> Non
 
 
 @pytest_twisted.ensureDeferred
-async def test_upsert_that_cannot_be_is_refused_and_writes_nothing(db: DirectCaller) -> None:
+async def test_invalid_upsert_is_refused_and_writes_nothing(db: DirectCaller) -> None:
     """The error has the path of the invalid argument, and nothing is written."""
     twice = [{"id": 5, "code": "x"}, {"id": 5, "code": "y"}]
     refused = await failure_of(db.call("items.upsert", twice))
@@ -221,7 +223,9 @@ async def test_upsert_into_a_view_uses_the_keys_of_its_table(db: DirectCaller) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_upsert_into_partitions_goes_to_the_right_one(db: DirectCaller, dsn: str) -> None:
+async def test_upsert_into_a_partitioned_table_writes_to_the_partition(
+    db: DirectCaller, dsn: str
+) -> None:
     """A row is written to its partition, whether it exists or not."""
     rows = [{"y": 1999, "id": 1, "note": "a"}, {"y": 2001, "id": 1, "note": "b"}]
     for _ in range(2):
@@ -230,7 +234,7 @@ async def test_upsert_into_partitions_goes_to_the_right_one(db: DirectCaller, ds
 
 
 @pytest_twisted.ensureDeferred
-async def test_upserts_at_once_make_one_row(db: DirectCaller) -> None:
+async def test_concurrent_upserts_create_one_row(db: DirectCaller) -> None:
     """Each of many concurrent callers gets a result, and one row exists."""
     calls = [
         ensureDeferred(db.call("pairs.upsert", {"a": 5, "b": "x", "note": str(at)}))
@@ -316,7 +320,9 @@ async def test_upsert_by_the_name_of_an_index_updates_its_row(
 
 
 @pytest_twisted.ensureDeferred
-async def test_exclusion_constraint_leaves_rows_alone(db: DirectCaller, dsn: str) -> None:
+async def test_upsert_under_an_exclusion_constraint_can_only_skip_rows(
+    db: DirectCaller, dsn: str
+) -> None:
     """With an exclusion constraint, conflicting rows can be skipped but not updated."""
     execute(dsn, "TRUNCATE people RESTART IDENTITY")
     row = {"during": "[1,5)"}
@@ -404,7 +410,7 @@ async def test_upsert_with_where_updates_only_matching_rows(
 
 
 @pytest_twisted.ensureDeferred
-async def test_upsert_with_where_that_a_row_misses_answers_null(db: DirectCaller) -> None:
+async def test_upsert_with_where_that_does_not_match_returns_null(db: DirectCaller) -> None:
     """This holds for a single dict, by index name and by key; `affected` does not count the row."""
     row = {"id": 1, "code": "z", "note": "new"}
     assert await db.call("items.upsert", row, where={"note": "other"}) is None
@@ -421,7 +427,7 @@ async def test_upsert_with_where_that_a_row_misses_answers_null(db: DirectCaller
 
 
 @pytest_twisted.ensureDeferred
-async def test_upsert_with_where_that_cannot_be_is_refused(db: DirectCaller) -> None:
+async def test_upsert_with_invalid_where_is_refused(db: DirectCaller) -> None:
     """With `update: []` the filter would never be evaluated; columns and operands are checked as in any filter."""
     row = {"id": 1, "code": "z"}
     for where, update, path in (

@@ -97,7 +97,7 @@ def _all(dsn: str, table: str) -> Any:
 
 
 @pytest_twisted.ensureDeferred
-async def test_upserts_at_once_all_count(db: DirectCaller, dsn: str) -> None:
+async def test_concurrent_upserts_are_all_counted(db: DirectCaller, dsn: str) -> None:
     """The first one inserts the row; none is lost, alone or in a batch."""
     call = {
         "call": "hits.upsert",
@@ -113,9 +113,7 @@ async def test_upserts_at_once_all_count(db: DirectCaller, dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_upsert_with_changes_takes_where_and_what_a_batch_brings(
-    db: DirectCaller, dsn: str
-) -> None:
+async def test_upsert_with_changes_accepts_where_and_references(db: DirectCaller, dsn: str) -> None:
     """The condition is about the existing row; a referenced value is a value."""
     kwargs = {"update": {"n": {"$add": 1}}, "where": {"n": {"gt": 6}}, "select": ["page", "n"]}
     rows = [{"page": "/a"}, {"page": "/b"}, {"page": "/c"}]
@@ -130,7 +128,7 @@ async def test_upsert_with_changes_takes_where_and_what_a_batch_brings(
 
 @pytest.mark.parametrize("update", [{}, []], ids=str)
 @pytest_twisted.ensureDeferred
-async def test_upsert_without_changes_leaves_rows_alone(
+async def test_upsert_without_changes_does_not_change_existing_rows(
     db: DirectCaller, dsn: str, update: Any
 ) -> None:
     before = _all(dsn, "hits")
@@ -156,7 +154,7 @@ REFUSED: list[tuple[dict[str, Any], type[ServiceError], str | None, str]] = [
 
 @pytest.mark.parametrize(("kwargs", "kind", "path", "message"), REFUSED)
 @pytest_twisted.ensureDeferred
-async def test_changes_of_an_upsert_that_do_not_fit_are_refused(
+async def test_invalid_changes_of_an_upsert_are_refused(
     db: DirectCaller, dsn: str, kwargs: Any, kind: type[ServiceError], path: str, message: str
 ) -> None:
     """The error has the path; nothing is written."""
@@ -168,17 +166,17 @@ async def test_changes_of_an_upsert_that_do_not_fit_are_refused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_computing_value_among_the_new_ones_says_where_it_goes(db: DirectCaller) -> None:
+async def test_computed_value_in_a_new_row_is_refused_with_its_place(db: DirectCaller) -> None:
     refused = await failure_of(db.call("hits.upsert", {"page": "/a", "n": {"$add": 1}}))
     assert isinstance(refused, InvalidArgument)
     assert '"update" of upsert' in refused.details["hint"]
 
 
 @pytest_twisted.ensureDeferred
-async def test_changes_of_an_upsert_are_not_computed_of_hidden_rows(
+async def test_changes_of_an_upsert_are_not_computed_from_hidden_rows(
     db: DirectCaller, dsn: str
 ) -> None:
-    """Rows hidden by a policy or a view, through which PostgreSQL itself would write them."""
+    """A policy or a view hides the rows; through a view, PostgreSQL itself would write them."""
     execute(dsn, "INSERT INTO hits (page, n, owner) VALUES ('/boss', 2147483647, 'boss')")
     for update in (
         {"n": {"$add": 1}},
@@ -205,7 +203,7 @@ async def test_changes_of_an_upsert_are_not_computed_of_hidden_rows(
 
 
 @pytest_twisted.ensureDeferred
-async def test_changes_of_an_upsert_take_the_rights_of_their_columns(
+async def test_changes_of_an_upsert_need_the_rights_on_their_columns(
     db: DirectCaller, dsn: str
 ) -> None:
     """A computed value needs SELECT, a set column UPDATE; a hidden column is unknown."""

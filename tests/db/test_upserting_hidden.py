@@ -57,7 +57,7 @@ KEYS: list[Any] = [None, ["k"], "rl_lower", ["n"]]
 @pytest.mark.parametrize("key", KEYS, ids=str)
 @pytest.mark.parametrize("conditions", CONDITIONS, ids=str)
 @pytest_twisted.ensureDeferred
-async def test_upsert_with_where_of_a_hidden_row_is_refused_whatever_it_holds(
+async def test_upsert_with_where_is_refused_for_any_hidden_row(
     db: DirectCaller, dsn: str, conditions: tuple[Any, Any], key: Any
 ) -> None:
     """As without a condition: by any key, on columns, related rows and computed columns."""
@@ -74,7 +74,7 @@ async def test_upsert_with_where_of_a_hidden_row_is_refused_whatever_it_holds(
 @pytest.mark.parametrize("key", KEYS[:3], ids=str)
 @pytest.mark.parametrize("conditions", CONDITIONS[:4], ids=str)
 @pytest_twisted.ensureDeferred
-async def test_upsert_with_where_of_a_seen_row_goes_by_it(
+async def test_upsert_with_where_changes_a_visible_row_that_matches(
     db: DirectCaller, conditions: tuple[Any, Any], key: Any
 ) -> None:
     """A visible row is changed if and only if the condition holds."""
@@ -88,7 +88,7 @@ async def test_upsert_with_where_of_a_seen_row_goes_by_it(
 
 @pytest.mark.parametrize("start", ["s3", "z"])
 @pytest_twisted.ensureDeferred
-async def test_upsert_with_where_into_a_view_leaves_rows_alone_that_it_does_not_show(
+async def test_upsert_with_where_into_a_view_does_not_change_rows_outside_it(
     db: DirectCaller, dsn: str, start: str
 ) -> None:
     """PostgreSQL itself would write them, with the rights of the view's owner."""
@@ -109,7 +109,7 @@ async def test_upsert_with_where_into_a_view_leaves_rows_alone_that_it_does_not_
 
 @pytest.mark.parametrize(("start", "expected"), [("new", "x"), ("z", "new")])
 @pytest_twisted.ensureDeferred
-async def test_upsert_with_where_that_meets_a_row_come_meanwhile_goes_by_it(
+async def test_upsert_with_where_applies_to_a_concurrently_inserted_row(
     db: DirectCaller, dsn: str, start: str, expected: str
 ) -> None:
     """It waits for the other writer, does not see the new row yet, and runs again."""
@@ -142,7 +142,7 @@ async def test_upsert_with_where_by_an_index_without_a_readable_key_is_refused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_upsert_without_the_right_to_read_what_is_taken_over_is_refused(
+async def test_upsert_without_select_on_the_updated_columns_is_refused(
     db: DirectCaller, dsn: str
 ) -> None:
     """As docs/roles.md says; with SELECT it is accepted."""

@@ -62,7 +62,7 @@ def row(id: int, n: int | None = None, noted: str | None = None) -> dict[str, An
 @pytest.mark.parametrize("written", [(), (Counted,)], ids=["plain", "ruled"])
 @pytest.mark.parametrize("name", ["items", "shown"])
 @pytest_twisted.ensureDeferred
-async def test_upsert_answers_rows_as_they_were(
+async def test_upsert_returns_rows_as_they_were(
     dsn: str, name: str, written: tuple[type[Model], ...]
 ) -> None:
     """
@@ -109,7 +109,7 @@ async def test_upsert_answers_rows_as_they_were(
 
 
 @pytest_twisted.ensureDeferred
-async def test_upsert_answers_old_rows_by_another_key_with_embeds_in_a_batch(
+async def test_upsert_in_a_batch_returns_old_rows_with_embeds_by_another_key(
     db: DirectCaller, dsn: str
 ) -> None:
     """Old rows are those at the time of the operation in the batch."""
@@ -134,7 +134,7 @@ async def test_upsert_answers_old_rows_by_another_key_with_embeds_in_a_batch(
 
 
 @pytest_twisted.ensureDeferred
-async def test_many_rows_are_answered_as_they_were(db: DirectCaller, dsn: str) -> None:
+async def test_upsert_of_many_rows_returns_them_as_they_were(db: DirectCaller, dsn: str) -> None:
     """There are so many rows that a pool thread reads them."""
     rows = [{"id": id, "n": 9} for id in range(150, 0, -1)]
     for kwargs, there in (({"update": []}, set[int]()), ({}, {1, 2, 3, 4})):
@@ -237,7 +237,7 @@ async def test_row_found_by_a_default_or_trigger_is_distinguished_from_a_hidden_
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_of_a_table_without_a_primary_key_are_found_by_the_key_that_is_named(
+async def test_rows_of_a_table_without_a_primary_key_are_found_by_the_named_key(
     db: DirectCaller, dsn: str
 ) -> None:
     """In an upsert, and in an update of rows."""
@@ -281,7 +281,7 @@ REFUSED: list[tuple[dict[str, Any], type[ServiceError], str | None]] = [
 
 @pytest.mark.parametrize(("kwargs", "kind", "path"), REFUSED)
 @pytest_twisted.ensureDeferred
-async def test_upsert_of_old_rows_that_cannot_be_answered_is_refused(
+async def test_upsert_that_cannot_return_old_rows_is_refused(
     db: DirectCaller, dsn: str, kwargs: dict[str, Any], kind: type[ServiceError], path: str | None
 ) -> None:
     """Nothing is written."""
@@ -296,7 +296,7 @@ async def test_upsert_of_old_rows_that_cannot_be_answered_is_refused(
 
 @pytest.mark.parametrize("update", [["n"], {"n": {"$add": 40}}], ids=str)
 @pytest_twisted.ensureDeferred
-async def test_upsert_by_an_index_on_expressions_answers_rows_as_they_were(
+async def test_upsert_by_an_index_on_expressions_returns_rows_as_they_were(
     db: DirectCaller, dsn: str, update: Any
 ) -> None:
     """They are written in the order of the call; attempts that are rolled back leave no trace."""
@@ -314,7 +314,7 @@ async def test_upsert_by_an_index_on_expressions_answers_rows_as_they_were(
 
 
 @pytest_twisted.ensureDeferred
-async def test_upserts_by_an_index_on_a_part_of_the_rows_answer_what_each_has_changed(
+async def test_concurrent_upserts_by_a_partial_index_return_their_own_changes(
     db: DirectCaller, dsn: str
 ) -> None:
     """A default may decide whether a row is in the index, and others are inserted concurrently."""

@@ -56,7 +56,7 @@ class Watched(Model):
 @pytest.mark.parametrize("update", [{"seats": {"$add": 1}}, ["seats"], []], ids=str)
 @pytest.mark.parametrize("plate", ["new", "old"])
 @pytest_twisted.ensureDeferred
-async def test_upsert_takes_the_right_to_update_what_it_changes(
+async def test_upsert_needs_update_on_the_columns_it_changes(
     db: DirectCaller, dsn: str, update: Any, plate: str
 ) -> None:
     """It needs no privilege on the other columns that its rows give."""
@@ -73,7 +73,7 @@ async def test_upsert_takes_the_right_to_update_what_it_changes(
 @pytest.mark.parametrize("id", [1, 2])
 @pytest.mark.parametrize("update", [None, ["n"], {"n": {"$add": 1}}, {"n": 5}], ids=str)
 @pytest_twisted.ensureDeferred
-async def test_row_that_may_not_be_changed_is_refused_as_by_any_upsert(
+async def test_row_without_the_right_to_change_it_is_refused_as_by_any_upsert(
     db: DirectCaller, dsn: str, id: int, update: Any
 ) -> None:
     """Whether the caller sees it or not; at once, and not as a concurrent insert."""
@@ -87,7 +87,7 @@ async def test_row_that_may_not_be_changed_is_refused_as_by_any_upsert(
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_that_may_not_be_changed_is_left_alone_where_the_upsert_does_so(
+async def test_row_without_the_right_to_change_it_is_skipped_if_the_upsert_does_not_change_it(
     db: DirectCaller,
 ) -> None:
     """With `update: []`, or if its condition does not hold; hidden rows are not compared."""
@@ -115,7 +115,7 @@ async def test_row_that_may_not_be_changed_is_left_alone_where_the_upsert_does_s
 )
 @pytest.mark.parametrize("batch", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_row_that_a_view_never_shows_is_not_to_be_tried_again(
+async def test_row_that_a_view_never_shows_is_not_retryable(
     db: DirectCaller, dsn: str, kwargs: dict[str, Any], batch: bool
 ) -> None:
     """The error is not retryable, because no later call or transaction would succeed."""
@@ -132,7 +132,7 @@ async def test_row_that_a_view_never_shows_is_not_to_be_tried_again(
 
 @pytest.mark.parametrize("written", [(), (Watched,)], ids=["plain", "ruled"])
 @pytest_twisted.ensureDeferred
-async def test_upsert_that_reads_first_gives_defaults_and_runs_triggers_as_any_upsert(
+async def test_upsert_that_reads_first_sets_defaults_and_runs_triggers_as_any_upsert(
     dsn: str, written: tuple[type[Model], ...]
 ) -> None:
     """
@@ -167,7 +167,7 @@ REFUSED: list[tuple[Any, dict[str, Any], type[ServiceError], str]] = [
 
 @pytest.mark.parametrize(("values", "kwargs", "kind", "path"), REFUSED, ids=str)
 @pytest_twisted.ensureDeferred
-async def test_row_that_is_refused_is_named_by_its_place_in_the_call(
+async def test_refused_row_has_its_index_in_the_call(
     dsn: str, values: Any, kwargs: dict[str, Any], kind: type[ServiceError], path: str
 ) -> None:
     """Whichever of the other rows existed."""
@@ -180,7 +180,7 @@ async def test_row_that_is_refused_is_named_by_its_place_in_the_call(
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_left_alone_is_new_to_policies_as_in_any_upsert(
+async def test_skipped_row_is_checked_by_insert_policies_as_in_any_upsert(
     db: DirectCaller, dsn: str
 ) -> None:
     """PostgreSQL checks the row to insert before it looks for an existing one."""

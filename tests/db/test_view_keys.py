@@ -111,7 +111,7 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 
 
-def test_key_of_a_view_is_that_of_its_one_table_or_claimed(dsn: str) -> None:
+def test_key_of_a_view_is_that_of_its_only_table_or_declared(dsn: str) -> None:
     """A view that may repeat rows has a key only if its comment declares one."""
     relations = read_catalog(dsn, ("public",)).relations
     assert {name: relations["public", name].primary_key for name in KEYS} == KEYS
@@ -189,7 +189,7 @@ REFUSED: list[tuple[str, list[Any], type[ServiceError]]] = [
 
 @pytest.mark.parametrize(("name", "args", "kind"), REFUSED, ids=str)
 @pytest_twisted.ensureDeferred
-async def test_row_of_a_view_that_has_no_such_key_is_refused(
+async def test_row_of_a_view_by_an_unknown_or_repeated_key_is_refused(
     db: DirectCaller, dsn: str, name: str, args: Any, kind: type[ServiceError]
 ) -> None:
     """A declared key that several rows have writes none of them."""

@@ -147,7 +147,7 @@ POINTED: list[tuple[str, Any, str | None]] = [
 
 @pytest.mark.parametrize(("relation", "rows", "path"), POINTED, ids=str)
 @pytest_twisted.ensureDeferred
-async def test_bulk_create_points_at_the_row_that_is_refused(
+async def test_refused_bulk_create_has_the_path_of_its_row(
     db: DirectCaller, relation: str, rows: Any, path: str | None
 ) -> None:
     refused = await failure_of(db.call(f"{relation}.create", rows))
@@ -217,7 +217,7 @@ CALLS: list[tuple[str, list[Any], dict[str, Any], str | None]] = [
 
 @pytest.mark.parametrize(("name", "args", "kwargs", "path"), CALLS, ids=str)
 @pytest_twisted.ensureDeferred
-async def test_write_of_rows_points_at_the_one_that_is_refused(
+async def test_refused_write_of_rows_has_the_path_of_its_row(
     db: DirectCaller, name: str, args: list[Any], kwargs: dict[str, Any], path: str | None
 ) -> None:
     refused = await failure_of(db.call(name, *args, **kwargs))
@@ -226,7 +226,7 @@ async def test_write_of_rows_points_at_the_one_that_is_refused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_many_rows_are_searched_in_a_thread(
+async def test_cause_among_many_rows_is_searched_in_a_thread(
     db: DirectCaller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In each kind of write; few rows are searched in the reactor's thread."""

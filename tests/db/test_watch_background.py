@@ -104,7 +104,7 @@ async def cycles(live: Live, many: int = 3) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_queries_that_a_chain_of_sessions_shares_are_read_together(
+async def test_queries_shared_by_a_chain_of_sessions_are_read_together(
     dsn: str, live: Live
 ) -> None:
     """Otherwise the shared query might never be read: of two groups, one would always be resting."""
@@ -125,7 +125,7 @@ async def test_queries_that_a_chain_of_sessions_shares_are_read_together(
 
 
 @pytest_twisted.ensureDeferred
-async def test_query_that_stood_still_once_does_not_rest_for_that(
+async def test_query_with_one_slow_read_does_not_rest(
     dsn: str, live: Live, lock: Connection
 ) -> None:
     """A read is slow once if the server or the service was stopped meanwhile; two slow reads count."""
@@ -145,7 +145,7 @@ async def test_query_that_stood_still_once_does_not_rest_for_that(
 
 
 @pytest_twisted.ensureDeferred
-async def test_query_that_stood_still_at_first_does_not_rest_for_that(
+async def test_query_with_a_slow_first_read_does_not_rest(
     dsn: str, live: Live, lock: Connection
 ) -> None:
     """It is read in the background, because it may be slow, but without a rest."""
@@ -163,7 +163,7 @@ async def test_query_that_stood_still_at_first_does_not_rest_for_that(
 
 
 @pytest_twisted.ensureDeferred
-async def test_slow_query_whose_columns_change_is_read_anew(dsn: str, live: Live) -> None:
+async def test_slow_query_whose_columns_change_is_read_without_a_rest(dsn: str, live: Live) -> None:
     """It has no rows then that could wait for a rest."""
     watcher = slow(live, 1, MINE)
     for change in ("ADD extra int", "DROP extra"):
@@ -190,7 +190,7 @@ async def test_slow_first_read_is_repeated_after_a_table_was_truncated(
 
 
 @pytest_twisted.ensureDeferred
-async def test_fault_while_a_query_begins_keeps_no_other_from_it(
+async def test_error_while_a_query_begins_does_not_stop_other_queries(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults: list[str] = []
@@ -233,7 +233,7 @@ async def test_sessions_without_common_queries_take_turns(
 
 
 @pytest_twisted.ensureDeferred
-async def test_queries_of_one_session_are_not_read_at_once_in_two_snapshots(
+async def test_queries_of_one_session_are_not_read_in_two_snapshots_at_the_same_time(
     dsn: str, live: Live, lock: Connection
 ) -> None:
     """The session moves to one position after another; a query of another session is read meanwhile."""
@@ -354,7 +354,7 @@ async def test_query_that_could_not_be_read_rests(dsn: str, live: Live, lock: Co
     [(Watches, "_take_outcome"), (WatchingSession, "keep"), (WatchingSession, "complete")],
 )
 @pytest_twisted.ensureDeferred
-async def test_error_in_a_read_beside_cycles_stops_no_cycle(
+async def test_error_in_a_background_read_stops_no_cycle(
     dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch, where: type, name: str
 ) -> None:
     """The transaction of the failed read is not left open either."""
@@ -381,7 +381,7 @@ async def test_error_in_a_read_beside_cycles_stops_no_cycle(
 
 
 @pytest_twisted.ensureDeferred
-async def test_table_truncated_during_a_read_beside_cycles_keeps_its_rows(
+async def test_table_truncated_during_a_background_read_has_its_new_rows(
     dsn: str, live: Live, lock: Connection
 ) -> None:
     """TRUNCATE is not MVCC-safe: to an older snapshot the table looks empty although it was not."""

@@ -84,7 +84,9 @@ async def test_rows_of_children_with_the_key_of_another_row_are_kept_apart(
 
 
 @pytest_twisted.ensureDeferred
-async def test_watch_of_what_is_gone_ends_with_the_reason(dsn: str, live: Live) -> None:
+async def test_watch_of_a_dropped_table_or_column_ends_with_the_reason(
+    dsn: str, live: Live
+) -> None:
     """A dropped column that the query names, and a dropped table."""
     column, table = live.watch("items", where={"note": "note"}), live.watch("others")
     await column.first()
@@ -115,7 +117,7 @@ async def test_recreated_table_continues_to_be_watched(dsn: str, live: Live) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_rights_that_change_change_the_rows(dsn: str) -> None:
+async def test_changed_rights_change_the_rows(dsn: str) -> None:
     """A changed policy or grant takes effect without a change of rows; a query that is refused ends."""
     execute(dsn, BEFORE_EACH + "GRANT SELECT ON items TO lasting_reader")
     ann = Caller(1, "ann", "user", "realm1")
@@ -154,7 +156,7 @@ async def test_watch_continues_after_a_lost_connection(dsn: str, live: Live) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_other_epoch_is_watched_on(dsn: str, live: Live) -> None:
+async def test_watch_continues_in_another_epoch(dsn: str, live: Live) -> None:
     """Transaction ids are not comparable across epochs: all rows are read again and compared."""
     watcher = live.watch("items")
     await watcher.first()
@@ -168,7 +170,7 @@ async def test_other_epoch_is_watched_on(dsn: str, live: Live) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_watch_that_ends_leaves_nothing_in_the_cycle(dsn: str, live: Live) -> None:
+async def test_ended_watch_leaves_nothing_in_the_cycle(dsn: str, live: Live) -> None:
     one, other = live.watch("items", where={"id": 1}), live.watch("others")
     await one.first()
     await other.first()
@@ -265,7 +267,7 @@ def held_watches(live: Live) -> list[watch_module.Watch]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_caller_that_takes_nothing_ends_its_watch_alone(dsn: str, live: Live) -> None:
+async def test_watch_of_a_caller_that_takes_nothing_ends_alone(dsn: str, live: Live) -> None:
     """Back-pressure of the connection ends this watch; the other watch of the session continues."""
     one, two = live.watch("items"), live.watch("others")
     await one.first()
@@ -302,7 +304,7 @@ async def test_last_watch_that_ends_while_its_caller_is_behind_logs_no_failure(
 
 
 @pytest_twisted.ensureDeferred
-async def test_watches_stop_though_the_server_is_silent_in_a_cycle(
+async def test_watches_stop_while_the_server_is_silent_in_a_cycle(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stop waits neither for as long as a statement may take, nor for another attempt at the cycle."""
@@ -336,7 +338,7 @@ async def test_quiet_watch_receives_alive_messages(
 
 
 @pytest_twisted.ensureDeferred
-async def test_change_that_the_log_does_not_have_is_found_by_the_check(
+async def test_change_missing_from_the_log_is_found_by_the_check(
     dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is counted, and the watchers receive the actual rows."""
@@ -367,7 +369,7 @@ async def test_query_that_fails_ends_alone(dsn: str, live: Live) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_slow_query_holds_up_its_own_session_alone(dsn: str, live: Live) -> None:
+async def test_slow_query_delays_only_its_own_session(dsn: str, live: Live) -> None:
     """Other sessions receive each change at once, however many slow queries there are."""
     execute(
         dsn,

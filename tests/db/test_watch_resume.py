@@ -62,7 +62,7 @@ UPDATE people SET id = 50 WHERE id = 20;
 
 @pytest.mark.parametrize("order", [None, ["-name"], ["team", "name"]])
 @pytest_twisted.ensureDeferred
-async def test_resumed_watch_gets_what_it_missed_and_no_more(
+async def test_resumed_watch_receives_only_the_missed_changes(
     dsn: str, live: Live, order: list[str] | None
 ) -> None:
     """The query reads one table, and the service has no state of the earlier watch."""
@@ -86,7 +86,9 @@ async def test_resumed_watch_gets_what_it_missed_and_no_more(
 
 
 @pytest_twisted.ensureDeferred
-async def test_resumed_watch_of_keys_in_parts_gets_what_it_missed(dsn: str, live: Live) -> None:
+async def test_resumed_watch_of_composite_keys_receives_the_missed_changes(
+    dsn: str, live: Live
+) -> None:
     """Keys are in wire form: dates are strings."""
     watcher = live.watch("pairs", select=["n"])
     await watcher.first()
@@ -111,7 +113,7 @@ async def test_resumed_watch_of_keys_in_parts_gets_what_it_missed(dsn: str, live
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_resumed_watch_of_related_rows_and_groups_gets_what_it_missed(
+async def test_resumed_watch_of_related_rows_and_groups_receives_the_missed_changes(
     dsn: str, live: Live, asked: dict[str, Any]
 ) -> None:
     """The relationships lead from the changed rows to the rows of the query."""
@@ -130,7 +132,7 @@ async def test_resumed_watch_of_related_rows_and_groups_gets_what_it_missed(
 
 
 @pytest_twisted.ensureDeferred
-async def test_resumed_watch_of_groups_of_referenced_rows_gets_what_it_missed(
+async def test_resumed_watch_of_groups_of_referenced_rows_receives_the_missed_changes(
     dsn: str, live: Live
 ) -> None:
     execute(dsn, "UPDATE people SET team = 5 WHERE id = 9")
@@ -147,7 +149,7 @@ async def test_resumed_watch_of_groups_of_referenced_rows_gets_what_it_missed(
 
 
 @pytest_twisted.ensureDeferred
-async def test_resumed_watch_without_changes_gets_an_empty_delta(dsn: str, live: Live) -> None:
+async def test_resumed_watch_without_changes_receives_an_empty_delta(dsn: str, live: Live) -> None:
     """This includes windows and groups, because nothing that they read has changed."""
     for asked in ({"limit": 2, "order": ["name"]}, {"measures": {"n": {"count": "*"}}}, {}):
         watcher = live.watch("people", **asked)
@@ -162,7 +164,7 @@ async def test_resumed_watch_without_changes_gets_an_empty_delta(dsn: str, live:
 
 
 @pytest_twisted.ensureDeferred
-async def test_resumed_watch_is_sent_all_rows_where_the_log_does_not_say_which(
+async def test_resumed_watch_receives_all_rows_if_the_log_does_not_suffice(
     dsn: str, live: Live
 ) -> None:
     """Windows, distinct rows, truncated tables, and positions whose log was pruned."""
@@ -210,7 +212,7 @@ async def test_rows_written_while_a_table_was_not_tracked_reach_watches(
 
 
 @pytest_twisted.ensureDeferred
-async def test_pruned_or_foreign_position_resets(dsn: str, live: Live) -> None:
+async def test_watch_at_a_pruned_or_foreign_position_is_reset(dsn: str, live: Live) -> None:
     """No change is ever omitted silently."""
     watcher = live.watch("people")
     await watcher.first()
@@ -244,7 +246,7 @@ async def test_pruned_or_foreign_position_resets(dsn: str, live: Live) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_resumed_watch_of_other_rights_is_sent_all_rows(dsn: str) -> None:
+async def test_resumed_watch_with_changed_rights_receives_all_rows(dsn: str) -> None:
     """A grant in between changes what the caller may see; a new session alone does not."""
     execute(dsn, BEFORE_EACH)
     roles = Roles({"user": "resume_reader"})
@@ -278,7 +280,7 @@ async def test_resumed_watch_of_other_rights_is_sent_all_rows(dsn: str) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_resumed_watch_whose_policy_asks_for_the_session_is_sent_all_rows(
+async def test_resumed_watch_under_a_policy_that_reads_the_session_receives_all_rows(
     dsn: str, condition: str
 ) -> None:
     """The policy reads the session itself, or in a function whose body may or may not be readable."""
@@ -344,7 +346,7 @@ async def test_resumed_watch_under_a_policy_reveals_no_keys_of_hidden_rows(dsn: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_forged_positions_are_not_all_resolved(
+async def test_only_the_newest_positions_of_a_caller_are_resolved(
     dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the newest are resolved: these belong to callers who have just lost their connection."""
@@ -385,7 +387,9 @@ async def test_position_of_another_history_resets_before_its_epoch_begins(
 
 
 @pytest_twisted.ensureDeferred
-async def test_position_survives_a_promotion_that_lost_nothing(dsn: str, live: Live) -> None:
+async def test_position_stays_valid_after_a_promotion_without_loss_of_commits(
+    dsn: str, live: Live
+) -> None:
     watcher = live.watch("people")
     await watcher.first()
     await watcher.cancel()
@@ -461,7 +465,7 @@ async def test_equal_rows_leave_a_resumed_watch_one_by_one(dsn: str) -> None:
 
 @pytest.mark.parametrize("found", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_resumed_watch_that_starts_over_before_it_was_answered_is_a_reset(
+async def test_resumed_watch_that_restarts_before_its_first_message_is_reset(
     dsn: str, live: Live, found: bool
 ) -> None:
     """For example when a column is added meanwhile: the caller still has rows."""

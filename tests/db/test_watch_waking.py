@@ -71,19 +71,21 @@ async def test_change_takes_three_messages_to_the_database(
             before = live.watches.cycles
             execute(dsn, INSERT)
             live.watches.wake()
-            await told(watcher, many)
+            await has_rows(watcher, many)
         assert live.watches.cycles == before + 1
         assert len(sent) == 3, sent
 
 
-async def told(watcher: Watcher, many: int) -> None:
+async def has_rows(watcher: Watcher, many: int) -> None:
     """Wait until the watcher has a number of rows."""
     await until(lambda: len(watcher.copy.rows) >= many)
 
 
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("part", ["leading", "following"])
-async def test_no_commit_is_slept_through_by_live_queries(dsn: str, part: str) -> None:
+async def test_live_query_receives_each_commit_while_the_feed_falls_asleep(
+    dsn: str, part: str
+) -> None:
     """Each commit is delivered, whether the feed is awake, asleep, or about to sleep."""
     dice = random.Random(part)
     async with (
@@ -95,7 +97,7 @@ async def test_no_commit_is_slept_through_by_live_queries(dsn: str, part: str) -
         async with watching(dsn, feed) as watcher:
             for many in range(1, 81):
                 await deferToThread(execute, dsn, INSERT)
-                await told(watcher, many)
+                await has_rows(watcher, many)
                 await pause(dice.choice((0, 0, 0.002, 0.01, 0.02, 0.025, 0.03, 0.1)))
             assert watcher.copy.resets == 0
 
@@ -112,7 +114,7 @@ async def test_transaction_that_writes_elsewhere_delays_no_live_query(
             for many in range(len(watcher.copy.rows) + 1, len(watcher.copy.rows) + 16):
                 began = time.monotonic()
                 await deferToThread(execute, dsn, INSERT)
-                await told(watcher, many)
+                await has_rows(watcher, many)
                 kept.append(time.monotonic() - began)
         return sorted(kept)
 

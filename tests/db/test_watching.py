@@ -129,7 +129,7 @@ async def test_copy_equals_find_after_each_write(dsn: str, live: Live, kind: str
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_without_a_key_are_their_own_keys(dsn: str, live: Live) -> None:
+async def test_rows_without_a_key_are_sent_without_keys(dsn: str, live: Live) -> None:
     """One of two equal rows can leave alone; with an order, all rows are sent again."""
     watcher, ordered = live.watch("notes"), live.watch("notes", order=["body"])
     await watcher.first()
@@ -157,7 +157,7 @@ async def test_key_of_several_columns_is_a_list(dsn: str, live: Live) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_watch_of_what_is_not_logged_is_refused(live: Live) -> None:
+async def test_watch_of_an_untracked_table_is_refused(live: Live) -> None:
     """The error says how to track the table."""
     with pytest.raises(DatabaseRefused, match="untold") as caught:
         await live.watch("untold").first()
@@ -234,7 +234,7 @@ async def test_watches_over_the_limit_are_refused(live: Live) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_callers_see_what_their_role_may(dsn: str) -> None:
+async def test_watch_has_only_the_rows_that_the_role_may_read(dsn: str) -> None:
     """Rows enter and leave when another table, which the policy reads, changes."""
     execute(dsn, BEFORE_EACH)
     roles = Roles({"user": "watch_reader"})
@@ -280,7 +280,7 @@ async def step_held(
 
 
 @pytest_twisted.ensureDeferred
-async def test_step_is_ended_though_its_last_watch_has_left(dsn: str) -> None:
+async def test_step_is_ended_although_its_last_watch_has_left(dsn: str) -> None:
     """Another watch then receives the message that ends the step."""
     async with step_held(dsn) as (_, (sent, waits)):
         assert waits.messages == []
@@ -291,7 +291,7 @@ async def test_step_is_ended_though_its_last_watch_has_left(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_step_is_ended_though_its_remaining_watches_are_reset(dsn: str) -> None:
+async def test_step_is_ended_although_its_remaining_watches_are_reset(dsn: str) -> None:
     """While the step was sent, the queue has overflowed, and the last watch of the step has left."""
     async with step_held(dsn, max_bytes=1 << 20) as (_, (sent, waits)):
         execute(dsn, "INSERT INTO notes VALUES (repeat('long', 150000), 1)")
@@ -356,7 +356,7 @@ async def test_slow_first_run_delays_no_other_watch(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_query_that_begins_while_rows_change_has_them_as_they_are(
+async def test_query_that_begins_while_rows_change_has_the_changed_rows(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Changes between its first run and the first cycle that includes it are not lost."""

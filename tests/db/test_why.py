@@ -72,13 +72,13 @@ def failing(dsn: str, name: str, role: str | None = None) -> list[str]:
     return [check.line() for check in checks(dsn, name, role) if check.ok is False]
 
 
-def test_why_of_a_database_without_a_log_says_what_to_type(dsn: str) -> None:
+def test_why_of_a_database_without_a_log_names_the_command(dsn: str) -> None:
     assert failing(dsn, "things") == [
         "[-] there is no log of changes → rowcast track public.things"
     ]
 
 
-def test_why_of_a_log_that_is_not_the_services_says_whose_it_is(tracked: str) -> None:
+def test_why_of_a_log_of_another_role_names_its_owner(tracked: str) -> None:
     execute(tracked, "CREATE ROLE why_service LOGIN; GRANT SELECT ON things TO why_service")
     mine = make_dsn(tracked, user="why_service")
     ((owner,),) = execute(tracked, "SELECT current_user::text")
@@ -157,7 +157,7 @@ def test_why_of_a_tracked_table_without_a_reader_names_only_that(tracked: str) -
         ),
     ],
 )
-def test_why_of_what_cannot_be_tracked_advises_nothing_that_is_of_no_use(
+def test_why_of_an_untrackable_relation_does_not_advise_tracking(
     tracked: str, name: str, line: str
 ) -> None:
     """Neither a primary key nor tracking is advised, even without a log; rights are checked anyway."""
@@ -176,7 +176,7 @@ def test_why_of_an_untracked_table_is_untracked(tracked: str, name: str, keyed: 
     assert advice == [None if keyed else f"ALTER TABLE public.{name} ADD PRIMARY KEY (…)"]
 
 
-def test_remedies_name_a_table_as_the_shell_and_sql_take_it(tracked: str) -> None:
+def test_remedies_quote_the_table_for_the_shell_and_sql(tracked: str) -> None:
     execute(tracked, """CREATE TABLE "Odd it's.x" (n int)""")
     try:
         (command,) = [
@@ -322,7 +322,7 @@ def test_try_is_timed_until_the_log_is_read(tracked: str, monkeypatch: pytest.Mo
         (True, False, 0, False, False, 1),
     ],
 )
-def test_service_says_what_of_itself_keeps_events_from_coming(
+def test_checks_of_the_service_report_its_own_failures(
     reads: bool, polls: bool, refused: int, leads: bool, reached: bool | None, failing: int
 ) -> None:
     found = list(service_checks(reads, polls, refused, leads, "0123456789abcdef", reached))
@@ -331,7 +331,9 @@ def test_service_says_what_of_itself_keeps_events_from_coming(
 
 
 @pytest_twisted.ensureDeferred
-async def test_why_answers_callers_of_what_they_may_use(tracked: str, db: DirectCaller) -> None:
+async def test_why_answers_callers_only_about_readable_relations(
+    tracked: str, db: DirectCaller
+) -> None:
     """A caller without SELECT on a table learns neither that it exists nor anything about the log."""
     said = Check(None, "of the service itself")
     leaders = []

@@ -67,7 +67,7 @@ BEFORE_EACH = (
 
 
 @pytest_twisted.ensureDeferred
-async def test_create_of_a_row_answers_it_as_stored(db: DirectCaller, dsn: str) -> None:
+async def test_create_of_a_row_returns_the_stored_row(db: DirectCaller, dsn: str) -> None:
     """The result has the defaults and generated values of the database."""
     row = await db.call(
         "things.create", {"name": "new", "doc": {"a": [1, None]}, "data": b"\0\xff"}
@@ -94,7 +94,7 @@ async def test_create_of_a_row_answers_it_as_stored(db: DirectCaller, dsn: str) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_create_of_a_list_answers_in_its_order(db: DirectCaller) -> None:
+async def test_create_of_a_list_returns_rows_in_its_order(db: DirectCaller) -> None:
     """The result has the order of the list; a missing column is set to its default."""
     rows = await db.call(
         "things.create",
@@ -129,7 +129,6 @@ async def test_create_of_a_list_answers_in_its_order(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_create_of_many_empty_rows_inserts_as_many(db: DirectCaller) -> None:
-    """Each empty dict inserts a row of defaults."""
     assert await db.call("log.create", [{}, {}, {}]) == [{"note": None}] * 3
     assert await db.call("log.count") == 3
     assert await db.call("log.create", [{}]) == [{"note": None}]
@@ -139,14 +138,13 @@ async def test_create_of_many_empty_rows_inserts_as_many(db: DirectCaller) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_create_of_a_list_with_one_bad_row_keeps_none(db: DirectCaller) -> None:
-    """One invalid row rolls back the entire list."""
     refused = await failure_of(db.call("things.create", [{"name": "ok"}, {"name": "one"}]))
     assert isinstance(refused, UniqueViolation)
     assert await db.call("things.count") == 3
 
 
 @pytest_twisted.ensureDeferred
-async def test_update_by_key_answers_the_changed_row(db: DirectCaller) -> None:
+async def test_update_by_key_returns_the_changed_row(db: DirectCaller) -> None:
     """The result is the changed row; without changes, it is the present row."""
     changed = await db.call("things.update", 1, {"size": 9}, select=["id", "size", "twice"])
     assert changed == {"id": 1, "size": 9, "twice": 18}
@@ -186,7 +184,7 @@ async def test_update_with_stale_expect_is_conflict(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_update_by_filter_answers_rows_and_their_number(db: DirectCaller) -> None:
+async def test_update_by_filter_returns_rows_and_their_number(db: DirectCaller) -> None:
     """The result has the rows and their number; if `max_affected` is exceeded, nothing is written."""
     answer = await db.call(
         "things.update",
@@ -212,7 +210,7 @@ async def test_update_by_filter_answers_rows_and_their_number(db: DirectCaller) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_delete_by_key_or_filter_answers_what_was_deleted(db: DirectCaller) -> None:
+async def test_delete_by_key_or_filter_returns_the_deleted_rows(db: DirectCaller) -> None:
     """By key the result is the entire row; by filter it has the number, too."""
     row = await db.call("things.delete", 2, select=["id", "name"])
     assert row == {"id": 2, "name": "two"}
@@ -259,10 +257,9 @@ async def test_create_of_invalid_rows_names_every_failing_column(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_create_with_a_value_not_of_its_type_is_refused(
+async def test_create_with_a_value_of_the_wrong_type_is_refused(
     db: DirectCaller, values: dict[str, Any], path: str
 ) -> None:
-    """A value of the wrong type is refused with its path."""
     refused = await failure_of(db.call("things.create", values))
     assert isinstance(refused, InvalidArgument), refused
     assert refused.details["path"] == path
@@ -291,7 +288,7 @@ async def test_write_against_a_constraint_names_it(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_write_under_a_trigger_is_filled_refused_or_dropped(db: DirectCaller) -> None:
+async def test_row_under_a_trigger_is_filled_refused_or_suppressed(db: DirectCaller) -> None:
     """A trigger may fill a required column, raise an error, and suppress a row."""
     assert await db.call("stamped.create", {"id": 1}) == {"id": 1, "by": "trigger"}
     refused = await failure_of(db.call("stamped.create", {"id": -1}))
@@ -347,8 +344,7 @@ async def test_view_without_writes_has_no_such_verb(db: DirectCaller, dsn: str) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_write_with_too_large_an_answer_is_not_kept(db: DirectCaller) -> None:
-    """If the result is too large, the write is rolled back."""
+async def test_write_with_a_too_large_result_is_rolled_back(db: DirectCaller) -> None:
     refused = await failure_of(
         db.call("things.create", {"name": "huge", "doc": {"x": "y" * 200_000}})
     )
@@ -361,8 +357,7 @@ async def test_write_with_too_large_an_answer_is_not_kept(db: DirectCaller) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_updates_at_once_with_the_same_expect_let_one_win(db: DirectCaller) -> None:
-    """Of concurrent updates with the same `expect`, one succeeds and the others end as conflict."""
+async def test_one_of_concurrent_updates_with_the_same_expect_succeeds(db: DirectCaller) -> None:
     calls = [
         ensureDeferred(db.call("things.update", 1, {"size": 10 + at}, expect={"size": 1}))
         for at in range(8)
@@ -373,7 +368,7 @@ async def test_updates_at_once_with_the_same_expect_let_one_win(db: DirectCaller
 
 
 @pytest_twisted.ensureDeferred
-async def test_writes_in_a_deadlock_are_tried_again(db: DirectCaller) -> None:
+async def test_writes_in_a_deadlock_are_retried(db: DirectCaller) -> None:
     """Both writes of a deadlock succeed, one of them after a retry."""
     execute_all = [
         ensureDeferred(
@@ -405,7 +400,7 @@ async def test_write_of_one_narrow_row_is_one_message(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_create_of_a_row_without_columns_answers_it(dsn: str) -> None:
+async def test_create_of_a_row_without_columns_returns_an_empty_row(dsn: str) -> None:
     """A written row without columns is returned as an empty row; an empty list selects all columns."""
     execute(dsn, "CREATE TABLE IF NOT EXISTS blank ()")
     async with serving(dsn) as db:
@@ -416,7 +411,6 @@ async def test_create_of_a_row_without_columns_answers_it(dsn: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_written_rows_without_selected_columns_are_empty_rows(db: DirectCaller) -> None:
-    """A written row without selected columns is returned as an empty row."""
     nothing: dict[str, Any] = {"select": [], "embed": {"owners": {"select": [], "inner": True}}}
     assert await db.call("things.create", {"name": "a", "owner": 1}, **nothing) == {}
     answer = await db.call("things.update", where={"owner": 1}, changes={"size": 1}, **nothing)
@@ -424,7 +418,9 @@ async def test_written_rows_without_selected_columns_are_empty_rows(db: DirectCa
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_without_a_match_are_not_answered(db: DirectCaller) -> None:
+async def test_written_rows_without_a_match_of_an_inner_embed_are_not_returned(
+    db: DirectCaller,
+) -> None:
     """An inner embed filters the returned rows, not the written ones."""
     ada = {"owners": {"select": ["name"], "where": {"name": "Ada"}, "inner": True}}
     back: dict[str, Any] = {"select": ["name"], "embed": ada}
@@ -450,7 +446,7 @@ async def test_rows_without_a_match_are_not_answered(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_defaults_of_what_the_database_makes(db: DirectCaller) -> None:
+async def test_default_of_a_generated_column_is_accepted(db: DirectCaller) -> None:
     """A generated column accepts only its default, as in PostgreSQL."""
     default = {"$default": True}
     row = {"id": 1, "n": 2, "twice": default, "at": default}

@@ -166,7 +166,7 @@ async def test_update_embeds_what_its_trigger_wrote(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_is_as_triggers_left_it(db: DirectCaller) -> None:
+async def test_row_has_the_changes_of_its_triggers(db: DirectCaller) -> None:
     """An AFTER trigger of the row's own table, of a deferred kind, or of a partition changes it."""
     made = await db.call("stamps.create", {"id": 1, "name": "a", "doc": None, "data": b"\0\xff"})
     assert (made["seen"], made["doc"], made["data"]) == (1, None, b"\0\xff")
@@ -189,7 +189,7 @@ async def test_row_is_as_triggers_left_it(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_total_of_a_parent_is_embedded_fresh(db: DirectCaller) -> None:
+async def test_embedded_parent_has_the_changes_of_triggers(db: DirectCaller) -> None:
     """An embedded parent row has the changes of the statement's triggers."""
     embed = {"orders": {"select": ["total"]}}
     made = await db.call("lines.create", {"order": 1, "n": 5}, select=["n"], embed=embed)
@@ -199,7 +199,7 @@ async def test_total_of_a_parent_is_embedded_fresh(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_delete_answers_the_row_as_it_was(db: DirectCaller) -> None:
+async def test_delete_returns_the_row_before_the_delete(db: DirectCaller) -> None:
     """The columns are those before the delete; related rows are those that remain."""
     gone = await db.call(
         "orders.delete", 1, select=["id", "note", "total", "n_logs"], embed={"lines": True}
@@ -223,7 +223,9 @@ WIDE = {
 
 @pytest.mark.parametrize("name", ["gone", "moved"])
 @pytest_twisted.ensureDeferred
-async def test_row_that_is_gone_is_as_it_was_written(db: DirectCaller, name: str) -> None:
+async def test_row_moved_away_by_a_trigger_is_returned_as_written(
+    db: DirectCaller, name: str
+) -> None:
     """If a trigger moves the row away, the result is the row as written."""
     row = {**WIDE, "name": name}
     made = await db.call("stamps.create", row)
@@ -232,14 +234,14 @@ async def test_row_that_is_gone_is_as_it_was_written(db: DirectCaller, name: str
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_out_of_a_view_is_as_it_was_written(db: DirectCaller) -> None:
+async def test_row_that_its_view_does_not_show_is_returned_as_written(db: DirectCaller) -> None:
     """A row that the view no longer shows is still returned."""
     made = await db.call("shown.create", {"id": 1, "name": "hidden"})
     assert made == {"id": 1, "name": "hidden", "seen": 0}
 
 
 @pytest_twisted.ensureDeferred
-async def test_function_that_writes_is_read_afterwards(db: DirectCaller) -> None:
+async def test_rows_written_by_a_function_are_embedded_after_it(db: DirectCaller) -> None:
     """Rows inserted by a function have their related rows, in each form of find."""
     ways: list[dict[str, Any]] = [{}, {"count": "exact"}, {"where": {"order_log.what": "insert"}}]
     for at, way in enumerate(ways):
@@ -264,7 +266,7 @@ async def test_function_that_writes_is_read_afterwards(db: DirectCaller) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_flows_of_a_function_that_writes_are_read_afterwards(db: DirectCaller) -> None:
+async def test_streamed_rows_written_by_a_function_are_embedded_after_it(db: DirectCaller) -> None:
     """Streams and exports of such rows have related rows, too."""
     taker = Taker(db)
     await taker.call("fn.place.stream", args={"note": "50%"}, select=["note"], embed=LOG)
@@ -276,7 +278,9 @@ async def test_flows_of_a_function_that_writes_are_read_afterwards(db: DirectCal
 
 
 @pytest_twisted.ensureDeferred
-async def test_within_a_transaction_deferred_triggers_wait(db: DirectCaller, dsn: str) -> None:
+async def test_deferred_triggers_in_a_transaction_run_at_its_end(
+    db: DirectCaller, dsn: str
+) -> None:
     """A write in a transaction leaves deferred constraints to the transaction's end."""
     async with db.database.transaction():
         assert (await db.call("late.create", {"id": 1})) == {"id": 1, "n": 0}
@@ -358,7 +362,7 @@ async def test_refused_write_has_written_nothing(
 
 
 @pytest_twisted.ensureDeferred
-async def test_bulk_answers_what_was_written(db: DirectCaller, dsn: str) -> None:
+async def test_bulk_create_returns_the_written_rows(db: DirectCaller, dsn: str) -> None:
     """A write of many rows succeeds even if a trigger suppresses some."""
     made = await db.call("kept.create", [{"id": 5, "n": 13}, {"id": 6, "n": 2}])
     assert made == [{"id": 6, "n": 2}]
@@ -402,7 +406,7 @@ async def test_write_of_one_short_row_is_one_message(
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_that_may_not_be_read_are_written(dsn: str) -> None:
+async def test_unreadable_rows_are_written_without_returning(dsn: str) -> None:
     """With `returning: false` no row is read, so no SELECT policy has to allow it."""
     execute(dsn, HIDDEN)
     async with serving(dsn, roles=Roles({"anonymous": "rowcast_writer"})) as db:
@@ -417,21 +421,21 @@ async def test_rows_that_may_not_be_read_are_written(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_key_that_a_trigger_changes_is_followed(db: DirectCaller, dsn: str) -> None:
+async def test_row_whose_key_a_trigger_changes_is_found(db: DirectCaller, dsn: str) -> None:
     """A cascade changes the key of the row, although the call does not set it."""
     execute(dsn, "DELETE FROM renamed; INSERT INTO renamed VALUES (1, 1, 1)")
     assert await db.call("renamed.update", 1, {"name": 4}) == {"id": 4, "name": 4, "root": 4}
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_of_a_join_is_not_mistaken_for_another(db: DirectCaller) -> None:
+async def test_row_of_a_view_with_repeated_keys_is_the_written_one(db: DirectCaller) -> None:
     """For a view that shows one key several times, the result is the row that its trigger wrote."""
     made = await db.call("order_lines.create", {"id": 1, "n": 9}, order=["n"])
     assert made == {"id": 1, "n": 9, "note": None}
 
 
 @pytest_twisted.ensureDeferred
-async def test_cast_in_what_picks_the_rows_is_pointed_at(db: DirectCaller) -> None:
+async def test_error_in_a_cast_of_a_filter_has_its_path(db: DirectCaller) -> None:
     """An error in the first of two statements names its place in the call."""
     refused = await failure_of(
         db.call(
@@ -443,8 +447,8 @@ async def test_cast_in_what_picks_the_rows_is_pointed_at(db: DirectCaller) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_key_that_may_not_be_read_is_not_asked_for(dsn: str) -> None:
-    """Without a right on the key the row is answered as it was written."""
+async def test_row_with_an_unreadable_key_is_returned_as_written(dsn: str) -> None:
+    """Without SELECT on the key, the row cannot be read again."""
     execute(
         dsn,
         "DROP ROLE IF EXISTS rowcast_blind; CREATE ROLE rowcast_blind;"
@@ -459,8 +463,8 @@ async def test_key_that_may_not_be_read_is_not_asked_for(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_judged_apart_are_counted_as_written(db: DirectCaller) -> None:
-    """Of rows of which a model makes something different, those count that were changed."""
+async def test_updated_rows_that_a_model_changes_differently_are_counted(db: DirectCaller) -> None:
+    """Only written rows count; a trigger suppresses one of them."""
     served = db.dispatcher.served
     model = served.model(served.catalog.relation("public", "kept")).model
 

@@ -90,7 +90,7 @@ def test_upsert_by_an_unusable_on_conflict_is_refused(
     assert refused.value.details["path"] == "on_conflict"
 
 
-def test_exclusion_constraint_leaves_rows_alone() -> None:
+def test_upsert_under_an_exclusion_constraint_can_only_skip_rows() -> None:
     """ON CONFLICT can only DO NOTHING."""
     excluding = replace(VEHICLES, unique_indexes=(replace(OPEN, only_ignores=True),))
     assert upserted(BUS, excluding, on_conflict="ix_open", update=[]).updates == ()
