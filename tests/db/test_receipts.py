@@ -207,10 +207,12 @@ async def test_receipt_of_a_call_that_writes_nothing_has_no_transaction(
     assert await ask(db, name, *args, **kwargs) == WithReceipt(answer, None)
 
 
+@pytest.mark.serving(most=1)
 @pytest_twisted.ensureDeferred
 async def test_receipt_of_a_single_row_needs_no_additional_message(
     db: DirectCaller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With one session: on a loaded machine, another worker may run a call, and its session opens or prepares."""
     texts: list[Any] = []
     execute_ = PgCursor.execute
 

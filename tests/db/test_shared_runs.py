@@ -156,7 +156,11 @@ async def outcome(answer: Awaitable[Any]) -> Any:
     try:
         return await answer
     except ServiceError as error:
-        return error.uri, {**error.details, "id": None}
+        # A refusal says `retry` if the catalog could not be checked in time, as on a loaded machine.
+        varying = {"id", "retry", "retry_after"}
+        return error.uri, {
+            name: value for name, value in error.details.items() if name not in varying
+        }
 
 
 async def together(
