@@ -169,17 +169,17 @@ def identifiers(step: ast.AST) -> set[str]:
     return found
 
 
-def unknown_entries(source: str, exceptions: set[str]) -> list[str]:
+def unknown_entries(tree: ast.Module, exceptions: set[str]) -> list[str]:
     """Return the entries of docstrings that name no parameter, attribute or exception."""
     found = []
-    for step in ast.walk(ast.parse(source)):
+    for step in ast.walk(tree):
         if not isinstance(step, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        text, known = ast.get_docstring(step) or "", identifiers(step)
+        text = ast.get_docstring(step) or ""
+        explained = entries(text, "Args") + entries(text, "Attributes")
         # A subclass may explain what it inherits.
-        inherits = isinstance(step, ast.ClassDef) and step.bases
-        if not inherits:
-            explained = entries(text, "Args") + entries(text, "Attributes")
+        if explained and not (isinstance(step, ast.ClassDef) and step.bases):
+            known = identifiers(step)
             found += [f"{step.name}: {name}" for name in explained if name not in known]
         raised = (name.rpartition(".")[2] for name in entries(text, "Raises"))
         found += [f"{step.name}: {name}" for name in raised if name not in exceptions]
@@ -188,11 +188,9 @@ def unknown_entries(source: str, exceptions: set[str]) -> list[str]:
 
 def test_docstrings_explain_what_exists() -> None:
     """A renamed parameter or exception is easily left behind in the docstrings that explain it."""
-    sources = {str(module): text(module) for module in MODULES}
-    exceptions = set(dir(builtins)).union(
-        *(identifiers(ast.parse(each)) for each in sources.values())
-    )
-    strange = {name: unknown_entries(source, exceptions) for name, source in sources.items()}
+    trees = {str(module): ast.parse(text(module)) for module in MODULES}
+    exceptions = set(dir(builtins)).union(*map(identifiers, trees.values()))
+    strange = {name: unknown_entries(tree, exceptions) for name, tree in trees.items()}
     assert {name: found for name, found in strange.items() if found} == {}
 
 
@@ -201,7 +199,7 @@ def test_unknown_entries_are_those_of_renamed_parameters_and_exceptions() -> Non
         'def f(new, more):\n    """\n    Do.\n\n    Args:\n        old: A.\n            b: c\n'
         '        new, more: B.\n\n    Raises:\n        Gone: It.\n        a.Known: It.\n    """\n'
     )
-    assert unknown_entries(source, {"Known"}) == ["f: old", "f: Gone"]
+    assert unknown_entries(ast.parse(source), {"Known"}) == ["f: old", "f: Gone"]
 
 
 def test_modules_do_not_share_a_name() -> None:
