@@ -1,5 +1,6 @@
 # make run · make test · make check · make faults · make oracle · make bench. Each makes what it needs first, and is quick the second time.
-# make test WORKERS=1 runs the tests in so many processes, COVERAGE=1 measures what they cover.
+# make test THOROUGH=1 draws many random examples, WORKERS=1 runs the tests in so many processes, COVERAGE=1
+# measures what they cover.
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := run
@@ -34,7 +35,7 @@ check:
 	@$(MAKE) -s -j2 .venv/stamp-dev .venv-router/stamp
 	@$(MAKE) lint
 	@$(MAKE) migrations
-	@$(MAKE) tests COVERAGE=1
+	@$(MAKE) tests COVERAGE=1 THOROUGH=1
 
 # Every fault for longer, with a table at the end: make faults FAULTS="--seed 1 --only 'router: kill -9'"
 faults:

@@ -38,6 +38,7 @@ from twisted.python.failure import Failure
 
 from schema.database_url import Place
 from service.embedded.crossbar import node, node_command
+from tests.amounts import THOROUGH, amount
 
 ROOT = Path(__file__).parent.parent
 HEAD = ScriptDirectory(str(ROOT / "migrations")).get_current_head()
@@ -59,8 +60,18 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 # how long a generated example takes depends on the load of the machine, so no deadline
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "untimed",
+    max_examples=amount(20, 100),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("untimed")
+
+
+def pytest_report_header() -> str:
+    """Return a line that says how many examples the random tests draw."""
+    return f"random tests: {'all examples' if THOROUGH else 'few examples (all: THOROUGH=1)'}"
 
 
 def pytest_configure(config: pytest.Config) -> None:

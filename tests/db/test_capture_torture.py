@@ -24,12 +24,13 @@ from service.changes.positions import PgSnapshot
 from service.changes.ticks import Tick, page_txn, pages_txn, ticks_txn
 from service.db.connection import PgConnection
 from service.db.session_settings import SessionSettings, open_session
+from tests.amounts import amount
 from tests.conftest import execute, wait_until
 from tests.db.readers import Line, Readers, delivered, readers
 from tests.db.servers import Server, servers
 from tests.db.torture import TABLES, Copy, Observer, State, Writers, WrongReader, content
 
-SECONDS = 25.0
+SECONDS = amount(5.0, 25.0)
 WRONG = {"above the highest number": "", "by transaction": "xid, seq", "by number": "seq"}
 
 

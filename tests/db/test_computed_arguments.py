@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from schema import changes
 from service.api.roles import Roles
 from service.errors import InvalidArgument, NotAuthorized, ServiceError
+from tests.amounts import amount
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 from tests.db.test_describing_functions import described
@@ -256,7 +257,7 @@ GIVEN = st.dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=amount(15, 150), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     name=st.sampled_from(["distance", "plain", "doc", "named", "later", "id"]),
     args=GIVEN,

@@ -17,6 +17,7 @@ from twisted.internet.defer import ensureDeferred, gatherResults
 from service.errors import CheckViolation, InvalidArgument, ServiceError
 from service.request.row_values import COMPUTING, MAX_ALL_STEPS, MAX_PATHS, MAX_STEPS
 from service.request.select_list import quoted_item
+from tests.amounts import amount
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 
@@ -394,7 +395,7 @@ HOSTILE = st.one_of(
 
 
 @settings(
-    max_examples=150,
+    max_examples=amount(15, 150),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -421,7 +422,7 @@ async def test_hostile_path_sets_that_place_or_is_refused(
 
 
 @settings(
-    max_examples=60,
+    max_examples=amount(10, 60),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

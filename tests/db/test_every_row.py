@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from service.errors import InvalidArgument
 from service.request.arguments import Values
 from service.request.filters import FilterParser, holds_always
+from tests.amounts import amount
 from tests.db import test_filtering
 from tests.db.dispatchers import DirectCaller
 from tests.deferreds import failure_of
@@ -81,7 +82,7 @@ async def test_composite_is_null_or_is_not(db: DirectCaller) -> None:
 
 @pytest_twisted.ensureDeferred
 @settings(
-    max_examples=400,
+    max_examples=amount(40, 400),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

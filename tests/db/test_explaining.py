@@ -25,6 +25,7 @@ from service.errors import (
     StatementTimeout,
     TooLarge,
 )
+from tests.amounts import amount
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 from tests.db.test_roles import caller
@@ -320,7 +321,7 @@ NAMES = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=amount(15, 150), deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 @pytest_twisted.ensureDeferred
 async def test_hostile_arguments_get_an_answer_or_a_refusal(

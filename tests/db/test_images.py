@@ -17,6 +17,7 @@ from service.catalog import Relation
 from service.changes.images import ImageReader, UnconvertibleValue, image_reader
 from service.changes.net import parse_image
 from service.plan.plans import Bound
+from tests.amounts import amount
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 from tests.db.test_values import PROPERTIES, ROUND
@@ -147,7 +148,10 @@ def _examples(values: st.SearchStrategy[Any]) -> list[Any]:
     found: list[Any] = []
 
     @settings(
-        max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        max_examples=amount(10, 40),
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
     )
     @given(values)
     def draw(value: Any) -> None:

@@ -14,6 +14,7 @@ import pytest_twisted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.amounts import amount
 from tests.db.dispatchers import DirectCaller
 from tests.db.test_streaming import Taker
 
@@ -245,9 +246,9 @@ MEASURED_WHERE = st.sampled_from(
 
 
 def lawful(examples: int) -> Any:
-    """Return hypothesis settings for tests that call a database."""
+    """Return hypothesis settings for tests that call a database; a quick run draws a tenth of the examples."""
     return settings(
-        max_examples=examples,
+        max_examples=amount(max(examples // 10, 5), examples),
         deadline=None,
         derandomize=True,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -20,6 +20,7 @@ from service.changes.touched import row_change
 from service.plan.read_plan import plan_find
 from service.request.read_request import Limits, parse_find
 from service.sql.select import select
+from tests.amounts import amount
 from tests.db.kept_queries import Reader
 
 SCHEMA = f"""
@@ -112,7 +113,7 @@ def terms(reader: Reader, where: Any) -> tuple[Any, list[Any], list[Any]]:
     return plan, values, terms_of(reader.catalog, reader.codec, plan.where, values)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=amount(10, 50), deadline=None, suppress_health_check=list(HealthCheck))
 @given(asked=some.lists(filters(), min_size=1, max_size=7), held=some.lists(rows, min_size=1, max_size=7))  # fmt: skip
 def test_query_that_postgres_answers_with_a_row_is_found_by_the_row(
     reader: Reader, asked: list[Any], held: list[dict[str, str | None]]

@@ -8,7 +8,6 @@ itself: whether the role can select that column now.
 
 from __future__ import annotations
 
-import os
 import random
 import re
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -25,6 +24,7 @@ from service.changes.catchup import CatchUpProcedures
 from service.changes.topics import Topics
 from service.payload import Publication
 from service.request.arguments import Caller
+from tests.amounts import amount
 from tests.db.dispatchers import DirectCaller
 from tests.db.ticks import Ticks
 
@@ -36,7 +36,7 @@ CREATE ROLE reader; CREATE ROLE clerk; CREATE ROLE nobody;
 {install()}
 """
 
-STEPS = int(os.environ.get("ROWCAST_RIGHTS_STEPS", "200"))
+STEPS = amount(40, 200)
 VALUE = re.compile(r"<(\d+)\.(\d+)\.\d+>")
 """The oid of a table, the number of a column, and a number that makes it a value of its own."""
 

@@ -32,6 +32,7 @@ from service.errors import (
 )
 from service.models.model import Model
 from service.request.arguments import Caller
+from tests.amounts import amount
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
 from tests.db.relay import Relay
@@ -226,7 +227,7 @@ ORDERS = st.sampled_from([[], ["-id"], ["owner", "-text"], ["-owner"]])
 
 
 @settings(
-    max_examples=40,
+    max_examples=amount(6, 40),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -335,7 +336,7 @@ NEAR: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.timeout(600)
 @settings(
-    max_examples=30,
+    max_examples=amount(2, 30),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -408,7 +409,7 @@ def beds() -> str:
 
 
 @settings(
-    max_examples=15,
+    max_examples=amount(3, 15),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -21,6 +21,7 @@ from service.errors import (
     TooManyRows,
 )
 from service.models.model import Model
+from tests.amounts import amount
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
 from tests.db.relay import Relay
@@ -320,7 +321,7 @@ CHANGES = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=25,
+    max_examples=amount(5, 25),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

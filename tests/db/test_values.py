@@ -19,6 +19,7 @@ from service.db.codec import Codec
 from service.db.introspect import catalog_txn
 from service.errors import InvalidArgument
 from service.plan.plans import Bound
+from tests.amounts import amount
 from tests.conftest import missing
 
 OPTIONS = (
@@ -358,7 +359,10 @@ def test_value_of_any_kind_sent_round_trips(
     bench: Bench, name: str, values: st.SearchStrategy[Any]
 ) -> None:
     @settings(
-        max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        max_examples=amount(10, 60),
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
     )
     @given(values)
     def check(value: Any) -> None:

@@ -1,5 +1,5 @@
 """
-A thousand live queries while the services or the router fail.
+Many live queries while the services or the router fail.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from twisted.internet import reactor
 
+from tests.amounts import amount
 from tests.conftest import execute
 from tests.deferreds import pause
 from tests.faults.deployment import ITEMS, PATIENCE, Deployment
 from tests.faults.listeners import Watcher
 
-SESSIONS, EACH, SPAN = 20, 50, 5
+SESSIONS, EACH, SPAN = 20, amount(10, 50), 5
 """Number of clients, of live queries per client, and of rows per live query."""
 
 MISSED = f"""
@@ -47,7 +48,7 @@ class CrowdReport:
 
 
 async def crowd(deployment: Deployment, strike: Callable[[], Awaitable[None]]) -> CrowdReport:
-    """Watch a thousand queries, run `strike`, write rows, and wait until each query is up to date."""
+    """Watch many queries, run `strike`, write rows, and wait until each query is up to date."""
     execute(deployment.dsn, "UPDATE items SET n = 0")
     began = reactor.seconds()
     watchers = [Watcher(deployment, _queries(session)) for session in range(SESSIONS)]

@@ -13,6 +13,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import DeferredList
 
+from tests.amounts import amount
 from tests.faults.crowd import crowd
 from tests.faults.deployment import Deployment, deployment
 from tests.faults.listeners import start_listeners
@@ -52,7 +53,7 @@ async def running() -> AsyncIterator[Deployment]:
 async def test_rolling_restart_loses_no_call(running: Deployment) -> None:
     """Each service receives SIGTERM twice and is restarted; callers receive no error."""
     known = len(running.failures())
-    found = await rolling(running, SEED, 500)
+    found = await rolling(running, SEED, amount(150, 500))
     assert found.wrong() == []
     assert not found.tally.errors
     new = running.failures()[known:]
@@ -63,7 +64,7 @@ async def test_rolling_restart_loses_no_call(running: Deployment) -> None:
 async def test_cancelled_calls_do_not_affect_other_calls(running: Deployment) -> None:
     """A CANCEL at a random time ends its own call or comes too late."""
     known = len(running.failures())
-    found = await storm(running, SEED, 1000)
+    found = await storm(running, SEED, amount(300, 1000))
     assert found.failed == []
     assert found.wrong == []
     assert found.ends["answered"] > 20
@@ -103,7 +104,7 @@ async def test_tick_republished_by_new_leader_is_recognized_by_later_subscriber(
 
 @pytest.mark.parametrize("how", ["services killed", "services in turn", "router killed"])
 @pytest_twisted.ensureDeferred
-async def test_thousand_live_queries_resume_without_a_reset(how: str, running: Deployment) -> None:
+async def test_many_live_queries_resume_without_a_reset(how: str, running: Deployment) -> None:
     """Twenty sessions watch them while the services or the router restart and rows change."""
 
     async def act() -> None:

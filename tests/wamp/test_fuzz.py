@@ -21,11 +21,12 @@ from twisted.internet.defer import DeferredList, ensureDeferred
 
 from service.api.verbs import VERBS
 from service.app import Serving
+from tests.amounts import amount
 from tests.conftest import ROOT, Router, execute
 from tests.wamp.callers import Caller, join
 from tests.wamp.service import served
 
-CALLS = 10_000
+CALLS = amount(800, 10_000)
 SEEDS = (20261121, 20261122)
 AT_ONCE = 50
 GROWTH = 48 << 20

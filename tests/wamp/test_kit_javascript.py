@@ -23,6 +23,7 @@ from twisted.internet.protocol import ProcessProtocol
 
 from service.app import Serving
 from service.changes import watchers
+from tests.amounts import amount
 from tests.conftest import Router, execute
 from tests.deferreds import pause, until
 from tests.faults.proxy import Proxy
@@ -31,7 +32,7 @@ from tests.node import NODE, install, program
 from tests.wamp import kit_client
 
 SCHEMA = kit_client.SCHEMA
-SEEDS = 40
+SEEDS = amount(10, 40)
 MOST = 6000
 """Maximum size of the gzipped kit in bytes, without autobahn."""
 

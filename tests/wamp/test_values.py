@@ -24,6 +24,7 @@ from twisted.internet.threads import blockingCallFromThread
 from twisted.internet.utils import getProcessOutputAndValue
 
 from service.waiting import in_thread
+from tests.amounts import amount
 from tests.conftest import Router
 from tests.wamp import test_clients
 from tests.wamp.callers import Caller, join
@@ -253,7 +254,10 @@ async def test_row_of_any_values_is_read_as_written_by_all(
             assert alike(read, row), read
 
     @settings(
-        max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=amount(10, 60),
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
     @given(ROWS)
     def check(row: dict[str, Any]) -> None:

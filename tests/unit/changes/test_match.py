@@ -9,6 +9,7 @@ import pytest
 
 from service.changes.match import Index
 from service.changes.terms import FORMS, Between, OneOf, Term, ValueForm
+from tests.amounts import amount
 
 INT, TEXT, TIME = FORMS["int4"], FORMS["text"], FORMS["timestamptz"]
 
@@ -101,7 +102,7 @@ def test_index_finds_the_queries_whose_terms_hold() -> None:
     index: Index[int] = Index()
     asked: dict[int, list[Term]] = {}
     matched = 0
-    for number in range(3000):
+    for number in range(amount(300, 3000)):
         if asked and dice.random() < 0.45:
             gone = dice.choice(list(asked))
             index.remove(gone, 1, asked.pop(gone))
@@ -126,7 +127,7 @@ def test_index_finds_the_queries_whose_terms_hold() -> None:
         }
         assert index.matching(1, None, image) == right
         matched += len(right)
-    assert matched > 1000
+    assert matched > amount(100, 1000)
     assert len(index) == len(asked)
     for each, terms in asked.items():
         index.remove(each, 1, terms)

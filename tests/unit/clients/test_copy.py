@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.amounts import amount
 from tests.kits import FORMS, kit, steps, steps_of_other_keys
 
-SEEDS = range(60)
+SEEDS = range(amount(10, 60))
 
 
 def texts(rows: Any, ordered: bool) -> list[str]:

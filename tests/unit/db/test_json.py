@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from service.db.json import MAX_DEPTH, read_json, write_json
 from service.errors import InvalidArgument
+from tests.amounts import amount
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=10)
 values = st.recursive(
@@ -156,7 +157,7 @@ def _exactly(text: str) -> Any:
 
 
 @given(documents)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=amount(60, 300), deadline=None)
 def test_any_document_read_and_written_is_the_same(document: Any) -> None:
     text = _text(document)
     assert _exactly(write_json(read_json(text))) == _exactly(text)

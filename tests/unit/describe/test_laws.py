@@ -44,6 +44,7 @@ from service.request.write_request import (
     parse_update_rows,
     parse_upsert,
 )
+from tests.amounts import amount
 from tests.db.described import Described
 from tests.unit.samples import catalog
 
@@ -260,7 +261,7 @@ def test_verbs_of_the_service_are_all_tested():
     assert VERBS.keys() == Dispatcher(database(), LIMITS, 1).verbs.keys()
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=amount(100, 500), deadline=None)
 @given(verb=st.sampled_from(list(PARSERS)), data=st.data())
 def test_argument_that_is_taken_is_described(verb, data):
     """Accepted arguments match the schema; so arguments that do not match are refused."""
@@ -390,7 +391,7 @@ def test_positional_arguments_beyond_those_named_are_refused(verb):
         PARSERS[verb](range(9), {})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=amount(60, 300), deadline=None)
 @given(type=st.sampled_from(list(catalog().types.values())), value=ANYTHING)
 def test_value_that_the_codec_takes_fits_its_schema(type, value):
     """A value that the codec accepts for a type matches the type's schema."""

@@ -11,6 +11,7 @@ from service.request import filters
 from service.request.arguments import Referenced, Values
 from service.request.filters import OPERATORS, FilterParser
 from service.request.requests import EVERYTHING, Comparison, Connective, Negation, Operand
+from tests.amounts import amount
 
 
 def parsed(where):
@@ -108,7 +109,7 @@ def outcome(where):
     return found, repr(values)
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=amount(150, 1500), deadline=None, suppress_health_check=list(HealthCheck))
 @given(FILTERS, st.randoms(use_true_random=False), st.booleans())
 def test_filter_is_parsed_the_same_with_and_without_cached_shape(where, chance, scalars):
     """The cached shape may be its own, or that of another filter."""

@@ -11,6 +11,7 @@ from service.request.arguments import Values
 from service.request.filters import MAX_VARIABLES, FilterParser, holds_always
 from service.request.read_request import Limits
 from service.request.write_request import parse_delete, parse_update
+from tests.amounts import amount
 
 
 def judged(where):
@@ -149,7 +150,7 @@ def truth(tree, row):
     return found if word != "not" or found is None else not found
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=amount(60, 600), deadline=None)
 @given(tree=TREES)
 def test_filter_always_holds_if_it_holds_for_each_possible_row(tree):
     """These conditions distinguish only three values of a column."""
