@@ -16,6 +16,7 @@ from service.changes.cycle_snapshot import snapshot_txn
 from service.changes.delta import Window
 from service.changes.dependencies import Dependencies
 from service.changes.log import LogRow
+from tests.amounts import amount
 from tests.oracle.oracle import DATABASE, Oracle, run, torture, upheaval
 from tests.oracle.queries import Query
 from tests.oracle.world import OWNER, READERS
@@ -39,25 +40,24 @@ REPROS = [
 async def test_copies_of_generated_queries_are_what_find_answers(dsn: str) -> None:
     async def work(oracle: Oracle) -> None:
         await oracle.watch(REPROS, 1)
-        await torture(oracle, queries=120, least=20_000)
+        await torture(oracle, queries=amount(40, 120), least=amount(1000, 20_000))
 
     report = await run(dsn, SEED, work)
     assert report.wrong == []
     assert report.errors == []
-    assert report.comparisons >= 20_000
-    assert report.written > 30
+    assert report.written > amount(5, 30)
     assert report.needless == []
 
 
 @pytest_twisted.ensureDeferred
 async def test_copies_outlast_restarts_ddl_and_changed_rights(dsn: str) -> None:
     async def work(oracle: Oracle) -> None:
-        await upheaval(oracle, queries=90)
+        await upheaval(oracle, queries=amount(20, 90))
 
     report = await run(dsn, SEED, work)
     assert report.wrong == []
     assert report.errors == []
-    assert report.comparisons > 1000
+    assert report.comparisons > amount(150, 1000)
 
 
 @pytest_twisted.ensureDeferred
@@ -69,7 +69,7 @@ async def test_copies_of_slow_queries_read_beside_cycles_are_what_find_answers(
     monkeypatch.setattr(refresh, "REST", 0)
 
     async def work(oracle: Oracle) -> None:
-        await torture(oracle, queries=60, least=5000)
+        await torture(oracle, queries=amount(15, 60), least=amount(500, 5000))
 
     report = await run(dsn, SEED, work)
     assert report.wrong == []
@@ -145,11 +145,16 @@ def break_hidden(patch: pytest.MonkeyPatch) -> None:
 BLAMED: dict[Callable[[pytest.MonkeyPatch], None], Callable[[Query], bool]] = {
     break_windows: lambda each: each.windowed,
     break_groups: lambda each: each.linked,
-    break_hidden: lambda each: each.linked and each.caller.authrole != OWNER.authrole,
+    # Of all rows, because few changes of hidden rows lead to a group of a filtered query.
+    break_hidden: lambda each: (
+        each.linked
+        and each.caller.authrole != OWNER.authrole
+        and not each.kwargs.keys() & {"where", "having", "limit"}
+    ),
     # Only the policy of teams reads another table; queries on several tables depend on these anyway.
     break_policies: lambda each: each.name == "teams" and each.caller.authrole != OWNER.authrole,
 }
-"""The queries that a patch can make wrong; watching others would only take longer."""
+"""The queries that a patch makes wrong soon; watching others would only take longer."""
 
 
 BREAKS = [
@@ -171,7 +176,8 @@ async def test_deliberate_error_in_keeping_copies_is_found(
     spoil(monkeypatch)
 
     async def work(oracle: Oracle) -> None:
-        await torture(oracle, queries=120, least=20_000, only=BLAMED.get(spoil, lambda each: True))
+        # More queries take longer for each round of writes, and a few are wrong as soon as many.
+        await torture(oracle, queries=12, least=20_000, only=BLAMED.get(spoil, lambda each: True))
 
     report = await run(dsn, SEED, work)
     assert report.wrong or report.errors
