@@ -5,13 +5,14 @@ Waiting in tests: for a fired Deferred, for some seconds, for a condition, for a
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+Raised = TypeVar("Raised", bound=BaseException)
 REST = 2
 """Between two checks of a condition, `until` pauses for this multiple of a check's duration."""
 MOST = 0.1
@@ -45,10 +46,14 @@ async def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
         asked = reactor.seconds()
 
 
-async def failure_of(awaitable: Any) -> BaseException:
-    """Return the exception that an awaitable raises."""
+async def failure_of(
+    awaitable: Any,
+    kind: type[Raised] = BaseException,  # type: ignore[assignment]
+) -> Raised:
+    """Return the exception that an awaitable raises; fail unless it is of the class."""
     try:
         await awaitable
     except BaseException as error:
+        assert isinstance(error, kind), error
         return error
     raise AssertionError("it did not fail")

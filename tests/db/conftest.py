@@ -4,11 +4,13 @@ Fixtures that serve the database of a test module without a router.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
+import psycopg2
 import pytest
 import pytest_twisted
+from psycopg2.extensions import connection
 from twistar.registry import Registry
 
 from service.changes import watchers
@@ -25,6 +27,15 @@ def no_alive_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     On a loaded machine 15 s pass between two changes, and tests count the messages that they expect.
     """
     monkeypatch.setattr(watchers, "ALIVE", 3600.0)
+
+
+@pytest.fixture(scope="module")
+def connected(dsn: str) -> Iterator[connection]:
+    """Yield a psycopg2 connection in autocommit mode to the database of a test module."""
+    made = psycopg2.connect(dsn)
+    made.autocommit = True
+    yield made
+    made.close()
 
 
 @pytest_twisted.async_yield_fixture

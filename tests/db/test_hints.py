@@ -58,9 +58,7 @@ async def refused(
     db: DirectCaller, name: str, args: list[Any], kwargs: dict[str, Any]
 ) -> ServiceError:
     """Make a call that must be refused; return its error."""
-    error = await failure_of(db.call(name, *args, **kwargs))
-    assert isinstance(error, ServiceError), error
-    return error
+    return await failure_of(db.call(name, *args, **kwargs), ServiceError)
 
 
 POINTED: list[tuple[str, dict[str, Any], str, str | None]] = [

@@ -108,9 +108,7 @@ async def ask(
 
 
 async def refused(db: DirectCaller, name: str, /, *args: Any, **kwargs: Any) -> ServiceError:
-    error = await failure_of(ask(db, name, *args, **kwargs))
-    assert isinstance(error, ServiceError), error
-    return error
+    return await failure_of(ask(db, name, *args, **kwargs), ServiceError)
 
 
 def notes(dsn: str, table: str = "notes") -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import psycopg2
 import pytest
@@ -86,15 +85,6 @@ CREATE RULE changing AS ON UPDATE TO app.joined DO INSTEAD NOTHING;
 CREATE TABLE app."odd "".% näme" ("co.l %s" int PRIMARY KEY, "UPPER" int);
 CREATE TABLE app."self" (id int PRIMARY KEY, parent int REFERENCES app."self");
 """
-
-
-@pytest.fixture(scope="module")
-def connected(dsn: str) -> Iterator[connection]:
-    """Return a connection, as the service opens it, to a database with objects of all kinds."""
-    made = psycopg2.connect(dsn)
-    made.autocommit = True
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
-import psycopg2
 import pytest
 from psycopg2.extensions import connection
 
@@ -47,15 +45,6 @@ REVOKE EXECUTE ON FUNCTION forbidden() FROM public;
 CREATE FUNCTION app."odd ""%name"("a ""%s" int) RETURNS int LANGUAGE sql AS 'SELECT 1';
 CREATE FUNCTION away.elsewhere() RETURNS int LANGUAGE sql AS 'SELECT 1';
 """
-
-
-@pytest.fixture(scope="module")
-def connected(dsn: str) -> Iterator[connection]:
-    """Return a connection to a database with functions of all kinds."""
-    made = psycopg2.connect(dsn)
-    made.autocommit = True
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

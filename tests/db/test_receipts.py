@@ -85,9 +85,7 @@ async def ask(db: DirectCaller, name: str, /, *args: Any, **kwargs: Any) -> With
 
 
 async def refused(db: DirectCaller, name: str, /, *args: Any, **kwargs: Any) -> ServiceError:
-    error = await failure_of(db.call_as(ANN, name, *args, receipt=True, **kwargs))
-    assert isinstance(error, ServiceError), error
-    return error
+    return await failure_of(db.call_as(ANN, name, *args, receipt=True, **kwargs), ServiceError)
 
 
 def committed(dsn: str, tx: str | None) -> bool:

@@ -13,6 +13,7 @@ from service.errors import InvalidArgument, ServiceError
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE TABLE notes (id int PRIMARY KEY, doc jsonb, plain json, n int DEFAULT 3, tags text[],
@@ -76,9 +77,7 @@ async def batch(db: DirectCaller, *operations: Mapping[str, Any]) -> Any:
 
 async def refusal_of(db: DirectCaller, *operations: Mapping[str, Any]) -> ServiceError:
     """Run a batch that is refused, and return the error."""
-    with pytest.raises(ServiceError) as caught:
-        await batch(db, *operations)
-    return caught.value
+    return await failure_of(batch(db, *operations), ServiceError)
 
 
 WRITES = {

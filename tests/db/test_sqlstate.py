@@ -84,11 +84,9 @@ GRANT USAGE ON SCHEMA public TO nobody_here;
 
 
 @pytest.fixture(scope="module")
-def connected(dsn: str) -> Iterator[connection]:
-    made = psycopg2.connect(dsn)
-    made.autocommit = True
-    yield made
-    made.close()
+def connected(connected: connection, dsn: str) -> Iterator[connection]:
+    """Drop the role of the tests afterwards."""
+    yield connected
     execute(dsn, "DROP OWNED BY nobody_here; DROP ROLE nobody_here")
 
 

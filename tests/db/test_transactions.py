@@ -33,6 +33,7 @@ from service.request.arguments import Caller
 from service.request.names import COMMANDS_HINT
 from tests.conftest import execute
 from tests.db.dispatchers import ANYONE, DirectCaller, serving
+from tests.deferreds import failure_of
 
 SCHEMA = """
 CREATE TABLE accounts (id int PRIMARY KEY, owner text NOT NULL, balance int CHECK (balance >= 0));
@@ -77,9 +78,7 @@ async def batch(db: DirectCaller, *operations: Any, **options: Any) -> Any:
 
 async def refusal_of(db: DirectCaller, *operations: Any, **options: Any) -> ServiceError:
     """Call a batch that is refused, and return the error."""
-    with pytest.raises(ServiceError) as caught:
-        await batch(db, *operations, **options)
-    return caught.value
+    return await failure_of(batch(db, *operations, **options), ServiceError)
 
 
 async def balances(db: DirectCaller) -> list[int]:

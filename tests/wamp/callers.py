@@ -1,5 +1,5 @@
 """
-Callers over each transport and serializer.
+Callers over each transport and serializer, and how their calls end.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from typing import Any
 from autobahn.twisted.rawsocket import WampRawSocketClientFactory
 from autobahn.twisted.wamp import ApplicationSession
 from autobahn.twisted.websocket import WampWebSocketClientFactory
+from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.serializer import CBORSerializer, JsonSerializer, MsgPackSerializer
 from autobahn.wamp.types import ComponentConfig
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
 
 from tests.conftest import Router
+from tests.deferreds import failure_of
 
 SERIALIZERS = {"cbor": CBORSerializer, "json": JsonSerializer, "msgpack": MsgPackSerializer}
 
@@ -97,3 +99,17 @@ async def join(router: Router, how: str, ticket: str = "", **hello: Any) -> Call
         endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", router.port)
     await endpoint.connect(factory)
     return await session.here
+
+
+async def refusal_of(call: Any) -> ApplicationError:
+    """Return the error of a call."""
+    return await failure_of(call, ApplicationError)
+
+
+async def end_of(call: Any) -> str:
+    """Return how a call ends: "result", or the URI of its error."""
+    try:
+        await call
+    except ApplicationError as error:
+        return str(error.error)
+    return "result"

@@ -20,21 +20,25 @@ from tests.conftest import ROOT, Router
 from tests.wamp.service import UNHURRIED
 
 
-class Replica(ProcessProtocol):
+class Child(ProcessProtocol):
     """
     A service as a child of this process.
+
+    Args:
+        module: The module that serves.
+        arguments: Its arguments.
 
     Attributes:
         ready: A Deferred that fires when the service has joined.
         ended: A Deferred that fires when its process has ended.
     """
 
-    def __init__(self, dsn: str, router: Router) -> None:
+    def __init__(self, module: str, *arguments: str) -> None:
         self.errors = b""
         self.ready: Deferred[None] = Deferred()
         self.ended: Deferred[None] = Deferred()
-        arguments = [sys.executable, "-m", "tests.wamp.replica", dsn, str(router.socket)]
-        reactor.spawnProcess(self, sys.executable, arguments, env=None, path=str(ROOT))
+        command = [sys.executable, "-m", module, *arguments]
+        reactor.spawnProcess(self, sys.executable, command, env=None, path=str(ROOT))
 
     def outReceived(self, data: bytes) -> None:
         """Fire `ready`."""
@@ -56,6 +60,11 @@ class Replica(ProcessProtocol):
         if not self.ended.called:
             self.transport.signalProcess("KILL")
         return self.ended
+
+
+def replica(dsn: str, router: Router) -> Child:
+    """Start a complete service."""
+    return Child("tests.wamp.replica", dsn, str(router.socket))
 
 
 def main(dsn: str, socket: str) -> None:

@@ -10,21 +10,14 @@ from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import CallOptions
 
 from tests.conftest import ROOT, Router
-from tests.wamp.callers import KINDS, Caller
+from tests.wamp.callers import KINDS, Caller, refusal_of
 from tests.wamp.conftest import Join, StartEdge
 from tests.wamp.programs import program
 
 
-async def refused(caller: Caller, uri: str, *args: object, **kwargs: object) -> ApplicationError:
-    """Return the error of a call."""
-    with pytest.raises(ApplicationError) as caught:
-        await caller.call(uri, *args, **kwargs)
-    return caught.value
-
-
 async def unavailable(caller: Caller, uri: str = "rowcast.echo") -> bool:
     """Return whether a call is refused as unavailable."""
-    error = await refused(caller, uri, 1, fun=1, details=2)
+    error = await refusal_of(caller.call(uri, 1, fun=1, details=2))
     assert error.error == "rowcast.error.unavailable"
     return error.kwargs == {"retry": True, "retry_after": 1.0}
 
@@ -42,23 +35,24 @@ async def test_call_without_a_service_is_unavailable(how: str, call_from: Join) 
     ):
         assert await unavailable(caller, uri)
     options = CallOptions(on_progress=lambda _: None, timeout=5)
-    assert (await refused(caller, "rowcast.a.stream", options=options)).kwargs["retry"]
+    assert (await refusal_of(caller.call("rowcast.a.stream", options=options))).kwargs["retry"]
 
 
 @pytest.mark.parametrize("uri", ["rowcast", "rowcasts.find", "rowcast_2", "rowcas", "other.find"])
 @pytest_twisted.ensureDeferred
-async def test_call_of_a_name_that_is_not_the_services_has_no_procedure(
+async def test_call_outside_the_prefix_of_the_service_is_no_such_procedure(
     uri: str, call_from: Join
 ) -> None:
     """URIs outside of the prefix are not registered."""
-    error = await refused(await call_from("service cbor"), uri)
+    caller = await call_from("service cbor")
+    error = await refusal_of(caller.call(uri))
     assert error.error == "wamp.error.no_such_procedure"
     assert error.args == (f"no callee registered for procedure <{uri}>",)
 
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_call_after_the_service_came_is_answered(
+async def test_call_after_the_service_has_joined_is_answered(
     shared: bool, start_edge: StartEdge, call_from: Join
 ) -> None:
     """The service's registration takes precedence, and the substitute answers again after it has left."""
@@ -67,7 +61,9 @@ async def test_call_after_the_service_came_is_answered(
     for _ in range(2):
         edge = await start_edge(shared=shared)
         assert await caller.call("rowcast.echo", 1) == 1
-        assert (await refused(caller, "rowcast.nothing")).error == "wamp.error.no_such_procedure"
+        assert (
+            await refusal_of(caller.call("rowcast.nothing"))
+        ).error == "wamp.error.no_such_procedure"
         assert await (await call_from("service cbor")).call("rowcast.router.backlog", 1) == 0
         await edge.client.stopService()
         assert await unavailable(caller)

@@ -101,7 +101,7 @@ async def test_client_with_very_many_calls_has_few_of_them_forwarded(
 
 
 @pytest_twisted.ensureDeferred
-async def test_cancel_of_a_call_that_the_router_keeps_back_ends_it(
+async def test_cancel_of_a_call_that_the_router_holds_back_ends_it(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     """A session with very many calls can cancel running and held back ones."""
@@ -123,7 +123,7 @@ async def test_cancel_of_a_call_that_the_router_keeps_back_ends_it(
 
 
 @pytest_twisted.ensureDeferred
-async def test_calls_kept_back_for_a_service_that_dies_go_to_the_next(
+async def test_calls_held_back_for_a_lost_service_go_to_the_next(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     """Calls of a lost service no longer count, so the calls held back after them are answered."""
@@ -218,7 +218,7 @@ async def test_calls_of_many_sessions_leave_room_for_another_one(
 
 
 @pytest_twisted.ensureDeferred
-async def test_calls_beyond_those_that_run_wait_in_order(
+async def test_calls_beyond_the_running_ones_wait_in_order(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     """Two calls run and the others wait; a cancelled one never starts, the rest follow in order."""
@@ -279,7 +279,7 @@ def stop_reading(caller: Caller) -> None:
     caller._transport.transport.pauseProducing()
 
 
-def read_on(caller: Caller) -> None:
+def resume_reading(caller: Caller) -> None:
     """Resume reading from the connection."""
     caller._transport.transport.resumeProducing()
 
@@ -298,7 +298,7 @@ async def test_caller_that_reads_nothing_receives_no_more_results(
     assert await other.call("rowcast.echo", 1) == 1
     assert len(await other.call("rowcast.give")) == MIB
     await until(lambda: not edge.dispatch.in_progress, 10)
-    read_on(caller)
+    resume_reading(caller)
     await gatherResults(calls.all)
     # The kernel's socket buffers take some results, too.
     assert 4 <= calls.answered <= 40
@@ -324,14 +324,14 @@ async def test_callers_that_read_nothing_leave_room_for_another_session(
         assert len(await other.call("rowcast.give")) == MIB // 4
     await until(lambda: not edge.dispatch.in_progress, 10)
     for caller in idle:
-        read_on(caller)
+        resume_reading(caller)
     for calls in crowd:
         await gatherResults(calls.all)
     assert sum(calls.answered for calls in crowd) <= 200
 
 
 @pytest_twisted.ensureDeferred
-async def test_reader_of_large_answers_gets_them_all(
+async def test_reader_of_large_results_receives_all_of_them(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     """A caller that reads its results waits only briefly, and no call is refused."""
@@ -378,7 +378,7 @@ async def test_rows_are_not_read_for_a_caller_that_takes_none(dsn: str, router: 
         end_waiting(service)
         while (await other.call("rowcast.stats"))["calls"]["in_progress"] > 1:
             pass
-        read_on(caller)
+        resume_reading(caller)
         await gatherResults(calls.all)
         assert 2 <= calls.answered <= 25
         assert "bytes of unread answers" in calls.refused[-1].args[0]
@@ -389,7 +389,7 @@ async def test_rows_are_not_read_for_a_caller_that_takes_none(dsn: str, router: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_sessions_that_leave_free_their_unread_results(dsn: str, router: Router) -> None:
+async def test_unread_results_of_a_session_that_leaves_are_freed(dsn: str, router: Router) -> None:
     """Unread results count until their callers are gone; a caller that reads is always served."""
     # Half of the total, and what seven jobs that have begun may still add to it, which is 28 MiB.
     bounds = {"session_bytes": 8 * MIB, "total_bytes": 64 * MIB, "pool_timeout": 120}

@@ -257,12 +257,14 @@ READING: dict[str, Callable[[Caller], Asked]] = {
     "held, serializable": lambda caller: held(caller, isolation="serializable"),
 }
 
-WRITING = {road: READING[road] for road in READING if "read" not in road and "dry" not in road} | {
-    "receipt": with_receipt
-}
+WRITING = {
+    variant: READING[variant]
+    for variant in READING
+    if "read" not in variant and "dry" not in variant
+} | {"receipt": with_receipt}
 
 
-async def answers(asked: Asked, calls: list[Given]) -> list[Any]:
+async def outcomes(asked: Asked, calls: list[Given]) -> list[Any]:
     """Make reading calls; return the outcome of each."""
     return [await outcome(asked, given) for given in calls]
 
@@ -288,37 +290,37 @@ async def usual(dsn: str, service: Serving, router: Router) -> AsyncIterator[tup
     caller = await join(router, "rawsocket cbor")
     written = await effects(plain(caller), WRITES, dsn)
     execute(dsn, FILL)
-    yield await answers(plain(caller), READS), written
+    yield await outcomes(plain(caller), READS), written
     await caller.close()
 
 
-@pytest.mark.parametrize("road", READING)
+@pytest.mark.parametrize("variant", READING)
 @pytest.mark.parametrize("how", ["rawsocket cbor", "websocket json"])
 @pytest_twisted.ensureDeferred
-async def test_read_by_another_road_has_the_same_answer(
-    how: str, road: str, dsn: str, usual: tuple[list[Any], ...], router: Router
+async def test_read_by_any_variant_has_the_same_result(
+    how: str, variant: str, dsn: str, usual: tuple[list[Any], ...], router: Router
 ) -> None:
     """Options, batches and transactions do not change the results of reads."""
     execute(dsn, FILL)
     caller = await join(router, how)
-    assert not differing(READS, usual[0], await answers(READING[road](caller), READS))
+    assert not differing(READS, usual[0], await outcomes(READING[variant](caller), READS))
     await caller.close()
 
 
-@pytest.mark.parametrize("road", WRITING)
+@pytest.mark.parametrize("variant", WRITING)
 @pytest_twisted.ensureDeferred
-async def test_write_by_another_road_does_the_same(
-    road: str, dsn: str, usual: tuple[list[Any], ...], router: Router
+async def test_write_by_any_variant_has_the_same_effect(
+    variant: str, dsn: str, usual: tuple[list[Any], ...], router: Router
 ) -> None:
-    """They do not change the written rows and the results of writes either."""
+    """Variants do not change the written rows and the results of writes either."""
     caller = await join(router, "websocket msgpack")
-    assert not differing(WRITES, usual[1], await effects(WRITING[road](caller), WRITES, dsn))
+    assert not differing(WRITES, usual[1], await effects(WRITING[variant](caller), WRITES, dsn))
     await caller.close()
 
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_undisclosed_caller_has_the_same_answers(
+async def test_undisclosed_caller_receives_the_same_results(
     how: str,
     dsn: str,
     usual: tuple[list[Any], ...],
@@ -328,7 +330,7 @@ async def test_undisclosed_caller_has_the_same_answers(
     """A router that does not disclose callers does not change results either."""
     execute(dsn, FILL)
     caller = await join(stock_router, how)
-    assert not differing(READS, usual[0], await answers(plain(caller), READS))
+    assert not differing(READS, usual[0], await outcomes(plain(caller), READS))
     if how == "rawsocket cbor":
         assert not differing(WRITES, usual[1], await effects(plain(caller), WRITES, dsn))
     await caller.close()

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import pytest_twisted
 from autobahn.wamp import message
-from autobahn.wamp.exception import ApplicationError
 from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, gatherResults
 
@@ -24,7 +23,7 @@ from service.procedures.registry import Declared, ProcedureCall, procedures
 from tests.conftest import Router, execute
 from tests.db.test_cancel import running
 from tests.deferreds import pause, until
-from tests.wamp.callers import Caller, join
+from tests.wamp.callers import Caller, end_of, join
 
 SCHEMA = """
 CREATE TABLE kept (id int PRIMARY KEY, part int NOT NULL DEFAULT 1, note text);
@@ -103,15 +102,6 @@ def kill(caller: Caller, mode: str | None = "kill") -> None:
     caller._transport.send(message.Cancel(max(caller._call_reqs), mode=mode))
 
 
-async def end_of(call: Any) -> str:
-    """Return how a call ends: "result", or the URI of its error."""
-    try:
-        await call
-    except ApplicationError as error:
-        return str(error.error)
-    return "result"
-
-
 async def upload(caller: Caller, id: int) -> Any:
     """Import in several calls; the last one is to be cancelled."""
     begun = await caller.call("rowcast.kept.import", csv=f"id\n{id}\n", done=False)
@@ -151,7 +141,7 @@ TIMES = 60
 
 @pytest.mark.parametrize("how", WRITES)
 @pytest_twisted.ensureDeferred
-async def test_cancelled_write_is_answered_as_it_ended(
+async def test_cancelled_write_returns_the_outcome_of_its_transaction(
     how: str, dsn: str, service: Serving, router: Router
 ) -> None:
     """In mode "kill", a call with a result is committed, and a canceled call is rolled back."""
@@ -208,7 +198,7 @@ async def test_cancelled_write_is_answered_as_it_ended(
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_write_that_takes_too_long_keeps_nothing(
+async def test_write_that_takes_too_long_is_rolled_back(
     how: str, end: str, dsn: str, caller: Caller
 ) -> None:
     """`timeout` means that nothing was committed; a procedure may have committed before."""

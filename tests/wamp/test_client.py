@@ -34,7 +34,7 @@ from tests.wamp.conftest import Join, StartEdge
 from tests.wamp.test_session import Listening
 
 
-def told(events: list[dict[str, Any]]) -> list[str]:
+def reasons(events: list[dict[str, Any]]) -> list[str]:
     """Return the logged reasons for being without a session."""
     return [event["reason"] for event in events if "reason" in event]
 
@@ -147,7 +147,6 @@ async def test_stop_while_router_is_silent_ends(start_edge: StartEdge) -> None:
 async def test_service_that_was_stopped_can_be_started_again(
     start_edge: StartEdge, call_from: Join
 ) -> None:
-    """A stopped service may be started again."""
     edge = await start_edge()
     await edge.client.stopService()
     assert not edge.client.joined
@@ -174,7 +173,7 @@ async def test_login_at_a_silent_router_is_given_up(
     await factory.lost
     await deferLater(reactor, 0.2, lambda: None)
     # The other one may have been given up, too, before it had joined.
-    assert set(told(logged)) == {"no answer to the login"}
+    assert set(reasons(logged)) == {"no answer to the login"}
     assert standing.dispatch._registration is session
     await stuck.client.stopService()
     await port.stopListening()
@@ -199,7 +198,7 @@ async def test_service_whose_heartbeats_are_late_is_not_dropped_while_it_sends(
 
 
 @pytest_twisted.ensureDeferred
-async def test_router_away_for_long_is_logged_once(
+async def test_long_outage_of_the_router_is_logged_once(
     start_edge: StartEdge, logged: list[dict[str, Any]]
 ) -> None:
     """A long outage is logged once, not at each attempt."""
@@ -208,7 +207,7 @@ async def test_router_away_for_long_is_logged_once(
     )
     for _ in range(50):
         await tick()
-    assert len(told(logged)) == 1
+    assert len(reasons(logged)) == 1
     await edge.client.stopService()
 
 
@@ -218,9 +217,9 @@ async def test_registration_without_permission_is_logged(
 ) -> None:
     """The missing permission is logged, and the service keeps trying."""
     edge = await start_edge(urls=[router.rawsocket], wait=False)
-    while not told(logged):
+    while not reasons(logged):
         await tick()
-    assert "register" in told(logged)[0]
+    assert "register" in reasons(logged)[0]
     assert not edge.client.joined
 
 
@@ -288,10 +287,9 @@ def locked() -> Iterator[tuple[Path, int]]:
 @pytest.mark.parametrize("url", ["rs://127.0.0.1:{}", "ws://127.0.0.1:{}/ws"])
 @pytest.mark.parametrize("method", ["ticket", "raw", "openssh", "pem", "hex", "crossbar"])
 @pytest_twisted.ensureDeferred
-async def test_service_with_a_ticket_or_a_key_is_let_in(
+async def test_service_with_a_ticket_or_a_key_joins(
     url: str, method: str, locked: tuple[Path, int], start_edge: StartEdge
 ) -> None:
-    """A service with a ticket or a key joins, over RawSocket and over WebSocket."""
     home, port = locked
     login = (
         Ticket("rowcast", SECRET) if method == "ticket" else Cryptosign("rowcast", home / method)
@@ -356,8 +354,8 @@ async def test_login_with_wrong_credentials_is_logged_once_without_the_secret(
     edge = await start_edge(urls=[f"rs://127.0.0.1:{port}"], wait=False, **config)
     for _ in range(100):
         await tick()
-    assert len(told(logged)) == 1
-    assert "wamp.error" in told(logged)[0]
+    assert len(reasons(logged)) == 1
+    assert "wamp.error" in reasons(logged)[0]
     assert "wrong" not in str(logged)
     await edge.client.stopService()
 

@@ -31,7 +31,7 @@ async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_scenario_from_autobahn_python_is_answered_as_written(
+async def test_scenario_in_autobahn_python_has_the_expected_results(
     how: str, service: Serving, call_from: Join
 ) -> None:
     """autobahn-python, by RawSocket and WebSocket, in CBOR, JSON and MessagePack."""
@@ -48,7 +48,7 @@ async def node() -> str:
 
 @pytest.mark.parametrize("serializer", ["json", "msgpack", "cbor"])
 @pytest_twisted.ensureDeferred
-async def test_scenario_from_autobahn_javascript_is_answered_as_written(
+async def test_scenario_in_autobahn_javascript_has_the_expected_results(
     serializer: str, node: str, router: Router, service: Serving
 ) -> None:
     """The npm package autobahn in Node, over WebSocket."""

@@ -51,7 +51,7 @@ async def test_examples_for_users_of_other_systems_return_what_the_page_says(
     assert answered > 60
 
 
-def test_page_speaks_of_each_tool_and_is_linked() -> None:
+def test_page_names_each_tool_and_is_linked() -> None:
     text = PAGE.read_text("utf-8")
     blocks = "".join(code(PAGE, "python"))
     for tool in TOOLS:

@@ -64,8 +64,8 @@ async def rowcast(router: Router, *words: str, **more: str) -> tuple[str, str, i
 
 
 @pytest_twisted.ensureDeferred
-async def test_call_prints_the_answer_as_json(router: Router) -> None:
-    """Outside of a terminal, in full."""
+async def test_call_prints_the_result_as_json(router: Router) -> None:
+    """Outside of a terminal, it is printed in full."""
     output, _, status = await rowcast(
         router, "call", "drivers.find", "where: {name: Ada}, select: [id, name]"
     )
@@ -148,7 +148,7 @@ async def test_why_prints_a_line_for_each_check(router: Router, migrated: str) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_why_answers_callers_of_the_service_too(router: Router) -> None:
+async def test_why_is_answered_to_callers_of_the_service(router: Router) -> None:
     said, _, status = await rowcast(router, "call", "why", "drivers")
     assert status == 0
     found = json.loads(said)
@@ -217,8 +217,8 @@ async def test_call_into_full_disk_has_status_1(router: Router) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_call_over_its_timeout_prints_the_error(router: Router) -> None:
-    """It is the service's."""
+async def test_call_that_exceeds_its_timeout_prints_the_error(router: Router) -> None:
+    """It is the service's error."""
     _, errors, status = await rowcast(router, "call", "fn.wait", "--timeout", "0.2")
     assert errors.startswith("rowcast.error.timeout: ")
     assert status in (1, 3)

@@ -1,4 +1,4 @@
-"""What a call costs, in echoes at the same router: `bench/calls.py` with a baseline."""
+"""The cost of calls in echoes through the same router: `bench/calls.py` with a baseline."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from contextlib import suppress
 from tests.conftest import ROOT
 
 
-def test_calls_beside_an_echo_cost_about_what_they_did() -> None:
-    """By the CPU of service, router and PostgreSQL, in the quietest of some short turns."""
+def test_cost_of_calls_in_echoes_is_about_that_of_the_baseline() -> None:
+    """The cost is the CPU time of service, router and PostgreSQL, in the best of some short runs."""
     # Where coverage is measured, it would count as the service's work, and not as the echo's.
     env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     command = [sys.executable, "-m", "bench.calls", "--check"]
@@ -23,6 +23,6 @@ def test_calls_beside_an_echo_cost_about_what_they_did() -> None:
         try:
             said, _ = bench.communicate(timeout=240)
         finally:
-            with suppress(ProcessLookupError):  # the parts that it has started, should it be late
+            with suppress(ProcessLookupError):  # its child processes, if it has timed out
                 os.killpg(bench.pid, signal.SIGKILL)
     assert bench.returncode == 0, said

@@ -98,7 +98,7 @@ async def test_start_line_counts_the_procedures_that_are_described(
 
 
 @pytest_twisted.ensureDeferred
-async def test_description_of_a_service_names_what_calls_name(caller: Caller) -> None:
+async def test_description_of_a_service_has_the_names_that_calls_use(caller: Caller) -> None:
     """It names the service, and has all that is served, under the names that calls use."""
     document = await caller.call("rowcast.describe")
     assert document.keys() >= DOCUMENT
@@ -181,7 +181,7 @@ async def test_relation_that_is_hidden_or_unserved_is_not_described(caller: Call
 
 
 @pytest_twisted.ensureDeferred
-async def test_schema_of_a_column_holds_for_its_values(caller: Caller) -> None:
+async def test_schema_of_a_column_matches_its_values(caller: Caller) -> None:
     """The JSON Schema of each column is valid, and the returned rows match it."""
     for name, values in VALUES.items():
         for value in values[1]:
@@ -219,7 +219,7 @@ async def test_schema_of_a_column_holds_for_its_values(caller: Caller) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_schema_of_a_column_refuses_what_no_answer_has(
+async def test_schema_of_a_column_does_not_match_impossible_values(
     caller: Caller, relation: str, column: str, wrong: Any
 ) -> None:
     """Values that no result can have do not match the schemas."""
@@ -317,7 +317,7 @@ async def test_partial_description_equals_its_part_of_the_full_one(caller: Calle
 
 
 @pytest_twisted.ensureDeferred
-async def test_description_over_the_limit_is_refused_with_what_to_ask(
+async def test_description_over_the_limit_is_refused_with_a_hint(
     dsn: str, router: Router, caller: Caller
 ) -> None:
     """A description too large for one result is refused, and the error says how to request a part."""
@@ -331,7 +331,7 @@ async def test_description_over_the_limit_is_refused_with_what_to_ask(
 
 
 @pytest_twisted.ensureDeferred
-async def test_calls_through_the_router_are_as_described(caller: Caller) -> None:
+async def test_calls_through_the_router_match_their_description(caller: Caller) -> None:
     """Arguments and results through the router match the schemas."""
     described = Described(await caller.call("rowcast.describe"))
     for name, args, kwargs in (
@@ -369,7 +369,7 @@ async def test_calls_through_the_router_are_as_described(caller: Caller) -> None
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_parts_of_a_progressive_call_are_as_described(
+async def test_parts_of_a_progressive_call_match_their_description(
     caller: Caller, verb: str, kwargs: dict[str, Any]
 ) -> None:
     """Each progressive result matches the schema of parts, and the final result its own schema."""
@@ -389,7 +389,9 @@ async def test_parts_of_a_progressive_call_are_as_described(
 
 @pytest.mark.parametrize("name", ["describe", "health", "stats"])
 @pytest_twisted.ensureDeferred
-async def test_call_with_arguments_but_a_timeout_is_refused(caller: Caller, name: str) -> None:
+async def test_call_with_other_arguments_than_a_timeout_is_refused(
+    caller: Caller, name: str
+) -> None:
     """They take only a timeout."""
     await caller.call(f"rowcast.{name}", timeout=5)
     for args, kwargs in (([1], {}), ([], {"x": 1}), ([], {"timeout": "x"})):

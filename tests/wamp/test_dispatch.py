@@ -4,9 +4,6 @@ Calls reach the dispatcher unchanged, can be cancelled, and are answered when th
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -15,17 +12,17 @@ import pytest
 import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 
 from service.errors import Conflict, InternalError, OutcomeUnknown, Unavailable
 from service.wamp import callee as dispatch
-from tests.conftest import ROOT, Router
+from tests.conftest import Router
 from tests.deferreds import until
 from tests.fakes import FakeDispatcher
 from tests.wamp.callers import KINDS
 from tests.wamp.conftest import Join, StartEdge
+from tests.wamp.replica import Child
 
 
 @pytest.mark.parametrize("how", KINDS)
@@ -74,7 +71,7 @@ async def test_refusal_of_a_call_has_uri_message_and_details(
 
 
 @pytest_twisted.ensureDeferred
-async def test_bug_in_a_call_is_answered_by_an_id_alone(
+async def test_exception_in_a_call_is_returned_as_an_id_only(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     """The caller sees nothing of the exception."""
@@ -159,10 +156,9 @@ async def test_stop_during_a_long_call_cancels_it(start_edge: StartEdge, call_fr
 
 
 @pytest_twisted.ensureDeferred
-async def test_stop_leaves_behind_what_does_not_end(
+async def test_stop_does_not_wait_for_a_call_that_ignores_its_cancellation(
     start_edge: StartEdge, call_from: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call that ignores its cancellation does not keep the service from stopping."""
     monkeypatch.setattr(dispatch, "CANCEL_TIMEOUT", 0.05)
     edge = await start_edge(drain=0.05)
     caller = await call_from()
@@ -186,10 +182,10 @@ async def test_stop_leaves_behind_what_does_not_end(
 
 
 @pytest_twisted.ensureDeferred
-async def test_stop_ends_with_a_call_that_is_answered_at_once(
+async def test_stop_ends_when_the_last_call_ends_another_one(
     start_edge: StartEdge, call_from: Join, logged: list[dict[str, Any]]
 ) -> None:
-    """The last call ends another one and then itself, in one go, as a call of a transaction may."""
+    """Both end in the same reactor iteration, as calls of a transaction may."""
     edge = await start_edge(drain=2.0)
     caller = await call_from()
     begun = edge.dispatcher.begun()
@@ -203,7 +199,7 @@ async def test_stop_ends_with_a_call_that_is_answered_at_once(
     assert [formatEvent(each) for each in logged] == []
 
 
-def test_service_whose_router_does_not_confirm_leaves_after_a_while() -> None:
+def test_service_without_confirmation_of_the_router_leaves_after_a_time_limit() -> None:
     """Leaving waits for the router's confirmation for a limited time."""
     clock = Clock()
     leaver = dispatch.Callee(clock, FakeDispatcher().answer, "rowcast", shared=True)
@@ -274,7 +270,7 @@ async def test_services_that_share_are_called_in_turn(
 
 
 @pytest_twisted.ensureDeferred
-async def test_service_alone_beside_a_shared_one_takes_its_calls(
+async def test_service_registered_alone_beside_a_shared_one_receives_its_calls(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     """A changed setting does not prevent a new service from registering."""
@@ -285,49 +281,19 @@ async def test_service_alone_beside_a_shared_one_takes_its_calls(
     assert (shared.dispatcher.calls, single.dispatcher.calls) == (0, 1)
 
 
-class Child(ProcessProtocol):
-    """A service in a separate process that a test kills."""
-
-    def __init__(self) -> None:
-        self.ready: Deferred[None] = Deferred()
-        self.ended: Deferred[None] = Deferred()
-        self.errors = b""
-
-    def outReceived(self, data: bytes) -> None:
-        """Record that it has joined."""
-        if not self.ready.called:
-            self.ready.callback(None)
-
-    def errReceived(self, data: bytes) -> None:
-        """Collect error output."""
-        self.errors += data
-
-    def processEnded(self, reason: Any) -> None:
-        """Record that it has ended."""
-        if not self.ready.called:
-            self.ready.errback(RuntimeError(self.errors.decode()))
-        self.ended.callback(None)
-
-
 @pytest_twisted.ensureDeferred
-async def test_service_killed_beside_another_fails_its_running_calls_alone(
+async def test_service_killed_beside_another_fails_only_its_running_calls(
     router: Router, start_edge: StartEdge, call_from: Join
 ) -> None:
     """SIGKILL of one of two services fails its running calls at once, and no later call."""
-    from twisted.internet import reactor
-
     edge = await start_edge(shared=True)
     caller = await call_from()
-    child = Child()
-    arguments = [sys.executable, "-m", "tests.wamp.edge"]
-    arguments += [f"unix:{router.socket}", router.realm, router.prefix]
-    process = reactor.spawnProcess(child, sys.executable, arguments, env=os.environ, path=str(ROOT))
+    child = Child("tests.wamp.edge", f"unix:{router.socket}", router.realm, router.prefix)
     await child.ready
     waiting = [caller.call("rowcast.wait") for _ in range(8)]
     while edge.dispatcher.calls < 4:
         await edge.dispatcher.begun()
-    os.kill(process.pid, signal.SIGKILL)
-    await child.ended
+    await child.kill()
     outcomes = []
     for call in waiting:
         edge.dispatcher.release()

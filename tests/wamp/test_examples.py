@@ -52,7 +52,7 @@ async def caller(service: Serving, router: Router) -> AsyncIterator[Caller]:
     await session.close()
 
 
-def told(lines: list[str]) -> Any:
+def documented_result(lines: list[str]) -> Any:
     """Return the result in the comment at the beginning of these lines."""
     if not lines or not lines[0].startswith("# → "):
         return None
@@ -79,7 +79,7 @@ async def run(text: str, names: dict[str, Any]) -> int:
     for node in ast.parse(text).body:
         if isinstance(node, ast.Expr):
             found = await _done(ast.Expression(node.value), "eval", names)
-            expected = told(lines[node.end_lineno :])
+            expected = documented_result(lines[node.end_lineno :])
             if expected is not None:
                 assert alike(found, expected), (text, found)
                 told_of += 1
@@ -95,7 +95,7 @@ async def _done(tree: ast.AST, mode: str, names: dict[str, Any]) -> Any:
 
 
 @pytest_twisted.ensureDeferred
-async def test_examples_of_the_procedures_page_answer_what_it_says(caller: Caller) -> None:
+async def test_examples_of_the_procedures_page_have_the_documented_results(caller: Caller) -> None:
     """Each example of the page runs and gives the documented result."""
     parts: list[Any] = []
     rows = [{"action": "run", "path": f"/{at}"} for at in range(2000)]
@@ -112,8 +112,7 @@ async def test_examples_of_the_procedures_page_answer_what_it_says(caller: Calle
 
 
 @pytest_twisted.ensureDeferred
-async def test_filters_of_the_page_match_the_rows_they_should(caller: Caller) -> None:
-    """The filters of the page match the described rows."""
+async def test_filters_of_the_page_match_the_described_rows(caller: Caller) -> None:
     text, columns, related = code(DOCS / "filters.md", "python")
     rows = [
         {"action": "deploy", "path": "/srv/app"},
@@ -150,7 +149,7 @@ async def test_filters_of_the_page_match_the_rows_they_should(caller: Caller) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_policy_of_the_roles_page_shows_a_clerk_own_notes_alone(dsn: str) -> None:
+async def test_policy_of_the_roles_page_shows_a_clerk_only_own_notes(dsn: str) -> None:
     """With the policy of the page, a clerk can read and change only their own notes."""
     (text,) = code(DOCS / "roles.md", "sql")
     notes = "CREATE TABLE notes (id int PRIMARY KEY, owner text, text text);"

@@ -62,7 +62,7 @@ def yielded(request: int, options: bytes, argument: bytes) -> bytes:
 
 @pytest.mark.parametrize(("callee", "same"), [("service", True), ("anonymous", False)])
 @pytest_twisted.ensureDeferred
-async def test_result_of_the_service_reaches_a_cbor_caller_as_it_is(
+async def test_result_of_the_service_reaches_a_cbor_caller_unchanged(
     callee: str, same: bool, open_router: Router
 ) -> None:
     """The bytes of the service are the bytes that the caller reads; a result of another role is encoded again."""
@@ -118,7 +118,7 @@ async def test_result_with_several_arguments_is_complete(callee: str, open_route
     ("callee", "how"), [("service", "rawsocket json"), ("anonymous", "rawsocket cbor")]
 )
 @pytest_twisted.ensureDeferred
-async def test_broken_result_ends_its_callee_and_no_caller(
+async def test_broken_result_ends_the_session_of_its_callee_only(
     callee: str, how: str, open_router: Router
 ) -> None:
     """Bytes that are decoded and are not CBOR end the session that sent them."""

@@ -27,7 +27,7 @@ CREATE FUNCTION angry() RETURNS void LANGUAGE plpgsql AS $$BEGIN RAISE 'no'; END
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_function_by_any_transport_has_the_same_answer(
+async def test_function_called_by_any_transport_has_the_same_result(
     how: str, dsn: str, router: Router
 ) -> None:
     async with served(dsn, router, schemas="public,app"):

@@ -1,5 +1,5 @@
 """
-Idempotency keys through a real router: calls that are made again after something has broken.
+Idempotency keys through a real router: calls that are repeated after failures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.db.relay import Relay
 from tests.deferreds import failure_of, until
 from tests.wamp.callers import KINDS, join
 from tests.wamp.conftest import Join
-from tests.wamp.replica import Replica
+from tests.wamp.replica import replica
 from tests.wamp.service import served
 
 SCHEMA = (
@@ -51,7 +51,7 @@ def count(dsn: str) -> Any:
 async def test_anonymous_caller_is_refused(
     dsn: str, service: Serving, router: Router, how: str
 ) -> None:
-    """As all are at the router of development, whose authid is another one each time."""
+    """At the development router all callers are anonymous, with a new authid in each session."""
     caller = await join(router, how)
     try:
         call = caller.call("rowcast.notes.create", {"note": "x"}, idempotency_key="k")
@@ -80,14 +80,14 @@ async def test_second_call_with_a_key_is_answered_as_the_first(
 
 @pytest.mark.parametrize("batch", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_call_again_after_a_commit_lost_its_connection_is_written_once(
+async def test_call_repeated_after_a_commit_lost_its_connection_is_written_once(
     dsn: str, router: Router, call_from: Join, batch: bool
 ) -> None:
-    """Whether COMMIT has arrived or not, the write is there once in the end, and answered."""
+    """Whether COMMIT has arrived or not, the row is written once, and the repeated call has its result."""
     caller = await call_from(NAMED)
     call = [{"call": "notes.create", "args": [{"note": "x"}], "kwargs": {"select": ["note"]}}]
     with Relay(dsn) as relay:
-        # By its idle time PostgreSQL ends what got no COMMIT; the call made again waits for that.
+        # PostgreSQL ends a transaction without COMMIT after its idle time; the repeated call waits for that.
         async with served(relay.dsn, router, pool_max=1, tx_idle_timeout=3) as serving:
             for arrives in (False, True):
 
@@ -99,7 +99,7 @@ async def test_call_again_after_a_commit_lost_its_connection_is_written_once(
                     return caller.call(name, args, select=["note"], idempotency_key=key)
 
                 key, before = f"{arrives}", count(dsn)
-                # By what is kept, as it is sent: the statement may be prepared.
+                # The stored result identifies the query, because the statement may be prepared.
                 relay.lose(cbor2.dumps({"note": "x"}).hex().encode(), arrives)
                 error = await failure_of(make(key))
                 assert isinstance(error, ApplicationError)
@@ -113,19 +113,19 @@ async def test_call_again_after_a_commit_lost_its_connection_is_written_once(
 
 
 @pytest_twisted.ensureDeferred
-async def test_call_again_after_its_service_was_killed_is_written_once(
+async def test_call_repeated_after_its_service_was_killed_is_written_once(
     dsn: str, router: Router, call_from: Join
 ) -> None:
-    """The other service does the work of a call that was under way, and no other's again."""
+    """The other service runs the interrupted call, and no completed call again."""
     caller = await call_from(NAMED)
-    first = Replica(dsn, router)
+    first = replica(dsn, router)
     await first.ready
     done = await caller.call("rowcast.notes.create", {"note": "x"}, idempotency_key="done")
     running = caller.call("rowcast.fn.slow", seconds=60.0, idempotency_key="running")
     await until(lambda: execute(dsn, SLEEPING))
     await first.kill()
     assert isinstance(await failure_of(running), ApplicationError)
-    second = Replica(dsn, router)
+    second = replica(dsn, router)
     await second.ready
     try:
         assert (

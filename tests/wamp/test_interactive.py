@@ -24,7 +24,7 @@ from tests.conftest import ROOT, Router, execute
 from tests.deferreds import failure_of, until
 from tests.wamp.callers import KINDS, Caller, join
 from tests.wamp.conftest import Join
-from tests.wamp.replica import Replica
+from tests.wamp.replica import replica
 from tests.wamp.service import served
 
 SCHEMA = """
@@ -102,7 +102,7 @@ def transactions(dsn: str) -> int:
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_transaction_by_any_transport_is_kept_at_its_commit(
+async def test_transaction_by_any_transport_is_committed(
     how: str, dsn: str, one: Serving, router: Router
 ) -> None:
     caller = await join(router, how)
@@ -138,9 +138,7 @@ async def test_calls_sent_ahead_arrive_in_order_at_their_process(
 
 @pytest.mark.parametrize("how", ["rawsocket cbor", "websocket cbor"])
 @pytest_twisted.ensureDeferred
-async def test_answers_that_follow_each_other_are_not_held_back(
-    how: str, one: Serving, router: Router
-) -> None:
+async def test_consecutive_results_are_not_delayed(how: str, one: Serving, router: Router) -> None:
     """With Nagle's algorithm in the router, every second call would wait for 40 ms or more."""
     caller = await join(router, how)
     tx = await begin(caller)
@@ -156,7 +154,7 @@ async def test_answers_that_follow_each_other_are_not_held_back(
 
 
 @pytest_twisted.ensureDeferred
-async def test_callers_of_the_bridge_share_their_bound_and_the_refusal_says_so(
+async def test_callers_of_the_bridge_share_a_bound_and_its_refusal_says_so(
     one: Serving, router: Router
 ) -> None:
     """For the service they are all one session."""
@@ -179,7 +177,7 @@ async def test_callers_of_the_bridge_share_their_bound_and_the_refusal_says_so(
 
 
 @pytest_twisted.ensureDeferred
-async def test_transactions_of_two_services_are_each_in_its_own(
+async def test_transactions_of_two_services_are_independent(
     dsn: str, two: list[Serving], call_from: Join
 ) -> None:
     caller, other = await call_from(), await call_from()
@@ -225,7 +223,7 @@ async def test_bug_in_a_transaction_is_logged_without_its_secret(
 
 
 @pytest_twisted.ensureDeferred
-async def test_error_of_an_operation_fails_those_sent_behind_it(
+async def test_error_of_an_operation_fails_those_sent_after_it(
     dsn: str, one: Serving, call_from: Join
 ) -> None:
     caller = await call_from()
@@ -247,7 +245,7 @@ async def test_error_of_an_operation_fails_those_sent_behind_it(
 
 @pytest.mark.parametrize("how", ["leaves", "vanishes"])
 @pytest_twisted.ensureDeferred
-async def test_session_that_goes_has_its_transactions_rolled_back(
+async def test_transactions_of_a_session_that_leaves_are_rolled_back(
     how: str, dsn: str, two: list[Serving], router: Router
 ) -> None:
     """This holds at each service and with a running statement; its connections are released at once."""
@@ -277,7 +275,9 @@ def running(dsn: str) -> int:
 
 
 @pytest_twisted.ensureDeferred
-async def test_killed_client_frees_its_connections(dsn: str, one: Serving, router: Router) -> None:
+async def test_connections_of_a_killed_client_are_released(
+    dsn: str, one: Serving, router: Router
+) -> None:
     """The connections were free 11 to 24 ms after SIGKILL of the client, on a loaded machine."""
     command = [sys.executable, "-c", HOLDER, router.websocket]
     client = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -302,8 +302,8 @@ async def test_stopped_service_rolls_back_and_the_other_one_reports_it(
     """One service is killed or stopped; a transaction of the other service continues."""
     caller = await call_from()
     async with served(dsn, router, shared=True) as stays:
-        replica = Replica(dsn, router)
-        await replica.ready
+        other = replica(dsn, router)
+        await other.ready
         held = [await begin(caller) for _ in range(4)]
         own = stays.dispatcher._importing.uploads.process
         here = next(tx for tx in held if own in tx)
@@ -311,7 +311,7 @@ async def test_stopped_service_rolls_back_and_the_other_one_reports_it(
         for n, tx in enumerate(held):
             await caller.call(tx, "items.create", [{"id": n}])
         running = caller.call(there[0], "slow.find")
-        await replica.kill()
+        await other.kill()
         error = await failure_of(running)
         assert isinstance(error, ApplicationError)
         assert error.error == "wamp.error.canceled"

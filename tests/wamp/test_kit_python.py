@@ -40,7 +40,7 @@ async def client(router: Router) -> AsyncIterator[Client]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_live_query_is_what_find_answers(dsn: str, service: Serving, client: Client) -> None:
+async def test_live_query_has_the_rows_of_find(dsn: str, service: Serving, client: Client) -> None:
     ordered = client.db.live("drivers", order=["-name"], limit=3)
     embedding = client.db.live("drivers", embed={"vehicles": {"order": ["id"]}}, select=["name"])
     grouped = client.db.live("vehicles", measures={"n": {"count": "*"}}, group=["driver_id"])
@@ -218,7 +218,7 @@ async def test_effect_of_a_write_is_shown_at_once_and_once(
 
 
 @pytest_twisted.ensureDeferred
-async def test_effect_of_a_write_that_is_refused_goes(service: Serving, client: Client) -> None:
+async def test_effect_of_a_refused_write_is_removed(service: Serving, client: Client) -> None:
     live = client.db.live("drivers", order=["id"])
     before = await live.ready()
     writing = live.create({"id": 6, "name": None})
@@ -230,7 +230,7 @@ async def test_effect_of_a_write_that_is_refused_goes(service: Serving, client: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_new_row_whose_key_is_there_is_shown_once(service: Serving, client: Client) -> None:
+async def test_new_row_with_an_existing_key_is_shown_once(service: Serving, client: Client) -> None:
     """For example when the change by `create` arrives before its result."""
     live = client.db.live("drivers", order=["id"])
     before = await live.ready()

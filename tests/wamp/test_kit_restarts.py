@@ -85,7 +85,7 @@ def write(dsn: str, random: Random) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_copies_are_right_whatever_has_happened(
+async def test_copies_after_random_failures_equal_the_rows(
     dsn: str, router: Router, client: Client
 ) -> None:
     """Random writes, disconnections and restarts; each state is compared by its checksum."""
@@ -128,7 +128,7 @@ async def test_copies_are_right_whatever_has_happened(
 
 
 @pytest_twisted.ensureDeferred
-async def test_copies_in_javascript_are_right_whatever_has_happened(
+async def test_copies_in_javascript_after_random_failures_equal_the_rows(
     dsn: str, router: Router
 ) -> None:
     """The last state that Node prints equals the rows at the end."""

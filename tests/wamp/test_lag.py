@@ -1,5 +1,5 @@
 """
-The reactor is never kept waiting: calls that are slow in the database do not slow the others.
+Calls that are slow in the database neither block the reactor nor delay other calls.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def shown(what: str, probe: LagProbe, capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("connections", [SLOW, 5])
 @pytest_twisted.ensureDeferred
-async def test_slow_calls_in_a_pool_leave_the_reactor_free(
+async def test_slow_calls_in_a_pool_do_not_block_the_reactor(
     dsn: str, router: Router, connections: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Sixteen slow calls, each with a connection or in a queue for one, leave the reactor free."""
     async with served(dsn, router, pool_max=connections, pool_timeout=30) as service:
         caller = await join(router, "rawsocket cbor")
-        await caller.call("rowcast.slow.find")  # all that is done once is done
+        await caller.call("rowcast.slow.find")  # everything that happens only once has happened
 
         async def measure() -> LagProbe:
             gc.collect()
@@ -84,7 +84,7 @@ async def test_quick_calls_beside_slow_ones_are_answered_soon(
                     quick += 1
             await gatherResults(slow)
             shown(f"{quick} quick calls beside {SLOW - 1} slow ones", probe, capsys)
-            assert quick > 2  # were they to wait, the first would see the end of the slow ones
+            assert quick > 2  # if they waited, the first would take as long as the slow ones
             return probe
 
         assert await least_lag(measure, 0.99, BOUND) < BOUND

@@ -86,7 +86,7 @@ async def test_stream_without_progressive_results_is_refused_with_a_hint(caller:
 @pytest.mark.parametrize("how", ["cancels", "leaves", "vanishes"])
 @pytest.mark.parametrize("verb", ["stream", "export"])
 @pytest_twisted.ensureDeferred
-async def test_call_whose_caller_goes_frees_its_connection(
+async def test_call_whose_caller_leaves_releases_its_connection(
     how: str, verb: str, dsn: str, service: Serving, router: Router
 ) -> None:
     """The cursor and the connection are free at once after the caller has cancelled or left."""
@@ -115,7 +115,7 @@ SAMPLES = 20
 
 @pytest.mark.parametrize("verb", ["stream", "export"])
 @pytest_twisted.ensureDeferred
-async def test_caller_that_takes_nothing_is_read_no_more_rows_for(
+async def test_no_more_rows_are_read_for_a_caller_that_takes_nothing(
     verb: str, dsn: str, service: Serving, router: Router
 ) -> None:
     """Reading stops, and the router buffers little for it."""
@@ -144,10 +144,9 @@ async def test_caller_that_takes_nothing_is_read_no_more_rows_for(
 
 @pytest.mark.parametrize("how", ["leaves", "vanishes"])
 @pytest_twisted.ensureDeferred
-async def test_upload_whose_session_goes_keeps_nothing(
+async def test_upload_whose_session_leaves_is_rolled_back(
     how: str, dsn: str, service: Serving, router: Router
 ) -> None:
-    """Its uploads are rolled back."""
     execute(dsn, "TRUNCATE copies")
     caller = await join(router, "rawsocket cbor")
     begun = await caller.call("rowcast.copies.import", [{"id": 1}], done=False)

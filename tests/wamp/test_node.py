@@ -27,8 +27,7 @@ METHODS = {"authmethods": ["ticket"]}
 DEVELOPMENT = ROOT / "router" / "development.json"
 
 
-def test_configuration_of_development_is_the_one_the_service_writes() -> None:
-    """The file in router/ equals what the service writes."""
+def test_configuration_of_development_equals_the_one_the_service_writes() -> None:
     written = node("realm1", "rowcast", 8080, Path("service.sock"))
     assert json.loads(DEVELOPMENT.read_text("utf-8")) == written
 
@@ -45,7 +44,7 @@ def test_configuration_of_each_node_is_valid_for_crossbar(config: Path, tmp_path
     assert checked.returncode == 0, checked.stdout
 
 
-def test_what_the_router_leaves_out_fails_where_it_is_called() -> None:
+def test_package_omitted_by_the_router_fails_when_it_is_called() -> None:
     """The bodies of modules and classes that use an omitted package run, but its functions raise."""
     program = """
 import web3, sys
@@ -144,8 +143,7 @@ async def test_call_nested_some_thousand_deep_ends_its_own_session(
     await callee.close()
 
 
-def test_router_that_logs_debug_lines_says_all_of_them() -> None:
-    """Log texts that are built lazily are complete."""
+def test_router_logs_complete_debug_lines() -> None:
     with tempfile.TemporaryDirectory(prefix="rowcast-debug-") as home:
         port, socket = free_port(), Path(home) / "s"
         config = node("realm1", "rowcast", port, socket, code=str(ROOT / "router"))

@@ -88,7 +88,7 @@ async def test_call_cancelled_between_parts_sends_no_more(
 
 
 class Sink(Protocol):
-    """A protocol that reads only when it is told to."""
+    """A protocol that reads only after `resumeProducing`."""
 
     def connectionMade(self) -> None:
         """Pause reading."""

@@ -34,7 +34,9 @@ async def test_plan_is_returned_if_the_setting_is_on(migrated: str, router: Rout
 
 
 @pytest_twisted.ensureDeferred
-async def test_plan_where_the_setting_is_off_is_no_procedure(migrated: str, router: Router) -> None:
+async def test_explain_is_no_such_procedure_if_the_setting_is_off(
+    migrated: str, router: Router
+) -> None:
     async with served(migrated, router):
         caller = await join(router, "websocket json")
         with pytest.raises(ApplicationError) as caught:

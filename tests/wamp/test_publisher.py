@@ -43,7 +43,7 @@ async def heard_by(caller: Caller, uri: str = "rowcast.", match: str = "prefix")
 
 
 @pytest_twisted.ensureDeferred
-async def test_events_are_acknowledged_and_come_in_their_order(
+async def test_events_are_acknowledged_and_arrive_in_order(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     publisher = Publisher(reactor)
@@ -56,7 +56,7 @@ async def test_events_are_acknowledged_and_come_in_their_order(
 
 
 @pytest_twisted.ensureDeferred
-async def test_connection_that_is_lost_leaves_no_event_out_and_keeps_the_order(
+async def test_lost_connection_loses_no_event_and_keeps_the_order(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     publisher = Publisher(reactor)
@@ -80,7 +80,7 @@ async def test_connection_that_is_lost_leaves_no_event_out_and_keeps_the_order(
 
 
 @pytest_twisted.ensureDeferred
-async def test_session_that_the_router_ends_leaves_no_event_out(
+async def test_session_ended_by_the_router_loses_no_event(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     """The session ends with GOODBYE, after which the connection remains open for a short time."""
@@ -137,20 +137,20 @@ class Failing(SessionObserver):
 
 
 @pytest_twisted.ensureDeferred
-async def test_observer_that_fails_at_the_end_of_a_session_keeps_no_other_from_the_next(
+async def test_observer_that_fails_at_the_end_of_a_session_does_not_affect_others(
     start_edge: StartEdge,
 ) -> None:
     publisher = Publisher(reactor)
     edge = await start_edge(observers=[publisher, Failing()])
     edge.client._transport.abortConnection()
     await until(lambda: not edge.client.joined)
-    assert not publisher.can_publish, "told after the one that fails"
+    assert not publisher.can_publish, "notified after the one that fails"
     await edge.client.when_joined()
     await publisher.send(publications(range(3)))
 
 
 @pytest_twisted.ensureDeferred
-async def test_events_wait_for_a_router_that_is_away(start_edge: StartEdge) -> None:
+async def test_events_wait_until_the_router_is_back(start_edge: StartEdge) -> None:
     publisher = Publisher(reactor)
     edge = await start_edge(urls=["unix:/nowhere"], observers=[publisher], wait=False)
     sending = Deferred.fromCoroutine(publisher.send(publications(range(3))))
@@ -189,7 +189,7 @@ async def test_router_that_does_not_acknowledge_is_not_used_until_it_does(
 
 
 @pytest_twisted.ensureDeferred
-async def test_publishing_that_is_cancelled_leaves_the_session_as_it_was(
+async def test_cancelled_publishing_does_not_change_the_session(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     publisher = Publisher(reactor)
@@ -205,7 +205,7 @@ async def test_publishing_that_is_cancelled_leaves_the_session_as_it_was(
 
 
 @pytest_twisted.ensureDeferred
-async def test_event_that_the_router_does_not_take_is_no_obstacle(
+async def test_event_refused_by_the_router_does_not_block_later_ones(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     publisher = Publisher(reactor)
@@ -224,7 +224,9 @@ async def test_event_that_the_router_does_not_take_is_no_obstacle(
 
 
 @pytest_twisted.ensureDeferred
-async def test_event_comes_to_its_audience_alone(start_edge: StartEdge, call_from: Join) -> None:
+async def test_event_is_delivered_only_to_its_audience(
+    start_edge: StartEdge, call_from: Join
+) -> None:
     publisher = Publisher(reactor)
     await start_edge(observers=[publisher])
     anonymous = await heard_by(await call_from())
@@ -247,7 +249,7 @@ async def test_event_comes_to_its_audience_alone(start_edge: StartEdge, call_fro
 
 
 @pytest_twisted.ensureDeferred
-async def test_router_that_knows_no_audience_gets_no_event_that_has_one(
+async def test_event_with_an_audience_is_not_sent_to_a_router_without_support(
     start_edge: StartEdge, call_from: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the router would deliver it to all subscribers."""
@@ -262,7 +264,7 @@ async def test_router_that_knows_no_audience_gets_no_event_that_has_one(
 
 
 @pytest_twisted.ensureDeferred
-async def test_subscriptions_are_known_as_they_come_and_go(
+async def test_subscriptions_are_known_after_each_subscribe_and_unsubscribe(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     before = await call_from()
@@ -317,7 +319,7 @@ async def test_subscription_that_is_ended_is_forgotten(
 
 
 @pytest_twisted.ensureDeferred
-async def test_questions_of_a_session_that_the_router_ends_are_no_failure(
+async def test_calls_pending_when_the_router_ends_the_session_log_no_failure(
     start_edge: StartEdge, call_from: Join, logged: list[dict[str, Any]]
 ) -> None:
     """They end with the session, while the connection remains open for a short time."""
@@ -327,7 +329,7 @@ async def test_questions_of_a_session_that_the_router_ends_are_no_failure(
     await until(lambda: subscriptions._known and not subscriptions._asking)
     session, transport = subscriptions._session, edge.client._transport
     assert session is not None
-    # What it lists comes together with the end, so that what is asked then has no answer.
+    # The list arrives together with the GOODBYE, so that the calls made for it get no answer.
     transport.pauseProducing()
     subscriptions._ask()
     killer = await call_from("service cbor")
@@ -339,7 +341,7 @@ async def test_questions_of_a_session_that_the_router_ends_are_no_failure(
 
 
 @pytest_twisted.ensureDeferred
-async def test_without_a_router_and_at_another_one_all_is_wanted_until_it_is_known(
+async def test_all_topics_count_as_subscribed_until_the_router_lists_them(
     start_edge: StartEdge,
 ) -> None:
     subscriptions = Subscriptions(reactor)

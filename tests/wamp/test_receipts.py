@@ -41,7 +41,7 @@ async def test_receipt_is_a_keyword_beside_the_result(
 
 
 @pytest_twisted.ensureDeferred
-async def test_receipt_comes_through_the_service_that_passes_a_call_on(
+async def test_receipt_of_a_forwarded_call_is_returned(
     dsn: str, router: Router, call_from: Join
 ) -> None:
     caller = await call_from()

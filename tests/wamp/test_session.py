@@ -24,7 +24,7 @@ from twisted.internet.defer import Deferred
 from service.errors import InternalError, TooLarge
 from service.wamp.session import DETAILS, SafeSession
 from tests.fakes import fire
-from tests.wamp.callers import KINDS, Caller
+from tests.wamp.callers import KINDS, Caller, refusal_of
 from tests.wamp.conftest import Edge, Join, StartEdge
 
 MEBIBYTE = 2**20
@@ -40,9 +40,7 @@ def nested(levels: int) -> Any:
 
 async def refused(caller: Caller, name: str, *args: Any, **kwargs: Any) -> ApplicationError:
     """Make a call that must fail; return its error."""
-    with pytest.raises(ApplicationError) as caught:
-        await caller.call(f"rowcast.{name}", *args, **kwargs)
-    return caught.value
+    return await refusal_of(caller.call(f"rowcast.{name}", *args, **kwargs))
 
 
 async def unharmed(edge: Edge, caller: Caller, session: object) -> None:

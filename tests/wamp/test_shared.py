@@ -10,7 +10,6 @@ from typing import Any
 import psycopg2
 import pytest
 import pytest_twisted
-from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import DeferredList
 
 from schema.changes import track_table
@@ -18,9 +17,9 @@ from service.api.leases import new_process
 from service.app import Serving
 from tests.conftest import Router, crossbar_running, execute
 from tests.deferreds import failure_of, until
-from tests.wamp.callers import Caller, join
+from tests.wamp.callers import Caller, join, refusal_of
 from tests.wamp.conftest import Join
-from tests.wamp.replica import Replica
+from tests.wamp.replica import replica
 from tests.wamp.service import served
 
 IMPORT = "rowcast.copies.import"
@@ -45,13 +44,6 @@ def uploads(services: list[Serving]) -> list[int]:
 
 def kept(dsn: str) -> list[Any]:
     return [id for (id,) in execute(dsn, "SELECT id FROM copies ORDER BY id")]
-
-
-async def refusal_of(call: Any) -> ApplicationError:
-    """Return the error of a call."""
-    error = await failure_of(call)
-    assert isinstance(error, ApplicationError), error
-    return error
 
 
 @pytest_twisted.ensureDeferred
@@ -113,7 +105,7 @@ async def test_upload_belongs_to_its_session_at_each_service(
 
 @pytest.mark.parametrize("how", ["leaves", "vanishes"])
 @pytest_twisted.ensureDeferred
-async def test_uploads_of_a_lost_caller_end_at_their_service(
+async def test_uploads_of_a_lost_caller_end_at_the_service_that_has_them(
     how: str, two: list[Serving], router: Router
 ) -> None:
     caller = await join(router, "rawsocket cbor")
@@ -237,7 +229,7 @@ async def test_why_says_whether_the_leader_is_at_this_router(
     """The leader publishes events only at its own router."""
     track_table(dsn, "copies", "full", True)
 
-    async def said(at: Router) -> tuple[bool | None, str]:
+    async def leader_check(at: Router) -> tuple[bool | None, str]:
         caller = await join(at, "websocket cbor")
         found = await caller.call("rowcast.why", "copies")
         await caller.leave()
@@ -247,12 +239,12 @@ async def test_why_says_whether_the_leader_is_at_this_router(
     async with served(dsn, router, shared=True) as leader:
         await until(lambda: leader.feed.leading)
         process = leader.dispatcher._importing.uploads.process
-        assert (await said(router))[1].startswith("this service leads")
+        assert (await leader_check(router))[1].startswith("this service leads")
         async with served(dsn, other_router, shared=True):
             elsewhere = (
                 f"process {process} leads, at another router: no event is published at this one"
             )
-            assert await said(other_router) == (False, elsewhere)
+            assert await leader_check(other_router) == (False, elsewhere)
     # A leader is found here by its registration, at this router or at a linked one.
     async with (
         served(dsn, router, shared=True) as leader,
@@ -261,7 +253,7 @@ async def test_why_says_whether_the_leader_is_at_this_router(
         await until(lambda: leader.feed.leading or follower.feed.leading)
         texts = set()
         while len(texts) < 2:  # shared calls alternate between the services
-            ok, text = await said(router)
+            ok, text = await leader_check(router)
             assert ok
             texts.add(text.partition(":")[0])
         led = (leader if leader.feed.leading else follower).dispatcher._importing.uploads.process
@@ -273,8 +265,8 @@ async def test_why_says_whether_the_leader_is_at_this_router(
 async def test_uploads_of_a_killed_service_end(dsn: str, router: Router, call_from: Join) -> None:
     """The remaining service reports it to the caller, both between calls and during one."""
     async with served(dsn, router, shared=True) as here:
-        replica = Replica(dsn, router)
-        await replica.ready
+        remote = replica(dsn, router)
+        await remote.ready
         caller, other = await call_from(), await call_from()
         begun = [await caller.call(IMPORT, [{"id": n}], done=False) for n in range(4)]
         own = here.dispatcher._importing.uploads.process
@@ -287,7 +279,7 @@ async def test_uploads_of_a_killed_service_end(dsn: str, router: Router, call_fr
         lock = inserted(dsn)
         calls = [caller.call(IMPORT, [{"id": 7}], done=True, **each) for each in theirs]
         await until(lambda: len(waiting(dsn)) == 2)
-        await replica.kill()
+        await remote.kill()
         outcomes = [(await refusal_of(call)).error for call in calls]
         assert outcomes == ["rowcast.error.outcome_unknown", "wamp.error.canceled"]
         lock.close()

@@ -68,7 +68,7 @@ def migrated_home(home: dict[str, str]) -> None:
     subprocess.run([*ALEMBIC, "upgrade", "head"], env=home, check=True, capture_output=True)
 
 
-def called(printed: str) -> dict[str, object]:
+def run_curl(printed: str) -> dict[str, object]:
     """Run the request of the printed curl command."""
     (command,) = re.findall(r"curl .*", printed)
     _, _, body, _, header, url = shlex.split(command)
@@ -85,7 +85,7 @@ def test_run_command_with_nothing_set_starts_everything(environ: dict[str, str])
         steps = re.findall(r"^ *\d+\.\d s  (\w+)", service.output, re.MULTILINE)
         assert steps == ["settings", "postgres", "schema", "router", "service", "ready"]
         assert f"ws://127.0.0.1:{environ['PORT']}/ws" in service.output
-        assert "args" in called(service.output)
+        assert "args" in run_curl(service.output)
         state, port = Path(environ["ROWCAST_STATE"]), environ["PORT"]
         assert f"(log: {state}/router-{port}.log)" in service.output
         assert (state / f"service-{port}.log").stat().st_size
@@ -98,7 +98,7 @@ def test_run_command_with_nothing_set_starts_everything(environ: dict[str, str])
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunningService:
     """
     A running service whose environment was prepared before its start.
 
@@ -116,33 +116,35 @@ class Standing:
 
 
 @pytest.fixture(scope="module")
-def started() -> Iterator[list[Standing]]:
+def started() -> Iterator[list[RunningService]]:
     """Keep the running service for the tests of this module that do not stop it."""
-    kept: list[Standing] = []
+    kept: list[RunningService] = []
     yield kept
     for each in kept:
         each.service.close()
 
 
 @pytest.fixture
-def standing(started: list[Standing], environ: dict[str, str], migrated_home: None) -> Standing:
+def running(
+    started: list[RunningService], environ: dict[str, str], migrated_home: None
+) -> RunningService:
     """Return a running service: the kept one, or a new one if a test has stopped it."""
     if not started or not started[-1].service.running():
         began = time.monotonic()
         service = Program(environ, *RUN)
-        started.append(Standing(service, environ, 0, 0))
+        started.append(RunningService(service, environ, 0, 0))
         service.says("ready")
         took = time.monotonic() - began
         # CPU time, because other processes may delay the start
         each = [psutil.Process(service.pid), *parts(service)]
         used = sum(sum(one.cpu_times()[:4]) for one in each)
-        started[-1] = Standing(service, environ, took, used)
+        started[-1] = RunningService(service, environ, took, used)
     return started[-1]
 
 
-def test_standing_service_refuses_a_second_run_with_its_pid(standing: Standing) -> None:
+def test_running_service_refuses_a_second_run_with_its_pid(running: RunningService) -> None:
     """A second service exits with one message; Alembic finds the running database."""
-    first, environ = standing.service, standing.environ
+    first, environ = running.service, running.environ
     with program(environ | {"PORT": str(free_port())}, *RUN) as second:
         assert second.ends() == 1
         assert second.output.startswith(f"Rowcast runs here already, as pid {first.pid} →")
@@ -152,19 +154,19 @@ def test_standing_service_refuses_a_second_run_with_its_pid(standing: Standing) 
     assert first.running()
 
 
-def test_standing_service_was_ready_soon(
-    standing: Standing, capsys: pytest.CaptureFixture[str]
+def test_running_service_was_ready_in_seconds(
+    running: RunningService, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a prepared environment it is ready within ten seconds on an idle machine."""
     with capsys.disabled():
-        print(f"\nready after {standing.took:.1f} s, {standing.used:.1f} s the processor's")
-    assert standing.used < QUICK
+        print(f"\nready after {running.took:.1f} s, {running.used:.1f} s the processor's")
+    assert running.used < QUICK
 
 
 @pytest.mark.parametrize("which", ["controller", "worker"])
-def test_standing_service_starts_a_router_again_that_died(which: str, standing: Standing) -> None:
+def test_running_service_restarts_a_killed_router(which: str, running: RunningService) -> None:
     """A killed router is restarted; callers receive a retryable error until the service has joined."""
-    service, again = standing.service, "the embedded router again in "
+    service, again = running.service, "the embedded router again in "
     before = service.output.count(again)
     [controller] = [
         process
@@ -175,16 +177,16 @@ def test_standing_service_starts_a_router_again_that_died(which: str, standing: 
     (controller if which == "controller" else worker).kill()
     gone([controller, worker])
     wait_until(lambda: service.output.count(again) > before, 120, lambda: service.output)
-    errors = refusals(int(standing.environ["PORT"]), "rowcast.actions.count")
+    errors = refusals(int(running.environ["PORT"]), "rowcast.actions.count")
     assert set(errors) <= {"rowcast.error.unavailable"}
 
 
-def test_standing_service_that_is_killed_leaves_no_process(standing: Standing) -> None:
+def test_running_service_that_is_killed_leaves_no_process(running: RunningService) -> None:
     """A killed service ends its router and PostgreSQL, and can be started again."""
-    children = parts(standing.service)
-    standing.service.ends(signal.SIGKILL)
+    children = parts(running.service)
+    running.service.ends(signal.SIGKILL)
     gone(children)
-    with program(standing.environ, *RUN) as service:
+    with program(running.environ, *RUN) as service:
         service.says("ready")
         assert service.ends(signal.SIGINT) == 0
 
@@ -200,7 +202,7 @@ def test_missing_schema_is_logged_at_start(
         assert service.ends(signal.SIGINT) == 0
 
 
-def test_taken_port_is_reported_with_the_way_out(environ: dict[str, str]) -> None:
+def test_taken_port_is_reported_with_a_remedy(environ: dict[str, str]) -> None:
     """The message names the port, and the command that chooses another one."""
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", int(environ["PORT"])))
@@ -233,7 +235,7 @@ def test_missing_database_is_reported_without_the_password(environ: dict[str, st
             assert "s3cret" not in service.output
 
 
-def test_missing_router_is_reported_with_the_way_out(environ: dict[str, str]) -> None:
+def test_missing_router_is_reported_with_a_remedy(environ: dict[str, str]) -> None:
     """The message has both ways to get a router."""
     with program(environ | {"ROWCAST_CROSSBAR": "/nowhere/crossbar"}, *RUN) as service:
         assert service.ends() == 1
@@ -254,7 +256,7 @@ def test_twistd_with_everything_embedded_is_ready(environ: dict[str, str]) -> No
 
 
 @pytest.mark.parametrize(("level", "all_of_it"), [("warn", False), ("info", True)])
-def test_twistd_logs_what_is_asked_for(
+def test_twistd_logs_at_the_configured_level(
     environ: dict[str, str], migrated: str, level: str, all_of_it: bool
 ) -> None:
     """ROWCAST_LOG_LEVEL also applies under twistd, for each destination of its log."""
@@ -284,7 +286,7 @@ def test_twistd_as_a_daemon_stops_with_its_parts(environ: dict[str, str]) -> Non
     assert not pidfile.exists()
 
 
-def test_twistd_with_an_empty_database_says_what_to_run(environ: dict[str, str]) -> None:
+def test_twistd_with_an_empty_database_names_the_command_to_run(environ: dict[str, str]) -> None:
     """On a new embedded database, twistd prints the command to run first."""
     with tempfile.TemporaryDirectory() as fresh:
         with program(environ | {"ROWCAST_STATE": fresh}, *TWISTD) as service:
@@ -315,7 +317,7 @@ LOCKED = Ed25519PrivateKey.generate().private_bytes(
     [(b"0123456789\n", "ssh-keygen -t ed25519"), (LOCKED, "ssh-keygen -p -N ''")],
     ids=["none", "locked"],
 )
-def test_a_key_that_cannot_be_read_ends_the_start(
+def test_unreadable_key_ends_the_start(
     environ: dict[str, str], migrated: str, content: bytes, cure: str
 ) -> None:
     """An unreadable key ends the start with a message, instead of being retried for ever."""
@@ -330,7 +332,7 @@ def test_a_key_that_cannot_be_read_ends_the_start(
             assert len(service.output.splitlines()) == 1
 
 
-def test_a_database_of_another_revision_is_refused_by_twistd(
+def test_database_of_another_revision_is_refused_by_twistd(
     environ: dict[str, str], migrated: str
 ) -> None:
     """The command fails if the database is not at the code's revision."""

@@ -67,7 +67,7 @@ async def refusal(call: Any) -> tuple[str, list[Any], dict[str, Any]]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_scenario_by_the_fake_session_is_answered_as_by_clients(service: Service) -> None:
+async def test_scenario_in_the_fake_session_has_the_expected_results(service: Service) -> None:
     """The fake session gives the same results as each transport and language."""
     wrong = await run(service.join(), "rowcast", read(FILE.read_text()))  # type: ignore[arg-type]
     assert wrong == [], "\n".join(wrong)
@@ -147,7 +147,9 @@ async def test_live_query_in_a_test_receives_changes(session: Any) -> None:
     await until(lambda: any("'/live'" in str(each) for each in messages[1:]))
     assert written.kwresults["tx"]
     live.cancel()
-    with pytest.raises((ApplicationError, CancelledError)):  # autobahn's, which waits for no answer
+    with pytest.raises(
+        (ApplicationError, CancelledError)
+    ):  # CancelledError is autobahn's, which does not wait for the answer
         await live
 
 
@@ -186,7 +188,7 @@ async def test_anonymous_caller_has_role_and_realm(session: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_sessions_of_service_are_who_they_say(service: Service) -> None:
+async def test_sessions_of_service_have_the_given_identity(service: Service) -> None:
     clerk = service.join("ada", "clerk")
     assert await clerk.call("rowcast.whoami") == ["ada", "clerk", "realm1"]
     assert clerk.caller.session != service.join().caller.session
@@ -216,7 +218,7 @@ async def test_upload_ends_with_its_session(service: Service) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_service_after_another_has_its_database_as_it_was_made(server: str) -> None:
+async def test_service_after_another_has_the_initial_database(server: str) -> None:
     """Writes of an earlier test are undone, and twistar's Registry is restored."""
     before = Registry.DBPOOL
     for _ in range(2):
@@ -231,7 +233,7 @@ async def test_service_after_another_has_its_database_as_it_was_made(server: str
 
 
 @pytest_twisted.ensureDeferred
-async def test_applications_of_one_process_are_apart(server: str) -> None:
+async def test_applications_of_one_process_are_independent(server: str) -> None:
     """A service has the procedures and models of its own modules, not those of another one."""
     async with serving(reactor, server) as service:
         assert (await service.join().call("rowcast.actions.create", {**ROW, "action": "!"}))["id"]
@@ -240,7 +242,7 @@ async def test_applications_of_one_process_are_apart(server: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_roles_and_settings_are_those_given(server: str) -> None:
+async def test_roles_and_settings_of_service_are_used(server: str) -> None:
     roles = {"roles": "clerk=pg_read_all_data", "anonymous": "pg_monitor"}
     async with serving(reactor, server, max_rows=1, **roles) as service:
         service.execute("INSERT INTO actions (action, path) VALUES ('go', '/'), ('go', '/')")

@@ -1,5 +1,5 @@
 """
-Every time limit over the wire: which one ran out, and that nothing is kept.
+Time limits over the wire: the error names the limit, and nothing is written.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 import psycopg2
 import pytest
 import pytest_twisted
-from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import CallOptions
 from twisted.internet.defer import ensureDeferred, gatherResults
 
 from service.app import Serving
 from tests.conftest import Router, execute
-from tests.deferreds import failure_of, pause
+from tests.deferreds import pause
+from tests.wamp.callers import refusal_of
 from tests.wamp.service import served
 
 SCHEMA = """
@@ -66,7 +66,7 @@ WAIT_FOR_A_LOCK: list[Call] = [
 
 @pytest_twisted.async_yield_fixture(scope="module")
 async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
-    """Serve with limits that run out soon, and a statement's that does not."""
+    """Serve with short limits, but a long one for statements."""
     limits = {"statement_timeout": 12, "lock_timeout": 0.3, "transaction_timeout": 3}
     async with served(dsn, router, **limits) as serving:
         yield serving
@@ -74,18 +74,12 @@ async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
 
 @pytest.fixture(autouse=True)
 def unchanged(dsn: str) -> Iterator[None]:
-    """Look whether a call that ran out of time has kept something."""
+    """Check after the test that no timed out call has written anything."""
     yield
     assert execute(dsn, "SELECT id, note FROM notes ORDER BY id") == [
         (1, "as it was"),
         (2, "as it was"),
     ]
-
-
-async def refusal_of(call: Any) -> ApplicationError:
-    error = await failure_of(call)
-    assert isinstance(error, ApplicationError), error
-    return error
 
 
 @contextmanager
@@ -101,7 +95,7 @@ def locked(dsn: str) -> Iterator[None]:
 
 @pytest.mark.parametrize(("name", "kwargs"), TAKE_LONG)
 @pytest_twisted.ensureDeferred
-async def test_call_longer_than_its_timeout_names_the_statement(
+async def test_error_of_a_call_timeout_names_the_statement(
     name: str, kwargs: dict[str, Any], caller: Any
 ) -> None:
     parts = CallOptions(on_progress=lambda _: None) if name.endswith(("stream", "export")) else None
@@ -111,7 +105,7 @@ async def test_call_longer_than_its_timeout_names_the_statement(
 
 @pytest.mark.parametrize(("name", "kwargs"), WAIT_FOR_A_LOCK)
 @pytest_twisted.ensureDeferred
-async def test_lock_that_another_holds_names_the_lock(
+async def test_error_of_a_lock_timeout_names_the_lock(
     name: str, kwargs: dict[str, Any], dsn: str, caller: Any
 ) -> None:
     with locked(dsn):
@@ -121,7 +115,9 @@ async def test_lock_that_another_holds_names_the_lock(
 
 
 @pytest_twisted.ensureDeferred
-async def test_lock_inside_an_open_transaction_names_the_lock(dsn: str, caller: Any) -> None:
+async def test_error_of_a_lock_timeout_in_an_open_transaction_names_the_lock(
+    dsn: str, caller: Any
+) -> None:
     tx = (await caller.call("rowcast.transaction.begin"))["tx"]
     with locked(dsn):
         error = await refusal_of(caller.call(tx, "notes.update", [1, {"note": "changed"}]))
@@ -139,7 +135,7 @@ async def test_error_of_an_idle_transaction_names_idle(caller: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_open_transaction_that_lasts_names_the_transaction(caller: Any) -> None:
+async def test_error_of_a_long_transaction_names_the_transaction(caller: Any) -> None:
     tx = (await caller.call("rowcast.transaction.begin"))["tx"]
     caller.call(tx, "notes.update", [1, {"note": "changed"}]).addErrback(lambda _: None)
     late = [

@@ -24,7 +24,7 @@ from twisted.protocols.portforward import ProxyFactory, ProxyServer
 from service.wamp.client import WampClient, WampConfig
 from tests.conftest import Router
 from tests.deferreds import until
-from tests.wamp.test_client import shorten_steps, told
+from tests.wamp.test_client import reasons, shorten_steps
 from tests.wamp.test_session import Listening
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -71,7 +71,7 @@ TRUSTED, STRANGE = Authority("Trusted"), Authority("Strange")
 LOCAL: list[x509.GeneralName] = [x509.DNSName("localhost")]
 
 
-class Serves(ContextFactory):
+class ServerContext(ContextFactory):
     """The context factory of a server with one certificate."""
 
     def __init__(self, key: Any, certificate: x509.Certificate) -> None:
@@ -84,13 +84,13 @@ class Serves(ContextFactory):
         return self.context
 
 
-def serving(names: list[x509.GeneralName], by: Authority = TRUSTED, **more: Any) -> Serves:
+def serving(names: list[x509.GeneralName], by: Authority = TRUSTED, **more: Any) -> ServerContext:
     """Return a server context whose certificate has these names."""
     key = ec.generate_private_key(ec.SECP256R1())
-    return Serves(key, by.sign(key.public_key(), "localhost", names, **more))
+    return ServerContext(key, by.sign(key.public_key(), "localhost", names, **more))
 
 
-class Passing(ProxyServer):
+class ProxyConnection(ProxyServer):
     """
     A proxy connection that is known while it is open.
 
@@ -109,23 +109,23 @@ class Passing(ProxyServer):
         super().connectionLost(reason)
 
 
-class Quiet(ProxyFactory):
+class QuietProxyFactory(ProxyFactory):
     """A proxy without a log."""
 
     noisy = False
-    protocol = Passing
+    protocol = ProxyConnection
 
     def __init__(self, router: Router) -> None:
         super().__init__("127.0.0.1", router.port)
-        self.connections: set[Passing] = set()
+        self.connections: set[ProxyConnection] = set()
 
 
-class Door:
+class TlsProxy:
     """A TLS proxy before the router, with one certificate, that records connections."""
 
-    def __init__(self, router: Router, serves: Serves) -> None:
-        self._factory = Quiet(router)
-        self.port = reactor.listenSSL(0, self._factory, serves, interface="127.0.0.1")
+    def __init__(self, router: Router, context: ServerContext) -> None:
+        self._factory = QuietProxyFactory(router)
+        self.port = reactor.listenSSL(0, self._factory, context, interface="127.0.0.1")
 
     def url(self, scheme: str, host: str) -> str:
         """Return the URL of the proxy."""
@@ -150,7 +150,7 @@ def trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def everything() -> Iterator[list[dict[str, Any]]]:
+def logged_errors() -> Iterator[list[dict[str, Any]]]:
     """Collect logged errors."""
     events: list[dict[str, Any]] = []
 
@@ -190,16 +190,16 @@ def named() -> Iterator[None]:
     known.installNameResolver(before)
 
 
-async def tries(url: str, router: Router, events: list[dict[str, Any]]) -> str | None:
+async def refusal_reason(url: str, router: Router, events: list[dict[str, Any]]) -> str | None:
     """Return why a service does not join at a URL, or None once it has joined."""
     observer = Listening()
     config = WampConfig([url], router.realm, first_delay=60, max_delay=60)
     client = WampClient(reactor, config, [observer])
     client.startService()
     try:
-        await until(lambda: client.joined or bool(told(events)))
+        await until(lambda: client.joined or bool(reasons(events)))
         assert client.joined == (observer.session is not None)
-        return None if client.joined else told(events)[0]
+        return None if client.joined else reasons(events)[0]
     finally:
         await client.stopService()
 
@@ -223,9 +223,9 @@ async def test_server_with_a_good_certificate_is_joined(
 ) -> None:
     """A trusted certificate with the host's name or address in its subjectAltName is joined."""
     names, host = GOOD[case]
-    door = Door(router, serving(names))
-    assert await tries(door.url(scheme, host), router, logged) is None
-    await door.close()
+    proxy = TlsProxy(router, serving(names))
+    assert await refusal_reason(proxy.url(scheme, host), router, logged) is None
+    await proxy.close()
 
 
 IP = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
@@ -331,14 +331,14 @@ async def test_bad_certificate_is_refused_with_its_reason(
     case: str,
     router: Router,
     logged: list[dict[str, Any]],
-    everything: list[dict[str, Any]],
+    logged_errors: list[dict[str, Any]],
 ) -> None:
     """Nothing is joined; the log has one line with the reason, and no traceback."""
     names, host, more, why = BAD[case]
-    door = Door(router, serving(names, **more))
-    assert await tries(door.url(scheme, host), router, logged) == why
-    assert everything == []
-    await door.close()
+    proxy = TlsProxy(router, serving(names, **more))
+    assert await refusal_reason(proxy.url(scheme, host), router, logged) == why
+    assert logged_errors == []
+    await proxy.close()
 
 
 @pytest.mark.parametrize("scheme", ["wss", "rss"])
@@ -354,16 +354,16 @@ async def test_self_signed_certificate_is_refused_unless_trusted(
     """It is accepted if it is among the trusted certificates."""
     own = Authority("localhost")
     own.certificate = own.sign(own.key.public_key(), "localhost", LOCAL)
-    door = Door(router, Serves(own.key, own.certificate))
-    url = door.url(scheme, "localhost")
+    proxy = TlsProxy(router, ServerContext(own.key, own.certificate))
+    url = proxy.url(scheme, "localhost")
     why = "certificate is self-signed, and not trusted here (SSL_CERT_FILE names what is)"
-    assert await tries(url, router, logged) == why
+    assert await refusal_reason(url, router, logged) == why
     file = tmp_path / "own.pem"
     file.write_bytes(own.certificate.public_bytes(Encoding.PEM))
     monkeypatch.setenv("SSL_CERT_FILE", str(file))
     logged.clear()
-    assert await tries(url, router, logged) is None
-    await door.close()
+    assert await refusal_reason(url, router, logged) is None
+    await proxy.close()
 
 
 class Answers(Protocol):
@@ -387,7 +387,7 @@ class Answers(Protocol):
 )
 @pytest.mark.usefixtures("trust")
 @pytest_twisted.ensureDeferred
-async def test_server_without_tls_is_said_to_be_one(
+async def test_server_without_tls_is_reported_as_such(
     scheme: str, said: bytes, why: str, router: Router, logged: list[dict[str, Any]]
 ) -> None:
     """The error says that the server does not use TLS."""
@@ -395,7 +395,7 @@ async def test_server_without_tls_is_said_to_be_one(
     factory.noisy, factory.said = False, said
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
     url = f"{scheme}://localhost:{port.getHost().port}/"
-    found = await tries(url, router, logged)
+    found = await refusal_reason(url, router, logged)
     assert found is not None
     assert found.endswith(why)
     await port.stopListening()
@@ -413,5 +413,5 @@ async def test_silent_server_is_given_up_in_its_handshake(
     factory.noisy = False
     port = reactor.listenTCP(0, factory, interface="127.0.0.1")
     url = f"{scheme}://localhost:{port.getHost().port}/"
-    assert await tries(url, router, logged) == "no answer to the TLS handshake"
+    assert await refusal_reason(url, router, logged) == "no answer to the TLS handshake"
     await port.stopListening()

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from autobahn.wamp.exception import ApplicationError
 
 from service.app import Serving
 from service.errors import OutcomeUnknown, TooLarge
 from service.models.served import Models
 from service.procedures.registry import Declared, ProcedureCall, procedures
 from tests.conftest import Router, execute
-from tests.wamp.callers import Caller
+from tests.wamp.callers import Caller, refusal_of
 from tests.wamp.service import served
 
 LIMIT = 100_000
@@ -113,40 +112,31 @@ KEPT: dict[str, Make] = {
 }
 
 
-async def error_of(call: Any) -> ApplicationError:
-    """Return the error of a call."""
-    with pytest.raises(ApplicationError) as caught:
-        await call
-    return caught.value
-
-
 @pytest.mark.parametrize("how", REFUSED)
 @pytest_twisted.ensureDeferred
-async def test_write_with_too_large_an_answer_keeps_nothing(
+async def test_write_with_a_too_large_result_has_no_effect(
     how: str, dsn: str, caller: Caller
 ) -> None:
-    """A write that is refused is rolled back."""
     id = 1 + list(REFUSED).index(how)
-    error = await error_of(REFUSED[how](caller, id))
+    error = await refusal_of(REFUSED[how](caller, id))
     assert error.error == TooLarge.uri, error
     assert execute(dsn, f"SELECT id FROM notes WHERE abs(id) = {id}") == []
 
 
 @pytest.mark.parametrize("how", KEPT)
 @pytest_twisted.ensureDeferred
-async def test_too_large_result_after_a_commit_says_that_it_is_committed(
+async def test_too_large_result_after_a_commit_is_reported_as_committed(
     how: str, dsn: str, caller: Caller
 ) -> None:
-    """A committed write is not reported as refused."""
     id = 101 + list(KEPT).index(how)
-    error = await error_of(KEPT[how](caller, id))
+    error = await refusal_of(KEPT[how](caller, id))
     assert error.error == OutcomeUnknown.uri, error
     assert error.args[0].startswith("what the call changed is kept, but the answer is ")
     assert execute(dsn, f"SELECT id FROM notes WHERE id = {id}") == [(id,)]
 
 
 @pytest_twisted.ensureDeferred
-async def test_answer_just_within_the_limit_is_sent(dsn: str, caller: Caller) -> None:
+async def test_result_just_within_the_limit_is_sent(dsn: str, caller: Caller) -> None:
     """Without a result, a write has no limit; a read is refused."""
     fits = "€" * (LIMIT // 3 - 50)
     row = await caller.call("rowcast.notes.create", {"id": 201, "body": fits})
@@ -154,5 +144,5 @@ async def test_answer_just_within_the_limit_is_sent(dsn: str, caller: Caller) ->
     gone = await caller.call("rowcast.notes.create", {"id": 202, "body": WIDE}, returning=False)
     assert gone == {"affected": 1}
     assert await caller.call("rowcast.fn.keep_value", n=203, body=fits) == fits
-    assert (await error_of(caller.call("rowcast.hand_read"))).error == TooLarge.uri
+    assert (await refusal_of(caller.call("rowcast.hand_read"))).error == TooLarge.uri
     assert len(execute(dsn, "SELECT id FROM notes WHERE id > 200")) == 3

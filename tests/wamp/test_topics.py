@@ -34,7 +34,7 @@ ALTER TABLE veiled ENABLE ROW LEVEL SECURITY;
 SELECT rowcast.track(name::regclass) FROM unnest('{{actions, drivers, veiled}}'::text[]) name;
 """
 
-GRAINS = [
+PATTERNS = [
     ("rowcast.actions.changed.update.42", "exact"),
     ("rowcast.actions.changed..42", "wildcard"),
     ("rowcast.actions.changed.", "prefix"),
@@ -121,7 +121,7 @@ def _words(event: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_changes_that_were_missed_are_answered_as_they_were_published(
+async def test_missed_changes_are_returned_as_they_were_published(
     empty: Serving, dsn: str, call_from: Join, how: str
 ) -> None:
     caller = await call_from(how)
@@ -141,11 +141,11 @@ async def test_changes_that_were_missed_are_answered_as_they_were_published(
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_subscriber_gets_events_in_the_grain_of_its_pattern(
+async def test_subscriber_receives_the_events_of_its_pattern(
     empty: Serving, dsn: str, call_from: Join, how: str
 ) -> None:
     subscriber = Subscriber(await call_from(how))
-    for uri, match in GRAINS:
+    for uri, match in PATTERNS:
         await subscriber.subscribe(uri, match)
     run(dsn, WRITES)
     await until(lambda: sum(map(len, subscriber.events.values())) >= sum(map(len, SEEN.values())))
@@ -223,12 +223,12 @@ class Program(ProcessProtocol):
 
 @pytest.mark.parametrize("serializer", ["json", "msgpack", "cbor"])
 @pytest_twisted.ensureDeferred
-async def test_subscriber_with_npm_autobahn_gets_events_in_the_grain_of_its_pattern(
+async def test_subscriber_with_npm_autobahn_receives_the_events_of_its_pattern(
     empty: Serving, dsn: str, router: Router, serializer: str
 ) -> None:
     program, _ = node.program(), node.modules()
     child = Program()
-    grains = json.dumps(GRAINS)
+    grains = json.dumps(PATTERNS)
     arguments = [program, "subscriber.js", router.websocket, router.realm, serializer, grains]
     process = reactor.spawnProcess(child, program, arguments, env=None, path=str(node.NODE))
     try:
@@ -241,7 +241,7 @@ async def test_subscriber_with_npm_autobahn_gets_events_in_the_grain_of_its_patt
         if not child.ended.called:
             process.signalProcess("TERM")
             await child.ended
-    found: dict[str, list[str]] = {uri: [] for uri, _ in GRAINS}
+    found: dict[str, list[str]] = {uri: [] for uri, _ in PATTERNS}
     rows = []
     for uri, event in child.lines[1:]:
         found[uri].append(_words(event))

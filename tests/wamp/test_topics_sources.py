@@ -33,7 +33,7 @@ SELECT rowcast.track(name::regclass)
 
 
 async def heard_by(caller: Caller, *topics: str) -> list[dict[str, Any]]:
-    """Subscribe to all changes of relations; return where they will be."""
+    """Subscribe to all changes of relations; return the list that will contain them."""
     found: list[dict[str, Any]] = []
     for each in topics:
         await caller.subscribe(
@@ -42,14 +42,16 @@ async def heard_by(caller: Caller, *topics: str) -> list[dict[str, Any]]:
     return found
 
 
-def told(events: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """Return what events say, in an order that does not depend on that of a transaction."""
+def contents(events: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Return the contents of events, in an order that does not depend on that within a transaction."""
     said = ((each["tx"], each["op"], each["relation"], each["key"], each["row"]) for each in events)
     return [each for _, *each in sorted(said, key=lambda it: (int(it[0]), repr(it[1:])))]
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_of_a_copy_are_events(service: Serving, dsn: str, call_from: Join) -> None:
+async def test_rows_written_by_copy_are_published(
+    service: Serving, dsn: str, call_from: Join
+) -> None:
     events = await heard_by(await call_from(), "copied")
     connection = psycopg2.connect(dsn)
     with connection, connection.cursor() as cursor:
@@ -66,7 +68,7 @@ async def test_rows_of_a_copy_are_events(service: Serving, dsn: str, call_from: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_that_a_cascade_writes_are_events(
+async def test_rows_written_by_a_cascade_are_published(
     service: Serving, dsn: str, call_from: Join
 ) -> None:
     execute(dsn, "INSERT INTO parents VALUES (1), (2)")
@@ -78,7 +80,7 @@ async def test_rows_that_a_cascade_writes_are_events(
     execute(dsn, "DELETE FROM parents WHERE id = 1")
     execute(dsn, "UPDATE parents SET id = 3 WHERE id = 2")
     await until(lambda: len(events) >= 7)
-    assert told(events) == [
+    assert contents(events) == [
         ["delete", "children", {"id": 10}, None],
         ["delete", "children", {"id": 11}, None],
         ["delete", "parents", {"id": 1}, None],
@@ -91,7 +93,7 @@ async def test_rows_that_a_cascade_writes_are_events(
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_of_partitions_are_events_of_the_root(
+async def test_rows_of_partitions_are_published_for_the_root(
     service: Serving, dsn: str, call_from: Join
 ) -> None:
     events = await heard_by(await call_from(), "parted", "parted_north", "parted_south")
@@ -106,7 +108,7 @@ async def test_rows_of_partitions_are_events_of_the_root(
     await until(lambda: len(events) >= 6)
     north, south = {"id": 1, "region": "north"}, {"id": 2, "region": "south"}
     moved = {"id": 2, "region": "north"}
-    assert told(events) == [
+    assert contents(events) == [
         ["insert", "parted", north, {**north, "n": 1}],
         ["insert", "parted", south, {**south, "n": 1}],
         ["update", "parted", south, {**south, "n": 2}],

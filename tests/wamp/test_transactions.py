@@ -22,7 +22,9 @@ IN_TRANSACTION = "SELECT 1 FROM pg_stat_activity WHERE datname = current_databas
 
 @pytest.mark.parametrize("how", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_batch_is_the_same_from_each_client(how: str, dsn: str, router: Router) -> None:
+async def test_batch_of_each_client_has_the_same_results(
+    how: str, dsn: str, router: Router
+) -> None:
     """Results, references and the path of an error."""
     execute(dsn, "TRUNCATE kept")
     first = {"call": "kept.create", "args": [{"id": 1}]}

@@ -172,13 +172,13 @@ async def test_call_of_another_cannot_be_cancelled(
     for mode in ("skip", "kill", "killnowait"):
         client.send(CANCEL, request, {"mode": mode, "forward_for": [BOSS]})
     client.send(CALL, 1, {}, "rowcast.echo", ["there"])
-    assert await answer(client) == [RESULT, 1, *(await said(edge)), ["there"]]
+    assert await answer(client) == [RESULT, 1, *(await result_details(edge)), ["there"]]
     assert not edge.dispatcher.cancelled
     edge.dispatcher.release("true")
     assert await call == "true"
 
 
-async def said(edge: Edge) -> list[Any]:
+async def result_details(edge: Edge) -> list[Any]:
     """Return the details of a result, which name its callee."""
     session = edge.client._session
     return [
@@ -191,7 +191,7 @@ async def said(edge: Edge) -> list[Any]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_registration_of_a_service_is_kept_from_other_clients(
+async def test_registration_of_a_service_cannot_be_changed_by_other_clients(
     start_edge: StartEdge, join_raw: JoinRaw
 ) -> None:
     """A client can neither end the service's registration or subscription, nor register or publish itself."""
@@ -321,10 +321,9 @@ async def test_call_that_was_cancelled_and_left_is_forgotten(
 
 
 @pytest_twisted.ensureDeferred
-async def test_fields_without_meaning_change_nothing(
+async def test_unknown_options_of_a_call_are_not_forwarded(
     start_edge: StartEdge, join_raw: JoinRaw
 ) -> None:
-    """Further options of a CALL are not forwarded."""
     await start_edge()
     client = await join_raw()
     options = {

@@ -57,9 +57,7 @@ class Watching:
 
 
 @pytest_twisted.ensureDeferred
-async def test_watch_gives_rows_and_then_what_changes(
-    dsn: str, service: Serving, caller: Caller
-) -> None:
+async def test_watch_sends_rows_and_then_deltas(dsn: str, service: Serving, caller: Caller) -> None:
     """A snapshot is sent first, then a delta for each change, until the caller cancels."""
     live = Watching(caller, "drivers", where={"id": {"lte": 3}}, select=["id", "name"])
     await until(lambda: live.messages)
@@ -99,7 +97,7 @@ async def test_copy_behind_each_serializer_has_the_checksum(
 
 
 @pytest_twisted.ensureDeferred
-async def test_caller_that_leaves_frees_all(service: Serving, call_from: Join) -> None:
+async def test_watches_of_a_caller_that_leaves_are_freed(service: Serving, call_from: Join) -> None:
     """Watches, queries, rows and sessions are freed, whether it leaves or loses its connection."""
     for end in ("leave", "abort"):
         caller = await call_from("rawsocket json")
