@@ -28,7 +28,7 @@ from autobahn.wamp.types import CallOptions
 from twisted.internet import reactor
 
 from service import errors, payload
-from service.api import csv, write
+from service.api import import_, write
 from service.api.verbs import VERBS
 from service.app import Serving
 from service.db import json as json_codec
@@ -262,7 +262,7 @@ def test_limits() -> None:
         row_values.MAX_PATHS,
         row_values.MAX_ALL_STEPS,
         write.MAX_VALIDATED,
-        csv.MAX_RECORD,
+        import_.MAX_RECORD,
         payload.MAX_DEPTH,
         payload.MAX_DEPTH - payload.ENVELOPE,
         json_codec.MAX_DEPTH,

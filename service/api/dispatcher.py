@@ -35,8 +35,7 @@ from service.api.import_ import Forward, ImportProcedure
 from service.api.interactive import BEGIN, TX, Interactive, ended
 from service.api.leases import Leases
 from service.api.roles import Roles, identity_for
-from service.api.routes import find_route
-from service.api.verbs import FUNCTION, VERBS
+from service.api.verbs import FUNCTION, VERBS, find_route
 from service.catalog import Relation
 from service.db.codec import Codec
 from service.db.database import Database

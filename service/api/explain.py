@@ -22,6 +22,7 @@ from service.api.read import (
     counts_as_it_reads,
     exists_read,
     find_statement,
+    flow,
     get_statement,
     parsed_rows,
     plan_counted,
@@ -31,7 +32,6 @@ from service.api.read import (
     wanted,
     watched_statement,
 )
-from service.api.stream import flow
 from service.db.statements import explain_txn
 from service.errors import InvalidArgument, clip
 from service.payload import fit

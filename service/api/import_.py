@@ -4,11 +4,12 @@ The verb import: any number of rows, in one call or in several, as one COPY in a
 Several calls are an upload. It belongs to one session, and to the process that holds its transaction open
 until the call with `done`; another replica forwards the calls to that process. An error, or the end of the
 upload's lease, rolls the upload back. If the model of the relation has validations, it validates each row,
-as in `create`.
+as in `create`; only then is CSV parsed here, by PostgreSQL's rules, though it may be cut anywhere.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +18,6 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.task import deferLater
 
 from service.api.call import Call, Snapshot, not_in_transaction
-from service.api.csv import Record, complete, header_of, split
 from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason, process_of
 from service.api.rules import columns_set_by_model
@@ -50,6 +50,20 @@ MANY = 100
 """Rows of one call; more are searched for their columns in a pool thread."""
 HEADER = 64 * 1024
 """Maximum length of a CSV header, in characters."""
+MAX_RECORD = 1 << 20
+"""
+Maximum length of a record that comes in pieces, in characters.
+
+An incomplete record is kept and parsed again with the next piece. Without a limit a quote that is never
+closed would make the service keep, and parse again, ever more text.
+"""
+
+# The quantifiers are possessive (`*+`): else a quote that is never closed is tried again with each shorter match.
+_FIELD = re.compile(r'(?:"([^"]*+(?:""[^"]*+)*+)"|([^",\r\n]*+))(,|\r\n|\n|\r|\Z)')
+
+Record = list[str | None]
+"""The fields of a record of CSV; None for an empty field without quotes."""
+
 MARK = "\ufeff"
 """The byte order mark, with which some programs begin a text."""
 
@@ -287,7 +301,7 @@ class Upload:
         if self._feed is not None or self._names is not None:
             return text
         text, self._head = self._head + text, ""
-        if complete(text[:HEADER]):
+        if end_of_records(text[:HEADER]):
             return text
         if len(text) > HEADER:
             raise InvalidArgument(
@@ -490,7 +504,7 @@ def _taken(
     If no names are given, the first record is the header. The line of a row is its last one, as in the
     errors of COPY.
     """
-    records, rest = split(text, last)
+    records, rest = split_csv(text, last)
     rows = []
     for record in records:
         line += 1 + sum(field.count("\n") for field in record if field)
@@ -534,3 +548,80 @@ def _json(snapshot: Snapshot, type: Type, name: str, text: str) -> Any:
         return snapshot.codec.read(type, text)
     except (ValueError, RecursionError):
         raise InvalidArgument("not JSON", path=f"csv.{name}", column=name) from None
+
+
+def end_of_records(text: str) -> int:
+    """
+    Return the offset at which the last complete record of CSV ends; 0 if no record is complete.
+
+    Raises:
+        InvalidArgument: The incomplete record behind it is longer than `MAX_RECORD`.
+    """
+    ending = "\n" if "\n" in text else "\r"
+    place = len(text) - text.endswith("\r")  # its "\n" may be in the next piece
+    quotes = text.count('"')
+    least = len(text) - MAX_RECORD
+    # Backwards: the last complete record ends close to the end of the piece.
+    while place > least:
+        behind, place = place, text.rfind(ending, 0, place)
+        quotes -= text.count('"', place + 1, behind)
+        if place < 0:
+            break
+        if not quotes % 2:  # an odd number of quotes before it: the line end is inside a field
+            return place + 1
+    if len(text) <= MAX_RECORD:
+        return 0
+    raise InvalidArgument(
+        f"a record of the CSV is longer than {MAX_RECORD} characters, or a quote is not closed",
+        path="csv",
+    )
+
+
+def split_csv(text: str, last: bool) -> tuple[list[Record], str]:
+    """
+    Split a piece of CSV, cut anywhere, into records.
+
+    Args:
+        text: What the previous piece has left, and the piece.
+        last: Whether this is the last piece; its last record may lack the line end.
+
+    Returns:
+        The complete records, and the text that is left.
+    """
+    end = len(text) if last else end_of_records(text)
+    return list(csv_records(text[:end])), text[end:]
+
+
+def header_of(text: str) -> list[str]:
+    """
+    Return the names in the header of CSV whose first record is complete.
+
+    Raises:
+        InvalidArgument: The text is not CSV.
+    """
+    return [name or "" for name in next(csv_records(text))]
+
+
+def csv_records(text: str) -> Iterator[Record]:
+    """
+    Yield the records of CSV.
+
+    Raises:
+        InvalidArgument: The text is not CSV.
+    """
+    place, record = 0, Record()
+    while place < len(text):
+        found = _FIELD.match(text, place)
+        if found is None:
+            raise InvalidArgument(
+                "not CSV: a quote is not closed, or stands beside other characters", path="csv"
+            )
+        quoted, plain, end = found.groups()
+        record.append(quoted.replace('""', '"') if quoted is not None else plain or None)
+        place = found.end()
+        if end != ",":
+            yield record
+            record = []
+        # The text ends with a comma: the empty field after it has no text that would match.
+        elif place == len(text):
+            yield [*record, None]

@@ -4,8 +4,11 @@ The schema cache: keeps the served catalog up to date with the database.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context
+from dataclasses import replace
+from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -14,8 +17,8 @@ from twisted.logger import Logger
 
 from service.api.call import Snapshot
 from service.api.dispatcher import Dispatcher
-from service.api.roles import SERVICE, Roles, union_of
-from service.catalog import Catalog
+from service.api.roles import SERVICE, Roles
+from service.catalog import Catalog, Column, Function, QualifiedName, Relation, Type
 from service.db.codec import Codec
 from service.db.database import Database
 from service.db.fingerprint import Fingerprint, fingerprint_txn
@@ -300,3 +303,63 @@ def _answer(asking: Iterable[Deferred[bool]], known: bool) -> None:
         # It has been called if its caller's timeout came first.
         if not each.called:
             each.callback(known)
+
+
+def union_of(catalogs: Sequence[Catalog]) -> Catalog:
+    """Merge the catalogs of several roles into one that has what any of them may use, in any order."""
+    first, *rest = catalogs
+    if not rest:
+        return first
+    types: dict[int, Type] = {}
+    relations: dict[QualifiedName, list[Relation]] = defaultdict(list)
+    functions: dict[QualifiedName, dict[tuple[int, ...], Function]] = defaultdict(dict)
+    for catalog in catalogs:
+        types |= catalog.types
+        for name, relation in catalog.relations.items():
+            relations[name].append(relation)
+        for name, overloads in catalog.functions.items():
+            for each in overloads:
+                # The input types identify an overload in the catalogs of all roles.
+                functions[name].setdefault(tuple(it.type for it in each.inputs), each)
+    return replace(
+        first,
+        relations={name: _merged_relation(alike) for name, alike in relations.items()},
+        types=types,
+        functions={name: tuple(alike.values()) for name, alike in functions.items()},
+    )
+
+
+def _merged_relation(alike: Sequence[Relation]) -> Relation:
+    """Merge what the roles know of one relation: a role knows a key if it may use all of its columns."""
+    columns: dict[str, list[Column]] = defaultdict(list)
+    for relation in alike:
+        for name, column in relation.columns.items():
+            columns[name].append(column)
+    # A role that may not read a column of the primary key knows none.
+    primary = next((each.primary_key for each in alike if each.primary_key), ())
+    indexes = {index.name: index for each in alike for index in each.unique_indexes}.values()
+    keys = {key.name: key for each in alike for key in each.unique_keys}.values()
+    referring: dict[str, Any] = {
+        name: tuple(dict.fromkeys(key for each in alike for key in getattr(each, name)))
+        for name in ("foreign_keys", "view_foreign_keys", "view_keys")
+    }
+    return replace(
+        alike[0],
+        columns={name: _merged_column(found) for name, found in columns.items()},
+        primary_key=primary,
+        # The primary key comes first, as in each catalog; the sort is stable for the others.
+        unique_keys=tuple(sorted(keys, key=lambda key: key.columns != primary)),
+        unique_indexes=tuple(indexes),
+        constraints={name: of for each in alike for name, of in each.constraints.items()},
+        **referring,
+        **_merged_rights(alike, "selectable", "insertable", "updatable", "deletable", "readable"),
+    )
+
+
+def _merged_column(alike: Sequence[Column]) -> Column:
+    return replace(alike[0], **_merged_rights(alike, "selectable", "insertable", "updatable"))
+
+
+def _merged_rights(alike: Sequence[Relation | Column], *names: str) -> dict[str, Any]:
+    """Return which rights any of the roles has."""
+    return {name: any(getattr(each, name) for each in alike) for name in names}

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.csv import MAX_RECORD, Record, complete, header_of, records, split
+from service.api.import_ import (
+    MAX_RECORD,
+    Record,
+    csv_records,
+    end_of_records,
+    header_of,
+    split_csv,
+)
 from service.errors import InvalidArgument
 
 FIELDS = st.lists(
@@ -19,12 +26,12 @@ FIELDS = st.lists(
 
 def test_records_with_quotes_and_nulls_are_read() -> None:
     text = 'a,"b ""c"" , d"\r\n,""\n"x\ny",z'
-    assert list(records(text)) == [["a", 'b "c" , d'], [None, ""], ["x\ny", "z"]]
-    assert list(records("a,\n,\n")) == [["a", None], [None, None]]
-    assert list(records("a,")) == [["a", None]]
-    assert list(records("")) == []
+    assert list(csv_records(text)) == [["a", 'b "c" , d'], [None, ""], ["x\ny", "z"]]
+    assert list(csv_records("a,\n,\n")) == [["a", None], [None, None]]
+    assert list(csv_records("a,")) == [["a", None]]
+    assert list(csv_records("")) == []
     with pytest.raises(InvalidArgument):
-        list(records('a"b,c\n'))
+        list(csv_records('a"b,c\n'))
 
 
 def test_header_of_csv_is_its_first_record() -> None:
@@ -49,15 +56,15 @@ def test_header_of_csv_is_its_first_record() -> None:
 )
 def test_record_inside_quotes_does_not_end_with_its_line(text: str, end: int) -> None:
     """A record does not end inside quotes, nor between CR and LF."""
-    assert complete(text) == end
+    assert end_of_records(text) == end
 
 
 def test_record_with_an_unclosed_quote_is_refused_at_a_length() -> None:
     """The text is scanned only once."""
     for text in ('a\n"' + "\n" * 4_000_000, '"' * 4_000_000 + '"', "x" * (MAX_RECORD + 1)):
         with pytest.raises(InvalidArgument, match="longer"):
-            complete(text)
-    assert complete('a\n"' + "\n" * (MAX_RECORD - 1)) == 2
+            end_of_records(text)
+    assert end_of_records('a\n"' + "\n" * (MAX_RECORD - 1)) == 2
 
 
 @given(FIELDS, st.integers(1, 7))
@@ -68,6 +75,6 @@ def test_csv_cut_anywhere_is_read_as_it_was_written(rows: list[list[str]], size:
     text, rest = out.getvalue(), ""
     found: list[Record] = []
     for at in range(0, len(text), size):
-        taken, rest = split(rest + text[at : at + size], last=False)
+        taken, rest = split_csv(rest + text[at : at + size], last=False)
         found += taken
-    assert found + split(rest, last=True)[0] == rows
+    assert found + split_csv(rest, last=True)[0] == rows

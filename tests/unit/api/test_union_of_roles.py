@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from service.api.roles import union_of
+from service.api.reload import union_of
 from service.catalog import Argument, Catalog, ForeignKey, Function, UniqueKey
 from tests.unit.samples import catalog
 
