@@ -7,8 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from service.errors import NotFound
-from service.models.model import Model
-from service.models.validations import not_blank
+from service.models.model import Model, not_blank
 from service.procedures.registry import ProcedureCall, procedure
 
 

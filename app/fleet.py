@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from service.models.model import Model
-from service.models.validations import not_blank
+from service.models.model import Model, not_blank
 
 
 class Driver(Model):

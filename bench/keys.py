@@ -25,8 +25,7 @@ from bench.cpu import spent
 from schema.database_url import Place
 from schema.own import make
 from service.app import freeze_memory
-from service.models.model import Model
-from service.models.validations import not_blank
+from service.models.model import Model, not_blank
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.dispatchers import serving

@@ -75,9 +75,8 @@ async def _measure(dsn: str) -> None:
     from service.api.roles import Roles
     from service.db.database import Database
     from service.db.pool import PgPool
-    from service.models.model import Model
+    from service.models.model import Model, not_blank
     from service.models.served import Models
-    from service.models.validations import not_blank
     from service.request.arguments import Caller
     from service.request.read_request import Limits
 

@@ -7,15 +7,14 @@ may change, and the changed row is written.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from service.api.call import Snapshot
-from service.catalog import Relation
+from service.catalog import Catalog, Column, Relation
 from service.db.writes import refuse_unrelated
-from service.errors import InvalidRow, NotAuthorized
-from service.models.validation import catalog_faults
+from service.errors import InvalidRow, NotAuthorized, clip
 from service.plan.tree import LinkedKey, LinkedRow, NewRows, TreeStep, needs_model
 from service.plan.write_plan import no_known_key, refuse_names
 from service.request.arguments import Values
@@ -92,6 +91,63 @@ def refuse_row(
     faults = catalog_faults(relation, snapshot.catalog, given, creating=creating, defaulted=left)
     if faults:
         raise InvalidRow(relation.name, faults, path)
+
+
+def catalog_faults(
+    relation: Relation,
+    catalog: Catalog,
+    values: Mapping[str, Any],
+    creating: bool,
+    defaulted: Collection[str] = (),
+) -> dict[str, list[str]]:
+    """
+    Find the columns whose values PostgreSQL would refuse: NULL, too long, or no label of the enum.
+
+    Args:
+        relation: The relation of the row.
+        catalog: Has the types of its columns.
+        values: Wire values, or Python values, by column.
+        creating: Whether the row is new, so that a column without a value needs a default. If a BEFORE
+            trigger may set columns, that is left to the database.
+        defaulted: Columns that are set to their default.
+
+    Returns:
+        Reasons by column, worded to follow the column's name.
+    """
+    found = {}
+    fillable = creating and "insert" in relation.before_triggers
+    for name, column in relation.columns.items():
+        if name in values:
+            value = values[name]
+            # First the cheap test, since this runs for each value of each new row.
+            if value is not None and not isinstance(value, str):
+                continue
+            reasons = list(_faults(catalog, column, value, fillable))
+        elif column.nullable or column.has_default or fillable:
+            continue
+        elif creating:
+            reasons = ["is required"]
+        elif name in defaulted:
+            reasons = ["has no default"]
+        else:
+            continue
+        if reasons:
+            found[name] = reasons
+    return found
+
+
+def _faults(catalog: Catalog, column: Column, value: Any, fillable: bool) -> Iterator[str]:
+    if value is None:
+        if not column.nullable and not fillable:
+            yield "may not be null"
+        return
+    limit = column.max_length
+    # PostgreSQL truncates trailing spaces to make a value fit.
+    if limit is not None and value[limit:].strip(" "):
+        yield f"is longer than {limit} characters"
+    type = catalog.plain(catalog.type(column.type))
+    if type.kind == "enum" and value not in type.labels:
+        yield f"is none of {clip(', '.join(type.labels), 300)}"
 
 
 async def validate_new_rows(

@@ -1,5 +1,6 @@
 """
-Model: twistar's DBObject, whose `save` writes only the changed columns, in one round trip.
+Model: twistar's DBObject, whose `save` writes only the changed columns, in one round trip; and `not_blank`, a
+validation in addition to twistar's own.
 """
 
 from __future__ import annotations
@@ -311,3 +312,21 @@ class Model(Record):
         if row is None:
             return list(self.key)
         return [row[meta.position[meta.attributes[name]]] for name in meta.key]
+
+
+def not_blank(*names: str) -> Callable[[Any], None]:
+    """
+    Build a validation that a text is present and is not white space only.
+
+    A value that the row has already and that does not change is not checked, so the row need not be read.
+    """
+
+    def validate(subject: Model) -> None:
+        for name in names:
+            if subject.is_untouched(name):
+                continue
+            value = getattr(subject, name)
+            if value is None or not str(value).strip():
+                subject.errors.add(name, "cannot be blank")
+
+    return validate

@@ -18,8 +18,7 @@ from service.errors import (
     ServiceError,
     UniqueViolation,
 )
-from service.models.model import Model
-from service.models.validations import not_blank
+from service.models.model import Model, not_blank
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving

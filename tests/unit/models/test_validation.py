@@ -13,9 +13,8 @@ from twisted.internet.defer import succeed
 from service.db.codec import Codec
 from service.errors import InvalidArgument, InvalidRow
 from service.models.meta import Meta
-from service.models.model import Model
-from service.models.validation import BoundModel
-from service.models.validations import not_blank
+from service.models.model import Model, not_blank
+from service.models.served import BoundModel
 from tests.deferreds import failure_of, result_of
 from tests.unit.samples import catalog
 

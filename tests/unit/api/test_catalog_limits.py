@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.models.validation import catalog_faults
+from service.api.rules import catalog_faults
 from tests.unit.samples import catalog
 
 CATALOG = catalog()
