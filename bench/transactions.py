@@ -41,8 +41,7 @@ from bench.stage import SMALL, Stage, staged
 from bench.stream import Guest, Held, join
 from schema.database_url import Place
 from service.api.dispatcher import Dispatcher
-from service.api.interactive import Interactive, TransactionLimits
-from service.api.leases import new_process
+from service.api.interactive import TransactionLimits
 from service.app import freeze_memory
 from service.procedures.registry import ProcedureCall, procedure
 from service.request.arguments import Caller
@@ -338,8 +337,7 @@ async def direct(dsn: str, rounds: int = 5) -> None:
     """Measure five calls and a batch alternately in this process, and print the medians."""
     async with serving(dsn, most=AT_ONCE + 2) as callee:
         dispatcher, limits = callee.dispatcher, TransactionLimits(AT_ONCE, AT_ONCE)
-        how = new_process(), "rowcast", dispatcher.answer, dispatcher.keyed
-        dispatcher.hold(Interactive(callee.database, limits, *how))
+        dispatcher.hold(limits)
         freeze_memory()  # the service does this when it is ready
         for what, name, args in KINDS:
             ways = Ways(Direct(dispatcher), name, args).kinds

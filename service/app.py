@@ -25,7 +25,7 @@ from schema.changes import CATALOG
 from service.api.dispatcher import Dispatcher
 from service.api.explain import ExplainProcedure
 from service.api.idempotency import Pruner
-from service.api.interactive import BEGIN, Interactive, TransactionLimits
+from service.api.interactive import BEGIN, TransactionLimits
 from service.api.leases import new_process
 from service.api.reload import Catalogs
 from service.api.roles import Roles
@@ -313,16 +313,7 @@ class Serving(Service):
         callee.register_own_uris(process, self.dispatcher.forwarded)
         if settings.shared:
             self.dispatcher.share(callee.forward)
-        self.dispatcher.hold(
-            Interactive(
-                self.database,
-                _transaction_limits(settings),
-                process,
-                settings.prefix,
-                self.dispatcher.answer,
-                self.dispatcher.keyed,
-            )
-        )
+        self.dispatcher.hold(_transaction_limits(settings))
 
         def departed(session: int | None) -> None:
             self.dispatcher.departed(session)

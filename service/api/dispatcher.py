@@ -12,7 +12,7 @@ new catalog.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -30,10 +30,9 @@ from service.api.call import (
     Step,
     not_in_transaction,
 )
-from service.api.idempotency import key_id, no_key, once_only
+from service.api.idempotency import key_id, once_only, option_of, refuse_own_options
 from service.api.import_ import Forward, ImportProcedure
-from service.api.interactive import BEGIN, TX, Interactive, ended
-from service.api.leases import Leases
+from service.api.interactive import BEGIN, TX, Interactive, TransactionLimits
 from service.api.roles import Roles, identity_for
 from service.api.verbs import FUNCTION, VERBS, find_route
 from service.catalog import Relation
@@ -59,13 +58,11 @@ from service.errors import (
 from service.payload import fit
 from service.request.arguments import (
     IDEMPOTENCY_KEY,
-    RECEIPT,
     Caller,
     UnknownArgument,
     idempotency_key_of,
     unwrap,
 )
-from service.request.call_request import given_option
 from service.request.read_request import Limits
 
 Refresh = Callable[[], Awaitable[bool]]
@@ -120,10 +117,11 @@ class Dispatcher:
         self._role_of = lru_cache(1024)(roles.of_authrole)
         self._procedures: dict[str, Procedure] = {}
         self._once: set[str] = set()
-        self._interactive: Interactive | None = None
+        self._process = process
         self._union: Snapshot | None = None
         self._served: Mapping[str, Snapshot] = {}
         self._importing = ImportProcedure(database, limits, process)
+        self.hold(TransactionLimits())
         self.verbs = dict(VERBS)
         self.register(replace(VERBS["import"], handler=self._importing.take))
 
@@ -154,24 +152,23 @@ class Dispatcher:
             ServiceError: The call is refused.
         """
         state = state or CallState()
-        if name.startswith(TX):
-            return await self._in_transaction(name, args, kwargs, caller, state)
         # The id is no secret, so it needs no uuid4, which reads random bytes from the kernel each time.
         role, id = self._role_of(caller.authrole), f"{random.getrandbits(128):032x}"
-        procedure = self._procedures.get(name)
+        if name.startswith(TX):
+            return await self._in_transaction(id, role, name, args, kwargs, caller, state)
+        database, procedure = self.backend.database, self._procedures.get(name)
         # In a transaction, the component that began it repeats all of its calls or none.
-        inside = self.backend.database.level is not None
+        inside = database.level is not None
         if not inside:
             ORIGIN.set(Origin(id, name, role))
         # Three attempts: the schema may change again while the new catalog is read.
         for last in (True,) if inside else (False, False, True):
-            served_before, snapshot, route, actor = self._union, None, NO_RELATION, None
+            union, snapshot, route, actor = self._union, self._served.get(role), NO_RELATION, None
             try:
                 if procedure is None:
-                    snapshot = self._served.get(role) or self._served_as(role)
+                    snapshot = snapshot or self._served_as(role)
                     route = snapshot.routes.get(name) or self._route(snapshot, name)
-                identity = identity_for(role, caller, route.schema)
-                with self.backend.database.identity(identity) as actor:
+                with database.identity(identity_for(role, caller, route.schema)) as actor:
                     if procedure is not None:
                         return await self._run_procedure(name, args, kwargs, caller, actor)
                     assert snapshot is not None
@@ -183,54 +180,15 @@ class Dispatcher:
                         self._admit(call)
                     return await (handler or self._perform)(call)
             except Exception as error:
-                # A procedure has no snapshot, but its COMMIT may violate a constraint that the role knows.
-                served = snapshot or self._served.get(role)
-                catalog = served.catalog if served else None
-                await look_through_rows(
-                    self.backend.database.reactor, error, catalog, route.relation
-                )
-                found = self._refusal(error, actor, snapshot, route.relation, served)
+                catalog = snapshot.catalog if snapshot else None
+                await look_through_rows(database.reactor, error, catalog, route.relation)
+                found = self._refusal(error, actor, snapshot, route.relation, procedure is None)
                 may_repeat = not (last or state.begun or name in self._once)
-                if not await self._should_repeat(found, served_before, may_repeat):
+                if not await self._should_repeat(found, union, may_repeat):
                     if found is error:
                         raise
                     raise found from error
         raise AssertionError(name)
-
-    async def _run_procedure(
-        self,
-        name: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        caller: Caller,
-        actor: Actor,
-    ) -> Any:
-        given = {each: unwrap(value) for each, value in kwargs.items()}
-        answer = await self._procedures[name](caller, list(map(unwrap, args)), given)
-        if actor.committed and name in self._once:
-            # The serializer would refuse it as too large, without saying that the changes are kept.
-            fit(answer, self.backend.max_bytes)
-        return answer
-
-    async def _in_transaction(
-        self,
-        name: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        caller: Caller,
-        state: CallState,
-    ) -> Any:
-        """Answer a call of a transaction that the caller holds open."""
-        if self._interactive is None:
-            raise ended("stopped")
-        if self.backend.database.level is not None:
-            raise not_in_transaction("tx")
-        # The name contains the transaction's secret, so the log shows the operation's name instead.
-        id, role = f"{random.getrandbits(128):032x}", self.role_of(caller)
-        ORIGIN.set(Origin(id, "tx", role, "interactive"))
-        served = self._served.get(role)
-        catalog = served.catalog if served else None
-        return await self._interactive.answer(name, args, kwargs, caller, state, catalog)
 
     async def _perform(self, call: Call, step: Any = None) -> Any:
         """
@@ -256,6 +214,40 @@ class Dispatcher:
         call.state.sent = not callable(step.missing)
         call.state.plain = step.plain
         return step.shape(await running)
+
+    async def _run_procedure(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        caller: Caller,
+        actor: Actor,
+    ) -> Any:
+        given = {each: unwrap(value) for each, value in kwargs.items()}
+        answer = await self._procedures[name](caller, list(map(unwrap, args)), given)
+        if actor.committed and name in self._once:
+            # The serializer would refuse it as too large, without saying that the changes are kept.
+            fit(answer, self.backend.max_bytes)
+        return answer
+
+    async def _in_transaction(
+        self,
+        id: str,
+        role: str,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        caller: Caller,
+        state: CallState,
+    ) -> Any:
+        """Answer a call of a transaction that the caller holds open."""
+        if self.backend.database.level is not None:
+            raise not_in_transaction("tx")
+        # The name contains the transaction's secret, so the log shows the operation's name instead.
+        ORIGIN.set(Origin(id, "tx", role, "interactive"))
+        served = self._served.get(role)
+        catalog = served.catalog if served else None
+        return await self._interactive.answer(name, args, kwargs, caller, state, catalog)
 
     def prepare(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], caller: Caller
@@ -289,26 +281,15 @@ class Dispatcher:
         Note the idempotency key of a call.
 
         Raises:
-            InvalidArgument: A call with these arguments cannot be made in a transaction.
+            InvalidArgument: The key is not a valid one, or a call in a transaction has options that only
+                the transaction may have.
+            NotAuthorized: The caller is anonymous, and gives a key.
         """
-        inside = self.backend.database.level is not None
-        verb, target = call.verb, call.relation or call.functions[0]
-        if inside and verb.progress is not None:
-            raise not_in_transaction(verb.name)
-        if RECEIPT in call.kwargs and inside and _option(call, RECEIPT):
-            raise InvalidArgument(
-                "an operation of a transaction has no receipt of its own",
-                path=RECEIPT,
-                hint="the transaction has one",
-            )
-        if IDEMPOTENCY_KEY not in call.kwargs:
+        if self.backend.database.level is not None:
+            refuse_own_options(call)
             return
-        key = _option(call, IDEMPOTENCY_KEY)
-        if key is not None and inside:
-            raise no_key(
-                "an operation of a transaction has no key of its own", "the transaction has one"
-            )
-        procedure = (target.schema, target.name, verb.name)
+        target, key = call.relation or call.functions[0], option_of(call, IDEMPOTENCY_KEY)
+        procedure = target.schema, target.name, call.verb.name
         given = call.args, call.kwargs, key, call.caller, call.snapshot.codec
         call.state.keyed = self.keyed(procedure, *given)
 
@@ -345,7 +326,7 @@ class Dispatcher:
 
     def refused(self, error: Exception, call: Call) -> Exception:
         """Return the refusal for an error that ends an ongoing call, such as a watch."""
-        return self._refusal(error, None, call.snapshot, call.relation, call.snapshot)
+        return self._refusal(error, None, call.snapshot, call.relation, of_verb=True)
 
     def _refusal(
         self,
@@ -353,7 +334,7 @@ class Dispatcher:
         actor: Actor | None,
         snapshot: Snapshot | None,
         relation: Relation | None,
-        served: Snapshot | None,
+        of_verb: bool,
     ) -> Exception:
         """
         Return the refusal that a caller gets for an error; the error itself if it is a bug.
@@ -361,9 +342,11 @@ class Dispatcher:
         Args:
             error: What ended the call.
             actor: Whose statements they were, once it is known.
-            snapshot: What the call was answered from; None for procedures written by hand.
+            snapshot: What the caller's role may use, to name the constraint that was violated, which may
+                be that of a procedure's COMMIT, too; None if it is not known.
             relation: The relation of the call, if it has one.
-            served: The snapshot that names constraints and columns, if there is one.
+            of_verb: Whether the hint may have an example of Rowcast's own, which is adapted; those of
+                procedures written by hand are left as they are.
         """
         # An error that claims that nothing was changed would be wrong, and its caller might repeat the call.
         if actor is not None and actor.committed:
@@ -374,26 +357,26 @@ class Dispatcher:
         if isinstance(error, CancelledError):
             return error
         if not isinstance(error, ServiceError):
-            found = refusal(error, served.catalog if served else None, relation)
+            found = refusal(error, snapshot.catalog if snapshot else None, relation)
             if found is None:
                 # An unexpected error may come from an outdated catalog: the next call meets a newer one.
                 self.refresh()
             return found or error
         if isinstance(error, UnknownArgument) and relation and error.name in relation.columns:
             error.of_column()
-        if snapshot is not None and "hint" in error.details:
+        if of_verb and snapshot is not None and "hint" in error.details:
             error.details["hint"] = snapshot.adapted_hint(relation, error.details["hint"])
         return error
 
     async def _should_repeat(
-        self, error: Exception, served_before: Snapshot | None, may_repeat: bool
+        self, error: Exception, union: Snapshot | None, may_repeat: bool
     ) -> bool:
         """
         Return whether to answer a refused call again, because another catalog is served by now.
 
         Args:
             error: The refusal.
-            served_before: The snapshot of all roles when the attempt began.
+            union: The snapshot of all roles when the attempt began.
             may_repeat: Whether the call may be answered again at all.
         """
         if not (isinstance(error, ServiceError) and depends_on_catalog(error)):
@@ -406,7 +389,7 @@ class Dispatcher:
             # The catalog may be outdated, and the database does not answer now.
             error.details |= {"retry": True, "retry_after": RETRY_AFTER}
             return False
-        return self._union is not served_before
+        return self._union is not union
 
     def _route(self, snapshot: Snapshot, name: str) -> Route:
         return find_route(snapshot, name, self.verbs, self._procedures.keys(), self.prefix)
@@ -506,25 +489,21 @@ class Dispatcher:
         """Forward calls of an upload to the process that holds the upload."""
         self._importing.forward = forward
 
-    def hold(self, interactive: Interactive) -> None:
-        """Serve transactions that callers hold open."""
-        self._interactive = interactive
-        self.add({BEGIN: interactive.begin})
+    def hold(self, limits: TransactionLimits) -> None:
+        """Serve transactions that callers hold open, within limits."""
+        how = self._process, self.prefix, self.answer, self.keyed
+        self._interactive = Interactive(self.backend.database, limits, *how)
+        self.add({BEGIN: self._interactive.begin})
 
     def departed(self, session: int | None = None) -> None:
         """Drop the leases of a session that has left; all leases if None: the router is lost."""
-        for leases in self._leases():
-            leases.departed(session)
+        self._importing.uploads.departed(session)
+        self._interactive.open.departed(session)
 
     def stop(self) -> None:
         """Open no more leases, and drop those that no call uses."""
-        for leases in self._leases():
-            leases.stop()
-
-    def _leases(self) -> Iterator[Leases[Any]]:
-        yield self._importing.uploads
-        if self._interactive is not None:
-            yield self._interactive.open
+        self._importing.uploads.stop()
+        self._interactive.open.stop()
 
     async def forwarded(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], session: int | None
@@ -542,13 +521,6 @@ class Dispatcher:
             raise NotAuthorized("only calls of an upload are passed on")
         lease = self._importing.of(kwargs.get("upload"), session)
         return await self.answer(name, args, kwargs, lease.owner)
-
-
-def _option(call: Call, name: str) -> Any:
-    """Return an option of a call that writes; None if a function has a parameter of that name."""
-    if call.verb is FUNCTION:
-        return given_option(call.functions, call.kwargs, name)
-    return call.kwargs.get(name) if call.verb.writes else None
 
 
 def depends_on_catalog(error: ServiceError) -> bool:

@@ -19,7 +19,8 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from service.api.call import Call, Step, as_is
+from service.api.call import Call, Step, as_is, not_in_transaction
+from service.api.verbs import FUNCTION
 from service.db.database import Database, Transaction
 from service.db.keys import (
     KeyedCall,
@@ -37,7 +38,8 @@ from service.db.session_settings import OWN_IDENTITY
 from service.db.sqlstate import refusal
 from service.db.writes import NoRowWritten, fitting_txn
 from service.errors import InvalidArgument, ServiceError
-from service.request.arguments import IDEMPOTENCY_KEY, Caller, seconds_of
+from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Caller, seconds_of
+from service.request.call_request import given_option
 from service.waiting import cancel_timer
 
 BATCH = 1000
@@ -143,6 +145,34 @@ async def once(
 def no_key(why: str, hint: str | None = None) -> InvalidArgument:
     """Return the refusal of an idempotency key that a call may not have."""
     return InvalidArgument(why, path=IDEMPOTENCY_KEY, hint=hint)
+
+
+def option_of(call: Call, name: str) -> Any:
+    """Return an option of a call that writes; None if a function has a parameter of that name."""
+    if call.verb is FUNCTION:
+        return given_option(call.functions, call.kwargs, name)
+    return call.kwargs.get(name) if call.verb.writes else None
+
+
+def refuse_own_options(call: Call) -> None:
+    """
+    Refuse what a call in a transaction cannot have of its own: parts of its answer, a receipt, a key.
+
+    Raises:
+        InvalidArgument: It has one of them.
+    """
+    if call.verb.progress is not None:
+        raise not_in_transaction(call.verb.name)
+    if RECEIPT in call.kwargs and option_of(call, RECEIPT):
+        raise InvalidArgument(
+            "an operation of a transaction has no receipt of its own",
+            path=RECEIPT,
+            hint="the transaction has one",
+        )
+    if IDEMPOTENCY_KEY in call.kwargs and option_of(call, IDEMPOTENCY_KEY) is not None:
+        raise no_key(
+            "an operation of a transaction has no key of its own", "the transaction has one"
+        )
 
 
 class Pruner(Service):

@@ -15,8 +15,7 @@ from twisted.internet.task import Clock
 
 from schema.own import MAKE, make
 from service.api.idempotency import Pruner
-from service.api.interactive import Interactive, TransactionLimits
-from service.api.leases import new_process
+from service.api.interactive import TransactionLimits
 from service.db.connection import PgConnection, PgCursor
 from service.errors import (
     CheckViolation,
@@ -537,17 +536,8 @@ async def test_procedure_under_a_key_may_not_commit(db: DirectCaller, dsn: str) 
 
 async def begin(db: DirectCaller, **options: Any) -> str:
     """Begin an interactive transaction; return its name."""
-    if db.dispatcher._interactive is None:
-        db.dispatcher.hold(
-            Interactive(
-                db.database,
-                TransactionLimits(total=9, session=9),
-                new_process(),
-                "rowcast",
-                db.dispatcher.answer,
-                db.dispatcher.keyed,
-            )
-        )
+    if not db.dispatcher._interactive.open:
+        db.dispatcher.hold(TransactionLimits(total=9, session=9))
     found = await ask(db, "transaction.begin", **options)
     return str(found["tx"]).removeprefix("rowcast.")
 

@@ -13,7 +13,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 
-from service.api.interactive import Interactive, TransactionLimits
+from service.api.interactive import TransactionLimits
 from service.api.leases import new_process
 from service.errors import (
     Conflict,
@@ -84,15 +84,7 @@ Begin = Callable[..., Any]
 async def holding(dsn: str, most: int = 5, **limits: Any) -> AsyncIterator[Begin]:
     """Serve the database with other limits; yield a function that begins a transaction."""
     async with serving(dsn, "public", "other", most=most) as db:
-        interactive = Interactive(
-            db.database,
-            TransactionLimits(**limits),
-            new_process(),
-            "rowcast",
-            db.dispatcher.answer,
-            db.dispatcher.keyed,
-        )
-        db.dispatcher.hold(interactive)
+        db.dispatcher.hold(TransactionLimits(**limits))
 
         async def begin(caller: Caller = ANN, **kwargs: Any) -> Held:
             answer = await db.call_as(caller, "transaction.begin", **kwargs)
@@ -216,7 +208,7 @@ async def test_statement_is_sent_before_the_previous_one_is_answered(begin: Begi
     """It waits in the worker's queue, not in the reactor."""
     tx = await begin()
     await tx.call("items.count")
-    (lease,) = tx.db.dispatcher._interactive.open._open.values()  # type: ignore[union-attr]
+    (lease,) = tx.db.dispatcher._interactive.open._open.values()
     calls = [tx.call("fn.wait", seconds=0.1), tx.call("items.count"), tx.call("items.count")]
     assert len(lease.held.level._open) == 3
     calls.append(tx.ask("savepoint", "s"))  # applies to all of them
@@ -233,7 +225,7 @@ async def test_update_by_key_is_sent_before_the_previous_statement_is_answered(
     execute(dsn, "INSERT INTO items VALUES (1), (2)")
     tx = await begin()
     await tx.call("items.count")
-    (lease,) = tx.db.dispatcher._interactive.open._open.values()  # type: ignore[union-attr]
+    (lease,) = tx.db.dispatcher._interactive.open._open.values()
     calls = [tx.call("fn.wait", seconds=0.1), tx.call("items.update", 1, {"name": "a"})]
     calls += [tx.call("items.delete", 2), tx.call("items.count")]
     assert len(lease.held.level._open) == 4
@@ -598,12 +590,6 @@ async def test_statement_that_takes_too_long_fails_the_transaction(begin: Begin)
 async def test_first_statement_waits_for_a_connection(dsn: str) -> None:
     async with serving(dsn, most=2) as db:
         db.pool.scheduler.limits = type(db.pool.scheduler.limits)(most=2, acquire_timeout=0.3)
-        limits = TransactionLimits()
-        interactive = Interactive(
-            *(db.database, limits, new_process(), "rowcast"),
-            *(db.dispatcher.answer, db.dispatcher.keyed),
-        )
-        db.dispatcher.hold(interactive)
         one, two = [
             Held(db, caller, (await db.call_as(caller, "transaction.begin"))["tx"])
             for caller in (ANN, BOB)

@@ -10,8 +10,7 @@ import pytest
 import pytest_twisted
 
 from schema.own import MAKE
-from service.api.interactive import Interactive, TransactionLimits
-from service.api.leases import new_process
+from service.api.interactive import TransactionLimits
 from service.db.connection import PgCursor
 from service.errors import Conflict, InvalidArgument, ServiceError
 from service.models.model import Model
@@ -302,15 +301,7 @@ async def test_upload_has_the_receipt_of_its_last_call(dsn: str, db: DirectCalle
 @pytest.fixture
 def held(db: DirectCaller) -> DirectCaller:
     """Serve transactions that are held open, too."""
-    interactive = Interactive(
-        db.database,
-        TransactionLimits(),
-        new_process(),
-        "rowcast",
-        db.dispatcher.answer,
-        db.dispatcher.keyed,
-    )
-    db.dispatcher.hold(interactive)
+    db.dispatcher.hold(TransactionLimits())
     return db
 
 
