@@ -20,7 +20,7 @@ from twisted.internet.task import deferLater
 from service.api.call import Call, Snapshot, not_in_transaction
 from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason, process_of
-from service.api.rules import columns_set_by_model
+from service.api.rules import set_by_model
 from service.catalog import Relation, Type
 from service.db.copy import CopySource, CsvText, Literal, RowText, Text, import_txn
 from service.db.database import Database
@@ -98,7 +98,11 @@ class ImportProcedure:
         # uploads, so that it cannot keep all others from importing.
         total = max(1, database.pool.scheduler.limits.most - 2)
         self.uploads: Leases[Upload] = Leases(
-            *(database.reactor, process, "upload", total, (total + 1) // 2),
+            database.reactor,
+            process,
+            "upload",
+            total,
+            (total + 1) // 2,
             "done=True ends one, and keeps its rows",
         )
 
@@ -414,7 +418,6 @@ class RowValidator:
         self._database = database
         self._snapshot = snapshot
         self._relation = relation
-        self._model = snapshot.model(relation)
         self._names = columns
         self._rest = ""
         self._line = 0
@@ -431,7 +434,7 @@ class RowValidator:
         found = []
         for at, row in enumerate(rows):
             self._line += 1
-            found.append(await self._one((row, {}), f"rows.{at}", self._line))
+            found.append(await self._validated((row, {}), f"rows.{at}", self._line))
             await self._database.yield_to_reactor(at)
         return found
 
@@ -454,29 +457,24 @@ class RowValidator:
         self._names, rows, self._rest, self._line = taken
         found = []
         for at, (line, fields) in enumerate(rows):
-            found.append(await self._one(fields, "csv", line))
+            found.append(await self._validated(fields, "csv", line))
             await self._database.yield_to_reactor(at)
         return found
 
-    async def _one(self, fields: Fields, path: str, line: int) -> Mapping[str, Any]:
-        row, texts = fields
+    async def _validated(self, fields: Fields, path: str, line: int) -> Mapping[str, Any]:
+        given_row, texts = fields
         try:
-            return await self._validated(self._named(row, path), texts, path)
+            row = self._named(given_row, path)
+            # A field of CSV is always a value, never syntax such as a default.
+            given = {
+                name: value if name in texts else new_value(value, f"{path}.{name}")
+                for name, value in row.items()
+            }
+            given = {name: value for name, value in given.items() if value is not BY_DEFAULT}
+            made = await set_by_model(self._snapshot, self._relation, given, path)
         except (InvalidRow, InvalidArgument) as refusal:
             refusal.details["line"] = line
             raise
-
-    async def _validated(
-        self, row: Mapping[str, Any], texts: Mapping[str, Text], path: str
-    ) -> Mapping[str, Any]:
-        # A field of CSV is always a value, never syntax such as a default.
-        given = {
-            name: value if name in texts else new_value(value, f"{path}.{name}")
-            for name, value in row.items()
-        }
-        given = {name: value for name, value in given.items() if value is not BY_DEFAULT}
-        validated = await self._model.validate_insert(given, self._snapshot.codec, path)
-        made = columns_set_by_model(self._snapshot, self._relation, given, validated)
         # The text is more exact than the value that the model saw; what the model has set wins over both.
         return {**row, **texts, **{name: Literal(value) for name, value in made.items()}}
 

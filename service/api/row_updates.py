@@ -16,11 +16,11 @@ from typing import Any
 from service.api.call import Call, Snapshot, Step, as_is
 from service.api.rules import (
     Pause,
-    columns_set_by_model,
     given_of,
     merged,
     refuse_faults,
     refuse_row,
+    set_by_model,
 )
 from service.api.write import (
     MANY,
@@ -197,15 +197,14 @@ async def _validate(
     key = key_of_rows(snapshot.catalog, relation, parsed.request.by)
     # A key that only a comment declares may be of several rows, or null, so the write uses a known one.
     keyed = relation.known_key or key
-    model, values, found = snapshot.model(relation), Values(parsed.values), []
+    values, found = Values(parsed.values), []
     paths = parsed.request.paths
     for at, (path, row, computed) in enumerate(zip(paths, rows, new, strict=True)):
         _, changes = split_row(key, parsed.request.rows[at], path)
         computes = {each.column for each in changes if each.computes}
         given = given_of(changes, parsed.values)
         given |= {name: value for name, value in computed.items() if name in computes}
-        validated = await model.validate_update(row, given, snapshot.codec, path)
-        made = columns_set_by_model(snapshot, relation, given, validated)
+        made = await set_by_model(snapshot, relation, given, path, row)
         all_changes = merged(changes, made, path, values)
         if not {each.column for each in all_changes}.isdisjoint(keyed):
             raise InvalidArgument(

@@ -179,13 +179,10 @@ async def validated_rows(
         InvalidRow: With every failing column of the first failing row.
         NotAuthorized: The model sets a column that the caller's role may not use.
     """
-    model = snapshot.model(relation)
     known = Values(values)
     found = []
     for at, (path, row) in enumerate(zip(paths, rows, strict=True)):
-        given = given_of(row, values)
-        validated = await model.validate_insert(given, snapshot.codec, path)
-        made = columns_set_by_model(snapshot, relation, given, validated)
+        made = await set_by_model(snapshot, relation, given_of(row, values), path)
         found.append(merged(row, made, path, known))
         await pause(at)
     return tuple(found), known.freeze()
@@ -235,10 +232,7 @@ async def _validated_link(
 ) -> tuple[LinkedRow, tuple[Any, ...], dict[str, Any]]:
     """Validate by its model how a link changes a row; return the changes by column as well."""
     given, known = given_of(step.changes, values), Values(values)
-    validated = await snapshot.model(step.relation).validate_update(
-        row, given, snapshot.codec, step.path
-    )
-    made = columns_set_by_model(snapshot, step.relation, given, validated)
+    made = await set_by_model(snapshot, step.relation, given, step.path, row)
     changes = merged(step.changes, made, step.path, known)
     return replace(step, changes=changes), known.freeze(), given | made
 
@@ -290,14 +284,12 @@ async def validate_changes(
         InvalidArgument: Each row needs its own update, and PostgreSQL knows no key of the rows.
         NotAuthorized: The model sets a column that the caller's role may not use.
     """
-    model, changes = snapshot.model(relation), call.request.changes
+    changes = call.request.changes
     plain = given_of(changes, call.values)
     results: list[dict[str, Any]] = []
     found: list[Parsed[UpdateRequest]] = []
     for at, (row, computed) in enumerate(current):
-        given = {**plain, **computed}
-        validated = await model.validate_update(row, given, snapshot.codec, "changes")
-        made = columns_set_by_model(snapshot, relation, given, validated)
+        made = await set_by_model(snapshot, relation, {**plain, **computed}, "changes", row)
         results.append(made)
         values = Values(call.values)
         changes_made = merged(changes, made, "changes", values)
@@ -325,17 +317,34 @@ def given_of(row: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]
     }
 
 
-def columns_set_by_model(
-    snapshot: Snapshot, relation: Relation, given: Mapping[str, Any], validated: Mapping[str, Any]
+async def set_by_model(
+    snapshot: Snapshot,
+    relation: Relation,
+    given: Mapping[str, Any],
+    path: str,
+    current: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
-    Return the columns of a row that its model has set or changed, as wire values.
+    Validate a new row, or changes of a current one, by the model.
+
+    Args:
+        snapshot: Has the model and the codec.
+        relation: The relation of the row.
+        given: Wire values by column: those of the new row, or those that change.
+        path: The place of the row in the call.
+        current: The wire values of the row before the changes, by column; None if the row is new.
+
+    Returns:
+        The columns that the model has set or changed, as wire values.
 
     Raises:
-        NotAuthorized: The caller's role may not use one of the columns.
+        InvalidRow: With every failing column.
+        NotAuthorized: The caller's role may not use a column that the model has set.
     """
+    model, codec = snapshot.model(relation), snapshot.codec
+    validated = await model.validate(given, codec, path, current)
     made = {
-        name: snapshot.codec.wire(value)
+        name: codec.wire(value)
         for name, value in validated.items()
         # By identity, since 1 == True == 1.0: a value that the model left alone keeps its wire form.
         if name not in given or value is not given[name]

@@ -52,16 +52,21 @@ class BoundModel:
         """Whether the model has a hook before a row is deleted."""
         return self.model.has_delete_hook()
 
-    async def validate_insert(
-        self, values: Mapping[str, Any], codec: Codec, path: str
+    async def validate(
+        self,
+        values: Mapping[str, Any],
+        codec: Codec,
+        path: str,
+        current: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """
-        Validate a new row.
+        Validate a new row, or changes of a current one.
 
         Args:
-            values: Wire values by column.
+            values: Wire values by column: those of the new row, or those that change.
             codec: Makes the Python values that validations and hooks see.
             path: The place of the row in the call.
+            current: The wire values of the row before the changes, by column; None if the row is new.
 
         Returns:
             The values to write, by column: the given object itself if no hook has changed it, and Python
@@ -71,30 +76,27 @@ class BoundModel:
             InvalidRow: With every failing column.
             InvalidArgument: A value is not of its column's type.
         """
-        subject = self.model()
-        subject._meta = self.meta
-        return await self._validated(subject, values, codec, path)
-
-    async def validate_update(
-        self, current: Mapping[str, Any], changes: Mapping[str, Any], codec: Codec, path: str
-    ) -> dict[str, Any]:
-        """
-        Validate changes of a row.
-
-        Args:
-            current: The current wire values of the row by column.
-            changes: Wire values by column.
-            codec: As in `validate_insert`.
-            path: As in `validate_insert`.
-
-        Returns:
-            As `validate_insert`: the changes, and the columns that hooks have changed as well.
-
-        Raises:
-            InvalidRow: With every failing column.
-            InvalidArgument: A value is not of its column's type.
-        """
-        return await self._validated(self._hydrated(current), changes, codec, path)
+        subject = self._subject(current)
+        meta, own = self.meta, subject.__dict__
+        given = {
+            name: codec.python(meta.types[name], value, f"{path}.{name}")
+            for name, value in values.items()
+        }
+        # Into the object's dict, which holds the values that were set; all others are read from the row.
+        own.update({meta.attributes[name]: value for name, value in given.items()})
+        refusal = await subject.refusal(creating=current is None)
+        if refusal is not None:
+            raise InvalidRow(meta.relation.name, refusal.details["fields"], path)
+        if current is None:
+            names = [name for name, attribute in meta.attributes.items() if attribute in own]
+        else:
+            names = list(dict.fromkeys([*values, *subject.dirty()]))
+        found = {name: own[meta.attributes[name]] for name in names}
+        return {
+            # By identity: a hook may have set an equal value of another type, 1 for True.
+            name: values[name] if name in given and value is given[name] else value
+            for name, value in found.items()
+        }
 
     def accepts_unseen(self, changes: Mapping[str, Any], codec: Codec) -> bool:
         """
@@ -102,7 +104,7 @@ class BoundModel:
 
         Args:
             changes: Wire values by column.
-            codec: As in `validate_insert`.
+            codec: As in `validate`.
         """
         # Most rules need the changed values alone. Then one UPDATE is enough, while rules that need the row
         # have it locked and read first: three messages instead of one.
@@ -121,11 +123,9 @@ class BoundModel:
 
         Args:
             values: Wire values by column.
-            codec: As in `validate_insert`.
+            codec: As in `validate`.
         """
-        subject = self.model()
-        subject._meta = self.meta
-        return self._accepts(subject, values, codec)
+        return self._accepts(self._subject(None), values, codec)
 
     def _accepts(self, subject: Model, values: Mapping[str, Any], codec: Codec) -> bool:
         """Return whether the rules of an object accept values without waiting, and set no values."""
@@ -155,38 +155,18 @@ class BoundModel:
         Raises:
             InvalidRow: The hook refuses it.
         """
-        subject = self._hydrated(current)
+        subject = self._subject(current)
         if await maybeDeferred(subject.beforeDelete) is False or not subject.errors.isEmpty():
             raise subject.invalid("refused by beforeDelete")
 
-    def _hydrated(self, current: Mapping[str, Any]) -> Model:
+    def _subject(self, current: Mapping[str, Any] | None) -> Model:
+        """Return an object of a row with these wire values, or of a new row."""
+        if current is None:
+            subject = self.model()
+            subject._meta = self.meta
+            return subject
         row = tuple(current.get(name) for name in self.meta.columns)
         return self.model.hydrate([row], self.meta)[0]
-
-    async def _validated(
-        self, subject: Model, values: Mapping[str, Any], codec: Codec, path: str
-    ) -> dict[str, Any]:
-        meta, own = self.meta, subject.__dict__
-        given = {
-            name: codec.python(meta.types[name], value, f"{path}.{name}")
-            for name, value in values.items()
-        }
-        # Into the object's dict, which holds the values that were set; all others are read from the row.
-        own.update({meta.attributes[name]: value for name, value in given.items()})
-        creating = not subject.persisted
-        refusal = await subject.refusal(creating)
-        if refusal is not None:
-            raise InvalidRow(meta.relation.name, refusal.details["fields"], path)
-        if creating:
-            names = [name for name, attribute in meta.attributes.items() if attribute in own]
-        else:
-            names = list(dict.fromkeys([*values, *subject.dirty()]))
-        found = {name: own[meta.attributes[name]] for name in names}
-        return {
-            # By identity: a hook may have set an equal value of another type, 1 for True.
-            name: values[name] if name in given and value is given[name] else value
-            for name, value in found.items()
-        }
 
 
 def associations(

@@ -55,7 +55,7 @@ def test_model_with_validations_or_hooks_has_rules() -> None:
 def test_untouched_values_are_the_very_wire_values() -> None:
     """Unchanged values remain the same wire values, so they are written as sent."""
     values = {"action": "x" * 3, "doc": {"a": [1]}, "owner": "5"}
-    validated = result_of(bound(model()).validate_insert(values, CODEC, "values"))
+    validated = result_of(bound(model()).validate(values, CODEC, "values"))
     assert validated == values
     assert all(validated[name] is values[name] for name in values)
 
@@ -68,7 +68,7 @@ def test_rules_on_wire_values_see_python_values() -> None:
         seen.update(made=subject.made, owner=subject.owner, status=subject.status)
 
     values = {"made": "2026-11-21T14:03:00Z", "owner": "5"}
-    result_of(bound(model(VALIDATIONS=[look])).validate_insert(values, CODEC, "values"))
+    result_of(bound(model(VALIDATIONS=[look])).validate(values, CODEC, "values"))
     assert seen == {"made": datetime(2026, 11, 21, 14, 3, tzinfo=UTC), "owner": 5, "status": None}
 
 
@@ -83,16 +83,14 @@ def test_values_set_by_hooks_are_written() -> None:
         return succeed(None)
 
     made = model(beforeCreate=before_create, beforeSave=before_save)
-    validated = result_of(
-        bound(made).validate_insert({"action": "a", "mood": "ok"}, CODEC, "values")
-    )
+    validated = result_of(bound(made).validate({"action": "a", "mood": "ok"}, CODEC, "values"))
     assert validated == {"action": "A", "mood": "ok", "owner": 7}
 
 
 def test_columns_that_fail_are_all_named() -> None:
     """All validations run before the row is refused."""
     made = model(VALIDATIONS=[not_blank("action", "raw"), not_blank("mood")])
-    error = result_of(failure_of(bound(made).validate_insert({"action": " "}, CODEC, "values.3")))
+    error = result_of(failure_of(bound(made).validate({"action": " "}, CODEC, "values.3")))
     assert isinstance(error, InvalidRow)
     assert error.details["path"] == "values.3"
     assert error.details["fields"] == {
@@ -103,11 +101,11 @@ def test_columns_that_fail_are_all_named() -> None:
 def test_hook_that_refuses_a_row_makes_it_invalid() -> None:
     """A hook refuses by returning False or by adding errors to columns."""
     refusing = model(beforeSave=lambda self: False)
-    error = result_of(failure_of(bound(refusing).validate_insert({}, CODEC, "values")))
+    error = result_of(failure_of(bound(refusing).validate({}, CODEC, "values")))
     assert isinstance(error, InvalidRow)
     assert error.details["fields"] == {"*": ["refused by beforeSave"]}
     naming = model(beforeSave=lambda self: self.errors.add("owner", "is away."))
-    error = result_of(failure_of(bound(naming).validate_insert({}, CODEC, "values")))
+    error = result_of(failure_of(bound(naming).validate({}, CODEC, "values")))
     assert isinstance(error, InvalidRow)
     assert error.details["fields"] == {"owner": ["is away"]}
 
@@ -121,23 +119,21 @@ def test_change_of_a_row_is_validated_with_the_entire_row() -> None:
 
     current = {"id": 1, "action": "go", "status": False, "owner": 1, "doc": {"n": 1}}
     made = model(beforeUpdate=before_update)
-    validated = result_of(bound(made).validate_update(current, {"status": True}, CODEC, "changes"))
+    validated = result_of(bound(made).validate({"status": True}, CODEC, "changes", current))
     assert validated == {"status": True, "action": "go!"}
 
     def in_place(self: Any) -> None:
         self.doc["n"] += 1
 
     validated = result_of(
-        bound(model(beforeSave=in_place)).validate_update(current, {"owner": 2}, CODEC, "changes")
+        bound(model(beforeSave=in_place)).validate({"owner": 2}, CODEC, "changes", current)
     )
     assert validated == {"owner": 2, "doc": {"n": 2}}
 
 
 def test_value_of_the_wrong_type_is_refused_with_its_path() -> None:
     """It is refused before any validation runs."""
-    error = result_of(
-        failure_of(bound(model()).validate_insert({"owner": "five"}, CODEC, "values.0"))
-    )
+    error = result_of(failure_of(bound(model()).validate({"owner": "five"}, CODEC, "values.0")))
     assert isinstance(error, InvalidArgument)
     assert error.details["path"] == "values.0.owner"
 
