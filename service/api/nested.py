@@ -8,13 +8,13 @@ created so far.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from typing import Any
 
-from service.api import row_updates, upserts, write
+from service.api import write
 from service.api.call import Call, Snapshot, Step
 from service.api.rules import refuse_new_rows, validated_steps
 from service.catalog import Catalog, Relation, Type
@@ -29,7 +29,7 @@ from service.db.writes import (
     too_many_rows,
 )
 from service.errors import NotChanged, ServiceError
-from service.plan.nested_rows import is_nested, plan_nested_create, refuse_related
+from service.plan.nested_rows import plan_nested_create
 from service.plan.plans import Bound
 from service.plan.read_plan import plan_get
 from service.plan.reread import key_to_reread
@@ -62,7 +62,6 @@ from service.request.requests import (
 from service.request.row_values import (
     NoShape,
     Placeholder,
-    RelationshipCandidate,
     RowsArgument,
     RowsShape,
     fill_placeholders,
@@ -113,7 +112,7 @@ def create(call: Call) -> Step | Awaitable[Any]:
         InvalidRow: A model or the catalog refuses a row.
     """
     given = RowsArgument(call.args, call.kwargs)
-    if not any(_related(call, given)):
+    if not any(write.related(call, given)):
         return write.create(call)
     limits, work = call.backend.limits, None
     # Options are parsed before rows: their request is part of the key of the cached plan.
@@ -204,50 +203,6 @@ def _plan_tree(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) ->
 def _ends_transaction(call: Call) -> bool:
     """Return whether the transaction ends with the call."""
     return call.backend.database.level is None
-
-
-def upsert(call: Call) -> Step | Awaitable[Any]:
-    """
-    Prepare `upsert`, as `upserts.upsert` does.
-
-    Raises:
-        InvalidArgument: It has related rows among the values.
-    """
-    rows = RowsArgument(call.args, call.kwargs)
-    _refuse_related(call, rows, "an upsert", '"create" does, and makes new ones; ')
-    _refuse_related(call, RowsArgument((), call.kwargs, "update"), "an upsert")
-    return upserts.upsert(call)
-
-
-def update(call: Call) -> Step | Awaitable[Any]:
-    """
-    Prepare `update`, as `row_updates.update` does.
-
-    Raises:
-        InvalidArgument: It has related rows among the changes.
-    """
-    argument = ("rows", None) if "rows" in call.kwargs else ("changes", 1)
-    _refuse_related(call, RowsArgument(call.args, call.kwargs, *argument), "an update")
-    return row_updates.update(call)
-
-
-def _refuse_related(call: Call, given: RowsArgument, what: str, hint: str = "") -> None:
-    for each in _related(call, given):
-        catalog, relation = call.snapshot.catalog, write.relation_of(call)
-        refuse_related(catalog, relation, each.name, each.path, what, hint)
-
-
-def _related(call: Call, given: RowsArgument) -> Iterator[RelationshipCandidate]:
-    """Yield the keys of a call's rows that name related rows; most calls have none."""
-    relation = write.relation_of(call)
-    known: dict[tuple[str, bool], bool] = {}
-    by_itself = {key.columns[0] for key in relation.foreign_keys if len(key.columns) == 1}
-    for each in given.beside(relation.columns.keys(), by_itself):
-        key = each.name, each.row
-        if key not in known:
-            known[key] = is_nested(call.snapshot.catalog, relation, *key)
-        if known[key]:
-            yield each
 
 
 def _nested(call: Call, parsed: Parsed[CreateRequest]) -> Nested:
@@ -348,7 +303,7 @@ def _shape(call: Call, returning: Returning) -> Shape | None:
 def _work(catalog: Catalog, nested: Nested, ends_transaction: bool) -> Work:
     """Return the messages of all steps and of the answer; `ends_transaction` if it ends with them."""
     tree, root = nested.tree, nested.tree.root_step
-    answer = _answer(catalog, nested, root, ends_transaction)
+    answer = _answer_statement(catalog, nested, root, ends_transaction)
     found = _build_messages(catalog, _grouped(catalog, tree), answer)
     if answer is None:
         return Work(found)
@@ -378,7 +333,7 @@ def _answered(
     return Work(messages, answer, None, _texts(root), nested.slot, tree, before)
 
 
-def _answer(
+def _answer_statement(
     catalog: Catalog, nested: Nested, root: NewRows, ends_transaction: bool
 ) -> Statement | None:
     """Return the statement that returns the rows of the call; None if the answer has no rows."""
@@ -514,7 +469,7 @@ def _last_work(
     if nested.tree.root_answers:
         assert isinstance(steps[-1], NewRows)
         root, steps = steps[-1], steps[:-1]
-    answer = _answer(catalog, nested, root, ends_transaction)
+    answer = _answer_statement(catalog, nested, root, ends_transaction)
     found = [_message(catalog, steps, len(before), grouped, answer)] if steps or answer else []
     if answer is None:
         return Work(found, before=before)

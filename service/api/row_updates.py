@@ -32,6 +32,7 @@ from service.api.write import (
     paired,
     prepare_update,
     refuse_inner,
+    refuse_related_rows,
     relation_of,
     writing,
 )
@@ -62,7 +63,7 @@ from service.request.requests import (
     UpdateRequest,
     UpdateRowsRequest,
 )
-from service.request.row_values import literals
+from service.request.row_values import RowsArgument, literals
 from service.request.write_request import parse_update, parse_update_rows
 from service.sql.modify import lock_rows, modify
 from service.sql.select import select
@@ -71,7 +72,32 @@ from service.sql.statement import Statement
 Rows = Parsed[UpdateRowsRequest]
 
 
-async def parse_rows(call: Call) -> Rows:
+def update(call: Call) -> Step | Awaitable[Any]:
+    """
+    Prepare `update`: of a row by its key, of a filter, or of rows with different changes.
+
+    Raises:
+        InvalidArgument: It has related rows among the changes.
+    """
+    argument = ("rows", None) if "rows" in call.kwargs else ("changes", 1)
+    refuse_related_rows(call, RowsArgument(call.args, call.kwargs, *argument), "an update")
+    if "rows" in call.kwargs:
+        return _update_rows(call)
+    parsed = parse_update(call.args, call.kwargs, call.backend.limits)
+    return (
+        update_old(call, parsed) if parsed.request.returning.old else prepare_update(call, parsed)
+    )
+
+
+async def _update_rows(call: Call) -> Any:
+    parsed = await _parse_rows(call)
+    if not parsed.request.rows:
+        return no_rows_changed(call, parsed.request.returning)
+    change = update_rows_old if parsed.request.returning.old else update_rows
+    return await change(call, parsed)
+
+
+async def _parse_rows(call: Call) -> Rows:
     """Parse and check an `update` with different changes for each row."""
     given = call.kwargs["rows"]
     if isinstance(given, list | tuple | Referenced) and len(given) > MANY:
@@ -135,7 +161,7 @@ def _prepare(call: Call) -> Rows:
 
 def _changing(call: Call, parsed: Rows) -> Step:
     request = parsed.request
-    make = partial(_update, call.snapshot.catalog, relation_of(call), request)
+    make = partial(_update_rows_statement, call.snapshot.catalog, relation_of(call), request)
     return writing(call, parsed, make, request.max_affected, len(request.rows), as_is)
 
 
@@ -254,26 +280,10 @@ async def missing_row(call: Call, parsed: Rows) -> ServiceError:
     return NotChanged(relation.name)
 
 
-def _update(catalog: Catalog, relation: Relation, request: UpdateRowsRequest) -> Statement:
+def _update_rows_statement(
+    catalog: Catalog, relation: Relation, request: UpdateRowsRequest
+) -> Statement:
     return modify(plan_update_rows(catalog, relation, request))
-
-
-def update(call: Call) -> Step | Awaitable[Any]:
-    """Prepare `update`: of a row by its key, of a filter, or of rows with different changes."""
-    if "rows" in call.kwargs:
-        return _update_rows(call)
-    parsed = parse_update(call.args, call.kwargs, call.backend.limits)
-    return (
-        update_old(call, parsed) if parsed.request.returning.old else prepare_update(call, parsed)
-    )
-
-
-async def _update_rows(call: Call) -> Any:
-    parsed = await parse_rows(call)
-    if not parsed.request.rows:
-        return no_rows_changed(call, parsed.request.returning)
-    change = update_rows_old if parsed.request.returning.old else update_rows
-    return await change(call, parsed)
 
 
 async def update_old(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
@@ -368,7 +378,7 @@ async def _locked_old(
 ) -> tuple[list[Any], list[Sequence[Any]], tuple[str, ...]]:
     """Lock the rows of a target; return them in the form of the answer, their keys, and their columns."""
     request = parsed.request
-    statement = call.snapshot.statement(_lock, relation_of(call), (request, key))
+    statement = call.snapshot.statement(_lock_old_statement, relation_of(call), (request, key))
     shape = Shape(request.returning.form, call.backend.max_bytes)
     args = (call.snapshot.codec, statement, parsed.values, None, shape)
     old, keys = await call.run(
@@ -387,7 +397,7 @@ def _paired(old: Sequence[Any], written: Written, returning: Returning) -> Writt
     return replace(written, rows=paired(old, written.rows, returning.form) if both else list(old))
 
 
-def _lock(
+def _lock_old_statement(
     catalog: Catalog, relation: Relation, wanted: tuple[UpdateRequest, tuple[str, ...]]
 ) -> Statement:
     """Build the query that locks the rows of an update, and returns them and their keys."""

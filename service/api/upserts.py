@@ -25,6 +25,7 @@ from service.api.write import (
     creating,
     paired,
     refuse_inner,
+    refuse_related_rows,
     relation_of,
 )
 from service.catalog import Relation
@@ -53,7 +54,7 @@ from service.request.requests import (
     Reference,
     UpdateRowsRequest,
 )
-from service.request.row_values import literals
+from service.request.row_values import RowsArgument, literals
 from service.request.write_request import parse_upsert
 from service.sql.select import select
 
@@ -89,8 +90,12 @@ def upsert(call: Call) -> Step | Awaitable[Any]:
     Prepare `upsert`: the rows, new or changed; None for a single row that is left unchanged.
 
     Raises:
+        InvalidArgument: It has related rows among the values.
         InvalidRow: The model or the catalog refuses a row.
     """
+    rows, create = RowsArgument(call.args, call.kwargs), '"create" does, and makes new ones; '
+    refuse_related_rows(call, rows, "an upsert", create)
+    refuse_related_rows(call, RowsArgument((), call.kwargs, "update"), "an upsert")
     return write.with_new_rows(call, parse_upsert, _upsert)
 
 

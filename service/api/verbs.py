@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from service.api import nested, read, write
+from service.api import nested, read, row_updates, upserts, write
 from service.api.call import Route, Snapshot
 from service.catalog import Catalog, Relation
 from service.describe import error_schemas
@@ -213,7 +213,7 @@ _ROWS = (
     ),
     Verb(
         "upsert",
-        nested.upsert,
+        upserts.upsert,
         arguments=record(
             {
                 "values": {},
@@ -238,7 +238,7 @@ _ROWS = (
     ),
     Verb(
         "update",
-        nested.update,
+        row_updates.update,
         arguments={
             **record(
                 {

@@ -9,7 +9,7 @@ before a statement is sent (`rules.py`).
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -45,6 +45,7 @@ from service.errors import (
     TooManyRows,
 )
 from service.payload import WithReceipt
+from service.plan.nested_rows import is_nested, refuse_related
 from service.plan.plans import Lock
 from service.plan.write_plan import plan_create, plan_current, plan_delete, plan_update
 from service.request.arguments import MARKED_TYPES, Values
@@ -62,7 +63,7 @@ from service.request.requests import (
     UpdateRequest,
     UpdateRowsRequest,
 )
-from service.request.row_values import RowsArgument
+from service.request.row_values import RelationshipCandidate, RowsArgument
 from service.request.write_request import parse_create, parse_delete
 from service.sql.modify import MANY_BYTES, modify
 from service.sql.select import select
@@ -111,7 +112,7 @@ def prepare_update(call: Call, parsed: Parsed[UpdateRequest]) -> Step | Awaitabl
     # Most rules need only the changed values: then one UPDATE is enough, without a locked read before it.
     if ruled and not accepts_without_reading(call.snapshot, relation, parsed):
         return _by_model(call, parsed, update_by_model)
-    return _changing(call, parsed, _update)
+    return _changing(call, parsed, _update_statement)
 
 
 def delete(call: Call) -> Step | Awaitable[Any]:
@@ -119,13 +120,44 @@ def delete(call: Call) -> Step | Awaitable[Any]:
     parsed = parse_delete(call.args, call.kwargs, call.backend.limits)
     if call.snapshot.model(relation_of(call)).has_delete_hook:
         return _by_model(call, parsed, _delete_by_model)
-    return _changing(call, parsed, _delete)
+    return _changing(call, parsed, _delete_statement)
 
 
 def relation_of(call: Call) -> Relation:
     """Return the relation of a call, which is not one of a function."""
     assert call.relation is not None
     return call.relation
+
+
+def related(call: Call, given: RowsArgument) -> Iterator[RelationshipCandidate]:
+    """Yield the keys of a call's rows that name related rows; most calls have none."""
+    relation = relation_of(call)
+    known: dict[tuple[str, bool], bool] = {}
+    by_itself = {key.columns[0] for key in relation.foreign_keys if len(key.columns) == 1}
+    for each in given.beside(relation.columns.keys(), by_itself):
+        key = each.name, each.row
+        if key not in known:
+            known[key] = is_nested(call.snapshot.catalog, relation, *key)
+        if known[key]:
+            yield each
+
+
+def refuse_related_rows(call: Call, given: RowsArgument, what: str, hint: str = "") -> None:
+    """
+    Refuse related rows among the values of a call.
+
+    Args:
+        call: The call.
+        given: Its rows.
+        what: The call in the message, as in "an update".
+        hint: The beginning of the hint.
+
+    Raises:
+        InvalidArgument: There are related rows.
+    """
+    for each in related(call, given):
+        relation = relation_of(call)
+        refuse_related(call.snapshot.catalog, relation, each.name, each.path, what, hint)
 
 
 def writing(
@@ -225,7 +257,7 @@ async def _no_new_rows(call: Call, request: CreateRequest) -> Any:
 def columns_of(call: Call, request: CreateRequest) -> tuple[str, ...]:
     """Return the names of the columns and embeds that `create` returns."""
     nothing = replace(request, rows=(), conflict=None)
-    return answered_columns(_create(call.snapshot.catalog, relation_of(call), nothing))
+    return answered_columns(_create_statement(call.snapshot.catalog, relation_of(call), nothing))
 
 
 def creating(call: Call, parsed: Parsed[CreateRequest]) -> Step:
@@ -233,9 +265,9 @@ def creating(call: Call, parsed: Parsed[CreateRequest]) -> Step:
     request, relation, snapshot = parsed.request, relation_of(call), call.snapshot
     make: Callable[[], Statement]
     if request.many:  # long, and seldom the same again: built in the pool thread, and not cached
-        make = partial(_create, snapshot.catalog, relation, request)
+        make = partial(_create_statement, snapshot.catalog, relation, request)
     else:
-        statement = snapshot.statement(_create, relation, request)
+        statement = snapshot.statement(_create_statement, relation, request)
         make = lambda: statement  # noqa: E731
 
     one = not request.many and request.conflict is None
@@ -298,12 +330,12 @@ async def update_by_model(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
         current = await _locked(call, parsed)
         if parsed.request.pick is not None and not current:
             # The statement is sent all the same: PostgreSQL checks rights and types without rows, too.
-            return await _write_validated(call, of_no_row(parsed), _update, 0)
+            return await _write_validated(call, of_no_row(parsed), _update_statement, 0)
         calls = await validate_changes(
             call.snapshot, relation, parsed, current, database.yield_to_reactor
         )
         if len(calls) == 1 and parsed.request.pick is None:
-            return await _write_validated(call, calls[0], _update, len(current))
+            return await _write_validated(call, calls[0], _update_statement, len(current))
         written = [await call.run(_updating_each(call, each)) for each in calls]
     rows = [row for each in written for row in each.rows]
     affected = sum(each.affected for each in written)
@@ -334,7 +366,7 @@ def refuse_inner(returning: Returning) -> None:
 
 def _updating_each(call: Call, parsed: Parsed[UpdateRequest]) -> Step:
     """Return the step that updates one of many rows; to write no row is no error."""
-    statement = call.snapshot.statement(_update_each, relation_of(call), parsed.request)
+    statement = call.snapshot.statement(_update_each_statement, relation_of(call), parsed.request)
     return writing(call, parsed, lambda: statement, None, 0, as_is, access="write")
 
 
@@ -344,7 +376,7 @@ async def _delete_by_model(call: Call, parsed: Parsed[DeleteRequest]) -> Any:
         current = await _locked(call, parsed)
         for row, _ in current:
             await call.snapshot.model(relation_of(call)).validate_delete(row)
-        return await _write_validated(call, parsed, _delete, len(current))
+        return await _write_validated(call, parsed, _delete_statement, len(current))
 
 
 async def _write_validated(
@@ -403,7 +435,7 @@ async def _locked(
     limit = Operand(values.add(limited), "max_affected")
     skip_locked = pick is not None and pick.skip_locked
     asked = request.target, Returning(order=request.returning.order), limit, changes, skip_locked
-    statement = call.snapshot.statement(_lock, relation, asked)
+    statement = call.snapshot.statement(_lock_statement, relation, asked)
     args = (call.snapshot.codec, statement, values.freeze(), None, Shape("dicts", UNBOUNDED))
     rows, new = await call.run(
         Step(rows_and_keys_txn, args, timeout=parsed.timeout, access="write")
@@ -437,7 +469,9 @@ async def _unchanged(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
 def no_rows_changed(call: Call, returning: Returning, counted: bool = False) -> Any:
     """Answer a write that has no rows, or no changes."""
     nothing = UpdateRequest(Target(None, (), EVERYTHING), (), returning)
-    columns = answered_columns(_current(call.snapshot.catalog, relation_of(call), nothing))
+    columns = answered_columns(
+        _current_statement(call.snapshot.catalog, relation_of(call), nothing)
+    )
     return answered(Written([], 0, columns), returning, many=True, counted=counted)
 
 
@@ -478,7 +512,7 @@ def _found_txn(
     """Read the rows of a target; return the columns and the rows."""
     returning = replace(parsed.request.returning, rows=True, order=())
     request = UpdateRequest(target, (), returning)
-    statement = _current(call.snapshot.catalog, relation_of(call), request)
+    statement = _current_statement(call.snapshot.catalog, relation_of(call), request)
     shape = Shape(returning.form, call.backend.max_bytes)
     page = page_txn(connection, call.snapshot.codec, statement, parsed.values, None, shape)
     return answered_columns(statement), page.rows
@@ -566,19 +600,19 @@ def _text(written: Written, returning: Returning, many: bool, counted: bool) -> 
     )
 
 
-def _create(catalog: Catalog, relation: Relation, request: CreateRequest) -> Statement:
+def _create_statement(catalog: Catalog, relation: Relation, request: CreateRequest) -> Statement:
     return modify(plan_create(catalog, relation, request))
 
 
-def _current(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
+def _current_statement(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
     return select(plan_current(catalog, relation, request.target, request.returning))
 
 
-def _update(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
+def _update_statement(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
     return modify(plan_update(catalog, relation, request))
 
 
-def _lock(
+def _lock_statement(
     catalog: Catalog,
     relation: Relation,
     wanted: tuple[Target, Returning, Operand, tuple[Assignment, ...], bool],
@@ -590,10 +624,12 @@ def _lock(
     return select(plan_current(catalog, relation, target, returning, lock, limit, changes))
 
 
-def _update_each(catalog: Catalog, relation: Relation, request: UpdateRequest) -> Statement:
+def _update_each_statement(
+    catalog: Catalog, relation: Relation, request: UpdateRequest
+) -> Statement:
     """Build the update of one of many rows, which may affect no row."""
     return modify(plan_update(catalog, relation, request, many=True))
 
 
-def _delete(catalog: Catalog, relation: Relation, request: DeleteRequest) -> Statement:
+def _delete_statement(catalog: Catalog, relation: Relation, request: DeleteRequest) -> Statement:
     return modify(plan_delete(catalog, relation, request))
