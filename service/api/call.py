@@ -351,23 +351,22 @@ class Call:
         return self._write(step)
 
     async def _write(self, step: Step) -> Any:
-        database, seconds = self.backend.database, step.timeout
-        reads, ends = step.access == "read only", step.access == "procedure"
-        run: Callable[..., Awaitable[Any]] = database.run
-        level = database.level
+        database, level = self.backend.database, self.backend.database.level
         all_or_nothing = level is not None and level.all_or_nothing
-        # In such a transaction the verb has not begun one of its own (`transaction`), so it ends none.
-        last = step.access == "last" and not all_or_nothing
-        how: dict[str, Any] = {"ending": ends, "last": last, "timeout": seconds}
+        reads, ends = step.access == "read only", step.access == "procedure"
         # A savepoint costs two round trips, and is useless if any refusal rolls back the transaction.
         # But a `missing` that sends a statement needs a transaction that has not failed.
         no_savepoint = all_or_nothing and not callable(step.missing)
-        if (reads or step.access == "atomic") and not no_savepoint:
-            run = database.atomic
-            how = {"read_only": reads, "retry": reads, "timeout": seconds}
-        elif step.access == "transaction":
-            run, how = database.acting, {"timeout": seconds}
-        attempt = partial(run, step.function, *step.args, **how)
+        run: Callable[..., Awaitable[Any]]
+        if step.access == "transaction":
+            run = database.acting
+        elif (reads or step.access == "atomic") and not no_savepoint:
+            run = partial(database.atomic, read_only=reads, retry=reads)
+        else:
+            # In such a transaction the verb has not begun one of its own (`transaction`), so it ends none.
+            last = step.access == "last" and not all_or_nothing
+            run = partial(database.run, ending=ends, last=last)
+        attempt = partial(run, step.function, *step.args, timeout=step.timeout)
         try:
             # A procedure may have committed some of its work, so it is never run again.
             return await (attempt() if ends else database.again(attempt))

@@ -44,7 +44,6 @@ from service.errors import (
 from service.payload import WithReceipt
 from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT, Arguments, Caller, seconds_of
 from service.request.batch_request import ISOLATION
-from service.request.names import COMMANDS
 from service.sql.statement import quoted
 from service.waiting import cancel_timer
 
@@ -310,13 +309,20 @@ class Interactive:
         self._answer = answer
         self._keyed = keyed
         self.open: Leases[OpenTransaction] = Leases(
-            *(database.reactor, process, "transaction", limits.total, limits.session),
+            database.reactor,
+            process,
+            "transaction",
+            limits.total,
+            limits.session,
             "commit or roll back one of them",
         )
-        own = self._commit, self._rollback, self._savepoint, self._release, self._rollback_to
-        self._commands: Mapping[str, Callable[..., Awaitable[Any]]] = dict(
-            zip(COMMANDS, own, strict=True)
-        )
+        self._commands: Mapping[str, Callable[..., Awaitable[Any]]] = {
+            "commit": self._commit,
+            "rollback": self._rollback,
+            "savepoint": self._savepoint,
+            "release": self._release,
+            "rollback_to": self._rollback_to,
+        }
 
     async def begin(self, caller: Caller, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """
@@ -427,20 +433,7 @@ class Interactive:
         if held.reason is not None:
             raise ended(held.reason)
         if command:
-            # Checked in its turn, so that a mistyped rollback_to fails the commit that was sent behind it.
-            if command not in self._commands:
-                hint = nearest(command, COMMANDS)
-                raise NoSuchProcedure(f'a transaction has no "{command}"', hint=hint)
-            names = ["name"] if command in NAMED else []
-            known = [IDEMPOTENCY_KEY, RECEIPT] if command == "commit" else []
-            given = Arguments(args, kwargs, names, known)
-            told = {RECEIPT: True} if given.flag(RECEIPT) else {}
-            key = self._keyed(("tx.commit",), (), told, given.value(IDEMPOTENCY_KEY), caller)
-            if key is None:
-                work = self._commands[command](lease, given)
-            else:
-                work = self._commit_once(lease, given, key)
-            return await self._database.within(given.timeout(), work)
+            return await self._run_command(lease, command, args, kwargs, caller)
         held.check()
         given = Arguments(args, kwargs, ["call", "args", "kwargs"], [])
         call, positional, named = given.required("call"), given.value("args"), given.value("kwargs")
@@ -460,9 +453,33 @@ class Interactive:
         with self._database.inside(held.level):
             work = self._answer(call, positional or (), named or {}, caller, state)
             answer = await self._database.within(seconds, work)
+        # An earlier call may still fail, and then this one fails as well.
         await held.turns.wait(turn, alone=True)
         held.check()
         return answer
+
+    async def _run_command(
+        self,
+        lease: Lease[OpenTransaction],
+        command: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        caller: Caller,
+    ) -> Any:
+        # Checked in its turn, so that a mistyped rollback_to fails the commit that was sent behind it.
+        if command not in self._commands:
+            hint = nearest(command, list(self._commands))
+            raise NoSuchProcedure(f'a transaction has no "{command}"', hint=hint)
+        names = ["name"] if command in NAMED else []
+        known = [IDEMPOTENCY_KEY, RECEIPT] if command == "commit" else []
+        given = Arguments(args, kwargs, names, known)
+        told = {RECEIPT: True} if given.flag(RECEIPT) else {}
+        key = self._keyed(("tx.commit",), (), told, given.value(IDEMPOTENCY_KEY), caller)
+        if key is None:
+            work = self._commands[command](lease, given)
+        else:
+            work = self._commit_once(lease, given, key)
+        return await self._database.within(given.timeout(), work)
 
     async def _commit(self, lease: Lease[OpenTransaction], given: Arguments) -> WithReceipt | None:
         """Commit; roll back a transaction that has failed, as PostgreSQL does."""

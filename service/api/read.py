@@ -163,12 +163,12 @@ def find(call: Call) -> Step | Awaitable[Any]:
         return {**rows, **answer}
 
     if read_all:
-        return reading(
-            call,
-            parsed,
-            lambda found: page(found[0], count=found[1]),
-            *(counted_txn, statement, parsed.offset, limit, shape),
-        )
+
+        def page_and_count(found: tuple[Page, int]) -> Any:
+            return page(found[0], count=found[1])
+
+        more = parsed.offset, limit, shape
+        return reading(call, parsed, page_and_count, counted_txn, statement, *more)
     step = reading(call, parsed, page, page_txn, statement, limit, shape)
     return _find_and_more(call, parsed, step, totals) if request.count or totals else step
 
