@@ -457,9 +457,8 @@ class Catalog:
         """Types by each of their names: the SQL name, and lower-case names, as in "int4"."""
         found: dict[str, Type] = {}
         named = [each for each in self.types.values() if each.kind != "pseudo"]
-        for (
-            each
-        ) in named:  # exact names first, since app."Mood" and app.mood are equal in lower case
+        # Exact names first, since app."Mood" and app.mood are equal in lower case.
+        for each in named:
             found.setdefault(each.sql, each)
         for each in named:
             if each.schema == "pg_catalog" or each.schema in self.schemas:

@@ -18,6 +18,9 @@ from zope.interface import implementer
 
 from service.db.worker import ORIGIN, Origin
 
+FIELDS = {"call_id": "call", "transaction": "transaction"}
+"""The fields that an event gets, each with the attribute of its `Origin`, which names it in the text as well."""
+
 
 @implementer(ILogObserver)
 class CallObserver:
@@ -38,17 +41,10 @@ class CallObserver:
         # A worker thread has no call's context, so its events carry their origin.
         origin, text = event.get("origin") or ORIGIN.get(), event.get("log_format")
         if isinstance(origin, Origin) and isinstance(text, str):
-            of = [f"{name} {{{field}}}" for name, field, value in _parts(origin) if value]
-            fields = {field: value for _, field, value in _parts(origin) if value}
-            event = {**event, **fields, "log_format": f"[{', '.join(of)}] {text}" if of else text}
+            fields = {field: of for field, name in FIELDS.items() if (of := getattr(origin, name))}
+            marks = ", ".join(f"{FIELDS[field]} {{{field}}}" for field in fields)
+            event = {**event, **fields, "log_format": f"[{marks}] {text}" if marks else text}
         self._observer(event)
-
-
-def _parts(origin: Origin) -> list[tuple[str, str, str]]:
-    return [
-        ("call", "call_id", origin.call),
-        ("transaction", "transaction", origin.transaction),
-    ]
 
 
 def at_level(observer: ILogObserver, level: str) -> ILogObserver:
