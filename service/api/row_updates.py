@@ -13,9 +13,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from service.api.call import Call, Snapshot, Step, as_is
+from service.api.call import Call, Step, as_is
 from service.api.rules import (
-    Pause,
     given_of,
     merged,
     refuse_faults,
@@ -69,7 +68,7 @@ from service.sql.modify import lock_rows, modify
 from service.sql.select import select
 from service.sql.statement import Statement
 
-Rows = Parsed[UpdateRowsRequest]
+ParsedRows = Parsed[UpdateRowsRequest]
 
 
 def update(call: Call) -> Step | Awaitable[Any]:
@@ -97,16 +96,18 @@ async def _update_rows(call: Call) -> Any:
     return await change(call, parsed)
 
 
-async def _parse_rows(call: Call) -> Rows:
+async def _parse_rows(call: Call) -> ParsedRows:
     """Parse and check an `update` with different changes for each row."""
     given = call.kwargs["rows"]
     if isinstance(given, list | tuple | Referenced) and len(given) > MANY:
-        parsed: Rows = await call.backend.database.run(compute_txn, _prepare, call, retry=True)
+        parsed: ParsedRows = await call.backend.database.run(
+            compute_txn, _prepare, call, retry=True
+        )
         return parsed
     return _prepare(call)
 
 
-async def update_rows(call: Call, parsed: Rows) -> Any:
+async def update_rows(call: Call, parsed: ParsedRows) -> Any:
     """
     Answer an `update` with different changes for each row: the rows, in the order of the call.
 
@@ -125,7 +126,7 @@ async def update_rows(call: Call, parsed: Rows) -> Any:
     return answered(written, parsed.request.returning, many=True)
 
 
-async def write_rows(call: Call, parsed: Rows) -> Written:
+async def write_rows(call: Call, parsed: ParsedRows) -> Written:
     """
     Write rows. It needs a transaction around it if `_reads_first`.
 
@@ -141,7 +142,7 @@ async def write_rows(call: Call, parsed: Rows) -> Written:
     return written
 
 
-def _prepare(call: Call) -> Rows:
+def _prepare(call: Call) -> ParsedRows:
     snapshot, relation = call.snapshot, relation_of(call)
     parsed = parse_update_rows(call.args, call.kwargs, call.backend.limits)
     request = parsed.request
@@ -159,13 +160,13 @@ def _prepare(call: Call) -> Rows:
     return parsed
 
 
-def _changing(call: Call, parsed: Rows) -> Step:
+def _changing(call: Call, parsed: ParsedRows) -> Step:
     request = parsed.request
     make = partial(_update_rows_statement, call.snapshot.catalog, relation_of(call), request)
     return writing(call, parsed, make, request.max_affected, len(request.rows), as_is)
 
 
-def _reads_first(call: Call, parsed: Rows) -> bool:
+def _reads_first(call: Call, parsed: ParsedRows) -> bool:
     """
     Return whether rows are locked and read before they are written.
 
@@ -178,10 +179,10 @@ def _reads_first(call: Call, parsed: Rows) -> bool:
 
 
 async def _locked(
-    call: Call, parsed: Rows
-) -> tuple[Sequence[Mapping[str, Any]], Sequence[Sequence[Any]]]:
+    call: Call, parsed: ParsedRows
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """
-    Lock the rows, one for each key; return them, each with its number and its computed values.
+    Lock the rows, one for each key; return each with its computed new values by column.
 
     With the rows locked, an update that writes more of them shows that another row has one of the keys.
     """
@@ -194,58 +195,46 @@ async def _locked(
         raise several_rows(len(rows), len(parsed.request.rows))
     if len(rows) < len(parsed.request.rows):
         raise NoRowWritten
-    return rows, behind
-
-
-async def _validated(call: Call, parsed: Rows) -> Rows:
-    """Lock the rows, and validate each by the model, with the values that PostgreSQL computes for it."""
-    database, snapshot, relation = call.backend.database, call.snapshot, relation_of(call)
-    plan = plan_update_rows(snapshot.catalog, relation, parsed.request)
-    rows, behind = await _locked(call, parsed)
     computed = [each.column.name for each in plan.settings if each.computes]
-    new = [dict(zip(computed, values, strict=True)) for _, *values in behind]
-    return await _validate(snapshot, relation, parsed, rows, new, database.yield_to_reactor)
+    return [
+        (row, dict(zip(computed, values, strict=True)))
+        for row, (_, *values) in zip(rows, behind, strict=True)
+    ]
 
 
-async def _validate(
-    snapshot: Snapshot,
-    relation: Relation,
-    parsed: Rows,
-    rows: Sequence[Mapping[str, Any]],
-    new: Sequence[Mapping[str, Any]],
-    pause: Pause,
-) -> Rows:
+async def _validated(call: Call, parsed: ParsedRows) -> ParsedRows:
     """
-    Return the call with the rows as the model left them.
+    Lock the rows, and validate each by the model; return the call with the rows as the model left them.
 
-    The rows are found by a key that PostgreSQL enforces, if they have one.
+    The rows are written by a key that PostgreSQL enforces, if they have one.
     """
-    key = key_of_rows(snapshot.catalog, relation, parsed.request.by)
+    snapshot, relation, request = call.snapshot, relation_of(call), parsed.request
+    key = key_of_rows(snapshot.catalog, relation, request.by)
     # A key that only a comment declares may be of several rows, or null, so the write uses a known one.
     keyed = relation.known_key or key
-    values, found = Values(parsed.values), []
-    paths = parsed.request.paths
-    for at, (path, row, computed) in enumerate(zip(paths, rows, new, strict=True)):
-        _, changes = split_row(key, parsed.request.rows[at], path)
+    values, found, paths = Values(parsed.values), [], request.paths
+    for at, (row, computed) in enumerate(await _locked(call, parsed)):
+        _, changes = split_row(key, request.rows[at], paths[at])
+        # PostgreSQL computes a column for all rows if it does for one.
         computes = {each.column for each in changes if each.computes}
         given = given_of(changes, parsed.values)
         given |= {name: value for name, value in computed.items() if name in computes}
-        made = await set_by_model(snapshot, relation, given, path, row)
-        all_changes = merged(changes, made, path, values)
+        made = await set_by_model(snapshot, relation, given, paths[at], row)
+        all_changes = merged(changes, made, paths[at], values)
         if not {each.column for each in all_changes}.isdisjoint(keyed):
             raise InvalidArgument(
                 "a key by which rows are found cannot change with them",
-                path=path,
+                path=paths[at],
                 hint="change it by an update of one row",
             )
-        of_key = literals({name: row[name] for name in keyed}, path, values)
+        of_key = literals({name: row[name] for name in keyed}, paths[at], values)
         found.append((*of_key, *all_changes))
-        await pause(at)
-    request = replace(parsed.request, rows=tuple(found), by=keyed)
+        await call.backend.database.yield_to_reactor(at)
+    request = replace(request, rows=tuple(found), by=keyed)
     return replace(parsed, request=request, values=values.freeze())
 
 
-def match_of(call: Call, parsed: Rows) -> tuple[KeyMatch, tuple[Any, ...]]:
+def match_of(call: Call, parsed: ParsedRows) -> tuple[KeyMatch, tuple[Any, ...]]:
     """Return the match of all keys of a call, one list of values for each column, and the call's values."""
     key = key_of_rows(call.snapshot.catalog, relation_of(call), parsed.request.by)
     values = Values(parsed.values)
@@ -255,7 +244,7 @@ def match_of(call: Call, parsed: Rows) -> tuple[KeyMatch, tuple[Any, ...]]:
     return match, values.freeze()
 
 
-async def missing_row(call: Call, parsed: Rows) -> ServiceError:
+async def missing_row(call: Call, parsed: ParsedRows) -> ServiceError:
     """Return why fewer rows were written than the call has: one is missing, occurs twice, or is kept."""
     snapshot, relation, request = call.snapshot, relation_of(call), parsed.request
     key = key_of_rows(snapshot.catalog, relation, request.by)
@@ -332,7 +321,7 @@ async def update_old(call: Call, parsed: Parsed[UpdateRequest]) -> Any:
     return answered(replace(written, columns=columns), request.returning, not one, counted=True)
 
 
-async def update_rows_old(call: Call, parsed: Parsed[UpdateRowsRequest]) -> Any:
+async def update_rows_old(call: Call, parsed: ParsedRows) -> Any:
     """Answer an `update` with different changes for each row with the old rows."""
     request, snapshot, relation = parsed.request, call.snapshot, relation_of(call)
     if request.returning.order:
