@@ -287,6 +287,7 @@ class Serving(Service):
             reactor,
             self.database,
             self.dispatcher,
+            # One for known queries; one for the first run of new ones, which may take long.
             Cycle(reactor, place.direct_dsn, _session(settings)),
             Cycle(reactor, place.direct_dsn, _session(settings)),
             WatchLimits(
@@ -329,6 +330,7 @@ class Serving(Service):
                 subscriptions,
                 publisher,
                 Departures(departed),
+                # RawSocket has no ping: the router would go on giving calls to a process that stands still.
                 Heartbeat(reactor, f"{settings.prefix}.router.alive"),
             ],
         )
@@ -496,9 +498,10 @@ def _bounds(settings: Settings) -> Bounds:
         settings.total_calls,
         settings.session_bytes,
         settings.total_bytes,
-        max(RUNNING, 2 * settings.pool_max),
-        settings.pool_timeout,
-        settings.session_bytes // (settings.pool_max + READY),
+        running=max(RUNNING, 2 * settings.pool_max),
+        wait=settings.pool_timeout,
+        # As many first answers may be under way at once as workers have jobs.
+        expected=settings.session_bytes // (settings.pool_max + READY),
     )
 
 

@@ -306,7 +306,7 @@ class Relation:
 
     def is_unique(self, columns: Collection[str]) -> bool:
         """Return whether PostgreSQL guarantees that a key is of one row; a comment does not count."""
-        if self.has_children:
+        if self.has_children:  # no index spans a table and those that inherit from it
             return False
         return self.kind == "table" or (
             self.auto_updatable and any({*columns} == {*key} for key in self.view_keys)
@@ -314,6 +314,7 @@ class Relation:
 
     def refers_once(self, key: ForeignKey) -> bool:
         """Return whether at most one row is known to refer to another by a foreign key."""
+        # A unique key over some of its columns is enough.
         return key.unique or any(
             set(unique.columns) <= set(key.columns) for unique in self.unique_keys
         )

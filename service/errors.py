@@ -451,6 +451,7 @@ def nearest(name: object, known: Sequence[str]) -> str | None:
     # The name may be of any length, and difflib's time grows with it.
     word = str(name)[:80].lower()
     close = get_close_matches(word, known, n=1, cutoff=0.6)
+    # A name that is cut short is too far from the complete one for difflib.
     if not close and len(word) > 3:
         close = [each for each in known if each.lower().startswith(word)]
     return f'did you mean "{close[0]}"?' if len(close) == 1 else None

@@ -302,6 +302,7 @@ class Settings(BaseSettings):
         default=100, description="queries that one session may watch"
     )
     max_watch_rows: Count = Field(default=10_000, description="rows of a query that is watched")
+    # A message of RawSocket has at most 16 MiB, and a call whose result is larger is never answered.
     max_bytes: Annotated[int, Field(gt=0, le=15 * 1024 * 1024)] = Field(
         default=8 * 1024 * 1024, description="bytes in one result"
     )
