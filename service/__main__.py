@@ -110,7 +110,7 @@ def _track(act: Callable[..., str], *what: object) -> None:
         print(act(dsn, *what, schemas=settings.schemas))
 
 
-WHERE = [
+ROUTER_OPTIONS = [
     click.option("--url", help="URL of the router; by default that of the settings."),
     click.option("--realm", help="WAMP realm; by default that of the settings."),
     click.option("--authid", envvar="WAMP_AUTHID", help="The authid to log in with."),
@@ -130,8 +130,8 @@ WHERE = [
 
 
 def at_router(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of `WHERE` to a command."""
-    for option in reversed(WHERE):
+    """Add the options of `ROUTER_OPTIONS` to a command."""
+    for option in reversed(ROUTER_OPTIONS):
         command = option(command)
     return command
 
@@ -307,6 +307,7 @@ def serve(settings: Settings, progress: Callable[[str, str], None]) -> str:
 
     stop_once(reactor)
     reactor.callWhenRunning(service.startService)
+    # The reactor stops once the Deferred of this trigger has fired.
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
     reactor.run()
     return "".join(problems)

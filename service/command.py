@@ -32,7 +32,7 @@ from service.wamp.caller import CallRefused, CallTarget, NotJoined, call_once, s
 
 KEYWORDS_ONLY = frozenset(verb.name for verb in VERBS.values() if not verb.positional)
 """Verbs without positional arguments; a dict given to them holds keyword arguments."""
-IN_PARTS = frozenset(verb.name for verb in VERBS.values() if verb.progress is not None)
+PROGRESSIVE = frozenset(verb.name for verb in VERBS.values() if verb.progress is not None)
 """Verbs that answer with progressive results."""
 
 ANSWERED, REFUSED, UNREACHABLE, INTERRUPTED = 0, 1, 3, 130
@@ -223,7 +223,7 @@ def run_call(
     args, kwargs = arguments(words, verb)
     if timeout is not None:
         _add(kwargs, {"timeout": timeout})
-    part = printer.part if progress or verb in IN_PARTS else None
+    part = printer.part if progress or verb in PROGRESSIVE else None
     answer, status = _wait(reactor, call_once, target, uri, args, kwargs, part)
     if status == ANSWERED:
         if verb == "export":  # the standard output has the exported rows alone, for redirection

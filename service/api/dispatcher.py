@@ -33,6 +33,7 @@ from service.api.call import (
 from service.api.idempotency import key_id, once_only, option_of, refuse_own_options
 from service.api.import_ import Forward, ImportProcedure
 from service.api.interactive import BEGIN, TX, Interactive, TransactionLimits
+from service.api.leases import new_process
 from service.api.roles import Roles, identity_for
 from service.api.verbs import FUNCTION, VERBS, find_route
 from service.catalog import Relation
@@ -76,10 +77,10 @@ _CATALOG_ERRORS = (InvalidArgument, NoSuchProcedure, NotAuthorized, InvalidRow, 
 INTERRUPTED = "the call was interrupted: what it had committed before is kept"
 
 NO_RELATION = Route(FUNCTION, None, (), "")
-"""The route of procedures written by hand, which apply to no relation."""
-
+"""Stands for the route of procedures, which apply to no relation."""
 
 Procedure = Callable[[Caller, Sequence[Any], Mapping[str, Any]], Awaitable[Any]]
+"""A procedure that is no verb: one of the service's own, or one written by hand."""
 
 
 class Dispatcher:
@@ -91,7 +92,7 @@ class Dispatcher:
         limits: The bounds on what a call may ask for.
         max_bytes: Approximate maximum size of an answer on the wire, in bytes.
         roles: Maps callers to database roles.
-        process: The id of this process among those of the service.
+        process: The id of this process among those of the service; a new one if None.
         prefix: The prefix of the procedures' URIs, for hints.
 
     Attributes:
@@ -107,7 +108,7 @@ class Dispatcher:
         limits: Limits,
         max_bytes: int,
         roles: Roles = Roles(),  # noqa: B008 - frozen
-        process: str = "0" * 16,
+        process: str | None = None,
         prefix: str = "rowcast",
     ) -> None:
         self.refresh: Refresh = lambda: succeed(True)
@@ -117,13 +118,13 @@ class Dispatcher:
         self._role_of = lru_cache(1024)(roles.of_authrole)
         self._procedures: dict[str, Procedure] = {}
         self._once: set[str] = set()
-        self._process = process
+        self._process = process or new_process()
         self._union: Snapshot | None = None
         self._served: Mapping[str, Snapshot] = {}
-        self._importing = ImportProcedure(database, limits, process)
+        self._importing = ImportProcedure(database, limits, self._process)
         self.hold(TransactionLimits())
         self.verbs = dict(VERBS)
-        self.register(replace(VERBS["import"], handler=self._importing.take))
+        self.register(replace(VERBS["import"], handler=self._importing.answer))
 
     async def answer(
         self,
@@ -498,12 +499,12 @@ class Dispatcher:
     def departed(self, session: int | None = None) -> None:
         """Drop the leases of a session that has left; all leases if None: the router is lost."""
         self._importing.uploads.departed(session)
-        self._interactive.open.departed(session)
+        self._interactive.leases.departed(session)
 
     def stop(self) -> None:
         """Open no more leases, and drop those that no call uses."""
         self._importing.uploads.stop()
-        self._interactive.open.stop()
+        self._interactive.leases.stop()
 
     async def forwarded(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], session: int | None
@@ -519,7 +520,7 @@ class Dispatcher:
         """
         if not name.endswith(".import"):
             raise NotAuthorized("only calls of an upload are passed on")
-        lease = self._importing.of(kwargs.get("upload"), session)
+        lease = self._importing.lease_of(kwargs.get("upload"), session)
         return await self.answer(name, args, kwargs, lease.owner)
 
 

@@ -106,7 +106,7 @@ class ImportProcedure:
             "done=True ends one, and keeps its rows",
         )
 
-    async def take(self, call: Call) -> Any:
+    async def answer(self, call: Call) -> Any:
         """
         Answer `import`: the number of rows written, or the id of an upload that expects further calls.
 
@@ -130,12 +130,14 @@ class ImportProcedure:
         call.state.begun = True  # a refusal ends the upload
         if request.upload is None:
             upload = Upload(self._database, call.snapshot, relation, request)
-            return await self._one(self.uploads.open(caller, upload, self._limits.idle), request)
+            return await self._run_one(
+                self.uploads.open(caller, upload, self._limits.idle), request
+            )
         process = process_of(request.upload)
         if self.forward is not None and process and process != self.uploads.process:
             name = ".".join(map(encode, (relation.schema, relation.name, "import")))
             return await self.forward(process, name, call.args, call.kwargs, caller)
-        lease = self.of(request.upload, caller.session)
+        lease = self.lease_of(request.upload, caller.session)
         home = lease.held.relation
         if (home.schema, home.name) != (relation.schema, relation.name):
             raise InvalidArgument(f'the upload is for "{home.name}"', path="upload")
@@ -147,9 +149,9 @@ class ImportProcedure:
                 path="upload",
                 hint="wait for each answer before the next call; nothing is kept of this upload",
             )
-        return await self._one(lease, request)
+        return await self._run_one(lease, request)
 
-    def of(self, id: Any, session: int | None) -> Lease[Upload]:
+    def lease_of(self, id: Any, session: int | None) -> Lease[Upload]:
         """
         Return the lease of a session's upload.
 
@@ -175,7 +177,7 @@ class ImportProcedure:
                 await in_thread(self._database.reactor, "pg-rows", note_rows, error, rows)
             raise
 
-    async def _one(self, lease: Lease[Upload], call: ImportRequest) -> Any:
+    async def _run_one(self, lease: Lease[Upload], call: ImportRequest) -> Any:
         """Run one call of an upload, after the earlier ones."""
         upload = lease.held
         with self.uploads.use(lease):

@@ -308,7 +308,7 @@ class Interactive:
         self._prefix = prefix
         self._answer = answer
         self._keyed = keyed
-        self.open: Leases[OpenTransaction] = Leases(
+        self.leases: Leases[OpenTransaction] = Leases(
             database.reactor,
             process,
             "transaction",
@@ -341,11 +341,11 @@ class Interactive:
         # A failure rolls back all of it, or to a savepoint that the caller set.
         level.all_or_nothing = True
         held = OpenTransaction(level)
-        lease = self.open.open(caller, held, min(idle, self._limits.idle))
+        lease = self.leases.open(caller, held, min(idle, self._limits.idle))
         held.clock = self._database.reactor.callLater(
-            self._limits.whole, self.open.drop, lease, "timeout"
+            self._limits.whole, self.leases.drop, lease, "timeout"
         )
-        with self.open.use(lease):
+        with self.leases.use(lease):
             # The end of this `use` starts the idle time, before the first call.
             return {"tx": f"{self._prefix}.{TX}{lease.id}"}
 
@@ -377,14 +377,14 @@ class Interactive:
         process, _, rest = name.removeprefix(TX).partition(".")
         secret, _, command = rest.partition(".")
         id = f"{process}.{secret}"
-        if process != self.open.process:
+        if process != self.leases.process:
             # Calls are routed to the process. So the one that has given this id, if one has, is stopped.
             raise ended("stopped" if process_of(id) else None)
-        lease = self.open.find(id, caller.session)
+        lease = self.leases.find(id, caller.session)
         if lease is None:
-            raise ended(self.open.reason(id))
+            raise ended(self.leases.reason(id))
         held = lease.held
-        with self.open.use(lease):
+        with self.leases.use(lease):
             turns, turn = held.turns, held.turns.take()
             on_end: Callable[[], None] | None = partial(held.fail, None)
             try:
@@ -473,8 +473,8 @@ class Interactive:
         names = ["name"] if command in NAMED else []
         known = [IDEMPOTENCY_KEY, RECEIPT] if command == "commit" else []
         given = Arguments(args, kwargs, names, known)
-        told = {RECEIPT: True} if given.flag(RECEIPT) else {}
-        key = self._keyed(("tx.commit",), (), told, given.value(IDEMPOTENCY_KEY), caller)
+        others = {RECEIPT: True} if given.flag(RECEIPT) else {}
+        key = self._keyed(("tx.commit",), (), others, given.value(IDEMPOTENCY_KEY), caller)
         if key is None:
             work = self._commands[command](lease, given)
         else:
@@ -522,7 +522,7 @@ class Interactive:
         await lease.held.rollback()
 
     def _end(self, lease: Lease[OpenTransaction], reason: Reason) -> None:
-        self.open.end(lease, reason)
+        self.leases.end(lease, reason)
         lease.held.over(reason)
 
     async def _savepoint(self, lease: Lease[OpenTransaction], given: Arguments) -> None:

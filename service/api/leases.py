@@ -57,10 +57,10 @@ class LeasedResource(Protocol):
         """Start to roll back, without waiting for the end."""
 
 
-Thing = TypeVar("Thing", bound=LeasedResource)
+Held = TypeVar("Held", bound=LeasedResource)
 
 
-class Lease(Generic[Thing]):
+class Lease(Generic[Held]):
     """
     A resource that one session holds.
 
@@ -73,7 +73,7 @@ class Lease(Generic[Thing]):
         timer: Ends it after the idle time; None while a call uses it.
     """
 
-    def __init__(self, id: str, owner: Caller, held: Thing, idle: float) -> None:
+    def __init__(self, id: str, owner: Caller, held: Held, idle: float) -> None:
         self.id = id
         self.owner = owner
         self.held = held
@@ -82,7 +82,7 @@ class Lease(Generic[Thing]):
         self.timer: IDelayedCall | None = None
 
 
-class Leases(Generic[Thing]):
+class Leases(Generic[Held]):
     """
     The leases of one kind.
 
@@ -104,14 +104,14 @@ class Leases(Generic[Thing]):
         self._total = total
         self._session = session
         self._hint = hint
-        self._open: dict[str, Lease[Thing]] = {}
+        self._open: dict[str, Lease[Held]] = {}
         self._ended: dict[str, tuple[float, int | None, Reason]] = {}
         self._stopping = False
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def open(self, owner: Caller, held: Thing, idle: float) -> Lease[Thing]:
+    def open(self, owner: Caller, held: Held, idle: float) -> Lease[Held]:
         """
         Open a lease. Its idle time starts when the first `use` of it ends.
 
@@ -136,7 +136,7 @@ class Leases(Generic[Thing]):
         self._open[lease.id] = lease
         return lease
 
-    def find(self, id: str, session: int | None) -> Lease[Thing] | None:
+    def find(self, id: str, session: int | None) -> Lease[Held] | None:
         """
         Return an open lease of a session; None if there is none with this id.
 
@@ -157,7 +157,7 @@ class Leases(Generic[Thing]):
         return ended[2] if ended else None
 
     @contextmanager
-    def use(self, lease: Lease[Thing]) -> Iterator[None]:
+    def use(self, lease: Lease[Held]) -> Iterator[None]:
         """Stop the idle time of a lease during the body, which is a call of its owner."""
         lease.calls += 1
         if lease.timer is not None:
@@ -175,7 +175,7 @@ class Leases(Generic[Thing]):
                         lease.idle, self.drop, lease, "idle_timeout"
                     )
 
-    def end(self, lease: Lease[Thing], reason: Reason) -> bool:
+    def end(self, lease: Lease[Held], reason: Reason) -> bool:
         """End a lease without dropping what it holds; return whether it was still open."""
         if self._open.pop(lease.id, None) is None:
             return False
@@ -185,7 +185,7 @@ class Leases(Generic[Thing]):
         self._forget()
         return True
 
-    def drop(self, lease: Lease[Thing], reason: Reason) -> None:
+    def drop(self, lease: Lease[Held], reason: Reason) -> None:
         """End a lease and drop what it holds, unless it has ended before."""
         if self.end(lease, reason):
             lease.held.drop(reason)

@@ -536,7 +536,7 @@ async def test_procedure_under_a_key_may_not_commit(db: DirectCaller, dsn: str) 
 
 async def begin(db: DirectCaller, **options: Any) -> str:
     """Begin an interactive transaction; return its name."""
-    if not db.dispatcher._interactive.open:
+    if not db.dispatcher._interactive.leases:
         db.dispatcher.hold(TransactionLimits(total=9, session=9))
     found = await ask(db, "transaction.begin", **options)
     return str(found["tx"]).removeprefix("rowcast.")

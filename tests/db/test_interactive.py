@@ -208,7 +208,7 @@ async def test_statement_is_sent_before_the_previous_one_is_answered(begin: Begi
     """It waits in the worker's queue, not in the reactor."""
     tx = await begin()
     await tx.call("items.count")
-    (lease,) = tx.db.dispatcher._interactive.open._open.values()
+    (lease,) = tx.db.dispatcher._interactive.leases._open.values()
     calls = [tx.call("fn.wait", seconds=0.1), tx.call("items.count"), tx.call("items.count")]
     assert len(lease.held.level._open) == 3
     calls.append(tx.ask("savepoint", "s"))  # applies to all of them
@@ -225,7 +225,7 @@ async def test_update_by_key_is_sent_before_the_previous_statement_is_answered(
     execute(dsn, "INSERT INTO items VALUES (1), (2)")
     tx = await begin()
     await tx.call("items.count")
-    (lease,) = tx.db.dispatcher._interactive.open._open.values()
+    (lease,) = tx.db.dispatcher._interactive.leases._open.values()
     calls = [tx.call("fn.wait", seconds=0.1), tx.call("items.update", 1, {"name": "a"})]
     calls += [tx.call("items.delete", 2), tx.call("items.count")]
     assert len(lease.held.level._open) == 4
@@ -496,7 +496,7 @@ async def test_transaction_is_refused_to_other_sessions(begin: Begin) -> None:
             await tx.ask("rollback")
     wrong = Held(tx.db, ANN, tx.name[:-1] + ("x" if tx.name[-1] != "x" else "y"))
     assert await conflict(wrong.ask("commit")) == (None, None)
-    other = Held(tx.db, ANN, f"tx.{new_process()}.abc")
+    other = Held(tx.db, ANN, f"tx.{new_process()}.{'x' * 24}")
     assert await conflict(other.ask("commit")) == ("stopped", None)
 
 
