@@ -17,7 +17,7 @@ from signal import SIG_IGN, SIGINT, SIGTERM, getsignal, signal
 from typing import Any, TypeVar
 
 from twisted.application.service import IService, MultiService, Service
-from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -180,8 +180,8 @@ class Rowcast(MultiService):
         return Deferred.fromCoroutine(self._stop())
 
     def _failed(self, why: Failure) -> None:
-        # A start that is cancelled because the service stops has not failed.
-        if why.check(CancelledError) is None:
+        # A start that the stop interrupts has not failed, whatever error that leads to.
+        if self.running:
             self._ready.errback(why)
 
     def _log(self, step: str, what: str) -> None:

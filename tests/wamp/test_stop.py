@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 
 from service.app import Rowcast
-from service.embedded.supervisor import Supervised
+from service.embedded.supervisor import NotReady, Supervised
 from service.errors import Unavailable
 from service.settings import Settings
 from tests.conftest import Router
@@ -67,6 +67,26 @@ def test_parts_beside_one_that_fails_are_stopped(kind: type[Part]) -> None:
     results: list[Any] = []
     stopped.addBoth(results.append)
     assert results == [None]
+
+
+class Interrupted(Rowcast):
+    """A service whose start ends with an error when it is cancelled, as when its child process is stopped."""
+
+    async def _start(self) -> None:
+        try:
+            await Deferred()
+        except CancelledError:
+            raise NotReady("the child process has ended") from None
+
+
+def test_start_that_the_stop_interrupts_has_not_failed() -> None:
+    """Check that nobody is told that the service cannot start: who is told stops the reactor again."""
+    service = Interrupted(Settings(), Clock())
+    told: list[Any] = []
+    service.when_ready().addBoth(told.append)
+    service.startService()
+    assert service.stopService().called
+    assert told == []
 
 
 @pytest_twisted.ensureDeferred
