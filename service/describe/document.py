@@ -7,7 +7,7 @@ The service's own procedures are described in a table here, and hand-written one
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
@@ -31,7 +31,9 @@ from service.describe.json_schema import (
     Schema,
     any_of,
     array,
+    explained,
     full,
+    limited,
     record,
     reference,
     schema,
@@ -59,9 +61,8 @@ _CHANGE: Mapping[str, Any] = {
     "tx": str | None,
     "last": bool,
     "at": str | None,
-    "large": bool,
 }
-CHANGE = record(_CHANGE, [name for name in _CHANGE if name != "large"])
+CHANGE = record({**_CHANGE, "large": bool}, _CHANGE)
 """A change in the result of `changes`."""
 _CALL = {"call": str, "args": list | None, "kwargs": dict | None}
 _TRANSACTION = {"isolation": words(*ISOLATION), "read_only": bool | None}
@@ -76,14 +77,14 @@ class OwnProcedure:
         comment: Its description, a sentence.
         result: Schema of its result.
         errors: Errors that it may raise.
-        arguments: Schemas of its arguments.
+        arguments: Schemas of its arguments; `timeout` is added.
         positional: Its required arguments, which may be positional.
     """
 
     comment: str
     result: Any
     errors: Kinds = ANY
-    arguments: Mapping[str, Any] = field(default_factory=lambda: TIMEOUT)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     positional: tuple[str, ...] = ()
 
     def described(self, name: str) -> dict[str, Any]:
@@ -91,7 +92,7 @@ class OwnProcedure:
         return {
             "comment": self.comment,
             **({"positional": list(self.positional)} if self.positional else {}),
-            "arguments": record(self.arguments, self.positional),
+            "arguments": record({**self.arguments, **TIMEOUT}, self.positional),
             "result": schema(self.result),
             "errors": reference(f"errors.{name}"),
         }
@@ -102,7 +103,7 @@ OWN: Mapping[str, OwnProcedure] = {
         "All that is served, or certain relations and functions",
         dict,
         (*ANY, TooLarge),
-        arguments={"relations": reference("columns"), "functions": reference("columns"), **TIMEOUT},
+        {"relations": "columns", "functions": "columns"},
     ),
     "health": OwnProcedure(
         "Whether the service is alive and ready to answer calls",
@@ -115,59 +116,51 @@ OWN: Mapping[str, OwnProcedure] = {
     "why": OwnProcedure(
         "Each condition for changes of a relation to be published, and whether it is met",
         full(ok=bool, checks=array(full(ok=bool | None, text=str, mend=str | None))),
-        arguments={"relation": str, **TIMEOUT},
-        positional=("relation",),
+        ANY,
+        {"relation": str},
+        ("relation",),
     ),
     "explain": OwnProcedure(
         "PostgreSQL's plan of each statement of a call that reads, in EXPLAIN's JSON format",
         array(dict),
         ROWS,
-        arguments={OPERATION_NAME: record({**_CALL, ANALYZE: bool | None}, ["call"]), **TIMEOUT},
-        positional=(OPERATION_NAME,),
+        {OPERATION_NAME: record({**_CALL, ANALYZE: bool | None}, ["call"])},
+        (OPERATION_NAME,),
     ),
     "changes": OwnProcedure(
         "The changes after a position, oldest first, that the caller may see",
-        any_of(full(changes=array(CHANGE), position=str, more=bool), reference("text")),
+        any_of(full(changes=array(CHANGE), position=str, more=bool), "text"),
         CHANGES,
-        arguments={
+        {
             "since": str,
-            "relations": reference("columns"),
-            "limit": {"type": ["integer", "null"], "minimum": 0},
+            "relations": "columns",
+            "limit": limited(int | None, minimum=0),
             "form": words("dicts", "json"),
-            **TIMEOUT,
         },
-        positional=("since",),
+        ("since",),
     ),
     "position": OwnProcedure(
-        "The current position of the change log: later commits come after it",
-        str,
+        "The current position of the change log: later commits come after it", str
     ),
     "transaction": OwnProcedure(
         "Run operations in one transaction, all or nothing; returns their results",
         list,
         ALL,
-        arguments={
-            "operations": {
-                "type": "array",
-                "maxItems": MAX_OPERATIONS,
-                "items": record(_CALL, ["call"]),
-            },
+        {
+            "operations": limited(list, maxItems=MAX_OPERATIONS, items=record(_CALL, ["call"])),
             **_TRANSACTION,
             "dry_run": bool | None,
             "inject": any_of(full(serialization_failure=COUNTED), NULL),
             **TIMEOUT,
             **WRITES,
         },
-        positional=("operations",),
+        ("operations",),
     ),
     "transaction.begin": OwnProcedure(
         "Begin an interactive transaction; returns the URI prefix of its procedures",
         full(tx=str),
-        arguments={
-            **_TRANSACTION,
-            "idle_timeout": {"type": ["number", "null"], "exclusiveMinimum": 0},
-            **TIMEOUT,
-        },
+        ANY,
+        {**_TRANSACTION, "idle_timeout": limited(float | None, exclusiveMinimum=0)},
     ),
 }
 """The service's own procedures, by name."""
@@ -254,16 +247,13 @@ def describe(
         UnknownName: `part` names something that is not served.
     """
     relations = {served_name(catalog, each): each for each in catalog.relations.values()}
-    wanted = list(_wanted("relation", part.relations, relations))
-    defs = Definitions(catalog, shared(verbs), wanted)
-    found = {
-        home: [each for each in overloads if may_be_described(catalog, each)]
+    functions = {
+        function_name(catalog, home): found
         for home, overloads in catalog.functions.items()
+        if (found := [each for each in overloads if may_be_described(catalog, each)])
     }
-    functions = {function_name(catalog, home): home for home, each in found.items() if each}
-    own = {
-        name: each.described(name) for name, each in OWN.items() if explains or name != "explain"
-    }
+    wanted = _wanted("relation", part.relations, relations)
+    defs = Definitions(catalog, shared(verbs), wanted)
     written = {name: described_procedure(each) for name, each in sorted(procedures.items())}
     return {
         "$schema": DIALECT,
@@ -281,10 +271,17 @@ def describe(
             name: RelationRows(defs, relations[name]).relation(verbs, written) for name in wanted
         },
         "functions": {
-            name: described_functions(defs, functions[name], found[functions[name]], verbs)
+            name: described_functions(defs, name, functions[name], verbs)
             for name in _wanted("function", part.functions, functions)
         },
-        "procedures": {**own, **written},
+        "procedures": {
+            **{
+                name: each.described(name)
+                for name, each in OWN.items()
+                if explains or name != "explain"
+            },
+            **written,
+        },
         "$defs": defs.finish(),
     }
 
@@ -300,65 +297,57 @@ def size_of(document: Mapping[str, Any]) -> int:
 
 
 def _wanted(kind: str, names: tuple[str, ...] | None, known: Mapping[str, Any]) -> Iterable[str]:
-    if names is None:
-        return known
-    for at, name in enumerate(names):
+    for at, name in enumerate(names or ()):
         if name not in known:
             raise UnknownName(kind, name, known, path=f"{kind}s.{at}")
-    return names
+    return known if names is None else names
+
+
+_PAGE = {"rows": array(dict), **dict.fromkeys(("next", "prev"), str | None)}
+_LISTS = {"columns": NAMES, "rows": array(list)}
+RESULTS: Mapping[str, Schema] = {
+    "lists": explained(
+        "form lists: values without the names repeated", record(_LISTS, _LISTS, closed=False)
+    ),
+    "text": explained('with form: "json", the answer as one JSON text', str),
+    "affected": explained("with returning: false", full(affected=COUNTED)),
+    "selected": explained("what select and embed make of a row", dict),
+    "page": record({**_PAGE, "count": COUNTED, "totals": dict}, ["rows", "next"], closed=False),
+    "written": full(rows=array(dict), affected=COUNTED),
+}
+"""Shared parts of results, by name."""
 
 
 def shared(verbs: Mapping[str, Verb]) -> dict[str, Schema]:
     """Return the shared parts that every document has."""
     args = {"args": {"type": ["object", "array", "null"]}}
-    lists = {"columns": NAMES, "rows": array(list)}
-    page = {
-        "rows": array(dict),
-        "next": str | None,
-        "prev": str | None,
-        "count": COUNTED,
-        "totals": dict,
-    }
     return {
         **LANGUAGE,
-        "lists": {
-            "description": "form lists: values without the names repeated",
-            **record(lists, lists, closed=False),
-        },
-        "text": {"description": 'with form: "json", the answer as one JSON text', **schema(str)},
-        "affected": {"description": "with returning: false", **full(affected=COUNTED)},
-        "selected": {"description": "what select and embed make of a row", **schema(dict)},
-        "page": record(page, ["rows", "next"], closed=False),
-        "written": full(rows=array(dict), affected=COUNTED),
+        **RESULTS,
         **{f"arguments.{name}": verb.arguments for name, verb in verbs.items()},
         **{
-            f"arguments.fn.{verb.name}": record(
+            f"arguments.fn.{name}": record(
                 {**args, **verb.arguments["properties"]}, verb.arguments.get("required", ())
             )
-            for verb in verbs.values()
+            for name, verb in verbs.items()
             if verb.on_functions
         },
         **{
-            f"result.{verb.name}": verb.result
-            for verb in verbs.values()
+            f"result.{name}": verb.result
+            for name, verb in verbs.items()
             if "$ref" not in verb.result
         },
-        **{
-            f"progress.{name}": verb.progress
-            for name, verb in verbs.items()
-            if verb.progress is not None
-        },
+        **{f"progress.{name}": verb.progress for name, verb in verbs.items() if verb.progress},
         **definitions(errors_by_procedure(verbs.values())),
     }
 
 
-def errors_by_procedure(verbs: Iterable[Verb]) -> dict[str, Kinds]:
+def errors_by_procedure(verbs: Collection[Verb]) -> dict[str, Kinds]:
     """Return the errors of verbs, of verbs on functions' rows, and of all other procedures, by name."""
-    found: dict[str, Kinds] = {}
-    of_functions: dict[str, Kinds] = {}
-    for verb in verbs:
-        found[verb.name] = verb.errors
-        if verb.on_functions:
-            of_functions[f"fn.{verb.name}"] = (*verb.errors, *VIOLATIONS)
-    own = {name: each.errors for name, each in OWN.items()}
-    return {**found, **of_functions, "fn": FUNCTION, **own, "written": WRITTEN}
+    return {
+        **{verb.name: verb.errors for verb in verbs},
+        **{f"fn.{verb.name}": (*verb.errors, *VIOLATIONS) for verb in verbs if verb.on_functions},
+        "fn": FUNCTION,
+        **{name: each.errors for name, each in OWN.items()},
+        "written": WRITTEN,
+    }

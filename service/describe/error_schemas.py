@@ -55,15 +55,12 @@ def definitions(by_procedure: Mapping[str, Kinds]) -> dict[str, Schema]:
     """Return the shared parts: each error, the details of errors, and the errors of each procedure."""
     found = {"carried": record({name: dict(schema) for name, schema in errors.DETAILS.items()})}
     for kind in WRITTEN:  # in the HTTP bridge's form of a WAMP error
-        error = {
-            "error": {"const": kind.uri},
-            "args": array(str, maxItems=1),
-            "kwargs": reference("carried"),
-        }
+        uri = {"const": kind.uri}
+        error = {"error": uri, "args": array(str, maxItems=1), "kwargs": "carried"}
         found[_name(kind)] = record(error, ["error"], closed=False)
     for procedure, kinds in by_procedure.items():
-        each = sorted({_name(kind) for kind in kinds})
-        found[f"errors.{procedure}"] = {"oneOf": [reference(name) for name in each]}
+        names = sorted(set(map(_name, kinds)))
+        found[f"errors.{procedure}"] = {"oneOf": list(map(reference, names))}
     return found
 
 

@@ -1,5 +1,5 @@
 """
-JSON Schemas of what calls have in common: filters, select lists, sort keys, embeds and
+JSON Schemas of what calls have in common: filters, select lists, sort keys, embeds and measures.
 
 `request/` refuses all that these schemas refuse. Names of columns are not checked here.
 """
@@ -16,13 +16,15 @@ from service.describe.json_schema import (
     Schema,
     any_of,
     array,
+    explained,
+    limited,
     only,
     record,
     reference,
     schema,
     words,
 )
-from service.request import filters
+from service.request import embeds, filters
 from service.request.arguments import (
     IDEMPOTENCY_KEY,
     MAX_INTEGER,
@@ -30,23 +32,49 @@ from service.request.arguments import (
     MAX_LISTED,
     RECEIPT,
 )
-from service.request.embeds import MAX_EMBEDS, MAX_MEASURES, MEASURE_FUNCTIONS
 from service.request.read_request import MAX_TOKEN
 from service.request.row_values import LINK
 from service.request.select_list import ARGS, MAX_ARGS, MAX_KEYS, MAX_LENGTH, UNITS
 
-NAME: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_LENGTH}
+NAME = limited(str, minLength=1, maxLength=MAX_LENGTH)
 NAME_OR_NULL: Schema = {**NAME, "type": ["string", "null"]}
-WHERE: Schema = any_of(reference("where"), NULL)
-WHOLE: Schema = reference("whole")
-SELECT: Schema = reference("select")
-ORDER: Schema = reference("order")
-MEASURES: Schema = any_of(reference("measures"), NULL)
+WHERE = any_of("where", NULL)
+WHOLE = reference("whole")
+SELECT = reference("select")
+ORDER = reference("order")
+MEASURES = any_of("measures", NULL)
+
+TRUNC: Mapping[str, Any] = {"trunc": words(*UNITS), "zone": NAME_OR_NULL}
+"""Options of a select item or sort key for `date_trunc`."""
+
+RANK: Mapping[str, Any] = {"rank": str | None, "config": str | None, "near": {}}
+"""Options of a sort key: a text search query to rank by, or a value to measure the distance from."""
+
+GIVEN = {ARGS: limited(dict | None, propertyNames=NAME, maxProperties=MAX_ARGS)}
+"""Arguments of a computed column's function."""
+HAS_ARGS: Schema = {
+    "propertyNames": {"enum": [*sorted(filters.OPERATORS), ARGS]},
+    "properties": {ARGS: schema(dict)},
+    "required": [ARGS],
+    "minProperties": 2,
+}
+"""A condition of operators on a computed column with arguments."""
 
 
-def _list_of(item: Schema, most: int, **limits: int) -> Schema:
+def _list_of(item: Any, most: int, **limits: int) -> Schema:
     """Return the schema of a list of items, a single item that means a list of one, or null."""
     return any_of(array(item, maxItems=most, **limits), item, NULL)
+
+
+def _named(description: str, hint: Any, values: Any, most: int) -> Schema:
+    """Return the schema of a dict of at most some values by name."""
+    return explained(
+        description,
+        hint,
+        propertyNames=NAME,
+        additionalProperties=schema(values),
+        maxProperties=most,
+    )
 
 
 def _operators() -> Schema:
@@ -62,121 +90,89 @@ def _operators() -> Schema:
         "between": array(NOT_NULL, minItems=2, maxItems=2),
         **dict.fromkeys(filters.AFFIXES, any_of(str, *several)),
         **dict.fromkeys(sorted(filters.PATHS), str),
-        "length": reference("condition"),
+        "length": "condition",
         "is": {"type": ["null", "boolean", "string"]},
-        "not": reference("condition"),
+        "not": "condition",
     }
     # These also take another column of the row as operand.
-    for name in filters.BESIDE:
-        found[name] = {**found[name], "examples": [{filters.COLUMN: "name"}]}
+    beside = {"examples": [{filters.COLUMN: "name"}]}
+    found |= {name: limited(found[name], **beside) for name in filters.BESIDE}
     return any_of(
-        {**record(found), "minProperties": 1},
-        {"allOf": [HAS_ARGS, record({**found, **GIVEN})]},
+        {**record(found), "minProperties": 1}, {"allOf": [HAS_ARGS, record({**found, **GIVEN})]}
     )
 
 
 def _measure() -> Schema:
     found = {
-        **dict.fromkeys(MEASURE_FUNCTIONS, reference("item")),
+        **dict.fromkeys(embeds.MEASURE_FUNCTIONS, "item"),
         "distinct": bool | None,
         "separator": str | None,
         "where": WHERE,
         "cast": str | None,
-        "fraction": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+        "fraction": limited(float | None, minimum=0, maximum=1),
         "discrete": bool | None,
         "order": ORDER,
     }
-    return {**record(found), "oneOf": [{"required": [name]} for name in MEASURE_FUNCTIONS]}
+    return {**record(found), "oneOf": [{"required": [name]} for name in embeds.MEASURE_FUNCTIONS]}
 
 
-def _embed() -> Schema:
-    options = {
-        "relation": NAME_OR_NULL,
-        "via": NAME_OR_NULL,
-        "direction": words("one", "many"),
-        "select": SELECT,
-        "where": WHERE,
-        "order": ORDER,
-        "limit": WHOLE,
-        "offset": WHOLE,
-        "embed": reference("embed"),
-        "inner": bool | None,
-        "spread": bool | None,
-        "measures": MEASURES,
-        "group": SELECT,
-    }
-    return {
-        "description": "related rows by name: true, or options",
-        "type": ["object", "null"],
-        "propertyNames": NAME,
-        "additionalProperties": any_of({"const": True}, record(options)),
-        "maxProperties": MAX_EMBEDS,
-    }
-
-
-TRUNC: Mapping[str, Schema] = {"trunc": words(*UNITS), "zone": NAME_OR_NULL}
-"""Options of a select item or sort key for `date_trunc`."""
-
-RANK: Mapping[str, Any] = {"rank": str | None, "config": str | None, "near": {}}
-"""Options of a sort key: a text search query to rank by, or a value to measure the distance from."""
-
-GIVEN: Mapping[str, Schema] = {
-    ARGS: {"type": ["object", "null"], "propertyNames": NAME, "maxProperties": MAX_ARGS}
+EMBED = {
+    "relation": NAME_OR_NULL,
+    "via": NAME_OR_NULL,
+    "direction": words("one", "many"),
+    "select": SELECT,
+    "where": WHERE,
+    "order": ORDER,
+    "limit": WHOLE,
+    "offset": WHOLE,
+    "embed": "embed",
+    "inner": bool | None,
+    "spread": bool | None,
+    "measures": MEASURES,
+    "group": SELECT,
 }
-"""Arguments of a computed column's function."""
-HAS_ARGS: Schema = {
-    "propertyNames": {"enum": [*sorted(filters.OPERATORS), ARGS]},
-    "properties": {ARGS: schema(dict)},
-    "required": [ARGS],
-    "minProperties": 2,
-}
-"""A condition of operators on a computed column with arguments."""
+"""Options of an embed."""
+
+ITEM = {"column": NAME, "as": NAME_OR_NULL, "cast": NAME_OR_NULL, **TRUNC, **GIVEN}
+"""Options of a select item."""
+
+KEY = {"by": NAME, "desc": bool | None, "nulls": words("first", "last"), **TRUNC, **RANK, **GIVEN}
+"""Options of a sort key."""
 
 LANGUAGE: Mapping[str, Schema] = {
     "default": DEFAULT,
-    "in_json": {
-        "description": "the value to set at a path in JSON, or an operator that computes it"
-    },
-    "link": {
-        "description": "the key of an existing row, in place of a related row",
-        **only(LINK, NOT_NULL),
-    },
-    "whole": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_INTEGER},
-    "seconds": {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 1e9},
-    IDEMPOTENCY_KEY: {
-        "description": "a second call with the same key and arguments returns the result of the first",
-        **schema(str | None),
-        "minLength": 1,
-        "maxLength": MAX_KEY,
-    },
-    RECEIPT: {
-        "description": "the result also has the keyword tx: the transaction id, or null if nothing was"
-        " written",
-        **schema(bool | None),
-    },
-    "token": {**schema(str | None), "maxLength": MAX_TOKEN},
-    "where": {
-        "description": "a filter, true if all its terms are; keys are columns, optionally with a path"
+    "in_json": explained("the value to set at a path in JSON, or an operator that computes it", {}),
+    "link": explained(
+        "the key of an existing row, in place of a related row", only(LINK, NOT_NULL)
+    ),
+    "whole": limited(int | None, minimum=0, maximum=MAX_INTEGER),
+    "seconds": limited(float | None, exclusiveMinimum=0, exclusiveMaximum=1e9),
+    IDEMPOTENCY_KEY: explained(
+        "a second call with the same key and arguments returns the result of the first",
+        str | None,
+        minLength=1,
+        maxLength=MAX_KEY,
+    ),
+    RECEIPT: explained(
+        "the result also has the keyword tx: the transaction id, or null if nothing was written",
+        bool | None,
+    ),
+    "token": limited(str | None, maxLength=MAX_TOKEN),
+    "where": _named(
+        "a filter, true if all its terms are; keys are columns, optionally with a path"
         " and a cast, or and, or, not",
-        "type": "object",
-        "properties": {
-            "and": array(reference("where")),
-            "or": array(reference("where")),
-            "not": reference("where"),
+        {
+            "type": "object",
+            "properties": {**dict.fromkeys(("and", "or"), array("where")), "not": schema("where")},
         },
-        "propertyNames": NAME,
-        "additionalProperties": reference("condition"),
-        "maxProperties": filters.MAX_TERMS,
-    },
-    "condition": {
-        "description": "a value: equal to it; a list: equal to one of them; a dict of operators: all are"
+        "condition",
+        filters.MAX_TERMS,
+    ),
+    "condition": explained(
+        "a value: equal to it; a list: equal to one of them; a dict of operators: all are"
         " true; a filter of related rows: one of these matches it",
-        "anyOf": [
-            {"type": ["null", "boolean", "number", "string", "array"]},
-            reference("operators"),
-            reference("related"),
-        ],
-    },
+        any_of({"type": ["null", "boolean", "number", "string", "array"]}, "operators", "related"),
+    ),
     # A dict of operators alone is a condition; only {"not": …} may also filter related rows. The meaning of
     # any other key depends on the catalog, which refuses a misspelled operator as such.
     "related": {
@@ -188,39 +184,25 @@ LANGUAGE: Mapping[str, Schema] = {
         ],
     },
     "operators": _operators(),
-    "item": {
-        "description": '[alias:]column[->key][->>key][::type], "*", or "-column" to exclude one from it',
-        **any_of(
-            NAME,
-            record(
-                {"column": NAME, "as": NAME_OR_NULL, "cast": NAME_OR_NULL, **TRUNC, **GIVEN},
-                ["column"],
-            ),
-        ),
-    },
-    "key": {
-        "description": "column[->key][->>key][::type], or with - before it for descending",
-        **any_of(
-            NAME,
-            record(
-                {"by": NAME, "desc": bool | None, "nulls": words("first", "last")}
-                | {**TRUNC, **RANK, **GIVEN},
-                ["by"],
-            ),
-        ),
-    },
-    "select": _list_of(reference("item"), MAX_LISTED),
-    "order": _list_of(reference("key"), MAX_KEYS),
+    "item": explained(
+        '[alias:]column[->key][->>key][::type], "*", or "-column" to exclude one from it',
+        any_of(NAME, record(ITEM, ["column"])),
+    ),
+    "key": explained(
+        "column[->key][->>key][::type], or with - before it for descending",
+        any_of(NAME, record(KEY, ["by"])),
+    ),
+    "select": _list_of("item", MAX_LISTED),
+    "order": _list_of("key", MAX_KEYS),
     "columns": _list_of(NAME, MAX_LISTED),
     "some_columns": _list_of(NAME, MAX_LISTED, minItems=1),
     "measure": _measure(),
-    "measures": {
-        "description": "aggregate functions, by name",
-        "type": "object",
-        "propertyNames": NAME,
-        "additionalProperties": reference("measure"),
-        "maxProperties": MAX_MEASURES,
-    },
-    "embed": _embed(),
+    "measures": _named("aggregate functions, by name", dict, "measure", embeds.MAX_MEASURES),
+    "embed": _named(
+        "related rows by name: true, or options",
+        dict | None,
+        any_of({"const": True}, record(EMBED)),
+        embeds.MAX_EMBEDS,
+    ),
 }
 """Shared parts of arguments, by name."""

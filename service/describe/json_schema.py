@@ -11,7 +11,7 @@ of its base type: PostgreSQL checks its constraints.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
@@ -31,10 +31,8 @@ TYPES: Mapping[Any, Schema] = {
     float: {"type": "number"},
     str: {"type": "string"},
     bytes: {"type": "string", "format": "binary"},
-    list: {"type": "array"},
-    tuple: {"type": "array"},
-    dict: {"type": "object"},
-    Mapping: {"type": "object"},
+    **{each: {"type": "array"} for each in (list, tuple, Sequence)},
+    **{each: {"type": "object"} for each in (dict, Mapping)},
     NoneType: {"type": "null"},
 }
 """Schemas of Python's types."""
@@ -46,38 +44,45 @@ def schema(hint: Any) -> Schema:
     """
     Return the schema of an annotation such as `list[str] | None`; a schema is returned unchanged.
 
-    An annotation that is not a simple type allows anything.
+    An annotation that is not a simple type allows anything. A string is the name of a shared part.
     """
-    if isinstance(hint, dict):
-        return hint
+    if isinstance(hint, dict | str):
+        return reference(hint) if isinstance(hint, str) else hint
     origin, parts = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, UnionType):
         found = [schema(part) for part in parts if part is not NoneType]
         if {} in found:
             return {}
         whole = found[0] if len(found) == 1 else any_of(*found)
-        return or_null(whole) if NoneType in parts else whole
-    if getattr(origin, "__module__", "") == "collections.abc":
-        origin = {"Mapping": dict, "Sequence": list}.get(origin.__name__, origin)
+        return or_null(whole, NoneType in parts)
     known = dict(TYPES.get(origin, {})) if isinstance(origin, type) else {}
-    if origin is list and parts:
+    if origin in (list, Sequence) and parts:
         known["items"] = schema(parts[0])
-    if origin is dict and len(parts) == 2:
+    if origin in (dict, Mapping) and len(parts) == 2:
         known["additionalProperties"] = schema(parts[1])
     return known
+
+
+def limited(hint: Any, **limits: Any) -> Schema:
+    """Return the schema of an annotation with further keywords, such as `minimum`."""
+    return {**schema(hint), **limits}
+
+
+def explained(description: str, hint: Any, **limits: Any) -> Schema:
+    """Return the schema of an annotation with a description, and with further keywords."""
+    return {"description": description, **limited(hint, **limits)}
 
 
 def record(
     properties: Mapping[str, Any], required: Iterable[str] = (), closed: bool = True
 ) -> Schema:
     """Return the schema of a dict with these keys; if it is closed, with no others."""
-    found: Schema = {
+    return {
         "type": "object",
         "properties": {name: schema(each) for name, each in properties.items()},
+        **({"required": list(required)} if required else {}),
+        **({"additionalProperties": False} if closed else {}),
     }
-    if required:
-        found["required"] = list(required)
-    return {**found, "additionalProperties": False} if closed else found
 
 
 def full(**properties: Any) -> Schema:
@@ -111,15 +116,16 @@ def kinds_of(known: Mapping[str, Any]) -> list[str]:
     return [kinds] if isinstance(kinds, str) else list(kinds)
 
 
-def or_null(known: Schema) -> Schema:
-    """Return a schema that allows null as well."""
+def or_null(known: Schema, nullable: bool = True) -> Schema:
+    """Return a schema that allows null as well, if it is nullable."""
+    if not nullable:
+        return known
     if known in ({}, NOT_NULL):
         return {}
-    if "enum" in known:
-        return {**known, "type": [*kinds_of(known), "null"], "enum": [*known["enum"], None]}
-    if "type" in known:
-        return {**known, "type": [*kinds_of(known), "null"]}
-    return any_of(*known.get("anyOf", [known]), NULL)
+    if "type" not in known:
+        return any_of(*known.get("anyOf", [known]), NULL)
+    enum = {"enum": [*known["enum"], None]} if "enum" in known else {}
+    return {**known, "type": [*kinds_of(known), "null"], **enum}
 
 
 @lru_cache(4096)
@@ -172,27 +178,14 @@ def literal(schema: Schema) -> Schema:
     return only("$value", schema)
 
 
-def schema_of(catalog: Catalog, type: Type, nullable: bool = False) -> Schema:
-    """Return the schema of a type's values as they are read, inline."""
-    schema = _read(catalog, catalog.plain(type))
-    return or_null(schema) if nullable else schema
-
-
 def value(defs: Definitions, type: Type, nullable: bool) -> Schema:
     """Return a reference to the schema of a type's values as they are read."""
-    return _part(
-        defs, "value", type, nullable, lambda plain: schema_of(defs.catalog, plain, nullable)
-    )
+    return _part(defs, "value", type, nullable, lambda of: schema_of(defs.catalog, of, nullable))
 
 
 def given(defs: Definitions, type: Type, nullable: bool) -> Schema:
     """Return a reference to the schema of values sent for a type; of alternatives the first is as read."""
-
-    def make(plain: Type) -> Schema:
-        schema = _given(defs, plain)
-        return or_null(schema) if nullable else schema
-
-    return _part(defs, "given", type, nullable, make)
+    return _part(defs, "given", type, nullable, lambda of: or_null(_given(defs, of), nullable))
 
 
 def new(defs: Definitions, type: Type, nullable: bool) -> Schema:
@@ -200,35 +193,34 @@ def new(defs: Definitions, type: Type, nullable: bool) -> Schema:
 
     def make(plain: Type) -> Schema:
         known = given(defs, plain, nullable)
-        return any_of(known, reference("default"), literal(known))
+        return any_of(known, "default", literal(known))
 
     return _part(defs, "set", type, nullable, make)  # "new" is for the rows of relations
 
 
 def changed(defs: Definitions, type: Type, nullable: bool) -> Schema:
     """Return a reference to the schema of a column's change: as for a new row, or a computing operator."""
-    plain = defs.catalog.plain(type)
-    operators = computing(defs.catalog, plain)
+    operators = computing(defs.catalog, defs.catalog.plain(type))
     if not operators:
-        return new(defs, plain, nullable)
+        return new(defs, type, nullable)
 
     def make(plain: Type) -> Schema:
         ways = (only(word, _operand(defs, plain, word)) for word in operators)
         return any_of(new(defs, plain, nullable), *ways)
 
-    return _part(defs, "change", plain, nullable, make)
+    return _part(defs, "change", type, nullable, make)
 
 
 def _operand(defs: Definitions, type: Type, word: str) -> Schema:
     """Return the schema of a computing operator's operand."""
-    catalog, known, is_json = defs.catalog, type.data_type, type.form == "json"
-    if word in ("$add", "$multiply"):
-        other = known.added if word == "$add" else known.factor
-        of = catalog.types_by_name["numeric" if is_json else other]
-        return given(defs, of, nullable=False)
-    if word == "$remove":
-        of = catalog.types_by_name["text"] if is_json else catalog.type(type.element)
-        return array(given(defs, of, nullable=True), maxItems=MAX_REMOVED)
+    named, known, is_json = defs.catalog.types_by_name, type.data_type, type.form == "json"
+    match word:
+        case "$add" | "$multiply":
+            other = known.added if word == "$add" else known.factor
+            return given(defs, named["numeric" if is_json else other], nullable=False)
+        case "$remove":
+            of = named["text"] if is_json else defs.catalog.type(type.element)
+            return array(given(defs, of, nullable=True), maxItems=MAX_REMOVED)
     return schema(dict if word == "$merge" else list)
 
 
@@ -238,25 +230,28 @@ def _part(
     """Return a reference to the shared part for one use of a type, or of a domain's base type."""
     plain = defs.catalog.plain(type)
     # `kind` must not be one that parts of relations have, or a table named date would clash with the type.
-    name = f"{kind}_or_null" if nullable else kind
-    if plain.schema != "pg_catalog":
-        name += f".{encode(plain.schema)}"
-    return defs.refer(f"{name}.{encode(plain.name)}", lambda: make(plain))
+    home = () if plain.schema == "pg_catalog" else (plain.schema,)
+    name = ".".join([f"{kind}_or_null" if nullable else kind, *map(encode, (*home, plain.name))])
+    return defs.refer(name, lambda: make(plain))
 
 
-def _read(catalog: Catalog, type: Type) -> Schema:
-    match type.kind:
-        case "enum":
-            return {**schema(str), "enum": list(type.labels)}
+def schema_of(catalog: Catalog, type: Type, nullable: bool = False) -> Schema:
+    """Return the schema of a type's values as they are read, inline."""
+    plain = catalog.plain(type)
+
+    def of(oid: int) -> Schema:
+        return schema_of(catalog, catalog.type(oid), nullable=True)
+
+    match plain.kind:
         case "array":
-            return array(_or_array(schema_of(catalog, catalog.type(type.element), True)))
+            known = array(_or_array(of(plain.element)))
         case "composite":
-            fields = _fields(type).items()
-            shown = {name: schema_of(catalog, catalog.type(oid), True) for name, oid in fields}
-            return record(shown, closed=False)
+            known = record({name: of(oid) for name, oid in _fields(plain).items()}, closed=False)
         case "pseudo":
-            return {}
-    return dict(type.data_type.schema)
+            known = {}
+        case _:
+            known = _of_base(plain, plain.data_type.schema)
+    return or_null(known, nullable)
 
 
 def _given(defs: Definitions, type: Type) -> Schema:
@@ -264,20 +259,23 @@ def _given(defs: Definitions, type: Type) -> Schema:
         return given(defs, defs.catalog.type(oid), nullable=True)
 
     match type.kind:
-        case "enum":
-            return {**schema(str), "enum": list(type.labels)}
         case "array":
             # Further dimensions are nested lists; PostgreSQL's text format is allowed, too: "{1,2}".
             return any_of(array(any_of(of(type.element), list)), str)
         case "composite":
             # An unreadable field is not listed, but may be written.
             fields = {name: of(oid) for name, oid in _fields(type).items()}
-            row = record(fields, closed=not type.unreadable_fields)
             count = sum(1 for name, _ in type.fields if name)
-            return any_of(row, {"type": "array", "minItems": count, "maxItems": count}, str)
+            listed = limited(list, minItems=count, maxItems=count)
+            return any_of(record(fields, closed=not type.unreadable_fields), listed, str)
         case "pseudo":
             return NOT_NULL
-    return dict(type.data_type.given)
+    return _of_base(type, type.data_type.given)
+
+
+def _of_base(type: Type, known: Mapping[str, Any]) -> Schema:
+    """Return the schema of a base type's values, or of an enum's."""
+    return limited(str, enum=list(type.labels)) if type.kind == "enum" else dict(known)
 
 
 def _fields(type: Type) -> dict[str, int]:

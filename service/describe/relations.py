@@ -5,10 +5,11 @@ Describe relations and functions: columns, keys, parameters, and the arguments a
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from service.catalog import Argument, Catalog, Column, Function, Relation, Type
 from service.describe.grammar import WHOLE
@@ -20,6 +21,7 @@ from service.describe.json_schema import (
     array,
     changed,
     given,
+    limited,
     literal,
     new,
     record,
@@ -27,7 +29,7 @@ from service.describe.json_schema import (
     schema_of,
     value,
 )
-from service.describe.verb import FORM, TIMEOUT, WRITES, DescribedRows, Right, Verb, forms
+from service.describe.verb import FORM, TIMEOUT, WRITES, Verb, forms
 from service.plan.call_plan import answer_kind, result_columns
 from service.plan.joins import ComputedColumn, Join, computed_columns, relationships
 from service.plan.nested_rows import takes_nested
@@ -37,6 +39,21 @@ from service.request.names import FN, RESERVED, encode
 from service.request.select_list import quoted_item
 
 OPTIONS: dict[str, Schema] = {**TIMEOUT, **FORM, **WRITES, "max_affected": WHOLE}
+"""Options of a call of a function."""
+
+Make = Callable[[Definitions, Type, bool], Schema]
+"""Builds the schema of what may be sent for a column, given whether it is nullable."""
+
+LONGEST = 1000
+"""Characters: a larger length limit is not described by a pattern."""
+
+
+def served_name(catalog: Catalog, relation: Relation) -> str:
+    """Return a relation's name in URIs: short in the first schema, unless it is reserved."""
+    name = encode(relation.name)
+    if relation.schema == catalog.schemas[0] and relation.name not in RESERVED:
+        return name
+    return f"{encode(relation.schema)}.{name}"
 
 
 def function_name(catalog: Catalog, home: tuple[str, str]) -> str:
@@ -44,6 +61,21 @@ def function_name(catalog: Catalog, home: tuple[str, str]) -> str:
     schema, name = home
     before = "" if schema == catalog.schemas[0] else f"{encode(schema)}."
     return f"{before}{FN}.{encode(name)}"
+
+
+def verbs_of(relation: Relation, verbs: Mapping[str, Verb]) -> list[str]:
+    """Return the verbs that a relation has and that the role may use."""
+    allowed = {
+        "select": relation.selectable,
+        "insert": relation.insertable,
+        "update": relation.updatable,
+        "delete": relation.deletable,
+    }
+    return [
+        name
+        for name, verb in verbs.items()
+        if all(allowed[right] for right in verb.rights) and verb.fits(relation)
+    ]
 
 
 def may_be_described(catalog: Catalog, function: Function) -> bool:
@@ -60,18 +92,93 @@ def _is_known(catalog: Catalog, oid: int) -> bool:
     type = catalog.type(oid)
     while type.element or type.base:
         type = catalog.type(type.element or type.base)
-    names = [name for name, _ in type.fields if name]
-    return not names or any(name not in type.unreadable_fields for name in names)
+    names = {name for name, _ in type.fields if name}
+    return not names or not names <= type.unreadable_fields
+
+
+def _shown(thing: object, *names: str) -> dict[str, Any]:
+    """Return attributes of an object of the catalog by name, tuples as lists."""
+    found = {name: getattr(thing, name) for name in names}
+    return {name: list(it) if isinstance(it, tuple) else it for name, it in found.items()}
+
+
+class DescribedRows(ABC):
+    """
+    Rows of one kind, with their shared parts of the document: `row.<name>`, `rows.<name>`.
+
+    The method of a part's name builds it.
+
+    Args:
+        defs: Shared parts of the document.
+        name: Name of the relation in URIs, or of the function with its index among the overloads.
+    """
+
+    prefix: ClassVar[str] = ""
+    """Prefix of a verb's name in the names of parts that all such rows share."""
+
+    def __init__(self, defs: Definitions, name: str) -> None:
+        self.defs = defs
+        self.catalog = defs.catalog
+        self.name = name
+
+    @abstractmethod
+    def row(self) -> Schema:
+        """Build the schema of a row as it is read."""
+
+    def rows(self) -> Schema:
+        """Build the schema of several rows."""
+        return array(self.part("row"))
+
+    def got(self) -> Schema:
+        """Build the schema of the rows of several keys."""
+        return array(any_of(self.part("row"), NULL))
+
+    def part(self, kind: str) -> Any:
+        """Return a reference to a part, by its name in the verb table."""
+        if kind == "null":
+            return NULL
+        if kind in ("page", "written"):
+            return {**reference(kind), "properties": {"rows": self.part("rows")}}
+        return self.defs.refer(f"{kind}.{self.name}", getattr(self, kind))
+
+    def described(
+        self, verb: Verb, takes: Mapping[str, Any], required: Iterable[str] = ()
+    ) -> dict[str, Any]:
+        """
+        Describe a verb on these rows: its arguments, result and errors.
+
+        Args:
+            verb: The verb.
+            takes: Schemas of the arguments that depend on the rows.
+            required: Further required arguments.
+        """
+        # Keywords beside a $ref (allowed since 2019-09) describe what is particular to these rows. The rest
+        # of a verb is in the document once, so that the document of a large database fits into one result.
+        name = f"{self.prefix}{verb.name}"
+        own = {"properties": takes, "required": required}
+        shared = verb.result if "$ref" in verb.result else reference(f"result.{verb.name}")
+        found = {
+            "arguments": {
+                **reference(f"arguments.{name}"),
+                **{key: each for key, each in own.items() if each},
+            },
+            "result": self._answer(verb.answers, shared),
+            "errors": reference(f"errors.{name}"),
+        }
+        if verb.progress is not None:
+            found["progress"] = self._answer(verb.sends, reference(f"progress.{verb.name}"))
+        return found
+
+    def _answer(self, parts: Iterable[str], shared: Schema) -> Schema:
+        """Return the schema of a result, with the default form first."""
+        usual = [self.part(each) for each in parts]
+        return any_of(*usual, shared) if usual else shared
 
 
 def described_functions(
-    defs: Definitions,
-    home: tuple[str, str],
-    overloads: Sequence[Function],
-    verbs: Mapping[str, Verb],
+    defs: Definitions, name: str, overloads: Sequence[Function], verbs: Mapping[str, Verb]
 ) -> list[dict[str, Any]]:
-    """Describe the overloads of a function."""
-    name = function_name(defs.catalog, home)
+    """Describe the overloads of a function, which has this name in URIs."""
     # Arguments choose the overload, so the name of any overload's parameter is not an option in others.
     names = frozenset(each for function in overloads for each in function.names)
     return [
@@ -100,33 +207,29 @@ class _FunctionRows(DescribedRows):
         self._function = function
         self._names = names
         self._columns = result_columns(defs.catalog, function)
+        self._kind = answer_kind(defs.catalog, function)
         self._by_name = {each.name: self._given(each) for each in function.inputs if each.name}
         first = function.inputs[: function.unnamed]
         needed = [at for at, each in enumerate(first, 1) if not (each.name or each.has_default)]
-        items = [self._given(each) for each in first]
-        self._listed: Schema = {
-            "type": "array",
+        self._listed = limited(
+            list,
             **({"minItems": needed[-1]} if needed else {}),
-            "maxItems": len(items),
-            **({"prefixItems": items} if items else {}),
-        }
-        required = [each.name for each in function.inputs if each.name and not each.has_default]
-        self.makers["args"] = lambda: record(self._by_name, required)
+            maxItems=len(first),
+            **({"prefixItems": [self._given(each) for each in first]} if first else {}),
+        )
 
     def function(self, verbs: Mapping[str, Verb]) -> dict[str, Any]:
         """Describe the function, and the verbs on its rows."""
-        function, catalog = self._function, self.defs.catalog
+        function = self._function
         has_verbs = self._columns is not None and not function.procedure
-        needed = [ARGS] if any(not each.has_default for each in function.inputs) else []
+        needed = [] if all(each.has_default for each in function.inputs) else [ARGS]
         args = any_of(self.part("args"), self._listed, *([] if needed else [NULL]))
         return {
-            "schema": function.schema,
-            "name": function.name,
+            **_shown(function, "schema", "name"),
             "kind": "procedure" if function.procedure else "function",
-            "comment": function.comment,
-            "volatility": function.volatility,
-            "parameters": [described_parameter(catalog, each) for each in function.inputs],
-            "returns": {"type": catalog.type(function.result).sql, "many": function.many},
+            **_shown(function, "comment", "volatility"),
+            "parameters": [described_parameter(self.catalog, each) for each in function.inputs],
+            "returns": {"type": self.catalog.type(function.result).sql, "many": function.many},
             "arguments": self._arguments(),
             "result": self._result(),
             "errors": reference("errors.fn"),
@@ -137,49 +240,48 @@ class _FunctionRows(DescribedRows):
             },
         }
 
+    def args(self) -> Schema:
+        """Build the schema of the arguments by name."""
+        inputs = self._function.inputs
+        return record(self._by_name, [at.name for at in inputs if at.name and not at.has_default])
+
     def _given(self, argument: Argument) -> Schema:
-        return given(self.defs, self.defs.catalog.type(argument.type), nullable=True)
+        return given(self.defs, self.catalog.type(argument.type), nullable=True)
 
     def _arguments(self) -> Schema:
         """Return the schema of a call's keywords; parameters without a name are in the list `args`."""
-        function = self._function
-        nothing = function.procedure or answer_kind(self.defs.catalog, function) == "nothing"
+        inputs, unnamed = self._function.inputs, self._function.unnamed
         # Without a result there are no rows to count.
-        options = {**OPTIONS, "max_affected": NULL} if nothing else OPTIONS
-        others = {name: each for name, each in options.items() if name not in self._names}
-        plain = {**others, **self._by_name}
-        needed = [each for each in function.inputs if not each.has_default]
-        listed = [each for each in function.inputs[: function.unnamed] if not each.has_default]
-        by_name = [each.name for each in needed[len(listed) :]]
+        uncounted = self._function.procedure or self._kind == "nothing"
+        options = {**OPTIONS, "max_affected": NULL} if uncounted else OPTIONS
+        plain = {name: each for name, each in options.items() if name not in self._names}
+        plain |= self._by_name
+        needed = [each.name for each in inputs[unnamed:] if not each.has_default]
         if ARGS not in self._names:
-            plain[ARGS] = self._listed if function.unnamed else NULL
-            by_name += [ARGS] if listed else []
-        if function.unnamed:
-            return record(plain, by_name)
+            plain[ARGS] = self._listed if unnamed else NULL
+            needed += [] if all(each.has_default for each in inputs[:unnamed]) else [ARGS]
+        if unnamed:
+            return record(plain, needed)
         # With all arguments in `args`, a keyword is an option even if a parameter has the same name.
-        apart = record({**options, ARGS: self.part("args")}, [ARGS])
-        return any_of(record(plain, by_name), apart)
+        return any_of(record(plain, needed), record({**options, ARGS: self.part("args")}, [ARGS]))
 
     def _result(self) -> Schema:
         """Return the schema of a call's result."""
-        catalog, function = self.defs.catalog, self._function
-        answer = answer_kind(catalog, function)
-        if answer == "nothing":
-            return any_of(NULL, reference("text"))
+        if self._kind == "nothing":
+            return any_of(NULL, "text")
         if self._columns is None:
-            result = value(self.defs, catalog.type(function.result), nullable=True)
-            return any_of(array(result) if answer == "values" else result, reference("text"))
-        usual = {"rows": ("rows",), "composite": ("row", "null")}.get(answer, ("row",))
+            result = value(self.defs, self.catalog.type(self._function.result), nullable=True)
+            return any_of(array(result) if self._kind == "values" else result, "text")
+        usual = {"rows": ["rows"], "composite": ["row", "null"]}.get(self._kind, ["row"])
         return forms(*map(self.part, usual))
 
     def row(self) -> Schema:
         """Build the schema of a row of its result."""
-        catalog, function = self.defs.catalog, self._function
-        withheld: Set[str] = set()
+        function, withheld = self._function, frozenset[str]()
         if not (function.outputs or function.definer):
-            withheld = catalog.plain(catalog.type(function.result)).unreadable_fields
+            withheld = self.catalog.plain(self.catalog.type(function.result)).unreadable_fields
         columns = {
-            name: value(self.defs, catalog.type(column.type), nullable=True)
+            name: value(self.defs, self.catalog.type(column.type), nullable=True)
             for name, column in (self._columns or {}).items()
             if name not in withheld
         }
@@ -189,87 +291,50 @@ class _FunctionRows(DescribedRows):
 
 def described_parameter(catalog: Catalog, argument: Argument) -> dict[str, Any]:
     """Describe a parameter of a function."""
-    type = catalog.type(argument.type)
-    schema = schema_of(catalog, type, nullable=argument.mode != "variadic")
+    type, variadic = catalog.type(argument.type), argument.mode == "variadic"
+    schema = schema_of(catalog, type, nullable=not variadic)
     if catalog.plain(type).form == "decimal":  # exact as a string, and taken as a number too
         schema = {"type": ["string", "number", "null"]}
     return {
         "name": argument.name or None,
         "type": type.sql,
-        "variadic": argument.mode == "variadic",
+        "variadic": variadic,
         "required": not argument.has_default,
         "json_schema": schema,
     }
 
 
-Make = Callable[[Definitions, Type, bool], Schema]
-"""Builds the schema of what may be sent for a column, given whether it is nullable."""
-
-LONGEST = 1000
-"""Characters: a larger length limit is not described by a pattern."""
-
-
-def served_name(catalog: Catalog, relation: Relation) -> str:
-    """Return a relation's name in URIs: short in the first schema, unless it is reserved."""
-    name = encode(relation.name)
-    if relation.schema == catalog.schemas[0] and relation.name not in RESERVED:
-        return name
-    return f"{encode(relation.schema)}.{name}"
-
-
-def verbs_of(relation: Relation, verbs: Mapping[str, Verb]) -> list[str]:
-    """Return the verbs that a relation has and that the role may use."""
-    allowed: dict[Right, bool] = {
-        "select": relation.selectable,
-        "insert": relation.insertable,
-        "update": relation.updatable,
-        "delete": relation.deletable,
-    }
-    return [
-        name
-        for name, verb in verbs.items()
-        if all(allowed[right] for right in verb.rights) and verb.fits(relation)
-    ]
-
-
 def _column(catalog: Catalog, column: Column) -> dict[str, Any]:
     type = catalog.type(column.type)
-    plain = catalog.plain(type)
-    schema = schema_of(catalog, type, column.nullable)
-    if column.max_length is not None and plain.category == "S":
-        schema["maxLength"] = column.max_length
-    described: dict[str, Any] = {
-        "type": column.declared,
-        "nullable": column.nullable,
-        "default": column.default,
-        "generated": _generated(column),
-        "comment": column.comment,
-        "json_schema": schema,
-        "readable": column.selectable,
-        "writable": (column.insertable or column.updatable) and not column.generated_always,
-    }
-    if plain.kind == "enum":
-        described["enum"] = list(plain.labels)
-    if operators := computing(catalog, type):
-        described["computing"] = list(operators)
-    return described
-
-
-def _generated(column: Column) -> str | None:
-    """Return how the database generates the column's value; None if it does not."""
-    if column.generated:
-        return "virtual" if column.generated == "v" else "stored"
-    return {"a": "identity always", "d": "identity by default"}.get(column.identity)
-
-
-def _computed(catalog: Catalog, computed: ComputedColumn) -> dict[str, Any]:
-    column, (_, *others) = computed.column, computed.function.inputs
+    plain, operators = catalog.plain(type), computing(catalog, type)
+    has_limit = column.max_length is not None and plain.category == "S"
+    limits = {"maxLength": column.max_length} if has_limit else {}
+    identity = {"a": "identity always", "d": "identity by default"}.get(column.identity)
     return {
         "type": column.declared,
+        **_shown(column, "nullable", "default"),
+        "generated": {"v": "virtual", "": identity}.get(column.generated, "stored"),
         "comment": column.comment,
-        "json_schema": schema_of(catalog, catalog.type(column.type), True),
-        "parameters": [described_parameter(catalog, each) for each in others],
+        "json_schema": limited(schema_of(catalog, type, column.nullable), **limits),
+        "readable": column.selectable,
+        "writable": (column.insertable or column.updatable) and not column.generated_always,
+        **({"enum": list(plain.labels)} if plain.kind == "enum" else {}),
+        **({"computing": list(operators)} if operators else {}),
     }
+
+
+def _computed(catalog: Catalog, overloads: Iterable[ComputedColumn]) -> dict[str, Any]:
+    """Describe a computed column, with the overloads of its function."""
+    first, *others = [
+        {
+            "type": each.column.declared,
+            "comment": each.column.comment,
+            "json_schema": schema_of(catalog, catalog.type(each.column.type), nullable=True),
+            "parameters": [described_parameter(catalog, at) for at in each.function.inputs[1:]],
+        }
+        for each in overloads
+    ]
+    return {**first, "overloads": others}
 
 
 def _quoted(name: str) -> str:
@@ -298,24 +363,14 @@ class RelationRows(DescribedRows):
     def __init__(self, defs: Definitions, relation: Relation) -> None:
         super().__init__(defs, served_name(defs.catalog, relation))
         self._relation = relation
-        self._columns = list(relation.columns.values())
-        self.makers |= {
-            "new": self._new,
-            "insert": self._insert,
-            "update": self._update,
-            "updates": self._updates,
-            "taken_over": lambda: any_of(reference("columns"), self.part("update")),
-            "values": lambda: self._one_or_many("insert"),
-            "tree": self._tree,
-            "trees": lambda: self._one_or_many("tree"),
-            "key": self._key,
-            "keys": lambda: array(self.part("key")),
-        }
+        self._columns = relation.columns.values()
+        # A trigger may set any column.
+        self._set_by_trigger = "insert" in relation.before_triggers
 
     @cached_property
     def _joins(self) -> list[tuple[Join, list[str]]]:
         """The relationships, each with its unambiguous names."""
-        joins = relationships(self.defs.catalog, self._relation)
+        joins = relationships(self.catalog, self._relation)
         names = Counter(name for join in joins for name in join.embed_names)
         return [(join, sorted(at for at in join.embed_names if names[at] == 1)) for join in joins]
 
@@ -327,25 +382,15 @@ class RelationRows(DescribedRows):
             verbs: All verbs, by name.
             written: Descriptions of hand-written procedures, which replace generated ones.
         """
-        relation, catalog = self._relation, self.defs.catalog
+        relation, catalog = self._relation, self.catalog
+        computed = computed_columns(catalog, relation).items()
         return {
-            "schema": relation.schema,
-            "name": relation.name,
-            "kind": relation.kind,
-            "comment": relation.comment,
+            **_shown(relation, "schema", "name", "kind", "comment"),
             "columns": {each.name: _column(catalog, each) for each in self._columns},
             "json_schema": {kind: self.part(kind) for kind in ("row", "insert", "update")},
-            "computed": {
-                name: {
-                    **_computed(catalog, overloads[0]),
-                    "overloads": [_computed(catalog, each) for each in overloads[1:]],
-                }
-                for name, overloads in computed_columns(catalog, relation).items()
-            },
+            "computed": {name: _computed(catalog, overloads) for name, overloads in computed},
             "primary_key": list(relation.primary_key),
-            "unique_keys": [
-                {"name": key.name, "columns": list(key.columns)} for key in relation.unique_keys
-            ],
+            "unique_keys": [_shown(key, "name", "columns") for key in relation.unique_keys],
             "unique_indexes": [
                 {"name": index.name, "columns": list(index.all_columns), "partial": index.partial}
                 for index in relation.unique_indexes
@@ -353,8 +398,7 @@ class RelationRows(DescribedRows):
             ],
             "foreign_keys": [
                 {
-                    "name": key.name,
-                    "columns": list(key.columns),
+                    **_shown(key, "name", "columns"),
                     "schema": key.target[0],
                     "relation": key.target[1],
                     "target_columns": list(key.target_columns),
@@ -397,77 +441,85 @@ class RelationRows(DescribedRows):
         return record(read, read)
 
     def _read(self, column: Column) -> Schema:
-        schema = value(self.defs, self.defs.catalog.type(column.type), column.nullable)
+        schema = value(self.defs, self.catalog.type(column.type), column.nullable)
         limit = column.max_length
-        return schema if limit is None else {**schema, "maxLength": limit}
+        return schema if limit is None else limited(schema, maxLength=limit)
 
-    def _new(self) -> Schema:
-        nullable = "insert" in self._relation.before_triggers  # a trigger may set it
+    def new(self) -> Schema:
+        """Build the schema of a new row, none of whose columns is required."""
         columns = (each for each in self._columns if each.insertable)
-        return record({each.name: self._written(each, new, nullable) for each in columns})
+        return record(
+            {each.name: self._written(each, new, self._set_by_trigger) for each in columns}
+        )
 
-    def _insert(self) -> Schema:
-        needed = [
+    def insert(self) -> Schema:
+        """Build the schema of a new row."""
+        needed = self._needed()
+        return limited(self.part("new"), required=needed) if needed else self.part("new")
+
+    def _needed(self) -> list[str]:
+        """Return the names of the columns that a new row has to set."""
+        return [
             each.name
             for each in self._columns
-            if each.insertable
-            and not (
-                each.nullable or each.has_default or "insert" in self._relation.before_triggers
-            )
+            if each.insertable and not (each.nullable or each.has_default or self._set_by_trigger)
         ]
-        return {**self.part("new"), "required": needed} if needed else self.part("new")
+
+    def values(self) -> Schema:
+        """Build the schema of one or several new rows."""
+        return self._one_or_many("insert")
+
+    def trees(self) -> Schema:
+        """Build the schema of one or several new rows with nested rows."""
+        return self._one_or_many("tree")
 
     def _one_or_many(self, kind: str) -> Schema:
         return any_of(self.part(kind), array(self.part(kind)))
 
-    def _tree(self) -> Schema:
+    def tree(self) -> Schema:
         """Build the schema of a new row with nested rows."""
-        insert, relation = self._insert(), self._relation
-        found = self._new()["properties"]
-        for name, nested in self._nested().items():
+        relation = self._relation
+        nesting = [each for each in self._joins if takes_nested(relation, each[0])]
+        found = self.new()["properties"]
+        for name, nested in self._nested(nesting).items():
             found[name] = any_of(*([found[name]] if name in found else []), *nested)
         # Not required: columns of foreign keys, which a nested row may provide.
         by_others = {name for key in relation.foreign_keys for name in key.columns}
-        schema = record(found, [at for at in insert.get("required", ()) if at not in by_others])
-        joins = relationships(self.defs.catalog, relation)
-        nests = any(takes_nested(relation, join) for join in joins)
-        if nests and not any("!" in name for name in found):
+        schema = record(found, [name for name in self._needed() if name not in by_others])
+        if nesting and not any("!" in name for name in found):
             # Names of the form "relation!via", of which there are many; if several relationships lead to one
             # relation, there may be no other name.
             schema["patternProperties"] = {"!": {"type": ["object", "array", "null"]}}
         return schema
 
-    def _nested(self) -> dict[str, list[Schema]]:
+    def _nested(self, nesting: Iterable[tuple[Join, list[str]]]) -> dict[str, list[Schema]]:
         """Return the schemas of nested rows, by the unambiguous names of relationships."""
-        relation = self._relation
         targets = Counter((join.target.schema, join.target.name) for join, _ in self._joins)
         found: dict[str, list[Schema]] = {}
-        for join, names in self._joins:
-            if not takes_nested(relation, join):
-                continue
+        for join, names in nesting:
             rows = RelationRows(self.defs, join.target)
             called = set(names)
             if targets[join.target.schema, join.target.name] == 1:
-                called |= {rows.name, join.target.name} - relation.columns.keys()
+                called |= {rows.name, join.target.name} - self._relation.columns.keys()
             known = rows.name in self.defs.relations
-            one = [rows.part("tree") if known else dict, reference("link")]
-            for name in sorted(called):
-                found[name] = [*([array(any_of(*one))] if join.many else one), NULL]
+            one = [rows.part("tree") if known else dict, "link"]
+            nested = [array(any_of(*one))] if join.many else one
+            found |= {name: [*nested, NULL] for name in sorted(called)}
         return found
 
-    def _update(self) -> Schema:
+    def update(self) -> Schema:
+        """Build the schema of the changes of a row."""
         columns = [each for each in self._columns if each.updatable]
         found = record({_quoted(each.name): self._written(each, changed) for each in columns})
-        catalog = self.defs.catalog
-        forms = {each.name: catalog.plain(catalog.type(each.type)).form for each in columns}
-        paths = [_paths_of(name) for name, form in forms.items() if form == "json"]
+        types = {each.name: self.catalog.plain(self.catalog.type(each.type)) for each in columns}
+        paths = [_paths_of(name) for name, type in types.items() if type.form == "json"]
         if paths:
             found["patternProperties"] = dict.fromkeys(paths, reference("in_json"))
         return found
 
-    def _updates(self) -> Schema:
+    def updates(self) -> Schema:
         """Build the schema of the `rows` of an update: keys and changes."""
-        update = self._update()
+        update = self.update()
         keys = {name for key in self._relation.unique_keys for name in key.columns}
         # Columns of keys identify the row, so they are allowed even if they cannot be updated.
         for name in (*self._relation.primary_key, *sorted(keys)):
@@ -476,26 +528,34 @@ class RelationRows(DescribedRows):
             update["properties"][_quoted(name)] = any_of(key, literal(key), *change)
         return array(update)
 
+    def taken_over(self) -> Schema:
+        """Build the schema of what an upsert changes: columns of the new row, or changes."""
+        return any_of("columns", self.part("update"))
+
     def _written(self, column: Column, make: Make, nullable: bool = False) -> Schema:
         if column.generated_always:
             return reference("default")
-        type = self.defs.catalog.type(column.type)
-        schema = make(self.defs, type, column.nullable or nullable)
+        schema = make(self.defs, self.catalog.type(column.type), column.nullable or nullable)
         limit = column.max_length
         if limit is None or limit > LONGEST:
             return schema
         # PostgreSQL truncates excess trailing spaces.
-        return {**schema, "pattern": rf"^[\s\S]{{0,{limit}}} *$"}
+        return limited(schema, pattern=rf"^[\s\S]{{0,{limit}}} *$")
 
-    def _key(self) -> Schema:
+    def key(self) -> Schema:
+        """Build the schema of a key: the primary key's values, or a dict of the columns of any key."""
         parts = [self._part_of_key(name) for name in self._relation.primary_key]
         many = len(parts)
-        values = {"type": "array", "prefixItems": parts, "minItems": many, "maxItems": many}
+        values = limited(list, prefixItems=parts, minItems=many, maxItems=many)
         keys = [list(each.columns) for each in self._relation.unique_keys]
         columns = {name: self._part_of_key(name) for key in keys for name in key}
-        named = {**record(columns), "anyOf": [{"required": key} for key in keys]}
+        named = limited(record(columns), anyOf=[{"required": key} for key in keys])
         return any_of(*(parts if many == 1 else ()), values, named)
 
+    def keys(self) -> Schema:
+        """Build the schema of several keys."""
+        return array(self.part("key"))
+
     def _part_of_key(self, name: str) -> Schema:
-        type = self.defs.catalog.type(self._relation.columns[name].type)
+        type = self.catalog.type(self._relation.columns[name].type)
         return given(self.defs, type, nullable=False)

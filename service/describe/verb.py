@@ -1,35 +1,20 @@
 """
-The class of the verb table's rows, schemas shared by verbs and other procedures, and the description of a
-verb for certain rows.
+The class of the verb table's rows, and schemas shared by verbs and other procedures.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from service.catalog import Relation
 from service.describe import error_schemas
-from service.describe.json_schema import (
-    NULL,
-    Definitions,
-    Schema,
-    any_of,
-    array,
-    reference,
-    schema,
-    words,
-)
+from service.describe.json_schema import Schema, any_of, array, limited, reference, words
 from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT
 from service.request.read_request import FORMS
 
 Right = Literal["select", "insert", "update", "delete"]
-
-
-def _has_all(relation: Relation) -> bool:
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +54,7 @@ class Verb:
     sends: tuple[str, ...] = ()
     progress: Schema | None = None
     rights: tuple[Right, ...] = ("select",)
-    fits: Callable[[Relation], bool] = _has_all
+    fits: Callable[[Relation], bool] = lambda _: True
     on_functions: bool = False
 
     @property
@@ -78,82 +63,15 @@ class Verb:
         return self.rights[0] != "select"
 
 
-COUNTED: Schema = {**schema(int), "minimum": 0}
-ROWS: Schema = array(dict)
-NAMES: Schema = array(str)
+COUNTED = limited(int, minimum=0)
+ROWS = array(dict)
+NAMES = array(str)
 TIMEOUT = {"timeout": reference("seconds")}
 WRITES = {each: reference(each) for each in (IDEMPOTENCY_KEY, RECEIPT)}
 """Arguments of everything that writes."""
 FORM = {"form": words(*FORMS)}
 
 
-def forms(*usual: Schema, more: Iterable[Schema] = ()) -> Schema:
+def forms(*usual: Any, more: Iterable[Any] = ()) -> Schema:
     """Return the schema of a result in its default forms, as lists, as JSON text, or in `more` forms."""
-    return any_of(*usual, reference("lists"), reference("text"), *more)
-
-
-class DescribedRows(ABC):
-    """
-    Rows of one kind, with their shared parts of the document: `row.<name>`, `rows.<name>`.
-
-    Args:
-        defs: Shared parts of the document.
-        name: Name of the relation in URIs, or of the function with its index among the overloads.
-    """
-
-    prefix: ClassVar[str] = ""
-    """Prefix of a verb's name in the names of parts that all such rows share."""
-
-    def __init__(self, defs: Definitions, name: str) -> None:
-        self.defs = defs
-        self.name = name
-        self.makers: dict[str, Callable[[], Schema]] = {
-            "row": self.row,
-            "rows": lambda: array(self.part("row")),
-            "got": lambda: array(any_of(self.part("row"), NULL)),
-        }
-
-    @abstractmethod
-    def row(self) -> Schema:
-        """Build the schema of a row as it is read."""
-
-    def part(self, kind: str) -> Schema:
-        """Return a reference to a part, by its name in the verb table."""
-        if kind == "null":
-            return NULL
-        if kind in ("page", "written"):
-            return {**reference(kind), "properties": {"rows": self.part("rows")}}
-        return self.defs.refer(f"{kind}.{self.name}", self.makers[kind])
-
-    def described(
-        self, verb: Verb, takes: Mapping[str, Any], required: Iterable[str] = ()
-    ) -> dict[str, Any]:
-        """
-        Describe a verb on these rows: its arguments, result and errors.
-
-        Args:
-            verb: The verb.
-            takes: Schemas of the arguments that depend on the rows.
-            required: Further required arguments.
-        """
-        # Keywords beside a $ref (allowed since 2019-09) describe what is particular to these rows. The rest
-        # of a verb is in the document once, so that the document of a large database fits into one result.
-        arguments: dict[str, Any] = dict(reference(f"arguments.{self.prefix}{verb.name}"))
-        if takes:
-            arguments["properties"] = dict(takes)
-        if required:
-            arguments["required"] = list(required)
-        shared = verb.result if "$ref" in verb.result else reference(f"result.{verb.name}")
-        found = {
-            "arguments": arguments,
-            "result": self._answer(verb.answers, shared),
-            "errors": reference(f"errors.{self.prefix}{verb.name}"),
-        }
-        if verb.progress is not None:
-            found["progress"] = self._answer(verb.sends, reference(f"progress.{verb.name}"))
-        return found
-
-    def _answer(self, parts: Iterable[str], shared: Schema) -> Schema:
-        """Return the schema of a result, with the default form first."""
-        usual = [self.part(each) for each in parts]
-        return any_of(*usual, shared) if usual else shared
+    return any_of(*usual, "lists", "text", *more)
