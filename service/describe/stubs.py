@@ -12,8 +12,8 @@ import keyword
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote
@@ -26,8 +26,8 @@ from service.request.names import decode
 Schema = Mapping[str, Any]
 
 TEMPLATES = Path(__file__).with_name("templates")
-REPEATED = re.compile(r"^(?:#|//) What follows is repeated", re.M)
-"""The comment before the parts of a template that are repeated."""
+REPEATED = re.compile(r"^(?=(?:#|//) What follows is repeated)", re.M)
+"""The place before the parts of a template that are repeated."""
 
 FORMS = ("#/$defs/lists", "#/$defs/text")
 """Results of calls with `form`, for which the clients have no types."""
@@ -83,15 +83,10 @@ class TypedCall:
 
     group: str
     name: str
-    positional: list[Field]
-    named: list[Field]
-    result: str
+    positional: Sequence[Field] = ()
+    named: Sequence[Field] = ()
+    result: str = ""
     template: str = ""
-
-    @property
-    def verb(self) -> str:
-        """The last component of its URI."""
-        return self.name.rpartition(".")[2]
 
     @property
     def needs_named(self) -> bool:
@@ -116,21 +111,23 @@ class _Client(ABC):
         self._document = document
         self._defs: Mapping[str, Schema] = document["$defs"]
         self._relations: Mapping[str, Any] = document["relations"]
-        functions = document["functions"].items()
-        names = (f"{name}.{at}" for name, each in functions for at in range(len(each)))
-        self._of_functions = [name for name in names if f"row.{name}" in self._defs]
+        self._functions: Mapping[str, Any] = {
+            f"{name}.{at}": function
+            for name, overloads in document["functions"].items()
+            for at, function in enumerate(overloads)
+        }
+        self._of_functions = [name for name in self._functions if f"row.{name}" in self._defs]
         self._classes = class_names([*self._relations, *self._of_functions])
         text = (TEMPLATES / self.template).read_text("utf-8")
-        (at,) = REPEATED.finditer(text)
-        self._head, self._repeated = text[: at.start()], text[at.start() :]
+        self._head, self._repeated = REPEATED.split(text)
         self._patterns: dict[tuple[str, str], list[str]] = defaultdict(list)
         for template, body in re.findall(self.of_class, self._repeated, re.M | re.DOTALL):
             for verb, pattern in re.findall(self.of_verb, body, re.M | re.DOTALL):
                 self._patterns[template, verb.removesuffix("_")].append(pattern)
 
     @abstractmethod
-    def words(self, call: TypedCall) -> dict[str, str]:
-        """Return the replacements for names in the template."""
+    def arguments(self, call: TypedCall) -> dict[str, str]:
+        """Return what replaces names of the template for the arguments of a function."""
 
     @abstractmethod
     def signature(self, call: TypedCall) -> str:
@@ -148,24 +145,14 @@ class _Client(ABC):
         if kind in CLASSES:
             return f"{self._classes[of]}{CLASSES[kind]}"
         schema = self._resolved(schema)
+        found: Iterable[str]
         if "enum" in schema:
-            found = [self.literal(value) for value in schema["enum"]]
+            found = map(self.literal, schema["enum"])
         elif "anyOf" in schema:
-            found = [self.type(each) for each in schema["anyOf"]]
+            found = map(self.type, schema["anyOf"])
         else:
-            found = [self._kind(kind, schema) for kind in kinds_of(schema)]
+            found = (self._kind(kind, schema) for kind in kinds_of(schema))
         return " | ".join(dict.fromkeys(found))
-
-    def forward(self, type: str) -> str:
-        """Return a type that may name classes defined further below."""
-        return type
-
-    def _field(self, name: str, schema: Schema, required: bool = True) -> Field:
-        return Field(name, self.type(schema), required)
-
-    def _sent(self, column: Mapping[str, Any]) -> str:
-        """Return the type of what a write may give a column."""
-        return self.given.format(self.type(_sent(column)))
 
     def _kind(self, kind: str, schema: Schema) -> str:
         if kind == "array" and "items" in schema:
@@ -173,46 +160,54 @@ class _Client(ABC):
         binary = kind == "string" and schema.get("format") == "binary"
         return self.names["binary" if binary else kind]
 
+    def _field(self, name: str, schema: Schema, required: bool = True) -> Field:
+        return Field(name, self.type(schema), required)
+
+    def forward(self, type: str) -> str:
+        """Return a type that may name classes defined further below."""
+        return type
+
+    def _resolved(self, schema: Schema) -> Schema:
+        while "$ref" in schema:
+            pointer = unquote(schema["$ref"]).removeprefix("#/$defs/")
+            schema = self._defs[pointer.replace("~1", "/").replace("~0", "~")]
+        return schema
+
     def records(self) -> Iterator[tuple[str, list[Field], list[str]]]:
         """Yield the classes of rows: name, fields, and the columns into whose JSON keys may be paths."""
         for name, relation in self._relations.items():
             columns, title = relation["columns"], self._classes[name]
-            row, new = (self._properties(f"{kind}.{name}") for kind in ("row", "new"))
-            needed = self._defs[f"insert.{name}"].get("required", ())
-            read = [self._field(each, columns[each]["json_schema"]) for each in row]
-            yield f"{title}Row", read, []
-            fields = [Field(at, self._sent(columns[at]), at in needed) for at in new]
-            yield f"{title}Insert", fields, []
+            yield f"{title}Row", self._row(name), []
+            sent = {at: self.given.format(self.type(_sent(each))) for at, each in columns.items()}
+            new, needed = self._record(f"insert.{name}")
+            yield f"{title}Insert", [Field(at, sent[at], at in needed) for at in new], []
             if f"tree.{name}" in self._defs:
                 yield f"{title}Create", [*self._created(name, columns)], []
-            update = self._resolved(self._defs[f"update.{name}"])
-            changes, patterns = update["properties"], update.get("patternProperties", ())
+            changes, _ = self._record(f"update.{name}")
+            patterns = self._defs[f"update.{name}"].get("patternProperties", ())
             paths = [at for at in changes if any(re.match(each, f"{at}->") for each in patterns)]
-            yield f"{title}Update", [self._changed(columns, at) for at in changes], paths
+            yield f"{title}Update", [_changed(columns, sent, at) for at in changes], paths
         for name in self._of_functions:
-            row = self._properties(f"row.{name}")
-            yield f"{self._classes[name]}Row", [self._field(at, row[at]) for at in row], []
+            yield f"{self._classes[name]}Row", self._row(name), []
 
-    def _properties(self, part: str) -> Mapping[str, Schema]:
-        found: Mapping[str, Schema] = self._defs[part]["properties"]
-        return found
+    def _record(self, part: str) -> tuple[Mapping[str, Schema], Iterable[str]]:
+        """Return the properties of a shared part, and which of them are required."""
+        schema = self._defs[part]
+        return self._resolved(schema)["properties"], schema.get("required", ())
+
+    def _row(self, name: str) -> list[Field]:
+        row, _ = self._record(f"row.{name}")
+        return [self._field(at, each) for at, each in row.items()]
 
     def _created(self, name: str, columns: Mapping[str, Any]) -> Iterator[Field]:
         """Yield the fields of a new row: its columns and related rows."""
-        needed = self._defs[f"tree.{name}"].get("required", ())
-        for at, schema in self._properties(f"tree.{name}").items():
+        properties, needed = self._record(f"tree.{name}")
+        for at, schema in properties.items():
             related = [each for each in schema.get("anyOf", ()) if _is_related(each)]
             known = at in columns
             found = self.type(any_of(_sent(columns[at]) if known else NULL, *related))
             found = self.given.format(found) if known else found
             yield Field(at, self.forward(found) if related else found, at in needed)
-
-    def _changed(self, columns: Mapping[str, Any], name: str) -> Field:
-        """Return the field of a column in an update: a value, or an operator that computes one."""
-        # A column's name that contains "->" is quoted in updates.
-        column = columns.get(name) or columns[name[1:-1].replace('""', '"')]
-        computing = (word.removeprefix("$").title() for word in column.get("computing", ()))
-        return Field(name, " | ".join([self._sent(column), *computing]), False)
 
     def keys(self) -> Iterator[tuple[str, list[list[Field]]]]:
         """Yield the classes of keys, each with the columns of the keys, the primary key first."""
@@ -220,39 +215,31 @@ class _Client(ABC):
             columns, primary = relation["columns"], relation["primary_key"]
             # The primary key first: only its values may be given without column names.
             keys = [primary, *(each["columns"] for each in relation["unique_keys"])]
-            yield (
-                f"{self._classes[name]}Key",
-                [
-                    [self._field(at, _without_null(columns[at]["json_schema"])) for at in key]
-                    for key in (keys if primary else ())
-                ],
-            )
+            fields = [
+                [self._field(at, _without_null(columns[at]["json_schema"])) for at in key]
+                for key in keys
+            ]
+            yield f"{self._classes[name]}Key", fields if primary else []
 
     def calls(self) -> Iterator[TypedCall]:
         """Yield all procedures."""
-        procedures = self._document["procedures"]
+        verbs, procedures = self._document["verbs"], self._document["procedures"]
         for name, relation in self._relations.items():
             for verb, described in relation["verbs"].items():
                 if f"{name}.{verb}" not in procedures:
-                    by_position = self._document["verbs"][verb]["positional"]
-                    yield self._call(name, verb, described, by_position, "RelationCalls")
-        for name, overloads in self._document["functions"].items():
-            for function in overloads:
-                yield from self._function(name, function)
+                    takes = verbs[verb]["positional"]
+                    yield self._call(name, verb, described, takes, "RelationCalls")
+        for name, function in self._functions.items():
+            yield from self._function(name, function)
         for name, described in procedures.items():
             group, _, verb = name.rpartition(".")
             yield self._call(group, verb, described, described.get("positional", ()))
 
     def _call(
-        self,
-        group: str,
-        name: str,
-        described: Mapping[str, Any],
-        by_position: Iterable[str],
-        template: str = "",
+        self, group: str, name: str, described: Schema, takes: Iterable[str], template: str = ""
     ) -> TypedCall:
-        if (template, name) in self._patterns:
-            return TypedCall(group, name, [], [], "", template)
+        if (template, name.rpartition(".")[2]) in self._patterns:
+            return TypedCall(group, name, template=template)
         own, shared = described["arguments"], self._resolved(described["arguments"])
         required = {*own.get("required", ()), *shared.get("required", ())}
         properties = {**shared["properties"], **own.get("properties", {})}
@@ -262,12 +249,13 @@ class _Client(ABC):
             for each, found in properties.items()
             if each != RECEIPT
         }
-        positional = [fields.pop(each) for each in by_position]
+        positional = [fields.pop(each) for each in takes]
         result = self.type(_usual(described["result"]))
         return TypedCall(group, name, positional, [*fields.values()], result)
 
-    def _function(self, name: str, function: Mapping[str, Any]) -> Iterator[TypedCall]:
-        group, _, name = name.rpartition(".")
+    def _function(self, title: str, function: Mapping[str, Any]) -> Iterator[TypedCall]:
+        """Yield the call of a function, and those of the verbs on its rows."""
+        group, name, _ = title.rsplit(".", 2)
         fields = [
             self._field(each["name"] or "", each["json_schema"], each["required"])
             for each in function["parameters"]
@@ -278,38 +266,35 @@ class _Client(ABC):
         known = arguments.get("anyOf", [arguments])[0]["properties"]
         taken = {each.name for each in fields}
         options = [
-            self._field(each, known[each], False)
+            self._field(each, known[each], required=False)
             for each in ("max_affected", "timeout", IDEMPOTENCY_KEY)
             if known.get(each, NULL) != NULL and each not in taken
         ]
         result = self.type(_usual(function["result"]))
         yield TypedCall(group, name, fields[:unnamed], [*fields[unnamed:], *options], result)
         for verb, described in function["verbs"].items():
-            if ("FunctionCalls", verb) in self._patterns:
-                page = function["verbs"]["find"]["result"]["anyOf"][0]
-                row = self.type(self._resolved(page["properties"]["rows"])["items"])
+            call = self._call(group, f"{name}.{verb}", described, (), "FunctionCalls")
+            if call.template:
                 named = [each for each in fields if each.name]
-                yield TypedCall(group, f"{name}.{verb}", [], named, row, "FunctionCalls")
-            else:
-                yield self._call(group, f"{name}.{verb}", described, ())
+                call = replace(call, named=named, result=f"{self._classes[title]}Row")
+            yield call
 
     def overloads(self, call: TypedCall) -> list[str]:
         """Return the signatures of a call: those of the template, or one made from its schemas."""
         if not call.template:
             return [self.signature(call)]
-        patterns, words = self._patterns[call.template, call.verb], self.words(call)
+        words = {'"URI"': json.dumps(self._uri(call))}
+        if call.template == "RelationCalls":
+            words["Relation"] = self._classes[call.group]
+        else:
+            words |= {"FunctionRow": call.result, **self.arguments(call)}
         # In one pass, because a replacement may contain another name of the template.
         sought = re.compile("|".join(map(re.escape, words)))
+        patterns = self._patterns[call.template, call.name.rpartition(".")[2]]
         return [sought.sub(lambda found: words[found[0]], each) for each in patterns]
 
     def _uri(self, call: TypedCall) -> str:
         return ".".join(filter(None, (self._document["prefix"], call.group, call.name)))
-
-    def _resolved(self, schema: Schema) -> Schema:
-        while "$ref" in schema:
-            pointer = unquote(schema["$ref"]).removeprefix("#/$defs/")
-            schema = self._defs[pointer.replace("~1", "/").replace("~0", "~")]
-        return schema
 
 
 class _TypeScript(_Client):
@@ -329,7 +314,7 @@ class _TypeScript(_Client):
         lines = [self._head]
         for title, fields, paths in self.records():
             inner = (f"[path: `{_template(name)}->${{string}}`]: unknown" for name in paths)
-            columns = "".join(f"  {each};\n" for each in [*self._fields(fields), *inner])
+            columns = "".join(f"  {each};\n" for each in [*map(_property, fields), *inner])
             lines.append(f"export interface {title} {{\n{columns}}}\n")
         lines += [f"export type {title} = {self._key(keys)};\n" for title, keys in self.keys()]
         lines += ["/** A WAMP session, typed by procedure. */", "export interface Session {"]
@@ -337,16 +322,11 @@ class _TypeScript(_Client):
             lines += self.overloads(call)
         return "\n".join([*lines, "}", ""])
 
-    def words(self, call: TypedCall) -> dict[str, str]:
-        words = {'"URI"': json.dumps(self._uri(call))}
-        if call.template == "RelationCalls":
-            return {**words, "Relation": self._classes[call.group]}
-        words |= {"FunctionRow": call.result}
+    def arguments(self, call: TypedCall) -> dict[str, str]:
         if call.needs_named:
-            return {**words, "FunctionArgs": f"{{ args: {self._object(call.named)} }}"}
+            return {"FunctionArgs": f"{{ args: {_object(call.named)} }}"}
         return {
-            **words,
-            "FunctionArgs": f"{{ args?: {self._object(call.named)} | null }}",
+            "FunctionArgs": f"{{ args?: {_object(call.named)} | null }}",
             "args: None, kwargs: K)": "args?: None, kwargs?: K | null)",
         }
 
@@ -354,7 +334,7 @@ class _TypeScript(_Client):
         args = ", ".join(f"({each.type}){'' if each.required else '?'}" for each in call.positional)
         needs_args = any(each.required for each in call.positional)
         taken = f"[{args}]" if needs_args else f"None | [{args}]" if args else "None"
-        kwargs = f"{self._object(call.named)}{'' if call.needs_named else ' | null'}"
+        kwargs = f"{_object(call.named)}{'' if call.needs_named else ' | null'}"
         return (
             f"  call(procedure: {json.dumps(self._uri(call))},"
             f" args{'' if needs_args or call.needs_named else '?'}: {taken},"
@@ -366,16 +346,8 @@ class _TypeScript(_Client):
         if not keys:
             return "never"
         values = [f"({each.type})" for each in keys[0]]
-        forms = [*(values if len(values) == 1 else ()), f"[{', '.join(values)}]"]
-        return " | ".join([*forms, *dict.fromkeys(map(self._object, keys))])
-
-    def _object(self, fields: Iterable[Field]) -> str:
-        return " ".join(["{", *(f"{each};" for each in self._fields(fields)), "}"])
-
-    def _fields(self, fields: Iterable[Field]) -> Iterator[str]:
-        for each in fields:
-            mark = "" if each.required else "?"
-            yield f"{json.dumps(each.name)}{mark}: {each.type}"
+        alone = values if len(values) == 1 else ()
+        return " | ".join([*alone, f"[{', '.join(values)}]", *dict.fromkeys(map(_object, keys))])
 
 
 class _Python(_Client):
@@ -402,12 +374,8 @@ class _Python(_Client):
         # A class for each relation, not one overloaded `call` as in TypeScript: mypy compares each
         # pair of overloads, which took it more than a minute for a hundred tables.
         for attribute, title, methods in self._groups():
-            lines += [
-                "",
-                "",
-                f"class {title}(Protocol):",
-                '    """Calls, by the name of the verb."""',
-            ]
+            doc = '    """Calls, by the name of the verb."""'
+            lines += ["", "", f"class {title}(Protocol):", doc]
             for name, (_, overloads) in methods.items():
                 mark = "    @overload\n" if len(overloads) > 1 else ""
                 lines += [f"\n{mark}    async def {name}{signature}" for signature in overloads]
@@ -418,9 +386,9 @@ class _Python(_Client):
 
     def _groups(self) -> Iterator[tuple[str, str, dict[str, tuple[str, list[str]]]]]:
         """Yield the attributes of the service, their classes, and their methods: URI and signatures."""
-        groups: dict[str, dict[str, tuple[str, list[str]]]] = {}
+        groups: dict[str, dict[str, tuple[str, list[str]]]] = defaultdict(dict)
         for call in self.calls():
-            methods = groups.setdefault(call.group or "service", {})
+            methods = groups[call.group or "service"]
             _, overloads = methods.setdefault(call.name, (self._uri(call), []))
             overloads += self.overloads(call)
         attributes, titles = unique_identifiers(groups), class_names(groups)
@@ -431,17 +399,12 @@ class _Python(_Client):
             methods = {names[verb]: found for verb, found in verbs.items()}
             yield attributes[group], f"{titles[group]}Calls", methods
 
-    def words(self, call: TypedCall) -> dict[str, str]:
-        if call.template == "RelationCalls":
-            return {"Relation": self._classes[call.group]}
-        args = "Mapping[str, Any]" if call.needs_named else "Mapping[str, Any] | None = ..."
-        return {"FunctionRow": call.result, "FunctionArgs": args}
+    def arguments(self, call: TypedCall) -> dict[str, str]:
+        return {"FunctionArgs": f"Mapping[str, Any]{'' if call.needs_named else ' | None = ...'}"}
 
     def signature(self, call: TypedCall) -> str:
         by_position = [f"_{at}: {_argument(it)}" for at, it in enumerate(call.positional)]
-        by_name = [
-            f"{each.name}: {_argument(each)}" for each in call.named if _may_be_argument(each.name)
-        ]
+        by_name = [f"{at.name}: {_argument(at)}" for at in call.named if _may_be_argument(at.name)]
         lost = len(by_name) < len(call.named)
         others = unique_identifiers(["options"], [each.name for each in call.named])["options"]
         rest = [*(["*"] if by_name else []), *by_name, *([f"**{others}: Any"] if lost else [])]
@@ -455,6 +418,15 @@ class _Python(_Client):
         return f'"{alone}list[Any] | dict[str, Any]"'
 
 
+def _object(fields: Iterable[Field]) -> str:
+    """Return a type of TypeScript in one line."""
+    return " ".join(["{", *(f"{_property(each)};" for each in fields), "}"])
+
+
+def _property(field: Field) -> str:
+    return f"{json.dumps(field.name)}{'' if field.required else '?'}: {field.type}"
+
+
 def _key_type(field: Field) -> str:
     return field.type if field.required else f"NotRequired[{field.type}]"
 
@@ -465,33 +437,40 @@ def _argument(field: Field) -> str:
 
 def class_names(names: Iterable[str]) -> dict[str, str]:
     """Return a unique class name for each name of a relation or function."""
-    found: dict[str, str] = {}
-    for name in names:
-        words = re.findall(r"[0-9A-Za-z]+", ".".join(map(decode, name.split("."))))
+
+    def title(name: str) -> str:
+        words = re.findall(r"[0-9A-Za-z]+", name)
         made = "".join(word[:1].upper() + word[1:] for word in words) or "Relation"
-        if made[0].isdigit() or keyword.iskeyword(made):
-            made = f"R{made}"
-        found[name] = _unused(made, found.values())
-    return found
+        return f"R{made}" if made[0].isdigit() or keyword.iskeyword(made) else made
+
+    return _unique(names, title)
 
 
 def unique_identifiers(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
     """Return a unique identifier for each name, none of which is in `taken`."""
-    found: dict[str, str] = {}
-    for name in names:
-        made = re.sub(r"\W", "_", ".".join(map(decode, name.split("."))))
+
+    def identifier(name: str) -> str:
+        made = re.sub(r"\W", "_", name)
         if not made.isidentifier() or made.startswith("_"):
-            made = f"x{made}"
-        elif keyword.iskeyword(made):
+            return f"x{made}"
+        return f"{made}_" if keyword.iskeyword(made) else made
+
+    return _unique(names, identifier, taken)
+
+
+def _unique(
+    names: Iterable[str], make: Callable[[str], str], taken: Iterable[str] = ()
+) -> dict[str, str]:
+    """Return what a function makes of each decoded name, with "_" appended where it is taken."""
+    found: dict[str, str] = {}
+    used = {*taken}
+    for name in names:
+        made = make(".".join(map(decode, name.split("."))))
+        while made in used:
             made += "_"
-        found[name] = _unused(made, {*taken, *found.values()})
+        used.add(made)
+        found[name] = made
     return found
-
-
-def _unused(name: str, used: Container[str]) -> str:
-    while name in used:
-        name += "_"
-    return name
 
 
 def _may_be_argument(name: str) -> bool:
@@ -523,6 +502,14 @@ def _sent(column: Mapping[str, Any]) -> Schema:
     if column["type"].startswith("numeric"):
         return {"type": [*kinds_of(schema), "number"]}
     return schema
+
+
+def _changed(columns: Mapping[str, Any], sent: Mapping[str, str], key: str) -> Field:
+    """Return the field of a column in an update: a value, or an operator that computes one."""
+    # A column's name that contains "->" is quoted in updates.
+    name = key if key in columns else key[1:-1].replace('""', '"')
+    computing = (word.removeprefix("$").title() for word in columns[name].get("computing", ()))
+    return Field(key, " | ".join([sent[name], *computing]), required=False)
 
 
 def _is_related(schema: Schema) -> bool:
