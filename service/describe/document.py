@@ -77,22 +77,22 @@ class OwnProcedure:
         comment: Its description, a sentence.
         result: Schema of its result.
         errors: Errors that it may raise.
-        arguments: Schemas of its arguments; `timeout` is added.
-        positional: Its required arguments, which may be positional.
+        takes: Schemas of its required arguments, which may be positional.
+        options: Schemas of its optional arguments; `timeout` is added if it is not one of them.
     """
 
     comment: str
     result: Any
     errors: Kinds = ANY
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    positional: tuple[str, ...] = ()
+    takes: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def described(self, name: str) -> dict[str, Any]:
         """Describe the procedure of a name."""
         return {
             "comment": self.comment,
-            **({"positional": list(self.positional)} if self.positional else {}),
-            "arguments": record({**self.arguments, **TIMEOUT}, self.positional),
+            **({"positional": list(self.takes)} if self.takes else {}),
+            "arguments": record({**self.takes, **self.options, **TIMEOUT}, self.takes),
             "result": schema(self.result),
             "errors": reference(f"errors.{name}"),
         }
@@ -103,7 +103,7 @@ OWN: Mapping[str, OwnProcedure] = {
         "All that is served, or certain relations and functions",
         dict,
         (*ANY, TooLarge),
-        {"relations": "columns", "functions": "columns"},
+        options={"relations": "columns", "functions": "columns"},
     ),
     "health": OwnProcedure(
         "Whether the service is alive and ready to answer calls",
@@ -116,28 +116,24 @@ OWN: Mapping[str, OwnProcedure] = {
     "why": OwnProcedure(
         "Each condition for changes of a relation to be published, and whether it is met",
         full(ok=bool, checks=array(full(ok=bool | None, text=str, mend=str | None))),
-        ANY,
-        {"relation": str},
-        ("relation",),
+        takes={"relation": str},
     ),
     "explain": OwnProcedure(
         "PostgreSQL's plan of each statement of a call that reads, in EXPLAIN's JSON format",
         array(dict),
         ROWS,
-        {OPERATION_NAME: record({**_CALL, ANALYZE: bool | None}, ["call"])},
-        (OPERATION_NAME,),
+        takes={OPERATION_NAME: record({**_CALL, ANALYZE: bool | None}, ["call"])},
     ),
     "changes": OwnProcedure(
         "The changes after a position, oldest first, that the caller may see",
         any_of(full(changes=array(CHANGE), position=str, more=bool), "text"),
         CHANGES,
-        {
-            "since": str,
+        takes={"since": str},
+        options={
             "relations": "columns",
             "limit": limited(int | None, minimum=0),
             "form": words("dicts", "json"),
         },
-        ("since",),
     ),
     "position": OwnProcedure(
         "The current position of the change log: later commits come after it", str
@@ -146,21 +142,19 @@ OWN: Mapping[str, OwnProcedure] = {
         "Run operations in one transaction, all or nothing; returns their results",
         list,
         ALL,
-        {
-            "operations": limited(list, maxItems=MAX_OPERATIONS, items=record(_CALL, ["call"])),
+        takes={"operations": limited(list, maxItems=MAX_OPERATIONS, items=record(_CALL, ["call"]))},
+        options={
             **_TRANSACTION,
             "dry_run": bool | None,
             "inject": any_of(full(serialization_failure=COUNTED), NULL),
             **TIMEOUT,
             **WRITES,
         },
-        ("operations",),
     ),
     "transaction.begin": OwnProcedure(
         "Begin an interactive transaction; returns the URI prefix of its procedures",
         full(tx=str),
-        ANY,
-        {**_TRANSACTION, "idle_timeout": limited(float | None, exclusiveMinimum=0)},
+        options={**_TRANSACTION, "idle_timeout": limited(float | None, exclusiveMinimum=0)},
     ),
 }
 """The service's own procedures, by name."""
@@ -337,7 +331,11 @@ def shared(verbs: Mapping[str, Verb]) -> dict[str, Schema]:
             for name, verb in verbs.items()
             if "$ref" not in verb.result
         },
-        **{f"progress.{name}": verb.progress for name, verb in verbs.items() if verb.progress},
+        **{
+            f"progress.{name}": verb.progress
+            for name, verb in verbs.items()
+            if verb.progress is not None
+        },
         **definitions(errors_by_procedure(verbs.values())),
     }
 

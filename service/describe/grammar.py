@@ -6,7 +6,7 @@ JSON Schemas of what calls have in common: filters, select lists, sort keys, emb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service.describe.json_schema import (
@@ -102,36 +102,33 @@ def _operators() -> Schema:
     )
 
 
-def _measure() -> Schema:
-    found = {
-        **dict.fromkeys(embeds.MEASURE_FUNCTIONS, "item"),
-        "distinct": bool | None,
-        "separator": str | None,
-        "where": WHERE,
-        "cast": str | None,
-        "fraction": limited(float | None, minimum=0, maximum=1),
-        "discrete": bool | None,
-        "order": ORDER,
-    }
-    return {**record(found), "oneOf": [{"required": [name]} for name in embeds.MEASURE_FUNCTIONS]}
-
-
-EMBED = {
-    "relation": NAME_OR_NULL,
-    "via": NAME_OR_NULL,
+OPTIONS: Mapping[str, Any] = {
+    **dict.fromkeys(("relation", "via"), NAME_OR_NULL),
+    **dict.fromkeys(("select", "group"), SELECT),
+    **dict.fromkeys(("limit", "offset"), WHOLE),
+    **dict.fromkeys(("inner", "spread", "distinct", "discrete"), bool | None),
+    **dict.fromkeys(("separator", "cast"), str | None),
     "direction": words("one", "many"),
-    "select": SELECT,
     "where": WHERE,
     "order": ORDER,
-    "limit": WHOLE,
-    "offset": WHOLE,
     "embed": "embed",
-    "inner": bool | None,
-    "spread": bool | None,
     "measures": MEASURES,
-    "group": SELECT,
+    "fraction": limited(float | None, minimum=0, maximum=1),
 }
-"""Options of an embed."""
+"""Options of embeds and of measures; `request/` lists which each of them has."""
+
+
+def _options(names: Iterable[str]) -> dict[str, Any]:
+    return {name: OPTIONS[name] for name in names}
+
+
+EMBED = record(_options(embeds.EMBED_OPTIONS))
+MEASURE: Schema = {
+    **record(
+        {**dict.fromkeys(embeds.MEASURE_FUNCTIONS, "item"), **_options(embeds.MEASURE_OPTIONS)}
+    ),
+    "oneOf": [{"required": [name]} for name in embeds.MEASURE_FUNCTIONS],
+}
 
 ITEM = {"column": NAME, "as": NAME_OR_NULL, "cast": NAME_OR_NULL, **TRUNC, **GIVEN}
 """Options of a select item."""
@@ -196,12 +193,12 @@ LANGUAGE: Mapping[str, Schema] = {
     "order": _list_of("key", MAX_KEYS),
     "columns": _list_of(NAME, MAX_LISTED),
     "some_columns": _list_of(NAME, MAX_LISTED, minItems=1),
-    "measure": _measure(),
+    "measure": MEASURE,
     "measures": _named("aggregate functions, by name", dict, "measure", embeds.MAX_MEASURES),
     "embed": _named(
         "related rows by name: true, or options",
         dict | None,
-        any_of({"const": True}, record(EMBED)),
+        any_of({"const": True}, EMBED),
         embeds.MAX_EMBEDS,
     ),
 }
