@@ -46,9 +46,8 @@ from service.plan.call_plan import (
     refuse_second_call,
     result_columns,
 )
-from service.plan.plans import ReadPlan
+from service.plan.plans import AggregatePlan, ReadPlan
 from service.plan.read_plan import (
-    AggregatePlan,
     check_keyed,
     plan_aggregate,
     plan_all,

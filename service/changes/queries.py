@@ -23,7 +23,7 @@ from service.db.database import Database
 from service.db.session_settings import OWN_IDENTITY
 from service.db.transaction import Actor
 from service.errors import DatabaseRefused, Unavailable, UnknownName
-from service.plan.read_plan import AggregatePlan
+from service.plan.plans import AggregatePlan
 from service.plan.watch_plan import WatchPlan, plan_watch
 from service.request.call_request import FunctionRowsRequest
 from service.request.read_request import MAX_GROUPS, parse_watched

@@ -25,7 +25,7 @@ from service.db.literals import write_array
 from service.db.statements import Shape, read_only_txn, rows_and_keys_txn
 from service.db.transaction import Actor, apart_txn
 from service.errors import TooManyWatched
-from service.plan.read_plan import AggregatePlan
+from service.plan.plans import AggregatePlan
 from service.plan.watch_plan import KeyForm, WatchPlan, keyed_read, order_of_keys, with_keys
 from service.sql.select import aggregate, select
 from service.sql.statement import Statement, batched

@@ -21,9 +21,16 @@ from service.catalog import (
 from service.errors import DatabaseRefused, InvalidArgument, NoSuchProcedure
 from service.plan.clauses import both
 from service.plan.joins import keyless, returned_relation
-from service.plan.plans import Bound, CallPlan, FunctionCall, NotNullRow, PlannedArgument, ReadPlan
-from service.plan.read_plan import AggregatePlan
-from service.plan.reread import follows
+from service.plan.plans import (
+    AggregatePlan,
+    Bound,
+    CallPlan,
+    FunctionCall,
+    NotNullRow,
+    PlannedArgument,
+    ReadPlan,
+)
+from service.plan.returning import follows
 from service.plan.scope import has_hidden_field
 from service.request.call_request import CallRequest, FunctionRowsRequest
 from service.request.requests import Operand

@@ -568,6 +568,34 @@ class ReadPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class AggregatePlan:
+    """
+    Aggregate functions over groups of rows.
+
+    Args:
+        name: Name for logs and statistics, as in "actions.aggregate".
+        relation: The relation.
+        where: Condition of the rows; None for all.
+        grouped: The groups.
+        having: Condition of the groups; None for all.
+        limit, offset: Of the groups.
+        call: The function that returns the rows, where that is not the relation itself.
+        afterwards, json: As of a `ReadPlan`.
+    """
+
+    name: str
+    relation: Relation
+    where: Condition | None
+    grouped: Groups
+    having: Condition | None
+    limit: Bound | None
+    offset: Bound | None
+    call: FunctionCall | None = None
+    afterwards: bool = False
+    json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class SavedColumn:
     """A column passed from one statement to the next, with its type in the syntax of a cast."""
 

@@ -8,7 +8,7 @@ that `having` and `order` are planned like the filter and sort keys of any relat
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, count
 
 from service.catalog import Catalog, Relation, Type
@@ -31,12 +31,11 @@ from service.plan.clauses import (
 )
 from service.plan.operators import compare, list_of
 from service.plan.plans import (
+    AggregatePlan,
     BoolExpr,
-    Bound,
     Compare,
     Condition,
     Expression,
-    FunctionCall,
     Groups,
     Output,
     PlannedAfter,
@@ -290,12 +289,8 @@ def key_columns(catalog: Catalog, relation: Relation, key: KeyMatch, path: str) 
     columns = key.columns or relation.primary_key
     for name in key.columns:
         relation.column(name, f"{path}.{name}")
-    if key.columns and catalog.key_of(relation, key.columns) is None:
-        raise InvalidArgument(
-            f"no unique key over {', '.join(key.columns)}",
-            path=path,
-            candidates=[list(each.columns) for each in relation.unique_keys],
-        )
+    if key.columns:
+        check_unique_key(catalog, relation, key.columns, path)
     if len(columns) != len(key.operands):
         raise InvalidArgument(
             f'the key of "{relation.name}" is {", ".join(columns) or "none"}:'
@@ -304,6 +299,22 @@ def key_columns(catalog: Catalog, relation: Relation, key: KeyMatch, path: str) 
             columns=list(columns),
         )
     return columns
+
+
+def check_unique_key(
+    catalog: Catalog, relation: Relation, columns: Sequence[str], path: str, hint: str | None = None
+) -> None:
+    """
+    Check that columns are those of a unique key.
+
+    Raises:
+        InvalidArgument: They are not; `candidates` has the columns of each unique key, and `hint` is given
+            if there are any.
+    """
+    if catalog.key_of(relation, columns) is None:
+        keys = [list(each.columns) for each in relation.unique_keys]
+        message = f"no unique key over {', '.join(columns)}"
+        raise InvalidArgument(message, path=path, hint=hint if keys else None, candidates=keys)
 
 
 def _key_columns(scope: Scope, key: KeyMatch, path: str) -> list[tuple[Expression, Operand]]:
@@ -342,34 +353,6 @@ def _after(
         tuple(scope.operator("=", type, type) for type in types),
         tuple(scope.operator(name, type, type) for name, type in zip(beyond, types, strict=True)),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class AggregatePlan:
-    """
-    Aggregate functions over groups of rows.
-
-    Args:
-        name: Name for logs and statistics, as in "actions.aggregate".
-        relation: The relation.
-        where: Condition of the rows; None for all.
-        grouped: The groups.
-        having: Condition of the groups; None for all.
-        limit, offset: Of the groups.
-        call: The function that returns the rows, where that is not the relation itself.
-        afterwards, json: As of a `ReadPlan`.
-    """
-
-    name: str
-    relation: Relation
-    where: Condition | None
-    grouped: Groups
-    having: Condition | None
-    limit: Bound | None
-    offset: Bound | None
-    call: FunctionCall | None = None
-    afterwards: bool = False
-    json: bool = False
 
 
 def plan_aggregate(

@@ -29,7 +29,7 @@ from service.plan.plans import (
     UpdatePlan,
 )
 from service.plan.read_plan import plan_get
-from service.plan.reread import saved_columns
+from service.plan.returning import saved_columns
 from service.plan.scope import Scope
 from service.plan.write_plan import plan_new_rows, plan_returning, plan_update
 from service.request.requests import (

@@ -7,8 +7,9 @@ Each way is one expression with columns of its own in VALUES, and each row has t
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from service.catalog import Catalog, Column, Relation, Type
 from service.errors import InvalidArgument, NoSuchProcedure
@@ -23,7 +24,8 @@ from service.plan.plans import (
     UpdatePlan,
     ValuesColumn,
 )
-from service.plan.reread import reread
+from service.plan.read_plan import check_unique_key
+from service.plan.returning import reread
 from service.plan.scope import Scope
 from service.plan.write_plan import assigned, plan_returning
 from service.request.requests import Assignment, UpdateRowsRequest
@@ -73,14 +75,8 @@ def key_of_rows(
         return relation.primary_key
     for at, name in enumerate(by):
         relation.column(name, f"by.{at}")
-    if catalog.key_of(relation, by) is None:
-        keys = [list(each.columns) for each in relation.unique_keys]
-        raise InvalidArgument(
-            f"no unique key over {', '.join(by)}",
-            path="by",
-            hint="by other columns, a row could be changed by several" if keys else None,
-            candidates=keys,
-        )
+    hint = "by other columns, a row could be changed by several"
+    check_unique_key(catalog, relation, by, "by", hint)
     return by
 
 
@@ -142,7 +138,7 @@ def _setting(scope: Scope, source: _Source, rows: Sequence[Sequence[Assignment]]
     column = assigned(scope.relation, first)
     if any(given and given[0].operand is None for given in rows):
         return _default(column, rows)
-    ways: dict[Hashable, tuple[int, ValuesColumn | Computed]] = {}
+    ways: dict[Hashable, tuple[int, ValuesColumn | Computed, list[ValuesColumn]]] = {}
     selector = source.add("s", scope.named("int4"))
     for cells, given in zip(source.rows, rows, strict=True):
         if not given:
@@ -150,13 +146,14 @@ def _setting(scope: Scope, source: _Source, rows: Sequence[Sequence[Assignment]]
             continue
         shape = expression_shape(given)
         value = _value(scope, column, given)
+        bounds = _bounds(value)
         if shape not in ways:
-            ways[shape] = len(ways) + 1, _place(source, value)
-        number, place = ways[shape]
+            columns = [source.add("v", each.type) for each in bounds]
+            ways[shape] = len(ways) + 1, _with_columns(value, columns), columns
+        number, _, columns = ways[shape]
         cells[selector.name] = number
-        for bound, at in zip(_bounds(value), _places(place), strict=True):
-            cells[at.name] = bound
-    found = tuple(place for _, place in ways.values())
+        cells.update((each.name, bound) for each, bound in zip(columns, bounds, strict=True))
+    found = tuple(way for _, way, _ in ways.values())
     if len(found) == 1 and all(rows):
         del source.columns[selector.name]
         return Setting(column, found[0])
@@ -186,34 +183,27 @@ def _value(scope: Scope, column: Column, given: Sequence[Assignment]) -> Bound |
     return _bound(given[0], scope.catalog.plain(scope.catalog.type(column.type)))
 
 
-def _place(source: _Source, value: Bound | Computed) -> ValuesColumn | Computed:
-    """Return the expression of a way: a row's value with its parameters replaced by columns of VALUES."""
-    if isinstance(value, Bound):
-        return source.add("v", value.type)
-    parts = []
-    for part in value.parts:
-        operands = tuple(source.add("v", each.type) for each in _only_bounds(part.operands))
-        # PostgreSQL does not report which row an expression failed in, so the path is that of all rows.
-        parts.append(replace(part, operands=operands, path="rows"))
-    return replace(value, parts=tuple(parts))
-
-
 def _bounds(value: Bound | Computed) -> list[Bound]:
+    """Return the parameters of a row's value, without those of the paths into JSON."""
     if isinstance(value, Bound):
         return [value]
-    return [each for part in value.parts for each in _only_bounds(part.operands)]
-
-
-def _places(value: ValuesColumn | Computed) -> list[ValuesColumn]:
-    if isinstance(value, ValuesColumn):
-        return [value]
-    return [
-        each for part in value.parts for each in part.operands if isinstance(each, ValuesColumn)
-    ]
-
-
-def _only_bounds(operands: Iterable[Bound | ValuesColumn]) -> list[Bound]:
+    operands = (each for part in value.parts for each in part.operands)
     return [each for each in operands if isinstance(each, Bound)]
+
+
+def _with_columns(
+    value: Bound | Computed, columns: Sequence[ValuesColumn]
+) -> ValuesColumn | Computed:
+    """Return the expression of a way: a row's value with columns of VALUES in place of its parameters."""
+    if isinstance(value, Bound):
+        return columns[0]
+    rest = iter(columns)
+    # PostgreSQL does not report which row an expression failed in, so the path is that of all rows.
+    parts = (
+        replace(part, operands=tuple(islice(rest, len(part.operands))), path="rows")
+        for part in value.parts
+    )
+    return replace(value, parts=tuple(parts))
 
 
 def _bound(each: Assignment, type: Type) -> Bound:

@@ -17,6 +17,7 @@ from service.errors import InvalidArgument
 from service.plan.call_plan import plan_called
 from service.plan.clauses import both
 from service.plan.plans import (
+    AggregatePlan,
     BoolExpr,
     Bound,
     Compare,
@@ -30,7 +31,7 @@ from service.plan.plans import (
     Output,
     ReadPlan,
 )
-from service.plan.read_plan import AggregatePlan, plan_aggregate, plan_find
+from service.plan.read_plan import plan_aggregate, plan_find
 from service.plan.scope import Scope
 from service.request.call_request import FunctionRowsRequest
 from service.request.requests import AggregateRequest, FindRequest

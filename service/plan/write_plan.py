@@ -32,7 +32,7 @@ from service.plan.plans import (
     UpdatePlan,
 )
 from service.plan.read_plan import plan_key, plan_rows
-from service.plan.reread import reread
+from service.plan.returning import reread
 from service.plan.scope import Scope, as_json, has_hidden_field, without_hidden_fields
 from service.request.requests import (
     NEVER,

@@ -101,12 +101,20 @@ def expression(value: Expression) -> Composable:
 
 
 def _ranked(rank: TextRank, value: Composable) -> Composable:
-    config = SQL("{}, ").format(Parameter(rank.config)) if rank.config else EMPTY
-    if rank.vector:
+    vector, query = _text_search(value, rank, "websearch_to_tsquery")
+    return SQL("pg_catalog.ts_rank({}, {})").format(vector, query)
+
+
+def _text_search(
+    value: Composable, test: TextRank | Search, function: str
+) -> tuple[Composable, Composable]:
+    """Build the two sides of a text search: the value as tsvector, and the query by `function`."""
+    config = SQL("{}, ").format(Parameter(test.config)) if test.config else EMPTY
+    if test.vector:
         value = SQL("pg_catalog.to_tsvector({config}{value})").format(config=config, value=value)
-    return SQL(
-        "pg_catalog.ts_rank({value}, pg_catalog.websearch_to_tsquery({config}{query}))"
-    ).format(value=value, config=config, query=Parameter(rank.query))
+    return value, SQL("pg_catalog.{function}({config}{query})").format(
+        function=SQL(function), config=config, query=Parameter(test.query)
+    )
 
 
 def _applied(call: Applied, value: Composable) -> Composable:
@@ -236,6 +244,22 @@ def schema_sql(schema: str) -> str:
     return schema if schema == PG_CATALOG else doubled(quoted(schema))
 
 
+def compared(
+    left: Composable, found: Operator, right: Composable, mark: Composable = EMPTY
+) -> Composable:
+    """Build `left operator right`, with a mark in front of the operator."""
+    return SQL("{left} {mark}{operator} {right}").format(
+        left=left, mark=mark, operator=operator(found), right=right
+    )
+
+
+def all_equal(
+    pairs: Iterable[tuple[Composable, Operator, Composable]], nulls: bool = False
+) -> Composable:
+    """Build the condition that the values of each pair are equal; with `nulls`, two nulls are equal too."""
+    return AND.join(not_distinct(*pair) if nulls else compared(*pair) for pair in pairs)
+
+
 def not_distinct(
     left: Composable, equal: Operator, right: Composable, mark: Composable = EMPTY
 ) -> Composable:
@@ -267,9 +291,9 @@ def related_rows(
         junction = SQL(" JOIN {relation} AS {alias} ON {pairs}").format(
             relation=relation_name(link.junction.relation),
             alias=Identifier(link.junction.source),
-            pairs=_all_equal(link.junction.source, link.source, link.junction.related_pairs),
+            pairs=_joined_on(link.junction.source, link.source, link.junction.related_pairs),
         )
-    conditions = [_all_equal(link.outer, other, pairs)] if pairs else []
+    conditions = [_joined_on(link.outer, other, pairs)] if pairs else []
     rows: Composable = relation_name(link.relation)
     if link.function is not None:
         rows = _row_function(link.function, link.outer, link.row)
@@ -316,12 +340,10 @@ def _is_present(source: str) -> Composable:
     return SQL("NOT ({row}.* IS NULL)").format(row=Identifier(source))
 
 
-def _all_equal(left: str, right: str, pairs: Equals) -> Composable:
-    return AND.join(
-        SQL("{left} {equal} {right}").format(
-            left=Identifier(left, one), equal=operator(equal), right=Identifier(right, other)
-        )
-        for one, other, equal in pairs
+def _joined_on(left: str, right: str, pairs: Equals) -> Composable:
+    """Build the condition of a join of two aliases."""
+    return all_equal(
+        (Identifier(left, one), equal, Identifier(right, other)) for one, other, equal in pairs
     )
 
 
@@ -354,9 +376,7 @@ def _compare(test: Compare) -> Composable:
         right = SQL(f"{test.quantifier.upper()} ({{candidates}})").format(
             candidates=_candidates(test, right)
         )
-    return SQL("{left} {mark}{operator} {right}").format(
-        left=left, mark=_mark_between(test), operator=operator(test.operator), right=right
-    )
+    return compared(left, test.operator, right, _mark_between(test))
 
 
 def _mark_between(test: Compare) -> Composable:
@@ -383,13 +403,8 @@ def _candidates(test: Compare, array: Composable) -> Composable:
 
 
 def _search(test: Search) -> Composable:
-    left = expression(test.left)
-    config = SQL("{}, ").format(Parameter(test.config)) if test.config else EMPTY
-    if test.vector:
-        left = SQL("pg_catalog.to_tsvector({config}{left})").format(config=config, left=left)
-    return SQL("{left} OPERATOR(pg_catalog.@@) pg_catalog.{function}({config}{query})").format(
-        left=left, function=SQL(test.function), config=config, query=Parameter(test.query)
-    )
+    vector, query = _text_search(expression(test.left), test, test.function)
+    return SQL("{} OPERATOR(pg_catalog.@@) {}").format(vector, query)
 
 
 def _sort_key(key: SortKey) -> Composable:

@@ -37,13 +37,12 @@ from service.sql.expressions import (
     GIVEN,
     NAME,
     aliased,
+    all_equal,
     cast,
     condition,
     expression,
     json_text,
     new_value,
-    not_distinct,
-    operator,
     order_by,
     relation_name,
     where_clause,
@@ -57,7 +56,6 @@ from service.sql.select import (
     rows_of,
 )
 from service.sql.statement import (
-    AND,
     COMMA,
     EMPTY,
     LARGE,
@@ -304,17 +302,12 @@ def _guarded(
     """
     if conflict.guard is None:
         raise TypeError("there is nothing to guard by")
-    same = [
+    same = (
         (Identifier("v", name), equal, Identifier(NAME, name)) for name, equal in conflict.guard
-    ]
+    )
     rows = SQL('FROM {relation} AS "v" WHERE {same}').format(
         relation=relation_name(relation),
-        same=AND.join(
-            not_distinct(*each)
-            if conflict.nulls
-            else SQL("{} {} {}").format(each[0], operator(each[1]), each[2])
-            for each in same
-        ),
+        same=all_equal(same, conflict.nulls),
     )
     seen = SQL(
         "CASE WHEN CAST(coalesce((SELECT CAST('true' AS text) {rows}), {unseen}) AS boolean)"
@@ -345,17 +338,12 @@ def _conflict_value(conflict: PlannedConflict, update: ConflictUpdate) -> Compos
 
 
 def _has_key(conflict: PlannedConflict, key: Sequence[Bound]) -> Composable:
-    parts = [
+    parts = (
         (Identifier(NEW, name), equal, Parameter(value))
         for name, equal, value in zip(conflict.key, conflict.equal, key, strict=True)
-    ]
-    # With NULLS NOT DISTINCT a key may be null, for which an equality operator returns null.
-    if conflict.nulls:
-        return AND.join(not_distinct(*part) for part in parts)
-    return AND.join(
-        SQL("{new} {equal} {key}").format(new=new, equal=operator(equal), key=value)
-        for new, equal, value in parts
     )
+    # With NULLS NOT DISTINCT a key may be null, for which an equality operator returns null.
+    return all_equal(parts, conflict.nulls)
 
 
 NUMBER: Composable = Identifier("s", "n")
@@ -440,12 +428,8 @@ def _source(joined: UpdateJoin) -> Composable:
 
 def _has_joined_key(joined: UpdateJoin) -> Composable:
     """Build the condition that a row has the key of the row it is joined to."""
-    return AND.join(
-        SQL("{column} {equal} {value}").format(
-            column=Identifier(NAME, name),
-            equal=operator(equal),
-            value=Identifier(GIVEN, f"k{at}"),
-        )
+    return all_equal(
+        (Identifier(NAME, name), equal, Identifier(GIVEN, f"k{at}"))
         for at, (name, equal) in enumerate(zip(joined.key, joined.equal, strict=True))
     )
 

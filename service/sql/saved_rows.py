@@ -12,17 +12,17 @@ from collections.abc import Iterable
 from psycopg2.sql import SQL, Composable, Identifier, Literal
 
 from service.catalog import Relation
-from service.plan.plans import CallPlan, FunctionCall, Reread
+from service.plan.plans import AggregatePlan, CallPlan, FunctionCall, ReadPlan, Reread
 from service.sql.expressions import (
     NAME,
     aliased,
+    all_equal,
     argument,
     cast,
     json_text,
-    operator,
     relation_name,
 )
-from service.sql.statement import AND, COMMA, EMPTY, MISSED, Statement, build_statement, quoted
+from service.sql.statement import COMMA, EMPTY, MISSED, Statement, build_statement, quoted
 
 
 def call(plan: CallPlan, limit: int) -> Statement:
@@ -170,29 +170,26 @@ def saved_rows(reread: Reread, relation: Relation, written: Composable = WRITTEN
     )
 
 
-def save_function_rows(call: FunctionCall, relation: Relation) -> Composable:
-    """Build a statement that saves the rows of a function, each as one composite value."""
+def save_function_rows(plan: ReadPlan | AggregatePlan) -> Composable:
+    """Build the statement that saves the rows of a function, each as one composite value, or nothing."""
+    if plan.call is None or not plan.afterwards:
+        return EMPTY
     return save_rows(
         SQL("SELECT CAST(ARRAY[{row}] AS text[]) FROM {function}").format(
-            row=cast(_row_value(NAME, relation), "text"), function=function_source(call)
+            row=cast(_row_value(NAME, plan.relation), "text"), function=function_source(plan.call)
         )
     )
 
 
-def row_source(
-    relation: Relation, call: FunctionCall | None = None, afterwards: bool = False
-) -> Composable:
-    """
-    Build the FROM item of a relation's rows: the relation, a function, or (`afterwards`) rows that a
-    function returned and the previous statement saved.
-    """
-    if afterwards:
+def row_source(plan: ReadPlan | AggregatePlan) -> Composable:
+    """Build the FROM item of a plan's rows: a relation, a function, or what `save_function_rows` saved."""
+    if plan.afterwards:
         return SQL('{saved} CROSS JOIN LATERAL pg_catalog.unnest(ARRAY[{row}]) AS "t"').format(
-            saved=_saved_source(WRITTEN), row=_saved(0, row_type(relation))
+            saved=_saved_source(WRITTEN), row=_saved(0, row_type(plan.relation))
         )
-    if call is not None:
-        return function_source(call)
-    return SQL('{relation} AS "t"').format(relation=relation_name(relation))
+    if plan.call is not None:
+        return function_source(plan.call)
+    return SQL('{relation} AS "t"').format(relation=relation_name(plan.relation))
 
 
 def row_type(relation: Relation) -> str:
@@ -207,10 +204,8 @@ def _saved_source(written: Composable) -> Composable:
 
 
 def _has_key(reread: Reread, source: str) -> Composable:
-    return AND.join(
-        SQL("{column} {equal} {value}").format(
-            column=Identifier(source, each.name), equal=operator(equal), value=_saved(at, each.type)
-        )
+    return all_equal(
+        (Identifier(source, each.name), equal, _saved(at, each.type))
         # Not strict: further values may be saved behind the key.
         for at, (equal, each) in enumerate(zip(reread.equal, reread.saved, strict=False))
     )

@@ -21,6 +21,7 @@ from service.catalog import Catalog, Column, Relation
 from service.datatypes import UNPLAIN
 from service.plan.clauses import both
 from service.plan.plans import (
+    AggregatePlan,
     BoolExpr,
     Compare,
     Condition,
@@ -42,13 +43,14 @@ from service.plan.plans import (
     names_of,
     truncated,
 )
-from service.plan.read_plan import AggregatePlan
 from service.plan.uses import is_pure, is_repeatable, is_settled, parts_of
 from service.plan.watch_plan import OutwardJoin, array_bound
 from service.sql.expressions import (
     NAME,
     aliased,
+    all_equal,
     cast,
+    compared,
     computed_value,
     condition,
     expression,
@@ -86,7 +88,7 @@ def select(plan: ReadPlan) -> Statement:
     return build_statement(
         plan.name,
         rows,
-        save_function_rows(plan.call, plan.relation) if plan.call and plan.afterwards else EMPTY,
+        save_function_rows(plan),
         columns=columns,
         embeds=embeds,
         pure=is_pure(plan),
@@ -161,7 +163,7 @@ def rows_of(plan: ReadPlan, json: bool = False) -> Composable:
     ).format(
         distinct=distinct,
         columns=COMMA.join(columns),
-        source=_by_keys(plan) if plan.by_keys else row_source(plan.relation, plan.call, plan.afterwards),
+        source=_by_keys(plan) if plan.by_keys else row_source(plan),
         measures=measures,
         embeds=embed_joins(plan.embeds, json),
         where=_where(plan),
@@ -188,11 +190,7 @@ def _by_keys(plan: ReadPlan) -> Composable:
         name = Identifier("w", f"k{at}")
         value = name if test.candidate is None else cast(name, test.candidate.sql)
         lists.append(SQL("pg_catalog.unnest({list})").format(list=parameter(test.right)))
-        equal.append(
-            SQL("{column} {equal} {value}").format(
-                column=expression(test.left), equal=operator(test.operator), value=value
-            )
-        )
+        equal.append((expression(test.left), test.operator, value))
     names = [Identifier(f"k{at}") for at in range(len(lists))]
     # A join, because a WHERE with the keys would lose their order, and which key has no row.
     return SQL(
@@ -200,8 +198,8 @@ def _by_keys(plan: ReadPlan) -> Composable:
     ).format(
         lists=COMMA.join(lists),
         names=COMMA.join([*names, Identifier("n")]),
-        rows=row_source(plan.relation),
-        equal=AND.join(equal),
+        rows=row_source(plan),
+        equal=all_equal(equal),
     )  # fmt: skip
 
 
@@ -240,16 +238,13 @@ def _after(page: PlannedAfter, keys: Sequence[SortKey]) -> Composable:
 def _is_tied(key: SortKey, value: Composable, page: PlannedAfter, at: int) -> Composable:
     if page.nulls[at]:
         return _null(key, value)
-    end = Parameter(page.operands[at])
-    return SQL("{key} {equal} {end}").format(key=value, equal=operator(page.equal[at]), end=end)
+    return compared(value, page.equal[at], Parameter(page.operands[at]))
 
 
 def _is_beyond(key: SortKey, value: Composable, page: PlannedAfter, at: int) -> Composable:
     if page.nulls[at]:
         return SQL("false") if key.nulls == "last" else _null(key, value, negated=True)
-    beyond = SQL("{key} {beyond} {end}").format(
-        key=value, beyond=operator(page.beyond[at]), end=Parameter(page.operands[at])
-    )
+    beyond = compared(value, page.beyond[at], Parameter(page.operands[at]))
     if key.nulls == "last" and key.expression.nullable:
         return SQL("({} OR {})").format(beyond, _null(key, value))
     return SQL("({})").format(beyond)
@@ -364,7 +359,7 @@ def aggregate(plan: AggregatePlan) -> Statement:
         columns=COMMA.join(json_text(*each) for each in values) if plan.json else output_list(outputs),
         groups=grouped(
             plan.grouped,
-            Composed([row_source(plan.relation, plan.call, plan.afterwards),
+            Composed([row_source(plan),
                       where_clause(plan.where)]),
         ),
         having=where_clause(plan.having),
@@ -374,7 +369,7 @@ def aggregate(plan: AggregatePlan) -> Statement:
     return build_statement(
         plan.name,
         statement,
-        save_function_rows(plan.call, plan.relation) if plan.call and plan.afterwards else EMPTY,
+        save_function_rows(plan),
         columns=tuple(output.name for output in outputs),
         pure=is_pure(plan),
         plain=plan.json or not any(map(has_parts, outputs)),
@@ -533,7 +528,10 @@ class _MeasureJoins:
                 rows=related_rows(rows, both(link.where, self._of_rows(source, pairs))),
                 numbers=SQL(numbers),
                 alias=Identifier(*found.strings[:1]),
-                equal=_equal(found.strings[0], pairs),
+                equal=all_equal(
+                    (Identifier(NAME, name), equal, Identifier(found.strings[0], f"k{at}"))
+                    for at, (name, _, equal) in enumerate(pairs)
+                ),
             )
         )
         if counted:  # the count of no rows is 0, for which the outer join gives NULL
@@ -563,15 +561,6 @@ def _split_link(link: Link) -> tuple[Link, str, Equals]:
         return replace(link, pairs=()), link.source, link.pairs
     junction = replace(link.junction, outer_pairs=())
     return replace(link, junction=junction), junction.source, link.junction.outer_pairs
-
-
-def _equal(alias: str, pairs: Equals) -> Composable:
-    return AND.join(
-        SQL("{left} {equal} {right}").format(
-            left=Identifier(NAME, name), equal=operator(equal), right=Identifier(alias, f"k{at}")
-        )
-        for at, (name, _, equal) in enumerate(pairs)
-    )
 
 
 def _repeatable_terms(where: Condition | None) -> Iterator[Condition]:

@@ -25,7 +25,7 @@ from service.db.introspect import catalog_txn
 from service.db.session_settings import SessionSettings, identity_of, open_session
 from service.db.statements import Shape, page_txn
 from service.db.transaction import Actor, apart_txn, begin_statement, commit_txn
-from service.plan.read_plan import AggregatePlan
+from service.plan.plans import AggregatePlan
 from service.plan.watch_plan import plan_watch
 from service.request.read_request import MAX_GROUPS, Limits, parse_watched
 from service.sql.select import aggregate, select

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from service.errors import InvalidArgument
-from service.plan.read_plan import AggregatePlan, plan_aggregate
+from service.plan.plans import AggregatePlan
+from service.plan.read_plan import plan_aggregate
 from service.request.read_request import Limits, parse_aggregate
 from tests.unit.samples import catalog
 
