@@ -32,7 +32,7 @@ from service.errors import NotChanged, ServiceError
 from service.plan.nested_rows import plan_nested_create
 from service.plan.plans import Bound
 from service.plan.read_plan import plan_get
-from service.plan.returning import key_to_reread
+from service.plan.returning import key_to_reread, plan_answer
 from service.plan.tree import (
     LinkedKey,
     LinkedRow,
@@ -44,7 +44,6 @@ from service.plan.tree import (
     needed_by,
     needs_model,
     needs_own_message,
-    plan_answer,
     plan_step,
     slots_of,
     used_by,

@@ -16,7 +16,6 @@ from service.plan.joins import Join, Junction, is_related, related, relationship
 from service.plan.read_plan import key_columns
 from service.plan.tree import PENDING, LinkedKey, LinkedRow, NewRows, Tree, TreeStep
 from service.request.arguments import Values
-from service.request.embeds import default_embed
 from service.request.names import encode
 from service.request.requests import Assignment, Embed, Operand
 from service.request.row_values import MAX_NEW_ROWS, RelatedRow, kind_of, parse_related
@@ -44,7 +43,7 @@ def is_nested(catalog: Catalog, relation: Relation, name: str, row: bool) -> boo
     """Return whether a name in a new row is a relationship's, not a column's; `row` if its value is a row."""
     column = relation.columns.get(name)
     if column is None:
-        return is_related(catalog, relation, default_embed(name, name))
+        return is_related(catalog, relation, Embed(name, name))
     # A foreign key's column also names the relationship; a dict cannot be a value of such a column.
     if not row:
         return False
@@ -69,7 +68,7 @@ def refuse_related(
 def _written_by(catalog: Catalog, relation: Relation, name: str) -> str:
     """Return a hint: which calls write the rows of a relationship."""
     try:
-        found = nested_by(relation, related(catalog, relation, default_embed(name, name)))
+        found = nested_by(relation, related(catalog, relation, Embed(name, name)))
     except InvalidArgument:  # several relationships have the name
         found = None
     if found is None:
@@ -313,7 +312,7 @@ class _TreeBuilder:
         Raises:
             InvalidArgument: The name is ambiguous, or its relationship is not a table's foreign key.
         """
-        join = related(self._catalog, relation, default_embed(each.column, each.path))
+        join = related(self._catalog, relation, Embed(each.column, each.path))
         found = nested_by(relation, join)
         if found is None:
             raise InvalidArgument(
@@ -491,6 +490,6 @@ class _TreeBuilder:
 def _embeds(shown: Mapping[str, Any], path: str = "values") -> tuple[Embed, ...]:
     """Return the embeds with which the result shows the nested rows."""
     return tuple(
-        replace(default_embed(name, f"{path}.{name}"), embeds=_embeds(inner, f"{path}.{name}"))
+        replace(Embed(name, f"{path}.{name}"), embeds=_embeds(inner, f"{path}.{name}"))
         for name, inner in shown.items()
     )

@@ -30,7 +30,6 @@ from service.plan.plans import (
     PlannedMeasure,
     PlannedStep,
 )
-from service.request.embeds import default_embed
 from service.request.filters import OPERATORS
 from service.request.requests import Embed, Form, Operand, Reference
 from service.request.select_list import unquoted_hint
@@ -133,7 +132,7 @@ class Scope:
 
     def embed(self, name: str, path: str) -> Embed:
         """Return the call's embed of a name, or the default one if the call has none."""
-        return self._embeds.get(name) or default_embed(name, path)
+        return self._embeds.get(name) or Embed(name, path)
 
     def link(self, embed: Embed) -> tuple[Link, Scope, bool]:
         """

@@ -25,13 +25,11 @@ from service.plan.plans import (
     Output,
     PlannedReturning,
     ReadPlan,
-    Reread,
     UpdatePlan,
 )
 from service.plan.read_plan import plan_get
-from service.plan.returning import saved_columns
 from service.plan.scope import Scope
-from service.plan.write_plan import plan_new_rows, plan_returning, plan_update
+from service.plan.write_plan import plan_new_rows, plan_update
 from service.request.requests import (
     EVERYTHING,
     Assignment,
@@ -320,15 +318,6 @@ def plan_step(catalog: Catalog, step: TreeStep) -> InsertPlan | UpdatePlan | Rea
         # many=True: a missing row is detected by the row count, and the transaction rolled back.
         return plan_update(catalog, step.relation, request, many=True)
     return _linked_key(catalog, step)
-
-
-def plan_answer(
-    catalog: Catalog, relation: Relation, returning: Returning, key: tuple[str, ...]
-) -> PlannedReturning:
-    """Plan the result of a nested create: the call's rows, read again by their keys at the end."""
-    scope = Scope(catalog, relation, returning.embeds)
-    reread = Reread(scope.equals(key), saved_columns(relation, key), "", fallback=False)
-    return replace(plan_returning(scope, returning), reread=reread)
 
 
 def _new_rows(catalog: Catalog, step: NewRows) -> InsertPlan:

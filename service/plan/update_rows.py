@@ -25,9 +25,9 @@ from service.plan.plans import (
     ValuesColumn,
 )
 from service.plan.read_plan import check_unique_key
-from service.plan.returning import reread
+from service.plan.returning import plan_returning
 from service.plan.scope import Scope
-from service.plan.write_plan import assigned, plan_returning
+from service.plan.write_plan import assigned
 from service.request.requests import Assignment, UpdateRowsRequest
 from service.request.row_values import expression_shape
 
@@ -126,8 +126,8 @@ def plan_update_rows(
                 changed[each.column] = [[] for _ in split]
             changed[each.column][at].append(_padded(each, most))
     settings = tuple(_setting(scope, source, rows) for rows in changed.values())
-    returning = plan_returning(scope, request.returning)
-    planned = reread(scope, returning, ["update"], [each.column for each in settings])
+    settable = [each.column for each in settings]
+    planned = plan_returning(scope, request.returning, ["update"], settable)
     joined = UpdateJoin(source.given(), key, scope.equals(key))
     return UpdatePlan(f"{relation.name}.update", relation, settings, None, planned, joined)
 

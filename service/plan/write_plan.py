@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from service.catalog import Catalog, Column, Relation, UniqueIndex, UniqueKey, WriteKind
 from service.errors import InvalidArgument, UnknownName
-from service.plan.clauses import both, inner_conditions, plan_filter, sort_keys
+from service.plan.clauses import both, plan_filter, sort_keys
 from service.plan.operators import as_jsonb, compare, plan_computed
 from service.plan.plans import (
     Bound,
@@ -24,16 +24,15 @@ from service.plan.plans import (
     LockedRows,
     Operator,
     PlannedConflict,
-    PlannedReturning,
     ReadPlan,
     Setting,
     SortKey,
     UpdateJoin,
     UpdatePlan,
 )
-from service.plan.read_plan import plan_key, plan_rows
-from service.plan.returning import reread
-from service.plan.scope import Scope, as_json, has_hidden_field, without_hidden_fields
+from service.plan.read_plan import plan_key
+from service.plan.returning import plan_result, plan_returning
+from service.plan.scope import Scope, has_hidden_field, without_hidden_fields
 from service.request.requests import (
     NEVER,
     Assignment,
@@ -86,7 +85,7 @@ def plan_create(catalog: Catalog, relation: Relation, request: CreateRequest) ->
     kinds: list[WriteKind] = ["insert", "update"] if conflict else ["insert"]
     settable = [each.column for each in conflict.updates] if conflict else []
     one = not request.many and conflict is None
-    planned = reread(scope, plan_returning(scope, request.returning), kinds, settable, one)
+    planned = plan_returning(scope, request.returning, kinds, settable, one)
     name = f"{relation.name}.{'upsert' if conflict else 'create'}"
     return InsertPlan(name, relation, columns, rows, planned, conflict)
 
@@ -124,7 +123,7 @@ def plan_update(
     settings = plan_settings(scope, request.changes)
     settable = [each.column for each in settings]
     one = request.target.key is not None and not many
-    planned = reread(scope, plan_returning(scope, request.returning), ["update"], settable, one)
+    planned = plan_returning(scope, request.returning, ["update"], settable, one)
     where = plan_target(scope, request.target, "update")
     name = f"{relation.name}.update"
     if request.pick is None:
@@ -204,7 +203,7 @@ def plan_delete(catalog: Catalog, relation: Relation, request: DeleteRequest) ->
     """
     scope = Scope(catalog, relation, request.returning.embeds)
     one = request.target.key is not None
-    planned = reread(scope, plan_returning(scope, request.returning), ["delete"], one=one)
+    planned = plan_returning(scope, request.returning, ["delete"], one=one)
     where = plan_target(scope, request.target, "delete")
     return DeletePlan(f"{relation.name}.delete", relation, where, planned)
 
@@ -234,7 +233,7 @@ def plan_current(
     """
     scope = Scope(catalog, relation, returning.embeds)
     settings = plan_settings(scope, [each for each in changes if each.computes])
-    planned = plan_returning(scope, returning)
+    planned = plan_result(scope, returning)
     where = plan_target(scope, target, "update")
     return ReadPlan(
         name=f"{relation.name}.update",
@@ -474,18 +473,6 @@ def _value(scope: Scope, column: Column, given: Assignment | None) -> Bound | No
         return None
     type = scope.catalog.type(column.type)
     return Bound(given.operand.slot, type, given.operand.path, cast=False)
-
-
-def plan_returning(scope: Scope, returning: Returning) -> PlannedReturning:
-    """Plan the result of a write."""
-    if not returning.rows:
-        return PlannedReturning(receipt=returning.receipt)
-    outputs, embeds = plan_rows(scope, returning.select, returning.embeds)
-    inner = inner_conditions(scope, returning.embeds)
-    json = as_json(scope.catalog, returning.form, outputs, embeds)
-    order = sort_keys(scope, returning.order)
-    receipt = returning.receipt
-    return PlannedReturning(outputs, order, embeds, inner, json=json, receipt=receipt)
 
 
 def _index(relation: Relation, conflict: OnConflict) -> UniqueIndex | None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 from service.errors import InvalidArgument, UnknownName, clip
 from service.request.arguments import Values, flag_of, integer_of
 from service.request.filters import FilterParser
-from service.request.requests import EVERYTHING, Embed, Item, Measure, Operand
+from service.request.requests import Embed, Item, Measure, Operand
 from service.request.select_list import check_name, parse_one, parse_order, parse_select
 from service.request.synonyms import synonym_hint
 
@@ -281,8 +281,8 @@ class EmbedParser:
             limit=self._integer(options, "limit", path),
             offset=self._integer(options, "offset", path),
             embeds=self.parse(options.get("embed"), f"{path}.embed", depth + 1),
-            inner=_flag(options, "inner", path),
-            spread=_flag(options, "spread", path),
+            inner=flag_of(options.get("inner"), "inner", f"{path}.inner"),
+            spread=flag_of(options.get("spread"), "spread", f"{path}.spread"),
             measures=measures,
             group=group,
         )
@@ -315,11 +315,6 @@ class EmbedParser:
         return None if value is None else Operand(self._values.add(value), path)
 
 
-def default_embed(name: str, path: str) -> Embed:
-    """Return the embed that a filter or sort key means by a relationship's name alone."""
-    return Embed(name, path, None, None, None, None, EVERYTHING, (), None, None, (), False, False)
-
-
 def _text(options: Mapping[str, Any], name: str, path: str) -> str | None:
     value = options.get(name)
     if value is None:
@@ -335,7 +330,3 @@ def _direction(options: Mapping[str, Any], path: str) -> Literal["one", "many"] 
     if value not in (None, "one", "many"):
         raise InvalidArgument('"direction" is "one" or "many"', path=f"{path}.direction")
     return cast('Literal["one", "many"] | None', value)
-
-
-def _flag(options: Mapping[str, Any], name: str, path: str) -> bool:
-    return flag_of(options.get(name), name, f"{path}.{name}")

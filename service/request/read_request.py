@@ -25,7 +25,6 @@ from service.request.arguments import (
     UNSTORABLE,
     Arguments,
     Values,
-    flag_of,
     items_with_paths,
     unwrap,
 )
@@ -222,6 +221,7 @@ def parse_find(
     limits: Limits,
     relation: str,
     known: Sequence[str] = (*_UNPAGED, *_PAGING),
+    more: int = 1,
 ) -> Parsed[FindRequest]:
     """
     Parse the arguments of `find`.
@@ -232,6 +232,8 @@ def parse_find(
         limits: Limits of a call.
         relation: Qualified name of the relation, to which tokens are bound.
         known: Names of the arguments that the verb takes.
+        more: Number of rows to read beyond the page; the first of them, not returned, tells whether there is
+            a next page.
     """
     given = Arguments(args, kwargs, [], known)
     values = Values()
@@ -268,8 +270,7 @@ def parse_find(
         select=parse_select(given.value("select"), values),
         order=order,
         distinct=distinct,
-        # One row more than the page, not returned: it tells whether there is a next page.
-        limit=Operand(values.add(page + 1), "limit"),
+        limit=Operand(values.add(page + more), "limit"),
         offset=Operand(values.add(offset), "offset") if offset else None,
         after=after,
         count=cast("CountMode | None", given.choice("count", COUNTS)),
@@ -352,6 +353,7 @@ def parse_unpaged(
     limits: Limits,
     rows: str,
     known: Sequence[str] = (*_UNPAGED, "chunk"),
+    most: int = MAX_INTEGER - 1,
 ) -> Parsed[FindRequest]:
     """
     Parse the arguments of a `find` without pages, as `stream` and `export` take them.
@@ -362,21 +364,19 @@ def parse_unpaged(
         limits: Limits of a call; the maximum number of rows is ignored.
         rows: Qualified name of the relation.
         known: Names of the arguments to list in hints, those of the verb included.
+        most: Maximum number of rows.
     """
     for name in _PAGING:
         if name in kwargs:
             raise InvalidArgument(
                 f'"{name}" is for pages, and this has none', path=name, hint="find takes it"
             )
-    call = parse_find(args, kwargs, replace(limits, max_rows=MAX_INTEGER - 1), rows, known)
+    call = parse_find(args, kwargs, replace(limits, max_rows=most), rows, known, more=0)
     if call.request.form == "json":
         raise InvalidArgument(
             "the parts of a stream are not JSON text", path="form", hint="export gives ndjson"
         )
-    values = list(call.values)
-    # parse_find asks for one row more than the page
-    values[call.request.limit.slot] -= 1
-    return replace(call, values=tuple(values))
+    return call
 
 
 def parse_chunk(kwargs: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
@@ -555,10 +555,10 @@ def _distinct(given: Arguments, values: Values) -> bool | tuple[Reference, ...]:
     return tuple(parse_reference(each, place, values) for each, place in columns)
 
 
-def _apart(kwargs: Mapping[str, Any], name: str) -> tuple[Arguments, Mapping[str, Any]]:
-    """Return one keyword as arguments of its own, and the other keywords."""
-    own = {name: kwargs[name]} if name in kwargs else {}
-    return Arguments((), own, [], [name]), {key: kwargs[key] for key in kwargs if key != name}
+def _apart(kwargs: Mapping[str, Any], *names: str) -> tuple[Arguments, Mapping[str, Any]]:
+    """Return some keywords as arguments of their own, and the other keywords."""
+    own = {name: kwargs[name] for name in names if name in kwargs}
+    return Arguments((), own, [], names), {key: kwargs[key] for key in kwargs if key not in own}
 
 
 WATCH_OPTIONS = ("since", "tx", "tables")
@@ -601,8 +601,7 @@ def parse_watch_options(kwargs: Mapping[str, Any]) -> tuple[WatchOptions, Mappin
             raise UnknownName(
                 "argument", name, takes, path=name, hint="find takes it; watch gives rows as dicts"
             )
-    own = {name: kwargs[name] for name in WATCH_OPTIONS if name in kwargs}
-    given = Arguments((), own, [], WATCH_OPTIONS)
+    given, rest = _apart(kwargs, *WATCH_OPTIONS)
     since = given.value("since")
     if since is not None and not isinstance(since, str):
         raise InvalidArgument(
@@ -612,10 +611,7 @@ def parse_watch_options(kwargs: Mapping[str, Any]) -> tuple[WatchOptions, Mappin
     for name, place in tables:
         if not isinstance(name, str):
             raise InvalidArgument("a table is named by a string", path=place)
-    options = WatchOptions(
-        since, flag_of(given.value("tx"), "tx", "tx"), tuple(name for name, _ in tables)
-    )
-    return options, {name: value for name, value in kwargs.items() if name not in WATCH_OPTIONS}
+    return WatchOptions(since, given.flag("tx"), tuple(name for name, _ in tables)), rest
 
 
 def parse_watched(
@@ -635,7 +631,5 @@ def parse_watched(
         if args:  # refused here, because parse_aggregate would take them for measures
             Arguments(args, {}, [], [*QUERY, *WATCH_OPTIONS])
         return parse_aggregate((), {"measures": {}, **kwargs}, limits)
-    parsed = parse_unpaged(args, kwargs, limits, rows, (*QUERY, *GROUPS, *WATCH_OPTIONS))
-    values = list(parsed.values)
-    values[parsed.request.limit.slot] = min(values[parsed.request.limit.slot], most + 1)
-    return replace(parsed, values=tuple(values))
+    known = (*QUERY, *GROUPS, *WATCH_OPTIONS)
+    return parse_unpaged(args, kwargs, limits, rows, known, most + 1)

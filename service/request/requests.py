@@ -237,7 +237,7 @@ Form = Literal["dicts", "lists", "json"]
 @dataclass(frozen=True, slots=True)
 class Embed:
     """
-    Related rows, embedded in each row.
+    Related rows, embedded in each row; by default all of them, as a filter or sort key means them by the name alone.
 
     Args:
         name: Key in the result; also the name of the relation, foreign key or column, if `relation` is None.
@@ -254,17 +254,17 @@ class Embed:
 
     name: str
     path: str
-    relation: str | None
-    via: str | None
-    direction: Literal["one", "many"] | None
-    select: tuple[Item, ...] | None
-    where: Filter
-    order: tuple[Key, ...]
-    limit: Operand | None
-    offset: Operand | None
-    embeds: tuple[Embed, ...]
-    inner: bool
-    spread: bool
+    relation: str | None = None
+    via: str | None = None
+    direction: Literal["one", "many"] | None = None
+    select: tuple[Item, ...] | None = None
+    where: Filter = EVERYTHING
+    order: tuple[Key, ...] = ()
+    limit: Operand | None = None
+    offset: Operand | None = None
+    embeds: tuple[Embed, ...] = ()
+    inner: bool = False
+    spread: bool = False
     measures: tuple[Measure, ...] = ()
     group: tuple[Item, ...] = ()
 

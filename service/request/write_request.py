@@ -266,20 +266,16 @@ def parse_import(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ImportReques
 
 def _on_conflict(given: Arguments, update: Any) -> OnConflict:
     """Parse `on_conflict`, with the columns that `update` names."""
-    key = given.value("on_conflict")
-    conflict = OnConflict(
-        named(key)
-        if isinstance(key, str)
-        else None
-        if key is None
-        else parse_names(key, "on_conflict"),
-        None if update is None else parse_names(update, "update"),
-    )
-    if isinstance(key, str):
+    key, columns = given.value("on_conflict"), None
+    if update is not None:
+        columns = parse_names(update, "update")
+    if isinstance(key, str):  # the name of a key, an index or a column
         check_name(key, "on_conflict")
-    if conflict.key == ():
+        return OnConflict(named(key), columns)
+    found = None if key is None else parse_names(key, "on_conflict")
+    if found == ():
         raise InvalidArgument("a key has columns", path="on_conflict")
-    return conflict
+    return OnConflict(found, columns)
 
 
 def _upserting(given: Arguments, values: Values, limits: Limits) -> OnConflict:

@@ -18,7 +18,7 @@ from service.plan.joins import (
     related,
     relationships,
 )
-from service.request.embeds import default_embed
+from service.request.requests import Embed
 from tests.unit.samples import demo_catalog
 
 DEMO = demo_catalog()
@@ -52,7 +52,7 @@ def schema(*relations: Relation, **rest: Any) -> Catalog:
 
 def embed(name: str, **options: Any) -> Any:
     """Return an embed without options."""
-    return replace(default_embed(name, f"embed.{name}"), **options)
+    return replace(Embed(name, f"embed.{name}"), **options)
 
 
 PEOPLE, CLUBS = table("people"), table("clubs")

@@ -8,7 +8,7 @@ import pytest
 
 from service.errors import InvalidArgument
 from service.request.arguments import Values
-from service.request.embeds import MAX_EMBEDS, EmbedParser, default_embed
+from service.request.embeds import MAX_EMBEDS, EmbedParser
 from service.request.read_request import Limits, Parsed, parse_get
 from service.request.requests import Embed, GetRequest
 
@@ -20,7 +20,7 @@ def parsed(embed: Any, max_depth: int = 2) -> tuple[Embed, ...]:
 
 def test_true_is_all_of_the_related_rows() -> None:
     """So is an empty dict, and a filter that names the relationship."""
-    assert parsed({"a": True}) == parsed({"a": {}}) == (default_embed("a", "embed.a"),)
+    assert parsed({"a": True}) == parsed({"a": {}}) == (Embed("a", "embed.a"),)
     assert parsed(None) == ()
 
 

@@ -17,7 +17,8 @@ from service.plan.call_plan import plan_call, plan_called
 from service.plan.nested_rows import plan_nested_create
 from service.plan.plans import Bound, ReadPlan
 from service.plan.read_plan import plan_aggregate, plan_all, plan_count, plan_find, plan_get
-from service.plan.tree import plan_answer, plan_step
+from service.plan.returning import plan_answer
+from service.plan.tree import plan_step
 from service.plan.update_rows import plan_update_rows
 from service.plan.watch_plan import plan_watch
 from service.plan.write_plan import plan_create, plan_delete, plan_import, plan_update

@@ -1,5 +1,5 @@
 """
-Plan to read written rows again, by a second statement of the same message.
+Plan the result of a write: rows of RETURNING, or rows read again by a second statement of the same message.
 
 A statement does not see its own writes, and AFTER triggers fire at its end. So related rows and computed
 columns are read afterwards; and the rows themselves, too, if triggers or cascades may change them again.
@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from service.catalog import Column, Relation, WriteKind
+from service.catalog import Catalog, Column, Relation, WriteKind
+from service.plan.clauses import inner_conditions, sort_keys
 from service.plan.plans import (
     Expression,
     Link,
@@ -20,32 +21,43 @@ from service.plan.plans import (
     SavedColumn,
     SortKey,
 )
-from service.plan.scope import Scope
+from service.plan.read_plan import plan_rows
+from service.plan.scope import Scope, as_json
+from service.request.requests import Returning
 
 
-def reread(
+def plan_result(scope: Scope, returning: Returning) -> PlannedReturning:
+    """Plan the rows of a result, as RETURNING gives them."""
+    if not returning.rows:
+        return PlannedReturning(receipt=returning.receipt)
+    outputs, embeds = plan_rows(scope, returning.select, returning.embeds)
+    inner = inner_conditions(scope, returning.embeds)
+    json = as_json(scope.catalog, returning.form, outputs, embeds)
+    order = sort_keys(scope, returning.order)
+    receipt = returning.receipt
+    return PlannedReturning(outputs, order, embeds, inner, json=json, receipt=receipt)
+
+
+def plan_returning(
     scope: Scope,
-    returning: PlannedReturning,
+    request: Returning,
     kinds: Iterable[WriteKind],
     written: Iterable[Column] = (),
     one: bool = False,
 ) -> PlannedReturning:
     """
-    Plan to read written rows again, if RETURNING does not suffice for the result.
+    Plan the result of a write; its rows are read again if RETURNING does not suffice.
 
     Args:
         scope: Scope of the relation.
-        returning: The result of the write.
+        request: What the call asks for.
         kinds: What the statement does to rows.
         written: Columns that get new values.
         one: Whether the write is of one row, and must be undone if there is none.
-
-    Returns:
-        `returning`, with `reread` set if a second statement is needed.
     """
     relation = scope.relation
     must_write = one and relation.side_effects and not relation.has_rules  # rules do not allow WITH
-    returning = replace(returning, must_write=must_write)
+    returning = replace(plan_result(scope, request), must_write=must_write)
     if not (returning.outputs or returning.embeds or returning.inner):
         return returning
     kinds = set(kinds)
@@ -62,7 +74,16 @@ def reread(
     if not moved and not apart:
         return returning
     fallback = moved or not key or not relation.known_key or relation.kind != "table"
-    return _reread(scope, returning, key, fallback)
+    return _read_again(scope, returning, key, fallback)
+
+
+def plan_answer(
+    catalog: Catalog, relation: Relation, returning: Returning, key: tuple[str, ...]
+) -> PlannedReturning:
+    """Plan the result of a nested create: the call's rows, read again by their keys at the end."""
+    scope = Scope(catalog, relation, returning.embeds)
+    reread = Reread(scope.equals(key), saved_columns(relation, key), "", fallback=False)
+    return replace(plan_result(scope, returning), reread=reread)
 
 
 def follows(outputs: Iterable[Output], order: Iterable[SortKey]) -> bool:
@@ -74,14 +95,14 @@ def follows(outputs: Iterable[Output], order: Iterable[SortKey]) -> bool:
     )
 
 
-def _reread(
+def _read_again(
     scope: Scope, returning: PlannedReturning, key: tuple[str, ...], fallback: bool
 ) -> PlannedReturning:
     relation = scope.relation
     row = ""
     if fallback:
-        found = holding(returning, row_name(relation))
-        row, returning = (row_name(relation) if found != returning else ""), found
+        found = _with_saved_row(returning, _row_name(relation))
+        row, returning = (_row_name(relation) if found != returning else ""), found
     names = dict.fromkeys((*key, *(_needed(returning) if fallback else ())))
     return replace(
         returning, reread=Reread(scope.equals(key), saved_columns(relation, names), row, fallback)
@@ -109,7 +130,7 @@ def key_to_reread(relation: Relation) -> tuple[str, ...]:
     return ()
 
 
-def row_name(relation: Relation) -> str:
+def _row_name(relation: Relation) -> str:
     """Return a name for the column with the entire row that no column of the relation has."""
     name = "row"
     while name in relation.columns:
@@ -117,7 +138,7 @@ def row_name(relation: Relation) -> str:
     return name
 
 
-def holding(returning: PlannedReturning, row: str) -> PlannedReturning:
+def _with_saved_row(returning: PlannedReturning, row: str) -> PlannedReturning:
     """
     Return a result plan in which functions of the row take the row from a column.
 
@@ -128,17 +149,25 @@ def holding(returning: PlannedReturning, row: str) -> PlannedReturning:
     Returns:
         An equal plan, if there are no such functions.
     """
+
+    def of_link(link: Link) -> Link:
+        return link if link.function is None else replace(link, row=row)
+
+    def of_value(value: Expression) -> Expression:
+        if value.links:
+            return replace(value, links=(of_link(value.links[0]), *value.links[1:]))
+        return value if value.function is None else replace(value, row=row)
+
+    outputs = (replace(each, expression=of_value(each.expression)) for each in returning.outputs)
+    order = (replace(each, expression=of_value(each.expression)) for each in returning.order)
+    embeds = (replace(each, link=of_link(each.link)) for each in returning.embeds)
+    inner = (replace(each, link=of_link(each.link)) for each in returning.inner)
     return replace(
         returning,
-        outputs=tuple(
-            replace(each, expression=_expression(each.expression, row))
-            for each in returning.outputs
-        ),
-        order=tuple(
-            replace(each, expression=_expression(each.expression, row)) for each in returning.order
-        ),
-        embeds=tuple(replace(each, link=_link(each.link, row)) for each in returning.embeds),
-        inner=tuple(replace(each, link=_link(each.link, row)) for each in returning.inner),
+        outputs=tuple(outputs),
+        order=tuple(order),
+        embeds=tuple(embeds),
+        inner=tuple(inner),
     )
 
 
@@ -153,14 +182,3 @@ def _needed(returning: PlannedReturning) -> list[str]:
     for link in links:
         names += [name for name, *_ in (link.junction.outer_pairs if link.junction else link.pairs)]
     return names
-
-
-def _expression(value: Expression, row: str) -> Expression:
-    if value.links:
-        first, *others = value.links
-        return replace(value, links=(_link(first, row), *others))
-    return replace(value, row=row) if value.function is not None else value
-
-
-def _link(link: Link, row: str) -> Link:
-    return replace(link, row=row) if link.function is not None else link
