@@ -88,7 +88,7 @@ def _condition(scope: Scope, where: Filter) -> Condition:
         if where.unknown_key is not None and not scope.has_relationship(where.name):
             raise _no_rows(scope, where, *where.unknown_key)
         embed = scope.embed(where.name, where.path)
-        if {each.name for each in embed.measures} & {*_names(where.term)}:
+        if {each.name for each in embed.measures} & {*_filter_names(where.term)}:
             measured = _measured(scope, embed)
             if measured is not None:
                 return _condition(measured, where.term)
@@ -124,7 +124,7 @@ def _comparison(scope: Scope, where: Comparison) -> Condition:
         found = Exists(link, plan_related(inner, embed))
         return Not(found) if where.word == "null" else found
     if where.operator == "is":
-        return _test(scope, scope.value(where.reference), where)
+        return _plan_is(scope, scope.value(where.reference), where)
     if of_rows:
         raise _no_column(scope, reference)
     left = scope.expression(where.reference)
@@ -184,15 +184,15 @@ def _sorted_by(scope: Scope, key: Key) -> Expression:
             scope.operator("<->", value.type, value.type), scope.bound(key.near, value.type)
         )
         # As double precision, whose text round-trips exactly, so that a token's sort key is exact.
-        found = value.apply(distance, scope.named("float8")).cast(scope.named("float8"))
+        found = value.apply(distance, scope.builtin("float8")).cast(scope.builtin("float8"))
         return replace(found, nullable=True)
     if key.rank is not None:
         vector = value.type.name != "tsvector"
         if vector:
             value = as_text(scope, value)
-        config = scope.bound(key.config, scope.named("regconfig")) if key.config else None
-        ranked = TextRank(scope.bound(key.rank, scope.named("text")), config, vector)
-        return replace(value.apply(ranked, scope.named("float4")), nullable=True)
+        config = scope.bound(key.config, scope.builtin("regconfig")) if key.config else None
+        ranked = TextRank(scope.bound(key.rank, scope.builtin("text")), config, vector)
+        return replace(value.apply(ranked, scope.builtin("float4")), nullable=True)
     return value
 
 
@@ -216,7 +216,7 @@ def comparable(scope: Scope, value: Expression) -> Expression:
 
 def plan_measure(scope: Scope, measure: Measure) -> PlannedMeasure:
     """Plan an aggregate over the rows of a scope."""
-    operand, of = None, scope.named("text")
+    operand, of, fraction = None, scope.builtin("text"), measure.fraction
     if measure.item is not None:
         operand = value_of(scope, measure.item.reference)
         if measure.distinct or measure.function in SORTED:
@@ -230,7 +230,7 @@ def plan_measure(scope: Scope, measure: Measure) -> PlannedMeasure:
         cast = scope.catalog.type_named(measure.cast, place), place
     separator = None
     if measure.separator is not None:
-        separator = scope.bound(measure.separator, scope.named("text"))
+        separator = scope.bound(measure.separator, scope.builtin("text"))
     return PlannedMeasure(
         function=FUNCTIONS.get((measure.function, measure.discrete), measure.function),
         operand=operand,
@@ -239,7 +239,7 @@ def plan_measure(scope: Scope, measure: Measure) -> PlannedMeasure:
         path=f"{measure.path}.{measure.function}",
         distinct=measure.distinct,
         separator=separator,
-        fraction=scope.bound(measure.fraction, scope.named("float8")) if measure.fraction else None,
+        fraction=scope.bound(fraction, scope.builtin("float8")) if fraction else None,
         within=measure.function in SORTED,
         order=_order_within(scope, measure, operand),
         where=plan_filter(scope, measure.where),
@@ -295,13 +295,13 @@ def _measured(scope: Scope, embed: Embed) -> MeasuredScope | None:
     return MeasuredScope(scope, link, measures)
 
 
-def _names(where: Filter) -> Iterator[str]:
+def _filter_names(where: Filter) -> Iterator[str]:
     """Yield the names of columns and relationships in a filter."""
     if isinstance(where, Connective):
         for term in where.terms:
-            yield from _names(term)
+            yield from _filter_names(term)
     elif isinstance(where, Negation):
-        yield from _names(where.term)
+        yield from _filter_names(where.term)
     else:
         yield where.reference.name if isinstance(where, Comparison) else where.name
 
@@ -332,7 +332,7 @@ def _no_column(scope: Scope, reference: Reference) -> InvalidArgument:
     )
 
 
-def _test(scope: Scope, left: Expression, where: Comparison) -> IsTest | Not:
+def _plan_is(scope: Scope, left: Expression, where: Comparison) -> IsTest | Not:
     if where.word not in {"null", "not null"} and left.type.form != "boolean":
         raise InvalidArgument(
             f'"{left.column.name}" is {left.type.sql}, and only a boolean is {where.word}',
@@ -356,11 +356,11 @@ def outputs_of(scope: Scope, select: tuple[Item, ...] | None) -> tuple[Output, .
     Repeated items are dropped; different items of one name are refused.
     """
     if select is None:
-        return _all(scope)
-    left_out = {_left_out(scope, item, select) for item in select if item.left_out}
+        return _all_columns(scope)
+    left_out = {_excluded_column(scope, item, select) for item in select if item.left_out}
     found: dict[str, Output] = {}
     for item in select:
-        for output in _item(scope, item, left_out):
+        for output in _item_outputs(scope, item, left_out):
             earlier = found.setdefault(output.name, output)
             if not earlier.expression.same(output.expression):
                 raise InvalidArgument(
@@ -427,7 +427,7 @@ def with_row_key(scope: Scope, order: tuple[SortKey, ...]) -> tuple[tuple[SortKe
     expressions = [scope.of_column(scope.relation.columns[name]) for name in last]
     return (
         order
-        + tuple(SortKey(each, False, "last") for each in expressions if not _has(order, each)),
+        + tuple(SortKey(each, False, "last") for each in expressions if not _sorts_by(order, each)),
         bool(columns),
     )
 
@@ -444,7 +444,7 @@ def distinct_first(
             replace((given or [SortKey(expression, False, "last")])[0], expression=expression)
         )
     # Among rows that are equal in these, DISTINCT ON keeps the first by the rest of the order.
-    rest = [key for key in order if not _has(first, key.expression)]
+    rest = [key for key in order if not _sorts_by(first, key.expression)]
     return (*first, *rest)
 
 
@@ -458,7 +458,7 @@ def distinct_keys(outputs: tuple[Output, ...], order: tuple[SortKey, ...]) -> tu
     return tuple(keys)
 
 
-def _all(scope: Scope) -> tuple[Output, ...]:
+def _all_columns(scope: Scope) -> tuple[Output, ...]:
     return tuple(
         Output(scope.of_column(column), column.name)
         for column in scope.relation.columns.values()
@@ -466,7 +466,7 @@ def _all(scope: Scope) -> tuple[Output, ...]:
     )
 
 
-def _left_out(scope: Scope, item: Item, select: tuple[Item, ...]) -> str:
+def _excluded_column(scope: Scope, item: Item, select: tuple[Item, ...]) -> str:
     """Return the name of a column excluded from "*"; raise InvalidArgument if there is no "*"."""
     name = scope.value(item.reference).column.name
     if not any(each.reference.every for each in select):
@@ -478,7 +478,7 @@ def _left_out(scope: Scope, item: Item, select: tuple[Item, ...]) -> str:
     return name
 
 
-def _item(scope: Scope, item: Item, left_out: Collection[str]) -> tuple[Output, ...]:
+def _item_outputs(scope: Scope, item: Item, left_out: Collection[str]) -> tuple[Output, ...]:
     reference = item.reference
     if item.left_out:
         return ()
@@ -491,7 +491,7 @@ def _item(scope: Scope, item: Item, left_out: Collection[str]) -> tuple[Output, 
             )
         if reference.steps or item.alias or reference.cast:
             raise InvalidArgument('"*" stands alone', path=reference.path)
-        return tuple(output for output in _all(scope) if output.name not in left_out)
+        return tuple(output for output in _all_columns(scope) if output.name not in left_out)
     last = reference.steps[-1].key if reference.steps else reference.name
     return (Output(value_of(scope, reference), item.alias or last),)
 
@@ -517,5 +517,5 @@ def _positioned(outputs: tuple[Output, ...], key: SortKey) -> SortKey:
     )
 
 
-def _has(keys: Sequence[SortKey], expression: Expression) -> bool:
+def _sorts_by(keys: Sequence[SortKey], expression: Expression) -> bool:
     return any(key.expression.same(expression) for key in keys)

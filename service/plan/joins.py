@@ -79,7 +79,7 @@ def related(catalog: Catalog, relation: Relation, embed: Embed) -> Join:
         InvalidArgument: There is none, or more than one, listed in `candidates`.
     """
     known = relationships(catalog, relation)
-    name, via = _named(known, embed)
+    name, via = _name_and_via(known, embed)
     fitting = [each for each in known if _fits(each, embed, name, via)]
     if not fitting:
         raise _unknown(relation, known, embed, name)
@@ -99,7 +99,7 @@ def related(catalog: Catalog, relation: Relation, embed: Embed) -> Join:
 def is_related(catalog: Catalog, relation: Relation, embed: Embed) -> bool:
     """Return whether the name of an embed is a relationship's."""
     known = relationships(catalog, relation)
-    name, _ = _named(known, embed)
+    name, _ = _name_and_via(known, embed)
     return any(_is_named(each, name) for each in known)
 
 
@@ -160,7 +160,7 @@ def keyless(_: Catalog, relation: Relation) -> Relation:
     return replace(relation, primary_key=(), unique_keys=())
 
 
-def _named(known: Sequence[Join], embed: Embed) -> tuple[str, str | None]:
+def _name_and_via(known: Sequence[Join], embed: Embed) -> tuple[str, str | None]:
     """Return the name of an embed's relation, and its `via`, which may follow the name after a "!"."""
     name, via = embed.relation or embed.name, embed.via
     # A name may contain "!" itself: try the entire text first, then the part before each "!".
@@ -309,7 +309,7 @@ def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Join]:
             target = catalog.relations.get(target_key.target)
             if (
                 target is None
-                or _same(own_key, target_key)
+                or _is_same_constraint(own_key, target_key)
                 or not _is_junction(middle, own_key, target_key)
             ):
                 continue
@@ -374,7 +374,7 @@ def _full(relation: Relation) -> str:
     return f"{relation.schema}.{relation.name}"
 
 
-def _same(key: ForeignKey, other: ForeignKey) -> bool:
+def _is_same_constraint(key: ForeignKey, other: ForeignKey) -> bool:
     """Return whether both are the same constraint, which refers to a table and to each view of it."""
     return (key.name, key.columns) == (other.name, other.columns)
 

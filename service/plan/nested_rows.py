@@ -120,7 +120,7 @@ def nested_by(relation: Relation, join: Join) -> NestedRows | None:
     junction, target = join.junction, join.target
     if junction is not None:
         middle = junction.relation
-        own_key = _foreign_key(middle, relation, _reversed(junction.outer_pairs))
+        own_key = _foreign_key(middle, relation, _swapped(junction.outer_pairs))
         target_key = _foreign_key(middle, target, junction.related_pairs)
         return None if own_key is None or target_key is None else NestedRows(join, None, False)
     if join.function is not None:
@@ -128,7 +128,7 @@ def nested_by(relation: Relation, join: Join) -> NestedRows | None:
     key = _foreign_key(relation, target, join.pairs)
     if key is not None:
         return NestedRows(join, key, True)
-    key = _foreign_key(target, relation, _reversed(join.pairs))
+    key = _foreign_key(target, relation, _swapped(join.pairs))
     return None if key is None else NestedRows(join, key, False)
 
 
@@ -149,7 +149,7 @@ def _foreign_key(
     )
 
 
-def _reversed(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+def _swapped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(right, left) for left, right in pairs]
 
 

@@ -74,10 +74,10 @@ SEARCH_FUNCTIONS = {
 def plan_comparison(scope: Scope, left: Expression, where: Comparison) -> Condition:
     """Plan a comparison other than an `is` test."""
     if where.column is not None:
-        return _of_columns(scope, left, where, scope.expression(where.column))
+        return _by_column(scope, left, where, scope.expression(where.column))
     if where.operand is None:
         raise TypeError(f"{where.operator} has no operand")
-    plan = next((plan for names, plan in _KINDS if where.operator in names), _compared)
+    plan = next((plan for names, plan in _KINDS if where.operator in names), _by_operator)
     return plan(scope, left, where, where.operand)
 
 
@@ -101,19 +101,19 @@ def compare(
     return Compare(left, operator, right)
 
 
-def list_of(scope: Scope, type: Type) -> tuple[Type, Type | None]:
+def array_type_of(scope: Scope, type: Type) -> tuple[Type, Type | None]:
     """Return the type of an array of candidates, and the type each has to be cast to, if any."""
     found = scope.catalog.array_of(type)
     if found is not None:
         return found, None
     # PostgreSQL has no arrays of arrays: they are passed as an array of text.
-    return replace(scope.named("_text"), oid=-type.oid, element=type.oid), type
+    return replace(scope.builtin("_text"), oid=-type.oid, element=type.oid), type
 
 
 def as_jsonb(scope: Scope, value: Expression) -> Expression:
     """Return a value cast to a type that can be compared: json, which has no equality, to jsonb."""
     other = value.type.data_type.compared_as
-    return value.cast(scope.named(other)) if other else value
+    return value.cast(scope.builtin(other)) if other else value
 
 
 def _without_domain(scope: Scope, value: Expression) -> Expression:
@@ -122,7 +122,7 @@ def _without_domain(scope: Scope, value: Expression) -> Expression:
     return value.cast(value.type) if domain and not (value.steps or value.applied) else value
 
 
-def _of_columns(scope: Scope, left: Expression, where: Comparison, right: Expression) -> Condition:
+def _by_column(scope: Scope, left: Expression, where: Comparison, right: Expression) -> Condition:
     """Plan a comparison of two values of one row."""
     if where.operator in PATTERNS:
         left, right = as_text(scope, left), as_text(scope, right)
@@ -134,25 +134,25 @@ def _of_columns(scope: Scope, left: Expression, where: Comparison, right: Expres
     return Not(replace(test, not_distinct=True)) if where.operator == "isdistinct" else test
 
 
-def _compared(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Condition:
+def _by_operator(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Condition:
     left = as_jsonb(scope, left)
     type = left.type
     if where.element and type.kind in {"range", "multirange"}:
         type = scope.catalog.type(type.base)
-    test = _compare(left, type, scope, where, operand)
+    test = _compare_as(left, type, scope, where, operand)
     return Not(replace(test, not_distinct=True)) if where.operator == "isdistinct" else test
 
 
-def _compare(
+def _compare_as(
     left: Expression, type: Type, scope: Scope, where: Comparison, operand: Operand
 ) -> Compare:
     quantifier = "any" if where.operator == "in" else where.quantifier
-    many, candidate = list_of(scope, type) if quantifier else (type, None)
+    many, candidate = array_type_of(scope, type) if quantifier else (type, None)
     test = compare(scope, left, SQL_OPERATORS[where.operator], scope.bound(operand, many), type)
     return replace(test, quantifier=quantifier, candidate=candidate, nulls=where.nulls)
 
 
-def _search(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Search:
+def _by_search(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Search:
     vector = left.type.name != "tsvector"
     # to_tsvector takes json itself, and then indexes only the strings in it.
     if vector and left.type.form != "json":
@@ -160,19 +160,19 @@ def _search(scope: Scope, left: Expression, where: Comparison, operand: Operand)
     return Search(
         left,
         SEARCH_FUNCTIONS[where.operator],
-        scope.bound(operand, scope.named("text")),
-        scope.bound(where.config, scope.named("regconfig")) if where.config else None,
+        scope.bound(operand, scope.builtin("text")),
+        scope.bound(where.config, scope.builtin("regconfig")) if where.config else None,
         vector,
     )
 
 
-def _match(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
+def _by_pattern(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
     if where.operator == "match" and left.type.pattern:
-        return _compare(left, scope.catalog.type(left.type.pattern), scope, where, operand)
-    return _compare(as_text(scope, left), scope.named("text"), scope, where, operand)
+        return _compare_as(left, scope.catalog.type(left.type.pattern), scope, where, operand)
+    return _compare_as(as_text(scope, left), scope.builtin("text"), scope, where, operand)
 
 
-def _affixed(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
+def _by_affix(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
     if left.type.form in DOCUMENTS or left.type.kind in {"array", "range", "multirange"}:
         raise InvalidArgument(
             f'"{where.operator}" is for text; "{left.column.name}" is {left.type.sql}',
@@ -180,10 +180,10 @@ def _affixed(scope: Scope, left: Expression, where: Comparison, operand: Operand
             column=left.column.name,
             hint=container_hint(left.column.name, where.operator),
         )
-    return _compare(as_text(scope, left), scope.named("text"), scope, where, operand)
+    return _compare_as(as_text(scope, left), scope.builtin("text"), scope, where, operand)
 
 
-def _follows_path(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
+def _by_path(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
     left = as_jsonb(scope, left)
     if left.type.form != "json":
         raise InvalidArgument(
@@ -191,14 +191,14 @@ def _follows_path(scope: Scope, left: Expression, where: Comparison, operand: Op
             path=operand.path,
             column=left.column.name,
         )
-    right = scope.bound(operand, scope.named("jsonpath"))
+    right = scope.bound(operand, scope.builtin("jsonpath"))
     return compare(scope, left, SQL_OPERATORS[where.operator], right)
 
 
-def _has(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
+def _by_keys(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
     left = _document(scope, left, where, operand.path)
-    text = scope.named("text")
-    type = text if where.operator == "has_key" else scope.named("_text")
+    text = scope.builtin("text")
+    type = text if where.operator == "has_key" else scope.builtin("_text")
     right = Bound(operand.slot, type, operand.path)
     return compare(scope, left, SQL_OPERATORS[where.operator], right)
 
@@ -220,15 +220,15 @@ def as_text(scope: Scope, left: Expression) -> Expression:
     """Return a value cast to text, unless its type is in the string category."""
     if left.type.category == "S":
         return left
-    return left.cast(scope.named("text"))
+    return left.cast(scope.builtin("text"))
 
 
 _KINDS: Sequence[tuple[Container[str], Callable[..., Condition]]] = (
-    (SEARCH_FUNCTIONS, _search),
-    (PATTERNS, _match),
-    (AFFIXES, _affixed),
-    (PATHS, _follows_path),
-    (KEYS, _has),
+    (SEARCH_FUNCTIONS, _by_search),
+    (PATTERNS, _by_pattern),
+    (AFFIXES, _by_affix),
+    (PATHS, _by_path),
+    (KEYS, _by_keys),
 )
 """By operators that need more than a plain comparison: the function that plans them."""
 
@@ -291,7 +291,7 @@ def plan_computed(scope: Scope, column: Column, given: Sequence[Assignment]) -> 
                 hint=f"there is {', '.join(known)}" if known else "it takes a value",
             )
         steps = tuple(
-            PathStep(scope.bound(step.operand, scope.named("text")), step.index)
+            PathStep(scope.bound(step.operand, scope.builtin("text")), step.index)
             for step in each.steps
         )
         operands, operator = plan(scope, type, each, each.operand)
@@ -301,9 +301,9 @@ def plan_computed(scope: Scope, column: Column, given: Sequence[Assignment]) -> 
 
 def _plan_document(scope: Scope, type: Type, given: Assignment, operand: Operand) -> Operands:
     if given.computing in _ARITHMETIC:
-        number = scope.bound(operand, scope.named("numeric"))
+        number = scope.bound(operand, scope.builtin("numeric"))
         return (number,), Operator(_ARITHMETIC[given.computing])
-    other = scope.named("_text" if given.computing == "remove" else "jsonb")
+    other = scope.builtin("_text" if given.computing == "remove" else "jsonb")
     return (scope.bound(operand, other),), None
 
 
@@ -316,7 +316,7 @@ def _plan_array(scope: Scope, type: Type, given: Assignment, operand: Operand) -
 
 def _plan_plain(scope: Scope, type: Type, given: Assignment, operand: Operand) -> Operands:
     known = type.data_type
-    other = scope.named(known.added if given.computing == "add" else known.factor)
+    other = scope.builtin(known.added if given.computing == "add" else known.factor)
     return (scope.bound(operand, other),), Operator(_ARITHMETIC[given.computing])
 
 

@@ -29,7 +29,7 @@ from service.plan.clauses import (
     sort_keys,
     with_row_key,
 )
-from service.plan.operators import compare, list_of
+from service.plan.operators import array_type_of, compare
 from service.plan.plans import (
     AggregatePlan,
     BoolExpr,
@@ -67,7 +67,7 @@ def plan_columns(
     scope: Scope, select: tuple[Item, ...] | None, embeds: Sequence[Embed], path: str
 ) -> tuple[tuple[Output, ...], tuple[PlannedEmbed, ...]]:
     """Plan a select list and embeds; without a select list, an embed replaces a column of its name."""
-    planned = [each for each in (_plan(scope, embed) for embed in embeds) if each.columns]
+    planned = [each for each in (_plan_embed(scope, embed) for embed in embeds) if each.columns]
     outputs = outputs_of(scope, select)
     if select is None:
         taken = {embed.name for embed in planned if not embed.spread}
@@ -89,7 +89,7 @@ def _keyed(embeds: Sequence[PlannedEmbed], taken: set[str]) -> Iterator[PlannedE
         yield replace(embed, key=key)
 
 
-def _plan(scope: Scope, embed: Embed) -> PlannedEmbed:
+def _plan_embed(scope: Scope, embed: Embed) -> PlannedEmbed:
     link, inner, many = scope.link(embed)
     check_readable(inner.relation)
     grouped = _grouped(inner, embed)
@@ -195,7 +195,7 @@ def plan_find(catalog: Catalog, relation: Relation, request: FindRequest) -> Rea
     backwards = request.after is not None and request.after.backwards
     # Read in reverse order, so that an index can be used; the worker reverses the rows.
     if backwards:
-        order = tuple(map(_reversed, order))
+        order = tuple(map(_reversed_key, order))
     return ReadPlan(
         name=f"{relation.name}.find",
         relation=relation,
@@ -264,7 +264,7 @@ def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition | None:
     """
     check_keyed(scope.relation, verb)
     conditions = []
-    for expression, operand in _key_columns(scope, key, "key"):
+    for expression, operand in _key_operands(scope, key, "key"):
         conditions.append(compare(scope, expression, "=", scope.bound(operand, expression.type)))
     return both(*conditions)
 
@@ -272,8 +272,8 @@ def plan_key(scope: Scope, key: KeyMatch, verb: str) -> Condition | None:
 def _plan_keys(scope: Scope, key: KeyMatch) -> tuple[Compare, ...]:
     """Plan the comparisons of key columns with the lists of their values."""
     found = []
-    for expression, operand in _key_columns(scope, key, "keys"):
-        many, candidate = list_of(scope, expression.type)
+    for expression, operand in _key_operands(scope, key, "keys"):
+        many, candidate = array_type_of(scope, expression.type)
         test = compare(scope, expression, "=", scope.bound(operand, many), expression.type)
         found.append(replace(test, candidate=candidate))
     return tuple(found)
@@ -317,7 +317,7 @@ def check_unique_key(
         raise InvalidArgument(message, path=path, hint=hint if keys else None, candidates=keys)
 
 
-def _key_columns(scope: Scope, key: KeyMatch, path: str) -> list[tuple[Expression, Operand]]:
+def _key_operands(scope: Scope, key: KeyMatch, path: str) -> list[tuple[Expression, Operand]]:
     """Return the columns of a key, each with the operand that it is compared with."""
     columns = key_columns(scope.catalog, scope.relation, key, path)
     return [
@@ -326,7 +326,7 @@ def _key_columns(scope: Scope, key: KeyMatch, path: str) -> list[tuple[Expressio
     ]
 
 
-def _reversed(key: SortKey) -> SortKey:
+def _reversed_key(key: SortKey) -> SortKey:
     """Return a sort key with the reverse order."""
     # Nulls move as well: an index that is scanned backwards has them at its other end.
     nulls: Nulls = "first" if key.nulls == "last" else "last"
@@ -423,7 +423,8 @@ def plan_grouped(
     outputs = tuple(
         Output(result.of_column(column), name) for name, column in result.relation.columns.items()
     )
-    return Groups(groups, planned, outputs, _order(scope, result, groups, order), source), result
+    keys = _group_order(scope, result, groups, order)
+    return Groups(groups, planned, outputs, keys, source), result
 
 
 def comparable_outputs(scope: Scope, outputs: Iterable[Output]) -> tuple[Output, ...]:
@@ -433,11 +434,11 @@ def comparable_outputs(scope: Scope, outputs: Iterable[Output]) -> tuple[Output,
     )
 
 
-def _order(
+def _group_order(
     scope: Scope, result: Scope, groups: tuple[Output, ...], order: Iterable[Key]
 ) -> tuple[SortKey, ...]:
     """Plan sort keys, with the groups appended so that the order is total."""
-    named = [Key(_named(scope, result, groups, key), key.descending, key.nulls) for key in order]
+    named = [Key(_of_group(scope, result, groups, key), key.descending, key.nulls) for key in order]
     keys = sort_keys(result, named)
     bare = [key.expression for key in keys if not (key.expression.steps or key.expression.applied)]
     taken = {expression.column.name for expression in bare}
@@ -445,7 +446,7 @@ def _order(
     return keys + sort_keys(result, rest)
 
 
-def _named(scope: Scope, result: Scope, groups: tuple[Output, ...], key: Key) -> Reference:
+def _of_group(scope: Scope, result: Scope, groups: tuple[Output, ...], key: Key) -> Reference:
     """Return the name of the group that a sort key means by its expression, as in "driver.name"."""
     reference = key.reference
     if not reference.owners and (

@@ -53,7 +53,7 @@ def without_hidden_fields(catalog: Catalog, value: Expression) -> Expression:
     return value
 
 
-def follow(catalog: Catalog, type: Type, reference: Reference) -> None:
+def check_steps(catalog: Catalog, type: Type, reference: Reference) -> None:
     """Check steps into a value: refuse unknown and hidden fields, as far as the type is known."""
     for step in reference.steps:
         type = catalog.plain(type)
@@ -189,14 +189,14 @@ class Scope:
 
     def number(self, operand: Operand | None) -> Bound | None:
         """Return the parameter of a limit or an offset; None without one."""
-        return self.bound(operand, self.named("int8")) if operand else None
+        return self.bound(operand, self.builtin("int8")) if operand else None
 
     def equals(self, names: Iterable[str]) -> tuple[Operator, ...]:
         """Return the equality operator of each column."""
         types = [self.catalog.type(self.relation.columns[name].type) for name in names]
         return tuple(self.operator("=", type, type) for type in types)
 
-    def named(self, name: str) -> Type:
+    def builtin(self, name: str) -> Type:
         """Return a built-in type."""
         return self.catalog.types_by_name[name]
 
@@ -217,10 +217,10 @@ class Scope:
         if reference.cast:
             found = self._cast(found, reference, reference.cast)
         if reference.trunc:
-            found = self._truncated(found, reference, reference.trunc)
+            found = self._date_trunc(found, reference, reference.trunc)
         return self._length(found, reference) if reference.length else found
 
-    def _truncated(self, value: Expression, reference: Reference, unit: str) -> Expression:
+    def _date_trunc(self, value: Expression, reference: Reference, unit: str) -> Expression:
         type, zone = value.type, reference.zone
         if type.name not in TIMES or type.schema != PG_CATALOG:
             raise InvalidArgument(
@@ -231,26 +231,26 @@ class Scope:
         if type.name == "timestamptz":
             # Explicitly in UTC: the session's time zone is unrelated to the caller.
             name, operand = (zone.name, zone.operand) if zone else ("UTC", None)
-            bound = self.bound(operand, self.named("text")) if operand else None
+            bound = self.bound(operand, self.builtin("text")) if operand else None
             return value.apply(Applied("date_trunc", unit, name, bound), type)
         if zone is not None:
             raise InvalidArgument(
                 f"a {type.sql} is in no time zone", path=zone.operand.path, column=value.column.name
             )
         if type.name == "date":
-            timestamp = value.cast(self.named("timestamp"))
+            timestamp = value.cast(self.builtin("timestamp"))
             return timestamp.apply(Applied("date_trunc", unit), timestamp.type).cast(type)
         return value.apply(Applied("date_trunc", unit), type)
 
     def _length(self, value: Expression, reference: Reference) -> Expression:
         if value.type.kind == "array":
             without_hidden_fields(self.catalog, value)
-            return value.apply(Applied("cardinality"), self.named("int4"))
+            return value.apply(Applied("cardinality"), self.builtin("int4"))
         if value.type.category == "S":
             # bpchar is padded with blanks, and citext has no length().
             if value.type.name != "text":
-                value = value.cast(self.named("text"))
-            return value.apply(Applied("length"), self.named("int4"))
+                value = value.cast(self.builtin("text"))
+            return value.apply(Applied("length"), self.builtin("int4"))
         raise InvalidArgument(
             f'"{value.column.name}" is {value.type.sql}: text and arrays have a length',
             path=reference.path,
@@ -308,15 +308,15 @@ class Scope:
                 path=reference.path,
                 column=column.name,
             )
-        follow(self.catalog, type, reference)
-        key_types = {True: self.named("int4"), False: self.named("text")}
+        check_steps(self.catalog, type, reference)
+        key_types = {True: self.builtin("int4"), False: self.builtin("text")}
         steps = tuple(
             PlannedStep(self.bound(step.operand, key_types[step.index]), step.key, step.text)
             for step in reference.steps
         )
         return replace(
             self.of_column(column, reference.path),
-            type=self.named("text" if steps[-1].text else "jsonb"),
+            type=self.builtin("text" if steps[-1].text else "jsonb"),
             as_json=type.name != "jsonb",
             steps=steps,
             nullable=True,

@@ -324,7 +324,7 @@ def _new_rows(catalog: Catalog, step: NewRows) -> InsertPlan:
     scope, relation = Scope(catalog, step.relation), step.relation
     columns, rows = plan_new_rows(scope, step.rows)
     values = [scope.of_column(relation.columns[name]) for name in step.columns]
-    text = scope.named("text")
+    text = scope.builtin("text")
     values += [scope.of_column(relation.columns[name]).cast(text) for name in step.texts]
     returning = PlannedReturning(tuple(Output(each, f"c{at}") for at, each in enumerate(values)))
     numbered = bool(values) and len(rows) > 1

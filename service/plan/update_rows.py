@@ -113,7 +113,7 @@ def plan_update_rows(
     scope = Scope(catalog, relation, request.returning.embeds)
     key = key_of_rows(catalog, relation, request.by)
     split = [split_row(key, row, f"rows.{at}") for at, row in enumerate(request.rows)]
-    source = _Source([{"n": at} for at in range(len(split))], {"n": scope.named("int4")})
+    source = _Source([{"n": at} for at in range(len(split))], {"n": scope.builtin("int4")})
     for at, name in enumerate(key):
         source.columns[f"k{at}"] = type = catalog.type(relation.columns[name].type)
         for cells, (of_key, _) in zip(source.rows, split, strict=True):
@@ -139,7 +139,7 @@ def _setting(scope: Scope, source: _Source, rows: Sequence[Sequence[Assignment]]
     if any(given and given[0].operand is None for given in rows):
         return _default(column, rows)
     ways: dict[Hashable, tuple[int, ValuesColumn | Computed, list[ValuesColumn]]] = {}
-    selector = source.add("s", scope.named("int4"))
+    selector = source.add("s", scope.builtin("int4"))
     for cells, given in zip(source.rows, rows, strict=True):
         if not given:
             cells[selector.name] = 0

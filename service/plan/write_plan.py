@@ -319,23 +319,23 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
     there are none, the key is set to itself, so that RETURNING has the row.
     """
     relation = scope.relation
-    index = _index(relation, conflict)
+    index = _conflict_index(relation, conflict)
     if index is not None:
         key, stays, nulls, target = index.all_columns, index.columns, index.nulls, index.target
     else:
-        key = stays = _key(scope, conflict.key)
+        key = stays = _conflict_key(scope, conflict.key)
         if _is_late(relation, key):
-            why = "that key is deferrable, or of periods"
+            keys, why = _candidate_keys(relation), "that key is deferrable, or of periods"
             if relation.kind != "table":
                 why = "what is under the view has no such key"
             raise InvalidArgument(
                 f"no row can be upserted by {', '.join(key)}: {why}",
                 path="on_conflict",
-                hint="name the columns of another unique key" if _keys(relation) else None,
-                candidates=_keys(relation),
+                hint="name the columns of another unique key" if keys else None,
+                candidates=keys,
             )
         # With NULLS NOT DISTINCT a row with a null key may exist already.
-        nulls, target = any(each.nulls for each in _alike(relation, key)), None
+        nulls, target = any(each.nulls for each in _keys_over(relation, key)), None
     where = plan_filter(scope, conflict.where)
     settings = plan_settings(scope, conflict.changes)
     # PostgreSQL checks policies before it computes new values; but a view's own condition is not checked,
@@ -419,7 +419,7 @@ def writable(relation: Relation, name: str, path: str) -> Column:
     """
     column = relation.column(name, path)
     if column.generated_always:
-        raise _made(column, path)
+        raise _generated(column, path)
     return column
 
 
@@ -442,7 +442,7 @@ def assigned(relation: Relation, each: Assignment) -> Column:
         return writable(relation, each.column, each.path)
     column = relation.column(each.column, each.path)
     if column.generated_always and relation.kind == "view":
-        raise _made(column, each.path)
+        raise _generated(column, each.path)
     return column
 
 
@@ -475,7 +475,7 @@ def _value(scope: Scope, column: Column, given: Assignment | None) -> Bound | No
     return Bound(given.operand.slot, type, given.operand.path, cast=False)
 
 
-def _index(relation: Relation, conflict: OnConflict) -> UniqueIndex | None:
+def _conflict_index(relation: Relation, conflict: OnConflict) -> UniqueIndex | None:
     """Return the unique index that `on_conflict` names; None if it names a key or columns."""
     found = next((each for each in relation.unique_indexes if each.name == conflict.key), None)
     if found is None:
@@ -485,7 +485,7 @@ def _index(relation: Relation, conflict: OnConflict) -> UniqueIndex | None:
             f'no row can be upserted by "{found.name}": it {found.fault}',
             path="on_conflict",
             hint="name another unique key or index",
-            candidates=_keys(relation),
+            candidates=_candidate_keys(relation),
         )
     if found.only_ignores and conflict.update != ():
         raise InvalidArgument(
@@ -496,12 +496,12 @@ def _index(relation: Relation, conflict: OnConflict) -> UniqueIndex | None:
     return found
 
 
-def _key(scope: Scope, key: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def _conflict_key(scope: Scope, key: str | tuple[str, ...] | None) -> tuple[str, ...]:
     relation = scope.relation
     named = {each.name: each.columns for each in relation.unique_keys}
     if key is None:
         if not relation.primary_key:
-            raise _keyless(relation, f'"{relation.name}" has no primary key')
+            raise _no_such_key(relation, f'"{relation.name}" has no primary key')
         return relation.primary_key
     if isinstance(key, str):
         if key in named:
@@ -510,20 +510,20 @@ def _key(scope: Scope, key: str | tuple[str, ...] | None) -> tuple[str, ...]:
             of = f'relation "{relation.name}"'
             known = [*named, *(each.name for each in relation.unique_indexes)]
             found = UnknownName("unique key", key, known, of, "on_conflict")
-            found.details.setdefault("hint", _keyless(relation, "").details["hint"])
+            found.details.setdefault("hint", _no_such_key(relation, "").details["hint"])
             raise found
         key = (key,)
     for at, name in enumerate(key):
         relation.column(name, f"on_conflict.{at}")
     # Keys of a view are those of its tables, which PostgreSQL infers by itself.
     if relation.kind == "table" and scope.catalog.key_of(relation, key) is None:
-        raise _keyless(relation, f"no unique key over {', '.join(key)}", key)
+        raise _no_such_key(relation, f"no unique key over {', '.join(key)}", key)
     return key
 
 
-def _keyless(relation: Relation, message: str, key: Sequence[str] = ()) -> InvalidArgument:
+def _no_such_key(relation: Relation, message: str, key: Sequence[str] = ()) -> InvalidArgument:
     """Build the refusal of an upsert without a matching key; the hint names an index, or a key that exists."""
-    keys = _keys(relation)
+    keys = _candidate_keys(relation)
     usable = [each for each in relation.unique_indexes if not each.fault]
     indexes = [each.name for each in usable]
     over = next((each for each in usable if key and set(each.all_columns) == set(key)), None)
@@ -542,14 +542,14 @@ def _keyless(relation: Relation, message: str, key: Sequence[str] = ()) -> Inval
 
 def _is_late(relation: Relation, key: Sequence[str]) -> bool:
     """Return whether a key cannot be a conflict target; PostgreSQL uses all keys over its columns."""
-    return not all(each.arbiter for each in _alike(relation, key))
+    return not all(each.arbiter for each in _keys_over(relation, key))
 
 
-def _alike(relation: Relation, key: Sequence[str]) -> list[UniqueKey]:
+def _keys_over(relation: Relation, key: Sequence[str]) -> list[UniqueKey]:
     return [each for each in relation.unique_keys if set(each.columns) == set(key)]
 
 
-def _keys(relation: Relation) -> list[list[str]] | None:
+def _candidate_keys(relation: Relation) -> list[list[str]] | None:
     """Return the keys that may be named, or None if there are none."""
     keys = [each.columns for each in relation.unique_keys]
     return [list(key) for key in keys if not _is_late(relation, key)] or None
@@ -578,7 +578,7 @@ def _kept(
     return tuple(found)
 
 
-def _made(column: Column, path: str) -> InvalidArgument:
+def _generated(column: Column, path: str) -> InvalidArgument:
     return InvalidArgument(
         f'"{column.name}" is made by the database and cannot be written',
         path=path,

@@ -148,7 +148,7 @@ def parse_operation(value: Any, path: str, others: Sequence[str] = ()) -> Operat
     """
     if not isinstance(value, Mapping):
         raise InvalidArgument("an operation is a dict", path=path)
-    for each in _named(value, path):
+    for each in _checked_names(value, path):
         if each not in OPERATION and each not in others:
             hint = "what is called takes its arguments, timeout included, from args and kwargs"
             known = (*OPERATION, *others)
@@ -164,11 +164,11 @@ def parse_operation(value: Any, path: str, others: Sequence[str] = ()) -> Operat
         raise InvalidArgument('"args" is a list', path=f"{path}.args")
     if not isinstance(kwargs, Mapping | None):
         raise InvalidArgument('"kwargs" is a dict', path=f"{path}.kwargs")
-    named = _named(kwargs or {}, f"{path}.kwargs")
+    named = _checked_names(kwargs or {}, f"{path}.kwargs")
     return Operation(name, args or (), named, _refers(args) or _refers(named))
 
 
-def _named(value: Mapping[Any, Any], path: str) -> Mapping[str, Any]:
+def _checked_names(value: Mapping[Any, Any], path: str) -> Mapping[str, Any]:
     if not _STR.issuperset(map(type, value)):
         raise InvalidArgument("the names of arguments are strings", path=path)
     return value

@@ -238,8 +238,8 @@ def resolve_overload(
     fitting = [each for each in functions if _fits(each, given)]
     if not fitting:
         raise _misfit(functions, given, catalog)
-    fewest = min(_left_out(each, given) for each in fitting)
-    found = [each for each in fitting if _left_out(each, given) == fewest]
+    fewest = min(_defaults_used(each, given) for each in fitting)
+    found = [each for each in fitting if _defaults_used(each, given) == fewest]
     closest = found if len(found) == 1 else _closest(found, given, catalog)
     if len(closest) != 1:
         raise InvalidArgument(
@@ -297,7 +297,7 @@ def _fits(function: Function, given: FunctionArguments) -> bool:
     )
 
 
-def _left_out(function: Function, given: FunctionArguments) -> int:
+def _defaults_used(function: Function, given: FunctionArguments) -> int:
     return len(function.inputs) - len(given.positional) - len(given.named)
 
 

@@ -11,7 +11,7 @@ from service.errors import InvalidArgument, UnknownName, clip
 from service.request.arguments import Values, flag_of, integer_of
 from service.request.filters import FilterParser
 from service.request.requests import Embed, Item, Measure, Operand
-from service.request.select_list import check_name, parse_one, parse_order, parse_select
+from service.request.select_list import check_name, parse_item, parse_order, parse_select
 from service.request.synonyms import synonym_hint
 
 MEASURE_FUNCTIONS = (
@@ -121,7 +121,7 @@ def _operand(function: str, operand: Any, values: Values, path: str) -> Item | N
     """Parse the argument of a function; None means rows, as in `count(*)`."""
     if operand == "*" and function == "count":
         return None
-    item = parse_one(operand, path, values)
+    item = parse_item(operand, path, values)
     if item.alias is not None or item.left_out or item.reference.every:
         raise InvalidArgument(
             f'"{function}" takes a column, perhaps with a path and a cast',

@@ -46,11 +46,11 @@ from service.request.requests import (
 )
 from service.request.select_list import (
     MAX_KEYS,
-    named,
     parse_names,
     parse_order,
     parse_reference,
     parse_select,
+    unquoted,
 )
 
 MAX_TOKEN = 1 << 20
@@ -386,7 +386,7 @@ def parse_chunk(kwargs: Mapping[str, Any]) -> tuple[int, Mapping[str, Any]]:
     Returns:
         The number, and the remaining keywords.
     """
-    own, rest = _apart(kwargs, "chunk")
+    own, rest = _split_off(kwargs, "chunk")
     chunk = own.integer("chunk")
     if chunk is not None and not 1 <= chunk <= MAX_CHUNK:
         raise InvalidArgument(f'"chunk" is a number of rows from 1 to {MAX_CHUNK}', path="chunk")
@@ -402,7 +402,7 @@ def parse_format(kwargs: Mapping[str, Any]) -> tuple[Format, Mapping[str, Any]]:
     """
     if "form" in kwargs:
         raise UnknownName("argument", "form", ["format"], path="form")
-    own, rest = _apart(kwargs, "format")
+    own, rest = _split_off(kwargs, "format")
     return cast("Format", own.choice("format", FORMATS, "csv")), rest
 
 
@@ -483,9 +483,9 @@ def _key_parts(key: Any, path: str) -> tuple[tuple[str, ...], list[tuple[Any, st
         if not key or not all(isinstance(name, str) for name in key):
             raise InvalidArgument("a key names the columns of a unique key", path=path)
         # Sorted, so that the order of the columns in the call does not make another shape and statement.
-        given = sorted(key.items(), key=lambda each: named(each[0]))
+        given = sorted(key.items(), key=lambda each: unquoted(each[0]))
         parts = [(value, f"{path}.{name}") for name, value in given]
-        columns = tuple(named(name) for name, _ in given)
+        columns = tuple(unquoted(name) for name, _ in given)
         if len({*columns}) < len(columns):
             raise InvalidArgument("a key names a column once", path=path)
     elif isinstance(key, list | tuple):
@@ -555,7 +555,7 @@ def _distinct(given: Arguments, values: Values) -> bool | tuple[Reference, ...]:
     return tuple(parse_reference(each, place, values) for each, place in columns)
 
 
-def _apart(kwargs: Mapping[str, Any], *names: str) -> tuple[Arguments, Mapping[str, Any]]:
+def _split_off(kwargs: Mapping[str, Any], *names: str) -> tuple[Arguments, Mapping[str, Any]]:
     """Return some keywords as arguments of their own, and the other keywords."""
     own = {name: kwargs[name] for name in names if name in kwargs}
     return Arguments((), own, [], names), {key: kwargs[key] for key in kwargs if key not in own}
@@ -601,7 +601,7 @@ def parse_watch_options(kwargs: Mapping[str, Any]) -> tuple[WatchOptions, Mappin
             raise UnknownName(
                 "argument", name, takes, path=name, hint="find takes it; watch gives rows as dicts"
             )
-    given, rest = _apart(kwargs, *WATCH_OPTIONS)
+    given, rest = _split_off(kwargs, *WATCH_OPTIONS)
     since = given.value("since")
     if since is not None and not isinstance(since, str):
         raise InvalidArgument(

@@ -22,7 +22,7 @@ from service.errors import InvalidArgument, UnknownName, clip
 from service.request.arguments import BARE, Referenced, ReferencedRow, Values, unwrap
 from service.request.read_request import parse_key
 from service.request.requests import Assignment, JsonStep, KeyMatch, Operand
-from service.request.select_list import named, parse_reference
+from service.request.select_list import parse_reference, unquoted
 from service.request.synonyms import computing_hint
 
 Use = Literal["row", "expect", "changes"]
@@ -101,7 +101,7 @@ def assignments(
     found = []
     for name, value in row.items():
         here = f"{path}.{name}"
-        column, steps = named(name), tuple[JsonStep, ...]()
+        column, steps = unquoted(name), tuple[JsonStep, ...]()
         if use == "changes" and "->" in name:
             column, steps = _path(name, here, values)
         if type(value) is Referenced:
@@ -122,7 +122,7 @@ def _of_names(
     names: tuple[str, ...], path: str, first: int, use: Use
 ) -> tuple[Assignment, ...] | None:
     """Return assignments of scalars at consecutive slots; None if a name may be a path or is duplicate."""
-    columns = [named(name) for name in names]
+    columns = [unquoted(name) for name in names]
     if len({*columns}) < len(columns) or (use == "changes" and any("->" in name for name in names)):
         return None
     places = [f"{path}.{name}" for name in names]
@@ -524,7 +524,7 @@ class RowsArgument:
             for key in keys:
                 if isinstance(key, str):
                     path = f"{self._name}.{at}.{key}" if many else f"{self._name}.{key}"
-                    yield RelationshipCandidate(path, named(key), _is_row(row[key]))
+                    yield RelationshipCandidate(path, unquoted(key), _is_row(row[key]))
 
     def size(self) -> int:
         """Return the number of dicts, an upper bound of the number of rows."""

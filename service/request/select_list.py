@@ -63,7 +63,7 @@ def parse_select(select: Any, values: Values, path: str = "select") -> tuple[Ite
     """Parse a select list; None means all columns."""
     if select is None:
         return None
-    return tuple(parse_one(each, place, values) for each, place in items_with_paths(select, path))
+    return tuple(parse_item(each, place, values) for each, place in items_with_paths(select, path))
 
 
 def parse_order(order: Any, values: Values, path: str = "order") -> tuple[Key, ...]:
@@ -71,14 +71,14 @@ def parse_order(order: Any, values: Values, path: str = "order") -> tuple[Key, .
     if order is None:
         return ()
     return tuple(
-        _key(each, place, values) for each, place in items_with_paths(order, path, MAX_KEYS)
+        _sort_key(each, place, values) for each, place in items_with_paths(order, path, MAX_KEYS)
     )
 
 
-def parse_one(item: Any, path: str, values: Values) -> Item:
+def parse_item(item: Any, path: str, values: Values) -> Item:
     """Parse one item of a select list, a string or a dict."""
     if isinstance(item, str):
-        return parse_item(item, path, values)
+        return parse_text_item(item, path, values)
     if not isinstance(item, Mapping):
         raise InvalidArgument("an item is a string or a dict", path=path)
     _only(item, ("column", "as", "cast", "trunc", "zone", ARGS), path)
@@ -96,10 +96,10 @@ def parse_one(item: Any, path: str, values: Values) -> Item:
         if reference.cast is not None:
             raise InvalidArgument("a type is named twice", path=f"{path}.cast")
         reference = replace(reference, cast=type_name, place=f"{path}.cast")
-    return Item(_truncated(reference, item, path, values), alias)
+    return Item(_with_trunc(reference, item, path, values), alias)
 
 
-def parse_item(text: str, path: str, values: Values) -> Item:
+def parse_text_item(text: str, path: str, values: Values) -> Item:
     """
     Parse an item of a select list that is a string.
 
@@ -111,7 +111,7 @@ def parse_item(text: str, path: str, values: Values) -> Item:
     if len(text) <= MAX_CACHED and text.isidentifier():
         return _column_item(text, path)
     if text.startswith("-") and not text.startswith("->"):
-        return _left_out(text[1:], path, values)
+        return _excluding_item(text[1:], path, values)
     tokens, alias = _tokens(text, path), None
     if len(tokens) > 1 and tokens[1] == ("mark", ":"):
         alias = _name(tokens[0], text, path)
@@ -130,7 +130,7 @@ def _column_key(name: str, descending: bool, path: str) -> Key:
     return Key(Reference(name, path), descending)
 
 
-def _truncated(
+def _with_trunc(
     reference: Reference, item: Mapping[Any, Any], path: str, values: Values
 ) -> Reference:
     """Return a reference with the `trunc` and `zone` of an item, if given."""
@@ -154,7 +154,7 @@ def _truncated(
     return replace(reference, trunc=unit, zone=Zone(zone, operand))
 
 
-def _left_out(text: str, path: str, values: Values) -> Item:
+def _excluding_item(text: str, path: str, values: Values) -> Item:
     reference = parse_reference(text, path, values)
     if reference.owners or reference.is_value:
         hint = f'a name that begins with "-" stands in quotes, as in {quoted_item("-" + text[:80])}'
@@ -191,10 +191,10 @@ def parse_names(value: Any, name: str) -> tuple[str, ...]:
         if not isinstance(each, str):
             raise InvalidArgument(f'"{name}" is a list of columns', path=f"{name}.{at}")
         check_name(each, f"{name}.{at}")
-    return tuple(dict.fromkeys(map(named, found)))
+    return tuple(dict.fromkeys(map(unquoted, found)))
 
 
-def named(text: str) -> str:
+def unquoted(text: str) -> str:
     """Return a name, without its double quotes if it has some as in SQL."""
     found = _IN_QUOTES.fullmatch(text)
     return text if found is None else found[1].replace('""', '"')
@@ -213,7 +213,7 @@ def check_name(text: str, path: str) -> None:
         raise InvalidArgument("a name has no NUL and no lone surrogate", path=path)
 
 
-def _key(key: Any, path: str, values: Values) -> Key:
+def _sort_key(key: Any, path: str, values: Values) -> Key:
     if isinstance(key, str):
         descending = key.startswith("-")
         if len(key) <= MAX_CACHED and key[descending:].isidentifier():
@@ -235,11 +235,13 @@ def _key(key: Any, path: str, values: Values) -> Key:
         raise InvalidArgument('"nulls" is "first" or "last"', path=f"{path}.nulls")
     reference = parse_reference(by, f"{path}.by", values)
     reference = with_args(reference, key.get(ARGS), f"{path}.{ARGS}", values)
-    reference = _truncated(reference, key, path, values)
-    return Key(reference, descending, cast("Nulls | None", nulls), *_measured(key, path, values))
+    reference = _with_trunc(reference, key, path, values)
+    return Key(
+        reference, descending, cast("Nulls | None", nulls), *_rank_or_near(key, path, values)
+    )
 
 
-def _measured(
+def _rank_or_near(
     key: Mapping[Any, Any], path: str, values: Values
 ) -> tuple[Operand | None, Operand | None, Operand | None]:
     """Parse `rank`, `config` and `near` of a sort key."""

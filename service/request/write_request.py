@@ -44,10 +44,10 @@ from service.request.requests import (
 from service.request.row_values import assignments, refuse_many_steps
 from service.request.select_list import (
     check_name,
-    named,
     parse_names,
     parse_order,
     parse_select,
+    unquoted,
 )
 
 RETURNING = ("select", "order", "embed", "returning", "form", IDEMPOTENCY_KEY, RECEIPT)
@@ -271,7 +271,7 @@ def _on_conflict(given: Arguments, update: Any) -> OnConflict:
         columns = parse_names(update, "update")
     if isinstance(key, str):  # the name of a key, an index or a column
         check_name(key, "on_conflict")
-        return OnConflict(named(key), columns)
+        return OnConflict(unquoted(key), columns)
     found = None if key is None else parse_names(key, "on_conflict")
     if found == ():
         raise InvalidArgument("a key has columns", path="on_conflict")

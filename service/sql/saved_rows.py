@@ -35,7 +35,7 @@ def call(plan: CallPlan, limit: int) -> Statement:
     """
     return build_statement(
         plan.name,
-        _call(plan, limit),
+        _call_query(plan, limit),
         columns=plan.columns,
         writes=not plan.call.function.reads,
         untyped=plan.untyped and not plan.json,
@@ -49,7 +49,7 @@ def function_source(found: FunctionCall) -> Composable:
     return SQL('{function} AS "t"{names}').format(function=_invocation(found), names=names)
 
 
-def _call(plan: CallPlan, limit: int) -> Composable:
+def _call_query(plan: CallPlan, limit: int) -> Composable:
     function = _invocation(plan.call)
     # CALL is no expression: neither LIMIT nor to_json can be applied to it.
     if plan.call.function.procedure:

@@ -237,20 +237,20 @@ def _after(page: PlannedAfter, keys: Sequence[SortKey]) -> Composable:
 
 def _is_tied(key: SortKey, value: Composable, page: PlannedAfter, at: int) -> Composable:
     if page.nulls[at]:
-        return _null(key, value)
+        return _is_null(key, value)
     return compared(value, page.equal[at], Parameter(page.operands[at]))
 
 
 def _is_beyond(key: SortKey, value: Composable, page: PlannedAfter, at: int) -> Composable:
     if page.nulls[at]:
-        return SQL("false") if key.nulls == "last" else _null(key, value, negated=True)
+        return SQL("false") if key.nulls == "last" else _is_null(key, value, negated=True)
     beyond = compared(value, page.beyond[at], Parameter(page.operands[at]))
     if key.nulls == "last" and key.expression.nullable:
-        return SQL("({} OR {})").format(beyond, _null(key, value))
+        return SQL("({} OR {})").format(beyond, _is_null(key, value))
     return SQL("({})").format(beyond)
 
 
-def _null(key: SortKey, value: Composable, negated: bool = False) -> Composable:
+def _is_null(key: SortKey, value: Composable, negated: bool = False) -> Composable:
     """Build the condition that a sort key is null in the sense of ORDER BY."""
     # A composite value of nulls only IS NULL, but ORDER BY does not sort it as a null.
     if key.expression.type.kind in ("composite", "domain"):
@@ -275,22 +275,22 @@ def column_list(
         return COMMA.join([*values, *(cast(each, "text") for each in _json_of(embeds))])
     found = [output_list(outputs)] if outputs else []
     if embeds:  # as text, so that their size is checked before they are decoded
-        found.append(aliased((cast(_value(each), "text"), each.key) for each in embeds))
+        found.append(aliased((cast(_embed_value(each), "text"), each.key) for each in embeds))
     return COMMA.join(found)
 
 
 def embed_joins(embeds: Sequence[PlannedEmbed], json: bool = False) -> Composable:
     """Build the joins of embeds; with `json`, in their final form, because they are not decoded."""
     # Each subselect aggregates its rows: joined directly, the rows of two embeds would multiply.
-    return Composed(_join(embed, json) for embed in embeds)
+    return Composed(_embed_join(embed, json) for embed in embeds)
 
 
-def _join(embed: PlannedEmbed, json: bool) -> Composable:
+def _embed_join(embed: PlannedEmbed, json: bool) -> Composable:
     inner = [(_output(each, json), each.name) for each in embed.outputs]
     if json:
         inner += zip(_json_of(embed.embeds), names_of((), embed.embeds), strict=True)
     else:
-        inner += [(_value(each), each.key) for each in embed.embeds]
+        inner += [(_embed_value(each), each.key) for each in embed.embeds]
     rows = related_rows(embed.link, embed.where, embed_joins(embed.embeds, json))
     if embed.grouped is not None:
         rows = SQL("({groups}) AS {alias}").format(
@@ -312,7 +312,7 @@ def _join(embed: PlannedEmbed, json: bool) -> Composable:
     )
 
 
-def _value(embed: PlannedEmbed) -> Composable:
+def _embed_value(embed: PlannedEmbed) -> Composable:
     """Build the JSON document of an embed; for no related row it is NULL, of a to-many embed []."""
     value = Identifier(_alias(embed), "v")
     # json_agg of no rows is NULL.

@@ -6,7 +6,7 @@ import pytest
 
 from service.errors import InvalidArgument
 from service.request.arguments import Values
-from service.request.select_list import parse_item, parse_one, parse_order, parse_reference
+from service.request.select_list import parse_item, parse_order, parse_reference, parse_text_item
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from service.request.select_list import parse_item, parse_one, parse_order, pars
     ],
 )
 def test_item_is_alias_column_path_and_cast(text, alias, names, steps, cast):
-    item = parse_item(text, "select.0", Values())
+    item = parse_text_item(text, "select.0", Values())
     reference = item.reference
     assert item.alias == alias
     assert [*reference.owners, reference.name] == names
@@ -45,7 +45,7 @@ def test_item_is_alias_column_path_and_cast(text, alias, names, steps, cast):
 def test_malformed_item_is_refused(text):
     """The error has the path."""
     with pytest.raises(InvalidArgument) as refused:
-        parse_item(text, "select.3", Values())
+        parse_text_item(text, "select.3", Values())
     assert refused.value.details["path"] == "select.3"
 
 
@@ -60,7 +60,7 @@ def test_steps_of_a_path_are_values():
 def test_cast_named_twice_is_refused():
     """Once behind the column, once in the dict."""
     with pytest.raises(InvalidArgument) as refused:
-        parse_one({"column": "id::text", "cast": "int"}, "select.0", Values())
+        parse_item({"column": "id::text", "cast": "int"}, "select.0", Values())
     assert refused.value.details["path"] == "select.0.cast"
 
 
