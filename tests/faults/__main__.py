@@ -21,10 +21,10 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
+from tests.faults.cancelled_calls import cancel_calls
 from tests.faults.deployment import Deployment, deployment
 from tests.faults.faults import FAULTS, VOLLEY
 from tests.faults.rounds import Round, rolling, strike, table
-from tests.faults.storm import storm
 
 DISK, ROLLING, CANCELS = "disk full", "rolling restart", "cancels"
 
@@ -86,7 +86,7 @@ async def run(given: Any, disk: Path | None) -> None:
 
 async def cancels(running: Deployment, seed: int, calls: int) -> bool:
     """Cancel that many calls beside as many others; return whether all others were answered correctly."""
-    found = await storm(running, seed, calls)
+    found = await cancel_calls(running, seed, calls)
     print(
         f"cancels · {found.cancels} sent, their calls {dict(found.ends)} · of {found.uncancelled}"
         f" others {len(found.failed)} failed · {len(found.wrong)} writes wrong",

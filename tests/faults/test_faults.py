@@ -14,11 +14,11 @@ from twisted.internet import reactor
 from twisted.internet.defer import DeferredList
 
 from tests.amounts import amount
+from tests.faults.cancelled_calls import cancel_calls
 from tests.faults.crowd import crowd
 from tests.faults.deployment import Deployment, deployment
 from tests.faults.listeners import start_listeners
 from tests.faults.rounds import restart_in_turn, rolling, strike
-from tests.faults.storm import storm
 from tests.wamp.callers import join
 
 SEED = 9
@@ -64,7 +64,7 @@ async def test_rolling_restart_loses_no_call(running: Deployment) -> None:
 async def test_cancelled_calls_do_not_affect_other_calls(running: Deployment) -> None:
     """A CANCEL at a random time ends its own call or comes too late."""
     known = len(running.failures())
-    found = await storm(running, SEED, amount(300, 1000))
+    found = await cancel_calls(running, SEED, amount(300, 1000))
     assert found.failed == []
     assert found.wrong == []
     assert found.ends["answered"] > 20
@@ -75,7 +75,7 @@ async def test_cancelled_calls_do_not_affect_other_calls(running: Deployment) ->
 
 @pytest.mark.parametrize("name", SHORT)
 @pytest_twisted.ensureDeferred
-async def test_fault_loses_and_doubles_nothing(name: str, running: Deployment) -> None:
+async def test_fault_loses_and_repeats_no_write(name: str, running: Deployment) -> None:
     """
     Answered writes exist once, refused writes do not, each call ends, and nothing remains of ended calls.
 

@@ -1,1 +1,1 @@
-"""What releases of others do: twistar and adbapi by themselves, and twistar's own tests."""
+"""Tests of libraries: defects of twistar and adbapi, and twistar's own tests."""

@@ -166,7 +166,7 @@ async def unrelated_work_joins_a_transaction(dsn: str) -> None:
 
 
 @shows(9, 13)
-async def deletes_escape_the_transaction(dsn: str) -> None:
+async def deletes_are_committed_outside_the_transaction(dsn: str) -> None:
     """They are committed although it is rolled back, and the error has lost its SQLSTATE."""
     async with stock(dsn):
         Things = old("things")
@@ -185,7 +185,7 @@ async def deletes_escape_the_transaction(dsn: str) -> None:
 
 
 @shows(11)
-async def find_or_create_ends_the_transaction_around_it(dsn: str) -> None:
+async def find_or_create_ends_the_outer_transaction(dsn: str) -> None:
     """Later statements of the transaction are committed one by one."""
     async with stock(dsn):
         Things, Others = old("things"), old("others")
@@ -218,7 +218,7 @@ async def context_is_lost_in_callbacks(dsn: str) -> None:
 
 
 @shows(15)
-async def a_rollback_passes_for_a_commit(dsn: str) -> None:
+async def commit_of_a_failed_transaction_reports_success(dsn: str) -> None:
     """COMMIT after a swallowed error reports success."""
     async with stock(dsn) as pool:
 
@@ -245,7 +245,7 @@ async def ids_are_integers_from_a_sequence(dsn: str) -> None:
 
 
 @shows(21, 54)
-async def a_statement_is_a_conversation(dsn: str) -> None:
+async def a_statement_takes_several_messages(dsn: str) -> None:
     """One insert takes five messages, and one query three."""
     with Relay(dsn) as relay:
         async with stock(relay.dsn, cp_min=1, cp_max=1) as pool:
@@ -290,7 +290,7 @@ async def updates_are_lost(dsn: str) -> None:
 
 
 @shows(26, 44)
-async def a_failed_delete_is_half_done(dsn: str) -> None:
+async def a_failed_delete_removes_junction_rows(dsn: str) -> None:
     """Junction rows are deleted, and the object has lost its id; text ids are pasted into SQL."""
     execute(
         dsn,
@@ -320,7 +320,7 @@ async def insert_many_swaps_columns(dsn: str) -> None:
 
 
 @shows(28, 35)
-async def mistakes_are_silent(dsn: str) -> None:
+async def invalid_arguments_are_ignored(dsn: str) -> None:
     """An unknown keyword is ignored, and find with None returns all rows."""
     async with stock(dsn):
         Things = old("things")
@@ -331,7 +331,7 @@ async def mistakes_are_silent(dsn: str) -> None:
 
 
 @shows(31, 32, 33, 36, 37)
-async def sql_text_is_fragile(dsn: str) -> None:
+async def special_characters_break_statements(dsn: str) -> None:
     """Question marks, percent signs, reserved words and empty lists break statements."""
     async with stock(dsn):
         Documents, Order = old("documents"), old("order")
@@ -353,7 +353,7 @@ async def sql_text_is_fragile(dsn: str) -> None:
 
 
 @shows(34)
-async def order_by_is_a_way_in(dsn: str) -> None:
+async def order_by_is_run_as_sql(dsn: str) -> None:
     """The text of orderby is run as SQL."""
     async with stock(dsn):
         await old("things").find(orderby="id; DROP TABLE others; SELECT 1 AS id")
@@ -361,7 +361,7 @@ async def order_by_is_a_way_in(dsn: str) -> None:
 
 
 @shows(38, 39)
-async def the_schema_is_remembered_for_ever(dsn: str) -> None:
+async def the_schema_is_cached_until_a_restart(dsn: str) -> None:
     """A new column is ignored until a restart; any error is reported as a missing table."""
     async with stock(dsn):
         Things = old("things")
@@ -385,7 +385,7 @@ async def errors_of_validations_are_ignored(dsn: str) -> None:
 
 
 @shows(41, 42, 43)
-async def names_and_identity_clash(dsn: str) -> None:
+async def names_collide_and_objects_are_not_hashable(dsn: str) -> None:
     """A column can replace a method, a subclass loses its relationships, and objects are not hashable."""
     async with stock(dsn):
         Clashes, Things = old("clashes"), old("things")
@@ -423,7 +423,7 @@ async def many_to_many_is_two_queries(dsn: str) -> None:
 
 
 @shows(47, 48, 50, 51)
-async def types_do_not_come_back(dsn: str) -> None:
+async def types_do_not_round_trip(dsn: str) -> None:
     """A document cannot be written, bytes are read as another type, and infinity as the year 9999."""
     execute(
         dsn,
@@ -440,7 +440,7 @@ async def types_do_not_come_back(dsn: str) -> None:
 
 
 @shows(52, 53)
-async def text_is_taken_as_it_comes(dsn: str) -> None:
+async def text_is_not_validated(dsn: str) -> None:
     """A naive timestamp is in an unspecified time zone, and NUL raises a ValueError of Python."""
     at_home = psycopg2.extensions.make_dsn(dsn, options="-c timezone=Asia/Tokyo")
     async with stock(at_home):
@@ -486,7 +486,7 @@ async def a_dead_connection_stays_or_fails_once(dsn: str) -> None:
 
 
 @shows(59, 60)
-async def cancelling_changes_nothing(dsn: str) -> None:
+async def cancelling_does_not_stop_the_query(dsn: str) -> None:
     """The query runs on, keeps its thread, and is committed."""
     async with stock(dsn, cp_min=1, cp_max=1) as pool:
 

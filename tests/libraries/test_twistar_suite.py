@@ -1,9 +1,9 @@
 """
 twistar's own test suite, with our Model in place of its DBObject.
 
-Its tables and its classes are as they come; only what the bundled Inflector cannot do on
-Python 3.11 is said here: table names, and the names of join tables. Its `transaction`,
-which runs SQL in the reactor thread, is a scope. Each test has its own tables.
+Its tables and classes are unchanged, except that table names and names of join tables are given here,
+because the bundled Inflector cannot derive them on Python 3.11. Its `transaction`, which runs SQL in
+the reactor thread, is replaced by a scope. Each test has its own tables.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Registry.DBPOOL = registered
 
 
 class Suite(Model):
-    """As tolerant as twistar's own."""
+    """A base class that is as lenient as twistar's own."""
 
     STRICT = False
 
@@ -76,7 +76,7 @@ MODELS = (
 
 
 def init_db(test: object) -> Deferred[None]:
-    """Make the suite's tables, as it does itself, and let our models know of them."""
+    """Create the suite's tables, as it does itself, and bind our models to them."""
 
     async def made() -> None:
         await postgres_config.initDB(test)
@@ -88,7 +88,7 @@ def init_db(test: object) -> Deferred[None]:
 
 
 def transaction(interaction: Callable[..., Any]) -> Callable[..., Deferred[Any]]:
-    """Do what twistar's decorator promises, with a scope."""
+    """Run a function in a scope, as twistar's decorator runs it in a transaction."""
 
     async def run(*args: Any) -> Any:
         async with Registry.getConfig().database.transaction() as level:
@@ -133,7 +133,7 @@ del test_dbconfig, test_dbobject, test_relationships, test_transactions, test_ut
 
 @pytest_twisted.async_yield_fixture
 async def pool(dsn: str) -> AsyncIterator[None]:
-    """Have the suite's statements go through our pool."""
+    """Send the suite's statements through our pool."""
     before = vars(Registry).copy(), dict(Registry.REGISTRATION)
     async with database_at(dsn) as database:
         postgres_config.CONNECTION = database.pool

@@ -25,9 +25,9 @@ CANCELED = "wamp.error.canceled"
 
 
 @dataclass
-class StormReport:
+class CancelReport:
     """
-    The result of `storm`.
+    The result of `cancel_calls`.
 
     Args:
         cancels: Number of CANCEL messages sent, each before its call was answered.
@@ -44,16 +44,16 @@ class StormReport:
     wrong: list[str] = field(default_factory=list)
 
 
-async def storm(deployment: Deployment, seed: int, count: int) -> StormReport:
+async def cancel_calls(deployment: Deployment, seed: int, count: int) -> CancelReport:
     """Cancel that many calls while as many others run."""
-    found, notes = StormReport(), dict[str, str]()
+    found, notes = CancelReport(), dict[str, str]()
     sessions = [await join(deployment.router, "rawsocket cbor") for _ in range(SESSIONS)]
     ends = [
         ensureDeferred(
             work(each, random.Random(f"{seed} {work.__name__} {n}"), found, notes, count)
         )
         for n, each in enumerate(sessions)
-        for work in (cancel, leave_alone)
+        for work in (cancel, call_uncancelled)
     ]
     await gatherResults(ends, consumeErrors=True)
     for each in sessions:
@@ -69,12 +69,12 @@ async def storm(deployment: Deployment, seed: int, count: int) -> StormReport:
 
 
 async def cancel(
-    session: Caller, chance: random.Random, found: StormReport, notes: dict[str, str], count: int
+    session: Caller, chance: random.Random, found: CancelReport, notes: dict[str, str], count: int
 ) -> None:
     """Make calls, and cancel each after a random time."""
     took = 0.01
     while found.cancels < count:
-        token = f"storm-{chance.getrandbits(64):x}"
+        token = f"cancel-{chance.getrandbits(64):x}"
         calls = [
             ("rowcast.fn.nap", {"seconds": chance.uniform(0, 0.02)}),
             ("rowcast.notes.create", {"values": {"token": token}}),
@@ -101,12 +101,12 @@ async def cancel(
             notes[token] = end
 
 
-async def leave_alone(
-    session: Caller, chance: random.Random, found: StormReport, notes: dict[str, str], count: int
+async def call_uncancelled(
+    session: Caller, chance: random.Random, found: CancelReport, notes: dict[str, str], count: int
 ) -> None:
     """Make calls, and check the results."""
     while found.cancels < count or found.uncancelled < count:
-        token = f"storm-{chance.getrandbits(64):x}"
+        token = f"cancel-{chance.getrandbits(64):x}"
         if chance.random() < 0.5:
             end, answer = await end_of(session.call("rowcast.fn.same", args={"value": token}))
             right = answer == token
