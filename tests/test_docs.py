@@ -126,7 +126,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links(page: Path) -> None:
+def test_link_of_a_page_leads_to_an_existing_heading(page: Path) -> None:
     """Links within the project lead to an existing file, and to an existing heading if they have a fragment."""
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
         if urlsplit(target).scheme:
@@ -147,8 +147,7 @@ def test_settings_and_errors_that_pages_name_exist(page: Path) -> None:
     assert set(re.findall(r"(?:rowcast|wamp)\.error\.[a-z_]+", text)) <= uris
 
 
-def test_settings_of_the_readme() -> None:
-    """The defaults in the README's table are those of the code."""
+def test_settings_of_the_readme_have_the_defaults_of_the_code() -> None:
     fields = {variable(name): field for name, field in Settings.model_fields.items()}
     found = rows(README, "variable", "default", "")
     assert len(found) > 5
@@ -164,23 +163,20 @@ def test_settings_of_the_readme() -> None:
             assert type(actual)(said) == actual
 
 
-def test_operators() -> None:
-    """The page of filters has each operator once."""
+def test_page_of_filters_has_each_operator_once() -> None:
     named = [name for cell, *_ in rows(DOCS / "filters.md", "operator", "SQL", "operand")
              for name in quoted(cell)]  # fmt: skip
     assert len(named) == len(set(named))
     assert {*named, "not"} == filters.OPERATORS
 
 
-def test_reserved_words() -> None:
-    """The page of procedures lists the reserved words."""
+def test_page_of_procedures_lists_the_reserved_words() -> None:
     text = (DOCS / "procedures.md").read_text("utf-8")
     (listed,) = re.findall(r"word of the service\s+\((.*?)\)", text, re.DOTALL)
     assert set(quoted(listed)) == RESERVED
 
 
-def test_layers_of_the_architecture() -> None:
-    """The page lists the packages in the order of the import contract."""
+def test_page_of_the_architecture_lists_packages_in_the_order_of_the_contract() -> None:
     text = (ROOT / "setup.cfg").read_text("utf-8").partition("\nlayers =\n")[2]
     lines = [each.strip() for each in text.partition("\n\n")[0].splitlines()]
     order = [re.sub(r" \| \((\w+)\)", "", each) for each in lines]
@@ -241,8 +237,7 @@ def test_changelog_has_plain_lists() -> None:
     assert max(map(len, text.splitlines())) <= 110
 
 
-def test_limits() -> None:
-    """The limits on the page of procedures are those of the code."""
+def test_limits_of_the_page_are_those_of_the_code() -> None:
     settings = {f"`{variable(field)}`" for field in Settings.model_fields}
     found = [cell for _, cell in rows(DOCS / "procedures.md", "what", "at most")]
     firsts = [re.findall(r"[\d,]*\d", each)[0] for each in found if each not in settings]
@@ -283,8 +278,10 @@ def verbs() -> dict[str, tuple[list[set[str]], set[str]]]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_verbs(service: Serving, caller: Caller) -> None:
-    """Each documented verb exists, and takes the documented arguments and no others."""
+async def test_documented_verb_takes_the_documented_arguments(
+    service: Serving, caller: Caller
+) -> None:
+    """It exists, and takes no other arguments."""
     documented = verbs()
     differ = "the table of docs/procedures.md does not have exactly the verbs of the service"
     assert documented.keys() == service.dispatcher.verbs.keys(), differ
@@ -311,7 +308,7 @@ async def complaint(caller: Caller, verb: str, *args: Any, **kwargs: Any) -> str
 
 
 @pytest_twisted.ensureDeferred
-async def test_own_procedures(service: Serving, caller: Caller) -> None:
+async def test_documented_procedures_of_the_service_exist(service: Serving, caller: Caller) -> None:
     """The documented procedures of the service itself are these, and those without arguments answer."""
     named = [quoted(cell)[0] for cell, _ in rows(DOCS / "procedures.md", "procedure", "answer")]
     assert named == [
@@ -376,8 +373,7 @@ async def test_example_of_topics_misses_no_change_and_has_none_twice(
 
 
 @pytest_twisted.ensureDeferred
-async def test_example_of_a_batch(caller: Caller, migrated: str) -> None:
-    """The batch on the page does what the page says."""
+async def test_example_of_a_batch_has_the_documented_result(caller: Caller, migrated: str) -> None:
     shown, *_ = code(DOCS / "transactions.md", "python")
     made: dict[str, Any] = {}
     lines = [f"    {line}" for line in shown.replace("await", "return await", 1).splitlines()]
@@ -389,7 +385,7 @@ async def test_example_of_a_batch(caller: Caller, migrated: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_example_of_a_transaction_held_open(
+async def test_example_of_an_interactive_transaction_updates_the_row(
     actions: None, caller: Caller, migrated: str
 ) -> None:
     """It updates the row with a value computed from what it has read."""
@@ -403,8 +399,7 @@ async def test_example_of_a_transaction_held_open(
 
 
 @pytest_twisted.ensureDeferred
-async def test_example_of_a_receipt(caller: Caller, migrated: str) -> None:
-    """The receipt names the transaction that wrote the row."""
+async def test_example_of_a_receipt_names_its_transaction(caller: Caller, migrated: str) -> None:
     _, _, shown, _ = code(DOCS / "transactions.md", "python")
     call, read = shown.splitlines()
     made: dict[str, Any] = {}
@@ -415,7 +410,7 @@ async def test_example_of_a_receipt(caller: Caller, migrated: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_example_of_an_idempotency_key(
+async def test_example_of_an_idempotency_key_creates_one_row(
     service: Serving, router: Router, migrated: str
 ) -> None:
     """Calling it again creates no second row."""
@@ -433,8 +428,10 @@ async def test_example_of_an_idempotency_key(
 
 
 @pytest_twisted.ensureDeferred
-async def test_example_of_a_procedure(caller: Caller, migrated: str) -> None:
-    """The procedure on the page does what the page says, in one transaction."""
+async def test_example_of_a_procedure_has_the_documented_result(
+    caller: Caller, migrated: str
+) -> None:
+    """It runs in one transaction."""
     driver = await caller.call("rowcast.drivers.create", {"name": "Ada"})
     plates = ["B-RC 1", "B-RC 2"]
     for plate in plates:
@@ -467,8 +464,9 @@ async def printed(environ: dict[str, str], *command: str) -> str:
 
 
 @pytest_twisted.ensureDeferred
-async def test_python_of_the_readme(actions: None, router: Router, tmp_path: Path) -> None:
-    """The Python example runs unchanged, and ends."""
+async def test_python_of_the_readme_runs_unchanged(
+    actions: None, router: Router, tmp_path: Path
+) -> None:
     file = tmp_path / "example.py"
     file.write_text(example(README, "python", router), "utf-8")
     environ = {"HOME": str(tmp_path)}
@@ -480,10 +478,9 @@ async def test_python_of_the_readme(actions: None, router: Router, tmp_path: Pat
 
 
 @pytest_twisted.ensureDeferred
-async def test_javascript_of_the_readme(
+async def test_javascript_of_the_readme_runs_unchanged(
     actions: None, node: str, router: Router, tmp_path: Path
 ) -> None:
-    """The JavaScript example runs unchanged, and ends."""
     file = tmp_path / "example.js"
     file.write_text(example(README, "js", router), "utf-8")
     environ = {"HOME": str(tmp_path), "NODE_PATH": str(test_clients.NODE / "node_modules")}
@@ -498,7 +495,7 @@ def first_example(page: Path, language: str, router: Router) -> str:
 
 
 @pytest_twisted.ensureDeferred
-async def test_python_of_the_client_kits(
+async def test_python_of_the_client_kits_prints_each_change(
     actions: None, migrated: str, router: Router, tmp_path: Path
 ) -> None:
     """It prints the number of rows, and prints it again when a row is written."""
@@ -510,7 +507,7 @@ async def test_python_of_the_client_kits(
 
 
 @pytest_twisted.ensureDeferred
-async def test_javascript_of_the_client_kits(
+async def test_javascript_of_the_client_kits_prints_each_change(
     actions: None, node: str, migrated: str, router: Router, tmp_path: Path
 ) -> None:
     (tmp_path / "example.mjs").write_text(first_example(DOCS / "clients.md", "js", router), "utf-8")
@@ -531,8 +528,7 @@ async def follows(dsn: str, home: Path, *command: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_curl_of_the_readme(actions: None, router: Router) -> None:
-    """The request of the curl command returns rows."""
+async def test_curl_of_the_readme_returns_rows(actions: None, router: Router) -> None:
     (command,) = [each for each in code(README, "") if each.startswith("curl")]
     assert f"{HERE}/$(cat .rowcast/{FILE})" in command
     program, flag, header, _, data, body = shlex.split(command.replace("\\\n", ""))
@@ -553,8 +549,7 @@ async def test_curl_of_the_readme(actions: None, router: Router) -> None:
 DESCRIBING = DOCS / "describing.md"
 
 
-def test_errors_of_each_verb() -> None:
-    """The errors of each verb on the page are those of the described document."""
+def test_errors_of_each_verb_on_the_page_are_those_described() -> None:
     text = DESCRIBING.read_text("utf-8")
     every = {uri for uri in re.findall(r"`((?:rowcast|wamp)\.error\.[a-z_]+)`", text)}
     every -= {"rowcast.error.too_large"}
@@ -586,7 +581,7 @@ async def output_of_command(dsn: str, *command: str) -> str:
 
 
 @pytest_twisted.ensureDeferred
-async def test_examples_of_describing(
+async def test_examples_of_describing_have_the_documented_output(
     service: Serving, caller: Caller, migrated: str, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     """The command writes the same document as the call returns; the page's examples are right."""
@@ -623,7 +618,7 @@ async def compiled(command: list[str], folder: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_typed_clients(migrated: str, tmp_path: Path) -> None:
+async def test_examples_of_typed_clients_compile(migrated: str, tmp_path: Path) -> None:
     """The examples of typed clients compile with the types that the command prints."""
     (tmp_path / "rowcast.ts").write_text(await output_of_command(migrated, "types", "--lang", "ts"))
     (example,) = code(DESCRIBING, "ts")
@@ -662,7 +657,9 @@ async def test_command_with_role_describes_what_the_role_may_use(migrated: str) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_example_of_a_live_query(actions: None, caller: Caller, migrated: str) -> None:
+async def test_example_of_a_live_query_receives_rows_and_a_delta(
+    actions: None, caller: Caller, migrated: str
+) -> None:
     """It receives the open actions, then a message that one of them has left the result."""
     shown, *_ = code(DOCS / "live.md", "python")
     messages: list[dict[str, Any]] = []

@@ -110,7 +110,7 @@ def test_install_without_compiler_says_so(checkout: Path) -> None:
     )
 
 
-def test_slow_install_says_what_it_is_at(checkout: Path) -> None:
+def test_slow_install_reports_its_progress(checkout: Path) -> None:
     """It reports its first step at once, and progress every five seconds."""
     slow = 'case "$2" in venv) echo "Collecting snail==1.0"; sleep 5; exit 1 ;; esac'
     python = program(checkout, "python", slow)

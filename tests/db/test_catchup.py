@@ -424,7 +424,7 @@ async def test_position_that_is_not_known_or_not_kept_is_gone(missing: Missing) 
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_changes_without_a_log_are_refused_with_the_way_to_install_it(
+async def test_changes_without_a_log_are_refused_with_the_command_to_install_it(
     missing: Missing,
 ) -> None:
     position = await missing.position()
@@ -499,7 +499,7 @@ async def test_relation_with_row_security_returns_touches_to_roles_that_may_read
 
 @with_roles
 @pytest_twisted.ensureDeferred
-async def test_rights_count_as_they_are_when_the_changes_are_read(missing: Missing) -> None:
+async def test_rights_at_the_time_of_reading_apply(missing: Missing) -> None:
     """This holds although the served catalog is out of date."""
     since = await missing.position(STAFF)
     missing.run("INSERT INTO actions VALUES (1, 'a', 'x')")
@@ -605,7 +605,7 @@ async def test_partition_tracked_alone_after_detach_is_reset(
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_changes_that_the_catalog_is_too_old_for_are_asked_for_again(
+async def test_changes_newer_than_the_catalog_are_refused_as_retryable(
     missing: Missing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the catalog cannot be read in time, they are not omitted from a page whose position is beyond them."""
@@ -639,7 +639,7 @@ RENAMED = [
 @served
 @pytest.mark.parametrize("ddl", RENAMED)
 @pytest_twisted.ensureDeferred
-async def test_hidden_column_is_not_shown_under_a_name_that_another_one_has_since(
+async def test_hidden_column_is_not_shown_after_its_name_was_swapped(
     missing: Missing, ddl: str
 ) -> None:
     execute(

@@ -83,7 +83,7 @@ SELECTS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("item", "sql"), SELECTS)
 @pytest_twisted.ensureDeferred
-async def test_computed_column_with_arguments_is_what_its_function_gives(
+async def test_computed_column_with_arguments_has_the_value_of_its_function(
     db: DirectCaller, dsn: str, item: dict[str, Any], sql: str
 ) -> None:
     """Selected, sorted by, page by page, grouped, measured, and of one related row."""
@@ -114,7 +114,7 @@ async def test_computed_column_with_arguments_is_what_its_function_gives(
 
 
 def same(found: Any, expected: Any) -> bool:
-    """Compare, times by the moment."""
+    """Return whether two values are equal; compare timestamps as instants."""
     if isinstance(found, str) and found.endswith("Z"):
         return bool(expected.replace("+00:00", "Z") == found)
     return alike(found, expected)
@@ -138,7 +138,7 @@ FILTERS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("where", "condition"), FILTERS)
 @pytest_twisted.ensureDeferred
-async def test_filter_by_a_computed_column_with_arguments_is_that_of_its_sql(
+async def test_filter_by_a_computed_column_with_arguments_matches_its_sql(
     db: DirectCaller, dsn: str, where: dict[str, Any], condition: str
 ) -> None:
     expected = [
@@ -161,8 +161,10 @@ async def test_filter_by_a_computed_column_with_arguments_is_that_of_its_sql(
 
 
 @pytest_twisted.ensureDeferred
-async def test_related_rows_with_a_column_args_are_filtered_as_before(db: DirectCaller) -> None:
-    """What is no condition of a computed column is one of related rows."""
+async def test_filter_of_a_related_column_named_args_is_not_an_argument_list(
+    db: DirectCaller,
+) -> None:
+    """A dict that is no condition of a computed column is one of related rows."""
     some = await db.call("shops.count", where={"town": {"args": {"lt": 3}}})
     assert some == await db.call("shops.count", where={"town.args": {"lt": 3}}) > 0
     other = {"town": {"args": {"lt": 3}, "name": {"is": "not null"}}}
@@ -198,7 +200,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("kwargs", "path", "hint"), REFUSED)
 @pytest_twisted.ensureDeferred
-async def test_arguments_that_no_function_takes_are_refused_where_they_stand(
+async def test_arguments_that_no_function_of_a_row_takes_are_refused_with_their_path(
     db: DirectCaller, kwargs: dict[str, Any], path: str, hint: str
 ) -> None:
     refused = await failure_of(db.call("towns.find", **kwargs))
@@ -209,7 +211,7 @@ async def test_arguments_that_no_function_takes_are_refused_where_they_stand(
 
 @pytest.mark.serving(roles=Roles({"clerk": "ca_clerk"}))
 @pytest_twisted.ensureDeferred
-async def test_function_that_a_role_may_not_execute_is_no_column(db: DirectCaller) -> None:
+async def test_function_that_a_role_may_not_execute_is_refused_as_column(db: DirectCaller) -> None:
     clerk = caller("clerk")
     one = {"column": "plain", "args": {"more": 1}}
     assert (await db.call_as(clerk, "towns.find", select=[one], limit=1))["rows"] == [{"plain": 2}]
@@ -219,7 +221,7 @@ async def test_function_that_a_role_may_not_execute_is_no_column(db: DirectCalle
 
 
 @pytest_twisted.ensureDeferred
-async def test_computed_columns_are_described_with_what_they_take(db: DirectCaller) -> None:
+async def test_computed_columns_are_described_with_their_arguments(db: DirectCaller) -> None:
     computed = described(db)["relations"]["towns"]["computed"]
     assert "hushed" not in computed
     assert computed["named"]["parameters"][0]["name"] == 'in "A%s'
@@ -231,8 +233,8 @@ async def test_computed_columns_are_described_with_what_they_take(db: DirectCall
 
 
 @pytest_twisted.ensureDeferred
-async def test_live_query_by_a_computed_column_with_arguments_is_its_find(dsn: str) -> None:
-    """Its function reads another table, which it is run again for."""
+async def test_live_query_by_a_computed_column_with_arguments_equals_its_find(dsn: str) -> None:
+    """Its function reads another table, whose changes run the query again."""
     query: dict[str, Any] = {
         "select": ["id", {"column": "shops_of", "args": {"lowest": 15}}],
         "where": {"distance": {"args": {"x": 3}, "lt": 9}},

@@ -161,7 +161,7 @@ async def test_computed_value_is_what_postgresql_computes(
 @pytest.mark.parametrize(("before", "changes", "after"), OF_PATHS)
 @pytest.mark.parametrize("column", ["doc", "raw", "own"])
 @pytest_twisted.ensureDeferred
-async def test_path_sets_what_is_named_and_leaves_the_rest(
+async def test_path_changes_only_what_it_names(
     db: DirectCaller, dsn: str, before: str, changes: Any, after: str, column: str
 ) -> None:
     """Missing objects and lists on the path are created; json is set like jsonb."""
@@ -189,7 +189,7 @@ OF_MANY_PATHS: list[tuple[Any, Any, Callable[[int], Any]]] = [
     ("way", "steps"), [("key", []), ("where", []), ("rows", []), ("key", STEPS)]
 )
 @pytest_twisted.ensureDeferred
-async def test_most_and_longest_paths_are_each_computed(
+async def test_maximum_number_and_length_of_paths_is_computed(
     db: DirectCaller,
     before: Any,
     change: Callable[[int], Any],
@@ -289,8 +289,8 @@ async def test_value_that_cannot_be_computed_is_refused_and_nothing_written(
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_share_the_steps_of_their_paths(db: DirectCaller, dsn: str) -> None:
-    """Each way to change a column is a part of the statement; rows that take it cost no more of them."""
+async def test_rows_with_equal_paths_share_their_steps(db: DirectCaller, dsn: str) -> None:
+    """Each distinct path is a part of the statement, whatever the number of rows that use it."""
     execute(dsn, "INSERT INTO things (id, doc) SELECT n, '{}' FROM generate_series(2, 200) AS n")
     alike = [{"id": at, "doc->a->b": at} for at in range(2, 201)]
     await db.call("things.update", rows=alike, returning=False)
@@ -327,9 +327,7 @@ async def test_computed_value_that_breaks_a_check_is_refused(db: DirectCaller, d
 
 @pytest.mark.parametrize("verb", ["create", "upsert"])
 @pytest_twisted.ensureDeferred
-async def test_new_row_computes_nothing_and_takes_values_as_they_are(
-    db: DirectCaller, verb: str
-) -> None:
+async def test_operator_in_a_new_row_is_refused_or_literal(db: DirectCaller, verb: str) -> None:
     """A new row has no stored value to compute from."""
     for value in ({"$add": 1}, {"$merge": {}}, {"$nothing": 1}):
         with pytest.raises(InvalidArgument) as refused:
@@ -344,9 +342,7 @@ async def test_new_row_computes_nothing_and_takes_values_as_they_are(
 
 
 @pytest_twisted.ensureDeferred
-async def test_expected_value_is_taken_as_it_is_where_it_says_so(
-    db: DirectCaller, dsn: str
-) -> None:
+async def test_expected_value_inside_of_value_is_literal(db: DirectCaller, dsn: str) -> None:
     """Values in `expect` are not computed."""
     execute(dsn, """UPDATE things SET doc = '{"$add": 1}', i4 = 1""")
     row = await db.call(
@@ -358,7 +354,7 @@ async def test_expected_value_is_taken_as_it_is_where_it_says_so(
 
 
 @pytest_twisted.ensureDeferred
-async def test_computed_changes_at_once_are_all_kept(db: DirectCaller, dsn: str) -> None:
+async def test_concurrent_computed_changes_are_all_kept(db: DirectCaller, dsn: str) -> None:
     """Each is computed from the value written by the previous one."""
     execute(dsn, "UPDATE things SET i4 = 0, doc = '{}'")
     calls = [
@@ -401,7 +397,7 @@ HOSTILE = st.one_of(
 )
 @given(keys=st.lists(HOSTILE, min_size=1, max_size=4), value=HOSTILE)
 @pytest_twisted.ensureDeferred
-async def test_hostile_path_sets_that_place_or_is_refused(
+async def test_hostile_path_sets_its_key_or_is_refused(
     db: DirectCaller, dsn: str, keys: list[str], value: str
 ) -> None:
     """Any string is a valid JSON key, and nothing else changes."""
@@ -435,7 +431,6 @@ async def test_hostile_path_sets_that_place_or_is_refused(
 async def test_hostile_operator_is_refused(
     db: DirectCaller, dsn: str, name: str, value: Any, column: str
 ) -> None:
-    """Only those that there are compute anything."""
     execute(dsn, BEFORE_EACH)
     if f"${name}" in COMPUTING:
         return

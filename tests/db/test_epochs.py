@@ -85,7 +85,7 @@ def history(dsn: str) -> Iterator[History]:
     connection.close()
 
 
-def test_first_epoch_begins_with_all_that_was_logged(dsn: str, history: History) -> None:
+def test_first_epoch_begins_with_the_entire_log(dsn: str, history: History) -> None:
     assert (history.epoch.number, history.epoch.pruned_below) == (1, 3)
     assert history.tick().rows == 1
     assert history.begin() == history.epoch
@@ -121,7 +121,7 @@ def test_position_never_issued_is_gone(history: History, position: TickPosition)
     assert history.resumes(position) is None
 
 
-def test_tick_between_two_others_has_what_it_had(history: History) -> None:
+def test_tick_between_two_others_is_read_unchanged(history: History) -> None:
     history.tick()
     middle = history.tick()
     history.tick()
@@ -130,7 +130,7 @@ def test_tick_between_two_others_has_what_it_had(history: History) -> None:
     assert last_txn(history.connection) == history.last
 
 
-def test_position_outlives_a_promotion_that_lost_nothing(history: History) -> None:
+def test_position_remains_valid_after_a_promotion_without_loss(history: History) -> None:
     tick = history.tick()
     seen = SnapshotPosition(1, snapshot_txn(history.connection))
     history.tick()
@@ -146,9 +146,7 @@ def test_position_outlives_a_promotion_that_lost_nothing(history: History) -> No
     assert history.resumes(TickPosition(1, tick.number, 1)) == 3
 
 
-def test_server_that_does_not_say_which_it_is_has_epochs_all_the_same(
-    dsn: str, history: History
-) -> None:
+def test_server_without_an_identity_has_epochs(dsn: str, history: History) -> None:
     """As on some managed services."""
     clear_log(dsn)
     execute(
@@ -273,7 +271,7 @@ def test_pruned_positions_are_gone_and_others_have_all_that_follows(
     assert ticks_txn(history.connection, new[0].number, 5) == new
 
 
-def test_what_no_tick_has_yet_is_not_pruned(dsn: str, history: History) -> None:
+def test_rows_without_a_tick_are_not_pruned(dsn: str, history: History) -> None:
     history.tick()
     history.write(3)
     execute(dsn, "UPDATE rowcast.ticks SET at = at - interval '1 day'")

@@ -71,7 +71,7 @@ def always(where: Any) -> bool:
 
 
 @pytest_twisted.ensureDeferred
-async def test_composite_is_null_or_is_not(db: DirectCaller) -> None:
+async def test_composite_with_a_null_field_is_not_null(db: DirectCaller) -> None:
     """A composite value with a null field is not null, although IS NOT NULL is false for it."""
     assert [
         row["id"]
@@ -89,7 +89,7 @@ async def test_composite_is_null_or_is_not(db: DirectCaller) -> None:
 )
 @given(where=TREES)
 async def test_filter_that_always_holds_has_every_row(db: DirectCaller, where: Any) -> None:
-    """And its negation has none."""
+    """Its negation matches no row."""
     if always(where):
         assert await db.call("hotels.count", where=where) == 4
         assert await db.call("hotels.count", where={"not": where}) == 0

@@ -1,5 +1,5 @@
 """
-Plans of reads: as PostgreSQL's own EXPLAIN has them, under the caller's rights, and of reads alone.
+Plans of reads, compared with those of PostgreSQL's EXPLAIN; rights, and calls that are no reads.
 """
 
 from __future__ import annotations
@@ -103,17 +103,17 @@ WATCHES: list[tuple[dict[str, Any], list[str]]] = [
 @pytest.mark.parametrize("analyze", [False, True])
 @pytest.mark.parametrize(("operation", "statements"), READS)
 @pytest_twisted.ensureDeferred
-async def test_plan_of_a_read_is_that_of_its_sql(
+async def test_plan_of_a_read_equals_that_of_its_sql(
     db: DirectCaller, dsn: str, operation: dict[str, Any], statements: list[str], analyze: bool
 ) -> None:
-    """Node by node; with analyze, with the rows that there were."""
+    """The nodes are compared; with `analyze`, also the actual rows."""
     await check_plans(db, dsn, operation, statements, analyze)
 
 
 @pytest.mark.parametrize("analyze", [False, True])
 @pytest.mark.parametrize(("operation", "statements"), WATCHES)
 @pytest_twisted.ensureDeferred
-async def test_plan_of_a_live_query_is_that_of_its_sql(
+async def test_plan_of_a_live_query_equals_that_of_its_sql(
     dsn: str, operation: dict[str, Any], statements: list[str], analyze: bool
 ) -> None:
     async with living(dsn) as live:
@@ -129,7 +129,7 @@ def test_plans_of_each_verb_that_reads_are_tested() -> None:
 async def check_plans(
     db: DirectCaller, dsn: str, operation: dict[str, Any], statements: list[str], analyze: bool
 ) -> None:
-    """Make sure that a call has the plans of statements."""
+    """Assert that a call has the plans of statements."""
     found = await db.call("explain", {**operation, "analyze": analyze})
     words = "EXPLAIN (FORMAT JSON, ANALYZE, BUFFERS)" if analyze else "EXPLAIN (FORMAT JSON)"
     expected = [execute(dsn, f"{words} {each}")[0][0][0] for each in statements]
@@ -140,7 +140,7 @@ async def check_plans(
 
 
 def nodes(plan: Any) -> Iterator[tuple[Any, ...]]:
-    """Give what a plan does, less what it costs and how the statement calls what it reads."""
+    """Return a plan without costs and aliases."""
     known = (
         "Node Type",
         "Relation Name",
@@ -156,7 +156,7 @@ def nodes(plan: Any) -> Iterator[tuple[Any, ...]]:
 
 @pytest_twisted.ensureDeferred
 async def test_plan_uses_the_values_of_the_call(db: DirectCaller) -> None:
-    """And so does what a plan says of them: none is kept for all values."""
+    """No plan is cached for all values."""
     found = []
     for value in (5, 6):
         (plan,) = await db.call(
@@ -170,8 +170,8 @@ async def test_plan_uses_the_values_of_the_call(db: DirectCaller) -> None:
 
 @pytest.mark.serving(roles=ROLES)
 @pytest_twisted.ensureDeferred
-async def test_plan_has_the_policies_of_the_caller(db: DirectCaller) -> None:
-    """And the claims by which they go, in the rows that there were."""
+async def test_plan_includes_the_policies_of_the_caller(db: DirectCaller) -> None:
+    """The actual rows depend on the claims that the policies read."""
     call = {"call": "sales.find", "kwargs": {"select": ["id"], "limit": 1000}, "analyze": True}
     (plan,) = await db.call_as(caller("clerk", "p1"), "explain", call)
     assert "rowcast.authid" in str(plan)
@@ -185,7 +185,7 @@ async def test_plan_has_the_policies_of_the_caller(db: DirectCaller) -> None:
 @pytest.mark.parametrize("analyze", [False, True])
 @pytest.mark.serving(roles=ROLES)
 @pytest_twisted.ensureDeferred
-async def test_plan_of_what_a_role_may_not_read_is_refused(db: DirectCaller, analyze: bool) -> None:
+async def test_plan_of_an_unreadable_relation_is_refused(db: DirectCaller, analyze: bool) -> None:
     for kwargs in ({"select": ["owner"]}, {"where": {"owner": "p1"}}, {"order": ["shop"]}):
         call = {"call": "sales.find", "kwargs": kwargs, "analyze": analyze}
         refused = await failure_of(db.call_as(CLERK, "explain", call))
@@ -206,8 +206,10 @@ OTHERS = [
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest_twisted.ensureDeferred
-async def test_plan_of_what_is_no_read_is_refused(db: DirectCaller, dsn: str, name: str) -> None:
-    """Writes too, which EXPLAIN ANALYZE would do."""
+async def test_plan_of_a_call_that_is_no_read_is_refused(
+    db: DirectCaller, dsn: str, name: str
+) -> None:
+    """This includes writes, which EXPLAIN ANALYZE would execute."""
     before = execute(dsn, "SELECT count(*), sum(amount) FROM sales")
     call = {
         "call": name,
@@ -288,7 +290,7 @@ async def test_malformed_call_is_refused_with_its_path(
 
 
 @pytest_twisted.ensureDeferred
-async def test_plan_in_a_transaction_is_of_what_that_sees(db: DirectCaller) -> None:
+async def test_plan_in_a_transaction_includes_its_writes(db: DirectCaller) -> None:
     explain = {"call": "sales.find", "kwargs": {"where": {"id": {"gte": 9000}}}, "analyze": True}
     _, (plan,) = await db.call(
         "transaction",
@@ -327,7 +329,7 @@ NAMES = st.sampled_from(
 async def test_hostile_arguments_get_an_answer_or_a_refusal(
     db: DirectCaller, data: st.DataObject
 ) -> None:
-    """And nothing that is a bug of ours, nor a write."""
+    """No call ends in an internal error, and nothing is written."""
     keys = st.sampled_from(
         ["where", "select", "order", "args", "limit", "embed", "keys", "key", "measures"]
     )

@@ -224,7 +224,7 @@ async def test_feed_on_a_log_of_another_role_is_unhealthy_and_logs_why(dsn: str)
 
 
 @pytest_twisted.ensureDeferred
-async def test_feed_that_stops_leaves_nothing_to_publish_again(dsn: str) -> None:
+async def test_changes_published_before_a_stop_are_not_published_again(dsn: str) -> None:
     async with feeding(dsn) as kept:
         execute(dsn, "INSERT INTO items VALUES (1, 1)")
         await until(lambda: kept.batches)
@@ -349,7 +349,7 @@ async def test_commit_while_not_listening_is_found_after_reconnect(dsn: str) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_leader_prunes_what_is_old(dsn: str) -> None:
+async def test_leader_prunes_old_rows(dsn: str) -> None:
     async with feeding(dsn, keep=0.5) as kept:
         for number in range(3):
             execute(dsn, f"INSERT INTO items VALUES ({number}, 0)")
@@ -362,7 +362,7 @@ async def test_leader_prunes_what_is_old(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_commit_is_slept_through(dsn: str) -> None:
+async def test_commit_while_the_feed_falls_asleep_is_published(dsn: str) -> None:
     """Writers commit while the feed falls asleep, and polling is switched off."""
 
     def write(number: int) -> None:
@@ -419,7 +419,7 @@ async def test_ddl_that_fires_no_trigger_is_a_reset(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_ddl_is_not_waited_for(dsn: str) -> None:
+async def test_feed_does_not_wait_for_ddl(dsn: str) -> None:
     """Tracking a table in a long transaction does not block the feed."""
     holder = psycopg2.connect(dsn)
     with holder.cursor() as rows:

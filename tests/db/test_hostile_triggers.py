@@ -1,6 +1,6 @@
 """
-Triggers of the application that write to the table they are of: the log is in no order, and the
-net changes are right.
+Triggers of the application that write to their own table: the log is in no order, and the net changes
+are right.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ State = dict[int, Any]
 
 
 @pytest.mark.parametrize("table", ["plain", "parted"])
-def test_net_changes_are_right_where_the_log_is_in_no_order(dsn: str, table: str) -> None:
+def test_net_changes_of_an_unordered_log_are_right(dsn: str, table: str) -> None:
     dice = random.Random(11)
     reader, writer = open_session(dsn, SessionSettings()), psycopg2.connect(dsn)
     tracked = tracked_txn(reader)
@@ -112,7 +112,7 @@ def write(rows: Cursor, dice: random.Random, table: str) -> None:
 
 
 def apply(state: State, old: Any, new: Any) -> int:
-    """Apply a change; return how much of it does not fit."""
+    """Apply a change; return the number of images that contradict the state."""
     wrong = 0
     if old is not None:
         wrong += state.pop(old["id"], None) != old

@@ -162,7 +162,7 @@ def _examples(values: st.SearchStrategy[Any]) -> list[Any]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_image_of_any_type_is_the_row_that_find_answers(tracking: Tracking) -> None:
+async def test_image_of_any_type_is_the_row_that_find_returns(tracking: Tracking) -> None:
     db = tracking.db
     names = [name for name, values in ROUND.items() if values and name not in ELSEWHERE]
     types = [_parameter(db, name, None)[0] for name in names]
@@ -176,7 +176,7 @@ async def test_image_of_any_type_is_the_row_that_find_answers(tracking: Tracking
 
 
 @pytest_twisted.ensureDeferred
-async def test_image_of_an_odd_value_is_the_row_that_find_answers(tracking: Tracking) -> None:
+async def test_image_of_an_odd_value_is_the_row_that_find_returns(tracking: Tracking) -> None:
     tables = await tracking.tables(*(f"v {name}" for name in MORE))
     for (name, values), table in zip(MORE.items(), tables, strict=True):
         for at, value in enumerate(values):
@@ -188,7 +188,7 @@ async def test_image_of_an_odd_value_is_the_row_that_find_answers(tracking: Trac
 
 
 @pytest_twisted.ensureDeferred
-async def test_image_of_any_value_is_the_row_that_find_answers(tracking: Tracking) -> None:
+async def test_image_of_any_value_is_the_row_that_find_returns(tracking: Tracking) -> None:
     db = tracking.db
     types = [_parameter(db, name, None)[0] for name, _ in PROPERTIES]
     tables = await tracking.tables(*(f"v {sql}" for sql in types))
@@ -223,7 +223,7 @@ async def test_value_that_an_image_does_not_have_exactly_is_not_guessed(
 
 
 @pytest_twisted.ensureDeferred
-async def test_value_of_a_type_that_is_another_one_since_is_not_misread(
+async def test_value_of_a_column_whose_type_has_changed_is_not_misread(
     tracking: Tracking,
 ) -> None:
     cases = (
@@ -281,7 +281,7 @@ async def test_hidden_virtual_and_unknown_columns_are_not_in_the_row(tracking: T
 
 
 @pytest_twisted.ensureDeferred
-async def test_row_is_cut_to_the_columns_that_may_be_read(tracking: Tracking) -> None:
+async def test_row_has_only_the_readable_columns(tracking: Tracking) -> None:
     (table,) = await tracking.tables("a int, b int")
     tracking.run(f"INSERT INTO {table} VALUES (1, 2, 3)")
     catalog = tracking.db.dispatcher.served.catalog
@@ -291,7 +291,7 @@ async def test_row_is_cut_to_the_columns_that_may_be_read(tracking: Tracking) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_column_that_the_catalog_does_not_have_so_is_not_read(tracking: Tracking) -> None:
+async def test_column_that_differs_from_the_catalog_is_not_read(tracking: Tracking) -> None:
     (table,) = await tracking.tables("a int, b int")
     tracking.run(f"INSERT INTO {table} VALUES (1, NULL, 3)")
     catalog = tracking.db.dispatcher.served.catalog

@@ -267,8 +267,8 @@ async def whole(db: DirectCaller, relation: str, **query: Any) -> list[Any]:
 @pytest_twisted.ensureDeferred
 @lawful(200)
 @given(where=WHERE)
-async def test_filter_in_any_verb_means_the_same_rows(db: DirectCaller, where: Any) -> None:
-    """Its negation means the other rows."""
+async def test_filter_in_any_verb_matches_the_same_rows(db: DirectCaller, where: Any) -> None:
+    """Its negation matches the other rows."""
     rows = await whole(db, "people", where=where, select=["id"])
     n = len(rows)
     assert await db.call("people.count", where=where) == n
@@ -295,7 +295,7 @@ async def test_filter_in_any_verb_means_the_same_rows(db: DirectCaller, where: A
 @pytest_twisted.ensureDeferred
 @lawful(200)
 @given(where=WHERE, order=ORDERS, limit=st.integers(1, 12))
-async def test_pages_in_any_order_are_the_stream_in_pieces(
+async def test_pages_in_any_order_equal_the_stream(
     db: DirectCaller, where: Any, order: Any, limit: int
 ) -> None:
     """By token and by offset."""
@@ -360,7 +360,7 @@ async def test_rows_in_any_form_are_the_same(
         max_size=2, unique_by=lambda key: key.lstrip("-"),
     ),
 )  # fmt: skip
-async def test_rows_by_a_measure_are_those_that_have_it(
+async def test_rows_sorted_and_filtered_by_a_measure_agree_with_its_values(
     db: DirectCaller, where: Any, measured: Any, order: Any
 ) -> None:
     """Filters and sort keys agree with the values of the measure."""
@@ -420,7 +420,7 @@ async def test_embeds_counted_listed_or_filtered_are_the_same_rows(
 async def test_groups_under_any_filter_add_up_to_the_total(
     db: DirectCaller, where: Any, group: Any
 ) -> None:
-    """And `having` leaves some groups out."""
+    """`having` removes some of the groups."""
     measures = {
         "n": {"count": "*"}, "pays": {"count": "pay"}, "few": {"count": "*", "where": {"id": {"lt": 9}}},
         "ids": {"array_agg": "id", "order": ["-name", "id"]}, "usual": {"mode": "name"},
@@ -448,7 +448,7 @@ async def test_groups_under_any_filter_add_up_to_the_total(
 @pytest_twisted.ensureDeferred
 @lawful(100)
 @given(where=WHERE, select=SELECTS, embed=EMBEDS, order=ORDERS, limit=st.integers(0, 40))
-async def test_plan_of_any_query_has_as_many_rows_as_its_answer(
+async def test_plan_of_any_query_has_the_number_of_rows_of_its_result(
     db: DirectCaller, where: Any, select: Any, embed: Any, order: Any, limit: int
 ) -> None:
     """EXPLAIN of a page, which reads one row more, and of its count."""

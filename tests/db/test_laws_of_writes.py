@@ -177,10 +177,10 @@ def holding(dsn: str, keys: Sequence[int]) -> Iterator[None]:
 
 def by_sql(dsn: str, role: str, writes: Sequence[Write]) -> tuple[Any, Any, Any]:
     """
-    Do by SQL what some writes do, and undo it.
+    Run the SQL of some writes, and roll it back.
 
     Returns:
-        The answers, or why it is refused; the tables before and after.
+        The results or the error, and the tables before and after.
     """
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
         before = state(cursor)
@@ -258,7 +258,9 @@ async def compare(
 @pytest_twisted.ensureDeferred
 @lawful(150)
 @given(seed=st.integers(0, 2**32))
-async def test_any_write_does_what_its_sql_does(db: DirectCaller, dsn: str, seed: int) -> None:
+async def test_random_write_has_the_result_of_its_sql(
+    db: DirectCaller, dsn: str, seed: int
+) -> None:
     """The stored rows and the results are equal, or both are refused."""
     await compare(db, dsn, Writes(seed), 1, nested=0.2)
 
@@ -267,7 +269,7 @@ async def test_any_write_does_what_its_sql_does(db: DirectCaller, dsn: str, seed
 @pytest_twisted.ensureDeferred
 @lawful(60)
 @given(seed=st.integers(0, 2**32))
-async def test_nested_rows_of_models_do_what_their_sql_does(
+async def test_random_nested_rows_of_models_have_the_result_of_their_sql(
     db: DirectCaller, dsn: str, seed: int
 ) -> None:
     """Hooks see and set values at each level, also in linked rows; or all is refused."""
@@ -277,7 +279,7 @@ async def test_nested_rows_of_models_do_what_their_sql_does(
 @pytest_twisted.ensureDeferred
 @lawful(30)
 @given(seed=st.integers(0, 2**32))
-async def test_batch_of_writes_does_what_they_do_one_by_one(
+async def test_random_batch_has_the_result_of_its_single_writes(
     db: DirectCaller, dsn: str, seed: int
 ) -> None:
     """Or none of them is written."""
@@ -304,7 +306,7 @@ def grants(dice: Dice) -> str:
 @pytest_twisted.ensureDeferred
 @lawful(25)
 @given(seed=st.integers(0, 2**32))
-async def test_any_write_under_any_rights_does_what_its_sql_does(
+async def test_random_write_under_random_rights_has_the_result_of_its_sql(
     db: DirectCaller, dsn: str, seed: int
 ) -> None:
     """Column grants, on a table and on a view, and policies are neither bypassed nor added."""

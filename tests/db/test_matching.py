@@ -115,7 +115,7 @@ def terms(reader: Reader, where: Any) -> tuple[Any, list[Any], list[Any]]:
 
 @settings(max_examples=amount(10, 50), deadline=None, suppress_health_check=list(HealthCheck))
 @given(asked=some.lists(filters(), min_size=1, max_size=7), held=some.lists(rows, min_size=1, max_size=7))  # fmt: skip
-def test_query_that_postgres_answers_with_a_row_is_found_by_the_row(
+def test_query_that_a_row_matches_in_postgresql_is_found_by_the_row(
     reader: Reader, asked: list[Any], held: list[dict[str, str | None]]
 ) -> None:
     index: Index[int] = Index()
@@ -177,13 +177,13 @@ def test_query_that_postgres_answers_with_a_row_is_found_by_the_row(
         ({"f": {"lt": "NaN"}}, []),
     ],
 )
-def test_filter_is_indexed_by_the_columns_whose_values_are_ours(
+def test_filter_is_indexed_by_columns_whose_values_python_compares_like_postgresql(
     reader: Reader, where: Any, columns: list[str]
 ) -> None:
     assert sorted(term.column for term in terms(reader, where)[2]) == columns
 
 
-def test_ranges_of_one_column_are_one(reader: Reader) -> None:
+def test_ranges_of_one_column_are_combined(reader: Reader) -> None:
     (term,) = terms(reader, {"i": {"gte": 1, "lt": 5, "gt": 1}})[2]
     assert (term.low, term.low_in, term.high, term.high_in) == (1, False, 5, False)
     (none,) = terms(reader, {"and": [{"i": 1}, {"i": 2}]})[2]

@@ -1,9 +1,9 @@
 """
 No caller ever receives a value that its role may not select: not by topics, not by catch-up.
 
-Rights, policies, hidden columns and the columns themselves change at random between random writes;
-each value says in which column of which table it was written, and by what it is judged PostgreSQL
-itself: whether the role can select that column now.
+Rights, policies, hidden columns and the columns themselves change at random between random writes.
+Each value contains the table and the column into which it was written, and the test asks PostgreSQL
+whether the role can select that column now.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ VALUE = re.compile(r"<(\d+)\.(\d+)\.\d+>")
 
 
 class World:
-    """Two tables that somebody changes in every way."""
+    """Two tables that change in every way."""
 
     def __init__(self, dsn: str, seed: int) -> None:
         self.random = random.Random(seed)
@@ -53,7 +53,7 @@ class World:
             self.run(f"DROP TABLE IF EXISTS {name}; {self._create(name)}")
 
     def run(self, sql: str) -> list[Any]:
-        """Run SQL; what PostgreSQL refuses of it is as if it were not there."""
+        """Run SQL, and ignore statements that PostgreSQL refuses."""
         with self.connection.cursor() as cursor:
             cursor.execute(sql)
             return cursor.fetchall() if cursor.description else []
@@ -93,7 +93,7 @@ class World:
             self.run("ROLLBACK")
 
     def judge(self, role: str, shown: Any) -> int:
-        """Return how many values there are in what a role was shown; fail at one too many."""
+        """Return the number of values that a role received; fail if it may not select one."""
         found = VALUE.findall(repr(shown))
         for oid, number in set(found):
             assert self._selectable(role, int(oid), int(number)), (role, shown)
@@ -196,7 +196,7 @@ async def ticks(dsn: str) -> AsyncIterator[Ticks]:
 @pytest.mark.serving("public", roles=ROLES)
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest_twisted.ensureDeferred
-async def test_no_role_is_shown_a_value_that_it_may_not_select(
+async def test_role_never_receives_a_value_that_it_may_not_select(
     db: DirectCaller, dsn: str, ticks: Ticks, seed: int
 ) -> None:
     world, sent = World(dsn, seed), []

@@ -123,7 +123,7 @@ async def test_session_of_any_age_has_the_settings(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_schemas_that_are_served_are_searched_first(dsn: str) -> None:
+async def test_served_schemas_are_searched_first(dsn: str) -> None:
     """Unqualified names are resolved in the served schemas, then in the database's own search_path."""
     given = psycopg2.extensions.make_dsn(dsn, options="-c search_path=own")
     async with database_at(given, SessionSettings(schemas=("app", "o'dd \"%s"))) as database:
@@ -163,7 +163,7 @@ async def test_parameters_of_a_connection_string_are_kept(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_statement_timeout_is_the_servers(dsn: str) -> None:
+async def test_statement_timeout_is_enforced_by_the_server(dsn: str) -> None:
     """The server cancels a statement that exceeds the session's statement_timeout."""
     async with database_at(dsn, SessionSettings(statement_timeout=0.1)) as database:
         with pytest.raises(psycopg2.errors.QueryCanceled):
@@ -171,7 +171,7 @@ async def test_statement_timeout_is_the_servers(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_slow_queries_leave_the_reactor_free(dsn: str) -> None:
+async def test_slow_queries_do_not_block_the_reactor(dsn: str) -> None:
     """With 16 slow queries running, the loop lag stays below 10 ms (p99)."""
     async with database_at(dsn, most=16) as database:
         await gatherResults([database.statement("SELECT pg_sleep(0.1)") for _ in range(16)])
@@ -204,7 +204,7 @@ class Owner:
 
 @pytest.mark.parametrize("light", [True, False])
 @pytest_twisted.ensureDeferred
-async def test_jobs_lie_ready_for_many_owners_of_small_answers(dsn: str, light: bool) -> None:
+async def test_jobs_are_prepared_for_many_owners_of_small_results(dsn: str, light: bool) -> None:
     """Jobs of a greedy owner do not run before later jobs of others, except those already ready."""
     came: list[str] = []
     async with database_at(dsn, most=1) as database:
@@ -275,7 +275,7 @@ async def test_dead_idle_connections_are_noticed(dsn: str) -> None:
 
 @pytest.mark.parametrize("retry", [True, False], ids=["read", "write"])
 @pytest_twisted.ensureDeferred
-async def test_session_lost_right_after_a_look_fails_no_query(dsn: str, retry: bool) -> None:
+async def test_session_lost_right_after_a_check_fails_no_query(dsn: str, retry: bool) -> None:
     """Before a read, a session is not checked again if it was just checked; before a write, always."""
     async with database_at(dsn, most=1) as database:
         for _ in range(5):
@@ -402,7 +402,7 @@ async def test_close_during_a_query_stops_it(dsn: str) -> None:
 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_close_does_not_wait_for_what_cannot_be_stopped(dsn: str, inside: bool) -> None:
+async def test_close_does_not_wait_for_a_job_that_cannot_be_stopped(dsn: str, inside: bool) -> None:
     """A job that cannot be cancelled is abandoned, and its caller receives an error."""
     stuck, go = threading.Event(), threading.Event()
     pool = PgPool(dsn, reactor)
@@ -449,7 +449,7 @@ async def test_close_ends_an_open_transaction(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_pool_by_the_names_of_adbapi_works(dsn: str) -> None:
+async def test_pool_has_the_methods_of_adbapi(dsn: str) -> None:
     """The pool has the methods of adbapi; an interaction is one transaction."""
     async with database_at(dsn) as database:
         pool = database.pool

@@ -74,7 +74,7 @@ GRANT SELECT ON me TO rc_clerk, rc_anyone;
 
 
 def caller(authrole: str | None, authid: str | None = "p1", session: int | None = 7) -> Caller:
-    """Make a caller."""
+    """Return a caller."""
     return Caller(session, authid, authrole, "realm1")
 
 
@@ -85,8 +85,8 @@ pytestmark = pytest.mark.serving(roles=ROLES)
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_of_a_role_are_those_its_policies_show(db: DirectCaller) -> None:
-    """Each sees, counts and changes the rows that policies show them."""
+async def test_rows_of_a_role_are_those_that_its_policies_allow(db: DirectCaller) -> None:
+    """This holds for reads, counts and writes."""
     mine = await db.call_as(CLERK, "notes.find")
     assert [row["id"] for row in mine["rows"]] == [1, 4, 7, 10]
     assert await db.call_as(CLERK, "notes.count") == 4
@@ -107,7 +107,7 @@ async def test_rows_of_a_role_are_those_its_policies_show(db: DirectCaller) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_column_that_a_role_may_not_read_is_refused(db: DirectCaller) -> None:
-    """A column that a role may not read does not leave, and is not filtered or sorted by."""
+    """It can neither be selected, nor be used in a filter or sort key."""
     row = await db.call_as(CLERK, "notes.get", 1)
     assert set(row) == {"id", "owner", "text"}
     assert (await db.call_as(BOSS, "notes.get", 1))["salary"] == 100
@@ -129,7 +129,9 @@ async def test_relation_that_a_role_may_not_use_is_unknown(db: DirectCaller) -> 
 
 
 @pytest_twisted.ensureDeferred
-async def test_claims_of_a_caller_are_seen_by_policies_and_gone_after(db: DirectCaller) -> None:
+async def test_claims_of_a_caller_are_readable_by_policies_and_reset_after_the_call(
+    db: DirectCaller,
+) -> None:
     """Policies can read the claims; they are reset before the next call."""
     odd = caller("clerk", "o'hara %s \\ \" ; --", 2**53 - 1)
     assert (await db.call_as(odd, "me.find"))["rows"] == [
@@ -177,7 +179,7 @@ async def test_caller_without_a_role_is_not_authorized(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_role_that_cannot_be_served_is_named_with_its_setting_and_the_cure(dsn: str) -> None:
+async def test_role_that_cannot_be_served_is_logged_with_a_remedy(dsn: str) -> None:
     """Other roles are served, and the log says what the operator has to do."""
     execute(dsn, "CREATE ROLE rc_plain LOGIN; CREATE ROLE rc_alone; GRANT rc_clerk TO rc_plain")
     roles = Roles({"clerk": "rc_clerk", "boss": "rc_nobody"}, "rc_alone")
@@ -197,7 +199,7 @@ async def test_role_that_cannot_be_served_is_named_with_its_setting_and_the_cure
 
 
 @pytest_twisted.ensureDeferred
-async def test_calls_of_roles_at_once_keep_their_own(db: DirectCaller) -> None:
+async def test_concurrent_calls_of_roles_keep_their_own_role(db: DirectCaller) -> None:
     """Concurrent calls of different roles never run with each other's role."""
 
     async def count(who: Caller, expected: int) -> None:
@@ -234,7 +236,7 @@ ORDERS = st.sampled_from([[], ["-id"], ["owner", "-text"], ["-owner"]])
 @given(visible=POLICY, columns=st.sampled_from(["id", "id, owner", "id, owner, text"]),
        where=FILTERS, order=ORDERS)  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_policies_at_random_show_nothing_beyond_them(
+async def test_random_policies_hide_rows_from_every_read(
     dsn: str, visible: list[int], columns: str, where: Any, order: Any
 ) -> None:
     """With any policies and grants, no role can read, count, filter or sort by hidden rows and columns."""
@@ -342,7 +344,7 @@ NEAR: list[tuple[str, dict[str, Any]]] = [
 )
 @given(rights=st.fixed_dictionaries({name: RIGHTS for name in ("id", *TREES)}))
 @pytest_twisted.ensureDeferred
-async def test_rights_at_random_are_named_by_no_refusal(
+async def test_refusals_under_random_rights_name_no_unreadable_column(
     dsn: str, rights: dict[str, set[str]]
 ) -> None:
     """Neither refusals nor `describe` name a column on which the role has no privilege."""
@@ -418,7 +420,7 @@ def beds() -> str:
     run=st.sets(st.sampled_from(FUNCTIONS)),
 )
 @pytest_twisted.ensureDeferred
-async def test_descriptions_under_random_rights_name_nothing_beyond_them(
+async def test_descriptions_under_random_rights_name_no_inaccessible_object(
     dsn: str, rights: dict[str, set[str]], run: set[str]
 ) -> None:
     """No part of a description contains a name on which the role has no privilege."""

@@ -206,7 +206,7 @@ SHARED: list[list[Asked]] = [
 
 @pytest.mark.parametrize("asked", SHARED)
 @pytest_twisted.ensureDeferred
-async def test_calls_that_share_a_run_are_answered_as_alone(
+async def test_calls_that_share_a_run_have_their_own_results(
     db: DirectCaller, asked: list[Asked]
 ) -> None:
     """Each call gets its own row, or not_found, however its type or collation compares keys."""
@@ -288,7 +288,7 @@ UNSHARED: list[list[Asked]] = [
 
 @pytest.mark.parametrize("asked", UNSHARED)
 @pytest_twisted.ensureDeferred
-async def test_other_calls_share_none(db: DirectCaller, asked: list[Asked]) -> None:
+async def test_other_calls_share_no_run(db: DirectCaller, asked: list[Asked]) -> None:
     """Reads of several rows, with functions, or in transactions, and writes."""
     alone = [await outcome(db.call(name, **kwargs)) for name, kwargs in asked]
     await warm(db, asked[0])
@@ -296,7 +296,7 @@ async def test_other_calls_share_none(db: DirectCaller, asked: list[Asked]) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_different_statements_share_none(db: DirectCaller) -> None:
+async def test_different_statements_share_no_run(db: DirectCaller) -> None:
     asked: list[Asked] = [
         ("lands.get", {"key": 3}),
         ("towns.get", {"key": 3}),
@@ -321,7 +321,7 @@ async def test_different_statements_share_none(db: DirectCaller) -> None:
 )
 @pytest.mark.serving(most=1, roles=ROLES)
 @pytest_twisted.ensureDeferred
-async def test_error_of_one_is_that_of_no_other(
+async def test_error_of_one_call_does_not_affect_others(
     db: DirectCaller, name: str, key: int, bad: Any, error: type[ServiceError]
 ) -> None:
     """All calls run again, each alone, with the result or error that each has alone."""
@@ -340,7 +340,7 @@ async def test_error_of_one_is_that_of_no_other(
 
 @pytest.mark.serving(most=1, roles=ROLES)
 @pytest_twisted.ensureDeferred
-async def test_callers_with_other_claims_share_none(db: DirectCaller) -> None:
+async def test_callers_with_other_claims_share_no_run(db: DirectCaller) -> None:
     """Policies may read claims; calls of one session share a run."""
     ada, bob = (Caller(at, name, "clerk", "realm1") for at, name in ((1, "ada"), (2, "bob")))
     asked: list[Asked] = [("own.get", {"key": key}) for key in (1, 1, 2, 2)]
@@ -355,7 +355,7 @@ async def test_callers_with_other_claims_share_none(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_callers_of_large_answers_share_none(db: DirectCaller) -> None:
+async def test_callers_of_large_results_share_no_run(db: DirectCaller) -> None:
     """A shared run would hold all results in memory at once."""
     asked: list[Asked] = [("lands.get", {"key": key}) for key in (3, 4)]
     await warm(db, asked[0])
@@ -366,7 +366,7 @@ async def test_callers_of_large_answers_share_none(db: DirectCaller) -> None:
 
 @pytest.mark.serving(most=1, max_bytes=10_000)
 @pytest_twisted.ensureDeferred
-async def test_each_answer_may_weigh_as_much_as_alone(dsn: str, db: DirectCaller) -> None:
+async def test_size_limit_applies_to_each_result_of_a_run(dsn: str, db: DirectCaller) -> None:
     """All results together are too large for one; only one of them is too large by itself."""
     execute(dsn, "UPDATE large SET body = repeat('x', 20000) WHERE id = 2")
     asked: list[Asked] = [("large.get", {"key": key}) for key in (1, 2, 3)]
@@ -415,7 +415,7 @@ async def stuck(
 
 
 @pytest_twisted.ensureDeferred
-async def test_cancelled_caller_of_several_leaves_the_others_their_answers(
+async def test_cancelled_call_of_a_run_does_not_affect_the_others(
     dsn: str, db: DirectCaller
 ) -> None:
     async with stuck(dsn, db, (3, 4, 5)) as answers:
@@ -436,7 +436,7 @@ async def test_shared_statement_without_callers_is_cancelled(dsn: str, db: Direc
 
 
 @pytest_twisted.ensureDeferred
-async def test_call_cancelled_before_the_run_has_no_part_in_it(db: DirectCaller) -> None:
+async def test_call_cancelled_before_the_run_is_left_out(db: DirectCaller) -> None:
     """If all calls were cancelled, nothing is run."""
     asked: Asked = ("lands.get", {"key": 3})
     await warm(db, asked)
@@ -557,7 +557,7 @@ async def test_slow_statement_is_logged_with_all_its_calls(dsn: str) -> None:
     assert "unnest" in found[0]["statement"]
 
 
-def test_reads_that_take_long_are_not_put_together() -> None:
+def test_slow_reads_are_not_grouped() -> None:
     """The size of a group follows from the fastest recent run."""
     limit = GroupLimit()
     assert limit.most == 1  # no run was measured yet
@@ -573,7 +573,7 @@ def test_reads_that_take_long_are_not_put_together() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_values_of_reads_are_not_kept(db: DirectCaller) -> None:
+async def test_values_of_reads_are_not_cached(db: DirectCaller) -> None:
     """Their kinds are, by the thousand, so values of 1 MB and catalogs would fill the memory."""
     code = "no such code".upper()
     before = getrefcount(code)
@@ -586,7 +586,7 @@ async def test_values_of_reads_are_not_kept(db: DirectCaller) -> None:
     assert getrefcount(code) == before
 
 
-def test_equal_reads_are_put_together_however_long_they_take() -> None:
+def test_equal_reads_are_grouped_whatever_their_duration() -> None:
     """A run takes no longer for many of them than for one."""
     limit = GroupLimit(equal=True)
     limit.ran(1, 100.0)

@@ -64,7 +64,7 @@ async def test_slow_statement_is_logged_with_its_origin(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_slow_statement_that_was_planned_before_is_logged_as_itself(dsn: str) -> None:
+async def test_slow_prepared_statement_is_logged_with_its_text(dsn: str) -> None:
     planned = PreparedStatement("SELECT pg_sleep(0.1), %(given)s, 'secret'", given="text")
 
     def run_txn(connection: PgConnection) -> None:

@@ -275,7 +275,7 @@ def start_writers(dsn: str) -> Iterator[Callable[[], None]]:
             thread.join()
 
 
-def test_rows_kept_by_keys_are_those_of_a_new_query(
+def test_rows_updated_by_keys_equal_those_of_a_new_query(
     dsn: str, start_writers: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refresh, "LEAST_SPARE", 2)

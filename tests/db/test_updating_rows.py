@@ -71,7 +71,7 @@ class Item(Model):
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_are_changed_each_in_its_way_and_come_in_order(
+async def test_rows_with_different_changes_are_updated_and_returned_in_order(
     db: DirectCaller, dsn: str
 ) -> None:
     """Columns that a row does not name are unchanged."""
@@ -111,7 +111,7 @@ async def test_rows_are_found_by_any_unique_key(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_answer_of_rows_takes_every_form(db: DirectCaller) -> None:
+async def test_updated_rows_are_returned_in_every_form(db: DirectCaller) -> None:
     """Lists, JSON, embeds, an order, and no rows."""
     rows = [{"id": 2, "owner": 1}, {"id": 1, "owner": 2}]
     call = {"rows": rows, "select": ["id"]}
@@ -130,7 +130,7 @@ async def test_answer_of_rows_takes_every_form(db: DirectCaller) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_answer_of_rows_is_the_state_after_triggers(db: DirectCaller) -> None:
+async def test_updated_rows_have_the_changes_of_triggers(db: DirectCaller) -> None:
     """The rows are read again, in the order of the call."""
     rows = [{"id": 3, "note": "c"}, {"id": 1, "note": "a"}, {"id": 2, "note": "b"}]
     answer = await db.call("stamped.update", rows=rows)
@@ -144,7 +144,7 @@ async def test_answer_of_rows_is_the_state_after_triggers(db: DirectCaller) -> N
 
 @pytest.mark.parametrize("written", [(), (Item,)])
 @pytest_twisted.ensureDeferred
-async def test_missing_row_undoes_the_update_of_rows(
+async def test_missing_row_rolls_back_the_update_of_rows(
     dsn: str, written: tuple[type[Model], ...]
 ) -> None:
     """The error has the row's index; two rows with one key are refused as well."""
@@ -212,7 +212,7 @@ async def test_missing_row_undoes_the_update_of_rows(
     ],
 )  # fmt: skip
 @pytest_twisted.ensureDeferred
-async def test_rows_that_cannot_be_changed_are_refused_with_their_place(
+async def test_invalid_update_of_rows_is_refused_with_its_path(
     db: DirectCaller,
     dsn: str,
     relation: str,
@@ -231,8 +231,8 @@ async def test_rows_that_cannot_be_changed_are_refused_with_their_place(
 
 
 @pytest_twisted.ensureDeferred
-async def test_default_is_that_of_every_row(db: DirectCaller) -> None:
-    """In one statement a column has its default in each row, or in none."""
+async def test_default_of_a_column_applies_to_every_row_or_none(db: DirectCaller) -> None:
+    """A statement that sets the default in some rows only is refused."""
     rows = [{"id": 1, "n": {"$default": True}}, {"id": 2, "n": {"$default": True}, "alias": "x"}]
     answer = await db.call("items.update", rows=rows, select=["n", "alias"])
     assert answer == [{"n": 7, "alias": None}, {"n": 7, "alias": "x"}]
@@ -260,7 +260,7 @@ async def test_thousand_rows_are_changed_by_one_statement(db: DirectCaller, dsn:
 
 
 @pytest_twisted.ensureDeferred
-async def test_lists_of_any_length_are_removed_in_one_way(db: DirectCaller, dsn: str) -> None:
+async def test_lists_of_any_length_share_a_statement(db: DirectCaller, dsn: str) -> None:
     """The statement removes as many items as the longest list has, from each row."""
     lists = [["a", "b", None][: at + 1] for at in range(3)] + [[]]
     execute(dsn, "UPDATE items SET tags = '{a,b,c,NULL}'")
@@ -277,7 +277,7 @@ async def test_lists_of_any_length_are_removed_in_one_way(db: DirectCaller, dsn:
 
 @pytest.mark.serving(written=(Item,))
 @pytest_twisted.ensureDeferred
-async def test_rules_see_each_row_as_it_will_be(db: DirectCaller) -> None:
+async def test_rules_see_each_row_with_its_changes(db: DirectCaller) -> None:
     """Hooks may change it; an invalid row rolls back all."""
     rows = [{"code": "c2", "n": {"$add": 40}}, {"code": "c1", "price": 1}, {"code": "c3", "n": 9}]
     answer = await db.call("items.update", rows=rows, by=["code"], select=["id", "n", "alias"])
@@ -327,7 +327,7 @@ CHANGES = st.fixed_dictionaries(
 )
 @given(changes=st.lists(CHANGES.filter(bool), min_size=1, max_size=4), shift=st.integers(0, 3))
 @pytest_twisted.ensureDeferred
-async def test_rows_are_changed_as_one_by_one(
+async def test_update_of_rows_equals_single_updates(
     db: DirectCaller, dsn: str, changes: list[dict[str, Any]], shift: int
 ) -> None:
     """All kinds of changes at once give the same rows as one by one."""

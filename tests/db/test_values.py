@@ -223,7 +223,7 @@ def test_value_of_any_type_round_trips(bench: Bench, name: str, value: Any) -> N
         ("'2026-01-01'::date + time '10:00'", "2026-01-01T10:00:00"),
     ],
 )
-def test_value_that_no_argument_makes_is_read(bench: Bench, sql: str, value: Any) -> None:
+def test_value_that_only_sql_produces_is_read(bench: Bench, sql: str, value: Any) -> None:
     """Values that only SQL can produce."""
     assert bench.read(f"SELECT {sql}") == value
 
@@ -236,7 +236,7 @@ def test_deep_json_is_read(bench: Bench, depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [101, 5000])
-def test_deeper_json_comes_as_text(bench: Bench, depth: int) -> None:
+def test_too_deep_json_is_read_as_text(bench: Bench, depth: int) -> None:
     """JSON that serializers do not support is text, and the session stays open."""
     text = "[" * depth + "]" * depth
     assert bench.read(f"SELECT '{text}'::json") == text
@@ -304,7 +304,9 @@ ACCEPTED: list[tuple[str, Any, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "sent", "kept"), ACCEPTED)
-def test_argument_in_another_form_is_taken(bench: Bench, name: str, sent: Any, kept: Any) -> None:
+def test_argument_in_another_form_is_accepted(
+    bench: Bench, name: str, sent: Any, kept: Any
+) -> None:
     """Arguments may have other forms than results."""
     assert bench.back(name, sent) == kept
 
@@ -531,7 +533,7 @@ def test_hstore_with_the_extension_is_a_dict(bench: Bench, value: dict[str, str 
 
 
 @pytest.mark.parametrize("name", ROUND)
-def test_value_of_the_wire_has_a_python_form(bench: Bench, name: str) -> None:
+def test_wire_value_has_a_python_form(bench: Bench, name: str) -> None:
     """The codec encodes Python's form as the same value."""
     for value in ROUND[name]:
         python = bench.codec.python(bench.type(name), value, "v")

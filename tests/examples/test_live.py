@@ -73,7 +73,7 @@ async def test_python_list_is_printed_again_for_each_commit(
         await says("3 to do: run /1, restart /srv/app, verify /srv/app")
 
 
-def test_examples_are_as_short_as_they_are_said_to_be() -> None:
+def test_examples_are_as_short_as_documented() -> None:
     def lines(path: Path) -> int:
         return sum(bool(line.strip()) for line in path.read_text("utf-8").splitlines())
 

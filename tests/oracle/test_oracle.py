@@ -37,7 +37,7 @@ REPROS = [
 
 
 @pytest_twisted.ensureDeferred
-async def test_copies_of_generated_queries_are_what_find_answers(dsn: str) -> None:
+async def test_copies_of_generated_queries_equal_the_results_of_find(dsn: str) -> None:
     async def work(oracle: Oracle) -> None:
         await oracle.watch(REPROS, 1)
         await torture(oracle, queries=amount(40, 120), least=amount(1000, 20_000))
@@ -50,7 +50,7 @@ async def test_copies_of_generated_queries_are_what_find_answers(dsn: str) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_copies_outlast_restarts_ddl_and_changed_rights(dsn: str) -> None:
+async def test_copies_are_right_after_restarts_ddl_and_changed_rights(dsn: str) -> None:
     async def work(oracle: Oracle) -> None:
         await upheaval(oracle, queries=amount(20, 90))
 
@@ -61,7 +61,7 @@ async def test_copies_outlast_restarts_ddl_and_changed_rights(dsn: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_copies_of_slow_queries_read_beside_cycles_are_what_find_answers(
+async def test_copies_of_slow_queries_equal_the_results_of_find(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The patches make each query that must be read again entirely count as slow."""

@@ -1,5 +1,5 @@
 """
-`rowcast call`: arguments as they stand on the command line.
+`rowcast call`: arguments on the command line.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def test_arguments_as_json_or_relaxed_are_read(
 
 @pytest.mark.parametrize("verb", ["find", "count", "exists", "stream", "export"])
 def test_arguments_of_verb_without_positional_ones_take_json(verb: str) -> None:
-    """A dict can only be of keywords there."""
+    """A dict can only contain keyword arguments there."""
     assert arguments(['{"limit": 2}'], verb) == ([], {"limit": 2})
 
 
@@ -62,7 +62,7 @@ def test_arguments_of_verb_without_positional_ones_take_json(verb: str) -> None:
     ],
 )
 def test_arguments_that_cannot_be_read_are_refused(word: str, said: str) -> None:
-    """With the place, or what is missing."""
+    """The message has the position, or what is missing."""
     with pytest.raises(BadArgument) as refused:
         arguments([word], "find")
     assert str(refused.value).startswith(said)
@@ -120,7 +120,7 @@ def test_name_of_no_procedure_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8080/ws", "foo", "ws://"])
 def test_url_of_no_router_is_refused(url: str) -> None:
-    """With what it should be."""
+    """The message has the expected form."""
     with pytest.raises(BadArgument, match="--url should "):
         call_target(url, "realm1", Anonymous())
 
@@ -132,7 +132,7 @@ def test_key_that_cannot_be_read_is_refused() -> None:
 
 
 def test_control_characters_in_a_row_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    """A terminal does not obey what a row holds."""
+    """A terminal would interpret them."""
     Printer(table=True).answer([{"a": "x\x1b]0;y\x07", "b": ["\x9b2J"]}])
     Printer(table=False).answer({"a": "\x1b\x9b2J"})
     printed = capsys.readouterr().out
@@ -157,7 +157,7 @@ ROWS = [
 
 
 def test_rows_are_printed_as_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """Null is empty, what is no string is JSON; what stands beside the rows follows."""
+    """Null is empty, other values than strings are JSON, and the rest of the result follows."""
     Printer(table=True).answer({"rows": ROWS, "next": "abc", "count": None})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["id", "name", "tags", "at"]

@@ -1,4 +1,4 @@
-"""Only plain values may leave."""
+"""Only values that each serializer supports are sent."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from service.payload import ENVELOPE, MAX_DEPTH, TooDeep, Unserializable, check
 
 
 class Color(IntEnum):
-    """An integer that is not exactly one."""
+    """A subclass of int."""
 
     RED = 1
 
 
 def nested(levels: int) -> Any:
-    """Give a list in a list in a list."""
+    """Return a list nested to a depth."""
     value: Any = 1
     for _ in range(levels):
         value = [value]
@@ -31,7 +31,6 @@ def nested(levels: int) -> Any:
     [None, True, 0, 2**64 - 1, -(2**63), 1.5, "", "é", b"\0", [], {}, (1,), {"a": [{"b": None}]}],
 )
 def test_value_that_serializers_carry_passes(value: object) -> None:
-    """What every serializer carries passes."""
     check(value)
 
 
@@ -54,14 +53,14 @@ def test_value_that_serializers_carry_passes(value: object) -> None:
     ],
 )
 def test_value_that_some_serializer_does_not_carry_is_unsafe(value: object) -> None:
-    """What some serializer does not carry is found, at the top and within."""
+    """It is found at any depth."""
     for holding in (value, [1, value], {"a": {"b": [value]}}):
         with pytest.raises(Unserializable):
             check(holding)
 
 
 def test_value_nested_deeper_than_promised_is_too_deep() -> None:
-    """As deep as promised and no deeper; a value that holds itself is too deep."""
+    """The maximum depth is accepted; a cyclic value is too deep."""
     check(nested(MAX_DEPTH - ENVELOPE))
     with pytest.raises(TooDeep):
         check(nested(MAX_DEPTH - ENVELOPE + 1))

@@ -1,5 +1,5 @@
 """
-Code of one's own: modules in the working directory, served by programs as their users start them.
+Applications: modules in the working directory, served by the programs that users start.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ async def test_log_names_the_call_and_its_transaction(
 
 
 def test_description_from_another_directory_has_the_application(environ: dict[str, str]) -> None:
-    """The command goes by the same setting, from a script of another directory."""
+    """The command uses the same setting in a script of another directory."""
     done = subprocess.run(
         [tool("rowcast"), "describe"],
         cwd=environ["HOME"],
@@ -164,10 +164,10 @@ def test_description_from_another_directory_has_the_application(environ: dict[st
     ],
     ids=["twistd", "run", "describe"],
 )
-def test_broken_application_keeps_the_service_from_starting(
+def test_broken_application_prevents_the_start(
     command: tuple[str, ...], environ: dict[str, str]
 ) -> None:
-    """In one line, with what to do, and before anything else is done."""
+    """It prints one line with a remedy, before anything else is started."""
     Path(environ["HOME"], "shop.py").write_text("import shelf")
     with program(environ, *command) as started:
         assert started.ends() == 1

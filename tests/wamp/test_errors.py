@@ -468,9 +468,7 @@ SLEEPING = (
 
 
 @pytest_twisted.ensureDeferred
-async def test_write_in_a_deadlock_is_tried_again(
-    service: Serving, caller: Caller, dsn: str
-) -> None:
+async def test_write_in_a_deadlock_is_retried(service: Serving, caller: Caller, dsn: str) -> None:
     """In a deadlock with another session, the service's write is the victim, and is retried."""
     other = psycopg2.connect(dsn)
     with other.cursor() as cursor:
@@ -581,7 +579,7 @@ async def test_timeout_of_a_call_is_bounded_by_the_services(
 
 
 @pytest_twisted.ensureDeferred
-async def test_answer_over_the_limit_is_refused_and_its_write_undone(
+async def test_result_over_the_limit_is_refused_and_its_write_rolled_back(
     router: Router, caller: Caller, dsn: str
 ) -> None:
     """A result over the limit is not sent, and its write is rolled back."""
@@ -647,7 +645,7 @@ async def test_call_without_a_database_is_unavailable_until_it_is_back(
 
 
 @pytest_twisted.ensureDeferred
-async def test_bug_in_a_procedure_is_internal_with_an_id_alone(
+async def test_exception_in_a_procedure_is_internal_with_an_id_only(
     service: Serving, caller: Caller
 ) -> None:
     """The caller receives only an id, under which the log has the traceback."""

@@ -1,7 +1,7 @@
 """
 Hostile callers: twenty thousand generated calls through the real router.
 
-Only documented errors come back, no SQL is injected, the service stays, memory stays flat.
+Only documented errors are returned, no SQL is injected, and neither the service nor its memory is affected.
 """
 
 from __future__ import annotations
@@ -93,13 +93,13 @@ RELATIONS = ["things", "seen", "canary", "public.things", "pg_catalog.pg_class",
 
 
 class Generator:
-    """Makes calls from a seed: half sensible, half not."""
+    """A generator of random calls, half of which are valid."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
 
     def call(self) -> tuple[str, list[Any], dict[str, Any]]:
-        """Make a procedure name, arguments and keyword arguments."""
+        """Return a procedure name, arguments and keyword arguments."""
         choose = self.random.choice
         relation = (
             choose(RELATIONS)
@@ -169,7 +169,7 @@ class Generator:
         return f"rowcast.{relation}.{verb}", args, kwargs
 
     def embed(self, depth: int) -> Any:
-        """Make something like an embed."""
+        """Return something like an embed."""
         if self.random.random() < 0.1:
             return self.value(1)
         options: dict[str, Any] = {}
@@ -188,7 +188,7 @@ class Generator:
         return {name: self.random.choice([True, options, options])}
 
     def measures(self) -> Any:
-        """Make something like measures."""
+        """Return something like measures."""
         return {
             f"m{at}": {
                 self.random.choice(MEASURES): self.random.choice(["*", self.column(), 5]),
@@ -206,11 +206,11 @@ class Generator:
         }
 
     def key(self) -> Any:
-        """Make something like a key."""
+        """Return something like a key."""
         return self.random.choice([self.random.randint(1, 60), self.value(1), {"name": "n5"}])
 
     def where(self, depth: int) -> Any:
-        """Make something like a filter."""
+        """Return something like a filter."""
         if self.random.random() < 0.03:
             return self.value(2)
         found: dict[str, Any] = {}
@@ -226,7 +226,7 @@ class Generator:
         return found
 
     def condition(self, depth: int) -> Any:
-        """Make something like a condition."""
+        """Return something like a condition."""
         if self.random.random() < 0.3:
             return self.value(1)
         operator = self.random.choice(OPERATORS)
@@ -243,7 +243,7 @@ class Generator:
         return {operator: operand}
 
     def column(self) -> str:
-        """Make something like a column."""
+        """Return something like a column."""
         word = self.random.random()
         if word < 0.65:
             return self.random.choice(COLUMNS)
@@ -259,12 +259,12 @@ class Generator:
         return self.random.choice(INJECTIONS)
 
     def cast(self) -> str:
-        """Make something like a cast column."""
+        """Return something like a cast column."""
         types = ["text", "text", "int", "nope", "text[]", "regclass", *INJECTIONS]
         return f"{self.random.choice([*COLUMNS, 'doc->>a'])}::{self.random.choice(types)}"
 
     def item(self) -> Any:
-        """Make something like a select item."""
+        """Return something like a select item."""
         column = self.column()
         return self.random.choice(
             [column, f"x{self.random.random():.2}:{column}", self.cast(),
@@ -273,7 +273,7 @@ class Generator:
         )  # fmt: skip
 
     def order(self) -> Any:
-        """Make something like a sort key."""
+        """Return something like a sort key."""
         column = self.column()
         cut = {"by": self.random.choice(["seen", "day", column]), **self.cut()}
         far = {"by": self.random.choice(["spot", "name", column]), "near": self.value(0)}
@@ -285,7 +285,7 @@ class Generator:
         return self.random.choice(keys)
 
     def cut(self) -> dict[str, Any]:
-        """Make something like a unit that a time is cut to, and a zone."""
+        """Return something like a unit and a zone for truncating a timestamp."""
         zones = [None, "UTC", "Europe/Berlin", "XXX5", *INJECTIONS]
         return {
             "trunc": self.random.choice(["day", "month", "week", 5, *INJECTIONS]),
@@ -293,7 +293,7 @@ class Generator:
         }
 
     def row(self) -> Any:
-        """Make something like a row, perhaps with related ones inside."""
+        """Return something like a row, perhaps with related ones inside."""
         row = {self.column(): self.value(2) for _ in range(self.random.randint(0, 4))}
         if self.random.random() < 0.3:
             names = ["parts", "things", "thing", "parts!thing", "things!thing", *INJECTIONS]
@@ -302,11 +302,11 @@ class Generator:
         return row
 
     def link(self) -> Any:
-        """Make something like a link to a row that is there."""
+        """Return something like a link to an existing row."""
         return {"$link": self.random.choice([1, 2, [1], {"id": 1}, self.value(1), self.key()])}
 
     def value(self, depth: int) -> Any:
-        """Make any value."""
+        """Return any value."""
         at = self.random.randrange(len(FLAT) + (len(DEEP) + 2 if depth else 0))
         if at < len(FLAT):
             return FLAT[at]
@@ -318,7 +318,7 @@ class Generator:
 
 
 def documented() -> set[str]:
-    """Give the error URIs that docs/errors.md promises."""
+    """Return the error URIs of docs/errors.md."""
     return set(
         re.findall(r"`((?:wamp|rowcast)\.error\.\w+)`", (ROOT / "docs/errors.md").read_text())
     )
@@ -326,17 +326,17 @@ def documented() -> set[str]:
 
 @pytest_twisted.async_yield_fixture
 async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
-    """Serve them."""
+    """Serve the tables of the module."""
     async with served(dsn, router) as serving:
         yield serving
 
 
 async def outcome(caller: Caller, call: tuple[str, list[Any], dict[str, Any]]) -> str:
-    """Make a call; gives "ok" or the error's URI."""
+    """Make a call; return "ok" or the URI of its error."""
     name, args, kwargs = call
     try:
         await caller.call(name, *args, **kwargs)
-    except InvalidUriError:  # the caller's own library does not send it
+    except InvalidUriError:  # the client's library refuses to send it
         return "unsent"
     except TransportLost:  # the router ended a caller whose message it could not read
         return "dropped"
@@ -345,7 +345,7 @@ async def outcome(caller: Caller, call: tuple[str, list[Any], dict[str, Any]]) -
         assert "SELECT" not in repr(error.args) or "SELECT" in repr(call), (error, call)
         if error.error == "wamp.close.transport_lost":
             return "dropped"
-        beyond = error.kwargs.get("sqlstate") == "54000"  # more than PostgreSQL takes of anything
+        beyond = error.kwargs.get("sqlstate") == "54000"  # more than PostgreSQL accepts
         if error.error.split(".")[-1] in {"internal", "database"} and not beyond:
             return f"{error.error} {error.kwargs} to {call!r}"
         return str(error.error)
@@ -355,7 +355,7 @@ async def outcome(caller: Caller, call: tuple[str, list[Any], dict[str, Any]]) -
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest_twisted.ensureDeferred
-async def test_hostile_calls_leave_the_service_as_it_was(
+async def test_hostile_calls_do_not_change_the_service(
     seed: int, service: Serving, router: Router, dsn: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kinds = ("rawsocket cbor", "websocket msgpack", "websocket cbor", "websocket json")

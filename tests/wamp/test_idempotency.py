@@ -64,7 +64,7 @@ async def test_anonymous_caller_is_refused(
 
 
 @pytest_twisted.ensureDeferred
-async def test_second_call_with_a_key_is_answered_as_the_first(
+async def test_second_call_with_a_key_returns_the_first_result_through_a_router(
     dsn: str, service: Serving, call_from: Join
 ) -> None:
     caller = await call_from(NAMED)

@@ -185,7 +185,7 @@ async def test_live_query_is_updated_and_resumes_after_cuts(
 
 
 @pytest_twisted.ensureDeferred
-async def test_kits_beside_each_other_wait_for_none(
+async def test_kits_in_one_process_do_not_wait_for_each_other(
     dsn: str, service: Serving, wired: Wired, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each query has its own session, and so its own steps."""
@@ -221,7 +221,7 @@ async def test_live_query_resumes_after_a_goodbye_of_the_router(
 
 
 @pytest_twisted.ensureDeferred
-async def test_reader_that_is_slow_has_all_in_the_end(
+async def test_slow_reader_has_all_rows_in_the_end(
     dsn: str, service: Serving, wired: Wired
 ) -> None:
     node = wired.program
@@ -308,7 +308,7 @@ async def test_connection_that_stalls_before_it_opens_is_given_up(
 
 @pytest.mark.parametrize("wired", ["json", "cbor", "msgpack"], indirect=True)
 @pytest_twisted.ensureDeferred
-async def test_what_cannot_be_sent_is_an_error_at_once(
+async def test_argument_that_cannot_be_sent_is_an_error_at_once(
     request: pytest.FixtureRequest, service: Serving, wired: Wired
 ) -> None:
     """Autobahn silently drops functions in rows, and reports no encoding errors."""
@@ -337,7 +337,7 @@ async def test_what_cannot_be_sent_is_an_error_at_once(
 
 
 @pytest_twisted.ensureDeferred
-async def test_nothing_is_waited_for_once_the_kit_is_closed(service: Serving, wired: Wired) -> None:
+async def test_closed_kit_waits_for_nothing(service: Serving, wired: Wired) -> None:
     node = wired.program
     node.tell(id="all", live="drivers", query={"order": ["id"]})
     node.tell(close="all")

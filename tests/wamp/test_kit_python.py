@@ -174,7 +174,7 @@ async def test_call_without_an_answer_ends_in_time(service: Serving, client: Cli
 
 
 @pytest_twisted.ensureDeferred
-async def test_reader_that_is_slow_has_all_in_the_end(
+async def test_slow_reader_has_all_rows_in_the_end(
     dsn: str, service: Serving, client: Client
 ) -> None:
     """Missed changes arrive as fewer deltas, or as a reset."""
@@ -264,7 +264,9 @@ async def test_connection_that_stalls_before_it_joins_is_given_up(
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_cannot_be_sent_is_an_error_at_once(service: Serving, client: Client) -> None:
+async def test_argument_that_cannot_be_sent_is_an_error_at_once(
+    service: Serving, client: Client
+) -> None:
     circular: dict[str, Any] = {}
     circular["id"] = circular
     live = client.db.live("drivers", order=["id"])
@@ -283,9 +285,7 @@ async def test_what_cannot_be_sent_is_an_error_at_once(service: Serving, client:
 
 
 @pytest_twisted.ensureDeferred
-async def test_nothing_is_waited_for_once_the_kit_is_closed(
-    service: Serving, client: Client
-) -> None:
+async def test_closed_kit_waits_for_nothing(service: Serving, client: Client) -> None:
     joined: list[Any] = []
     client.component.on("join", lambda session, _: joined.append(session))
     live = client.db.live("drivers")

@@ -112,7 +112,7 @@ async def test_table_created_and_dropped_is_served_meanwhile(
 
 
 @pytest_twisted.ensureDeferred
-async def test_column_dropped_or_added_is_refused_or_answered(
+async def test_dropped_column_is_refused_and_added_one_is_returned(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
     """A dropped column disappears from results and arguments; a new one appears."""
@@ -137,7 +137,7 @@ async def test_column_dropped_or_added_is_refused_or_answered(
 
 
 @pytest_twisted.ensureDeferred
-async def test_call_under_way_is_answered_by_the_catalog_it_began_with(
+async def test_running_call_is_answered_by_the_catalog_it_began_with(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
     """A call keeps the catalog that it began with, even if its relation is dropped meanwhile."""
@@ -176,7 +176,7 @@ async def test_calls_of_other_tables_during_changes_are_answered(
 
 
 @pytest_twisted.ensureDeferred
-async def test_notifications_in_a_burst_cost_few_readings(
+async def test_notifications_in_a_burst_cause_few_reloads(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
     """A burst of notifications causes few reloads, and the last change is not missed."""

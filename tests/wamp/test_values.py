@@ -193,7 +193,7 @@ async def test_value_written_by_a_client_is_read_and_found_by_all(
 
 @pytest.mark.parametrize("column", SENT)
 @pytest_twisted.ensureDeferred
-async def test_value_in_another_form_is_answered_in_the_one_form(
+async def test_value_in_another_form_is_returned_in_wire_form(
     callers: dict[str, Caller], column: str
 ) -> None:
     """Arguments may have each form that PostgreSQL accepts."""

@@ -68,7 +68,7 @@ def test_lease_of_a_running_call_ends_once(clock: Clock, leases: Leases[Thing]) 
     assert not clock.getDelayedCalls()
 
 
-def test_session_that_leaves_takes_its_own(clock: Clock, leases: Leases[Thing]) -> None:
+def test_leases_of_a_session_that_leaves_are_dropped(clock: Clock, leases: Leases[Thing]) -> None:
     """Also during a running call; without a session id, all leases end."""
     one, other = opened(leases), opened(leases, BOB)
     with leases.use(one):
@@ -92,7 +92,7 @@ def test_stop_waits_for_running_calls(clock: Clock, leases: Leases[Thing]) -> No
     assert not clock.getDelayedCalls()
 
 
-def test_leases_are_bounded_by_session_and_in_all(leases: Leases[Thing]) -> None:
+def test_leases_are_bounded_per_session_and_in_total(leases: Leases[Thing]) -> None:
     """A lease that ends makes room; callers without a disclosed session share one bound."""
     first, _ = opened(leases), opened(leases)
     with pytest.raises(Unavailable) as caught:

@@ -55,7 +55,7 @@ def test_statements_beyond_the_bound_are_not_kept():
     assert make.made == made + 2
 
 
-def test_weight_of_rows_with_short_columns_alone_is_known():
+def test_maximum_size_of_rows_with_short_columns_is_known():
     """The maximum size follows from the types of plain columns."""
     served = Snapshot(catalog(), None, NoModels())
     relations = served.catalog.relations

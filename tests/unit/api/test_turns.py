@@ -83,7 +83,7 @@ def test_call_that_is_refused_unsent_keeps_those_behind_it_waiting(calls: Calls)
     assert (calls.begun, calls.over) == ([0, 1, 2], [0, 1])
 
 
-def test_call_that_is_cancelled_while_it_waits_passes_its_turn_on(calls: Calls) -> None:
+def test_cancelled_waiting_call_passes_on_its_turn(calls: Calls) -> None:
     (one, _), (two, waiting), _ = (calls.call(n) for n in range(3))
     failed: list[Any] = []
     waiting.addErrback(failed.append)
@@ -94,7 +94,7 @@ def test_call_that_is_cancelled_while_it_waits_passes_its_turn_on(calls: Calls) 
     assert (calls.begun, calls.over) == ([0, 2], [0, 1])
 
 
-def test_thousands_that_wait_come_one_after_another(calls: Calls) -> None:
+def test_thousands_of_waiting_calls_run_without_recursion(calls: Calls) -> None:
     """Not recursively, which would exceed Python's recursion limit."""
     first, _ = calls.call(0)
 

@@ -127,8 +127,7 @@ def test_duplicate_key_is_refused() -> None:
 
 
 @given(st.permutations(range(9)))
-def test_longest_rise_rises_and_leaves_out_no_more_than_needed(numbers: list[int]) -> None:
-    """The result is a longest increasing subsequence."""
+def test_longest_rise_is_a_longest_increasing_subsequence(numbers: list[int]) -> None:
     rise = [numbers[at] for at in sorted(longest_rise(numbers))]
     assert rise == sorted(rise)
     best = [1] * len(numbers)

@@ -69,9 +69,7 @@ keys = st.lists(
 
 
 @given(keys, keys)
-def test_key_of_any_text_is_a_component_and_no_other_key_has_it(
-    one: list[str], other: list[str]
-) -> None:
+def test_component_of_a_key_of_any_text_is_unique(one: list[str], other: list[str]) -> None:
     assert COMPONENT.fullmatch(encode_key(one))
     assert encode_key(one) != "-"
     assert (encode_key(one) == encode_key(other)) == (one == other)

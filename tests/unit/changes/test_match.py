@@ -34,7 +34,7 @@ def test_query_is_found_by_the_row_before_and_by_the_row_after() -> None:
     assert index.matching(3, {"a": 1}, {"a": 1}) == set()
 
 
-def test_null_is_between_nothing_and_equal_to_what_asks_for_it_alone() -> None:
+def test_null_matches_only_conditions_on_null() -> None:
     index: Index[str] = Index()
     index.add("null", 1, [one_of("a", None)])
     index.add("null or 1", 1, [one_of("a", None, 1)])
@@ -44,7 +44,7 @@ def test_null_is_between_nothing_and_equal_to_what_asks_for_it_alone() -> None:
     assert found(index, a=1) == {"null or 1", "range"}
 
 
-def test_queries_that_ask_for_no_value_come_and_go() -> None:
+def test_query_without_values_is_added_and_removed() -> None:
     index: Index[str] = Index()
     for name in ("one", "two"):
         index.add(name, 1, [one_of("a")])
@@ -66,7 +66,7 @@ def test_queries_that_ask_for_no_value_come_and_go() -> None:
         (2, 2, True, False, set()),
     ],
 )
-def test_range_ends_where_it_ends(
+def test_range_contains_exactly_its_values(
     low: int | None, high: int | None, low_in: bool, high_in: bool, values: set[int]
 ) -> None:
     index: Index[str] = Index()

@@ -73,7 +73,7 @@ def test_insert_logged_after_its_update_is_one_insert() -> None:
     assert Log().add("U", A, B).add("I", new=A).told == [("insert", (1,), None, B)]
 
 
-def test_insert_then_delete_is_nothing() -> None:
+def test_insert_then_delete_is_no_change() -> None:
     assert Log().add("I", new=A).add("U", A, B).add("D", B).told == []
 
 
@@ -81,7 +81,7 @@ def test_updates_are_one_update_from_first_to_last() -> None:
     assert Log().add("U", A, B).add("U", B, C).told == [("update", (1,), A, C)]
 
 
-def test_update_back_to_what_it_was_is_nothing() -> None:
+def test_update_back_to_the_first_value_is_no_change() -> None:
     assert Log().add("U", A, B).add("U", B, A).told == []
 
 
@@ -111,7 +111,7 @@ def test_key_of_several_columns_is_in_its_order() -> None:
     assert Log().add("I", new={"b": 2, "x": 0, "a": 1}, relation=2).net[0].key == (1, 2)
 
 
-def test_key_that_no_dict_holds_is_a_key() -> None:
+def test_unhashable_key_is_a_key() -> None:
     log = Log().add("U", '{"id": [1, 2], "v": 1}', '{"id": [1, 2], "v": 2}')
     assert log.told[0][:2] == ("update", ([1, 2],))
 
@@ -137,7 +137,7 @@ def test_row_whose_columns_are_in_another_order_is_the_same() -> None:
     assert log.told == [("update", (1,), A, B)]
 
 
-def test_truncate_voids_what_was_before_and_comes_before_what_was_inserted_after() -> None:
+def test_truncate_discards_earlier_changes_and_precedes_later_ones() -> None:
     log = Log().add("U", A, B).add("D", row(2)).add("T").add("I", new=C).add("I", new=row(5))
     assert log.told == [
         ("truncate", None, None, None),
@@ -156,7 +156,7 @@ def test_row_replaced_after_truncate_that_was_never_inserted_is_a_reset() -> Non
     assert Log().add("T").add("U", A, B).told == [("reset", None, None, None)]
 
 
-def test_second_truncate_is_the_one_that_counts() -> None:
+def test_last_truncate_counts() -> None:
     log = Log().add("T").add("U", A, B).add("T").add("I", new=C)
     assert log.told == [("truncate", None, None, None), ("insert", (1,), None, C)]
 
@@ -211,7 +211,7 @@ def test_relation_without_a_key_counts_copies() -> None:
     ]
 
 
-def test_relation_that_is_no_longer_tracked_says_nothing() -> None:
+def test_relation_that_is_no_longer_tracked_has_no_changes() -> None:
     assert Log().add("I", new=A, relation=99).told == []
 
 
@@ -225,7 +225,7 @@ def test_transactions_are_contiguous_in_the_order_of_their_last_sequence_numbers
     ]
 
 
-def test_positions_count_on_over_transactions_that_left_nothing() -> None:
+def test_positions_continue_after_transactions_without_net_changes() -> None:
     log = Log().add("I", new=row(1)).add("I", new=row(2), xid=11).add("D", row(2), xid=11)
     log.add("I", new=row(3), xid=12)
     assert [each.position for each in log.net] == [TickPosition(3, 7, 2), TickPosition(3, 7, 8)]
@@ -302,7 +302,7 @@ def written(state: dict[int, dict[str, Any]], todo: Iterable[Step], log: Log) ->
 
 
 @given(st.dictionaries(st.integers(0, 4), st.integers(0, 4)), steps, st.randoms())
-def test_net_changes_lead_from_before_to_after_in_whatever_order_they_were_logged(
+def test_net_changes_lead_to_the_final_state_in_any_order_of_the_log(
     start: dict[int, int], todo: list[Step], dice: random.Random
 ) -> None:
     before = {id: row(id, v=v) for id, v in start.items()}
@@ -326,7 +326,7 @@ def test_net_changes_lead_from_before_to_after_in_whatever_order_they_were_logge
 
 
 @given(st.lists(st.integers(0, 3), max_size=6), steps, st.randoms())
-def test_rows_without_a_key_add_up_in_whatever_order_they_were_logged(
+def test_counts_of_rows_without_a_key_are_right_in_any_order_of_the_log(
     start: list[int], todo: list[Step], dice: random.Random
 ) -> None:
     state, log = list(start), Log()

@@ -39,7 +39,7 @@ def test_position_written_and_parsed_is_the_same(position: Position) -> None:
 
 
 @given(snapshots(), st.integers(min_value=0, max_value=50))
-def test_snapshot_sees_what_had_ended(snapshot: PgSnapshot, above: int) -> None:
+def test_snapshot_shows_the_transactions_that_had_ended(snapshot: PgSnapshot, above: int) -> None:
     xid = snapshot.xmin + above
     assert snapshot.sees(xid) == (xid < snapshot.xmax and xid not in snapshot.running)
     assert snapshot.sees(snapshot.xmin - 1)
@@ -69,7 +69,7 @@ def test_snapshot_sees_what_had_ended(snapshot: PgSnapshot, above: int) -> None:
         b"1.2.3",
     ],
 )
-def test_what_is_no_position_is_refused(value: object) -> None:
+def test_invalid_position_is_refused(value: object) -> None:
     with pytest.raises(InvalidArgument) as refused:
         parse_position(value)
     assert refused.value.details["path"] == "since"

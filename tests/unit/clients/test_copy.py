@@ -1,5 +1,5 @@
 """
-The copy that the Python kit keeps: by the messages of the service it is always what that has.
+The Python kit's copy of the rows equals that of the service after each message.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def texts(rows: Any, ordered: bool) -> list[str]:
 
 @pytest.mark.parametrize("name", FORMS)
 def test_copy_is_the_state_after_each_step(name: str) -> None:
-    """Its checksum, too, which comes with every state here."""
+    """Each message has a checksum here."""
     for seed in SEEDS:
         copy = kit().Copy(FORMS[name][1])
         for step in steps(name, Random(seed), 8):
@@ -32,7 +32,7 @@ def test_copy_is_the_state_after_each_step(name: str) -> None:
             assert copy.position == step.messages[-1]["position"]
 
 
-def test_copy_whose_key_becomes_another_or_none_is_the_state_after_each_step() -> None:
+def test_copy_of_a_table_whose_key_changes_is_the_state_after_each_step() -> None:
     for seed in SEEDS:
         copy = kit().Copy({})
         for step in steps_of_other_keys(Random(seed)):
@@ -42,7 +42,7 @@ def test_copy_whose_key_becomes_another_or_none_is_the_state_after_each_step() -
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_changes_say_what_is_different(name: str) -> None:
+def test_changes_are_the_difference_of_two_states(name: str) -> None:
     """Applied to the rows before, they give the rows after."""
     for seed in SEEDS:
         copy, before = kit().Copy(FORMS[name][1]), []
@@ -68,7 +68,7 @@ def test_copy_that_differs_is_a_mismatch() -> None:
         copy.take({"type": "alive", "position": "3", "checksum": copy.checksum + 1})
 
 
-def test_snapshot_that_was_cut_leaves_the_rows_as_they_were() -> None:
+def test_incomplete_snapshot_does_not_change_the_rows() -> None:
     copy = kit().Copy({})
     whole = {
         "type": "snapshot",
@@ -85,8 +85,8 @@ def test_snapshot_that_was_cut_leaves_the_rows_as_they_were() -> None:
     assert list(copy.rows.values()) == [{"a": 3}]
 
 
-def test_resumed_copy_takes_what_it_has_not_held() -> None:
-    """After `since`, an update may be of a row that is new, and one may leave that never was here."""
+def test_resumed_copy_accepts_changes_of_unknown_rows() -> None:
+    """After `since`, an update or a delete may concern a row that the copy does not have."""
     copy = kit().Copy({})
     copy.take(
         {"type": "snapshot", "rows": [{"a": 1}], "key": ["a"], "complete": True, "position": "1"}

@@ -146,7 +146,7 @@ def test_lost_session_keeps_the_rows_and_the_next_one_resumes(db: Any, session: 
     assert (names(live), live.position) == (["y"], "3")
 
 
-def test_service_that_stops_is_called_again_at_once_and_others_ever_later(
+def test_watch_ended_by_a_stopping_service_is_repeated_at_once_and_others_with_backoff(
     db: Any, session: Session, clock: Clock
 ) -> None:
     live = db.live("a")
@@ -253,9 +253,7 @@ def test_effect_lasts_until_the_rows_cover_it(db: Any, session: Session) -> None
     assert names(live) == ["theirs", "other"]
 
 
-def test_effect_that_is_covered_before_its_answer_comes_goes_with_that(
-    db: Any, session: Session
-) -> None:
+def test_effect_covered_before_its_result_is_removed_with_it(db: Any, session: Session) -> None:
     live = db.live("a")
     session.tell(0, **rows("x", step=True))
     live.delete(1)

@@ -83,6 +83,5 @@ def test_value_on_the_wire_has_a_type_serializers_know(value: Any, form: Any) ->
 
 @pytest.mark.parametrize("value", [object(), {1: 2}, {1}, [1j], {"a": range(3)}])
 def test_value_without_a_wire_form_is_a_type_error(value: Any) -> None:
-    """What has no form is an error of ours."""
     with pytest.raises(TypeError, match="no wire form"):
         wire(value)

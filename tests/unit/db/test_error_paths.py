@@ -26,10 +26,9 @@ def literal(value: str | None) -> str:
 
 
 @given(values)
-def test_parameters_of_any_values_are_found_where_they_stand(
+def test_parameters_of_any_values_are_found_at_their_offsets(
     given_values: list[str | None],
 ) -> None:
-    """Whatever the values contain."""
     text = "SELECT '%%s' " + "".join(", CAST(%s AS text)" for _ in given_values)
     literals = [literal(value) for value in given_values]
     sent = "BEGIN;SELECT '%s' " + "".join(f", CAST({each} AS text)" for each in literals)
@@ -68,7 +67,7 @@ def test_mark_after_any_text_is_found_at_its_offset(
 
 
 @pytest.mark.parametrize("begin", ["'", " E'"])
-def test_parameter_of_megabytes_is_passed_over_at_once(begin: str) -> None:
+def test_parameter_of_megabytes_is_skipped_at_once(begin: str) -> None:
     """The search would otherwise hold the interpreter lock."""
     sent = f"SELECT {begin}{'y' * 8_000_000}', 'a'"
     began = time.thread_time()

@@ -1,5 +1,5 @@
 """
-JSON goes both ways, and what no serializer carries comes as text.
+JSON is encoded and decoded; values that no serializer supports are text.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def test_document_written_and_read_is_the_same(value: Any) -> None:
 @settings(deadline=None)
 @given(values)
 def test_document_with_escapes_is_read_the_same(value: Any) -> None:
-    """The careful way of reading gives the same."""
+    """The slower decoder for escapes has the same result."""
     assert read_json(json.dumps([value, "\u00fc", 1e300])) == [value, "\u00fc", 1e300]
 
 
@@ -69,13 +69,13 @@ def test_document_with_escapes_is_read_the_same(value: Any) -> None:
         (r'"\\u0000"', "\\u0000"),
     ],
 )
-def test_value_that_no_serializer_carries_is_text(text: str, value: Any) -> None:
-    """Wide numbers come as text, characters that cannot be sent are replaced."""
+def test_value_that_no_serializer_supports_is_text(text: str, value: Any) -> None:
+    """Wide numbers become text, and characters that cannot be sent are replaced."""
     assert read_json(text) == value
 
 
 def test_document_nested_too_deep_is_its_text() -> None:
-    """A value is as deep as serializers allow, or it comes as its text."""
+    """A value of the maximum depth is decoded."""
     deep, deeper = ("[" * n + '"]}"' + "]" * n for n in (MAX_DEPTH, MAX_DEPTH + 1))
     assert read_json(deep) == json.loads(deep)
     assert read_json(deeper) == deeper
@@ -97,14 +97,14 @@ def test_document_nested_too_deep_is_its_text() -> None:
     ],
 )
 def test_value_that_json_cannot_hold_is_refused_with_its_path(value: Any, path: str | None) -> None:
-    """What JSON or PostgreSQL cannot hold is refused, with its place."""
+    """Neither JSON nor PostgreSQL can represent it."""
     with pytest.raises(InvalidArgument) as refused:
         write_json(value)
     assert refused.value.details.get("path") == path
 
 
-def test_value_too_deep_or_endless_is_refused() -> None:
-    """An endless value is refused, a deep one, and an endless number."""
+def test_value_too_deep_or_cyclic_is_refused() -> None:
+    """An integer with too many digits is refused, too."""
     endless: list[Any] = []
     endless.append(endless)
     with pytest.raises(InvalidArgument, match="too many digits"):
@@ -115,7 +115,7 @@ def test_value_too_deep_or_endless_is_refused() -> None:
 
 
 class Number(str):
-    """The digits of a number of a document, which is no string of it."""
+    """The digits of a number, distinguished from a string."""
 
 
 numbers = st.from_regex(

@@ -32,7 +32,7 @@ ODD = ("a", "'", '"', "\\", "\n", "{v0}", "__import__('os')", "é", "]}", "%s", 
 
 @given(st.lists(COLUMN, min_size=1, max_size=4), st.integers(0, len(ODD)))
 def test_rows_are_packed_as_cbor2_packs_them(columns: list[Any], first: int) -> None:
-    """What stands behind the columns, as a sort key, is left out."""
+    """Values after the columns, such as sort keys, are left out."""
     names = (*ODD[first:], *ODD[:first])[: len(columns)]
     forms = tuple(form for form, _ in columns)
     rows = list(zip(*(values for _, values in columns), strict=False))

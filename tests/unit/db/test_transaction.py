@@ -130,7 +130,7 @@ def test_attempts_end_and_are_counted() -> None:
     assert known.names == ["b"]
 
 
-def test_outcome_that_is_unknown_is_not_tried_again_whatever_caused_it() -> None:
+def test_unknown_outcome_is_not_retried_whatever_its_cause() -> None:
     known = Transactions()
     work = known.start("a")
     error = OutcomeUnknown()

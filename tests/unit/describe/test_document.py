@@ -39,7 +39,7 @@ def test_verbs_without_their_right_or_key_are_not_described(relation, lacking):
 
 
 def test_relations_that_refer_to_others_in_a_long_chain_are_described():
-    """New rows of each have those of the next inside, deeper than Python's stack."""
+    """New rows of each may contain those of the next, deeper than Python's recursion limit."""
     relations = {}
     for at in range(500):
         target = ("public", f"link_{at + 1}")
@@ -79,7 +79,7 @@ async def unresolved(call: Nowhere, a: int) -> str:  # noqa: F821
 
 
 def test_procedure_with_annotations_has_their_types():
-    """Its parameters are its arguments, with the types that are plain to say."""
+    """Its parameters are its arguments, with the types that JSON Schema can express."""
     found = described_procedure(rich)
     assert found["comment"] == "Do much."
     assert found["positional"] == ["key", "names"]
@@ -99,7 +99,7 @@ def test_procedure_with_annotations_has_their_types():
 
 @pytest.mark.parametrize("function", [poor, unresolved])
 def test_procedure_without_annotations_takes_anything(function):
-    """What is not said, or cannot be looked up, is anything; names are always known."""
+    """A missing or unresolvable annotation means any value; the names are known."""
     found = described_procedure(function)
     assert found["result"] == {}
     assert found["arguments"]["properties"]["a"] == {}

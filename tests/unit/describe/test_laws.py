@@ -495,7 +495,7 @@ def judge_of(name):
 
 
 @pytest.mark.parametrize("verb", EXACT)
-def test_answers_are_what_is_said_and_no_more(verb):
+def test_results_match_their_schema_and_no_others(verb):
     """A result matches; with an additional, missing or differently typed key it does not."""
     judge = judge_of(f"result.{verb}")
     for answer in EXACT[verb]:
@@ -508,7 +508,7 @@ def test_answers_are_what_is_said_and_no_more(verb):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_arguments_are_those_and_no_others(verb):
+def test_arguments_match_their_schema_and_no_others(verb):
     """A call with an unknown argument does not match."""
     given = {"key": 1, "values": {}, "changes": {}, "measures": {"n": {"count": "*"}}}
     takes = VERBS[verb].arguments

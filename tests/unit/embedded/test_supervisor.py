@@ -23,7 +23,7 @@ from service.settings import Settings
 
 
 class Processes(Clock):
-    """A clock that starts processes, on paper."""
+    """A clock that records the processes to start."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,23 +37,23 @@ class Processes(Clock):
         return SimpleNamespace(pid=len(self.starts), signalProcess=lambda name: self.end())
 
     def end(self) -> None:
-        """Have the child end."""
+        """End the child."""
         self.children.pop().processEnded(Failure(ProcessDone(0)))
 
 
 class Child(Supervised):
-    """Is ready at once."""
+    """A child that is ready at once."""
 
     async def prepare(self) -> list[str]:
-        """Name a program."""
+        """Return a program."""
         return ["child"]
 
     async def ready(self, pid: int) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
     def shutdown_signal(self) -> str:
-        """Name a signal."""
+        """Return a signal."""
         return "TERM"
 
 
@@ -84,7 +84,7 @@ def test_pauses_between_starts_grow_and_are_reset(reactor: Processes, child: Chi
 
 
 def test_large_log_is_rotated(reactor: Processes, child: Child) -> None:
-    """A log does not grow for ever; the one before is kept."""
+    """The previous log is kept."""
     child.log.write_bytes(b"x" * MAX_LOG)
     child.startService()
     assert child.log.stat().st_size == MAX_LOG
@@ -96,7 +96,6 @@ def test_large_log_is_rotated(reactor: Processes, child: Child) -> None:
 
 
 def test_last_line_of_a_long_log_is_read_without_the_rest(child: Child) -> None:
-    """The last line is quoted, and found without reading what was said for years."""
     assert child.last_output_line() == "it said nothing"
     child.log.write_bytes(b"said long ago\n" * 1_000_000 + b"the reason \xff\n\n")
     tracemalloc.start()
@@ -108,7 +107,7 @@ def test_last_line_of_a_long_log_is_read_without_the_rest(child: Child) -> None:
 def test_process_that_has_the_port_is_found_in_a_thread(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Looking through the processes of the machine does not keep the reactor."""
+    """The search through the processes of the machine does not block the reactor."""
     seen: list[int] = []
     pool = ThreadPool(1, 1)
     reactor: Any = Processes()

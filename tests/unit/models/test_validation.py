@@ -52,7 +52,7 @@ def test_model_with_validations_or_hooks_has_rules() -> None:
     assert kinds(later) == [True, True]
 
 
-def test_untouched_values_are_the_very_wire_values() -> None:
+def test_unchanged_values_are_sent_as_the_same_wire_values() -> None:
     """Unchanged values remain the same wire values, so they are written as sent."""
     values = {"action": "x" * 3, "doc": {"a": [1]}, "owner": "5"}
     validated = result_of(bound(model()).validate(values, CODEC, "values"))
@@ -225,7 +225,7 @@ def test_new_row_is_accepted_at_once_if_no_rule_waits_or_sets_anything(
     assert bound(model(**rules)).accepts_new(values, CODEC) is accepted
 
 
-def test_rule_that_waits_is_asked_at_once_no_more() -> None:
+def test_rule_that_waits_is_not_run_at_once_again() -> None:
     """It may have sent a query that was of no use."""
     asked: list[Any] = []
 
@@ -239,7 +239,7 @@ def test_rule_that_waits_is_asked_at_once_no_more() -> None:
     assert len(asked) == 1
 
 
-def test_blank_that_a_row_has_already_is_left_alone() -> None:
+def test_stored_blank_is_not_validated_unless_it_is_read() -> None:
     """Once it was asked for, or set, it is looked at; so is what is no column."""
     made = model(VALIDATIONS=[not_blank("action")])
     row = [None] * len(made.META.position)

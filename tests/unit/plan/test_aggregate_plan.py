@@ -43,7 +43,7 @@ def test_measure_has_the_type_of_its_result(measure: Any, type: str) -> None:
     assert planned({"m": measure}).grouped.measures[0].type.sql == type
 
 
-def test_groups_are_what_having_and_order_speak_of() -> None:
+def test_having_and_order_accept_names_and_columns_of_groups() -> None:
     """Groups are named by their names or by their columns."""
     plan = planned(
         {"n": {"count": "*"}},

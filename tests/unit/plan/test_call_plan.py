@@ -82,7 +82,7 @@ def test_bound_for_rows_of_what_returns_none_is_refused() -> None:
             called(of, max_affected=1)
 
 
-def test_argument_goes_by_name_but_for_unnamed_ones() -> None:
+def test_arguments_are_passed_by_name_except_unnamed_ones() -> None:
     """By name, each omitted argument gets its default."""
     of = function("f", Argument("", 23), Argument("b", 25))
     plan = called(of, 1, b="x")
@@ -92,7 +92,7 @@ def test_argument_goes_by_name_but_for_unnamed_ones() -> None:
     ]
 
 
-def test_variadic_argument_without_a_value_wants_all_by_position() -> None:
+def test_omitted_variadic_argument_passes_all_by_position() -> None:
     """PostgreSQL uses its default only in a call by position."""
     parts = Argument("parts", 1009, "variadic", has_default=True)
     of = function("f", Argument("sep", 25), Argument("end", 25, has_default=True), parts)

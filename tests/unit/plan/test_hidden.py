@@ -87,7 +87,7 @@ def test_hidden_field_is_found_at_any_depth(oid: int, hidden: bool) -> None:
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-def test_value_with_a_hidden_field_is_answered(column: str) -> None:
+def test_value_with_a_hidden_field_can_be_selected(column: str) -> None:
     """It can be selected, counted, collected and tested for null."""
     assert find(select=[column]).outputs[0].name == column
     assert count({column: {"is": "not null"}}).where is not None
@@ -139,7 +139,7 @@ def test_value_with_a_hidden_field_is_no_key() -> None:
 @pytest.mark.parametrize(
     "path", ["who->name", "friends->0->>name", "anyone->id", "duo->who->>name", "duo->n", "open->a"]
 )
-def test_path_to_a_field_that_is_shown_goes_anywhere(path: str) -> None:
+def test_path_to_a_visible_field_is_accepted_everywhere(path: str) -> None:
     """A visible field can be used like a column."""
     assert find(select=[path], order=[path], where={path: {"is": "not null"}})
 

@@ -110,7 +110,7 @@ def test_several_foreign_keys_are_ambiguous_until_one_is_named() -> None:
     assert related(SCHEMA, PEOPLE, embed("letters", via="sender")).pairs == (("id", "sender"),)
 
 
-def test_relation_that_refers_to_itself_wants_a_direction() -> None:
+def test_self_reference_needs_a_direction() -> None:
     """Both directions have the same name."""
     tree = schema(table("nodes", key("parent", "nodes")))
     nodes = tree.relation("public", "nodes")

@@ -33,7 +33,7 @@ TEXT = Column("id", 25, "text", nullable=False)
         (replace(TEXT, type=1184, declared="timestamp with time zone"), True),
     ],
 )
-def test_values_that_are_equal_and_look_otherwise_name_rows_but_no_groups(
+def test_equal_values_of_different_text_identify_rows_but_no_groups(
     column: Column, groups: bool
 ) -> None:
     relation = replace(ACTIONS, columns={"id": column}, primary_key=("id",))

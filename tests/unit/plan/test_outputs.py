@@ -80,7 +80,7 @@ def test_rows_are_sorted_by_their_key_last() -> None:
     assert sorted_by(found(order=["-id"])) == ["id"]
 
 
-def test_rows_without_a_key_are_sorted_by_all_they_have() -> None:
+def test_rows_without_a_key_are_sorted_by_all_columns() -> None:
     """Only if an order is given; their pages use an offset."""
     bare = replace(VEHICLES, primary_key=(), unique_keys=())
     plan = found(bare, order=["-seats"])
@@ -143,7 +143,7 @@ def test_spread_embed_gets_a_key_that_no_column_has() -> None:
     assert [(each.key, each.columns) for each in plan.embeds] == [("e0", ("plate",))]
 
 
-def test_value_in_an_embed_travels_as_text_where_json_is_not_its_form() -> None:
+def test_value_in_an_embed_is_text_if_json_would_change_it() -> None:
     """JSON would lose digits of a numeric, but not of an integer."""
     embed = {"vehicles": {"select": ["seats", "big:seats::numeric", "at:plate::timestamptz"]}}
     plan = found(DRIVERS, embed=embed)

@@ -41,7 +41,7 @@ def deleted(relation: Relation, **kwargs: Any) -> PlannedReturning:
     return plan_delete(DEMO, relation, parse_delete([1], kwargs, Limits()).request).returning
 
 
-def test_rows_of_a_plain_table_come_by_returning() -> None:
+def test_rows_of_a_plain_table_are_returned_by_the_write() -> None:
     """Nothing changes them after RETURNING."""
     for returning in (created(VEHICLES), updated(VEHICLES, {"seats": 4}), deleted(VEHICLES)):
         assert returning.reread is None
@@ -105,7 +105,7 @@ def test_row_without_a_key_to_find_it_is_taken_as_written() -> None:
     assert reread.equal == ()
 
 
-def test_write_that_may_be_swallowed_is_certain() -> None:
+def test_write_that_a_trigger_may_suppress_is_checked() -> None:
     """If the row is not written, the statement fails; a table with rules cannot be written in WITH."""
     touchy = vehicles(side_effects=True)
     assert created(touchy).must_write

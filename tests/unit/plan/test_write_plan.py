@@ -41,7 +41,7 @@ def updates(conflict: PlannedConflict) -> dict[str, int]:
     return {each.column.name: len(each.kept) for each in conflict.updates}
 
 
-def test_row_takes_over_what_is_given_less_its_key() -> None:
+def test_existing_row_is_updated_with_the_given_columns_except_its_key() -> None:
     """The key is the primary key, unless another one is named."""
     conflict = upserted({"id": 1, **BUS})
     assert conflict.key == ("id",)
@@ -51,12 +51,12 @@ def test_row_takes_over_what_is_given_less_its_key() -> None:
     assert updates(upserted({"id": 1, **BUS}, update=[])) == {}
 
 
-def test_row_that_gives_nothing_but_its_key_takes_that() -> None:
+def test_row_with_only_its_key_sets_the_key() -> None:
     """The key is set to itself, so that RETURNING has the row."""
     assert updates(upserted({"id": 1})) == {"id": 0}
 
 
-def test_row_keeps_what_its_new_row_leaves_out() -> None:
+def test_existing_row_keeps_the_columns_that_its_new_row_lacks() -> None:
     """Each of several rows updates its given columns; a row without a key is inserted."""
     rows = [{"id": 1, "model": "bus"}, {"id": 2, "seats": 4}, {"seats": 6}]
     assert updates(upserted(rows)) == {"model": 1, "seats": 1}

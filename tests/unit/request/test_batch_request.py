@@ -37,7 +37,7 @@ def test_value_that_is_no_reference_stays(value: Any) -> None:
 
 
 @pytest.mark.parametrize("reference", ["3", "1.2", "1.x", "1.-1", "2.0", "0.rows.0.m", "", None])
-def test_reference_to_nothing_names_its_place(reference: Any) -> None:
+def test_reference_to_nothing_is_refused_with_its_path(reference: Any) -> None:
     with pytest.raises(InvalidArgument) as caught:
         resolve({"a": [{"$ref": reference}]}, RESULTS, "operations.3.kwargs")
     assert caught.value.details["path"] == "operations.3.kwargs.a.0"

@@ -22,7 +22,7 @@ ROWS: list[Any] = [
 
 
 @pytest.mark.parametrize("rows", ROWS, ids=str)
-def test_values_stand_where_their_numbers_are_marked(rows: Any) -> None:
+def test_values_of_a_shape_have_the_positions_of_their_marks(rows: Any) -> None:
     shaped = RowsShape(rows, (), 100)
     assert fill_placeholders(with_placeholders(shaped.shape, count()), shaped.values) == rows
 
@@ -72,7 +72,7 @@ def test_rows_with_other_keys_lists_or_nulls_have_another_shape(other: Any) -> N
     ],
     ids=str,
 )
-def test_rows_that_mean_more_than_their_shape_have_none(rows: Any) -> None:
+def test_rows_whose_values_change_the_statement_have_no_shape(rows: Any) -> None:
     with pytest.raises(NoShape):
         RowsShape(rows, {"doc"}, 3)
 

@@ -15,7 +15,7 @@ from service.request.synonyms import (
 
 
 @pytest.mark.parametrize("synonym", SYNONYMS, ids=lambda each: f"{each.kind}-{each.ours}")
-def test_name_of_another_system_is_hinted_to_the_right_one(synonym: Synonym) -> None:
+def test_name_of_another_system_gets_a_hint_at_the_right_one(synonym: Synonym) -> None:
     """In any spelling; a word that is valid here gets no hint."""
     for word in synonym.words:
         for written in (word, word.upper(), f"${word}"):

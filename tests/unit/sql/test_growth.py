@@ -105,26 +105,26 @@ def grows(kwargs: Kwargs, run: Callable[[dict[str, Any]], Any], n: int = FEW) ->
 
 
 @pytest.mark.parametrize("what", READS)
-def test_read_of_many_parts_takes_no_more_for_each(what: str) -> None:
+def test_cost_of_a_read_grows_linearly_with_its_parts(what: str) -> None:
     n = BOUNDED.get(what, FEW)
     assert grows(READS[what], lambda kwargs: read("vehicles", kwargs), n) < TIMES * 1.1
 
 
 @pytest.mark.parametrize("what", WRITES)
-def test_call_of_many_rows_takes_no_more_for_each(what: str) -> None:
+def test_cost_of_a_call_grows_linearly_with_its_rows(what: str) -> None:
     verb, kwargs = WRITES[what]
     n = BOUNDED.get(what, FEW)
     assert grows(kwargs, lambda given: written(verb, given), n) < TIMES * 1.1
 
 
-def test_new_rows_with_others_inside_take_no_more_for_each() -> None:
+def test_cost_of_a_nested_create_grows_linearly_with_its_rows() -> None:
     def kwargs(n: int) -> dict[str, Any]:
         return {"values": {"name": "x", "vehicles": [{"plate": "B", "model": "v"}] * n}}
 
     assert grows(kwargs, lambda given: nested("drivers", [], given)) < TIMES * 1.1
 
 
-def test_filter_met_before_is_hashed_once() -> None:
+def test_cached_filter_is_hashed_once() -> None:
     """Otherwise each lookup in a cache would hash all of its conditions."""
     kwargs = {"where": {"and": terms(FEW)}}
     parse = lambda: parse_find([], kwargs, LIMITS, "vehicles").request  # noqa: E731

@@ -165,7 +165,7 @@ def upserted(values, name="actions", **kwargs):
         ),
     ],
 )  # fmt: skip
-def test_upsert_takes_over_what_is_given(values, kwargs, sql):
+def test_upsert_updates_the_given_columns(values, kwargs, sql):
     """Given columns are updated, except those of the key."""
     assert upserted(values, **kwargs) == sql
 

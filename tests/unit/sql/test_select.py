@@ -214,7 +214,7 @@ def test_cast_to_a_type_of_the_same_letters_is_to_the_one_named():
         ({"where": {"driver.name": "a"}}, "where.driver.name"),
     ],
 )
-def test_find_that_does_not_fit_is_refused_with_its_path(kwargs, path):
+def test_invalid_find_is_refused_with_its_path(kwargs, path):
     """Names that the catalog does not have, and operators that a type does not have."""
     with pytest.raises(InvalidArgument) as refused:
         found(**kwargs)

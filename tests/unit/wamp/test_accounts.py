@@ -1,5 +1,5 @@
 """
-What sessions have under way, on a clock of its own.
+Running and waiting calls of sessions, with a fake clock.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ async def nothing_held(session: int | None) -> int:
     return 0
 
 
-def test_calls_that_are_late_at_once_are_refused_in_slices() -> None:
-    """Between two slices others have their turn."""
+def test_many_calls_that_time_out_together_are_refused_in_slices() -> None:
+    """Other work runs between two slices."""
     clock = Clock()
     accounts = Accounts(clock, Bounds(running=1, wait=1), nothing_held, lambda: None)
     account = accounts.of(1)

@@ -48,7 +48,7 @@ def sent(clock: Clock, pace: Pace, router: Any, caller: int | None = 7) -> Defer
     return done
 
 
-def test_part_after_a_router_that_holds_little_may_follow() -> None:
+def test_part_follows_once_the_router_buffers_little() -> None:
     """When the router has processed a part and buffers little, the next one may follow."""
     clock, asked = Clock(), Deferred[Any]()
     router = Router(lambda uri: asked)
@@ -61,8 +61,7 @@ def test_part_after_a_router_that_holds_little_may_follow() -> None:
     assert done.called
 
 
-def test_router_that_holds_much_is_asked_ever_more_seldom() -> None:
-    """While the router buffers much, it is polled with growing intervals."""
+def test_router_that_buffers_much_is_polled_with_growing_intervals() -> None:
     clock = Clock()
     held = [5 * HELD, 4 * HELD, 3 * HELD, 2 * HELD, HELD]
     router = Router(lambda uri: succeed(held.pop(0)))

@@ -22,14 +22,14 @@ class Session:
         self.heard: Any = None
 
     def subscribe(self, heard: Any, topic: str, options: Any) -> Deferred[Any]:
-        """Keep what was asked for."""
+        """Record the subscription."""
         self.heard = heard
         self.topics.append(topic)
         return self.answer
 
 
 def joined(answer: Deferred[Any], gone: list[int]) -> Session:
-    """Have Departures join a session."""
+    """Let Departures join a session; return the session."""
     session = Session(answer)
     done = Deferred.fromCoroutine(Departures(gone.append).joined(session, None))  # type: ignore[arg-type]
     done.addErrback(lambda failure: pytest.fail(str(failure)))
@@ -38,7 +38,7 @@ def joined(answer: Deferred[Any], gone: list[int]) -> Session:
 
 
 def test_departures_of_sessions_are_passed_on_once_in_order() -> None:
-    """Each id once, in order; what is no id is not."""
+    """Values that are no ids are ignored."""
     gone: list[int] = []
     session = joined(succeed(None), gone)
     assert session.topics == [TOPIC]
@@ -48,7 +48,7 @@ def test_departures_of_sessions_are_passed_on_once_in_order() -> None:
 
 
 def test_router_without_departure_events_is_accepted() -> None:
-    """The service joins all the same."""
+    """The service joins nevertheless."""
     gone: list[int] = []
     joined(fail(ApplicationError(ApplicationError.NOT_AUTHORIZED)), gone)
     assert gone == []

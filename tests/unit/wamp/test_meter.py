@@ -21,7 +21,6 @@ def taken(*calls: Any) -> Meter:
 
 
 def test_service_without_calls_reports_no_latency() -> None:
-    """There is no latency then."""
     latency = {"p50": None, "p90": None, "p95": None, "p99": None}
     expected = {"outcomes": {}, "latency": latency, "verbs": {}}
     assert Meter().snapshot() == expected
@@ -64,7 +63,7 @@ def test_outcomes_are_counted() -> None:
     ],
 )
 def test_call_counts_for_its_verb(name: str, verb: str) -> None:
-    """A name of a caller's own making never makes a row."""
+    """Names that callers invent create no row."""
     meter = taken((name, "refused", 0.001, NOT_FOUND), (name, "answered", 0.001))
     ((found, figures),) = meter.snapshot()["verbs"].items()
     assert found == verb
