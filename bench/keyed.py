@@ -28,9 +28,8 @@ from schema.changes import install
 from schema.database_url import Place
 from service.changes.cycle import cycle_txn
 from service.changes.invalidation import WatchedRuns
-from service.changes.match import Index
+from service.changes.match import Index, terms_of
 from service.changes.positions import SnapshotPosition
-from service.changes.terms import terms_of
 from service.plan.read_plan import plan_find
 from service.request.read_request import Limits, parse_find
 from tests.conftest import execute

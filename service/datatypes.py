@@ -10,7 +10,7 @@ changes/images (from the JSON of the log) and, unless the form is in `SAME_IN_PY
 Rows with a form that `ENCODERS` of db/pack lacks are encoded more slowly.
 
 Live queries read rows again by keys of the types in `KEY_TYPES` of plan/watch_plan, and match a changed row
-with filters over the types in `FORMS` of changes/terms; for other types they read more rows than necessary.
+with filters over the types in `FORMS` of changes/match; for other types they read more rows than necessary.
 
 Arrays, composites, enums, ranges and domains have no rows; the types that they consist of have.
 """

@@ -18,24 +18,29 @@ import cbor2
 from service.api.dispatcher import Dispatcher, Procedure
 from service.api.roles import Roles
 from service.catalog import Catalog, QualifiedName
-from service.changes.epochs import OnStandby, epoch_now_txn, resume_txn
-from service.changes.log import TrackedTable, installed_txn, refuse_barred_txn, tracked_txn
+from service.changes.log import (
+    PgSnapshot,
+    Tick,
+    TickPage,
+    TrackedTable,
+    installed_txn,
+    page_txn,
+    pages_txn,
+    refuse_barred_txn,
+    rows_txn,
+    ticks_txn,
+    tracked_txn,
+)
 from service.changes.net import Change, last_place, net_changes
 from service.changes.positions import (
-    PgSnapshot,
+    OnStandby,
     Position,
     SnapshotPosition,
     TickPosition,
-    parse_position,
-)
-from service.changes.ticks import (
-    Tick,
-    TickPage,
     end_txn,
-    page_txn,
-    pages_txn,
-    rows_txn,
-    ticks_txn,
+    epoch_now_txn,
+    parse_position,
+    resume_txn,
 )
 from service.changes.topics import Rights, Shown, behind, reset, rights_txn, shown_of
 from service.changes.why import find_relation, track_command

@@ -18,9 +18,8 @@ from decimal import Decimal, InvalidOperation
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
-from service.changes.log import LogRow, TrackedTable
+from service.changes.log import LogRow, Tick, TrackedTable
 from service.changes.positions import TickPosition
-from service.changes.ticks import Tick
 
 Operation = Literal["insert", "update", "delete", "truncate", "touch", "reset"]
 Key = tuple[Any, ...]

@@ -1,16 +1,28 @@
 """
-Positions: how far a client has followed the changes of the database.
+Positions: how far a client has followed the changes of the database, and whether that is still valid.
 
 To a client a position is an opaque string. The position of an event names the tick and the change in it; the
 position of a live query's rows is the snapshot that they were read in. Both can be given as `since`.
+
+Transaction ids and tick numbers belong to one history of the database. A standby that is promoted without
+the last commits of the old primary assigns the same numbers to other transactions, and in a restored dump
+the numbers come from another server. So a position names its epoch, and a new epoch begins when the history
+changes: another system identifier, another timeline, or fewer ticks than were known. The epoch also says
+how much of the log was pruned.
+
+Some managed databases grant nobody the right to read the system identifier. There a restored dump is
+detected only if the log's snapshots are ahead of the server's transaction ids.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Self
 
+from service.changes.log import PgSnapshot, Tick, last_txn
+from service.db.connection import PgConnection
+from service.db.planned import PreparedStatement
 from service.errors import InvalidArgument, clip
 
 MOST_DIGITS = 20
@@ -18,60 +30,10 @@ MOST_DIGITS = 20
 MOST_CHARACTERS = 100_000
 """Maximum length of a position: a snapshot lists the running transactions, each in up to 20 digits."""
 
-LAST_XID = 2**64 - 1
-"""The highest transaction id that `xid8` can hold."""
-
 _NUMBER = rf"[0-9]{{1,{MOST_DIGITS}}}"
 _TICK = re.compile(rf"({_NUMBER})\.({_NUMBER})\.({_NUMBER})", re.ASCII)
 _SNAPSHOT = re.compile(rf"({_NUMBER}):({_NUMBER}):((?:{_NUMBER}(?:,{_NUMBER})*)?)", re.ASCII)
 _QUERY = re.compile(r"[0-9a-f]{16}", re.ASCII)
-
-
-class PgSnapshot(NamedTuple):
-    """
-    A `pg_snapshot` of PostgreSQL: which transactions had ended when the snapshot was taken.
-
-    Args:
-        xmin: Lowest transaction id that was still running; all lower ones had ended.
-        xmax: One above the highest transaction id that had ended.
-        running: Ids between xmin and xmax that were still running, in ascending order.
-    """
-
-    xmin: int
-    xmax: int
-    running: tuple[int, ...]
-
-    @classmethod
-    def of(cls, text: str) -> Self:
-        """Return the snapshot of a text that PostgreSQL wrote, such as "100:104:100,102"."""
-        xmin, xmax, running = text.split(":")
-        return cls(int(xmin), int(xmax), tuple(map(int, running.split(","))) if running else ())
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """
-        Parse a snapshot that a client gave, which may be anything.
-
-        Raises:
-            ValueError: The text is not a valid snapshot.
-        """
-        found = _SNAPSHOT.fullmatch(text)
-        if found is None:
-            raise ValueError(text)
-        xmin, xmax = int(found[1]), int(found[2])
-        running = tuple(map(int, found[3].split(","))) if found[3] else ()
-        inside = all(xmin <= xid < xmax for xid in running)
-        if not xmin <= xmax < 2**63 or not inside or running != tuple(sorted(set(running))):
-            raise ValueError(text)
-        return cls(xmin, xmax, running)
-
-    def sees(self, xid: int) -> bool:
-        """Return whether the changes of a transaction are visible, if it has committed."""
-        return xid < self.xmax and xid not in self.running
-
-    def __str__(self) -> str:
-        """Return the snapshot as text that PostgreSQL accepts."""
-        return f"{self.xmin}:{self.xmax}:{','.join(map(str, self.running))}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -140,7 +102,7 @@ def parse_position(value: object, path: str = "since") -> Position:
             and int(epoch_text) < 2**31
         ):
             try:
-                return SnapshotPosition(int(epoch_text), PgSnapshot.parse(snapshot), query)
+                return SnapshotPosition(int(epoch_text), _given_snapshot(snapshot), query)
             except ValueError:
                 pass
     raise InvalidArgument(
@@ -148,3 +110,283 @@ def parse_position(value: object, path: str = "since") -> Position:
         path=path,
         hint="give one back as it came, from an event, a live query or position()",
     )
+
+
+def _given_snapshot(text: str) -> PgSnapshot:
+    """
+    Return the snapshot that a client gave, which may be anything.
+
+    Raises:
+        ValueError: The text is not a valid snapshot.
+    """
+    found = _SNAPSHOT.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    snapshot = PgSnapshot.of(text)
+    xmin, xmax, running = snapshot
+    inside = all(xmin <= xid < xmax for xid in running)
+    if not xmin <= xmax < 2**63 or not inside or running != tuple(sorted(set(running))):
+        raise ValueError(text)
+    return snapshot
+
+
+FIRST = PgSnapshot(3, 3, ())
+"""A snapshot that sees no transaction: 3 is the lowest normal transaction id."""
+
+NO_SYSTEM = 0
+"""Stands for a system identifier that may not be read; PostgreSQL assigns no such identifier."""
+
+# In recovery, pg_walfile_name raises an error.
+TIMELINE = """
+CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN
+    ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int
+END
+"""
+# PostgreSQL checks EXECUTE when a statement is started, even if the function is never called; so a CASE
+# around it would not help.
+HISTORY = PreparedStatement(
+    f"SELECT {TIMELINE}, (SELECT system_identifier FROM pg_catalog.pg_control_system())"
+)
+HISTORY_WITHOUT_SYSTEM = PreparedStatement(f"SELECT {TIMELINE}, {NO_SYSTEM}")
+MAY_ASK_SYSTEM = """
+SELECT coalesce(pg_catalog.has_function_privilege(
+    pg_catalog.to_regprocedure('pg_catalog.pg_control_system()')::oid, 'EXECUTE'), false)
+"""
+NOW = "SELECT pg_catalog.pg_current_snapshot()::text"
+SOME = (
+    "SELECT tick, epoch, snapshot::text FROM rowcast.ticks WHERE tick = ANY (%(ticks)s::bigint[])"
+)
+ENDS = """
+SELECT e.epoch, t.snapshot::text FROM rowcast.epochs e, LATERAL (
+    SELECT snapshot FROM rowcast.ticks WHERE epoch = e.epoch ORDER BY tick DESC LIMIT 1) AS t
+ WHERE e.epoch = ANY (%(epochs)s)
+"""
+
+NEWEST = """
+SELECT epoch, system, timeline, pruned_below::text FROM rowcast.epochs ORDER BY epoch DESC LIMIT 1
+"""
+_NEWEST = PreparedStatement(NEWEST)
+
+
+class OnStandby(Exception):
+    """The server is a standby, where `pg_current_snapshot()` does not list running transactions."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "changes are read at the primary, and this is a standby → name the primary in the URL,"
+            " or all hosts with target_session_attrs=read-write"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """
+    A period within which transaction ids and tick numbers keep their meaning.
+
+    Args:
+        number: Number of the epoch; consecutive.
+        system: System identifier of the cluster, or `NO_SYSTEM`.
+        timeline: WAL timeline of the server.
+        pruned_below: Lowest transaction id from which on the log is complete.
+    """
+
+    number: int
+    system: int
+    timeline: int
+    pruned_below: int
+
+    @property
+    def identified(self) -> bool:
+        """Whether the server says which cluster it is."""
+        return self.system != NO_SYSTEM
+
+
+def epoch_now_txn(connection: PgConnection) -> Epoch | None:
+    """
+    Return the current epoch; None if the history has changed, and no leader has begun its epoch yet.
+
+    Raises:
+        OnStandby: The server is a standby.
+    """
+    newest = _newest_txn(connection)
+    history = _history_txn(connection, newest is None or newest.system != NO_SYSTEM)
+    if newest is None or (newest.system, newest.timeline) != history:
+        return None
+    return newest
+
+
+def begin_txn(connection: PgConnection, known: int) -> tuple[Epoch, Tick]:
+    """
+    Return the current epoch and the newest tick, after beginning a new epoch if the history has changed.
+
+    Args:
+        connection: The leader's session, in autocommit.
+        known: Number of the newest tick that this process knew of; 0 if none.
+
+    Raises:
+        OnStandby: The server is a standby.
+    """
+    (may_ask,) = connection.ask(MAY_ASK_SYSTEM)
+    history = _history_txn(connection, may_ask)
+    newest, last = _newest_txn(connection), last_txn(connection)
+    same = newest is not None and newest.system == history[0]
+    if last is not None and history[0] == NO_SYSTEM:
+        same = same and not _is_ahead_txn(connection, last.snapshot)
+    if newest is None or not same or last is None:
+        return _start_txn(connection, newest, history, known)
+    if newest.timeline == history[1] and last.number >= known:
+        return newest, last
+    # A promoted standby. The log is complete up to the ticks that it has; positions in lost ticks name
+    # the epoch before, and are refused.
+    (pruned,) = connection.ask(
+        "INSERT INTO rowcast.epochs (epoch, system, timeline, first_tick, pruned_below)"
+        f" VALUES ({newest.number + 1}, {history[0]}, {history[1]}, {last.number + 1},"
+        f" '{newest.pruned_below}') RETURNING pruned_below::text"
+    )
+    return Epoch(newest.number + 1, *history, int(pruned)), last
+
+
+def end_txn(connection: PgConnection, epoch: int) -> TickPosition:
+    """Return the position at the end of the log: before the first change of the next tick."""
+    (number,) = connection.ask("SELECT coalesce(max(tick), 0) FROM rowcast.ticks")
+    return TickPosition(epoch, number + 1, 0)
+
+
+def resume_txn(connection: PgConnection, position: Position) -> PgSnapshot | None:
+    """Return the snapshot from which to read on for one position; as `resumed_txn`."""
+    return resumed_txn(connection, [position])[position]
+
+
+def resumed_txn(
+    connection: PgConnection, positions: Collection[Position]
+) -> dict[Position, PgSnapshot | None]:
+    """
+    Return a snapshot for each position, such that all changes after the position are not visible in it.
+
+    Args:
+        connection: In the REPEATABLE READ transaction in which the log is read next.
+        positions: Positions that callers gave.
+
+    Returns:
+        The snapshots; None for a position that is of another history, older than the log, or made up.
+
+    Raises:
+        OnStandby: The server is a standby.
+    """
+    epoch = epoch_now_txn(connection)
+    if epoch is None:
+        return dict.fromkeys(positions)
+    numbers = {each.tick for each in positions if isinstance(each, TickPosition)}
+    ticks = _ticks_txn(connection, numbers | {number - 1 for number in numbers})
+    now = PgSnapshot.of(connection.ask(NOW)[0])
+    others = {
+        each.epoch
+        for each in positions
+        if isinstance(each, SnapshotPosition) and each.epoch < epoch.number
+    }
+    ends = _ends_txn(connection, others)
+
+    def before(position: Position) -> PgSnapshot | None:
+        if position.epoch > epoch.number:
+            return None
+        if isinstance(position, TickPosition):
+            found = _before(position, ticks)
+        elif position.epoch == epoch.number or _survived(position, ends):
+            found = position.snapshot
+        else:
+            return None
+        gone = found is None or found.xmin < epoch.pruned_below or found.xmax > now.xmax
+        return None if gone else found
+
+    return {each: before(each) for each in positions}
+
+
+def _before(
+    position: TickPosition, ticks: Mapping[int, tuple[int, PgSnapshot]]
+) -> PgSnapshot | None:
+    """Return the snapshot before a position's tick; None if that tick is gone, or of another history."""
+    # A position at the end of the log names the next tick, which may not exist yet.
+    epoch, snapshot = ticks.get(position.tick - 1, (position.epoch + 1, None))
+    made_in, _ = ticks.get(position.tick, (None, None))
+    if epoch > position.epoch or (position.index > 0 and made_in != position.epoch):
+        return None
+    return snapshot
+
+
+def _survived(position: SnapshotPosition, ends: Mapping[int, PgSnapshot]) -> bool:
+    """Return whether all that a snapshot of an earlier epoch saw is also in the present history."""
+    snapshot, tick = position.snapshot, ends.get(position.epoch)
+    return (
+        tick is not None
+        and snapshot.xmax <= tick.xmax
+        and all(xid >= snapshot.xmax or xid in snapshot.running for xid in tick.running)
+    )
+
+
+def _ticks_txn(
+    connection: PgConnection, numbers: Collection[int]
+) -> dict[int, tuple[int, PgSnapshot]]:
+    """Return the epochs and snapshots of ticks, by their numbers."""
+    if not numbers:
+        return {}
+    with connection.cursor() as cursor:
+        cursor.execute(SOME, {"ticks": list(numbers)}, clean=True)
+        return {number: (epoch, PgSnapshot.of(text)) for number, epoch, text in cursor}
+
+
+def _ends_txn(connection: PgConnection, epochs: Collection[int]) -> dict[int, PgSnapshot]:
+    """Return the snapshot of the last tick of each epoch that has one."""
+    if not epochs:
+        return {}
+    with connection.cursor() as cursor:
+        cursor.execute(ENDS, {"epochs": list(epochs)}, clean=True)
+        return {epoch: PgSnapshot.of(text) for epoch, text in cursor}
+
+
+def _start_txn(
+    connection: PgConnection, before: Epoch | None, history: tuple[int, int], known: int
+) -> tuple[Epoch, Tick]:
+    """Begin an epoch of a new history; empty the log, unless this is the first epoch."""
+    (number,) = connection.ask("SELECT coalesce(max(tick), 0) FROM rowcast.ticks")
+    tick, epoch = max(number, known) + 1, 1 if before is None else before.number + 1
+    # After a restore, the transaction ids in the log are those of another server.
+    empty = "" if before is None else "DELETE FROM rowcast.log; DELETE FROM rowcast.ticks;"
+    snapshot = f"'{FIRST}'::pg_snapshot" if before is None else "pg_current_snapshot()"
+    # One message, because a pooler may give the session to another client after each message.
+    connection.command(
+        f"BEGIN ISOLATION LEVEL REPEATABLE READ; {empty}"
+        "INSERT INTO rowcast.epochs (epoch, system, timeline, first_tick, pruned_below)"
+        f" VALUES ({epoch}, {history[0]}, {history[1]}, {tick}, pg_snapshot_xmin({snapshot}));"
+        "INSERT INTO rowcast.ticks (tick, epoch, snapshot, changes)"
+        f" VALUES ({tick}, {epoch}, {snapshot}, 0);"
+        "COMMIT"
+    )
+    newest, last = _newest_txn(connection), last_txn(connection)
+    assert newest is not None
+    assert last is not None
+    return newest, last
+
+
+def _is_ahead_txn(connection: PgConnection, snapshot: PgSnapshot) -> bool:
+    """Return whether a snapshot is ahead of the server's transaction ids."""
+    return snapshot.xmax > PgSnapshot.of(connection.ask(NOW)[0]).xmax
+
+
+def _history_txn(connection: PgConnection, may_ask: bool) -> tuple[int, int]:
+    """Return the system identifier, or `NO_SYSTEM` if it may not be read, and the timeline."""
+    with connection.cursor() as cursor:
+        (HISTORY if may_ask else HISTORY_WITHOUT_SYSTEM).run(cursor)
+        timeline, system = cursor.fetchone()
+    if timeline is None:
+        raise OnStandby
+    return system, timeline
+
+
+def _newest_txn(connection: PgConnection) -> Epoch | None:
+    with connection.cursor() as cursor:
+        _NEWEST.run(cursor)
+        found = cursor.fetchone()
+    if found is None:
+        return None
+    number, system, timeline, pruned = found
+    return Epoch(number, system, timeline, int(pruned))

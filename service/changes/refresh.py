@@ -17,7 +17,7 @@ from service.catalog import Catalog
 from service.changes.delta import FoundRows, State, Window, name_of, rows_of
 from service.changes.dependencies import Dependencies
 from service.changes.log import TrackedTable
-from service.changes.terms import Term, terms_of
+from service.changes.match import Term, terms_of
 from service.changes.touched import Key, KeyPlan, key_arrays, key_plan
 from service.db.codec import Codec
 from service.db.connection import PgConnection

@@ -29,10 +29,9 @@ from service.api.dispatcher import Dispatcher
 from service.api.roles import SERVICE, Roles
 from service.catalog import Catalog
 from service.changes.images import ImageReader, UnconvertibleValue, event_packer, image_reader
-from service.changes.log import LogRow
+from service.changes.log import LogRow, Tick
 from service.changes.net import Change, Image
 from service.changes.positions import TickPosition
-from service.changes.ticks import Tick
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.introspect_sql import HIDDEN

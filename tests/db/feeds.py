@@ -11,8 +11,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, maybeDeferred
 
-from service.changes.delivery import Publish
-from service.changes.feed import Feed, FeedSettings
+from service.changes.feed import Feed, FeedSettings, Publish
 from service.changes.net import Change
 from service.changes.topics import NO_SUBSCRIBERS, AllRights
 from service.db.listener import Listener

@@ -15,8 +15,8 @@ from service.catalog import Catalog
 from service.changes.cycle import NewState, QueryTask
 from service.changes.delta import State
 from service.changes.dependencies import dependencies_txn
-from service.changes.epochs import begin_txn
 from service.changes.log import TrackedTable, tracked_txn
+from service.changes.positions import begin_txn
 from service.changes.refresh import Run, WatchShape, key_plan_of, run_of
 from service.changes.touched import sees_all_txn
 from service.db.codec import Codec

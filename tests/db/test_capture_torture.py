@@ -18,10 +18,8 @@ from typing import Any
 import psycopg2
 import pytest
 
-from service.changes.log import tracked_txn
+from service.changes.log import PgSnapshot, Tick, page_txn, pages_txn, ticks_txn, tracked_txn
 from service.changes.net import net_changes
-from service.changes.positions import PgSnapshot
-from service.changes.ticks import Tick, page_txn, pages_txn, ticks_txn
 from service.db.connection import PgConnection
 from service.db.session_settings import SessionSettings, open_session
 from tests.amounts import amount

@@ -17,7 +17,7 @@ from twisted.internet.defer import succeed
 from schema.changes import install
 from service.api.roles import Roles
 from service.changes.catchup import CatchUpProcedures
-from service.changes.ticks import page_txn
+from service.changes.log import page_txn
 from service.errors import InvalidArgument, PositionGone, ServiceError, Unavailable
 from service.request.arguments import Caller
 from tests.conftest import execute
@@ -243,7 +243,7 @@ async def test_changes_are_the_same_however_many_ticks_are_read_at_once(
     for at, (position, _, _) in enumerate(every):
         (change, *_) = (await missing.changes(position, limit=1))["changes"] or [None]
         assert (change and change["position"]) == (every[at + 1][0] if every[at + 1 :] else None)
-    monkeypatch.setattr("service.changes.ticks.PAGE_BYTES", 1000)  # no two ticks are read together
+    monkeypatch.setattr("service.changes.log.PAGE_BYTES", 1000)  # no two ticks are read together
     found = await missing.all_after(since, limit=7)
     assert [(each["position"], each["op"], each["tx"]) for each in found] == every
 

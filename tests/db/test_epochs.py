@@ -11,19 +11,19 @@ import psycopg2
 import pytest
 
 from schema.changes import install
-from service.changes.epochs import (
+from service.changes.leader import Upkeep, announce_txn, prepare_txn
+from service.changes.log import Tick, last_txn, make_txn, next_txn, read_txn, ticks_txn
+from service.changes.positions import (
     NO_SYSTEM,
     Epoch,
+    SnapshotPosition,
+    TickPosition,
     begin_txn,
+    end_txn,
     epoch_now_txn,
     resume_txn,
     resumed_txn,
 )
-from service.changes.leader import prepare_txn
-from service.changes.log import read_txn
-from service.changes.positions import SnapshotPosition, TickPosition
-from service.changes.ticks import Tick, end_txn, last_txn, make_txn, next_txn, ticks_txn
-from service.changes.upkeep import Upkeep, announce_txn
 from service.db.connection import PgConnection, PgCursor
 from service.db.session_settings import SessionSettings, open_session
 from service.db.transaction import TransactionAborted

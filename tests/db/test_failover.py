@@ -14,8 +14,7 @@ import pytest_twisted
 from twisted.internet.threads import deferToThread
 
 from schema.changes import install
-from service.changes.epochs import resume_txn
-from service.changes.positions import Position, TickPosition
+from service.changes.positions import Position, TickPosition, resume_txn
 from service.db.session_settings import SessionSettings, open_session
 from tests.conftest import execute, wait_until
 from tests.db.feeds import feeding

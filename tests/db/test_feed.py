@@ -15,11 +15,10 @@ from twisted.internet.threads import deferToThread
 
 from schema.changes import TICKS, install
 from schema.triggers import ASLEEP
-from service.changes import delivery
 from service.changes import feed as feed_module
-from service.changes.epochs import begin_txn
-from service.changes.leader import FOLLOWERS, follow_txn
-from service.changes.ticks import last_txn, next_txn
+from service.changes.leader import follow_txn
+from service.changes.log import FOLLOWERS, last_txn, next_txn
+from service.changes.positions import begin_txn
 from service.changes.topics import SubscribedRelations
 from service.db.session_settings import SessionSettings, open_session
 from tests.conftest import execute
@@ -57,7 +56,7 @@ async def test_feed_stops_though_the_server_is_silent_while_it_publishes(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The statement that keeps the leader's session alive may wait a minute for the server's answer."""
-    monkeypatch.setattr(delivery, "PULSE", 0.1)
+    monkeypatch.setattr(feed_module, "PULSE", 0.1)
     monkeypatch.setattr(feed_module, "STOP_TIMEOUT", 0.1)
     with Relay(dsn) as relay:
         async with feeding(relay.dsn) as kept:
@@ -240,8 +239,8 @@ async def test_changes_published_before_a_stop_are_not_published_again(dsn: str)
 async def test_large_tick_is_published_in_pages_in_order(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.changes.ticks.PAGE_ROWS", 50)
-    monkeypatch.setattr("service.changes.ticks.TRANSACTIONS", 7)
+    monkeypatch.setattr("service.changes.log.PAGE_ROWS", 50)
+    monkeypatch.setattr("service.changes.log.TRANSACTIONS", 7)
     slow = psycopg2.connect(dsn)
     with slow.cursor() as rows:
         rows.execute("INSERT INTO items SELECT i, 0 FROM generate_series(1001, 1010) i")
@@ -284,7 +283,7 @@ async def test_transaction_with_too_many_rows_is_a_reset_of_each_relation(dsn: s
 async def test_transaction_with_too_many_rows_of_a_large_tick_is_a_reset(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.changes.ticks.PAGE_ROWS", 8)
+    monkeypatch.setattr("service.changes.log.PAGE_ROWS", 8)
     execute(dsn, "INSERT INTO items SELECT i, 0 FROM generate_series(1, 30) i")
     execute(dsn, "INSERT INTO items VALUES (31, 0)")
     async with feeding(dsn, most=10) as kept:
@@ -299,7 +298,7 @@ async def test_transaction_with_too_many_rows_of_a_large_tick_is_a_reset(
 async def test_transaction_with_too_many_bytes_is_a_reset(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.changes.ticks.PAGE_BYTES", 100_000)
+    monkeypatch.setattr("service.changes.log.PAGE_BYTES", 100_000)
     dense = "SELECT i, string_agg(md5(i::text || j), '') FROM generate_series(1, 5) i, generate_series(1, 2000) j GROUP BY i"
     async with feeding(dsn) as kept:
         execute(dsn, f"INSERT INTO notes {dense}")

@@ -14,10 +14,8 @@ import pytest
 from psycopg2.extensions import cursor as Cursor
 
 from schema.changes import install
-from service.changes.log import read_txn, tracked_txn
+from service.changes.log import PgSnapshot, Tick, read_txn, tracked_txn
 from service.changes.net import net_changes
-from service.changes.positions import PgSnapshot
-from service.changes.ticks import Tick
 from service.db.session_settings import SessionSettings, open_session
 from tests.conftest import execute
 from tests.db.ticks import snapshot_txn

@@ -14,8 +14,7 @@ from hypothesis import strategies as some
 
 from schema.changes import install
 from service.changes.log import LogRow
-from service.changes.match import Index
-from service.changes.terms import OneOf, terms_of
+from service.changes.match import Index, OneOf, terms_of
 from service.changes.touched import row_change
 from service.plan.read_plan import plan_find
 from service.request.read_request import Limits, parse_find

@@ -10,7 +10,7 @@ from twisted.internet import reactor
 from twisted.logger import capturedLogs, formatEvent
 
 from schema import changes
-from service.changes import cycle_snapshot
+from service.changes import cycle
 from service.changes.queries import WatchLimits
 from service.waiting import in_thread
 from tests.conftest import execute
@@ -106,8 +106,8 @@ async def test_row_is_sent_after_another_commit_has_flushed_it(
     async with living(tracked.dsn, WatchLimits()) as live:
         watcher = live.watch("items", where={"id": {"gt": 100}})
         await watcher.first()
-        monkeypatch.setattr(cycle_snapshot, "FLUSH_POLLS", (0.01,) * 3000)
-        monkeypatch.setattr(cycle_snapshot, "FLUSH", "a write of its own")
+        monkeypatch.setattr(cycle, "FLUSH_POLLS", (0.01,) * 3000)
+        monkeypatch.setattr(cycle, "FLUSH", "a write of its own")
         for n in range(3):
             told = len(watcher.messages)
             execute(tracked.dsn, f"INSERT INTO items VALUES ({101 + n}, {n})")

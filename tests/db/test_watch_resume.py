@@ -12,7 +12,7 @@ import pytest_twisted
 
 from schema import changes
 from service.api.roles import Roles
-from service.changes import resume
+from service.changes import invalidation
 from service.changes.positions import parse_position
 from service.changes.queries import WatchLimits
 from service.changes.watchers import Watch
@@ -350,7 +350,7 @@ async def test_only_the_newest_positions_of_a_caller_are_resolved(
     dsn: str, live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the newest are resolved: these belong to callers who have just lost their connection."""
-    monkeypatch.setattr(resume, "MOST_MISSED", 1)
+    monkeypatch.setattr(invalidation, "MOST_MISSED", 1)
     watcher = live.watch("people")
     await watcher.first()
     old = parse_position(watcher.copy.position)
@@ -361,7 +361,7 @@ async def test_only_the_newest_positions_of_a_caller_are_resolved(
     (run,) = live.watches._runs
     connection = open_session(dsn, SessionSettings())
     connection.begin(begin_statement("repeatable read", read_only=True))
-    missed = resume.MissedChanges([run])
+    missed = invalidation.MissedChanges([run])
     missed.read_txn(connection, {old, new})
     assert missed.keys_txn(connection, run, new) == [2]
     assert missed.keys_txn(connection, run, old) is None

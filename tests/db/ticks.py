@@ -4,11 +4,9 @@ Changes of the log as a feed passes them on, for tests of later steps.
 
 from __future__ import annotations
 
-from service.changes.epochs import begin_txn
-from service.changes.log import tracked_txn
+from service.changes.log import PgSnapshot, next_txn, page_txn, pages_txn, tracked_txn
 from service.changes.net import Change, net_changes
-from service.changes.positions import PgSnapshot
-from service.changes.ticks import next_txn, page_txn, pages_txn
+from service.changes.positions import begin_txn
 from service.db.connection import PgConnection
 from service.db.session_settings import SessionSettings, open_session
 

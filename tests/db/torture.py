@@ -17,7 +17,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
 from schema.changes import install
-from service.changes.positions import PgSnapshot
+from service.changes.log import PgSnapshot
 
 ACCOUNTS, ITEMS, BALANCE = 40, 60, 100
 TOTAL = ACCOUNTS * BALANCE
@@ -262,7 +262,7 @@ class Observer(Threads):
         with connection.cursor() as rows:
             rows.execute("SELECT pg_current_snapshot()::text")
             ((text,),) = rows.fetchall()
-            self.seen.append((PgSnapshot.parse(text), content(rows)))
+            self.seen.append((PgSnapshot.of(text), content(rows)))
         connection.rollback()
         self.pause(0.3)
 

@@ -15,8 +15,8 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from service.api.call import OngoingCall
 from service.api.verbs import VERBS
 from service.changes.cycle import Cycle
-from service.changes.epochs import begin_txn
 from service.changes.log import installed_txn
+from service.changes.positions import begin_txn
 from service.changes.queries import WatchLimits
 from service.changes.watch import Watches
 from service.changes.watchers import Watch

@@ -16,7 +16,8 @@ import psycopg2
 from psycopg2.extras import RealDictCursor
 
 from service.changes.delta import canonical
-from service.changes.positions import PgSnapshot, SnapshotPosition
+from service.changes.log import PgSnapshot
+from service.changes.positions import SnapshotPosition
 from tests.faults.deployment import ACCOUNTS, BALANCE
 
 RELATIONS = {"accounts": "id", "moves": "id", "notes": "id", "slots": "id", "pledges": "token"}

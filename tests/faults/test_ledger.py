@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.changes.positions import PgSnapshot
+from service.changes.log import PgSnapshot
 from tests.faults.deployment import ACCOUNTS, BALANCE
 from tests.faults.ledger import RELATIONS, Ledger, State
 

@@ -8,7 +8,8 @@ from collections import Counter
 
 import psycopg2
 
-from service.changes.positions import PgSnapshot, SnapshotPosition, parse_position
+from service.changes.log import PgSnapshot
+from service.changes.positions import SnapshotPosition, parse_position
 from tests.oracle.world import TABLES
 
 LOG = """

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from service.changes import cycle, cycle_snapshot, queries, refresh, touched
-from service.changes.cycle_snapshot import snapshot_txn
+from service.changes import cycle, queries, refresh, touched
+from service.changes.cycle import snapshot_txn
 from service.changes.delta import Window
 from service.changes.dependencies import Dependencies
 from service.changes.log import LogRow
@@ -77,7 +77,7 @@ async def test_copies_of_slow_queries_equal_the_results_of_find(
     assert report.needless == []
 
 
-def without_old_images(*args: Any) -> tuple[cycle_snapshot.CycleSnapshot, list[LogRow] | None]:
+def without_old_images(*args: Any) -> tuple[cycle.CycleSnapshot, list[LogRow] | None]:
     """Read the log as if updates had no old images."""
     taken, rows = snapshot_txn(*args)
     return taken, rows and [row._replace(old=None) if row.new else row for row in rows]

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.changes.match import Index
-from service.changes.terms import FORMS, Between, OneOf, Term, ValueForm
+from service.changes.match import FORMS, Between, Index, OneOf, Term, ValueForm
 from tests.amounts import amount
 
 INT, TEXT, TIME = FORMS["int4"], FORMS["text"], FORMS["timestamptz"]

@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.changes.log import LogRow, TrackedTable
+from service.changes.log import LogRow, PgSnapshot, Tick, TrackedTable
 from service.changes.net import Change, net_changes, parse_image
-from service.changes.positions import PgSnapshot, TickPosition
-from service.changes.ticks import Tick
+from service.changes.positions import TickPosition
 
 AT = "2026-11-29T12:30:00.25Z"
 TICK = Tick(3, 7, PgSnapshot(5, 5, ()), PgSnapshot(50, 50, ()), 0)

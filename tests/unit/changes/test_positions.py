@@ -6,13 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.changes.positions import (
-    PgSnapshot,
-    Position,
-    SnapshotPosition,
-    TickPosition,
-    parse_position,
-)
+from service.changes.log import PgSnapshot
+from service.changes.positions import Position, SnapshotPosition, TickPosition, parse_position
 from service.errors import InvalidArgument
 
 numbers = st.integers(min_value=0, max_value=2**31 - 1)
