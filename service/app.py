@@ -60,12 +60,11 @@ from service.models.served import Models
 from service.procedures.registry import InvalidApplication, load_application, procedures
 from service.request.read_request import Limits
 from service.settings import Settings
-from service.wamp.accounts import Bounds
 from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
+from service.wamp.backpressure import Bounds
 from service.wamp.callee import Callee
 from service.wamp.client import Departures, Heartbeat, WampClient, WampConfig
-from service.wamp.publisher import Publisher
-from service.wamp.subscriptions import Subscriptions
+from service.wamp.publisher import Publisher, Subscriptions
 
 log = Logger()
 

@@ -1,11 +1,11 @@
 """
 The part of Rowcast that runs in the router's process: `component.Component`.
 
-It protects calls from other clients (`guard`), passes the answer to a cancelled call on to its caller
-(`kill`), queues calls of a client with very many in progress (`pace`), drops a service that hangs (`alive`),
-reports to the service how many bytes the router buffers for a session (`backlog`), formats debug messages
-only if they are logged (`lazy`), forwards results of the service without decoding them (`forward`), and
-answers calls while no service is joined.
+It protects calls from other clients, and passes the answer to a cancelled call on to its caller (`guard`);
+queues calls of a client with very many in progress (`pace`); drops a service that hangs (`alive`); formats
+debug messages only if they are logged (`lazy`); and forwards results of the service without decoding them
+(`forward`). `Component` itself reports to the service how many bytes the router buffers for a session, which
+Crossbar keeps in memory until a slow caller reads them, and answers calls while no service is joined.
 
 It relies on private names of Crossbar, so it starts only with the versions that it was tested with. If it
 does not start, Crossbar opens no transport.
@@ -18,9 +18,8 @@ from autobahn.wamp import message
 from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import RegisterOptions
 
-from component import forward, guard, kill, lazy, pace
+from component import forward, guard, lazy, pace
 from component.alive import Alive
-from component.backlog import held
 
 UNAVAILABLE = "rowcast.error.unavailable"
 """URIs of errors do not depend on the configured prefix."""
@@ -43,7 +42,6 @@ class Component(ApplicationSession):
         self.services = Alive(self.drop, self.read_at)
         # Here, because an error in the constructor ends the node, but not one after the session has joined.
         guard.install(config.extra.get("versions", {}))
-        kill.install()
         pace.install(config.extra.get("connections", 0))
         lazy.install()
         forward.install()
@@ -141,3 +139,16 @@ class Component(ApplicationSession):
 
 def nobody():
     """Do nothing: `onMessage` answers the calls of this registration."""
+
+
+def held(session):
+    """Return how many bytes are buffered for a session's client; 0 if its transport has no buffer."""
+    transport = getattr(session._transport, "transport", None)
+    count = 0
+    # A TLS transport wraps that of TCP; both have buffers.
+    while transport is not None:
+        count += len(getattr(transport, "dataBuffer", b"")) - getattr(transport, "offset", 0)
+        count += getattr(transport, "_tempDataLen", 0)
+        count += sum(map(len, getattr(transport, "_appSendBuffer", ())))
+        transport = getattr(transport, "transport", None)
+    return count

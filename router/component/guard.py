@@ -1,5 +1,10 @@
 """
-Checks of clients' messages that Crossbar lacks, made before it handles them; and answers without delay.
+Checks of clients' messages that Crossbar lacks, made before it handles them; answers to cancelled calls; and
+answers without delay.
+
+With mode "kill" the caller of a cancelled call receives the callee's answer, as WAMP specifies. Crossbar
+replaces that answer by its own "canceled", although the callee may have committed its work. With mode "skip"
+the caller receives "canceled" at once; Crossbar never answers such a call.
 
 Methods are replaced in Crossbar's classes, which all realms and transports of a worker share.
 """
@@ -9,7 +14,7 @@ from importlib.metadata import version
 
 from autobahn.wamp import message
 from autobahn.wamp.exception import ApplicationError, ProtocolError
-from crossbar.router.dealer import Dealer
+from crossbar.router.dealer import Dealer, _can_cancel
 from crossbar.router.session import RouterSession
 
 TESTED = {"crossbar": "26.10.1", "autobahn": "26.10.2"}
@@ -32,7 +37,9 @@ def install(allowed):
                 f" {name}=={tested}, or run the project's tests with this one and set"
                 f' "versions": {{"{name}": "{version(name)}"}} in the component\'s "extra"'
             )
-    Dealer.processInvocationError = error_of_callee
+    Dealer.processInvocationError = answered(error_of_callee)
+    Dealer.processYield = answered(take_yield)
+    Dealer.processCancel = cancel_of_call
     Dealer._call = call_of_new_request
     Dealer._remove_invoke_request = remove_invoke_request
     RouterSession.onHello = hello_without_transport
@@ -41,6 +48,7 @@ def install(allowed):
 
 # The original methods, saved before `install` replaces them; the replacements call them.
 take_error, call = Dealer.processInvocationError, Dealer._call
+take_yield, take_cancel = Dealer.processYield, Dealer.processCancel
 greet, open_session = RouterSession.onHello, RouterSession.onOpen
 
 
@@ -79,6 +87,31 @@ def refuse(dealer, session, request, uri, *args):
     """Answer a call with an error."""
     kind = message.Call.MESSAGE_TYPE
     dealer._router.send(session, message.Error(kind, request, uri, args=list(args)))
+
+
+def cancel_of_call(self, session, cancel):
+    """Handle a CANCEL, and answer the call if its callee is not interrupted."""
+    invocation = self._invocations_by_call.get((session._session_id, cancel.request))
+    first = invocation is not None and not invocation.canceled
+    take_cancel(self, session, cancel)
+    skipped = cancel.mode == message.Cancel.SKIP
+    if first and (skipped or not _can_cancel(invocation.callee, "callee")):
+        refuse(self, session, cancel.request, ApplicationError.CANCELED)
+
+
+def answered(process):
+    """Return a method that handles the answer to an invocation as if the call had not been cancelled."""
+
+    def take(self, session, answer):
+        invocation = self._invocations.get(answer.request)
+        waited = invocation is not None and invocation.callee is session
+        # Only in mode "kill" does Crossbar keep the error until the callee answers; in other modes the
+        # caller has received it already.
+        if waited and invocation.canceled and invocation.error_msg is not None:
+            invocation.canceled, invocation.error_msg = False, None
+        process(self, session, answer)
+
+    return take
 
 
 def remove_invoke_request(self, invocation):

@@ -23,7 +23,7 @@ from crossbar.router.dealer import Dealer
 from crossbar.router.session import RouterSession
 from twisted.internet import reactor
 
-from component import guard, kill
+from component import guard
 
 UNDER_WAY = 32
 """
@@ -167,7 +167,7 @@ def cancel_waiting_too(self, session, cancel):
     queue = getattr(session, "queue", None)
     waiting = queue.waiting.pop(cancel.request, None) if queue is not None else None
     if waiting is None:
-        kill.cancel_of_call(self, session, cancel)
+        guard.cancel_of_call(self, session, cancel)
         return
     forget(session, waiting[1])
     guard.refuse(self, session, cancel.request, ApplicationError.CANCELED)

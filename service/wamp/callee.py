@@ -41,13 +41,12 @@ from service.errors import (
 from service.payload import WithReceipt, check
 from service.request.arguments import Caller
 from service.waiting import CooperativeDeferred, cancel_timer
-from service.wamp.accounts import Account, Accounts, Bounds, Meter
 from service.wamp.application_errors import (
     PROCEDURE_EXISTS,
     PROCEDURE_EXISTS_OTHERWISE,
     application_error,
 )
-from service.wamp.backpressure import Pace
+from service.wamp.backpressure import Account, Accounts, Bounds, Meter, Pace
 from service.wamp.client import SessionObserver
 from service.wamp.session import DETAILS, Details, SafeSession
 

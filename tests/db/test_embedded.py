@@ -15,8 +15,8 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from schema.claim import Claim
 from schema.database_url import Cluster, EmbeddedFailed, Place
+from schema.embedded import Claim
 from tests.conftest import execute, wait_until
 
 VISIT = """

@@ -12,7 +12,7 @@ import pytest_twisted
 from twisted.logger import LogLevel, globalLogPublisher
 
 from service.app import Serving
-from service.wamp.accounts import Bounds
+from service.wamp.backpressure import Bounds
 from service.wamp.callee import Callee
 from service.wamp.client import SessionObserver, WampClient, WampConfig
 from tests.conftest import Router

@@ -17,7 +17,7 @@ from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
 from service.app import Serving
-from service.wamp.accounts import Accounts, Bounds
+from service.wamp.backpressure import Accounts, Bounds
 from service.wamp.callee import Callee
 from tests.conftest import Router
 from tests.deferreds import pause, until

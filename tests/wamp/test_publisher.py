@@ -16,9 +16,8 @@ from twisted.internet.task import Clock
 
 from service.payload import Audience, Publication
 from service.wamp.client import SessionObserver
-from service.wamp.publisher import ACK_TIMEOUT, Publisher
+from service.wamp.publisher import ACK_TIMEOUT, Publisher, Subscriptions
 from service.wamp.session import SafeSession
-from service.wamp.subscriptions import Subscriptions
 from tests.deferreds import until
 from tests.wamp.callers import Caller
 from tests.wamp.conftest import Edge, Join

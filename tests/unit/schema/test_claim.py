@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from schema.claim import Claim
+from schema.embedded import Claim
 
 
 def test_claim_held_by_one_is_refused_to_another(tmp_path: Path) -> None:

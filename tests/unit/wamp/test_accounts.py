@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from service.errors import Unavailable
-from service.wamp.accounts import SLICE, Accounts, Bounds
+from service.wamp.backpressure import SLICE, Accounts, Bounds
 
 WAITING = 500
 

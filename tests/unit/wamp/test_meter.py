@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.wamp.accounts import Meter
+from service.wamp.backpressure import Meter
 
 NOT_FOUND = "rowcast.error.not_found"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.wamp.subscriptions import concerns
+from service.wamp.publisher import concerns
 
 HEAD = "rowcast.actions"
 
