@@ -177,7 +177,7 @@ class Cluster:
         """
         end = time.monotonic() + PATIENCE
         while not self.claim.take("a command"):
-            if self.claim.holder().startswith("the service") and self._answers():
+            if self.claim.holder().startswith("the service") and self._refusal() is None:
                 yield
                 return
             if time.monotonic() > end:
@@ -242,15 +242,14 @@ class Cluster:
     def _end_orphan(self) -> None:
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
-            try:
-                psycopg2.connect(make_dsn(connect_timeout=2, **self.parameters)).close()
-            except psycopg2.OperationalError as error:
-                if not any(word in str(error) for word in BUSY):
-                    break
-                time.sleep(PAUSE)
-            else:
+            refusal = self._refusal()
+            if refusal is None:
                 with suppress(subprocess.CalledProcessError):  # it may be stopping already
                     self._run("pg_ctl", "-D", str(self.data), "-m", "fast", "-w", "stop")
+            elif any(word in refusal for word in BUSY):
+                time.sleep(PAUSE)
+            else:
+                break
         end = time.monotonic() + LEAVING
         while self._held() and time.monotonic() < end:
             time.sleep(PAUSE)
@@ -265,12 +264,13 @@ class Cluster:
             return False
         return True
 
-    def _answers(self) -> bool:
+    def _refusal(self) -> str | None:
+        """Return why the server accepts no connection; None if it accepts one."""
         try:
             psycopg2.connect(make_dsn(connect_timeout=2, **self.parameters)).close()
-        except psycopg2.OperationalError:
-            return False
-        return True
+        except psycopg2.OperationalError as error:
+            return str(error)
+        return None
 
 
 def _binaries() -> Path:

@@ -4,6 +4,8 @@ Demo rows, so that a first call returns some.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import psycopg2
 from psycopg2.extensions import cursor
 from psycopg2.extras import execute_values
@@ -42,6 +44,31 @@ VEHICLES = [
     ("B-RC 105", "Opel Vivaro", 9, None),
 ]
 
+# Most actions of older rounds are done; the times differ, so that ordering by them shows something.
+ACTIONS = [
+    (action, f"{path}/{number + 1}", number > 0 and (place + number) % 3 != 0, age)
+    for number in range(ROUNDS)
+    for place, (action, path) in enumerate(ERRANDS)
+    for age in [number * 60 * 24 + place * 7]
+]
+
+DEMO: Mapping[str, tuple[str, Sequence[tuple[object, ...]]]] = {
+    "drivers": ("INSERT INTO drivers (name, phone) VALUES %s", DRIVERS),
+    "vehicles": (
+        "INSERT INTO vehicles (plate, model, seats, driver_id)"
+        " SELECT plate, model, seats, d.id FROM (VALUES %s) v (plate, model, seats, driver)"
+        " LEFT JOIN (SELECT name, min(id) AS id FROM drivers GROUP BY name) d ON d.name = v.driver",
+        VEHICLES,
+    ),
+    "actions": (
+        "INSERT INTO actions (action, path, status, created_at)"
+        " SELECT action, path, done, now() - make_interval(mins => age)"
+        " FROM (VALUES %s) v (action, path, done, age) ORDER BY age DESC",
+        ACTIONS,
+    ),
+}
+"""For each demo table the statement that fills it, and the rows."""
+
 
 class SeedRefused(Exception):
     """The demo tables do not exist, or the role may not fill them; the message says why."""
@@ -58,57 +85,21 @@ def sow(dsn: str) -> str:
         connection = psycopg2.connect(dsn)
         try:
             with connection, connection.cursor() as rows:
-                made = [_drivers(rows), _vehicles(rows), _actions(rows)]
+                made = [f"{count} {table}" for table in DEMO if (count := _fill(rows, table))]
         finally:
             connection.close()
     except psycopg2.errors.UndefinedTable as error:
         raise SeedRefused("the demo tables are not there → alembic upgrade head") from error
     except psycopg2.Error as error:
         raise SeedRefused(str(error).strip().splitlines()[0]) from error
-    counts = zip(made, ("drivers", "vehicles", "actions"), strict=True)
-    done = ", ".join(f"{count} {what}" for count, what in counts if count)
-    return f"made {done}" if done else "nothing to do: the demo tables hold rows already"
+    return f"made {', '.join(made)}" if made else "nothing to do: the demo tables hold rows already"
 
 
-def _empty(rows: cursor, table: str) -> bool:
+def _fill(rows: cursor, table: str) -> int:
+    """Fill a table if it is empty; return the number of new rows."""
     rows.execute(f"SELECT NOT EXISTS (SELECT FROM {table})")
-    return rows.fetchone() == (True,)
-
-
-def _drivers(rows: cursor) -> int:
-    if not _empty(rows, "drivers"):
+    if rows.fetchone() != (True,):
         return 0
-    execute_values(rows, "INSERT INTO drivers (name, phone) VALUES %s", DRIVERS)
-    return len(DRIVERS)
-
-
-def _vehicles(rows: cursor) -> int:
-    if not _empty(rows, "vehicles"):
-        return 0
-    execute_values(
-        rows,
-        "INSERT INTO vehicles (plate, model, seats, driver_id)"
-        " SELECT plate, model, seats, d.id FROM (VALUES %s) v (plate, model, seats, driver)"
-        " LEFT JOIN (SELECT name, min(id) AS id FROM drivers GROUP BY name) d ON d.name = v.driver",
-        VEHICLES,
-    )
-    return len(VEHICLES)
-
-
-def _actions(rows: cursor) -> int:
-    if not _empty(rows, "actions"):
-        return 0
-    # Most actions of older rounds are done; the times differ, so that ordering by them shows something.
-    execute_values(
-        rows,
-        "INSERT INTO actions (action, path, status, created_at)"
-        " SELECT action, path, done, now() - make_interval(mins => age)"
-        " FROM (VALUES %s) v (action, path, done, age) ORDER BY age DESC",
-        [
-            (action, f"{path}/{number + 1}", number > 0 and (place + number) % 3 != 0, age)
-            for number in range(ROUNDS)
-            for place, (action, path) in enumerate(ERRANDS)
-            for age in [number * 60 * 24 + place * 7]
-        ],
-    )
-    return ROUNDS * len(ERRANDS)
+    statement, values = DEMO[table]
+    execute_values(rows, statement, values)
+    return len(values)

@@ -1,5 +1,5 @@
 """
-Back-pressure, and limits on the calls in progress; and a meter of outcomes and latencies.
+Back-pressure, and limits on the calls in progress.
 
 WAMP has no back-pressure: a router reads all that it is sent, and buffers it for a caller that reads slowly.
 So the next part of an answer is sent when three conditions hold (`Pace`):
@@ -31,16 +31,13 @@ from service.waiting import Waiters
 
 if TYPE_CHECKING:
     from service.wamp.session import SafeSession
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Awaitable, Callable, Container, Sequence
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 
 from twisted.logger import Logger
 
-from service.request.names import FN
+log = Logger()
 
 HELD = 128 * 1024
 """Maximum number of bytes that the router may buffer for a caller when the next part is sent."""
@@ -53,6 +50,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.25
 
 STOPPING_PATIENCE = 1.0
 """Seconds for which a caller may read nothing at all while the service stops; longer than a busy client pauses."""
+
+UNMEASURED = 32 * 1024
+"""Bytes of parts sent to a caller between two queries of the router's backlog, which cost more than a part."""
 
 PROBE = "wamp.session.count"
 """Called at a router without our component, only to wait for its answer."""
@@ -121,23 +121,22 @@ class Outflow:
 
 class Pace:
     """
-    Waits until a caller's next part may be sent.
+    Waits, within one session of the service, until a caller's next part may be sent.
 
     Args:
         reactor: Runs timers.
+        session: The service's session.
         backlog: URI of the procedure that returns how many bytes the router buffers for a caller.
         patience: Seconds for which a caller may read nothing at all.
     """
 
-    def __init__(self, reactor: IReactorTime, backlog: str, patience: float) -> None:
+    def __init__(
+        self, reactor: IReactorTime, session: SafeSession, backlog: str, patience: float
+    ) -> None:
         self._reactor = reactor
+        self.session = session
         self._backlog = backlog
         self._patience = patience
-        self._answers = True
-        self._stopping = False
-
-    def begin(self) -> None:
-        """Reset for a new session: its router may have the procedure."""
         self._answers = True
         self._stopping = False
 
@@ -145,7 +144,7 @@ class Pace:
         """Wait no longer for callers that read nothing, also for those that have read nothing so far."""
         self._stopping = True
 
-    async def sent(self, session: SafeSession, caller: int | None) -> None:
+    async def sent(self, caller: int | None) -> None:
         """
         Wait, after a part was sent, until the next may be sent.
 
@@ -153,15 +152,15 @@ class Pace:
             StatementTimeout: The caller has read nothing for too long.
             Unavailable: The same while the service stops.
         """
-        await session.outflow().drained()
+        await self.session.outflow().drained()
         asked = self._reactor.seconds()
-        held = await self.held(session, caller)
+        held = await self.held(caller)
         await deferLater(self._reactor, YIELD * (self._reactor.seconds() - asked))
         pause, least, since = FIRST_PAUSE, held, self._reactor.seconds()
         while held > HELD:
             await deferLater(self._reactor, pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-            held = await self.held(session, caller)
+            held = await self.held(caller)
             # The timeout starts again whenever the caller has read something: slow callers are served.
             if held < least:
                 least, since = held, self._reactor.seconds()
@@ -172,12 +171,13 @@ class Pace:
             if silent > self._patience:
                 raise StatementTimeout("the caller has read nothing for too long", clock=None)
 
-    async def held(self, session: SafeSession, caller: int | None) -> int:
+    async def held(self, caller: int | None) -> int:
         """
         Return how many bytes the router buffers for a caller; 0 if it does not say.
 
         The router answers after it has processed what was sent before this call.
         """
+        session = self.session
         if session.lost:
             return 0
         try:
@@ -202,8 +202,6 @@ def shielded(asked: Deferred[Any]) -> Deferred[Any]:
     asked.addBoth(fire)
     return answer
 
-
-log = Logger()
 
 SWEEP = 0.25
 """Seconds between two checks for calls that have waited too long."""
@@ -297,6 +295,30 @@ class Account:
     def given_up(self, turn: Deferred[None]) -> None:
         """Remove a waiting call that was cancelled."""
         self.waiting.pop(turn, None)
+
+
+class NextPart:
+    """
+    An awaitable that returns when the next part of an answer may be sent to a caller.
+
+    Args:
+        pace: Asks the router for its backlog.
+        account: Account of the caller.
+    """
+
+    def __init__(self, pace: Pace, account: Account) -> None:
+        self._pace = pace
+        self._account = account
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> None:
+        if self._account.unmeasured <= UNMEASURED:
+            await self._pace.session.outflow().drained()
+            return
+        self._account.unmeasured = 0
+        await self._pace.sent(self._account.session)
 
 
 class Accounts:
@@ -488,102 +510,3 @@ class Accounts:
                     return
                 del account.waiting[turn]
                 turn.errback(Unavailable(f"{why}; this call has waited too long"))
-
-
-_BOUNDS = [0.0001 * 2 ** (step / 4) for step in range(81)]
-"""
-Upper bounds of the histogram's buckets in seconds, from 0.1 ms to 105 s.
-
-With four buckets to a doubling, a quantile is exact within 19 %.
-"""
-
-QUANTILES = (0.5, 0.9, 0.95, 0.99)
-
-UNKNOWN = "unknown"
-"""Verb under which unknown names are counted: callers can make up any number of them."""
-
-TX = "tx"
-"""Verb of calls in transactions, each of which has a URI of its own."""
-
-FORWARDED = "forwarded"
-"""Verb of calls that another process has passed on, and has counted under their own verb."""
-
-
-class Meter:
-    """
-    Counts the calls of one service since its start.
-
-    Attributes:
-        verbs: The verbs of relations.
-        procedures: Names of the procedures of the service and of its application.
-    """
-
-    verbs: Container[str] = ()
-    procedures: Container[str] = ()
-
-    def __init__(self) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self._buckets: dict[str, list[int]] = {}
-        self._errors: dict[str, Counter[str]] = {}
-
-    def end(self, name: str, outcome: str, seconds: float, error: str = "") -> None:
-        """
-        Count a call that has ended.
-
-        Args:
-            name: Name of the procedure, without the prefix.
-            outcome: How the call ended: "answered", "refused", "canceled" or "failed".
-            seconds: Its duration.
-            error: URI of its error.
-        """
-        self.outcomes[outcome] += 1
-        verb = name.rpartition(".")[2]
-        if name in self.procedures:
-            verb = name
-        elif f".{FN}." in f".{name}":
-            verb = FN
-        elif name.startswith(f"{TX}."):
-            verb = TX if name.count(".") > 1 else FORWARDED
-        elif verb not in self.verbs:
-            verb = UNKNOWN
-        buckets = self._buckets.get(verb)
-        if buckets is None:
-            # One bucket more than bounds, for longer calls.
-            buckets = self._buckets[verb] = [0] * (len(_BOUNDS) + 1)
-            self._errors[verb] = Counter()
-        buckets[bisect_left(_BOUNDS, seconds)] += 1
-        if error:
-            self._errors[verb][error] += 1
-
-    def refused(self) -> None:
-        """Count a call that was refused before it began."""
-        self.outcomes["refused"] += 1
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return the figures, latencies in seconds."""
-        every = [sum(counts) for counts in zip(*self._buckets.values(), strict=True)]
-        return {
-            "outcomes": dict(self.outcomes),
-            "latency": _latency(every),
-            "verbs": {
-                verb: {
-                    "calls": sum(buckets),
-                    "errors": dict(self._errors[verb]),
-                    "latency": _latency(buckets),
-                }
-                for verb, buckets in sorted(self._buckets.items())
-            },
-        }
-
-
-def _latency(buckets: Sequence[int]) -> dict[str, float | None]:
-    return {f"p{part * 100:g}": quantile(buckets, part) for part in QUANTILES}
-
-
-def quantile(buckets: Sequence[int], part: float) -> float | None:
-    """Return the seconds within which a fraction of the calls ended; None if there are no calls."""
-    wanted = part * sum(buckets)
-    if not wanted:
-        return None
-    # The last bucket has no upper bound; report the highest bound.
-    return _BOUNDS[min(bisect_left(list(accumulate(buckets)), wanted), len(_BOUNDS) - 1)]

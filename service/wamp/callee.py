@@ -11,9 +11,12 @@ that came to the wrong one.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from autobahn.exception import PayloadExceededError
@@ -40,13 +43,14 @@ from service.errors import (
 )
 from service.payload import WithReceipt, check
 from service.request.arguments import Caller
+from service.request.names import FN
 from service.waiting import CooperativeDeferred, cancel_timer
 from service.wamp.application_errors import (
     PROCEDURE_EXISTS,
     PROCEDURE_EXISTS_OTHERWISE,
     application_error,
 )
-from service.wamp.backpressure import Account, Accounts, Bounds, Meter, Pace
+from service.wamp.backpressure import Account, Accounts, Bounds, NextPart, Pace
 from service.wamp.client import SessionObserver
 from service.wamp.session import DETAILS, Details, SafeSession
 
@@ -58,9 +62,6 @@ CANCEL_TIMEOUT = 2.0
 """Seconds to wait for cancelled calls to end."""
 CANCEL_AGAIN_AFTER = 0.1
 """Seconds until a call is cancelled again that still runs, because what it awaited had just finished."""
-
-UNMEASURED = 32 * 1024
-"""Bytes of parts sent to a caller between two queries of the router's backlog, which cost more than a part."""
 
 CALLEE_GONE = "callee disconnected from in-flight request"
 """Crossbar's error message for a call whose callee was lost."""
@@ -81,63 +82,114 @@ Forwarded = Callable[[str, Sequence[Any], Mapping[str, Any], int | None], Awaita
 """The dispatcher of calls that were passed on: name, arguments, keyword arguments, caller's session id."""
 
 
-class _NextPart:
+def _send_part(
+    session: SafeSession, account: Account, progress: Callable[[Any], None], part: Any
+) -> Awaitable[None]:
+    """Send a part of an answer at once; return an awaitable that returns when the next may be sent."""
+    check(part)
+    session.sizes.weigh = account.weigh
+    progress(part)
+    assert account.room is not None
+    return account.room
+
+
+_BOUNDS = [0.0001 * 2 ** (step / 4) for step in range(81)]
+"""
+Upper bounds of the histogram's buckets in seconds, from 0.1 ms to 105 s.
+
+With four buckets to a doubling, a quantile is exact within 19 %.
+"""
+
+QUANTILES = (0.5, 0.9, 0.95, 0.99)
+
+UNKNOWN = "unknown"
+"""Verb under which unknown names are counted: callers can make up any number of them."""
+
+TX = "tx"
+"""Verb of calls in transactions, each of which has a URI of its own."""
+
+FORWARDED = "forwarded"
+"""Verb of calls that another process has passed on, and has counted under their own verb."""
+
+
+class Meter:
     """
-    An awaitable that returns when the next part of an answer may be sent to a caller.
+    Counts the calls of one service since its start.
 
-    Args:
-        session: The service's session.
-        pace: Asks the router for its backlog.
-        account: Account of the caller.
+    Attributes:
+        verbs: The verbs of relations.
+        procedures: Names of the procedures of the service and of its application.
     """
 
-    def __init__(self, session: SafeSession, pace: Pace, account: Account) -> None:
-        self._session = session
-        self._pace = pace
-        self._account = account
+    verbs: Container[str] = ()
+    procedures: Container[str] = ()
 
-    def __await__(self) -> Generator[Any, None, None]:
-        return self._wait().__await__()
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self._buckets: dict[str, list[int]] = {}
+        self._errors: dict[str, Counter[str]] = {}
 
-    async def _wait(self) -> None:
-        if self._account.unmeasured <= UNMEASURED:
-            await self._session.outflow().drained()
-            return
-        self._account.unmeasured = 0
-        await self._pace.sent(self._session, self._account.session)
+    def end(self, name: str, outcome: str, seconds: float, error: str = "") -> None:
+        """
+        Count a call that has ended.
+
+        Args:
+            name: Name of the procedure, without the prefix.
+            outcome: How the call ended: "answered", "refused", "canceled" or "failed".
+            seconds: Its duration.
+            error: URI of its error.
+        """
+        self.outcomes[outcome] += 1
+        verb = name.rpartition(".")[2]
+        if name in self.procedures:
+            verb = name
+        elif f".{FN}." in f".{name}":
+            verb = FN
+        elif name.startswith(f"{TX}."):
+            verb = TX if name.count(".") > 1 else FORWARDED
+        elif verb not in self.verbs:
+            verb = UNKNOWN
+        buckets = self._buckets.get(verb)
+        if buckets is None:
+            # One bucket more than bounds, for longer calls.
+            buckets = self._buckets[verb] = [0] * (len(_BOUNDS) + 1)
+            self._errors[verb] = Counter()
+        buckets[bisect_left(_BOUNDS, seconds)] += 1
+        if error:
+            self._errors[verb][error] += 1
+
+    def refused(self) -> None:
+        """Count a call that was refused before it began."""
+        self.outcomes["refused"] += 1
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the figures, latencies in seconds."""
+        every = [sum(counts) for counts in zip(*self._buckets.values(), strict=True)]
+        return {
+            "outcomes": dict(self.outcomes),
+            "latency": _latency(every),
+            "verbs": {
+                verb: {
+                    "calls": sum(buckets),
+                    "errors": dict(self._errors[verb]),
+                    "latency": _latency(buckets),
+                }
+                for verb, buckets in sorted(self._buckets.items())
+            },
+        }
 
 
-class _Parts:
-    """
-    Sends the parts of an answer.
+def _latency(buckets: Sequence[int]) -> dict[str, float | None]:
+    return {f"p{part * 100:g}": quantile(buckets, part) for part in QUANTILES}
 
-    Args:
-        session: The service's session.
-        account: Account of the caller.
-        room: Awaited before the next part is sent.
-        progress: Sends a progressive result.
-    """
 
-    __slots__ = ("_account", "_progress", "_room", "_session")
-
-    def __init__(
-        self,
-        session: SafeSession,
-        account: Account,
-        room: Awaitable[None],
-        progress: Callable[[Any], None],
-    ) -> None:
-        self._session = session
-        self._account = account
-        self._room = room
-        self._progress = progress
-
-    def send(self, part: Any) -> Awaitable[None]:
-        """Send a part at once; return an awaitable that returns when the next may be sent."""
-        check(part)
-        self._session.sizes.weigh = self._account.weigh
-        self._progress(part)
-        return self._room
+def quantile(buckets: Sequence[int], part: float) -> float | None:
+    """Return the seconds within which a fraction of the calls ended; None if there are no calls."""
+    wanted = part * sum(buckets)
+    if not wanted:
+        return None
+    # The last bucket has no upper bound; report the highest bound.
+    return _BOUNDS[min(bisect_left(list(accumulate(buckets)), wanted), len(_BOUNDS) - 1)]
 
 
 class _ActiveCall:
@@ -234,7 +286,8 @@ class Callee(SessionObserver):
         self._forwarded: Forwarded | None = None
         self._drain = drain
         self._draining = self._cutting = False
-        self._pace = Pace(reactor, f"{prefix}.router.backlog", patience)
+        self._patience = patience
+        self._pace: Pace | None = None
         self._accounts = Accounts(reactor, bounds, self._held, freed)
         self._session: SafeSession | None = None
         self._running: dict[CooperativeDeferred, str] = {}  # with their URIs
@@ -268,8 +321,8 @@ class Callee(SessionObserver):
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
         """Register the prefix."""
         self._draining = self._cutting = False
-        self._pace.begin()
         self._session = session
+        self._pace = Pace(self._reactor, session, f"{self._head}router.backlog", self._patience)
         session.full, session.refused = self._accounts.full, partial(self._refused, session)
         take = partial(self._take, session, details.realm or "")
         if self._process:
@@ -305,7 +358,8 @@ class Callee(SessionObserver):
                 await registration.unregister().addTimeout(UNREGISTER_TIMEOUT, self._reactor)
         # Not before UNREGISTERED: no other service gets the calls that the router sent before it.
         self._draining = True
-        self._pace.stop()
+        if self._pace is not None:
+            self._pace.stop()
         self.drained()
         if not self.in_progress:
             return
@@ -323,7 +377,7 @@ class Callee(SessionObserver):
 
     def left(self) -> None:
         """Cancel all calls, because no caller can be answered any more."""
-        self._registration = self._session = None
+        self._registration = self._session = self._pace = None
         self._accounts.clear()
         self._cancel()
 
@@ -470,10 +524,11 @@ class Callee(SessionObserver):
         account, progress = self._accounts.of(details.caller), details.progress
         assert progress is not None
         if account.room is None:
-            account.room = _NextPart(session, self._pace, account)
-        parts = _Parts(session, account, account.room, progress)
+            assert self._pace is not None
+            account.room = NextPart(self._pace, account)
+        send = partial(_send_part, session, account, progress)
         with session.outflow():
-            result = await self._call(session, details, state, answer, parts.send)
+            result = await self._call(session, details, state, answer, send)
             if isinstance(result, _ActiveCall):
                 session.outflow().enter()
             return result
@@ -570,8 +625,7 @@ class Callee(SessionObserver):
 
     async def _held(self, caller: int | None) -> int:
         """Return how many bytes the router buffers for a caller."""
-        session = self._session
-        return 0 if session is None else await self._pace.held(session, caller)
+        return 0 if self._pace is None else await self._pace.held(caller)
 
     def _cut(self) -> None:
         uris = sorted(set(map(self._loggable, self._running.values())))

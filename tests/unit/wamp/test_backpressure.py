@@ -41,9 +41,14 @@ class Router:
         return succeed(None)
 
 
-def sent(clock: Clock, pace: Pace, router: Any, caller: int | None = 7) -> Deferred[None]:
+def pace_of(clock: Clock, router: Any) -> Pace:
+    """Return the pace of a session with a router."""
+    return Pace(clock, router, "p.backlog", 10)
+
+
+def sent(clock: Clock, pace: Pace, caller: int | None = 7) -> Deferred[None]:
     """Send a part, and let the pause for other work pass."""
-    done = Deferred.fromCoroutine(pace.sent(router, caller))
+    done = Deferred.fromCoroutine(pace.sent(caller))
     clock.advance(0)
     return done
 
@@ -52,7 +57,7 @@ def test_part_follows_once_the_router_buffers_little() -> None:
     """When the router has processed a part and buffers little, the next one may follow."""
     clock, asked = Clock(), Deferred[Any]()
     router = Router(lambda uri: asked)
-    done = sent(clock, Pace(clock, "p.backlog", 10), router)
+    done = sent(clock, pace_of(clock, router))
     assert router.asked == ["p.backlog"]
     clock.advance(2)
     asked.callback(HELD)
@@ -65,7 +70,7 @@ def test_router_that_buffers_much_is_polled_with_growing_intervals() -> None:
     clock = Clock()
     held = [5 * HELD, 4 * HELD, 3 * HELD, 2 * HELD, HELD]
     router = Router(lambda uri: succeed(held.pop(0)))
-    done = sent(clock, Pace(clock, "p.backlog", 10), router)
+    done = sent(clock, pace_of(clock, router))
     clock.pump([0.01] * 7)
     assert len(router.asked) == 4
     assert not done.called
@@ -78,7 +83,7 @@ def test_caller_that_takes_nothing_too_long_is_timeout() -> None:
     clock, held = Clock(), 1_000_000
     router = Router(lambda uri: succeed(held))
     failed: list[Any] = []
-    done = sent(clock, Pace(clock, "p.backlog", 10), router)
+    done = sent(clock, pace_of(clock, router))
     done.addErrback(lambda failure: failed.append(failure.value))
     for _ in range(6):
         clock.pump([0.25] * 36)
@@ -94,8 +99,8 @@ def test_caller_that_takes_nothing_is_given_up_soon_when_the_service_stops() -> 
     clock, held = Clock(), 1_000_000
     router = Router(lambda uri: succeed(held))
     failed: list[Any] = []
-    pace = Pace(clock, "p.backlog", 10)
-    done = sent(clock, pace, router)
+    pace = pace_of(clock, router)
+    done = sent(clock, pace)
     done.addErrback(lambda failure: failed.append(failure.value))
     clock.pump([0.25] * 2)
     pace.stop()
@@ -106,8 +111,7 @@ def test_caller_that_takes_nothing_is_given_up_soon_when_the_service_stops() -> 
     clock.pump([0.25] * 4)
     assert isinstance(failed[0], Unavailable)
     assert not clock.getDelayedCalls()
-    pace.begin()
-    sent(clock, pace, router).addErrback(lambda failure: failed.append(failure.value))
+    sent(clock, pace_of(clock, router)).addErrback(lambda failure: failed.append(failure.value))
     clock.pump([0.25] * 30)
     assert len(failed) == 1
 
@@ -118,19 +122,18 @@ def test_router_without_buffer_sizes_paces_by_any_answer(caller: int | None) -> 
     clock = Clock()
     unknown = ApplicationError(ApplicationError.NO_SUCH_PROCEDURE)
     router = Router(lambda uri: fail(unknown))
-    pace = Pace(clock, "p.backlog", 10)
-    assert sent(clock, pace, router, caller).called
-    assert sent(clock, pace, router, caller).called
+    pace = pace_of(clock, router)
+    assert sent(clock, pace, caller).called
+    assert sent(clock, pace, caller).called
     assert router.asked == ["p.backlog" if caller else PROBE, PROBE]
-    pace.begin()
-    assert sent(clock, pace, router, 7).called
+    assert sent(clock, pace_of(clock, router)).called
     assert router.asked[2:] == ["p.backlog"]
 
 
 def test_stream_that_is_cancelled_leaves_the_question_as_it_is() -> None:
     """Cancelling a stream does not cancel the shared query to the router."""
     clock, asked = Clock(), Deferred[Any](lambda _: pytest.fail("it was cancelled"))
-    done = sent(clock, Pace(clock, "p.backlog", 10), Router(lambda uri: asked))
+    done = sent(clock, pace_of(clock, Router(lambda uri: asked)))
     failed: list[Any] = []
     done.addErrback(lambda failure: failed.append(failure.value))
     done.cancel()
@@ -142,4 +145,4 @@ def test_lost_session_does_not_ask_the_router() -> None:
     """No call is made on a lost session."""
     clock, router = Clock(), Router(lambda uri: pytest.fail("it was asked"))
     router.lost = True
-    assert sent(clock, Pace(clock, "p.backlog", 10), router).called
+    assert sent(clock, pace_of(clock, router)).called

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.wamp.backpressure import Meter
+from service.wamp.callee import Meter
 
 NOT_FOUND = "rowcast.error.not_found"
 
