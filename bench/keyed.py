@@ -74,9 +74,9 @@ class Cycles:
         took = (time.perf_counter() - began) * 1000
         assert outcome is not None
         self.position = outcome.position
-        for run, found in outcome.found.items():
+        for run, found in outcome.results.items():
             self.runs[run].take(found)
-        return took, sum(found is not None for found in outcome.found.values())
+        return took, sum(found is not None for found in outcome.results.values())
 
 
 def change(dsn: str, statement: str, values: Sequence[Any]) -> None:

@@ -42,7 +42,7 @@ from service.changes.positions import (
     parse_position,
     resume_txn,
 )
-from service.changes.topics import Rights, Shown, behind, reset, rights_txn, shown_of
+from service.changes.topics import Rights, Shown, is_catalog_behind, reset, rights_txn, shown_of
 from service.changes.why import find_relation, track_command
 from service.db.connection import PgConnection
 from service.db.database import Database
@@ -212,7 +212,7 @@ class CatchUpProcedures:
                 timeout=given.timeout(),
             )
             catalog = served.catalog
-            if any(behind(catalog, each) for each in read.rights.values()):
+            if any(is_catalog_behind(catalog, each) for each in read.rights.values()):
                 # Without the catalog's columns the changes would be left out, and the position be past them.
                 if not await self._dispatcher.refresh():
                     raise Unavailable(
@@ -300,7 +300,7 @@ def changes_txn(
             changes.append(found)
         if found.last:
             ended.add(found.xid)
-    position = _position(since, last, follows) if follows else end_txn(connection, epoch)
+    position = _position_between(since, last, follows) if follows else end_txn(connection, epoch)
     rights = rights_txn(connection, {each.relation for each in changes}, [role])
     return ReadChanges(changes, rights, frozenset(ended), str(position), follows is not None)
 
@@ -324,7 +324,7 @@ def _ids(tracked: Mapping[int, TrackedTable], wanted: Sequence[QualifiedName]) -
     return {by_name[each] for each in wanted}
 
 
-def _position(since: Position, last: Change | None, follows: Change | Tick) -> Position:
+def _position_between(since: Position, last: Change | None, follows: Change | Tick) -> Position:
     """Return the position between the last change and what follows; at the start of a following tick."""
     if last is None:
         return since
@@ -387,7 +387,7 @@ def _after_txn(
             if isinstance(since, SnapshotPosition):
                 yield from _not_seen(found, since.snapshot)
             elif after:
-                yield from _behind(found, since, met)
+                yield from _after_index(found, since, met)
                 met = True
             else:
                 yield from found
@@ -403,7 +403,7 @@ def _not_seen(found: Iterator[Change | Tick], snapshot: PgSnapshot) -> Iterator[
             yield each
 
 
-def _behind(
+def _after_index(
     found: Iterator[Change | Tick], since: TickPosition, met: bool
 ) -> Iterator[Change | Tick]:
     """

@@ -274,14 +274,14 @@ class Outcome:
 
     Args:
         position: Position of its snapshot.
-        found: For each query that was run, its new state, None if nothing has changed, or a failure.
+        results: For each query that was run, its new state, None if nothing has changed, or a failure.
         late: The queries that were postponed, with the seconds until they may be run.
         joined: The queries that another session had read, and that are now at the cycle's position.
         background: The queries that are still to be read in its snapshot.
     """
 
     position: SnapshotPosition
-    found: Mapping[Run, NewState | Failure | None]
+    results: Mapping[Run, NewState | Failure | None]
     late: Mapping[Run, float]
     joined: frozenset[Run] = frozenset()
     background: BackgroundRead | None = None
@@ -441,8 +441,7 @@ def cycle_txn(
         if since is not None and not (goes_on and since.snapshot.xmin >= taken.pruned_below):
             # After a reconnect the server may have another history (a failover, a restored dump), and
             # the log may have been pruned since the cycle before.
-            before = resume_txn(connection, since)
-            rows = None if before is None else read_txn(connection, before)
+            rows = _rows_since_txn(connection, since)
         touched = _touched_txn(connection, watched, tasks, rows)
         asked = {task.run for task in tasks}
         tasks = [
@@ -451,7 +450,7 @@ def cycle_txn(
         ]
         slow = [task for task in tasks if task.background]
         tasks = [task for task in tasks if not task.background]
-        found, late = _answers_txn(connection, tasks, touched, budget)
+        results, late = _results_txn(connection, tasks, touched, budget)
         share_txn(connection, background)
     except BaseException:
         if not connection.closed:
@@ -461,17 +460,17 @@ def cycle_txn(
     if not commit_durably_txn(connection, taken):
         # The states that were read, and the windows that `_different` has replaced, may be those of
         # a table that looked empty.
-        watched.stale.update(found)
+        watched.stale.update(results)
         return None
     watched.stale.clear()
     for task in tasks:
-        each = found.get(task.run)
+        each = results.get(task.run)
         state = each.state if isinstance(each, NewState) else task.before
         if state is not None:
             watched.keep(task.run, state)
     joined = (task.run for task in tasks if task.since is not None)
     reading = None if background is None else BackgroundRead(background, slow, taken)
-    return Outcome(position, found, late, frozenset(joined) - late.keys(), reading)
+    return Outcome(position, results, late, frozenset(joined) - late.keys(), reading)
 
 
 def background_txn(background: BackgroundRead) -> Outcome | None:
@@ -484,14 +483,20 @@ def background_txn(background: BackgroundRead) -> Outcome | None:
     connection, tasks = background.connection, background.tasks
     try:
         touched = dict.fromkeys(task.run for task in tasks)
-        found, _ = _answers_txn(connection, tasks, touched, math.inf)
+        results, _ = _results_txn(connection, tasks, touched, math.inf)
     except BaseException:
         if not connection.closed:
             rollback_txn(connection)
         raise
     taken = background.taken
     _, files = flushed_txn(connection, taken.written)
-    return Outcome(taken.position, found, {}) if files == taken.files else None
+    return Outcome(taken.position, results, {}) if files == taken.files else None
+
+
+def _rows_since_txn(connection: PgConnection, since: SnapshotPosition) -> list[LogRow] | None:
+    """Return the log rows since a position; None if they are not all in the log, or are too many."""
+    before = resume_txn(connection, since)
+    return None if before is None else read_txn(connection, before)
 
 
 def _touched_txn(
@@ -522,14 +527,13 @@ def _joining_txn(
         if task.before is not None:
             joining.keep(task.run, task.before)
     connection.act(SERVICE_ACTOR)
-    before = resume_txn(connection, since)
-    rows = None if before is None else read_txn(connection, before)
+    rows = _rows_since_txn(connection, since)
     if rows is None:
         return dict.fromkeys(joining.states)
     return touched_txn(connection, joining, list(map(row_change, rows)))
 
 
-def found_txn(
+def result_txn(
     connection: PgConnection, task: QueryTask, touched: ToRead, all_rows: bool = True
 ) -> NewState | Failure | None:
     """
@@ -542,17 +546,17 @@ def found_txn(
         all_rows: Whether all of its rows may be read; if not, `POSTPONED` is returned if they have to be.
     """
     try:
-        found = _found_txn(connection, task, touched, all_rows)
+        result = _result_txn(connection, task, touched, all_rows)
         if task.check and task.before is not None:
-            found = _checked_txn(connection, task, found)
-        return found
+            result = _checked_txn(connection, task, result)
+        return result
     except Exception:
         if connection.closed:
             raise
         return Failure()
 
 
-def _answers_txn(
+def _results_txn(
     connection: PgConnection,
     tasks: Collection[QueryTask],
     touched: ToRead,
@@ -566,7 +570,7 @@ def _answers_txn(
     todo = [task for task in tasks if task.asks or task.run in touched]
     # Slow queries come last, but a query that was postponed moves up each time.
     todo.sort(key=lambda task: task.run.duration / 2**task.late)
-    found: dict[Run, NewState | Failure | None] = {}
+    results: dict[Run, NewState | Failure | None] = {}
     late: dict[Run, float] = {}
     missed = MissedChanges([task.run for task in todo if task.resumes])
     missed.read_txn(connection, {each for task in todo for each in task.resumes})
@@ -576,21 +580,19 @@ def _answers_txn(
         # No rest for a first read: after each cycle `Watches` would only request it again, for ever.
         heavy = run.heavy and task.before is not None and budget < math.inf
         all_rows = task.asks or touched[run] is None
-        if all_rows and (heavy or (found and at > began + budget)):
+        postponed = all_rows and (heavy or (results and at > began + budget))
+        result = POSTPONED if postponed else result_txn(connection, task, touched, not heavy)
+        if result is POSTPONED:
             late[run] = max(0.0, run.until - at)
             continue
-        answer = found_txn(connection, task, touched, not heavy)
-        if answer is POSTPONED:
-            late[run] = max(0.0, run.until - at)
-            continue
-        if isinstance(answer, NewState) and task.resumes:
+        if isinstance(result, NewState) and task.resumes:
             keys = {each: missed.keys_txn(connection, run, each) for each in task.resumes}
-            answer = replace(answer, resumed=keys)
-        found[run] = answer
-    return found, late
+            result = replace(result, resumed=keys)
+        results[run] = result
+    return results, late
 
 
-def _found_txn(
+def _result_txn(
     connection: PgConnection, task: QueryTask, touched: ToRead, all_rows: bool
 ) -> NewState | None:
     run, before = task.run, task.before

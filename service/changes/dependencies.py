@@ -165,8 +165,11 @@ def dependencies_txn(
                 cursor.execute(f"EXPLAIN (VERBOSE, FORMAT JSON) {part.text}", bound)
             ((plan,),) = cursor.fetchall()
             plan = json.loads(plan) if isinstance(plan, str) else plan
-            nodes += _nodes(plan)
-            text += _strings(plan)
+            for each in _values_of(plan):
+                if isinstance(each, dict) and "Node Type" in each:
+                    nodes.append(each)
+                elif isinstance(each, str):
+                    text.append(each)
         reads = [node for node in nodes if "Relation Name" in node]
         said = "\n".join(text)
         cursor.execute(
@@ -201,23 +204,12 @@ def _hidden(nodes: Iterable[Mapping[str, Any]]) -> Iterator[str]:
             yield "partitions that were left out"
 
 
-def _nodes(plan: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(plan, list):
-        for each in plan:
-            yield from _nodes(each)
-    elif isinstance(plan, dict):
-        if "Node Type" in plan:
-            yield plan
-        for each in plan.values():
-            yield from _nodes(each)
-
-
-def _strings(plan: Any) -> Iterator[str]:
-    if isinstance(plan, str):
-        yield plan
-    elif isinstance(plan, list | dict):
+def _values_of(plan: Any) -> Iterator[Any]:
+    """Yield a value of EXPLAIN's JSON, and all values inside it."""
+    yield plan
+    if isinstance(plan, list | dict):
         for each in plan.values() if isinstance(plan, dict) else plan:
-            yield from _strings(each)
+            yield from _values_of(each)
 
 
 def _bare(word: str) -> str:

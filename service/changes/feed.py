@@ -74,6 +74,30 @@ FEW = 50
 """Number of rows, at 20 µs each, up to which the reactor makes the changes itself, without a thread."""
 PULSE = 1.0
 """Seconds between two statements that keep the leader's session alive while it publishes."""
+BUSY, AWAKE = 0.002, 0.005
+"""Seconds from the start of a poll that found changes to the next poll, and after one that found none."""
+POLLS = 4
+"""Number of polls without changes after which the leader falls asleep."""
+FALLING_ASLEEP = 0.01
+"""Seconds between two polls while transactions are open that began before the leader fell asleep."""
+LEAD_RETRY = 0.2
+"""Seconds between two attempts of a follower to take the lead."""
+FOLLOW_RETRY = 0.02
+"""Seconds between two attempts of a follower to be notified of ticks, which fail while a tick is committed."""
+FALLBACK = 1.0
+"""Seconds between two polls of a sleeping leader; must be shorter than the lease."""
+POLL = 0.02
+"""Seconds between two polls if writers do not notify, or cannot be heard."""
+UNTRACKED_POLL = 10.0
+"""Seconds between two checks whether any table is tracked."""
+PAUSES = (0.1, 5.0)
+"""Seconds until a failed session is replaced: the first time, and at most."""
+STOP_TIMEOUT = 3.0
+"""Seconds that publishing may still take after the service was asked to stop."""
+TICK_EXISTS = "23505"
+"""SQLSTATE unique_violation: behind a pooler, without the leader's lock, another feed has made the tick."""
+STATEMENT_TIMEOUT = 60.0
+"""Timeout in seconds of the feed's statements: the first one after hours may read much of the log."""
 
 
 class CannotPublish(Exception):
@@ -103,6 +127,28 @@ class FeedCounters:
     lag: float = 0.0
 
 
+@dataclass(frozen=True)
+class FeedSettings:
+    """
+    Settings of the feed.
+
+    Args:
+        most: Number of log rows above which a transaction is published as a reset.
+        poll: Seconds between two polls, if writers must never notify; None lets them notify.
+        fallback: Seconds between two polls of a sleeping leader.
+        lease: Seconds without a statement after which a leader's session is terminated.
+        keep: Seconds for which log rows are kept.
+        keep_bytes: Approximate maximum size of the log's rows in bytes.
+    """
+
+    most: int = 10_000
+    poll: float | None = None
+    fallback: float = FALLBACK
+    lease: float = LEASE
+    keep: float = 86_400.0
+    keep_bytes: int = 2 << 30
+
+
 class Delivery:
     """
     The way of ticks to the publisher.
@@ -111,8 +157,7 @@ class Delivery:
         reactor: Runs timers, and receives results from threads.
         publish: Publishes the changes of complete transactions.
         can_publish: Returns whether events could be published now.
-        lease: Seconds for which publishing may be impossible before the lead is given up.
-        most: Number of log rows above which a transaction is a reset.
+        settings: Settings of the feed: the lead is given up if publishing is impossible for its lease.
         counters: Counts what was published.
 
     Attributes:
@@ -124,15 +169,13 @@ class Delivery:
         reactor: Any,
         publish: Publish,
         can_publish: Callable[[], bool],
-        lease: float,
-        most: int,
+        settings: FeedSettings,
         counters: FeedCounters,
     ) -> None:
         self._reactor = reactor
         self._publish = publish
         self._can_publish = can_publish
-        self._lease = lease
-        self._most = most
+        self._settings = settings
         self._counters = counters
         self.tracked: Mapping[int, TrackedTable] = {}
 
@@ -166,13 +209,17 @@ class Delivery:
         finally:
             # If publishing has failed, that error is raised, and one of the commit is dropped.
             durable.addErrback(lambda _: None)
-        pages: list[TickPage] = await self.in_thread(pages_txn, connection, tick, self._most)
+        pages: list[TickPage] = await self.in_thread(
+            pages_txn, connection, tick, self._settings.most
+        )
         while pages:
             for page in pages:
                 rows = await self.in_thread(page_txn, connection, page)
                 await self._rows(connection, tick, rows, before, durable, {})
                 before += len(rows)
-            pages = await self.in_thread(pages_txn, connection, tick, self._most, pages[-1].last)
+            pages = await self.in_thread(
+                pages_txn, connection, tick, self._settings.most, pages[-1].last
+            )
 
     async def _rows(
         self,
@@ -225,7 +272,7 @@ class Delivery:
             await self.in_thread(connection.ask, "SELECT 1")
             now = self._reactor.seconds()
             since = now if self._can_publish() else since
-            if now > since + self._lease:
+            if now > since + self._settings.lease:
                 raise CannotPublish
 
         def give_up(why: Failure) -> None:
@@ -252,54 +299,6 @@ class Delivery:
     def in_thread(self, function: Callable[..., Result], *args: Any) -> Deferred[Result]:
         """Run a function on the leader's session, in a thread."""
         return in_thread(self._reactor, "pg-feed", function, *args)
-
-
-BUSY, AWAKE = 0.002, 0.005
-"""Seconds from the start of a poll that found changes to the next poll, and after one that found none."""
-POLLS = 4
-"""Number of polls without changes after which the leader falls asleep."""
-FALLING_ASLEEP = 0.01
-"""Seconds between two polls while transactions are open that began before the leader fell asleep."""
-LEAD_RETRY = 0.2
-"""Seconds between two attempts of a follower to take the lead."""
-FOLLOW_RETRY = 0.02
-"""Seconds between two attempts of a follower to be notified of ticks, which fail while a tick is committed."""
-FALLBACK = 1.0
-"""Seconds between two polls of a sleeping leader; must be shorter than the lease."""
-POLL = 0.02
-"""Seconds between two polls if writers do not notify, or cannot be heard."""
-UNTRACKED_POLL = 10.0
-"""Seconds between two checks whether any table is tracked."""
-PAUSES = (0.1, 5.0)
-"""Seconds until a failed session is replaced: the first time, and at most."""
-STOP_TIMEOUT = 3.0
-"""Seconds that publishing may still take after the service was asked to stop."""
-TICK_EXISTS = "23505"
-"""SQLSTATE unique_violation: behind a pooler, without the leader's lock, another feed has made the tick."""
-STATEMENT_TIMEOUT = 60.0
-"""Timeout in seconds of the feed's statements: the first one after hours may read much of the log."""
-
-
-@dataclass(frozen=True)
-class FeedSettings:
-    """
-    Settings of the feed.
-
-    Args:
-        most: Number of log rows above which a transaction is published as a reset.
-        poll: Seconds between two polls, if writers must never notify; None lets them notify.
-        fallback: Seconds between two polls of a sleeping leader.
-        lease: Seconds without a statement after which a leader's session is terminated.
-        keep: Seconds for which log rows are kept.
-        keep_bytes: Approximate maximum size of the log's rows in bytes.
-    """
-
-    most: int = 10_000
-    poll: float | None = None
-    fallback: float = FALLBACK
-    lease: float = LEASE
-    keep: float = 86_400.0
-    keep_bytes: int = 2 << 30
 
 
 class Feed(Service):
@@ -351,9 +350,8 @@ class Feed(Service):
         # Numbers of the newest known tick, the newest tick made here, and the newest published completely.
         self._known = self._made = self._published = 0
         self.counters = FeedCounters()
-        self._delivery = Delivery(
-            reactor, publish, can_publish, settings.lease, settings.most, self.counters
-        )
+        self._delivery = Delivery(reactor, publish, can_publish, settings, self.counters)
+        self._in_thread = self._delivery.in_thread
         self._sleep = Sleep()
         self._upkeep = Upkeep(settings.keep, settings.keep_bytes)
         self._duty: Duty | None = None
@@ -433,7 +431,7 @@ class Feed(Service):
         while self.running:
             connection = None
             try:
-                connection = await self._delivery.in_thread(self._connect)
+                connection = await self._in_thread(self._connect)
                 await self._serve(connection)
                 self._failures = 0
             except CancelledError as error:
@@ -485,7 +483,7 @@ class Feed(Service):
         seen, notified = 0, False
         while self.running:
             lease = self._settings.lease if self._can_publish() else None
-            duty = await self._delivery.in_thread(duty_txn, connection, lease, self._made)
+            duty = await self._in_thread(duty_txn, connection, lease, self._made)
             if duty is Duty.LEAD:
                 await self._lead(connection)
                 return
@@ -495,8 +493,8 @@ class Feed(Service):
                 say("changes: {duty}", duty=duty.value)
             self._duty, self.problem, self._failures = duty, duty.value if barred else None, 0
             if duty is Duty.FOLLOW:
-                notified = notified or await self._delivery.in_thread(follow_txn, connection)
-                last = await self._delivery.in_thread(last_txn, connection)
+                notified = notified or await self._in_thread(follow_txn, connection)
+                last = await self._in_thread(last_txn, connection)
                 if last is not None and last.number != seen:
                     self._known = max(self._known, last.number)
                     seen = last.number
@@ -505,8 +503,8 @@ class Feed(Service):
             await self._wait(retry if duty is Duty.FOLLOW else UNTRACKED_POLL)
 
     async def _lead(self, connection: PgConnection) -> None:
-        epoch, last = await self._delivery.in_thread(begin_txn, connection, self._known)
-        self._delivery.tracked = await self._delivery.in_thread(tracked_txn, connection)
+        epoch, last = await self._in_thread(begin_txn, connection, self._known)
+        self._delivery.tracked = await self._in_thread(tracked_txn, connection)
         self.epoch, self._duty, self.problem = epoch, Duty.LEAD, None
         self.counters.takeovers += 1
         self.log.info("changes: leading, epoch {epoch}", epoch=epoch.number)
@@ -525,9 +523,7 @@ class Feed(Service):
         while self.running:
             looked = self._reactor.seconds()
             if self._upkeep.due(self._reactor.seconds()):
-                await self._delivery.in_thread(
-                    self._upkeep.run_txn, connection, self._reactor.seconds()
-                )
+                await self._in_thread(self._upkeep.run_txn, connection, self._reactor.seconds())
             found, rights, durable = await self._make(connection, last, epoch.number, sleep.deep)
             if found is not None:
                 last, rows = found
@@ -542,15 +538,13 @@ class Feed(Service):
             else:
                 if connection.pooled and last.rows:
                     # Else other feeds would take the tick for one that was never published (OVERDUE).
-                    last = await self._delivery.in_thread(
-                        finish_txn, connection, last, epoch.number
-                    )
+                    last = await self._in_thread(finish_txn, connection, last, epoch.number)
                     self._known = self._made = last.number
                 pause = await self._fall_asleep(connection, sleep)
             self._failures = 0
             await self._wait(pause)
         if last.rows:  # all of it was published, which spares the next leader to publish it again
-            await self._delivery.in_thread(finish_txn, connection, last, epoch.number)
+            await self._in_thread(finish_txn, connection, last, epoch.number)
 
     async def _make(
         self, connection: PgConnection, last: Tick, epoch: int, awaken: bool
@@ -575,7 +569,7 @@ class Feed(Service):
 
         most, look_up = self._settings.most, self._subscribed().rights_txn
         made = last, epoch, most, TICKS, awaken, look_up, hand_over
-        durable = self._delivery.in_thread(make_txn, connection, *made)
+        durable = self._in_thread(make_txn, connection, *made)
         durable.addErrback(failed)
         try:
             return *await handed_over, durable
@@ -591,7 +585,7 @@ class Feed(Service):
         """Fall asleep step by step; return the seconds to wait after a poll that found no changes."""
         sleep.looks += 1
         if sleep.awaited:
-            sleep.awaited &= await self._delivery.in_thread(writers_txn, connection)
+            sleep.awaited &= await self._in_thread(writers_txn, connection)
             return FALLING_ASLEEP
         if self.polling:
             return POLL if self._settings.poll is None else self._settings.poll
@@ -599,7 +593,7 @@ class Feed(Service):
             return self._settings.fallback
         if sleep.looks < POLLS:
             return AWAKE
-        awaited = await self._delivery.in_thread(fall_asleep_txn, connection)
+        awaited = await self._in_thread(fall_asleep_txn, connection)
         if awaited is None:
             return AWAKE
         sleep.deep, sleep.awaited = True, awaited

@@ -220,17 +220,19 @@ def _nothing(value: Any) -> Any:
     raise UnconvertibleValue
 
 
-def read_string(value: Any) -> str:
-    """Return a value that is a string in images and on the wire, as those of most types are."""
-    if not isinstance(value, str):
-        raise UnconvertibleValue
-    return value
+def _unchanged(kind: type) -> ReadImage:
+    """Build the converter of values that are the same in images and on the wire."""
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise UnconvertibleValue
+        return value
+
+    return read
 
 
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise UnconvertibleValue
-    return value
+read_string = _unchanged(str)
+"""Converts the values of most types: strings in images and on the wire."""
 
 
 def _integer(value: Any) -> int:
@@ -302,12 +304,6 @@ def _binary(value: Any) -> bytes:
         raise UnconvertibleValue from None
 
 
-def _hstore(value: Any) -> dict[str, str | None]:
-    if not isinstance(value, dict):
-        raise UnconvertibleValue
-    return value
-
-
 def _json(value: Any) -> Any:
     try:
         return sendable_document(value)
@@ -317,10 +313,10 @@ def _json(value: Any) -> Any:
 
 BY_FORM: Mapping[FormName, ReadImage] = {
     "binary": _binary,
-    "boolean": _boolean,
+    "boolean": _unchanged(bool),
     "decimal": _decimal,
     "float": _float,
-    "hstore": _hstore,
+    "hstore": _unchanged(dict),
     "integer": _integer,
     "interval": _interval,
     "json": _json,

@@ -38,10 +38,13 @@ from service.changes.touched import (
     row_change,
 )
 from service.db.connection import PgConnection
-from service.db.session_settings import OWN_IDENTITY, Identity
+from service.db.session_settings import Identity
 from service.db.transaction import Actor
 
 Found = TypeVar("Found")
+
+SERVICE_ACTOR = Actor()
+"""Looks up what the service's own role may see for all callers."""
 
 MOST_PAIRS = 100_000
 """Maximum number of pairs of a change and a query that are examined in a cycle: about 0.1 s."""
@@ -64,6 +67,15 @@ class Affected:
     all_rows: set[Run] = field(default_factory=set)
     own: dict[Run, set[Key]] = field(default_factory=dict)
     related: set[RunGroup] = field(default_factory=set)
+
+    def add(self, run: Run, change: RowChange) -> None:
+        """Add the keys of a changed row of a query's root relation; all rows if they are not known."""
+        assert run.keyed is not None
+        keys = own_keys(run.keyed, change)
+        if keys is None:
+            self.all_rows.add(run)
+        else:
+            self.own.setdefault(run, set()).update(keys)
 
 
 class RunGroup:
@@ -128,6 +140,7 @@ class WatchedRuns:
         pairs = 0
         for change in changes:
             relation = change.relation
+            # Other operations, such as a truncation, name no rows.
             if change.op not in ("I", "U", "D") or pairs > MOST_PAIRS:
                 _put_runs(found.all_rows, self._reading.get(relation))
                 continue
@@ -135,12 +148,7 @@ class WatchedRuns:
             matching = self._index.matching(relation, change.old, change.new)
             pairs += len(matching)
             for run in matching - found.all_rows:
-                assert run.keyed is not None
-                keys = own_keys(run.keyed, [change])
-                if keys is None:
-                    found.all_rows.add(run)
-                else:
-                    found.own.setdefault(run, set()).update(keys)
+                found.add(run, change)
             found.related |= self._related.get(relation, set())
         return found
 
@@ -208,7 +216,7 @@ def touched_txn(
         rest = [run for run in group.runs if run not in affected.all_rows]
         if rest:
             touched = _looked_up_txn(connection, rest[0], related_txn, changes)
-            for run, keys in _each(rest, touched, states):
+            for run, keys in _touched_keys(rest, touched, states):
                 before = found.get(run, set())
                 found[run] = None if keys is None or before is None else before | keys
     found.update(dict.fromkeys(affected.all_rows))
@@ -246,6 +254,7 @@ def _together_txn(
             alike.setdefault((run.shape, run.actor.identity), []).append((run, keys))
     rows: dict[Run, FoundRows] = {}
     for asked in alike.values():
+        # A single query has nothing to share, and is read in its turn.
         for start in range(0, len(asked) if len(asked) > 1 else 0, MOST_TOGETHER):
             try:
                 rows |= batch_txn(connection, asked[start : start + MOST_TOGETHER])
@@ -261,7 +270,7 @@ def _looked_up_txn(
 ) -> Found | None:
     """Return what a function looks up for queries of one shape; None, for all rows, if it fails."""
     assert run.keyed is not None
-    actor = Actor(OWN_IDENTITY) if run.shape.shared else run.actor
+    actor = SERVICE_ACTOR if run.shape.shared else run.actor
     limit_time(connection, run.timeout)
     try:
         return function(connection, actor, run.shape.codec, run.keyed, *args)
@@ -271,9 +280,10 @@ def _looked_up_txn(
         return None
 
 
-def _each(
+def _touched_keys(
     runs: Sequence[Run], touched: Touched | None, states: Mapping[Run, State]
 ) -> Iterator[tuple[Run, set[Key] | None]]:
+    """Yield each query that has touched rows, and their keys; None for all rows."""
     if touched is None:
         yield from ((run, None) for run in runs)
         return
@@ -289,8 +299,6 @@ TRACKED = """
 SELECT ARRAY(SELECT relation::oid::bigint FROM rowcast.tracked WHERE id = ANY ('{{{ids}}}')),
        ARRAY(SELECT since::text FROM rowcast.tracked WHERE id = ANY ('{{{ids}}}'))
 """
-SERVICE_ACTOR = Actor()
-
 MOST_MISSED = 100_000
 """Maximum number of changes kept for all callers that resume in one cycle; the others get all rows."""
 
@@ -303,13 +311,12 @@ class Since:
     Args:
         snapshot: The snapshot.
         changes: All changes since.
-        own: For each query, the keys of changed rows of its root relation that may concern it; None
-            for all rows.
+        affected: The resumed queries whose root relation they affect; no `related`.
     """
 
     snapshot: PgSnapshot
     changes: Sequence[RowChange]
-    own: Mapping[Run, set[Key] | None]
+    affected: Affected
 
 
 class MissedChanges:
@@ -340,7 +347,7 @@ class MissedChanges:
         if not positions:
             return
         connection.act(SERVICE_ACTOR)
-        places = {_place(each) for each in positions}
+        places = {_without_query(each) for each in positions}
         self._read = dict.fromkeys(places)
         before = resumed_txn(connection, places)
         known = [(each, place) for place, each in before.items() if each is not None]
@@ -352,7 +359,7 @@ class MissedChanges:
 
     def keys_txn(self, connection: PgConnection, run: Run, since: Position) -> Sequence[Any] | None:
         """Return the keys of all rows that may have changed since a position; None if they are unknown."""
-        known = self._read[_place(since)]
+        known = self._read[_without_query(since)]
         if known is None:
             return None
         connection.act(SERVICE_ACTOR)
@@ -364,56 +371,37 @@ class MissedChanges:
         changes = [change for change in known.changes if change.relation in run.reads]
         if not changes:
             return []
-        return _keys_txn(connection, run, known.own.get(run, set()), changes, oids)
+        keyed, affected = run.keyed, known.affected
+        if keyed is None or run.shown is not None or run in affected.all_rows:
+            return None
+        connection.act(run.actor)
+        # For all relations that are read, because the key of a row that a policy hides would reveal the row.
+        if not may_read_all_txn(connection, oids):
+            return None
+        actor = SERVICE_ACTOR if run.shape.shared else run.actor
+        related = related_txn(connection, actor, run.shape.codec, keyed, changes)
+        if related is None:
+            return None
+        keys = affected.own.get(run, set()) | related.rows | related.related
+        if keyed.groups:
+            groups = groups_txn(connection, actor, run.shape.codec, keyed, changes, keys)
+            if groups is None:
+                return None
+            keys = set().union(*groups.values())
+        return wire_keys(run, keys)
 
     def _since_txn(self, connection: PgConnection, snapshot: PgSnapshot) -> Since | None:
         """Return the changes in the log since a snapshot; None if they are too many."""
         rows = read_txn(connection, snapshot)
         if rows is None:
             return None
-        changes = list(map(row_change, rows))
-        return Since(snapshot, changes, self._own(changes))
-
-    def _own(self, changes: Iterable[RowChange]) -> dict[Run, set[Key] | None]:
-        found: dict[Run, set[Key] | None] = {}
+        changes, affected = list(map(row_change, rows)), Affected()
         for change in changes:
             for run in self._index.matching(change.relation, change.old, change.new):
-                assert run.keyed is not None
-                known, keys = found.setdefault(run, set()), own_keys(run.keyed, [change])
-                if known is None or keys is None:
-                    found[run] = None
-                else:
-                    known.update(keys)
-        return found
+                affected.add(run, change)
+        return Since(snapshot, changes, affected)
 
 
-def _place(position: Position) -> Position:
+def _without_query(position: Position) -> Position:
     """Return a position without the digest of its query."""
     return replace(position, query="") if isinstance(position, SnapshotPosition) else position
-
-
-def _keys_txn(
-    connection: PgConnection,
-    run: Run,
-    own: set[Key] | None,
-    changes: Sequence[RowChange],
-    oids: Sequence[int],
-) -> Sequence[Any] | None:
-    keyed = run.keyed
-    if keyed is None or run.shown is not None:
-        return None
-    connection.act(run.actor)
-    # For all relations that are read, because the key of a row that a policy hides would reveal the row.
-    if not may_read_all_txn(connection, oids):
-        return None
-    actor = SERVICE_ACTOR if run.shape.shared else run.actor
-    related = related_txn(connection, actor, run.shape.codec, keyed, changes)
-    if own is None or related is None:
-        return None
-    keys = own | related.rows | related.related
-    if keyed.groups:
-        groups = groups_txn(connection, actor, run.shape.codec, keyed, changes, keys)
-        if groups is None:
-            return None
-        keys = set().union(*groups.values())
-    return wire_keys(run, keys)

@@ -138,14 +138,16 @@ def duty_txn(connection: PgConnection, lease: float | None, made: int) -> Duty:
     """
     if not installed_txn(connection):
         return Duty.NOTHING if unreadable_log_owner_txn(connection) is None else Duty.BARRED
-    if not _tracked_txn(connection):
+    (tracked,) = connection.ask("SELECT EXISTS (SELECT FROM rowcast.tracked)")
+    if not tracked:
         return Duty.NOTHING
     if lease is None:
         return Duty.FOLLOW
     if connection.pooled:
         newest, overdue = connection.ask(OVERDUE.format(lease=lease))
         return Duty.LEAD if overdue or newest == made else Duty.FOLLOW
-    if _try_txn(connection):
+    (taken,) = connection.ask(f"SELECT pg_catalog.pg_try_advisory_lock({LEADER})")
+    if taken:
         return Duty.LEAD
     connection.ask(BREAK.format(lease=lease))
     return Duty.FOLLOW
@@ -163,16 +165,6 @@ def follow_txn(connection: PgConnection) -> bool:
     if connection.pooled:  # no session keeps a lock or listens
         return True
     (taken,) = connection.ask(f"SELECT pg_catalog.pg_try_advisory_lock_shared({FOLLOWERS})")
-    return bool(taken)
-
-
-def _tracked_txn(connection: PgConnection) -> bool:
-    (found,) = connection.ask("SELECT EXISTS (SELECT FROM rowcast.tracked)")
-    return bool(found)
-
-
-def _try_txn(connection: PgConnection) -> bool:
-    (taken,) = connection.ask(f"SELECT pg_catalog.pg_try_advisory_lock({LEADER})")
     return bool(taken)
 
 

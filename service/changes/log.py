@@ -42,17 +42,20 @@ MOST_ROWS, MOST_BYTES = 10_000, 32 << 20
 AT = """pg_catalog.btrim(pg_catalog.to_json(at AT TIME ZONE 'UTC')::text, '"') || 'Z'"""
 """Time of a log row in its wire form: PostgreSQL formats it in a fifth of the time that Python takes."""
 
-# `pg_visible_in_snapshot` would need a sequential scan; these are two index scans. The second one finds
-# the transactions that were running when the first snapshot was taken.
+# `pg_visible_in_snapshot` would need a sequential scan; these are two index scans. A row that was not visible
+# in a snapshot belongs to a transaction that had not started when the snapshot was taken (xid >= xmax), or
+# was running then (xid in the xip list).
+_NEW = """
+    SELECT {columns} FROM rowcast.log WHERE xid >= %(xmax)s::xid8
+    UNION ALL SELECT {columns} FROM rowcast.log WHERE xid = ANY (%(running)s::xid8[])
+"""
+_SIZE = "coalesce(pg_catalog.pg_column_size(old), 0) + coalesce(pg_catalog.pg_column_size(new), 0)"
+
 READ = f"""
 SELECT seq, xid::text, {AT}, relation, op, CASE WHEN bytes <= %(most_bytes)s THEN old::text END,
        CASE WHEN bytes <= %(most_bytes)s THEN new::text END, bytes > %(most_bytes)s
-  FROM (SELECT *, pg_catalog.sum(
-            coalesce(pg_catalog.pg_column_size(old), 0) + coalesce(pg_catalog.pg_column_size(new), 0)
-        ) OVER (ORDER BY seq) AS bytes
-          FROM (SELECT * FROM rowcast.log WHERE xid >= %(xmax)s::xid8
-                UNION ALL SELECT * FROM rowcast.log WHERE xid = ANY (%(running)s::xid8[])
-                LIMIT %(most)s + 1) AS found) AS weighed
+  FROM (SELECT *, pg_catalog.sum({_SIZE}) OVER (ORDER BY seq) AS bytes
+          FROM ({_NEW.format(columns="*")} LIMIT %(most)s + 1) AS found) AS weighed
  ORDER BY seq
 """
 
@@ -214,12 +217,7 @@ def read_txn(
 
 def read_values(since: PgSnapshot, most: int, most_bytes: int) -> dict[str, object]:
     """Return the parameters of `READ`."""
-    return {
-        "xmax": str(since.xmax),
-        "running": [str(xid) for xid in since.running],
-        "most": most,
-        "most_bytes": most_bytes,
-    }
+    return _since(since) | {"most": most, "most_bytes": most_bytes}
 
 
 def read_rows(found: Sequence[Sequence[Any]], most: int) -> list[LogRow] | None:
@@ -254,14 +252,8 @@ PAGE_BYTES = 32 << 20
 TRANSACTIONS = 100_000
 """Maximum number of transactions of a large tick that one `PAGES` query returns."""
 
-# Two index scans. A row that was not visible in a snapshot belongs to a transaction that had not
-# started when the snapshot was taken (xid >= xmax), or was running then (xid in the xip list).
-_NEW = """
-    SELECT {columns} FROM rowcast.log WHERE xid >= %(xmax)s::xid8
-    UNION ALL SELECT {columns} FROM rowcast.log WHERE xid = ANY (%(running)s::xid8[])
-"""
-# The same, without what a later snapshot does not see either. `xid < until` keeps the scan from
-# reading the log up to its end.
+# As `_NEW`, without what a later snapshot does not see either. `xid < until` keeps the scan from reading
+# the log up to its end.
 _BETWEEN = """
     SELECT * FROM (
         SELECT {columns} FROM rowcast.log WHERE xid >= %(xmax)s::xid8 AND xid < %(until)s::xid8
@@ -269,7 +261,6 @@ _BETWEEN = """
     ) AS new WHERE pg_visible_in_snapshot(xid, %(snapshot)s::pg_snapshot)
 """
 _COLUMNS = "seq, xid, at, relation, op, old, new"
-_SIZE = "coalesce(pg_column_size(old), 0) + coalesce(pg_column_size(new), 0)"
 
 # One statement, so the INSERT and the read of the log share the snapshot that becomes the tick's. A large
 # tick is returned without rows, and is then read in pages.

@@ -129,7 +129,7 @@ FORMS: Mapping[str, ValueForm] = {
         *(ValueForm(name, _integer) for name in ("int2", "int4", "int8")),
         ValueForm("numeric", _numeric),
         ValueForm("float8", _float),
-        ValueForm("uuid", _uuid),
+        ValueForm("uuid", _uuid),  # as a number, because `_Ranges` needs the length of a range
         ValueForm("date", _date),
         ValueForm("timestamp", _timestamp),
         ValueForm("timestamptz", _timestamptz),
@@ -457,7 +457,7 @@ class _Entry(Generic[Watch]):
     rest: tuple[Term, ...]
 
     def holds(self, image: Mapping[str, Any]) -> bool:
-        return all(term.holds(_value(image, term.column, term.form)) for term in self.rest)
+        return all(term.holds(_comparable(image, term.column, term.form)) for term in self.rest)
 
 
 class _Group(Generic[Watch]):
@@ -468,7 +468,9 @@ class _Group(Generic[Watch]):
     def __init__(self) -> None:
         # A bucket with a single query is the query's entry itself: a dict takes 230 bytes, and most
         # filters have one query for each value.
-        self.buckets: dict[tuple[Any, ...], _Entry[Watch] | _Bucket[Watch] | _Ranges[Watch]] = {}
+        self.buckets: dict[
+            tuple[Any, ...], _Entry[Watch] | _Ranges[Watch] | dict[Watch, _Entry[Watch]]
+        ] = {}
 
     def add(self, key: tuple[Any, ...], between: Between | None, entry: _Entry[Watch]) -> None:
         bucket = self.buckets.get(key)
@@ -480,24 +482,24 @@ class _Group(Generic[Watch]):
         elif bucket is None:
             self.buckets[key] = entry
         elif isinstance(bucket, _Entry):
-            self.buckets[key] = _Bucket({bucket.watch: bucket, entry.watch: entry})
+            self.buckets[key] = {bucket.watch: bucket, entry.watch: entry}
         else:
-            assert isinstance(bucket, _Bucket)
-            bucket.entries[entry.watch] = entry
+            assert isinstance(bucket, dict)
+            bucket[entry.watch] = entry
 
     def remove(self, key: tuple[Any, ...], between: Between | None, watch: Watch) -> None:
         bucket = self.buckets[key]
         if isinstance(bucket, _Ranges):
             assert between is not None
             bucket.remove(between, watch)
-        elif isinstance(bucket, _Bucket):
-            del bucket.entries[watch]
-        if isinstance(bucket, _Entry) or not bucket.entries:
+        elif isinstance(bucket, dict):
+            del bucket[watch]
+        if isinstance(bucket, _Entry) or not bucket:
             del self.buckets[key]
 
     def collect(self, shape: _Shape, image: Mapping[str, Any], found: set[Watch]) -> None:
         """Add the queries that a row may concern to `found`."""
-        key = tuple([_value(image, name, form) for name, form in shape.columns])
+        key = tuple([_comparable(image, name, form) for name, form in shape.columns])
         if UNKNOWN in key:
             buckets = [
                 bucket
@@ -509,23 +511,16 @@ class _Group(Generic[Watch]):
             if bucket is None:
                 return
             buckets = [bucket]
-        value = None if shape.between is None else _value(image, *shape.between)
+        value = None if shape.between is None else _comparable(image, *shape.between)
         for bucket in buckets:
-            for entry in (bucket,) if isinstance(bucket, _Entry) else bucket.at(value):
+            entries: Iterable[_Entry[Watch]]
+            if isinstance(bucket, _Entry):
+                entries = (bucket,)
+            else:
+                entries = bucket.values() if isinstance(bucket, dict) else bucket.at(value)
+            for entry in entries:
                 if not entry.rest or entry.holds(image):
                     found.add(entry.watch)
-
-
-class _Bucket(Generic[Watch]):
-    """Queries with the same indexed values, without a range."""
-
-    __slots__ = ("entries",)
-
-    def __init__(self, entries: dict[Watch, _Entry[Watch]]) -> None:
-        self.entries = entries
-
-    def at(self, _: Any) -> Iterable[_Entry[Watch]]:
-        return self.entries.values()
 
 
 class _Ranges(Generic[Watch]):
@@ -564,6 +559,9 @@ class _Ranges(Generic[Watch]):
             del self._lists[kind]
             self._longest.pop(kind, None)
 
+    def __len__(self) -> int:
+        return len(self.entries)
+
     def at(self, value: Any) -> Iterator[_Entry[Watch]]:
         """Yield the queries whose range contains a value."""
         if value is None:
@@ -595,7 +593,7 @@ def _placed(between: Between) -> tuple[Hashable, Any]:
     return (math.frexp(length)[1], between.low) if math.isfinite(length) else ("low", between.low)
 
 
-def _value(image: Mapping[str, Any], column: str, form: ValueForm) -> Any:
+def _comparable(image: Mapping[str, Any], column: str, form: ValueForm) -> Any:
     """Return a row's value in comparable form; unknown if the image is older than the column."""
     value = image.get(column, UNKNOWN)
     return UNKNOWN if value is UNKNOWN else form.of(value)

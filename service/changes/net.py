@@ -246,7 +246,7 @@ def _truncated(rows: list[_ReadRow], tracked: TrackedTable) -> list[_Net]:
             next one before its truncation is logged.
     """
     at = max(place for place, (row, _, _) in enumerate(rows) if row.op == "T")
-    if any(images.made > images.replaced for images in _by_key(rows[:at], tracked).values()):
+    if any(len(images.new) > len(images.old) for images in _by_key(rows[:at], tracked).values()):
         raise AmbiguousChange
     after = _cancelled(rows[at + 1 :], tracked)
     if any(net.old is not None for net in after):
@@ -270,14 +270,6 @@ class _Images:
     old: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     parsed: dict[str, Image] = field(default_factory=dict)
-
-    @property
-    def made(self) -> int:
-        return len(self.new)
-
-    @property
-    def replaced(self) -> int:
-        return len(self.old)
 
 
 def _by_key(rows: list[_ReadRow], tracked: TrackedTable) -> dict[str, _Images]:
@@ -344,7 +336,7 @@ def _net_of_logged_key(images: _Images) -> _Net | None:
     A key that occurs as often in new as in old images counts as updated, though it may have been inserted
     and deleted again: only the order would tell, and that is not reliable.
     """
-    many = images.made - images.replaced
+    many = len(images.new) - len(images.old)
     if abs(many) > 1:
         raise AmbiguousChange
     image = next(iter(images.parsed.values()))
@@ -427,7 +419,7 @@ def _parse_shallow(text: str) -> dict[str, Any]:
     for token in _TOKEN.finditer(text):
         word = token[0]
         if depth == 1 and word in ",}" and name:
-            found[name] = _value(text[began : token.start()].strip())
+            found[name] = _parse_value(text[began : token.start()].strip())
             name = ""
         elif depth == 1 and not name and word != ",":
             name = json.loads(word)
@@ -437,7 +429,7 @@ def _parse_shallow(text: str) -> dict[str, Any]:
     return found
 
 
-def _value(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     try:
         return json.loads(text, parse_float=_decimal, parse_int=Decimal)
     except RecursionError:

@@ -16,8 +16,8 @@ from service.api.read import parsed_rows, watched_statement
 from service.api.roles import SERVICE
 from service.changes.dependencies import GENERIC_FROM, Dependencies, dependencies_txn
 from service.changes.log import TrackedTable, installed_txn, refuse_barred_txn, tracked_txn
-from service.changes.refresh import Run, WatchShape, key_plan_of, run_of
-from service.changes.touched import sees_all_txn
+from service.changes.refresh import Run, WatchShape, run_of
+from service.changes.touched import key_plan, sees_all_txn
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.session_settings import OWN_IDENTITY
@@ -191,7 +191,7 @@ class Queries:
         """
         snapshot, plan, limits = call.snapshot, planned.plan, self._limits
         logged = _logged(call, reads, planned.tracked, ())
-        keyed = key_plan_of(snapshot.catalog, plan, reads, planned.tracked)
+        keyed = key_plan(snapshot.catalog, plan, reads, planned.tracked)
         shared = False
         if keyed is not None:
             shared = await self._ask(timeout, sees_all_txn, keyed, planned.tracked)

@@ -15,10 +15,8 @@ from typing import Any
 
 from service.catalog import Catalog
 from service.changes.delta import FoundRows, State, Window, name_of, rows_of
-from service.changes.dependencies import Dependencies
-from service.changes.log import TrackedTable
 from service.changes.match import Term, terms_of
-from service.changes.touched import Key, KeyPlan, key_arrays, key_plan
+from service.changes.touched import Key, KeyPlan, key_arrays
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.literals import write_array
@@ -26,7 +24,7 @@ from service.db.statements import Shape, read_only_txn, rows_and_keys_txn
 from service.db.transaction import Actor, apart_txn
 from service.errors import TooManyWatched
 from service.plan.plans import AggregatePlan
-from service.plan.watch_plan import KeyForm, WatchPlan, keyed_read, order_of_keys, with_keys
+from service.plan.watch_plan import KeyForm, WatchPlan, order_of_keys, with_keys
 from service.sql.select import aggregate, select
 from service.sql.statement import Statement, batched
 
@@ -172,24 +170,6 @@ class Run:
         self.until = now + REST * self.duration if self.heavy else 0.0
 
 
-def key_plan_of(
-    catalog: Catalog, plan: WatchPlan, reads: Dependencies, tracked: Iterable[TrackedTable]
-) -> KeyPlan | None:
-    """
-    Return how changes lead to keys of rows, for queries of one shape; None if they do not.
-
-    Args:
-        catalog: Catalog that the queries were planned with.
-        plan: Plan of the queries.
-        reads: Tables that the queries read.
-        tracked: Tables whose changes are logged.
-    """
-    rows = keyed_read(catalog, plan.read)
-    if rows is None or plan.form.kind == "row":
-        return None
-    return key_plan(catalog, rows, reads, tracked)
-
-
 def run_of(
     shape: WatchShape,
     values: Sequence[Any],
@@ -205,13 +185,11 @@ def run_of(
     if keyed is None:
         return plain
     assert read.limit is not None
-    limit = values[read.limit.slot]
-    shown = limit if limit <= shape.most else None
-    # The order of groups depends on their aggregates, so querying the order of all reads all rows.
-    if shown is None and isinstance(read, AggregatePlan) and shape.form.ordered:
-        return plain
-    if shown is None:
-        return replace(plain, keyed=keyed)
+    shown = values[read.limit.slot]
+    if shown > shape.most:  # no limit of the caller's, and so no window
+        # The order of groups depends on their aggregates, so querying the order of all reads all rows.
+        by_key = not (isinstance(read, AggregatePlan) and shape.form.ordered)
+        return replace(plain, keyed=keyed) if by_key else plain
     spare = min(max(shown, LEAST_SPARE), MOST_SPARE, shape.most - shown)
     if shown + spare > MOST_ORDERED:
         return plain
@@ -291,7 +269,7 @@ def by_keys_txn(
         found = _ordered_txn(connection, run, state, touched.keys)
     else:
         rows = touched.rows
-        found = _of_keys_txn(connection, run, touched.keys) if rows is None else rows
+        found = _rows_of_keys_txn(connection, run, touched.keys) if rows is None else rows
         gone = names_of(run, touched.keys)
         entries = {name: each for name, each in state.entries.items() if name not in gone}
         entries.update(found.state.entries)
@@ -336,12 +314,13 @@ def _ordered_txn(
     asked = keys.union(window.keys)
     arrays, nulls = key_arrays(asked)
     if isinstance(plan, AggregatePlan):  # to order groups takes all that is in their rows
-        ordered = _by_keys(shape, keyed, nulls)
+        ordered = _keyed_statement(shape, keyed, nulls)
     else:
         ordered = shape.built("order", lambda: select(order_of_keys(shape.catalog, plan, rows)))
     read, order = _read_txn(connection, run, ordered, [*run.values, *arrays], None)
     order = _group_keys(shape, read) or order
     shown = shape.most if run.shown is None else run.shown
+    # Of keys with several columns the statement reads each combination of values, and so other rows, too.
     moved = window.moved(keys, [key for key in order if key in asked], shown, shown + run.spare)
     if moved is None:
         return None
@@ -351,7 +330,7 @@ def _ordered_txn(
         return FoundRows(State(found.state.entries, state.ordered, moved), found.rows)
     names = names_of(run, moved.keys[:shown])
     fresh = [key for name, key in names.items() if key in keys or name not in state.entries]
-    found = _of_keys_txn(connection, run, fresh)
+    found = _rows_of_keys_txn(connection, run, fresh)
     entries = {
         name: found.state.entries[name] if name in found.rows else state.entries[name]
         for name in names
@@ -365,18 +344,18 @@ def _group_keys(shape: WatchShape, rows: Sequence[Mapping[str, Any]]) -> list[Ke
     return [] if names is None else [tuple([row[name] for name in names]) for row in rows]
 
 
-def _of_keys_txn(connection: PgConnection, run: Run, keys: Collection[Key]) -> FoundRows:
+def _rows_of_keys_txn(connection: PgConnection, run: Run, keys: Collection[Key]) -> FoundRows:
     """Return the rows with some keys, and possibly more."""
     form = run.shape.form
     if not keys:
         return rows_of(form, [], [])
     assert run.keyed is not None
     arrays, nulls = key_arrays(keys)
-    statement = _by_keys(run.shape, run.keyed, nulls)
+    statement = _keyed_statement(run.shape, run.keyed, nulls)
     return rows_of(form, *_read_txn(connection, run, statement, [*run.values, *arrays], None))
 
 
-def _by_keys(shape: WatchShape, keyed: KeyPlan, nulls: frozenset[int]) -> Statement:
+def _keyed_statement(shape: WatchShape, keyed: KeyPlan, nulls: frozenset[int]) -> Statement:
     """Return the statement that reads rows by key; `nulls` are the key columns that may be null."""
 
     def build() -> Statement:
@@ -403,7 +382,8 @@ def batch_txn(
     assert keyed is not None
     keyed_by = [key_arrays(keys) for _, keys in asked]
     nulls = frozenset[int]().union(*(null for _, null in keyed_by))
-    statement = _by_keys(shape, keyed, nulls)
+    statement = _keyed_statement(shape, keyed, nulls)
+    # All values as text: the statement casts each of them to the type of its parameter.
     texts = shape.catalog.types_by_name["_text"]
     given = [
         shape.codec.parameters(statement.bounds, [*each.values, *arrays])

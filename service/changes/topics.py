@@ -491,7 +491,9 @@ class Topics:
         if len(rights) < len(asked):
             rights = await self._asked(asked)
         # Without the catalog's relations and columns, events would be left out.
-        while any(behind(self._dispatcher.served.catalog, each) for each in rights.values()):
+        while any(
+            is_catalog_behind(self._dispatcher.served.catalog, each) for each in rights.values()
+        ):
             if await self._dispatcher.refresh():
                 break
             log.warn("events wait: the catalog is older than the changes, and cannot be read now")
@@ -564,7 +566,7 @@ def shown_of(catalog: Catalog, rights: Rights, columns: Mapping[str, int]) -> Sh
     return Shown(rights.schema, rights.name, key, None if rights.row_security else reader)
 
 
-def behind(catalog: Catalog, rights: Rights) -> bool:
+def is_catalog_behind(catalog: Catalog, rights: Rights) -> bool:
     """Return whether the catalog lacks columns that the database has, or has other types for them."""
     if rights.schema not in catalog.schemas:
         return False

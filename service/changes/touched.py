@@ -34,7 +34,15 @@ from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.literals import write_array
 from service.db.transaction import Actor, apart_txn
-from service.plan.watch_plan import ROOT, GroupColumn, KeyedRead, OutwardJoin, joins_columns
+from service.plan.watch_plan import (
+    ROOT,
+    GroupColumn,
+    KeyedRead,
+    OutwardJoin,
+    WatchPlan,
+    joins_columns,
+    keyed_read,
+)
 from service.sql.select import outer_rows
 from service.sql.statement import Statement
 
@@ -145,10 +153,19 @@ class Touched:
 
 
 def key_plan(
-    catalog: Catalog, rows: KeyedRead, dependencies: Dependencies, tracked: Iterable[TrackedTable]
+    catalog: Catalog, plan: WatchPlan, dependencies: Dependencies, tracked: Iterable[TrackedTable]
 ) -> KeyPlan | None:
-    """Return how changes lead to keys of a query's rows; None if not everything it reads is known."""
-    if dependencies.opaque:
+    """
+    Return how changes lead to keys of a query's rows; None if they do not.
+
+    Args:
+        catalog: Catalog that the query was planned with.
+        plan: Plan of the query.
+        dependencies: What the query reads. If not all of it is known, changes lead to no keys.
+        tracked: Tables whose changes are logged.
+    """
+    rows = keyed_read(catalog, plan.read)
+    if rows is None or plan.form.kind == "row" or dependencies.opaque:
         return None
     tracked = list(tracked)
     logged = {(each.schema, each.name): each for each in tracked if each.level == "full"}
@@ -163,9 +180,9 @@ def key_plan(
     others = [scan for scan in dependencies.scans if not _is_by_link(scan, aliases)]
     all_rows = Dependencies(frozenset(others)).tracked(tracked)
     lookups = _lookups(catalog, rows)
-    root = aliases[ROOT].id if ROOT in aliases else None
     if lookups is None:
         return None
+    root = aliases[ROOT].id if ROOT in aliases else None
     columns = [each.column for each in rows.groups]
     columns = columns or [rows.relation.columns[name] for name in rows.key]
     readers = [key_reader(catalog, catalog.type(column.type)) for column in columns]
@@ -174,18 +191,10 @@ def key_plan(
     return KeyPlan(rows, root, keyed, all_rows, lookups, known, groups)
 
 
-def own_keys(plan: KeyPlan, changes: Iterable[RowChange]) -> set[Key] | None:
-    """Return the keys of changed rows of the root relation, from both images; None for all rows."""
-    found: set[Key] = set()
-    for change in changes:
-        if change.relation != plan.root:
-            continue
-        values = _values(change, plan.rows.key)
-        keys = None if values is None else _root_keys(plan, values)
-        if keys is None:
-            return None
-        found |= keys
-    return found
+def own_keys(plan: KeyPlan, change: RowChange) -> set[Key] | None:
+    """Return the keys of a changed row of the root relation, from both images; None for all rows."""
+    values = _values(change, plan.rows.key)
+    return None if values is None else _root_keys(plan, values)
 
 
 def related_txn(

@@ -118,10 +118,10 @@ class Watches(Service):
         # Sessions for which there may be something to send. A dict keeps their order.
         self._unsent: dict[WatchingSession, None] = {}
         self._served: Snapshot | None = None
-        # The position of the last cycle, and the position up to which sessions are sent deltas. The
-        # second follows the first when the outcome was passed on to all watches.
+        # The position of the last cycle, and the position that sessions may move to. The second follows
+        # the first when the outcome was passed on to all watches.
         self._position: SnapshotPosition | None = None
-        self._place: SnapshotPosition | None = None
+        self._released: SnapshotPosition | None = None
         self._silence = AliveTimers()
         self._outages: dict[str, Outage] = defaultdict(Outage)
         self._checked = 0.0
@@ -261,7 +261,7 @@ class Watches(Service):
         if session is None:
             most = self._limits.max_bytes // 2
             session = self._sessions[key] = WatchingSession(
-                key, call.caller, self.now, self.wake, lambda: self._place, self._remove, most
+                key, call.caller, self.now, self.wake, lambda: self._released, self._remove, most
             )
         return session
 
@@ -285,15 +285,15 @@ class Watches(Service):
 
     def _send_due(self) -> None:
         """Send sessions the steps that are due, up to the position of the last cycle."""
-        place, moved = self._place, self._unsent
-        if place is None or self._passing:
+        position, unsent = self._released, self._unsent
+        if position is None or self._passing:
             return
         self._unsent = {}
-        for session in moved:
-            session.cover(place)
+        for session in unsent:
+            session.cover(position)
             if session.written:
                 self._unsent[session] = None
-            if session.moves:
+            if session.has_unsent:
                 session.send_steps()
 
     def _start(self) -> None:
@@ -329,7 +329,7 @@ class Watches(Service):
                     await apart
             await self._first.close()
             await self._cycle.close()
-            self._running = self._position = self._place = None
+            self._running = self._position = self._released = None
             # A watch may have started while the sessions were being closed.
             if self._queries and self.running:
                 self._start()
@@ -373,7 +373,7 @@ class Watches(Service):
                 reading.addErrback(lambda why: log.failure("cannot send what was read", why))
                 reading.addBoth(self._end_reading, reading)
                 self.wake()  # the next cycle may start to read another group
-        self._place = outcome.position
+        self._released = outcome.position
         self._due = min([self._due, *rest_times(asking)])
         for watch in self._silence.due(self.now()):
             watch.silent = True
@@ -409,7 +409,7 @@ class Watches(Service):
         Meanwhile the cycles continue for other sessions. The sessions that watch these queries reach the
         snapshot's position, with all of their watches, when the rows were read.
         """
-        place = background.taken.position
+        position = background.taken.position
         queries = [self._runs[each.run] for each in background.tasks if each.run in self._runs]
         sessions = {watch.session: None for query in queries for watch in query.watches}
         for query in queries:
@@ -420,13 +420,13 @@ class Watches(Service):
         try:
             try:
                 for session in sessions:
-                    session.cover(place)
-                    session.keep(place)
+                    session.cover(position)
+                    session.keep(position)
             finally:
                 outcome = await reading
             if outcome is not None:
                 self._take_separately(outcome, wanted)
-                read = outcome.found
+                read = outcome.results
             self._outages["a slow read"].end()
         except Exception as error:
             self._warn("a slow read", error)
@@ -445,30 +445,30 @@ class Watches(Service):
 
     def _take_separately(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
         """Store what was read in another session; the next cycle continues from its position."""
-        for run, found in outcome.found.items():
+        for run, result in outcome.results.items():
             query = self._runs.get(run)
             if query is None or query.parked:
                 continue
-            if isinstance(found, Failure):
-                self._failed(query, found)
+            if isinstance(result, Failure):
+                self._failed(query, result)
                 continue
             query.read_at(outcome.position)
-            if found is None:
+            if result is None:
                 continue
             every = query.state is None or bool(wanted[query])
-            query.state = found.state
+            query.state = result.state
             for watch in query.watches:
                 # A watch that was added meanwhile, and has no rows yet, takes all of these rows, too.
                 new = every and watch.without_rows and not watch.session.busy
-                watch.find(found, new or watch in wanted[query], found.weight)
+                watch.queue(result, new or watch in wanted[query], result.weight)
 
     def _take_outcome(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
         self._position = outcome.position
-        for run, found in outcome.found.items():
+        for run, result in outcome.results.items():
             # A run that is not registered any more was replaced meanwhile: its query is run again.
             query = self._runs.get(run)
             if query is not None and not query.parked:
-                self._take_new(query, found, wanted.get(query, set()))
+                self._take_new(query, result, wanted.get(query, set()))
         for run in outcome.late:
             query = self._runs.get(run)
             if query is not None:
@@ -486,19 +486,21 @@ class Watches(Service):
                 self._asking.discard(query)
         self._due = min(outcome.late.values(), default=self._poll)
 
-    def _take_new(self, query: Query, found: NewState | Failure | None, wanted: set[Watch]) -> None:
-        if isinstance(found, Failure):
-            self._failed(query, found)
+    def _take_new(
+        self, query: Query, result: NewState | Failure | None, wanted: set[Watch]
+    ) -> None:
+        if isinstance(result, Failure):
+            self._failed(query, result)
             return
         was_late = query.late
         if was_late:
             query.postpone(0)
         query.stale = query.renewed = False
-        if found is not None:
-            self._pass_on(query, found, wanted)
-        if found is not None or was_late:
+        if result is not None:
+            self._pass_on(query, result, wanted)
+        if result is not None or was_late:
             for watch in query.watches:
-                watch.session.moves = True  # the other watches of the session have waited
+                watch.session.has_unsent = True  # the other watches of the session have waited
                 self._unsent[watch.session] = None
 
     def _check(self, tasks: list[QueryTask]) -> bool:
@@ -516,18 +518,18 @@ class Watches(Service):
             tasks.append(replace(task_of(random.choice(known), set()), check=True))
         return bool(known)
 
-    def _pass_on(self, query: Query, found: NewState, wanted: set[Watch]) -> None:
+    def _pass_on(self, query: Query, result: NewState, wanted: set[Watch]) -> None:
         """Pass the new state of a query on to its watches."""
-        if found.drifted:
+        if result.drifted:
             self.drift += 1
             log.error(
                 "self-check failed: the rows of {query} differ from its state",
                 query=query.run.shape.statement.name,
             )
-        query.state = found.state
-        weight = found.weight
+        query.state = result.state
+        weight = result.weight
         for watch in query.watches:
-            watch.find(found, watch in wanted, weight)
+            watch.queue(result, watch in wanted, weight)
 
     def _failed(self, query: Query, why: Failure) -> None:
         """End the watches of a query that has failed, unless it may work with a newer catalog."""

@@ -265,8 +265,8 @@ class Watch(OngoingCall):
         self.query.ask()
         self.session.hold(self)
 
-    def find(self, found: NewState, wanted: bool, weight: int) -> None:
-        """Store the rows that a cycle has found, of a size of `weight`; all rows if they were wanted."""
+    def queue(self, found: NewState, wanted: bool, weight: int) -> None:
+        """Queue the rows that a cycle has found, of a size of `weight`; all rows if they were wanted."""
         if not self.wanting and found.state is not self.base:
             if self.changed is None:
                 self.changed = {}

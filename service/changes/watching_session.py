@@ -34,14 +34,14 @@ class WatchStep(NamedTuple):
     Args:
         watch: The watch.
         messages: The messages to send.
-        moves: Whether they are part of a step to another position, not merely `alive`.
+        advances: Whether they are part of a step to another position, not merely `alive`.
         state: State of the caller's rows after them; None before its first rows.
         covers: Transactions of the session that the state includes, to be reported.
     """
 
     watch: Watch
     messages: Iterator[Message]
-    moves: bool
+    advances: bool
     state: State | None
     covers: tuple[str, ...]
 
@@ -58,7 +58,7 @@ class WatchingSession:
         caller: The caller.
         now: Returns the time in seconds.
         want: Called when a cycle has to read rows for the session.
-        place: Returns the position to which the watches are brought next.
+        released: Returns the position that the watches may move to.
         ended: Called with each watch that has ended.
         most: Maximum size of the rows that wait for the session, in characters.
 
@@ -66,7 +66,7 @@ class WatchingSession:
         members: The watches.
         busy: Whether the caller has not taken all that it was sent.
         written: The session's own transactions that no position has included yet.
-        moves: Whether there is something to send.
+        has_unsent: Whether there may be something to send.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class WatchingSession:
         caller: Caller,
         now: Callable[[], float],
         want: Callable[[], None],
-        place: Callable[[], SnapshotPosition | None],
+        released: Callable[[], SnapshotPosition | None],
         ended: Callable[[Watch], None],
         most: int,
     ) -> None:
@@ -83,11 +83,11 @@ class WatchingSession:
         self.caller = caller
         self.now = now
         self._want = want
-        self._place = place
+        self._released = released
         self.ended = ended
         self._most = most
         self._waiting = 0
-        self._head = ""
+        self._sent_position = ""
         self._kept: dict[Watch, KeptState] = {}
         self._kept_at: SnapshotPosition | None = None
         self._ready: tuple[SnapshotPosition, Step] | None = None
@@ -96,7 +96,7 @@ class WatchingSession:
         self.members: tuple[Watch, ...] = ()
         self.busy = False
         self.written: dict[int, None] = {}
-        self.moves = False
+        self.has_unsent = False
 
     def add(self, watch: Watch) -> None:
         """Add a watch."""
@@ -109,7 +109,7 @@ class WatchingSession:
         self._pending.pop(watch, None)
         self._kept.pop(watch, None)
         self._held.discard(watch)
-        self.moves = True
+        self.has_unsent = True
 
     def hold(self, watch: Watch) -> None:
         """Make the other watches wait for this one, if its caller has rows and its next ones are missing."""
@@ -121,7 +121,7 @@ class WatchingSession:
     def schedule(self, watch: Watch) -> None:
         """Include a watch in the next step."""
         self._pending[watch] = None
-        self.moves = True
+        self.has_unsent = True
 
     def wrote(self, xid: int) -> None:
         """Record a transaction of the session, to be reported once a position includes it."""
@@ -152,7 +152,7 @@ class WatchingSession:
                 if each.changed or each.rows is not None:
                     each.start_over()
 
-    def keep(self, place: SnapshotPosition) -> None:
+    def keep(self, position: SnapshotPosition) -> None:
         """
         Keep the deltas up to a position until the queries read in the background have their rows of it.
 
@@ -167,7 +167,7 @@ class WatchingSession:
             or any(each.rows and not each.without_rows for each in self.members)
         ):
             return
-        self._kept_at = place
+        self._kept_at = position
         for watch in self._pending:
             state, changed = watch.query.state, watch.changed
             if state and changed is not None and watch.base and not watch.query.background:
@@ -185,24 +185,24 @@ class WatchingSession:
         seen = [watch for watch in self.members if not watch.without_rows]
         if any(each.wanting or (each.query.late and each.query in queries) for each in seen):
             self.merge_kept()  # a watch could not be brought to the position
-        place = self._kept_at
-        if place is None:
+        position = self._kept_at
+        if position is None:
             return
         kept: dict[Watch, KeptState | None] = {**self._kept}
         kept |= dict.fromkeys(watch for watch in self.members if watch.query in queries)
         self._kept, self._kept_at = {}, None
         step: Step = []
         for watch, state in kept.items():
-            messages = watch.messages(f"{place}~{watch.query.run.mark}", state)
+            messages = watch.messages(f"{position}~{watch.query.run.mark}", state)
             if messages is not None:
                 step.append(_step_of(watch, messages, True))
-        self._ready = (place, step) if step else None
-        self.moves = True
+        self._ready = (position, step) if step else None
+        self.has_unsent = True
 
     def send_steps(self) -> None:
         """Send the steps that are due, as fast as the caller takes them."""
         if not self.busy:
-            self.busy, self.moves = True, False
+            self.busy, self.has_unsent = True, False
             # An empty context, because this may be called under a caller's identity, or in a transaction.
             sending = Context().run(Deferred.fromCoroutine, self._send_steps())
             sending.addErrback(lambda why: log.failure("cannot send to a watcher", why))
@@ -216,15 +216,15 @@ class WatchingSession:
 
     def _next_step(self) -> Step:
         """Return the messages that bring all watches to the position; only `alive` while one has to wait."""
-        place = self._place()
-        if place is None:  # the last watch has ended, before its caller took all messages
+        position = self._released()
+        if position is None:  # the last watch has ended, before its caller took all messages
             return []
         if self._ready is not None:
             (kept_at, step), self._ready = self._ready, None
-            self._head = str(kept_at)
+            self._sent_position = str(kept_at)
             return step
         waiting = [
-            WatchStep(watch, iter([watch.alive(self._head)]), False, watch.base, ())
+            WatchStep(watch, iter([watch.alive(self._sent_position)]), False, watch.base, ())
             for watch in self._pending
             if watch.silent and (self._held or watch.wanting or watch.query.behind)
         ]
@@ -233,7 +233,7 @@ class WatchingSession:
             return waiting
         self.merge_kept()
         self._waiting = 0
-        head = self._head = str(place)
+        head = self._sent_position = str(position)
         found: Step = []
         news, self._pending = self._pending, {}
         for watch in news:
@@ -242,8 +242,7 @@ class WatchingSession:
                 if watch.wanting:
                     self._want()
                 continue
-            position = f"{head}~{watch.query.run.mark}"
-            messages = watch.messages(position)
+            messages = watch.messages(f"{head}~{watch.query.run.mark}")
             if messages is not None:
                 found.append(_step_of(watch, messages, True))
             elif watch.base is not None and (watch.silent or watch.covered):
@@ -252,15 +251,15 @@ class WatchingSession:
 
     async def _send(self, step: Step) -> None:
         """Send a step; return when the next may follow."""
-        now, moves = self.now(), any(each.moves for each in step)
+        now, advances = self.now(), any(each.advances for each in step)
         taken: Awaitable[None] | None = None
         sent: dict[Awaitable[None], list[Watch]] = {}
         for at, each in enumerate(step, 1):
-            taken = await self._send_watch(each, moves and at == len(step), now)
+            taken = await self._send_watch(each, advances and at == len(step), now)
             if taken is not None:
                 # All watches of a caller return the same awaitable, which is awaited once.
                 sent.setdefault(taken, []).append(each.watch)
-        if moves and taken is None:
+        if advances and taken is None:
             await self._end_step([each for each in step if not each.watch.ended], now)
         for taken, watches in sent.items():
             try:
@@ -272,7 +271,7 @@ class WatchingSession:
     async def _end_step(self, step: Step, now: float) -> None:
         """Mark a step as complete by an `alive`: the watch whose message was to mark it has ended."""
         for each in step[-1:]:
-            alive = iter([each.watch.alive(self._head, each.state)])
+            alive = iter([each.watch.alive(self._sent_position, each.state)])
             await self._send_watch(each._replace(messages=alive, covers=()), True, now)
 
     async def _send_watch(self, step: WatchStep, ends: bool, now: float) -> Awaitable[None] | None:
@@ -298,7 +297,7 @@ class WatchingSession:
         return None
 
 
-def _step_of(watch: Watch, messages: Iterator[Message], moves: bool) -> WatchStep:
+def _step_of(watch: Watch, messages: Iterator[Message], advances: bool) -> WatchStep:
     """Return a watch's messages, with the transactions that its state includes."""
     covers, watch.covered = watch.covered, ()
-    return WatchStep(watch, messages, moves, watch.base, covers)
+    return WatchStep(watch, messages, advances, watch.base, covers)

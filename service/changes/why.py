@@ -87,6 +87,27 @@ SELECT t.tick, extract(epoch FROM clock_timestamp() - t.at)::float8,
   FROM rowcast.ticks t ORDER BY t.tick DESC LIMIT 1
 """
 
+PATIENCE, STEP = 10.0, 0.01
+"""Seconds to wait until the log was read up to the write, and between two polls."""
+
+Wait = Callable[[float], None]
+
+COLUMN = """
+SELECT a.attname FROM pg_catalog.pg_attribute a
+  JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND a.attnum > 0 AND NOT a.attisdropped
+   AND a.attgenerated = '' AND a.attidentity <> 'a' ORDER BY a.attnum LIMIT 1
+"""
+
+SEEN = """
+SELECT pg_catalog.pg_visible_in_snapshot(%(tx)s::xid8, snapshot)
+  FROM rowcast.ticks ORDER BY tick DESC LIMIT 1
+"""
+
+LATE = 5.0
+"""Seconds that a change may wait to be read; a takeover by another leader takes less."""
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -296,28 +317,6 @@ def _leader(found: tuple[str | None, int] | None) -> Iterator[Check]:
         process, backend = found
         leader = f"process {process or 'of an older version'}"
         yield Check(None, f"{leader} publishes changes (backend {backend} of pg_stat_activity)")
-
-
-PATIENCE, STEP = 10.0, 0.01
-"""Seconds to wait until the log was read up to the write, and between two polls."""
-
-Wait = Callable[[float], None]
-
-COLUMN = """
-SELECT a.attname FROM pg_catalog.pg_attribute a
-  JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
-  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND a.attnum > 0 AND NOT a.attisdropped
-   AND a.attgenerated = '' AND a.attidentity <> 'a' ORDER BY a.attnum LIMIT 1
-"""
-
-SEEN = """
-SELECT pg_catalog.pg_visible_in_snapshot(%(tx)s::xid8, snapshot)
-  FROM rowcast.ticks ORDER BY tick DESC LIMIT 1
-"""
-
-LATE = 5.0
-"""Seconds that a change may wait to be read; a takeover by another leader takes less."""
 
 
 def _rights(uri: str, sql: str, role: str, readable: bool, filtered: bool) -> Iterator[Check]:

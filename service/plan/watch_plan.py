@@ -9,10 +9,10 @@ leads to them through the columns of the joins between, one join at a time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
-from service.catalog import Catalog, Column, Function, Relation, Type
+from service.catalog import Catalog, Column, Relation, Type
 from service.errors import InvalidArgument
 from service.plan.call_plan import plan_called
 from service.plan.clauses import both
@@ -33,6 +33,7 @@ from service.plan.plans import (
 )
 from service.plan.read_plan import plan_aggregate, plan_find
 from service.plan.scope import Scope
+from service.plan.uses import Used, parts_of
 from service.request.call_request import FunctionRowsRequest
 from service.request.requests import AggregateRequest, FindRequest
 
@@ -327,19 +328,12 @@ def _joins(relation: Relation, plan: Any, deciding: Any) -> Iterator[OutwardJoin
         joins.append(OutwardJoin(link.relation, link.source, outer, outer_source, pairs, decides))
 
 
-def _links(value: Any) -> Iterator[Link]:
-    """Yield all links in a plan."""
-    if isinstance(value, Link):
-        yield value
-    if isinstance(value, tuple):
-        yield from _all(value)
-    elif is_dataclass(value) and not isinstance(value, Relation | Function | Type | Column):
-        yield from _all(getattr(value, field.name) for field in fields(value))
-
-
-def _all(values: Iterable[Any]) -> Iterator[Link]:
-    for each in values:
-        yield from _links(each)
+def _links(plan: Any) -> Iterator[Link]:
+    """Yield all links in a plan, each before those inside it."""
+    for part in parts_of(plan, Link | Used):
+        if isinstance(part, Link):
+            yield part
+            yield from _links(tuple(getattr(part, each.name) for each in fields(part)))
 
 
 KeyKind = Literal["column", "columns", "group", "row"]

@@ -17,8 +17,8 @@ from service.changes.delta import State
 from service.changes.dependencies import dependencies_txn
 from service.changes.log import TrackedTable, tracked_txn
 from service.changes.positions import begin_txn
-from service.changes.refresh import Run, WatchShape, key_plan_of, run_of
-from service.changes.touched import sees_all_txn
+from service.changes.refresh import Run, WatchShape, run_of
+from service.changes.touched import key_plan, sees_all_txn
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.introspect import catalog_txn
@@ -94,7 +94,7 @@ class KeptQuery:
         actor = Actor(identity_of(role, {}))
         with reader.snapshot():
             reads = apart_txn(connection, actor, dependencies_txn, statement, parameters)
-            keyed = key_plan_of(catalog, plan, reads, reader.tracked)
+            keyed = key_plan(catalog, plan, reads, reader.tracked)
             shared = keyed is not None and apart_txn(
                 connection, Actor(), sees_all_txn, keyed, reader.tracked
             )

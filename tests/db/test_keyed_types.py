@@ -83,8 +83,8 @@ class Keeper:
         self.position = outcome.position
         for kept in self.kept:
             self.watched.drop(kept.plain)
-            kept.take(outcome.found.get(kept.run))
-            assert not kept.differs(outcome.found[kept.plain]), kept.query
+            kept.take(outcome.results.get(kept.run))
+            assert not kept.differs(outcome.results[kept.plain]), kept.query
 
 
 @pytest.fixture

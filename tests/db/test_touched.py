@@ -93,10 +93,11 @@ def touched(
     with reader.snapshot():
         changes = [row_change(row) for row in read_txn(reader.connection, before)]
         assert changes
-        own = own_keys(plan, changes)
+        own = [own_keys(plan, each) for each in changes if each.relation == plan.root]
         related = related_txn(reader.connection, Actor(), reader.codec, plan, changes, most)
-        if own is None or related is None:
+        if None in own or related is None:
             return "all"
+        own = set().union(*own)
         if plan.groups:
             starts = own | related.rows | related.related
             found = groups_txn(

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 
 from schema.changes import install
 from service.changes import cycle, refresh
-from service.changes.cycle import NewState, QueryTask, cycle_txn, found_txn
+from service.changes.cycle import NewState, QueryTask, cycle_txn, result_txn
 from service.changes.delta import FoundRows, Window
 from service.changes.invalidation import WatchedRuns, touched_txn
 from service.changes.log import read_txn
@@ -191,7 +191,7 @@ class Keeper:
         assert outcome is not None
         self.position = outcome.position
         assert not outcome.late
-        return [outcome.found.get(task.run) for task in tasks]
+        return [outcome.results.get(task.run) for task in tasks]
 
 
 class WrongKeeper(Keeper):
@@ -252,7 +252,7 @@ class WrongKeeper(Keeper):
     ) -> list[NewState | Failure | None]:
         connection = self.reader.connection
         touched = touched_txn(connection, self.watched, changes)
-        return [found_txn(connection, task, touched) for task in tasks]
+        return [result_txn(connection, task, touched) for task in tasks]
 
 
 @pytest.fixture
