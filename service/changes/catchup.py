@@ -289,6 +289,7 @@ def changes_txn(
         return limit - len(changes)
 
     for found in _after_txn(connection, since, tracked, left, most, large):
+        # Changes of other relations count, too: the call ends, however few its relations have in a long log.
         asked = isinstance(found, Tick) or ids is None or found.relation in ids
         if considered == CONSIDERED or (asked and len(changes) == limit):
             follows = found
@@ -328,6 +329,7 @@ def _position_between(since: Position, last: Change | None, follows: Change | Ti
     """Return the position between the last change and what follows; at the start of a following tick."""
     if last is None:
         return since
+    # Not the last change of a complete tick: the next call would read that tick again to get past it.
     tick = follows if isinstance(follows, Tick) else follows.tick
     same = tick.number == last.tick.number
     return last.position if same else TickPosition(tick.epoch, tick.number, 0)
@@ -450,6 +452,7 @@ def _of_ticks_txn(
     """Yield the changes of ticks; of a large first one only pages that reach beyond the index `after`."""
     if 0 < sum(tick.rows for tick in ticks) <= ROWS:
         yield ticks[0]
+        # Few rows may still be too large together; then `found` is empty, and each tick is read in pages.
         found = rows_txn(connection, ticks, most)
         for tick, rows in zip(ticks, found, strict=False):
             yield from net_changes(rows, tracked, tick)
@@ -504,6 +507,7 @@ def answer_of(
     for number, (at, change, written) in enumerate(entries):
         piece = written(change, latest.get(change.xid) == number and change.xid in read.ended)
         left -= 1 + len(piece.encode() if form == "json" else piece)
+        # At least one entry, however large, or the caller would ask for this position for ever.
         if left < 0 and pieces:
             position, more = str(read.changes[at - 1].position), True
             break
@@ -544,6 +548,7 @@ def _entries_of(
         if of is None or tick in touched:
             continue
         if of.only_touched(change):
+            # Once for a tick: the number of entries would reveal how many rows were changed.
             touched.add(tick)
         else:
             rights = read.rights[change.relation]

