@@ -48,7 +48,7 @@ from service.changes.watchers import (
 )
 from service.changes.watching_session import WatchingSession
 from service.db.database import Database, deferred
-from service.db.listener import Outage
+from service.db.session_settings import Outage
 from service.db.sqlstate import refusal
 from service.errors import DatabaseRefused, Unavailable, first_line
 from service.request.arguments import Caller

@@ -8,7 +8,6 @@ then has to check for changes itself.
 
 from __future__ import annotations
 
-import math
 import os
 import random
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from service.db.connection import GUARD, PgConnection
-from service.db.session_settings import Dsn, SessionSettings, open_session
+from service.db.session_settings import Dsn, Outage, SessionSettings, open_session
 from service.sql.statement import quoted
 from service.waiting import in_thread
 
@@ -35,27 +34,6 @@ PULSE = 10.0
 """Seconds of silence after which the server is checked by a query."""
 PULSE_TIMEOUT = 2.0
 """Seconds that the server has to answer this query."""
-LOG_AGAIN = 60.0
-"""Seconds after which the cause of an outage is logged again."""
-
-
-class Outage:
-    """Decides which of the failures of repeated attempts are logged."""
-
-    def __init__(self) -> None:
-        self._logged: dict[str, float] = {}
-
-    def is_news(self, cause: str, now: float) -> bool:
-        """Return whether to log a failure: the first of its cause, and one every `LOG_AGAIN` seconds."""
-        if now < self._logged.get(cause, -math.inf) + LOG_AGAIN:
-            return False
-        self._logged[cause] = now
-        return True
-
-    def end(self) -> bool:
-        """Forget the failures, because an attempt has succeeded; return whether any was logged."""
-        logged, self._logged = bool(self._logged), {}
-        return logged
 
 
 @implementer(IReadDescriptor)

@@ -28,7 +28,7 @@ from twisted.python.failure import Failure
 
 from service.db.cancel import Canceler
 from service.db.connection import GUARD, PgConnection
-from service.db.session_settings import OWN_IDENTITY, Dsn, Sessions, SessionSettings
+from service.db.session_settings import OWN_IDENTITY, Dsn, Outage, Sessions, SessionSettings
 from service.db.transaction import atomic_txn, cursor_txn, single_txn, statement_txn
 from service.db.worker import (
     UNREACHABLE,
@@ -124,6 +124,7 @@ class Scheduler:
         queue: Jobs for the next free workers.
         epoch: Increased when every session has to be cleaned before its next use.
         slow: Number of slow statements so far.
+        outage: Decides which failures to connect are logged.
     """
 
     def __init__(self, reactor: Any, limits: PoolLimits, sessions: Sessions) -> None:
@@ -131,6 +132,7 @@ class Scheduler:
         self.epoch = 0
         self.slow = 0
         self.stopping = threading.Event()
+        self.outage = Outage()
         self.limits = limits
         self.workers: list[Worker] = []
         self.accepting = False

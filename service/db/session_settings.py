@@ -14,6 +14,7 @@ the session, which is cleaned afterwards.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -198,6 +199,32 @@ class SessionSettings:
     def statements(self) -> str:
         """Return the SET LOCAL statements of all settings, for the beginning of a transaction."""
         return set_statements(self.limits() | REQUIRED)
+
+
+LOG_AGAIN = 60.0
+"""Seconds after which the cause of an outage is logged again."""
+
+
+class Outage:
+    """Decides which of the failures of repeated attempts are logged; for any thread."""
+
+    def __init__(self) -> None:
+        self._logged: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def is_news(self, cause: str, now: float) -> bool:
+        """Return whether to log a failure: the first of its cause, and one every `LOG_AGAIN` seconds."""
+        with self._lock:  # all workers of a pool fail at the same time
+            if now < self._logged.get(cause, -math.inf) + LOG_AGAIN:
+                return False
+            self._logged[cause] = now
+            return True
+
+    def end(self) -> bool:
+        """Forget the failures, because an attempt has succeeded; return whether any was logged."""
+        with self._lock:
+            logged, self._logged = bool(self._logged), {}
+        return logged
 
 
 class Sessions:

@@ -27,6 +27,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from service.db.connection import PgConnection
+from service.db.session_settings import Outage
 from service.errors import OutcomeUnknown, Unavailable, in_line
 
 
@@ -352,6 +353,7 @@ class WorkerPool(Protocol):
     slow: int
     stopping: threading.Event
     limits: PoolLimits
+    outage: Outage
 
     def open(self) -> PgConnection:
         """Open a session in a single attempt, which blocks the thread."""
@@ -519,14 +521,19 @@ class Worker:
         while True:
             try:
                 self.connection = self.pool.open()
-                return self.connection
             except CONNECT_ERRORS as error:
+                now, cause = time.monotonic(), str(error).strip()
                 # An event in place of sleep(): a pool that closes ends this wait at once.
-                if time.monotonic() > end or self.pool.stopping.wait(pause):
-                    self.log.warn("cannot connect to PostgreSQL: {error}", error=str(error).strip())
+                if now > end or self.pool.stopping.wait(pause):
+                    if self.pool.outage.is_news(cause, now):
+                        self.log.warn("cannot connect to PostgreSQL: {error}", error=cause)
                     raise Unavailable(UNREACHABLE) from error
                 # Jittered, or all workers would connect at once when the server is back.
                 pause = min(0.5, pause * 2) * random.uniform(0.5, 1.0)
+            else:
+                if self.pool.outage.end():
+                    self.log.info("connected to PostgreSQL again")
+                return self.connection
 
     def _usable(self, connection: PgConnection) -> bool:
         """Return whether a session may be used; clean it first if its epoch has passed."""

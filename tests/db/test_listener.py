@@ -17,7 +17,8 @@ from twisted.internet import reactor
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 
-from service.db.listener import LOG_AGAIN, Listener, Outage
+from service.db.listener import Listener
+from service.db.session_settings import LOG_AGAIN, Outage
 from tests.conftest import execute
 from tests.deferreds import pause, until
 

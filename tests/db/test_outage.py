@@ -16,6 +16,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, gatherResults
+from twisted.logger import capturedLogs, formatEvent
 
 from service.db.listener import Listener
 from service.errors import OutcomeUnknown, Unavailable
@@ -106,6 +107,27 @@ async def test_write_in_flight_on_a_killed_server_fails_once(server: Server) -> 
         assert await database.statement("SELECT count(*) FROM survivors") == [(8,)]
         await until(lambda: len(resyncs) == 2)
     listener.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_outage_is_logged_at_its_begin_and_at_its_end(server: Server) -> None:
+    """Not for each statement that fails meanwhile, whichever worker runs it."""
+    limits = {"most": 4, "connect_wait": 0.1, "acquire_timeout": 20}
+    with capturedLogs() as logged:
+        async with database_at(server.dsn, **limits) as database:
+            server.kill()
+            for _ in range(3):
+                statements = [failure_of(database.statement("SELECT 1")) for _ in range(8)]
+                failed = await gatherResults([ensureDeferred(each) for each in statements])
+            assert all(isinstance(each, Unavailable) for each in failed)
+            await in_thread(reactor, "restart", server.start)
+            results = [database.statement("SELECT 2") for _ in range(8)]
+            assert await gatherResults(results) == [[(2,)]] * 8
+    said = [formatEvent(each) for each in logged if "PostgreSQL" in each.get("log_format", "")]
+    *causes, end = said
+    assert all(each.startswith("cannot connect to PostgreSQL: ") for each in causes)
+    assert len(causes) == len({*causes}) > 0
+    assert end == "connected to PostgreSQL again"
 
 
 async def scope(database: Any) -> None:
