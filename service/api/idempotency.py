@@ -26,13 +26,13 @@ from service.db.keys import (
     KeyedCall,
     MaybeStored,
     claim_txn,
-    keep_txn,
-    kept_txn,
     keyed_outcome,
     keyed_row_txn,
     keyed_txn,
     lookup_txn,
     prune_txn,
+    run_and_store_txn,
+    store_result_txn,
 )
 from service.db.session_settings import OWN_IDENTITY
 from service.db.sqlstate import refusal
@@ -118,9 +118,9 @@ async def once(
         try:
             found = await work()
             if not isinstance(found, Step):
-                await database.run(keep_txn, keyed, found, last=True)
+                await database.run(store_result_txn, keyed, found, last=True)
                 return found
-            last = kept_txn, keyed, found.function, found.args, found.shape
+            last = run_and_store_txn, keyed, found.function, found.args, found.shape
             try:
                 return await database.run(*last, timeout=found.timeout, last=True)
             except NoRowWritten:

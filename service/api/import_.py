@@ -22,7 +22,7 @@ from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason, process_of
 from service.api.rules import set_by_model
 from service.catalog import Relation, Type
-from service.db.copy import CopySource, CsvText, Literal, RowText, Text, import_txn
+from service.db.copy import CopySource, Literal, RowText, Text, encode_csv, import_txn
 from service.db.database import Database
 from service.db.error_paths import GivenRow, imported_rows, note_rows
 from service.db.statements import compute_txn
@@ -335,7 +335,7 @@ class Upload:
         header = csv and self._names is None
         plan = plan_import(catalog, self.relation, names, csv, header, self._first.conflict)
         rows = RowText(self._snapshot.codec, plan.columns, catalog.type, complete=plan.staged)
-        feed = CopySource(self._database.reactor, CsvText().encode if csv else rows.encode)
+        feed = CopySource(self._database.reactor, encode_csv if csv else rows.encode)
         self._written = Deferred.fromCoroutine(self._write(copy_in(plan), feed))
         self._written.addBoth(feed.over)
         return feed

@@ -26,7 +26,7 @@ from service.api.leases import Lease, Leases, Reason, process_of
 from service.catalog import Catalog
 from service.db.connection import PgConnection
 from service.db.database import Database, Transaction
-from service.db.keys import KeyedCall, ending_txn
+from service.db.keys import KeyedCall, claim_at_end_txn
 from service.db.sqlstate import look_through_rows, refusal
 from service.db.transaction import TransactionAborted, TransactionClosed, rollback_to_txn
 from service.db.worker import ORIGIN, Origin
@@ -509,7 +509,7 @@ class Interactive:
             raise no_key("a transaction that is read_only keeps no idempotency key")
         kept = None
         if held.failure is None:
-            kept = await held.level.send(ending_txn, key, given.flag(RECEIPT))
+            kept = await held.level.send(claim_at_end_txn, key, given.flag(RECEIPT))
         if kept is None:
             return await self._commit(lease, given)
         self._end(lease, "committed")

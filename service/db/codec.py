@@ -58,7 +58,16 @@ from service.db.encode import (
     python_text,
     wrong_type,
 )
-from service.db.json import LEAST, MOST, check_text, read_json, repeated_key, shown, write_json
+from service.db.json import (
+    LEAST,
+    MOST,
+    check_text,
+    read_json,
+    repeated_key,
+    shown,
+    under_path,
+    write_json,
+)
 from service.db.literals import (
     MAX_DIMENSIONS,
     read_array,
@@ -402,7 +411,7 @@ class Codec:
             codec = self._types.get(type.oid) or self._codec_of(type)
             return codec.write(value)
         except InvalidArgument as refusal:
-            raise _under_path(path, refusal) from None
+            raise under_path(refusal, path) from None
 
     def parameters(self, bounds: Sequence[Bound], values: Sequence[Any]) -> list[str | None]:
         """
@@ -430,7 +439,7 @@ class Codec:
         try:
             return self._codec_of(type).python(value)
         except InvalidArgument as refusal:
-            raise _under_path(path, refusal) from None
+            raise under_path(refusal, path) from None
 
     wire = staticmethod(wire)
 
@@ -540,10 +549,4 @@ def _raw(value: Any, path: str) -> str | None:
             raise wrong_type(value, "a string")
         return check_text(value)
     except InvalidArgument as refusal:
-        raise _under_path(path, refusal) from None
-
-
-def _under_path(path: str, refusal: InvalidArgument) -> InvalidArgument:
-    tail = refusal.details.get("path")
-    refusal.details["path"] = f"{path}.{tail}" if tail else path
-    return refusal
+        raise under_path(refusal, path) from None

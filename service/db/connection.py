@@ -18,7 +18,7 @@ import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 from psycopg2 import extensions
@@ -26,6 +26,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTR
 from psycopg2.sql import Composable
 
 if TYPE_CHECKING:
+    from service.db.codec import Codec
     from service.db.planned import PreparedStatement
     from service.db.session_settings import Identity
     from service.db.transaction import Actor
@@ -67,13 +68,6 @@ What DISCARD ALL does, except DISCARD PLANS, and a new seed for `random()`.
 
 DISCARD ALL cannot run in a transaction; these statements can, in a read-only one and on a standby too.
 """
-
-
-class Installable(Protocol):
-    """The part of a codec that `PgConnection.wire` uses."""
-
-    def install(self, cursor: extensions.cursor) -> None:
-        """Register the codec's typecasters on a cursor."""
 
 
 class PgCursor(extensions.cursor):
@@ -230,30 +224,20 @@ INTERVAL = 0.25
 """Seconds between two checks of the sessions by the guard."""
 
 
-class GuardedSession(Protocol):
-    """The part of a session that the guard uses."""
-
-    def overdue(self, now: float) -> bool:
-        """Return whether its server has been silent for too long."""
-
-    def shut(self) -> None:
-        """Shut down the session's socket."""
-
-
 class SessionGuard:
     """
-    A thread that ends the wait for servers that are silent for too long; it runs as long as there are sessions.
+    A thread that ends the wait for servers that are silent for too long, as long as there are sessions.
 
-    libpq waits for ever for a server whose host acknowledges TCP segments but which never answers, as behind a
-    proxy that hangs. If another thread shuts the socket down, the wait ends.
+    libpq waits for ever for a server whose host acknowledges TCP segments but which never answers, as
+    behind a proxy that hangs. If another thread shuts the socket down, the wait ends.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sessions: set[GuardedSession] = set()
+        self._sessions: set[PgConnection] = set()
         self._thread: threading.Thread | None = None
 
-    def add(self, session: GuardedSession) -> None:
+    def add(self, session: PgConnection) -> None:
         """Start to watch a session."""
         with self._lock:
             self._sessions.add(session)
@@ -261,12 +245,12 @@ class SessionGuard:
                 self._thread = threading.Thread(target=self._watch, name="pg-guard", daemon=True)
                 self._thread.start()
 
-    def remove(self, session: GuardedSession) -> None:
+    def remove(self, session: PgConnection) -> None:
         """Stop watching a session; after this returns, the guard does not touch its socket."""
         with self._lock:
             self._sessions.discard(session)
 
-    def give_up(self, session: GuardedSession) -> None:
+    def give_up(self, session: PgConnection) -> None:
         """Shut the socket of a session down, if it is still watched."""
         with self._lock:
             if session in self._sessions:
@@ -366,7 +350,7 @@ class PgConnection(extensions.connection):
             GUARD.remove(self)
             raise
         self.cursor_factory = PgCursor
-        self._wires: dict[Installable, PgCursor] = {}
+        self._wires: dict[Codec, PgCursor] = {}
         self.planned: dict[PreparedStatement, str] = {}
         self.settled: dict[Hashable, str] = {}
         self.runs: dict[Hashable, int] = {}
@@ -469,8 +453,6 @@ class PgConnection(extensions.connection):
 
     def prepare(self, settings: str = "") -> None:
         """Prepare a new session for the pool."""
-        # Without autocommit psycopg2 would send BEGIN before a statement, in a round trip of its own.
-        self.autocommit = True
         self.settings, self.pooled = settings, bool(settings)
         self.opened_at = self.checked_at = time.monotonic()
         self._idle.register(self.fileno(), select.POLLIN)
@@ -565,7 +547,7 @@ class PgConnection(extensions.connection):
                 return False
         return not self.closed
 
-    def wire(self, codec: Installable) -> PgCursor:
+    def wire(self, codec: Codec) -> PgCursor:
         """
         Return the cursor of this connection whose typecasters are those of a codec.
 

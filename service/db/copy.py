@@ -126,21 +126,18 @@ class RowText:
         raise UnknownName("column", str(name), names, "the import's first rows", str(name))
 
 
-class CsvText:
-    """Encoder of CSV, which is passed on unchanged."""
+def encode_csv(text: str, defaults: bool) -> Iterator[bytes]:
+    """
+    Yield the bytes of a CSV text, unchanged.
 
-    def encode(self, text: str, defaults: bool) -> Iterator[bytes]:
-        """
-        Yield the bytes of the text.
-
-        Raises:
-            InvalidArgument: PostgreSQL cannot store a character of it.
-        """
-        try:
-            yield check_text(text).encode()
-        except InvalidArgument as refusal:
-            refusal.details["path"] = "csv"
-            raise
+    Raises:
+        InvalidArgument: PostgreSQL cannot store a character of it.
+    """
+    try:
+        yield check_text(text).encode()
+    except InvalidArgument as refusal:
+        refusal.details["path"] = "csv"
+        raise
 
 
 def _missing_value(name: str) -> InvalidArgument:

@@ -604,20 +604,21 @@ class Transaction(Level):
 
     async def rollback(self) -> None:
         """Roll back and release the worker; ignore an error, because a lost transaction is rolled back."""
-        if not self._close():
-            return
-        server = self._server
-        if server is not None and server.take():  # it still waits for a worker
-            self._ended(Failure(CancelledError()))
-            return
-        await _finished(self._last(Job(rollback_txn)))
+        if self._close() and not self._withdraw():
+            await _finished(self._last(Job(rollback_txn)))
 
     def abandon(self) -> None:
         """Release the worker, which rolls back an open transaction."""
         if self._close():
-            if self._server is not None and self._server.take():  # it still waits for a worker
-                self._ended(Failure(CancelledError()))
+            self._withdraw()
             self._queue.put(None)
+
+    def _withdraw(self) -> bool:
+        """End the wait for a worker; return whether the transaction was still waiting for one."""
+        waiting = self._server is not None and self._server.take()
+        if waiting:
+            self._ended(Failure(CancelledError()))
+        return waiting
 
     def _close(self) -> bool:
         was_open, self.closed = not self.closed, True

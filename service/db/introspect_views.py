@@ -154,8 +154,8 @@ def derived_keys(
                 named = _names_embeds(row, here, there, homes)
                 found[here] += (
                     ForeignKey(row.name, columns, there, targets, unique=single, names_embeds=named)
-                    for columns in _named(row.columns, mine)
-                    for targets in _named(row.target_columns, theirs)
+                    for columns in _combinations(row.columns, mine)
+                    for targets in _combinations(row.target_columns, theirs)
                 )
     return {name: tuple(keys) for name, keys in found.items()}
 
@@ -173,7 +173,7 @@ def shown_keys(
     found: dict[QualifiedName, list[tuple[str, ...]]] = defaultdict(list)
     for row in unique_keys:
         for view, columns in views.get(row.relation, ()):
-            found[view] += _named(row.columns, columns)
+            found[view] += _combinations(row.columns, columns)
     return {name: tuple(keys) for name, keys in found.items()}
 
 
@@ -199,7 +199,7 @@ def shown_row_keys(
     found: dict[QualifiedName, list[tuple[bool, UniqueKey]]] = defaultdict(list)
     for row in unique_keys:
         for view, columns in views.get(row.relation, ()):
-            named = next(_named(row.columns, columns), None)
+            named = next(_combinations(row.columns, columns), None)
             if view in alone and named:
                 key = UniqueKey(row.name, named, row.arbiter, row.nulls, row.required)
                 found[view].append((row.primary, key))
@@ -227,7 +227,7 @@ def _names_embeds(
     return here == there or row.target != row.relation
 
 
-def _named(numbers: Sequence[int], shown: Shown) -> Iterator[tuple[str, ...]]:
+def _combinations(numbers: Sequence[int], shown: Shown) -> Iterator[tuple[str, ...]]:
     """Yield the names of a key's columns in a view, in all combinations."""
     return islice(product(*(shown.get(number, ()) for number in numbers)), MOST)
 

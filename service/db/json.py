@@ -169,9 +169,13 @@ def check_text(value: str) -> str:
 
 def within(refusal: InvalidArgument, step: object) -> InvalidArgument:
     """Put a step in front of the path of an error, and return the error."""
+    return under_path(refusal, shown(step))
+
+
+def under_path(refusal: InvalidArgument, path: str) -> InvalidArgument:
+    """Put a path in front of the path of an error, and return the error."""
     tail = refusal.details.get("path")
-    name = shown(step)
-    refusal.details["path"] = f"{name}.{tail}" if tail else name
+    refusal.details["path"] = f"{path}.{tail}" if tail else path
     return refusal
 
 

@@ -8,8 +8,8 @@ itself if the first was rolled back. This costs PostgreSQL no more than an advis
 the write, and a function's code cannot interfere with it.
 
 A write of one row that runs no such code is stored after it was written, with its key, by one INSERT: in the
-message of COMMIT or, if its statement is prepared, in the message of the write itself (`row_txn`). A second
-call with the key also writes first, and is rolled back by the unique index.
+message of COMMIT or, if its statement is prepared, in the message of the write itself
+(`write_and_store_txn`). A second call with the key also writes first, and is rolled back by the unique index.
 
 Of two calls with the same key, both lock the row before the key, or both the key before the row, whatever
 their sessions have prepared: they cannot deadlock.
@@ -57,7 +57,7 @@ from service.sql.statement import Statement
 SERVICE = Actor()
 
 TABLE = "rowcast.idempotency_keys"
-LOOK = f"SELECT call, result FROM {TABLE} WHERE id OPERATOR(pg_catalog.=) {{}}"
+LOOK_UP = f"SELECT call, result FROM {TABLE} WHERE id OPERATOR(pg_catalog.=) {{}}"
 _BYTES = "pg_catalog.bytea"
 # PostgreSQL needs as long to plan these as to run them.
 CLAIM = PreparedStatement(
@@ -65,29 +65,29 @@ CLAIM = PreparedStatement(
 )
 # As no UPDATE, which takes PostgreSQL twice as long, and whose index scan takes a predicate lock on a page of
 # the index in a serializable transaction: it would conflict with every call that inserts a neighboring key.
-KEEP = PreparedStatement(
+STORE_RESULT = PreparedStatement(
     f"INSERT INTO {TABLE} (id, call) VALUES (%(id)s, '')"
     " ON CONFLICT (id) DO UPDATE SET result = %(result)s",
     id=_BYTES,
     result=_BYTES,
 )
-STORE = PreparedStatement(
+STORE_WITH_KEY = PreparedStatement(
     f"INSERT INTO {TABLE} (id, call, result) VALUES (%(id)s, %(call)s, %(result)s)",
     **dict.fromkeys(("id", "call", "result"), _BYTES),
 )
-CLAIM_NEW = f"{CLAIM.text} ON CONFLICT (id) DO NOTHING RETURNING true"
+CLAIM_IF_FREE = f"{CLAIM.text} ON CONFLICT (id) DO NOTHING RETURNING true"
 # A row that is written and stored in one message. The write runs as the caller's role, which has no
 # privilege on the table, so it hands the row on in a setting of the transaction, as the text that the
 # output functions of its types make. Without a row the setting is empty, and nothing is stored.
-HANDED_ON = "rowcast_key.row"
-_ROW = f"pg_catalog.current_setting('{HANDED_ON}')"
+ROW_SETTING = "rowcast_key.row"
+_ROW_TEXT = f"pg_catalog.current_setting('{ROW_SETTING}')"
 STORE_ROW = PreparedStatement(
     f"INSERT INTO {TABLE} (id, call, result) SELECT %(id)s, %(call)s,"
-    f" %(head)s OPERATOR(pg_catalog.||) pg_catalog.convert_to({_ROW}, 'UTF8')"
-    f" WHERE {_ROW} OPERATOR(pg_catalog.<>) '' RETURNING {_ROW}",
+    f" %(head)s OPERATOR(pg_catalog.||) pg_catalog.convert_to({_ROW_TEXT}, 'UTF8')"
+    f" WHERE {_ROW_TEXT} OPERATOR(pg_catalog.<>) '' RETURNING {_ROW_TEXT}",
     **dict.fromkeys(("id", "call", "head"), _BYTES),
 )
-ROW = b"\xff"
+ROW_PREFIX = b"\xff"
 """First byte of a stored row; the CBOR of any other result begins with another byte."""
 MISSING = psycopg2.errors.UndefinedTable | psycopg2.errors.InvalidSchemaName
 # SKIP LOCKED: several services prune, and none should wait for another's locks, or for a call's.
@@ -182,7 +182,7 @@ def claim_txn(connection: PgConnection, keyed: KeyedCall) -> None:
     The claim travels with the first statement, behind BEGIN, and fails it if the key is there already.
     """
     connection.act(SERVICE)
-    KEEP.again(connection)
+    STORE_RESULT.again(connection)
     CLAIM.again(connection)
     sql = _sql(connection, CLAIM, id=keyed.id, call=keyed.digest())
     connection.opening = f"{connection.opening or ''}{sql}"
@@ -196,7 +196,7 @@ def lookup_txn(connection: PgConnection, keyed: KeyedCall) -> StoredResult | Non
         InvalidArgument: The key was used for another call.
     """
     with connection.cursor() as cursor:
-        cursor.execute(LOOK.format(_bytes(keyed.id)), clean=True)
+        cursor.execute(LOOK_UP.format(_bytes(keyed.id)), clean=True)
         found = cursor.fetchone()
     if found is None:
         return None
@@ -206,10 +206,12 @@ def lookup_txn(connection: PgConnection, keyed: KeyedCall) -> StoredResult | Non
             path=IDEMPOTENCY_KEY,
             hint="a retry has the same procedure, arguments and options; another call, a new key",
         )
-    return StoredResult(_stored(connection, keyed, bytes(found[1])))
+    return StoredResult(_decode_result(connection, keyed, bytes(found[1])))
 
 
-def keep_txn(connection: PgConnection, keyed: KeyedCall, result: Any, claimed: bool = True) -> None:
+def store_result_txn(
+    connection: PgConnection, keyed: KeyedCall, result: Any, claimed: bool = True
+) -> None:
     """
     Store a result under a key, in the message of the transaction's COMMIT.
 
@@ -232,13 +234,13 @@ def keep_txn(connection: PgConnection, keyed: KeyedCall, result: Any, claimed: b
     identity, connection.opening = connection.opening, None
     # The prepared statement is forgotten if statements have run since that may have deallocated it.
     if claimed:
-        sql = _sql(connection, KEEP, id=keyed.id, result=value)
+        sql = _sql(connection, STORE_RESULT, id=keyed.id, result=value)
     else:
-        sql = _sql(connection, STORE, id=keyed.id, call=keyed.digest(), result=value)
+        sql = _sql(connection, STORE_WITH_KEY, id=keyed.id, call=keyed.digest(), result=value)
     connection.ending = f"{f'{SETTLE}{identity}' if identity else ''}{sql}"
 
 
-def kept_txn(
+def run_and_store_txn(
     connection: PgConnection,
     keyed: KeyedCall,
     function: Callable[..., Any],
@@ -247,11 +249,11 @@ def kept_txn(
 ) -> Any:
     """Run a function in a transaction that has claimed a key; store and return its shaped result."""
     result = shape(function(connection, *args))
-    keep_txn(connection, keyed, result)
+    store_result_txn(connection, keyed, result)
     return result
 
 
-def claim_or_look_txn(connection: PgConnection, keyed: KeyedCall) -> StoredResult | None:
+def claim_or_lookup_txn(connection: PgConnection, keyed: KeyedCall) -> StoredResult | None:
     """
     Claim a key in the open transaction, as the service's own role, once no other call is claiming it.
 
@@ -267,7 +269,7 @@ def claim_or_look_txn(connection: PgConnection, keyed: KeyedCall) -> StoredResul
         try:
             # ON CONFLICT, not an error, which would abort the transaction.
             parts = {"id": _bytes(keyed.id), "call": _bytes(keyed.digest())}
-            cursor.execute(CLAIM_NEW % parts, clean=True)
+            cursor.execute(CLAIM_IF_FREE % parts, clean=True)
         except psycopg2.Error as error:
             refused = _claim_refusal(error)
             if refused is None:
@@ -275,25 +277,27 @@ def claim_or_look_txn(connection: PgConnection, keyed: KeyedCall) -> StoredResul
             raise refused from error
         if cursor.fetchone() is not None:
             return None
-    kept = lookup_txn(connection, keyed)
-    if kept is None:  # it was pruned meanwhile
+    stored = lookup_txn(connection, keyed)
+    if stored is None:  # it was pruned meanwhile
         raise KeyInUse
-    return kept
+    return stored
 
 
-def ending_txn(connection: PgConnection, keyed: KeyedCall, receipt: bool) -> StoredResult | None:
+def claim_at_end_txn(
+    connection: PgConnection, keyed: KeyedCall, receipt: bool
+) -> StoredResult | None:
     """
     Claim a key at the end of the open transaction, and store a receipt or nothing under it.
 
-    Returns and raises as `claim_or_look_txn`.
+    Returns and raises as `claim_or_lookup_txn`.
     """
     # Deferred triggers fire as the role that ran last, before the claim is made as the service.
     connection.opening = f"{connection.opening or ''}{SETTLE}"
-    kept = claim_or_look_txn(connection, keyed)
-    if kept is None:
+    stored = claim_or_lookup_txn(connection, keyed)
+    if stored is None:
         result = WithReceipt(None, transaction_txn(connection)) if receipt else None
-        keep_txn(connection, keyed, result)
-    return kept
+        store_result_txn(connection, keyed, result)
+    return stored
 
 
 def keyed_txn(
@@ -322,17 +326,17 @@ def keyed_txn(
     try:
         claim_txn(connection, keyed)
         connection.act(actor)
-        result = kept_txn(connection, keyed, function, args, shape)
+        result = run_and_store_txn(connection, keyed, function, args, shape)
     except psycopg2.Error as error:
         refused = _claim_refusal(error)
         if refused is not None:
             raise refused from error
-        if not _is_taken(error):
+        if not _is_key_taken(error):
             raise
-        kept = _ended_txn(connection, keyed)
-        if kept is None:  # it was pruned meanwhile
+        stored = _lookup_after_rollback_txn(connection, keyed)
+        if stored is None:  # it was pruned meanwhile
             raise KeyInUse from error
-        return kept.result
+        return stored.result
     commit_txn(connection)
     return result
 
@@ -358,42 +362,43 @@ def keyed_row_txn(
         function: Called with the connection and `args`.
         args: Further arguments of the function.
         shape: Makes the answer from the function's result.
-        row: Arguments of `row_txn`, which is tried once instead of all this; empty if it cannot be.
+        row: Arguments of `write_and_store_txn`, which is tried once instead of all this; empty if it
+            cannot be.
     """
     try:
         if row:
-            written = _row_once_txn(connection, actor, keyed, row.pop())
+            written = _try_row_txn(connection, actor, keyed, row.pop())
             if written is not None:
                 return written
         connection.begin("BEGIN")
-        STORE.again(connection)
+        STORE_WITH_KEY.again(connection)
         connection.act(actor)
         result = shape(function(connection, *args))
-        keep_txn(connection, keyed, result, claimed=False)
+        store_result_txn(connection, keyed, result, claimed=False)
         commit_txn(connection)
     except Exception as error:
         refused = _claim_refusal(error) if isinstance(error, psycopg2.Error) else None
         if refused is not None:
             raise refused from error
-        if not _is_of_write(error):
+        if not _may_be_second_call(error):
             raise
-        kept = _ended_txn(connection, keyed)
-        if kept is None:
+        stored = _lookup_after_rollback_txn(connection, keyed)
+        if stored is None:
             raise
-        return kept.result
+        return stored.result
     return result
 
 
-def _ended_txn(connection: PgConnection, keyed: KeyedCall) -> StoredResult | None:
+def _lookup_after_rollback_txn(connection: PgConnection, keyed: KeyedCall) -> StoredResult | None:
     """Roll back, and return what is stored under a key once no other call is claiming it."""
     rollback_txn(connection)
     connection.begin("BEGIN")
-    kept = claim_or_look_txn(connection, keyed)
+    stored = claim_or_lookup_txn(connection, keyed)
     rollback_txn(connection)
-    return kept
+    return stored
 
 
-def _is_of_write(error: Exception) -> bool:
+def _may_be_second_call(error: Exception) -> bool:
     """Return whether a write failed in a way in which a second call with its key may fail."""
     if isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError):
         # The call that holds the lock on the row may be the first one.
@@ -402,22 +407,24 @@ def _is_of_write(error: Exception) -> bool:
     return isinstance(error, known) and not retryable(error)
 
 
-def _row_once_txn(
+def _try_row_txn(
     connection: PgConnection, actor: Actor, keyed: KeyedCall, args: Sequence[Any]
 ) -> dict[str, Any] | None:
-    """Run `row_txn`; return None if nothing was written and the function is to run instead."""
+    """Run `write_and_store_txn`; return None if nothing was written and the function is to run instead."""
     try:
-        found: dict[str, Any] | None = autocommit_txn(connection, row_txn, actor, keyed, *args)
+        found: dict[str, Any] | None = autocommit_txn(
+            connection, write_and_store_txn, actor, keyed, *args
+        )
     except psycopg2.Error as error:
         if isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError):
             raise
-        if _is_taken(error):
+        if _is_key_taken(error):
             raise
         return None  # the row is large, or the plan is outdated, or the error has no position
     return found
 
 
-def row_txn(
+def write_and_store_txn(
     connection: PgConnection,
     actor: Actor,
     keyed: KeyedCall,
@@ -449,12 +456,12 @@ def row_txn(
         return None
     cursor, identity = connection.wire(codec), actor.identity
     connection.assume(identity.local)
-    write = plan_settled(cursor, codec, _handing_on(statement.text, statement.types))
+    write = plan_settled(cursor, codec, _row_into_setting(statement.text, statement.types))
     if not write:
         return None
     parameters = codec.parameters(statement.bounds, values)
     given = f"({', '.join(['%s'] * len(parameters))})" if parameters else ""
-    # Deferred constraints are checked as the caller's role, as in `keep_txn`.
+    # Deferred constraints are checked as the caller's role, as in `store_result_txn`.
     undo = f"{SETTLE}{connection.path_statement}{identity.undo}" if identity.local else ""
     head = _row_head(statement.columns, statement.types)
     stored = ", ".join(map(_bytes, (keyed.id, keyed.digest(), head)))
@@ -472,7 +479,7 @@ def keyed_outcome(error: Exception) -> Exception:
     for each in causes(error):
         if not isinstance(each, psycopg2.Error):
             continue
-        if _is_taken(each):
+        if _is_key_taken(each):
             return MaybeStored(KeyInUse())
         if isinstance(each, psycopg2.errors.InFailedSqlTransaction):
             # The claim may have failed, and a model's code may have caught that error.
@@ -495,7 +502,7 @@ def prune_txn(connection: PgConnection, seconds: float, most: int) -> int:
 
 
 @lru_cache(256)
-def _handing_on(write: str, types: Sequence[int]) -> str:
+def _row_into_setting(write: str, types: Sequence[int]) -> str:
     """
     Return the statement that writes a row and hands it on, or fails if its columns have other types.
 
@@ -506,7 +513,7 @@ def _handing_on(write: str, types: Sequence[int]) -> str:
     found = f"ARRAY[{', '.join(f'pg_catalog.pg_typeof({column})' for column in columns)}]"
     expected = f"CAST('{{{','.join(map(str, types))}}}' AS pg_catalog.regtype[])"
     return (
-        f"WITH written ({', '.join(columns)}) AS ({write}) SELECT pg_catalog.set_config('{HANDED_ON}',"
+        f"WITH written ({', '.join(columns)}) AS ({write}) SELECT pg_catalog.set_config('{ROW_SETTING}',"
         f" COALESCE((SELECT CASE WHEN {found} OPERATOR(pg_catalog.=) {expected}"
         " THEN CAST(ROW(written.*) AS text)"
         # No array's text is a boolean.
@@ -517,7 +524,7 @@ def _handing_on(write: str, types: Sequence[int]) -> str:
 @lru_cache(256)
 def _row_head(columns: Sequence[str], types: Sequence[int]) -> bytes:
     """Return what precedes the text of a stored row: one line with the columns and their types."""
-    return ROW + dumps([columns, types]).encode() + b"\n"
+    return ROW_PREFIX + dumps([columns, types]).encode() + b"\n"
 
 
 def _row(
@@ -529,17 +536,17 @@ def _row(
     return {name: None if each is None else cursor.cast(type, each) for name, type, each in values}
 
 
-def _stored(connection: PgConnection, keyed: KeyedCall, result: bytes) -> Any:
+def _decode_result(connection: PgConnection, keyed: KeyedCall, result: bytes) -> Any:
     """Decode a stored result."""
-    if not result.startswith(ROW):
+    if not result.startswith(ROW_PREFIX):
         return unpacked(result)
     assert keyed.codec is not None
-    head, _, text = result.removeprefix(ROW).partition(b"\n")
+    head, _, text = result.removeprefix(ROW_PREFIX).partition(b"\n")
     columns, types = loads(head)
     return _row(connection.wire(keyed.codec), columns, types, text.decode())
 
 
-def _is_taken(error: BaseException) -> bool:
+def _is_key_taken(error: BaseException) -> bool:
     """Return whether an error means that the key to claim is there already."""
     if not isinstance(error, psycopg2.errors.UniqueViolation):
         return False

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from service.db.connection import GUARD, PgConnection
-from service.db.session_settings import Dsn, Outage, SessionSettings, open_session
+from service.db.session_settings import Dsn, Outage, Sessions, SessionSettings
 from service.sql.statement import quoted
 from service.waiting import in_thread
 
@@ -138,8 +138,7 @@ class Listener(Service):
         self, reactor: Any, dsn: str | Dsn, session: SessionSettings | None = None
     ) -> None:
         self._reactor = reactor
-        self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
-        self._session = session or SessionSettings()
+        self._sessions = Sessions(dsn, session or SessionSettings())
         self._subscriptions: list[Subscription] = []
         self._watched: WatchedConnection | None = None
         self._live: set[str] = set()
@@ -201,7 +200,7 @@ class Listener(Service):
 
     def _open(self) -> PgConnection:
         """Open a session in a thread, because resolving the host's name blocks as well."""
-        connection = open_session(self._dsn(), self._session)
+        connection = self._sessions.open()
         connection.time_limit = PULSE_TIMEOUT
         return connection
 

@@ -1,5 +1,5 @@
 """
-The pool: workers with a connection each, and the scheduler that hands jobs to them, and their results to callers.
+The pool: workers with a connection each, and a scheduler, which hands jobs to them, and results to callers.
 
 All bookkeeping is done in the reactor thread. A worker only appends each finished job to a deque,
 and wakes the reactor unless a wake-up is already on its way.
@@ -426,7 +426,7 @@ class Scheduler:
         if job.error is None:
             # The caller's Deferred refers to the job, which would keep the result alive with it.
             result, job.result = job.result, None
-            job.succeed(result)
+            job.fire(result)
         else:
             job.fail(_outcome(job, job.error))
         if not self._jobs:

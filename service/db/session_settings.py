@@ -281,6 +281,7 @@ def open_session(dsn: str, settings: SessionSettings) -> PgConnection:
     try:
         connection.grace = settings.grace
         connection.slow_after = settings.slow_statement
+        # Without it psycopg2 would send BEGIN before a statement, in a round trip of its own.
         connection.autocommit = True
         backend, connection.single_use, path, limit, *found = connection.ask(SESSION_QUERY)
         # The process id that libpq knows is made up by a pooler.

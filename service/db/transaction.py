@@ -187,6 +187,9 @@ def procedure_txn(
 
     The worker cleans the session before another caller uses it. Behind a transaction pooler session
     settings cannot be used, so the statement runs in a transaction there, like all others.
+
+    Raises:
+        OutcomeUnknown: The statement was stopped or failed to serialize, after it may have committed.
     """
     if connection.pooled:
         return atomic_txn(connection, "BEGIN", identity.local, function, *args)
@@ -194,16 +197,6 @@ def procedure_txn(
     # In a message of its own: beside other statements, CALL may not end a transaction (2D000).
     if identity.session:
         connection.command(identity.session)
-    return _committing_txn(connection, function, *args)
-
-
-def _committing_txn(connection: PgConnection, function: Callable[..., Any], *args: Any) -> Any:
-    """
-    Run a function of one statement that may commit before its end.
-
-    Raises:
-        OutcomeUnknown: The statement was stopped or failed to serialize, after it may have committed.
-    """
     try:
         return autocommit_txn(connection, function, *args)
     except psycopg2.OperationalError as error:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg2
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, QueryCanceledError
@@ -27,8 +27,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from service.db.connection import PgConnection
-from service.db.session_settings import Outage
 from service.errors import OutcomeUnknown, Unavailable, in_line
+
+if TYPE_CHECKING:
+    from service.db.pool import Scheduler
 
 
 @dataclass(frozen=True)
@@ -206,8 +208,8 @@ class Job:
         """Run the function; in a worker thread."""
         return self.function(connection, *self.args)
 
-    def succeed(self, result: Any) -> None:
-        """Fire the Deferred with the result, unless it has fired already."""
+    def fire(self, result: Any) -> None:
+        """Fire the Deferred with the result, or a Failure, unless it has fired already."""
         # Deferred and job refer to each other: a cycle, which would keep the job's arguments and its
         # context in memory until the garbage collector runs.
         deferred, self.deferred = self.deferred, None
@@ -222,9 +224,7 @@ class Job:
     def fail(self, reason: Failure | BaseException) -> None:
         """Fire the Deferred with an error, unless it has fired already."""
         self.stop_timer()
-        deferred, self.deferred = self.deferred, None
-        if deferred is not None and not deferred.called:
-            self.context.run(deferred.errback, reason)
+        self.fire(reason if isinstance(reason, Failure) else Failure(reason))
 
     def abandon(self, reason: Failure | BaseException) -> None:
         """Fail a job that no worker will finish; if it has begun and commits, as `OutcomeUnknown`."""
@@ -345,26 +345,6 @@ DSN_RETRY = 10.0
 """Seconds until the next attempt to use a changed DSN at which no session could be opened."""
 
 
-class WorkerPool(Protocol):
-    """The part of the scheduler that a worker uses."""
-
-    queue: SimpleQueue[Job | None]
-    epoch: int
-    slow: int
-    stopping: threading.Event
-    limits: PoolLimits
-    outage: Outage
-
-    def open(self) -> PgConnection:
-        """Open a session in a single attempt, which blocks the thread."""
-
-    def outdated(self, connection: PgConnection) -> bool:
-        """Return whether the DSN has changed since the session was opened."""
-
-    def post(self, job: Job, more: bool) -> None:
-        """Send a finished job to the reactor, as `Scheduler.post`."""
-
-
 class Worker:
     """
     A thread with one connection, which runs jobs one after another.
@@ -378,7 +358,7 @@ class Worker:
 
     log = Logger()
 
-    def __init__(self, pool: WorkerPool, name: str) -> None:
+    def __init__(self, pool: Scheduler, name: str) -> None:
         self.pool = pool
         self.lock = threading.Lock()
         self.job: Job | None = None

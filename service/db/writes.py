@@ -1,8 +1,8 @@
 """
 Functions of the pool threads that write, or call database functions that may write.
 
-Each takes a connection first, touches nothing but the database, and may run again. Nested new rows are written
-in steps, each of which uses values of others.
+Each takes a connection first, touches nothing but the database, and may run again. Nested new rows are
+written in steps, each of which uses values of others.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def too_many_rows(rows: int, most: int) -> TooManyRows:
 COUNTED = "rowcast_counted"
 DECLARE = f"DECLARE {COUNTED} NO SCROLL CURSOR FOR "
 MOST = 2**31 - 1
-"""Maximum number of rows of one MOVE."""
+"""Maximum number of rows of one MOVE: its grammar takes an integer of 32 bits."""
 
 
 def call_txn(

@@ -16,7 +16,7 @@ from typing import Any
 
 from service.catalog import Catalog, Relation, Type
 from service.db.codec import Codec
-from service.db.connection import Installable, PgConnection
+from service.db.connection import PgConnection
 from service.errors import InvalidArgument
 from service.plan.plans import PG_CATALOG
 from service.sql.statement import quoted
@@ -126,7 +126,7 @@ def conjunction(first: Where, second: Where | None) -> Where:
 
 
 def rows_txn(
-    connection: PgConnection, codec: Installable, sql: str, params: list[Any]
+    connection: PgConnection, codec: Codec, sql: str, params: list[Any]
 ) -> list[tuple[Any, ...]]:
     """Run a statement and return rows of wire values."""
     cursor = connection.wire(codec)
@@ -134,7 +134,7 @@ def rows_txn(
     return cursor.fetchall()
 
 
-def affected_txn(connection: PgConnection, codec: Installable, sql: str, params: list[Any]) -> int:
+def affected_txn(connection: PgConnection, codec: Codec, sql: str, params: list[Any]) -> int:
     """Run a statement and return the number of rows that it has affected."""
     cursor = connection.wire(codec)
     cursor.execute(placeholders(sql), params)
