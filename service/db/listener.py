@@ -240,6 +240,8 @@ class Listener(Service):
             self._sync()
             self._begin(begun)
 
+        # From here on: a subscription made while UNLISTEN runs gets nothing before the next LISTEN.
+        self._live -= ended
         self._ask(self._watched, ";".join(statements), done)
 
     def _watch(self, watched: WatchedConnection) -> None:

@@ -256,6 +256,19 @@ async def test_subscriptions_that_change_during_listen_are_applied(dsn: str, hea
     await until(lambda: found == ["29 x"])
 
 
+@pytest_twisted.ensureDeferred
+async def test_channel_whose_unlisten_is_under_way_is_not_listened_to(heard: Heard) -> None:
+    """A subscription made meanwhile gets no notification until the server has answered LISTEN."""
+    found: list[str] = []
+    first = heard.listener.subscribe("c", print)
+    await until(lambda: heard.listener.listening)
+    first.cancel()
+    heard.listener.subscribe("c", print, partial(miss, found, "second"))
+    assert not heard.listener.listening
+    await until(lambda: heard.listener.listening)
+    await until(lambda: found == ["second missed"])
+
+
 def hear(found: list[str], who: str, payload: str) -> None:
     found.append(f"{who} {payload}")
 
