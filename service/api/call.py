@@ -279,6 +279,12 @@ class Step:
     row: bool = False
     large: Step | None = None
 
+    async def refusal(self, error: NoRowWritten) -> Exception:
+        """Return why no row was written: `missing`, or the given error if the step has none."""
+        if callable(self.missing):
+            return await self.missing()
+        return self.missing or error
+
 
 @dataclass(slots=True)
 class CallState:
@@ -374,11 +380,8 @@ class Call:
             if step.large is None:
                 raise
             return await self._write(step.large)
-        except NoRowWritten:
-            if step.missing is None:
-                raise
-            missing = await step.missing() if callable(step.missing) else step.missing
-            raise missing from None
+        except NoRowWritten as error:
+            raise await step.refusal(error) from None
 
     def transaction(self) -> AbstractAsyncContextManager[Any]:
         """

@@ -248,9 +248,7 @@ def _can_share_job(step: Step) -> bool:
 
 async def _fail(step: Step, error: Exception, _: Call) -> None:
     """Raise the refusal of an operation whose step has failed."""
-    if isinstance(error, NoRowWritten) and step.missing is not None:
-        raise (await step.missing() if callable(step.missing) else step.missing) from None
-    raise error
+    raise await step.refusal(error) if isinstance(error, NoRowWritten) else error
 
 
 def _resolved(operation: Operation, at: int, results: Sequence[Any]) -> Operation:
