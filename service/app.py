@@ -237,7 +237,8 @@ class Serving(Service):
 
     def __init__(self, settings: Settings, reactor: Any, config: WampConfig) -> None:
         place = settings.place
-        self.pool = PgPool(place.dsn, reactor, _session(settings), _limits(settings))
+        limits = PoolLimits(most=settings.pool_max, acquire_timeout=settings.pool_timeout)
+        self.pool = PgPool(place.dsn, reactor, _session(settings), limits)
         self.database = Database(self.pool, reactor)
         roles = Roles(settings.database_roles, settings.anonymous)
         process = new_process()
@@ -260,7 +261,7 @@ class Serving(Service):
             reactor, self.database, settings.schemas, self.dispatcher, models, roles
         )
         self.listener = Listener(reactor, place.direct_dsn)
-        self.listener.subscribe(CATALOG, self._heard, self.catalogs.reload)
+        self.listener.subscribe(CATALOG, lambda _: self.catalogs.reload(), self.catalogs.reload)
         publisher, subscriptions = Publisher(reactor), Subscriptions(reactor)
         topics = Topics(
             self.database,
@@ -422,9 +423,6 @@ class Serving(Service):
             await stopped(part, part.stopService)
         await stopped(self.pool, self.pool.close)
 
-    def _heard(self, payload: str) -> None:
-        self.catalogs.reload()
-
 
 GC_THRESHOLDS = (5_000, 20, 10)
 """
@@ -502,10 +500,6 @@ def _bounds(settings: Settings) -> Bounds:
         # As many first answers may be under way at once as workers have jobs.
         expected=settings.session_bytes // (settings.pool_max + READY),
     )
-
-
-def _limits(settings: Settings) -> PoolLimits:
-    return PoolLimits(most=settings.pool_max, acquire_timeout=settings.pool_timeout)
 
 
 def obstacles(settings: Settings) -> None:

@@ -160,7 +160,7 @@ class Dispatcher:
         database, procedure = self.backend.database, self._procedures.get(name)
         # In a transaction, the component that began it repeats all of its calls or none.
         inside = database.level is not None
-        if not inside:
+        if not inside:  # the log names the client's call, not the operations that it consists of
             ORIGIN.set(Origin(id, name, role))
         # Three attempts: the schema may change again while the new catalog is read.
         for last in (True,) if inside else (False, False, True):
@@ -183,12 +183,12 @@ class Dispatcher:
             except Exception as error:
                 catalog = snapshot.catalog if snapshot else None
                 await look_through_rows(database.reactor, error, catalog, route.relation)
-                found = self._refusal(error, actor, snapshot, route.relation, procedure is None)
+                refused = self._refusal(error, actor, snapshot, route.relation, procedure is None)
                 may_repeat = not (last or state.begun or name in self._once)
-                if not await self._should_repeat(found, union, may_repeat):
-                    if found is error:
+                if not await self._should_repeat(refused, union, may_repeat):
+                    if refused is error:
                         raise
-                    raise found from error
+                    raise refused from error
         raise AssertionError(name)
 
     async def _perform(self, call: Call, step: Any = None) -> Any:
