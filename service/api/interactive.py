@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IDelayedCall
 
 from service.api.call import CallState, not_in_transaction
 from service.api.idempotency import no_key
-from service.api.leases import Lease, Leases, Reason, process_of
+from service.api.leases import Lease, Leases, Reason, is_process, process_of
 from service.catalog import Catalog
 from service.db.connection import PgConnection
 from service.db.database import Database, Transaction
@@ -378,8 +378,10 @@ class Interactive:
         secret, _, command = rest.partition(".")
         id = f"{process}.{secret}"
         if process != self.leases.process:
-            # Calls are routed to the process. So the one that has given this id, if one has, is stopped.
-            raise ended("stopped" if process_of(id) else None)
+            # Calls are routed to the process. So the one that has given this id, if one has, is stopped. So is
+            # one whose own URI is called: a service has forwarded the call of an upload to it.
+            gone = process_of(id) is not None or (not rest and is_process(process))
+            raise ended("stopped" if gone else None)
         lease = self.leases.find(id, caller.session)
         if lease is None:
             raise ended(self.leases.reason(id))

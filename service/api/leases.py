@@ -36,12 +36,18 @@ BRIDGE = "callers of an HTTP bridge are one session together"
 MOST_REMEMBERED = 10_000
 """Ended leases that are kept. It bounds the memory for a client that opens and ends them in a loop."""
 
+_PROCESS = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _ID = re.compile(r"([0-9a-f]{16})\.[\w-]{24}", re.ASCII)
 
 
 def new_process() -> str:
     """Return a random id for this process, unique among the processes of the service."""
     return secrets.token_hex(8)
+
+
+def is_process(id: str) -> bool:
+    """Return whether an id may be that of a process."""
+    return _PROCESS.fullmatch(id) is not None
 
 
 def process_of(id: str) -> str | None:

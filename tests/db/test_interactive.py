@@ -644,7 +644,6 @@ async def test_transaction_that_never_existed_has_no_reason_to_have_ended(begin:
         ("", None),
         (f"x.{secret}", None),
         (f"{other}.x", None),
-        (other, None),
         (f"{other}.{secret}", "stopped"),
     ):
         tx.name = f"tx.{id}"

@@ -211,7 +211,7 @@ async def test_unknown_process_is_a_conflict(two: list[Serving], call_from: Join
     for _ in range(2):
         error = await refusal_of(caller.call(IMPORT, upload=f"{process}.{'x' * 24}", done=True))
         assert (error.error, error.kwargs["reason"]) == ("rowcast.error.conflict", "stopped")
-        error = await refusal_of(caller.call(f"rowcast.tx.{process}.abc.commit"))
+        error = await refusal_of(caller.call(f"rowcast.tx.{process}.{'x' * 24}.commit"))
         assert (error.error, error.kwargs["reason"]) == ("rowcast.error.conflict", "stopped")
 
 
