@@ -211,6 +211,7 @@ class Expression:
 
     def same(self, other: Expression) -> bool:
         """Return whether another expression always has the same value; paths may differ."""
+        # The column of a measure is made anew for each use, so measures are compared by their names.
         return (
             (self.column is other.column or self.function is not None or self.measure is not None)
             and (self.measure and self.measure.name) == (other.measure and other.measure.name)

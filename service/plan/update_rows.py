@@ -167,6 +167,7 @@ def _padded(given: Assignment, most: int) -> Assignment:
 
 
 def _default(column: Column, rows: Sequence[Sequence[Assignment]]) -> Setting:
+    # DEFAULT is not an expression: it cannot be one of the results of the CASE that selects a row's way.
     other = next((given for given in rows if not given or given[0].operand is not None), None)
     if other is not None:
         raise InvalidArgument(

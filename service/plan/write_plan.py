@@ -129,6 +129,8 @@ def plan_update(
     if request.pick is None:
         return UpdatePlan(name, relation, settings, where, planned)
     keys = {column for key in relation.unique_keys for column in key.columns}
+    # As strong as the lock of the UPDATE itself, and no stronger: FOR UPDATE would also wait for inserts of rows
+    # that refer to these.
     lock = Lock(not keys.isdisjoint(each.name for each in settable), request.pick.skip_locked)
     order = sort_keys(scope, request.returning.order)  # also where nothing is returned
     joined = _picked(scope, request.pick, where, order, lock)

@@ -117,6 +117,7 @@ def assignments(
     return tuple(found)
 
 
+# A table is written with few sets of columns, and rows that differ only in their values have equal assignments.
 @lru_cache(1024)
 def _of_names(
     names: tuple[str, ...], path: str, first: int, use: Use

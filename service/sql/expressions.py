@@ -297,6 +297,7 @@ def related_rows(
     rows: Composable = relation_name(link.relation)
     if link.function is not None:
         rows = _row_function(link.function, link.outer, link.row)
+        # A function of one row returns NULL if it finds none, which FROM makes a row of nulls.
         if not pairs and not link.function.many:
             conditions.append(_is_present(link.source))
     if where is not None:
