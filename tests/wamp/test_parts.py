@@ -141,11 +141,13 @@ async def test_outflow_of_a_lost_connection_waits_no_longer() -> None:
     port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
     endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
     client = await connectProtocol(endpoint, Protocol())
-    await factory.made
+    sink = await factory.made
     with Outflow(client.transport) as outflow:
         client.transport.write(b"x" * 20_000_000)
         waiting = outflow.drained()
         assert not waiting.called
         client.transport.abortConnection()
         await waiting
+    # It reads nothing, so it does not notice the end, and nobody else would close its socket.
+    sink.transport.abortConnection()
     await port.stopListening()
