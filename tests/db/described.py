@@ -17,10 +17,11 @@ from service.catalog import Catalog
 from service.describe.document import describe
 from service.errors import ServiceError
 from service.payload import WithReceipt
+from tests.amounts import amount
 
 Schema = Mapping[str, Any]
 
-MANY = 50
+MANY = amount(5, 50)
 """Number of items of a list that are validated."""
 
 SHAPING = {"select", "embed", "form", "returning"}

@@ -19,6 +19,7 @@ from service.catalog import Catalog, Relation
 from service.describe.document import describe
 from service.errors import InvalidArgument
 from service.plan.joins import Join, relationships
+from tests.amounts import amount
 from tests.conftest import ROOT, execute, missing
 from tests.db.dispatchers import DirectCaller, serving
 from tests.deferreds import failure_of
@@ -109,7 +110,7 @@ def served_as(catalog: Catalog, relation: Relation) -> str:
 
 
 async def check_all(db: DirectCaller, dsn: str) -> int:
-    """Check each described relationship; return their number."""
+    """Check the described relationships, in a quick run each fourth; return the number of all."""
     catalog = db.dispatcher.served.catalog
     described = describe(catalog, "rowcast", "1", db.dispatcher.verbs, {})["relations"]
     known = 0
@@ -119,9 +120,10 @@ async def check_all(db: DirectCaller, dsn: str) -> int:
             joins, items = relationships(catalog, relation), described[name]["relationships"]
             assert len({(each["relation"], each["via"]) for each in items}) == len(joins), name
             for join, each in zip(joins, items, strict=True):
-                cursor.execute(join_query(join, relation))
-                await check(db, relation, name, join, each, cursor.fetchall())
                 known += 1
+                if known % amount(4, 1) == 0:
+                    cursor.execute(join_query(join, relation))
+                    await check(db, relation, name, join, each, cursor.fetchall())
     return known
 
 

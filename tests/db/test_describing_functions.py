@@ -85,13 +85,17 @@ async def test_functions_with_overloads_are_described_without_hidden_ones(db: Di
     assert "secret" not in str(functions)
 
 
+@pytest_twisted.ensureDeferred
+async def test_description_of_functions_is_a_valid_schema(db: DirectCaller) -> None:
+    Draft202012Validator.check_schema(described(db))
+
+
 @pytest.mark.parametrize(("name", "overload", "kwargs"), CALLS)
 @pytest_twisted.ensureDeferred
 async def test_schemas_of_a_function_match_its_arguments_and_results(
     db: DirectCaller, name: str, overload: int, kwargs: dict[str, Any]
 ) -> None:
     document = described(db)
-    Draft202012Validator.check_schema(document)
     found = document["functions"][name][overload]
     answer = await db.call(name, **kwargs)
     for schema, value in ((found["arguments"], kwargs), (found["result"], answer)):
