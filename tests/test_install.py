@@ -116,7 +116,8 @@ def test_slow_install_reports_its_progress(checkout: Path) -> None:
     python = program(checkout, "python", slow)
     done = install(checkout, "service", ".venv", "some.lock", PYTHON=python)
     first, second = done.stdout.splitlines()
-    assert first.split() == ["0", "s", "service", "makes", "an", "environment", "in", ".venv"]
+    # A loaded machine needs more than a second until here, so the number of seconds is not compared.
+    assert first.split()[1:] == ["s", "service", "makes", "an", "environment", "in", ".venv"]
     assert second.split()[2:] == ["service", "…", "downloads", "snail==1.0"]
 
 

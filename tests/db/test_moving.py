@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 from psycopg2.extensions import make_dsn
+from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred
 
 from schema.database_url import Place
@@ -53,12 +54,14 @@ async def test_credentials_file_within_seconds_is_read_once(dsn: str) -> None:
         return dsn
 
     async with database_at(where, most=1, recheck=0.2) as database:
+        began = reactor.seconds()
         for _ in range(20):
             await database.statement("SELECT 1")
-        assert len(asked) == 1
+        read = len(asked)
+        assert read <= 1 + (reactor.seconds() - began) / 0.2
         await pause(0.2)
         await database.statement("SELECT 1")
-        assert len(asked) == 2
+        assert len(asked) == read + 1
         assert database.pool.stats().connects == 1
 
 
