@@ -45,7 +45,7 @@ class Roles:
     def anonymous_is(self, caller: Caller) -> bool:
         """Return whether a caller cannot be recognized when it reconnects."""
         unmapped = self.names != (SERVICE,) and caller.authrole not in self.mapped
-        return caller.authid is None or caller.authrole == ANONYMOUS or unmapped
+        return not caller.authid or caller.authrole == ANONYMOUS or unmapped
 
     def of(self, caller: Caller) -> str:
         """Return the database role of a caller; raise as `of_authrole` does."""

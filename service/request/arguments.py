@@ -213,6 +213,8 @@ class Arguments:
             if name in self._given:
                 raise InvalidArgument(f'"{name}" is given twice', path=name)
             self._given[name] = value
+        # Here, so that a procedure that takes no time to end refuses a wrong one as well.
+        self._timeout = seconds_of(self._given.get("timeout"))
 
     def __contains__(self, name: str) -> bool:
         return name in self._given
@@ -252,7 +254,7 @@ class Arguments:
 
     def timeout(self) -> float | None:
         """Return the caller's `timeout` in seconds, above 0; None without one."""
-        return seconds_of(self._given.get("timeout"))
+        return self._timeout
 
 
 class UnknownArgument(UnknownName):

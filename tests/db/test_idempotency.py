@@ -324,7 +324,11 @@ async def test_key_is_of_its_caller_and_realm(db: DirectCaller, dsn: str) -> Non
 
 @pytest.mark.parametrize(
     "caller",
-    [Caller(1, None, None, "realm1"), Caller(1, "J3X", "anonymous", "realm1")],
+    [
+        Caller(1, None, None, "realm1"),
+        Caller(1, "", "user", "realm1"),
+        Caller(1, "J3X", "anonymous", "realm1"),
+    ],
 )
 @pytest.mark.parametrize("name", ["notes.create", "transaction"])
 @pytest_twisted.ensureDeferred

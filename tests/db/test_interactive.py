@@ -4,6 +4,7 @@ Interactive transactions, which a caller holds open between calls.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -500,6 +501,20 @@ async def test_transaction_is_refused_to_other_sessions(begin: Begin) -> None:
     assert await conflict(other.ask("commit")) == ("stopped", None)
 
 
+@pytest.mark.parametrize("command", ["commit", "rollback", "savepoint"])
+@pytest_twisted.ensureDeferred
+async def test_command_with_a_wrong_timeout_is_refused_before_it_runs(
+    begin: Begin, command: str
+) -> None:
+    """Check also that no coroutine is left behind, of which Python would warn that it was never awaited."""
+    tx = await begin()
+    answering = tx.db.dispatcher.answer(f"{tx.name}.{command}", (), {"timeout": 0}, tx.caller)
+    error = await failure_of(answering)
+    assert isinstance(error, InvalidArgument)
+    assert error.details["path"] == "timeout"
+    gc.collect()
+
+
 @pytest.mark.parametrize(
     ("arguments", "path"),
     [
@@ -507,6 +522,7 @@ async def test_transaction_is_refused_to_other_sessions(begin: Begin) -> None:
         ({"read_only": 1}, "read_only"),
         ({"idle_timeout": 0}, "idle_timeout"),
         ({"idle_timeout": True}, "idle_timeout"),
+        ({"timeout": 0}, "timeout"),
         ({"idle": 1}, "idle"),
         ({"iso": "serializable"}, "iso"),
     ],
