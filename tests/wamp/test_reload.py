@@ -14,9 +14,8 @@ import pytest
 import pytest_twisted
 from alembic import command
 from alembic.config import Config
-from autobahn.wamp.exception import ApplicationError
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
+from twisted.internet.defer import ensureDeferred, gatherResults
 
 from schema.database_url import Place
 from service.api import reload as catalogs
@@ -25,7 +24,7 @@ from service.catalog import Relation
 from service.waiting import in_thread
 from tests.conftest import ROOT, Router, execute
 from tests.deferreds import until
-from tests.wamp.callers import Caller
+from tests.wamp.callers import Caller, refusal_of
 from tests.wamp.service import served
 
 GATE = 61
@@ -85,19 +84,12 @@ async def change(service: Serving, dsn: str, sql: str) -> None:
     await until(lambda: relations(service)["steady"].comment == mark)
 
 
-async def refusal(call: Deferred[Any]) -> ApplicationError:
-    """Return the error of a call."""
-    with pytest.raises(ApplicationError) as caught:
-        await call
-    return caught.value
-
-
 @pytest_twisted.ensureDeferred
 async def test_table_created_and_dropped_is_served_meanwhile(
     service: Serving, caller: Caller, dsn: str
 ) -> None:
     """A table can be called after CREATE, and no longer after DROP."""
-    error = await refusal(caller.call("rowcast.fresh.find"))
+    error = await refusal_of(caller.call("rowcast.fresh.find"))
     assert error.error == "wamp.error.no_such_procedure"
     await change(service, dsn, "CREATE TABLE fresh (id int PRIMARY KEY, name text)")
     assert await caller.call("rowcast.fresh.create", {"id": 1, "name": "a"}) == {
@@ -106,7 +98,7 @@ async def test_table_created_and_dropped_is_served_meanwhile(
     }
     assert "fresh" in (await caller.call("rowcast.describe"))["relations"]
     await change(service, dsn, "DROP TABLE fresh")
-    error = await refusal(caller.call("rowcast.fresh.find"))
+    error = await refusal_of(caller.call("rowcast.fresh.find"))
     assert error.error == "wamp.error.no_such_procedure"
     assert "fresh" not in (await caller.call("rowcast.describe"))["relations"]
 
@@ -120,9 +112,9 @@ async def test_dropped_column_is_refused_and_added_one_is_returned(
     await change(service, dsn, "ALTER TABLE shifting DROP COLUMN size")
     assert await caller.call("rowcast.shifting.get", 1) == {"id": 1, "name": "one"}
     for kwargs in ({"where": {"size": 1}}, {"select": ["size"]}, {"order": ["size"]}):
-        error = await refusal(caller.call("rowcast.shifting.find", **kwargs))
+        error = await refusal_of(caller.call("rowcast.shifting.find", **kwargs))
         assert error.error == "wamp.error.invalid_argument"
-    error = await refusal(caller.call("rowcast.shifting.update", 1, {"size": 2}))
+    error = await refusal_of(caller.call("rowcast.shifting.update", 1, {"size": 2}))
     assert error.error == "wamp.error.invalid_argument"
     await change(
         service,
@@ -132,7 +124,7 @@ async def test_dropped_column_is_refused_and_added_one_is_returned(
     )
     page = await caller.call("rowcast.shifting.find", where={"size": {"like": "b%"}})
     assert page["rows"] == [{"name": "one", "size": "big"}]
-    error = await refusal(caller.call("rowcast.shifting.create", {"size": "small"}))
+    error = await refusal_of(caller.call("rowcast.shifting.create", {"size": "small"}))
     assert error.error == "rowcast.error.invalid_row"
 
 
@@ -145,7 +137,7 @@ async def test_running_call_is_answered_by_the_catalog_it_began_with(
         call = caller.call("rowcast.gated.find", limit=1)
         await until(lambda: waiting(dsn))
         await change(service, dsn, "COMMENT ON VIEW gated IS '@hidden'")
-        error = await refusal(caller.call("rowcast.gated.find"))
+        error = await refusal_of(caller.call("rowcast.gated.find"))
         assert error.error == "wamp.error.no_such_procedure"
         assert not call.called
     assert (await call)["rows"] == [{"id": 1, "name": "n1"}]
@@ -200,7 +192,7 @@ async def test_unannounced_change_is_found_by_a_call(
     assert "fresh" in (await caller.call("rowcast.describe", relations=["fresh"]))["relations"]
     execute(dsn, "COMMENT ON TABLE shifting IS '@hidden'")
     await until(lambda: "shifting" not in relations(service), 10)
-    error = await refusal(caller.call("rowcast.shifting.find"))
+    error = await refusal_of(caller.call("rowcast.shifting.find"))
     assert error.error == "wamp.error.no_such_procedure"
 
 
@@ -254,10 +246,10 @@ async def test_migration_up_and_down_notifies_services(
     row = await caller.call("rowcast.actions.create", {"action": "deploy", "path": "/srv"})
     done = await caller.call("rowcast.actions.complete", row["id"])
     assert (row["status"], done["status"]) == (False, True)
-    error = await refusal(caller.call("rowcast.actions.create", {"action": " ", "path": "/srv"}))
+    error = await refusal_of(caller.call("rowcast.actions.create", {"action": " ", "path": "/srv"}))
     assert error.error == "rowcast.error.invalid_row", "the rules of the model hold at once"
     await in_thread(reactor, "alembic", command.downgrade, config, "base")
     await until(lambda: "actions" not in relations(service))
-    error = await refusal(caller.call("rowcast.actions.find"))
+    error = await refusal_of(caller.call("rowcast.actions.find"))
     assert error.error == "wamp.error.no_such_procedure"
     assert await caller.call("rowcast.steady.count") == 10

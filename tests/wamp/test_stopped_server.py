@@ -20,7 +20,6 @@ from typing import Any
 import psycopg2
 import pytest
 import pytest_twisted
-from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import CallOptions
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
@@ -32,7 +31,7 @@ from service.waiting import in_thread
 from tests.conftest import Router, execute
 from tests.db.relay import Relay
 from tests.deferreds import pause, until
-from tests.wamp.callers import Caller, join
+from tests.wamp.callers import Caller, end_of, join
 from tests.wamp.service import served
 from tests.wamp.test_cancelling import kill
 
@@ -114,15 +113,6 @@ async def caller(service: Serving, router: Router) -> AsyncIterator[Caller]:
     session = await join(router, "rawsocket cbor")
     yield session
     await session.close()
-
-
-async def end_of(call: Any) -> str:
-    """Return how a call ends: "result", or the URI of its error."""
-    try:
-        await call
-    except ApplicationError as error:
-        return str(error.error)
-    return "result"
 
 
 async def ends_of(calls: list[Any]) -> list[str]:
