@@ -541,9 +541,7 @@ class _TruthTable:
             return "not", self._shape(where.term, values)
         if isinstance(where, Related):
             return where.name, self._shape(where.term, values)
-        names = [
-            self._column_shape(each, values) for each in (where.reference, where.column) if each
-        ]
+        names = [self._shape_of(each, values) for each in (where.reference, where.column) if each]
         if where.config is not None:
             values.append(self._values[where.config.slot])
         value, quantifier = self._operand(where), where.quantifier
@@ -558,7 +556,7 @@ class _TruthTable:
             (where.word, where.element, where.config is None),
         )
 
-    def _column_shape(self, reference: Reference, values: list[Any]) -> Any:
+    def _shape_of(self, reference: Reference, values: list[Any]) -> Any:
         """Return the shape of a reference, and append its values to `values`."""
         operands = [step.operand for step in reference.steps]
         operands += [operand for _, operand in reference.args]
