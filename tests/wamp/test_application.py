@@ -136,7 +136,9 @@ async def test_log_names_the_call_and_its_transaction(
         begins, sleeps, finds, fails = [each for each in lines if id in each]
         inside = f"[call {id}, transaction audit]"
         assert begins == f"shop#info] [call {id}] audit begins: {id}"
-        assert re.fullmatch(rf"service\.db\.slow#warn\] {re.escape(inside)} {slow}", sleeps)
+        assert re.fullmatch(
+            rf"service\.db\.worker\.Worker#warn\] {re.escape(inside)} {slow}", sleeps
+        )
         assert finds == f"shop#warn] {inside} found nothing"
         assert f"#error] [call {id}] failed in rowcast.items.audit, id {id}: KeyError" in fails
     assert stats["calls"]["verbs"]["items.audit"]["errors"] == {"rowcast.error.internal": 2}
