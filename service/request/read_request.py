@@ -56,6 +56,12 @@ from service.request.select_list import (
 MAX_TOKEN = 1 << 20
 """Characters; sort keys may be long strings."""
 
+MAX_DIGESTS = 256
+"""Shapes of queries whose digest is kept."""
+MAX_SHAPE = 16_384
+"""Characters of the longest of these shapes. Callers choose the shape, so this bounds memory."""
+_digests: dict[Hashable, str] = {}
+
 
 def digest_of(shape: Hashable, values: Sequence[Any] = ()) -> str:
     """
@@ -74,9 +80,17 @@ def digest_of(shape: Hashable, values: Sequence[Any] = ()) -> str:
         raise InvalidArgument("a value of this call is nested too deep") from None
 
 
-@lru_cache(256)  # the repr of a find's dataclasses takes ten times as long as their hash
 def _digest_of_shape(shape: Hashable) -> str:
-    return _digest(repr(shape))
+    # Kept, because the repr of a find's dataclasses takes ten times as long as their hash.
+    found = _digests.get(shape)
+    if found is None:
+        text = repr(shape)
+        found = _digest(text)
+        if len(text) <= MAX_SHAPE:
+            if len(_digests) >= MAX_DIGESTS:
+                _digests.clear()
+            _digests[shape] = found
+    return found
 
 
 def _digest(text: str) -> str:

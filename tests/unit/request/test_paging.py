@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from base64 import urlsafe_b64encode
+from weakref import ref
 
 import pytest
 from hypothesis import given
@@ -23,6 +25,26 @@ def test_token_of_the_same_query_has_its_keys(keys):
 def test_token_of_another_query_is_refused():
     with pytest.raises(InvalidArgument, match="another query"):
         read_token(write_token(digest_of("a"), ["1"]), digest_of("b"))
+
+
+class Shape:
+    """A shape of a query."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __repr__(self):
+        return self.text
+
+
+def test_digest_of_a_large_shape_keeps_no_reference():
+    """A caller chooses the shapes, of up to megabytes each."""
+    shape = Shape("x" * 1_000_000)
+    known = ref(shape)
+    assert digest_of(shape) == digest_of(shape) != digest_of(Shape("x"))
+    del shape
+    gc.collect()
+    assert known() is None
 
 
 @given(st.none() | st.integers() | st.text() | st.binary() | st.lists(st.text()))
