@@ -330,7 +330,7 @@ class Serving(Service):
                 subscriptions,
                 publisher,
                 Departures(departed),
-                # RawSocket has no ping: the router would go on giving calls to a process that stands still.
+                # Crossbar pings no RawSocket, and would go on giving calls to a process that stands still.
                 Heartbeat(reactor, f"{settings.prefix}.router.alive"),
             ],
         )

@@ -17,6 +17,9 @@ wait, in order, until their own session may run them (`Accounts`).
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,7 @@ from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.task import deferLater
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from service.errors import StatementTimeout, Unavailable
@@ -31,11 +35,6 @@ from service.waiting import Waiters
 
 if TYPE_CHECKING:
     from service.wamp.session import SafeSession
-from collections.abc import Awaitable, Callable, Generator
-from dataclasses import dataclass
-from functools import partial
-
-from twisted.logger import Logger
 
 log = Logger()
 
