@@ -193,6 +193,18 @@ def test_modules_that_pages_name_exist() -> None:
             assert there or name == "schema/depot.py", name
 
 
+def test_modules_that_the_code_names_exist() -> None:
+    """As in `db/pool.py` or `db/pool`: comments and docstrings of the service, and of what stands beside it."""
+    packages = "|".join(each.parent.name for each in (ROOT / "service").glob("*/__init__.py"))
+    named = re.compile(rf"(?<![\w./])(?:service/)?((?:{packages})/[a-z]\w+)(?!\w|/)")
+    found = set[str]()
+    for folder in ("app", "bench", "migrations", "router", "schema", "service", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            found |= {*named.findall(path.read_text("utf-8"))}
+    assert len(found) > 10
+    assert {each for each in found if not (ROOT / "service" / f"{each}.py").exists()} == set()
+
+
 def test_methods_that_the_architecture_names_exist() -> None:
     methods: set[tuple[str, str]] = set()
     functions: set[str] = set()

@@ -1,5 +1,5 @@
 """
-The verb create with related rows among the values: new rows, or links to existing ones.
+The verb create, whose values may contain related rows: new ones, or links to existing ones.
 
 Everything runs in one transaction. It is one job of a pool thread if none of the models has rules.
 Otherwise each message is a job, before which the models validate its rows, which have the keys of the rows

@@ -1,6 +1,6 @@
 """
-The verb update, if it takes more than one statement: different changes for each row (`update(rows=[…],
-by=[…])`), or `returning` "old" or "both".
+The verb update, and what `write` does not do of it: different changes for each row (`update(rows=[…],
+by=[…])`), and `returning` "old" or "both".
 
 Old rows are locked and read in the form of the answer, with embeds, and then updated by their primary key.
 This pairs each old row with its new one in every version of PostgreSQL; RETURNING OLD came with 18.

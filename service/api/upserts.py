@@ -1,8 +1,8 @@
 """
-The verb upsert, if existing rows have to be read first: for `returning` "old" or "both", and if their model
-validates changes.
+The verb upsert. Existing rows are read first for `returning` "old" or "both", or if their model validates
+changes.
 
-The existing rows are locked and read by the key. Then the usual upsert statement changes them, or an update
+They are locked and read by the key. Then the usual upsert statement changes them, or an update
 if the model has rules; the other rows are created by an upsert that changes no row. If that meets an existing
 row all the same, the row was inserted meanwhile, and the entire upsert is repeated, or the caller may not see
 or not change the row. What an index on expressions or a partial index finds is learned from an upsert that is
@@ -93,8 +93,8 @@ def upsert(call: Call) -> Step | Awaitable[Any]:
         InvalidArgument: It has related rows among the values.
         InvalidRow: The model or the catalog refuses a row.
     """
-    rows, create = RowsArgument(call.args, call.kwargs), '"create" does, and makes new ones; '
-    refuse_related_rows(call, rows, "an upsert", create)
+    hint = '"create" does, and makes new ones; '
+    refuse_related_rows(call, RowsArgument(call.args, call.kwargs), "an upsert", hint)
     refuse_related_rows(call, RowsArgument((), call.kwargs, "update"), "an upsert")
     return write.with_new_rows(call, parse_upsert, _upsert)
 

@@ -1,5 +1,5 @@
 """
-The verbs create, upsert, update and delete.
+The verb delete, and writes of new rows and of rows with the same changes, for create, upsert and update.
 
 A write that may affect too many rows, or whose answer may be too large, runs in a transaction that is
 rolled back in that case. Values that violate the catalog's limits or a model's validations are refused
