@@ -189,8 +189,8 @@ class Parameters:
         self.positional = [each.name for each in named if each.kind is not each.KEYWORD_ONLY]
         self.required = [each.name for each in named if each.default is each.empty]
         self.hints: Mapping[str, Any] = {}
-        # Names imported under TYPE_CHECKING cannot be resolved.
-        with suppress(NameError, TypeError):
+        # Names imported under TYPE_CHECKING cannot be resolved; a string may be no expression at all.
+        with suppress(Exception):
             self.hints = get_type_hints(function)
 
 

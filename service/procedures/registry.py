@@ -24,12 +24,13 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from twistar.exceptions import ImaginaryTableError
 
 from service.api.dispatcher import Procedure
+from service.api.interactive import TX
 from service.db.codec import Codec
 from service.db.database import Database
 from service.db.encode import KINDS, integer_text, wrong_type
 from service.db.worker import ORIGIN
-from service.describe.document import Parameters
-from service.errors import InvalidArgument, NoSuchProcedure
+from service.describe.document import OWN, Parameters
+from service.errors import InvalidArgument, NoSuchProcedure, clip
 from service.models.model import Model
 from service.models.served import Models
 from service.request.arguments import Arguments, Caller
@@ -95,9 +96,37 @@ def procedure(name: str, *needs: type[Model]) -> Callable[[F], F]:
         name: Its URI without the prefix; it takes precedence over a generated procedure of that name.
         needs: Models that it requires. If the database lacks the relation of one, the procedure does not
             exist.
+
+    Raises:
+        ValueError: No call could reach this procedure, or be answered by it.
     """
+    # Here and not where the application is loaded, so that the traceback has the line of the declaration.
+    declaration = f"@procedure({clip(repr(name))})"
+    if not (isinstance(name, str) and _URI.fullmatch(name)):
+        raise ValueError(
+            f'{declaration}: a name is a URI like "drivers.retire": no space, "#" or ".."'
+        )
+    if name in OWN or name.startswith(TX):
+        raise ValueError(f"{declaration}: the service has a procedure of this name itself")
+    for model in needs:
+        if not (
+            isinstance(model, type)
+            and issubclass(model, Model)
+            and getattr(model, "TABLENAME", None)
+        ):
+            raise ValueError(f"{declaration}: {clip(model)} is no Model with a TABLENAME")
 
     def declare(function: F) -> F:
+        # What another decorator returns may return a Deferred, as with inlineCallbacks.
+        is_async: bool = inspect.iscoroutinefunction(function)
+        if not (is_async or hasattr(function, "__wrapped__")):
+            raise ValueError(f"{declaration}: the function is not declared with async def")
+        first = next(iter(inspect.signature(function).parameters.values()), None)
+        if first is None or first.kind not in (
+            first.POSITIONAL_ONLY,
+            first.POSITIONAL_OR_KEYWORD,
+        ):
+            raise ValueError(f"{declaration}: the first parameter is not one for the ProcedureCall")
         # On the function, because two services or tests in one process would share a registry.
         vars(function).setdefault(_MARK, {})[name] = Declared(function, needs)
         return function
@@ -112,6 +141,9 @@ def declarations(function: Callable[..., Any]) -> Mapping[str, Declared]:
 
 
 _MARK = "__rowcast_procedures__"
+
+_URI = re.compile(r"[^\s.#]+(\.[^\s.#]+)*")
+"""A URI by the loose rules of WAMP; strict ones, which a realm may have, allow no capital letters either."""
 
 
 def procedures(
@@ -321,7 +353,9 @@ def _imported(name: str) -> ModuleType:
 
 def _failed(name: str, error: Exception, cure: str) -> InvalidApplication:
     reason = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    # The refusal of a declaration is raised in this module, and the line to mend is its caller's.
+    frame = next(each for each in reversed(frames) if each.filename != __file__)
     there = (error.filename, error.lineno) if isinstance(error, SyntaxError) else frame[:2]
     return InvalidApplication(
         f"ROWCAST_APP: {name} cannot be imported: {reason} ({there[0]}, line {there[1]}) → {cure}"

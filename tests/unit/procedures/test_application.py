@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from service.describe.document import OWN, described_procedure
+from service.models.model import Model
 from service.procedures.registry import Application, InvalidApplication, load_application
 
 HEAD = """
@@ -108,9 +110,10 @@ def test_load_omits_classes_without_a_table(write: Write) -> None:
 
 def test_declared_function_stays_a_function(write: Write) -> None:
     """It can be called by other code, and may be declared under two names."""
-    write("shop.py", f"{HEAD}@procedure('a')\n@procedure('b')\ndef sell(call): return call\n")
+    write("shop.py", f"{HEAD}@procedure('a')\n@procedure('b')\nasync def sell(call): return call\n")
     assert held(load_application(["shop"]))[1] == {"a", "b"}
-    assert sys.modules["shop"].sell(7) == 7
+    with pytest.raises(StopIteration, match=r"^7$"):
+        sys.modules["shop"].sell(7).send(None)
 
 
 def test_missing_module_is_named_with_way_out(write: Write) -> None:
@@ -158,3 +161,55 @@ def test_procedures_of_one_name_are_refused(write: Write) -> None:
     assert refusal("one", "three") == (
         f'{head} procedures are called "items.sell": {both} → leave one of them'
     )
+
+
+SPACES = """a name is a URI like "drivers.retire": no space, "#" or "..\""""
+OURS = "the service has a procedure of this name itself"
+FIRST = "the first parameter is not one for the ProcedureCall"
+ASYNC = "the function is not declared with async def"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "function", "said"),
+    [
+        *((f"{name!r}", "async def f(call)", SPACES) for name in ("a b.c", "a#", "a..b", "", ".a", "a.", "a\n", 5)),
+        *((f"{name!r}", "async def f(call)", OURS) for name in (*OWN, "tx.begin")),
+        ("'a', None", "async def f(call)", "None is no Model with a TABLENAME"),
+        ("'a', 'Item'", "async def f(call)", "Item is no Model with a TABLENAME"),
+        ("'a', Model", "async def f(call)", f"{Model} is no Model with a TABLENAME"),
+        ("'a'", "def f(call)", ASYNC),
+        ("'a'", "class f(Model)", ASYNC),
+        ("'a'", "async def f()", FIRST),
+        ("'a'", "async def f(*args)", FIRST),
+        ("'a'", "async def f(*, call)", FIRST),
+    ],
+)  # fmt: skip
+def test_procedure_that_cannot_be_called_is_refused_with_its_line(
+    arguments: str, function: str, said: str, write: Write
+) -> None:
+    write("shop.py", f"{HEAD}\n@procedure({arguments})\n{function}: ...\n")
+    declaration = f"@procedure({arguments.split(',')[0]})"
+    place = f"({Path.cwd()}/shop.py, line 5)"
+    assert refusal("shop") == (
+        f"ROWCAST_APP: shop cannot be imported: ValueError: {declaration}: {said} {place}"
+        " → mend it, or take it out of ROWCAST_APP"
+    )
+
+
+def test_procedure_without_parentheses_is_refused(write: Write) -> None:
+    write("shop.py", f"{HEAD}\n@procedure\nasync def f(call): ...\n")
+    assert SPACES in refusal("shop")
+
+
+def test_decorated_procedure_may_return_a_deferred(write: Write) -> None:
+    text = "from twisted.internet.defer import inlineCallbacks, succeed\n@procedure('A.ß%')\n"
+    write("shop.py", f"{HEAD}{text}@inlineCallbacks\ndef f(call): yield succeed(1)\n")
+    assert held(load_application(["shop"]))[1] == {"A.ß%"}
+
+
+@pytest.mark.parametrize("hint", ["Nowhere", "5", "set", "'1 +'", "'sys.nothing'", "'1 / 0'"])
+def test_annotation_that_is_no_type_allows_anything(hint: str, write: Write) -> None:
+    text = f"{HEAD}import sys\n@procedure('a')\nasync def f(call, x: {hint}): ...\n"
+    write("shop.py", f"from __future__ import annotations\n{text}")
+    found = load_application(["shop"]).procedures["a"].function
+    assert described_procedure(found)["arguments"]["properties"]["x"] == {}
