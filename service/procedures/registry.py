@@ -94,8 +94,7 @@ def procedure(name: str, *needs: type[Model]) -> Callable[[F], F]:
 
     Args:
         name: Its URI without the prefix; it takes precedence over a generated procedure of that name.
-        needs: Models that it requires. If the database lacks the relation of one, the procedure does not
-            exist.
+        needs: Models that it requires. If the relation of one is not served, the procedure does not exist.
 
     Raises:
         ValueError: No call could reach this procedure, or be answered by it.
@@ -181,7 +180,12 @@ def procedures(
 
 
 def _unavailable(name: str) -> NoSuchProcedure:
-    return NoSuchProcedure(f'this database does not have what "{name}" needs')
+    # As of a generated procedure: whether the database has it may be none of the caller's business.
+    return NoSuchProcedure(
+        f'"{name}" needs a relation that is not served',
+        hint="a relation is served if it exists and a role of the callers may use it; the columns that"
+        " the rules of its model need have to be there as well",
+    )
 
 
 _INTEGER = integer_text(-(2**63), 2**63 - 1)

@@ -12,11 +12,13 @@ import pytest
 import pytest_twisted
 from twisted.logger import globalLogPublisher
 
+from service.api.roles import Roles
 from service.api.status import StatusProcedures
 from service.errors import InvalidRow, NoSuchProcedure
 from service.models.model import Model
 from service.models.served import Models
 from service.procedures.registry import Declared, ProcedureCall, load_application, procedures
+from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
 from tests.db.served import model, registry
@@ -110,6 +112,29 @@ async def test_procedure_without_its_relation_is_unknown_until_it_exists(
         assert "actions.complete" in (await db.call("describe"))["procedures"]
         assert (await db.call("actions.complete", 1))["status"] is True
         assert isinstance(await failure_of(db.call("actions.create", {})), InvalidRow)
+
+
+@pytest_twisted.ensureDeferred
+async def test_procedure_of_a_relation_that_no_role_may_use_is_not_served(dsn: str) -> None:
+    """The database has the relation, so a generated procedure and this one say that it is not served."""
+    execute(dsn, "DROP ROLE IF EXISTS rc_barred; CREATE ROLE rc_barred; DROP TABLE actions")
+    execute(dsn, "CREATE TABLE actions (id int PRIMARY KEY, action text, path text, status bool)")
+    roles = Roles({"barred": "rc_barred"})
+    with registry():
+        async with serving(dsn, roles=roles, written=DEMO.models) as db:
+            dispatcher = db.dispatcher
+            how = db.database, Models(db.database), lambda: dispatcher.served.codec
+            dispatcher.add(procedures(*how, DEMO.procedures))
+            caller = Caller(1, "ada", "barred", "realm1")
+            said = []
+            for name in ("actions.delete", "actions.complete"):
+                error = await failure_of(dispatcher.answer(name, [1], {}, caller))
+                assert isinstance(error, NoSuchProcedure)
+                said.append(error.message)
+            assert said == [
+                'no relation "actions" is served',
+                '"actions.complete" needs a relation that is not served',
+            ]
 
 
 @pytest_twisted.ensureDeferred
