@@ -10,6 +10,8 @@ as in `create`; only then is CSV parsed here, by PostgreSQL's rules, though it m
 from __future__ import annotations
 
 import re
+from array import array
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -334,8 +336,10 @@ class Upload:
                 refuse_related(catalog, self.relation, name, path, "an import")
         header = csv and self._names is None
         plan = plan_import(catalog, self.relation, names, csv, header, self._first.conflict)
-        rows = RowText(self._snapshot.codec, plan.columns, catalog.type, complete=plan.staged)
+        lines = self._validator.lines.of_row if self._csv and self._validator else None
+        rows = RowText(self._snapshot.codec, plan.columns, catalog.type, plan.staged, lines)
         feed = CopySource(self._database.reactor, encode_csv if csv else rows.encode)
+        feed.lines = lines
         self._written = Deferred.fromCoroutine(self._write(copy_in(plan), feed))
         self._written.addBoth(feed.over)
         return feed
@@ -396,6 +400,30 @@ def _named(rows: Sequence[Any]) -> list[tuple[str, str]]:
     return list(found.items())
 
 
+class RowLines:
+    """
+    The lines of CSV at which its rows end, as errors of COPY have them.
+
+    COPY itself receives the validated rows, each as one line. Only rows with line ends in a field take
+    memory, 16 bytes each.
+    """
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._first, self._before = array("Q"), array("Q")
+
+    def add(self, line: int) -> None:
+        """Add the line of the next row."""
+        self._rows += 1
+        if not self._before or self._before[-1] != line - self._rows:
+            self._first.append(self._rows)
+            self._before.append(line - self._rows)
+
+    def of_row(self, row: int) -> int:
+        """Return the line of a row, both counted from 1."""
+        return row + self._before[bisect_right(self._first, row) - 1]
+
+
 class RowValidator:
     """
     Validates the rows of an import by the model of their relation.
@@ -407,6 +435,7 @@ class RowValidator:
         columns: The columns of rows that are lists, and of CSV without a header.
 
     Attributes:
+        lines: The lines of the rows of CSV.
         ended: Whether the last piece of CSV has come.
     """
 
@@ -423,6 +452,7 @@ class RowValidator:
         self._names = columns
         self._rest = ""
         self._line = 0
+        self.lines = RowLines()
         self.ended = False
 
     async def of_rows(self, rows: Sequence[Any]) -> Rows:
@@ -460,6 +490,7 @@ class RowValidator:
         found = []
         for at, (line, fields) in enumerate(rows):
             found.append(await self._validated(fields, "csv", line))
+            self.lines.add(line)
             await self._database.yield_to_reactor(at)
         return found
 

@@ -34,6 +34,9 @@ from service.sql.statement import Statement
 
 NULL = r"\N"
 
+Lines = Callable[[int], int]
+"""Returns the line of the caller's CSV for the number of a row, both counted from 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -58,16 +61,23 @@ class RowText:
         columns: Columns of the rows, in order.
         types: Returns the type of an oid.
         complete: Whether each row must have a value for every column.
+        lines: Returns the line of a row, by its number, if the rows were CSV.
     """
 
     def __init__(
-        self, codec: Codec, columns: Sequence[Column], types: Callable[[int], Type], complete: bool
+        self,
+        codec: Codec,
+        columns: Sequence[Column],
+        types: Callable[[int], Type],
+        complete: bool,
+        lines: Lines | None = None,
     ) -> None:
         self.line = 0
         self._codec = codec
         self._columns = [(each.name, types(each.type), each.has_default) for each in columns]
         self._names = frozenset(each.name for each in columns)
         self._complete = complete
+        self._lines = lines
 
     def encode(self, rows: Sequence[Any], defaults: bool) -> Iterator[bytes]:
         """
@@ -85,7 +95,8 @@ class RowText:
             try:
                 yield self._row(row, defaults).encode()
             except InvalidArgument as refusal:
-                within(refusal, f"rows.{at}").details["line"] = self.line
+                within(refusal, "csv" if self._lines else f"rows.{at}")
+                refusal.details["line"] = self._lines(self.line) if self._lines else self.line
                 raise
 
     def _row(self, row: Any, defaults: bool) -> str:
@@ -315,12 +326,17 @@ class CopySource:
         reactor: Receives calls from the worker's thread.
         encode: Encodes rows, in the worker.
         rest: Sleeps for a number of seconds, in the worker.
+
+    Attributes:
+        error: The error that has ended the rows.
+        lines: Set if COPY's number of a row is not the line of it in the call.
     """
 
     def __init__(
         self, reactor: Any, encode: Encode, rest: Callable[[float], None] = time.sleep
     ) -> None:
         self.error: BaseException | None = None
+        self.lines: Lines | None = None
         self._reactor = reactor
         self._encode = encode
         self._rest = rest
@@ -452,7 +468,8 @@ def import_txn(connection: PgConnection, statements: CopyIn, feed: CopySource, a
             cursor.execute(before)
         try:
             cursor.copy_expert(with_defaults or statements.copy, feed, CHUNK)
-        except psycopg2.Error:
+        except psycopg2.Error as error:
+            error.lines = feed.lines  # type: ignore[attr-defined]
             # The error of PostgreSQL and psycopg2 says no more than "error in .read() call".
             if feed.error is not None:
                 raise feed.error from None

@@ -409,7 +409,9 @@ def name_line(
     place = _COPY.search(error.diag.context or "")
     if place is None:
         return
-    line = found.details["line"] = int(place[1])
+    # Noted by `import_txn` if the lines that COPY has read are not those of the call.
+    lines, line = getattr(error, "lines", None), int(place[1])
+    found.details["line"] = lines(line) if lines else line
     column = place[2] if relation is not None and place[2] in relation.columns else None
     if column is not None:
         found.details.setdefault("column", column)

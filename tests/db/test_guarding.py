@@ -178,6 +178,46 @@ async def test_import_refused_by_a_model_names_its_line(db: DirectCaller) -> Non
     assert found["rows"] == [{"doc": {"a": [1]}}, {"doc": None}]
 
 
+@pytest.mark.parametrize(
+    ("pieces", "line"),
+    [
+        (["id,label\n8,a\n1,b\n"], 3),
+        (['id,label\n8,"a\n\nb"\n1,b\n9,c\n'], 5),
+        (["id,label\r\n8,a\r\n1,", 'b\r\n9,"c\n"\r\n'], 3),
+        (['id,label\n7,"a\n', 'b"\n8,c\n9,"d\n"\n', "1,e\n10,f\n"], 7),
+        (["id,label\n8,a\n", "9,\0\n"], 3),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_csv_validated_here_and_refused_by_the_database_names_its_line(
+    db: DirectCaller, pieces: list[str], line: int
+) -> None:
+    """COPY receives the rows of a model with rules as one line each; the error has the line of the CSV."""
+    guard(db, lambda self: True, "beforeSave")
+    begun = await db.call("boxes.import", done=False)
+    for piece in pieces[:-1]:
+        await db.call("boxes.import", csv=piece, **begun)
+    refused = await failure_of(db.call("boxes.import", csv=pieces[-1], done=True, **begun))
+    assert refused.details["line"] == line
+    assert refused.details.get("path", "csv").startswith("csv")
+    if len(pieces) == 1:
+        refused = await failure_of(db.call("boxes.import", csv=pieces[0]))
+        assert refused.details["line"] == line
+
+
+@pytest_twisted.ensureDeferred
+async def test_csv_validated_here_without_a_header_counts_from_its_first_line(
+    db: DirectCaller,
+) -> None:
+    guard(db, lambda self: True, "beforeSave")
+    csv, columns = '8,"a\nb"\n1,c\n', ["id", "label"]
+    refused = await failure_of(db.call("boxes.import", csv=csv, columns=columns))
+    assert refused.details["line"] == 3
+    rows = [{"id": 8, "label": "a\nb"}, {"id": 1}]
+    refused = await failure_of(db.call("boxes.import", rows))
+    assert (refused.details["line"], refused.details["path"]) == (2, "rows.1.id")
+
+
 @pytest_twisted.ensureDeferred
 async def test_rows_that_the_model_changes_are_returned_as_json(db: DirectCaller) -> None:
     """Each row is written by its own statement, whose values are JSON as in other statements."""
