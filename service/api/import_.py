@@ -22,9 +22,9 @@ from twisted.internet.task import deferLater
 from service.api.call import Call, Snapshot, not_in_transaction
 from service.api.idempotency import no_key
 from service.api.leases import Lease, Leases, Reason, process_of
-from service.api.rules import set_by_model
+from service.api.rules import catalog_faults, set_by_model
 from service.catalog import Relation, Type
-from service.db.copy import CopySource, Literal, RowText, Text, encode_csv, import_txn
+from service.db.copy import CopySource, Literal, RowText, Text, encode_csv, import_txn, not_a_row
 from service.db.database import Database
 from service.db.error_paths import GivenRow, imported_rows, note_rows
 from service.db.statements import compute_txn
@@ -388,11 +388,7 @@ def _named(rows: Sequence[Any]) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for at, row in enumerate(rows):
         if not isinstance(row, Mapping) or not all(isinstance(name, str) for name in row):
-            raise InvalidArgument(
-                "a row is a dict of columns and values",
-                path=f"rows.{at}",
-                hint='"columns" names the items of rows that are lists',
-            )
+            raise not_a_row(row, None, f"rows.{at}")
         if row.keys() - found.keys():
             found.update({name: f"rows.{at}.{name}" for name in row if name not in found})
     if not found:
@@ -504,6 +500,9 @@ class RowValidator:
                 for name, value in row.items()
             }
             given = {name: value for name, value in given.items() if value is not BY_DEFAULT}
+            left = row.keys() - given.keys()
+            if faults := catalog_faults(self._relation, self._snapshot.catalog, given, True, left):
+                raise InvalidRow(self._relation.name, faults, path)
             made = await set_by_model(self._snapshot, self._relation, given, path)
         except (InvalidRow, InvalidArgument) as refusal:
             refusal.details["line"] = line
@@ -515,7 +514,7 @@ class RowValidator:
         if isinstance(row, list | tuple) and len(row) == len(self._names or ()):
             row = dict(zip(self._names or (), row, strict=True))
         if not isinstance(row, Mapping):
-            raise InvalidArgument("a row is a dict of columns and values", path=path)
+            raise not_a_row(row, None if self._names is None else len(self._names), path)
         for name in row:
             writable(self._relation, name, f"{path}.{name}")
         return row

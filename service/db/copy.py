@@ -107,10 +107,7 @@ class RowText:
         elif isinstance(row, list | tuple) and len(row) == len(self._columns):
             values = list(row)
         else:
-            raise InvalidArgument(
-                f"a row is a dict, or a list of as many values as there are columns"
-                f" ({len(self._columns)})"
-            )
+            raise not_a_row(row, len(self._columns))
         found, name = [], ""
         try:
             for (name, type, has_default), value in zip(self._columns, values, strict=True):
@@ -149,6 +146,15 @@ def encode_csv(text: str, defaults: bool) -> Iterator[bytes]:
     except InvalidArgument as refusal:
         refusal.details["path"] = "csv"
         raise
+
+
+def not_a_row(row: Any, columns: int | None, path: str | None = None) -> InvalidArgument:
+    """Return the refusal of a row that is no dict, and no list of as many values as there are columns."""
+    if columns is not None and isinstance(row, list | tuple):
+        values = "1 value" if len(row) == 1 else f"{len(row)} values"
+        return InvalidArgument(f"{values} for {columns} column{'s' * (columns != 1)}", path=path)
+    hint = '"columns" names the items of rows that are lists'
+    return InvalidArgument("a row is a dict of columns and values", path=path, hint=hint)
 
 
 def _missing_value(name: str) -> InvalidArgument:

@@ -218,6 +218,44 @@ async def test_csv_validated_here_without_a_header_counts_from_its_first_line(
     assert (refused.details["line"], refused.details["path"]) == (2, "rows.1.id")
 
 
+@pytest.mark.parametrize("ruled", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_list_of_another_length_is_refused_with_both_numbers(
+    db: DirectCaller, ruled: bool
+) -> None:
+    """Without `columns`, a list is no row; the hint names the argument. With rules, likewise."""
+    if ruled:
+        guard(db, lambda self: True, "beforeSave")
+    for row, columns, message in (
+        ([8, "a", True], ["id", "label"], "3 values for 2 columns"),
+        ([8], ["id", "label"], "1 value for 2 columns"),
+        ([], ["id"], "0 values for 1 column"),
+        ([8, "a"], None, "a row is a dict of columns and values"),
+        (7, None, "a row is a dict of columns and values"),
+        (7, ["id"], "a row is a dict of columns and values"),
+    ):
+        refused = await failure_of(db.call("boxes.import", [row], columns=columns))
+        assert (refused.message, refused.details["path"]) == (message, "rows.0")
+        hint = None if " for " in message else '"columns" names the items of rows that are lists'
+        assert refused.details.get("hint") == hint
+
+
+@pytest_twisted.ensureDeferred
+async def test_import_for_a_model_refuses_missing_values_like_create(db: DirectCaller) -> None:
+    """What the catalog says of a column is checked before the rules of the model."""
+    asked: list[Any] = []
+    guard(db, lambda self: asked.append(self.label), "beforeSave")
+    for row, reason in (({"label": "x"}, "is required"), ({"id": None}, "may not be null")):
+        for call, path in (("boxes.create", "values.0"), ("boxes.import", "rows.0")):
+            refused = await failure_of(db.call(call, [row]))
+            assert isinstance(refused, InvalidRow)
+            assert refused.details["fields"] == {"id": [reason]}
+            assert refused.details["path"] == path
+    refused = await failure_of(db.call("boxes.import", csv="label\nx\n"))
+    assert (refused.details["fields"], refused.details["line"]) == ({"id": ["is required"]}, 2)
+    assert not asked
+
+
 @pytest_twisted.ensureDeferred
 async def test_rows_that_the_model_changes_are_returned_as_json(db: DirectCaller) -> None:
     """Each row is written by its own statement, whose values are JSON as in other statements."""
