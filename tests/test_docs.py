@@ -506,14 +506,19 @@ def first_example(page: Path, language: str, router: Router) -> str:
     return code(page, language)[0].replace(HERE, f"127.0.0.1:{router.port}")
 
 
+@pytest.mark.parametrize("options", [False, True], ids=["plain", "transport options"])
 @pytest_twisted.ensureDeferred
 async def test_python_of_the_client_kits_prints_each_change(
-    actions: None, migrated: str, router: Router, tmp_path: Path
+    options: bool, actions: None, migrated: str, router: Router, tmp_path: Path
 ) -> None:
     """It prints the number of rows, and prints it again when a row is written."""
-    (tmp_path / "example.py").write_text(
-        first_example(DOCS / "clients.md", "python", router), "utf-8"
-    )
+    example = first_example(DOCS / "clients.md", "python", router)
+    if options:
+        (more,) = (each for each in code(DOCS / "clients.md", "python") if "max_retries" in each)
+        more = more.replace(HERE, f"127.0.0.1:{router.port}").strip()
+        example, times = re.subn(r"^component = .*", lambda _: more, example, flags=re.M)
+        assert times == 1
+    (tmp_path / "example.py").write_text(example, "utf-8")
     shutil.copy(ROOT / "clients" / "python" / "rowcast.py", tmp_path)
     await follows(migrated, tmp_path, sys.executable, "example.py")
 
