@@ -11,10 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from signal import SIG_DFL, SIGINT, signal
+from signal import SIG_DFL, SIGINT, default_int_handler, getsignal, signal
 from time import monotonic, sleep
 from typing import Any, NoReturn
 from urllib.parse import quote
+
+# The imports below take a second, in which Ctrl-C would print a traceback. Nothing has to be undone yet.
+if getsignal(SIGINT) is default_int_handler:
+    signal(SIGINT, SIG_DFL)
 
 import click
 from twisted.internet import reactor as installed
@@ -29,6 +33,8 @@ from service.api.verbs import VERBS
 from service.app import Rowcast, freeze_memory, obstacles, stop_once
 from service.changes.why import NoTestRow, find_relation, table_checks_txn, try_txn
 from service.command import (
+    INTERRUPTED,
+    UNREAD,
     BadArgument,
     Printer,
     call_target,
@@ -59,7 +65,29 @@ SHORT_DRAIN = 2.0
 reactor: Any = installed
 
 
-@click.group(help="PostgreSQL for WAMP clients.")
+class Commands(click.Group):
+    """The commands, which end quietly if they are interrupted, or if the reader of their output ends."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; exit with the status that `docs/command.md` gives if it cannot end."""
+        try:
+            if getsignal(SIGINT) is SIG_DFL:
+                signal(SIGINT, default_int_handler)
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        except OSError as error:
+            # Python flushes the buffer again at its end, which would fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                sys.exit(UNREAD)
+            fail(str(error))  # a full disk, for example
+
+
+@click.group(cls=Commands, help="PostgreSQL for WAMP clients.")
 @click.version_option(package_name="rowcast", message="%(package)s %(version)s")
 def main() -> None:
     """Group the commands."""
@@ -213,7 +241,8 @@ def call(
     keyword arguments, 42 and '{action: run}' are positional ones.
 
     Exits with 0 if it was answered, 1 if it was refused, 2 if the command line makes no sense, 3
-    if trying again may help (no router, no service), 130 if it was interrupted.
+    if trying again may help (no router, no service), 130 if it was interrupted, 141 if the reader of
+    its output has ended.
     """
     settings = read()
     printer = Printer(sys.stdout.isatty() if output is None else output == "table")
@@ -223,10 +252,6 @@ def call(
         sys.exit(run_call(reactor, target, uri, arguments, printer, progress, timeout))
     except BadArgument as error:
         raise click.UsageError(str(error)) from None
-    except OSError as error:  # of the output: a full disk
-        # Python flushes the buffer again at its end, which would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        fail(str(error))
 
 
 ROLE = click.option("--role", help="Database role; only what it may use.")

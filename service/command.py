@@ -35,8 +35,11 @@ KEYWORDS_ONLY = frozenset(verb.name for verb in VERBS.values() if not verb.posit
 PROGRESSIVE = frozenset(verb.name for verb in VERBS.values() if verb.progress is not None)
 """Verbs that answer with progressive results."""
 
-ANSWERED, REFUSED, UNREACHABLE, INTERRUPTED = 0, 1, 3, 130
-"""Exit statuses; 2 is a usage error. 3 means that a retry may succeed."""
+ANSWERED, REFUSED, UNREACHABLE, INTERRUPTED, UNREAD = 0, 1, 3, 130, 141
+"""
+Exit statuses; 2 is a usage error. 3 means that a retry may succeed. The last two are those of a process that
+SIGINT or SIGPIPE has ended.
+"""
 
 
 class BadArgument(ValueError):
@@ -218,13 +221,27 @@ def run_call(
 
     Raises:
         BadArgument: The arguments are invalid.
+        OSError: The output cannot be written; the call was cancelled.
     """
     verb = uri.rpartition(".")[2]
     args, kwargs = arguments(words, verb)
     if timeout is not None:
         _add(kwargs, {"timeout": timeout})
-    part = printer.part if progress or verb in PROGRESSIVE else None
-    answer, status = _wait(reactor, call_once, target, uri, args, kwargs, part)
+    failed: list[OSError] = []
+
+    def part(part: Any) -> None:
+        # autobahn would log an exception, and continue the call.
+        if not failed:
+            try:
+                printer.part(part)
+            except OSError as error:
+                failed.append(error)
+                reactor.stop()  # as Ctrl-C does, which cancels the call
+
+    on_progress = part if progress or verb in PROGRESSIVE else None
+    answer, status = _wait(reactor, call_once, target, uri, args, kwargs, on_progress)
+    if failed:
+        raise failed[0]
     if status == ANSWERED:
         if verb == "export":  # the standard output has the exported rows alone, for redirection
             echo(_json(answer, None), err=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -27,6 +28,17 @@ from tests.wamp.service import served
 ROWS = """
 INSERT INTO drivers (name) VALUES ('Ada'), ('Bob');
 CREATE FUNCTION wait() RETURNS void LANGUAGE sql AS 'SELECT pg_sleep(60)';
+CREATE VIEW endless AS SELECT generate_series(1, 1000000000) AS n, repeat('x', 200) AS text;
+"""
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("service", run_name="__main__", alter_sys=True)
 """
 
 
@@ -214,6 +226,99 @@ async def test_call_into_full_disk_has_status_1(router: Router) -> None:
     )
     assert status == 1
     assert errors.decode().splitlines() == ["[Errno 28] No space left on device"]
+
+
+def read_one_line(environ: dict[str, str], *words: str) -> tuple[bytes, bytes, int]:
+    """Run the command, and read only a line of its output; return it, its errors and its status."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "service", *words],
+        env=environ,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as command:
+        assert command.stdout is not None
+        assert command.stderr is not None
+        line = command.stdout.readline()
+        command.stdout.close()
+        try:
+            return line, command.stderr.read(), command.wait(60)
+        finally:
+            command.kill()
+
+
+@pytest.mark.parametrize("verb", ["stream", "export"])
+@pytest_twisted.ensureDeferred
+async def test_call_whose_reader_ends_is_cancelled_with_status_141(
+    router: Router, migrated: str, verb: str
+) -> None:
+    """Nothing is printed to standard error."""
+    words = ("call", f"endless.{verb}")
+    line, errors, status = await deferToThread(read_one_line, environ(router), *words)
+    assert line.startswith((b'{"n": 1', b'{"n":1', b"n,text"))
+    assert (errors.decode(), status) == ("", 141)
+    running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%endless%' AND state <> 'idle' AND pid <> pg_backend_pid()"
+    for _ in range(400):
+        if await deferToThread(execute, migrated, running) == [(0,)]:
+            return
+        await deferLater(reactor, 0.05)
+    pytest.fail("the call still runs")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("call", "drivers.find", "limit=1"),
+        ("settings",),
+        ("describe",),
+        ("types", "--lang", "ts"),
+    ],
+    ids=lambda words: words[0],
+)
+@pytest_twisted.ensureDeferred
+async def test_output_without_a_reader_has_status_141(
+    router: Router, migrated: str, words: tuple[str, ...]
+) -> None:
+    """Whether the command's output is longer than the buffer or not."""
+    read, write = os.pipe()
+    os.close(read)
+    command = await deferToThread(
+        subprocess.run,
+        [sys.executable, "-m", "service", *words],
+        env={**environ(router), "DATABASE_URL": migrated},
+        cwd=ROOT,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(write)
+    assert (command.stderr.decode(), command.returncode) == ("", 141)
+
+
+@pytest.mark.parametrize("word", ["call", "run", "describe"])
+def test_interrupt_during_the_imports_ends_quietly(router: Router, word: str) -> None:
+    """A module that sends the signal stands for click, the first package that is imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, word, "drivers.count"],
+        env=environ(router),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stderr, done.returncode) == ("", -signal.SIGINT)
+
+
+def test_interrupt_of_another_command_has_status_130(router: Router) -> None:
+    """Here while it waits for a database that accepts connections and does not answer."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/db"
+        with program(environ(router) | {"DATABASE_URL": url}, tool("rowcast"), "seed") as command:
+            connection, _ = silent.accept()
+            with connection:
+                connection.recv(1)
+                assert command.ends(signal.SIGINT) == 130
+            assert command.output == ""
 
 
 @pytest_twisted.ensureDeferred
