@@ -6,7 +6,7 @@
  *     open.subscribe((rows) => draw(rows));
  */
 
-/** Timeout of a call in seconds; also how long an effect is shown after its write at most. */
+/** Seconds that a call may take, and that an effect is shown after its write. */
 const PATIENCE = 30;
 const LOST = 'rowcast.client.lost';
 
@@ -162,7 +162,7 @@ function copies(entries, text) {
   return [name, last];
 }
 
-/** A live query: `rows` are those after the last step, with the effects of writes in progress. */
+/** A live query: `rows` are those after the last step, with the effects of writes. */
 export class Live {
   #db;
   #copy;
@@ -281,7 +281,7 @@ export class Live {
     try {
       change = this.#copy.take(message);
     } catch (error) {
-      // The rows may be wrong: request all again.
+      // Request all rows again.
       this.mismatches++;
       this.#end();
       this.#copy.position = null;
@@ -510,11 +510,12 @@ function failure(error, why) {
   return {error, args: [String(why)], kwargs: {}};
 }
 
-/** Throw if a value cannot be sent; a cycle overflows the stack. */
-function check(value, never) {
+/** Throw if a value cannot be sent. */
+function check(value, never, ...outer) {
   if (never.test(typeof value)) throw `a ${typeof value} cannot be sent`;
+  if (outer.includes(value)) throw 'a circular object cannot be sent';
   if (typeof value === 'object' && !ArrayBuffer.isView(value)) {
-    for (const each of Object.values(value ?? {})) check(each, never);
+    for (const each of Object.values(value ?? {})) check(each, never, value, ...outer);
   }
 }
 

@@ -332,6 +332,10 @@ async def test_argument_that_cannot_be_sent_is_an_error_at_once(
             id = f"{verb} {name}"
             await until(lambda id=id: node.of(id), 3)
             assert node.of(id) == [{"id": id, "error": "wamp.error.invalid_argument"}]
+        node.tell(id=f"why {name}", call="drivers.find", kwargs={"where": where}, why=True)
+        await until(lambda name=name: node.of(f"why {name}"), 3)
+        sort = {"circular": "a circular object", "big": "a bigint"}.get(name, name)
+        assert node.of(f"why {name}")[0]["why"] == f"{sort} cannot be sent"
     await until(lambda: len(node.rows("all")) == 5)
     assert {line["mismatches"] for line in node.lines if "mismatches" in line} == {0}
 

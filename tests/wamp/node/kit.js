@@ -20,7 +20,7 @@ const odd = {big: 1n, circular, 'a function': () => 1, 'a symbol': Symbol('id'),
 // Functions and handlers, which JSON cannot represent.
 const value = (name, each) => odd[each?.odd] ?? each;
 
-async function act({id, kit = 0, live, query, write, args, call, kwargs, seconds, close, ready}) {
+async function act({id, kit = 0, live, query, write, args, call, kwargs, seconds, close, ready, why}) {
   if (live) {
     lives[id] = (kits[kit] ??= made()).live(live, query);
     lives[id].subscribe(
@@ -34,7 +34,7 @@ async function act({id, kit = 0, live, query, write, args, call, kwargs, seconds
     if (ready) return void (await lives[id].ready);
     print({id, answer: await (write ? lives[write[0]][write[1]](...args) : db.call(call, args, kwargs, seconds))});
   } catch (error) {
-    print({id, error: error.error});
+    print({id, error: error.error, ...(why && {why: error.args[0]})});
   }
 }
 
