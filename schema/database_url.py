@@ -130,7 +130,11 @@ class Place:
     def dsn(self) -> str:
         """Return the libpq connection string, which is secret; call this for each connection."""
         if self.file is not None:
-            return _parsed("ROWCAST_DATABASE_URL_FILE", self.file.read_text())
+            try:
+                url = self.file.read_text("utf-8")
+            except UnicodeDecodeError:
+                raise InvalidUrl("ROWCAST_DATABASE_URL_FILE is not a text in UTF-8") from None
+            return _parsed("ROWCAST_DATABASE_URL_FILE", url)
         if self.url is not None:
             return _parsed("DATABASE_URL", self.url)
         return _string(self.cluster.parameters)

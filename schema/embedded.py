@@ -20,6 +20,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from signal import SIGINT, SIGKILL
+from tempfile import TemporaryFile
 
 import psycopg2
 from psycopg2.extensions import make_dsn
@@ -106,6 +107,24 @@ class Cluster:
         self.log = state / "postgres.log"
         self.claim = Claim(state / "pg.lock")
 
+    def make_directory(self) -> None:
+        """
+        Create the directory of the setting `ROWCAST_STATE`, unless it exists.
+
+        Raises:
+            EmbeddedFailed: No file can be created in it.
+        """
+        state = self.data.parent
+        try:
+            state.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=state):
+                pass
+        except OSError as error:
+            raise EmbeddedFailed(
+                f"ROWCAST_STATE {state} cannot hold files: {error.strerror}"
+                " → name a directory that you may write to"
+            ) from error
+
     @property
     def fresh(self) -> bool:
         """Return whether the data directory has not been initialized yet."""
@@ -175,6 +194,7 @@ class Cluster:
 
         Blocks: for migrations and commands, not for the service.
         """
+        self.make_directory()
         end = time.monotonic() + PATIENCE
         while not self.claim.take("a command"):
             if self.claim.holder().startswith("the service") and self._refusal() is None:
@@ -208,7 +228,7 @@ class Cluster:
             child.wait()
 
     def _make(self) -> None:
-        self.data.parent.mkdir(parents=True, exist_ok=True)
+        self.make_directory()
         if self.user:
             _let_through(self.data.parent, _binaries())
         if self.fresh:

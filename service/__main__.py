@@ -26,11 +26,11 @@ from twisted.logger import globalLogBeginner, textFileLogObserver
 from twisted.python.failure import Failure
 
 from schema.changes import LEVELS, TrackingRefused, track_table, untrack_table
-from schema.database_url import EmbeddedFailed
+from schema.database_url import EmbeddedFailed, InvalidUrl
 from schema.own import NotMade, make
 from schema.seed import SeedRefused, sow
 from service.api.verbs import VERBS
-from service.app import Rowcast, freeze_memory, obstacles, stop_once
+from service.app import Rowcast, freeze_memory, make_directory, obstacles, stop_once
 from service.changes.why import NoTestRow, find_relation, table_checks_txn, try_txn
 from service.command import (
     INTERRUPTED,
@@ -301,6 +301,7 @@ def run() -> None:
 
     settings = read()
     try:
+        make_directory(settings)
         obstacles(settings)
     except NotReady as refusal:
         fail(str(refusal))
@@ -340,7 +341,6 @@ def serve(settings: Settings, progress: Callable[[str, str], None]) -> str:
 
 def start_log(settings: Settings) -> None:
     """Log warnings and errors to the terminal, and events of the configured level to a file."""
-    settings.state.mkdir(parents=True, exist_ok=True)
     log = settings.state / f"service-{settings.port}.log"
     rotate(log)
     file = log.open("a")
@@ -403,7 +403,7 @@ def database(refusal: type[Exception]) -> Iterator[tuple[Settings, str]]:
     try:
         with settings.place.running() as dsn:
             yield settings, dsn
-    except (EmbeddedFailed, OSError, refusal) as error:
+    except (EmbeddedFailed, InvalidUrl, OSError, refusal) as error:
         fail(str(error))
 
 

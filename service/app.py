@@ -22,6 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from schema.changes import CATALOG
+from schema.database_url import EmbeddedFailed
 from service.api.dispatcher import Dispatcher
 from service.api.explain import ExplainProcedure
 from service.api.idempotency import Pruner
@@ -513,6 +514,8 @@ def obstacles(settings: Settings) -> None:
         load_application(settings.app)
     except InvalidApplication as error:
         raise NotReady(str(error)) from error
+    if settings.place.embedded or settings.embedded_router:
+        make_directory(settings)
     holder = settings.place.cluster.claim.held() if settings.place.embedded else ""
     if holder.startswith(HOLDER):
         raise NotReady(already_runs(holder))
@@ -525,6 +528,19 @@ def obstacles(settings: Settings) -> None:
         login(settings).extra()
     except Exception as error:
         raise NotReady(f"ROWCAST_KEY_FILE {settings.key_file}: {error}") from error
+
+
+def make_directory(settings: Settings) -> None:
+    """
+    Create the directory of the setting `state`, unless it exists.
+
+    Raises:
+        NotReady: No file can be created in it.
+    """
+    try:
+        settings.place.cluster.make_directory()
+    except EmbeddedFailed as error:
+        raise NotReady(str(error)) from error
 
 
 def preflight(settings: Settings) -> DatabaseReport:

@@ -20,7 +20,6 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    FilePath,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -105,6 +104,16 @@ def _is_database(value: SecretStr) -> SecretStr:
     return value
 
 
+def _is_file(path: Path) -> Path:
+    try:
+        if not path.is_file():
+            raise ValueError("should be the path of a file that exists")
+        path.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"should be the path of a file: {error.strerror}") from None
+    return path
+
+
 def _is_router(urls: tuple[str, ...]) -> tuple[str, ...]:
     for url in urls:
         Address.from_url(url)
@@ -136,6 +145,7 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 RouterUrls = Annotated[
     tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_is_router)
 ]
+ReadFile = Annotated[Path, AfterValidator(_is_file)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_is_database)]
 Pairs = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_is_mapping)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -214,7 +224,7 @@ class Settings(BaseSettings):
         validation_alias="DATABASE_URL",
         description="URL of the database; unset: the embedded one",
     )
-    database_url_file: FilePath | None = Field(
+    database_url_file: ReadFile | None = Field(
         default=None,
         description="file with the URL of the database, read again at each new connection",
     )
@@ -241,7 +251,7 @@ class Settings(BaseSettings):
         default=None, description="authid with which the service logs in at the router"
     )
     ticket: SecretStr | None = Field(default=None, description="secret for ticket authentication")
-    key_file: FilePath | None = Field(
+    key_file: ReadFile | None = Field(
         default=None, description="file with the private key for cryptosign authentication"
     )
     roles: Pairs = Field(

@@ -292,6 +292,24 @@ def test_other_names_of_settings_map_to_existing_settings() -> None:
     assert len(others) == len(set(others))
 
 
+@pytest.mark.parametrize("name", ["ROWCAST_KEY_FILE", "ROWCAST_DATABASE_URL_FILE"])
+def test_setting_that_names_no_file_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """Also if a key stands in its place, which is too long for a path and is not shown."""
+    for value in (str(tmp_path), str(tmp_path / "absent"), "k" * 300):
+        (problem,) = problems(monkeypatch, **{name: value})
+        assert problem.startswith(f"{name} should be the path of a file")
+        assert value not in problem
+
+
+def test_url_in_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_bytes(b"\xff")
+    with pytest.raises(InvalidUrl, match=r"^ROWCAST_DATABASE_URL_FILE is not a text"):
+        Place(file=file).dsn()
+
+
 def test_url_in_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     """A rotated password is used at the next connection."""
     file = tmp_path / "url"

@@ -307,6 +307,18 @@ def test_service_with_own_database_and_router_starts_nothing_embedded(
             assert service.ends(signal.SIGINT) in (0, -signal.SIGINT)
 
 
+@pytest.mark.parametrize("state", [__file__, f"{__file__}/below", "/proc/absent"])
+def test_state_that_cannot_be_a_directory_is_refused(environ: dict[str, str], state: str) -> None:
+    """In one line that names the setting, by whatever uses the directory."""
+    seed = (sys.executable, "-m", "service", "seed")
+    for command in (RUN, TWISTD, seed, (*ALEMBIC, "current")):
+        with program(environ | {"ROWCAST_STATE": state}, *command) as service:
+            assert service.ends() != 0
+            (line,) = (each for each in service.output.splitlines() if not each.startswith("  "))
+            assert line.removeprefix("FAILED: ").startswith(f"ROWCAST_STATE {state} cannot hold")
+            assert line.endswith("→ name a directory that you may write to")
+
+
 LOCKED = Ed25519PrivateKey.generate().private_bytes(
     Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"s3cret")
 )
