@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,8 @@ def run_call(
                 reactor.stop()  # as Ctrl-C does, which cancels the call
 
     on_progress = part if progress or verb in PROGRESSIVE else None
-    answer, status = _wait(reactor, call_once, target, uri, args, kwargs, on_progress)
+    call = partial(_call, _notes(args))
+    answer, status = _wait(reactor, call, target, uri, args, kwargs, on_progress)
     if failed:
         raise failed[0]
     if status == ANSWERED:
@@ -248,6 +250,23 @@ def run_call(
         else:
             printer.answer(answer)
     return status
+
+
+async def _call(notes: Mapping[str, str], *how: Any) -> Any:
+    try:
+        return await call_once(*how)
+    except CallRefused as error:
+        error.details = {**error.details, **notes}
+        raise
+
+
+def _notes(args: Sequence[Any]) -> dict[str, str]:
+    """Return what to print with a refusal if a positional argument may be meant as `name: value`."""
+    for each in args:
+        if isinstance(each, str) and (named := re.match(r"([A-Za-z_]\w*):(?!//)(\S.*)", each)):
+            meant = f"{named[1]}: {named[2]}"
+            return {"note": f'"{each}" was sent as a string; an argument by name is "{meant}"'}
+    return {}
 
 
 def run_why(reactor: Any, target: CallTarget, prefix: str, relation: str) -> list[Check]:

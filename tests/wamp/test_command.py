@@ -181,6 +181,16 @@ async def test_call_refused_prints_the_error_with_status_1(router: Router) -> No
 
 
 @pytest_twisted.ensureDeferred
+async def test_call_refused_with_a_colon_without_blank_says_so(router: Router) -> None:
+    """Only with the refusal, because a text key may contain colons."""
+    _, errors, status = await rowcast(router, "call", "drivers.get", "id:1")
+    assert status == 1
+    assert '  note: "id:1" was sent as a string; an argument by name is "id: 1"' in errors
+    _, errors, _ = await rowcast(router, "call", "drivers.get", "http://a")
+    assert "note" not in errors
+
+
+@pytest_twisted.ensureDeferred
 async def test_version_is_printed(router: Router) -> None:
     """It is that of the installed package."""
     expected = f"rowcast {metadata.version('rowcast')}\n"
