@@ -356,14 +356,26 @@ def find_route(
     try:
         return snapshot.keep(name, _resolve(snapshot, parse_name(name, written), verbs))
     except NoSuchProcedure as error:
-        if name.startswith(head := f"{prefix}."):
-            bare = clip(name.removeprefix(head))
-            error.details["hint"] = f'did you mean "{bare}", without the prefix?'
-        elif incomplete := _incomplete(snapshot.catalog, name, verbs):
+        bare = name.removeprefix(f"{prefix}.")
+        if incomplete := _incomplete(snapshot.catalog, bare, verbs):
             raise incomplete from None
-        elif hint := _hint_at_written(name, verbs, written):
+        if hint := _hint(snapshot, name, bare, verbs, written):
             error.details["hint"] = hint
         raise
+
+
+def _hint(
+    snapshot: Snapshot, name: str, bare: str, verbs: Mapping[str, Verb], written: Collection[str]
+) -> str | None:
+    """Return a hint at a procedure written by hand, or for a name with the prefix at what is meant without."""
+    if bare == name:
+        return _hint_at_written(name, verbs, written)
+    try:
+        if bare not in written:
+            _resolve(snapshot, parse_name(bare, written), verbs)
+    except NoSuchProcedure as refusal:
+        return refusal.details.get("hint")
+    return f'did you mean "{clip(bare)}", without the prefix?'
 
 
 def _incomplete(catalog: Catalog, name: str, verbs: Mapping[str, Verb]) -> NoSuchProcedure | None:
