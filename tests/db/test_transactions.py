@@ -405,6 +405,20 @@ async def test_malformed_batch_is_refused(
     assert caught.value.details.get("operation") == (0 if path.startswith("operations.") else None)
 
 
+@pytest_twisted.ensureDeferred
+async def test_path_of_an_operations_error_is_that_of_the_call_alone(db: DirectCaller) -> None:
+    """Beside `operation`, `path` points into the arguments of the operation, by their names."""
+    for call, path in (
+        (op("accounts.find", where={"sttus": 1}), "where.sttus"),
+        (op("accounts.create", {"sttus": 1}), "values.sttus"),
+        (op("fn.add", a=1, c=2), "c"),
+    ):
+        refused = await refusal_of(db, op("accounts.count"), call)
+        assert refused.details["operation"] == 1
+        alone = await failure_of(db.call(call["call"], *call["args"], **call["kwargs"]))
+        assert alone.details["path"] == refused.details["path"] == path
+
+
 @pytest.mark.parametrize("reference", ["0.rows.00.id", "0.rows.1.id", "0.rows.٠.id", "0.rows.0."])
 @pytest_twisted.ensureDeferred
 async def test_reference_past_a_list_is_refused(db: DirectCaller, reference: str) -> None:
@@ -421,6 +435,8 @@ async def test_reference_past_a_list_is_refused(db: DirectCaller, reference: str
     [
         ("rowcast.accounts.get", 'did you mean "accounts.get", without the prefix?'),
         ("rowcast.fn.add", 'did you mean "fn.add", without the prefix?'),
+        ("rowcast.acounts.get", 'did you mean "accounts"?'),
+        ("rowcast.transaction", 'did you mean "transaction", without the prefix?'),
         ("transactions", 'did you mean "transaction"?'),
         ("transaction.commit", COMMANDS_HINT),
         ("rollback", COMMANDS_HINT),
