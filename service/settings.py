@@ -307,7 +307,7 @@ class Settings(BaseSettings):
         default=None,
         description="seconds between two polls for changes; unset: writers notify",
     )
-    max_rows: Count = Field(default=1000, description="rows in one result")
+    max_rows: Count = Field(default=1000, description="rows of a page")
     max_watches_per_session: Count = Field(
         default=100, description="queries that one session may watch"
     )

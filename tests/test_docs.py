@@ -263,6 +263,8 @@ def test_limits_of_the_page_are_those_of_the_code() -> None:
         filters.MAX_TERMS,
         embeds.MAX_MEASURES,
         read_request.MAX_GROUPS,
+        read_request.MAX_GROUPS,
+        row_values.MAX_NEW_ROWS,
         read_request.MAX_CHUNK,
         row_values.MAX_REMOVED,
         row_values.MAX_STEPS,
@@ -324,19 +326,26 @@ async def test_documented_procedures_of_the_service_exist(service: Serving, call
     """The documented procedures of the service itself are these, and those without arguments answer."""
     named = [quoted(cell)[0] for cell, _ in rows(DOCS / "procedures.md", "procedure", "answer")]
     assert named == [
-        "describe()",
+        "describe(*, relations, functions)",
         "health()",
-        "transaction(operations)",
+        "transaction(operations, *, isolation, read_only, dry_run)",
         "stats()",
         "why(relation)",
         "explain(operation)",
         "position()",
-        "changes(since, relations, limit, form)",
+        "changes(since, *, relations, limit, form)",
     ]
     await until(lambda: service.feed.epoch)  # until then, `position` is refused
-    named = [name for name in named if name.endswith("()")]
-    for name in named:
-        assert await caller.call(f"rowcast.{name.removesuffix('()')}")
+    named.remove("explain(operation)")  # off in this service
+    for each in named:
+        name, _, taken = each.removesuffix(")").partition("(")
+        positional = [arg for arg in taken.partition("*")[0].split(", ") if arg]
+        if not positional:
+            assert await caller.call(f"rowcast.{name}")
+        with pytest.raises(ApplicationError) as caught:
+            await caller.call(f"rowcast.{name}", *positional, "one more")
+        takes = f"takes {len(positional) or 'no'} positional argument"
+        assert caught.value.args[0].startswith(takes), name
 
 
 def test_test_on_the_page_of_applications_is_that_of_the_example() -> None:
