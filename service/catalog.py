@@ -24,7 +24,7 @@ QualifiedName = tuple[str, str]
 """A schema and a name in it."""
 
 TypeKind = Literal["base", "enum", "composite", "domain", "range", "multirange", "array", "pseudo"]
-RelationKind = Literal["table", "view", "materialized view", "foreign table"]
+RelationKind = Literal["table", "view", "materialized view", "foreign table", "groups"]
 WriteKind = Literal["insert", "update", "delete"]
 Mode = Literal["in", "out", "inout", "variadic", "table"]
 Volatility = Literal["immutable", "stable", "volatile"]
@@ -225,7 +225,7 @@ class Relation:
     Args:
         schema: Its schema.
         name: Its name.
-        kind: The kind of relation.
+        kind: The kind of relation; "groups" stands for the groups of an aggregate, which no schema has.
         columns: The columns by name, in the order of the table.
         primary_key: The columns of its primary key, or of a view's key; empty if there is none.
         unique_keys: All keys, the primary key first.

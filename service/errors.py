@@ -264,7 +264,7 @@ class TooManyToSend(TooLarge):
     """
 
     def __init__(self, name: str, limit: int, verbs: bool) -> None:
-        message = f'"{name}" gave more than {limit} rows, the most of one answer'
+        message = f'"{name}" gave more than {counted(limit, "row")}, the most of one answer'
         paged = f'"fn.{name}.find" gives rows in pages, "fn.{name}.stream" all of them'
         bare = "a function that RETURNS TABLE has find, which gives pages, and stream"
         ServiceError.__init__(self, message, hint=paged if verbs else bare)
@@ -418,6 +418,11 @@ def causes(error: BaseException, contexts: bool = False) -> Iterator[BaseExcepti
         yield each
         before = each.__context__ if contexts and not each.__suppress_context__ else None
         each = each.__cause__ or before
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless the number is 1."""
+    return f"{number} {noun}{'s'[number == 1 :]}"
 
 
 def clip(text: object, length: int = 80) -> str:

@@ -43,6 +43,7 @@ from service.errors import (
     NotFound,
     ServiceError,
     TooManyRows,
+    counted,
 )
 from service.payload import WithReceipt
 from service.plan.nested_rows import is_nested, refuse_related
@@ -445,7 +446,7 @@ async def _locked(
     if len(rows) > most:
         hint = "the model of this relation validates each row: write so many in several calls"
         raise TooManyRows(
-            f"this would write more than {most} rows",
+            f"this would write more than {counted(most, 'row')}",
             hint="nothing was written" if most == request.max_affected else hint,
         )
     computed = dict.fromkeys(each.column for each in changes if each.computes)

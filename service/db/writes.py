@@ -38,6 +38,7 @@ from service.errors import (
     NotFound,
     TooManyRows,
     TooManyToSend,
+    counted,
 )
 from service.payload import fit
 from service.plan.tree import PENDING, LinkedKey, LinkedRow, NewRows, TreeStep
@@ -223,7 +224,8 @@ def fitting_txn(
 def too_many_rows(rows: int, most: int) -> TooManyRows:
     """Return the error of a write of more rows than `max_affected`."""
     return TooManyRows(
-        f"this would write {rows} rows, and max_affected is {most}", hint="nothing was written"
+        f"this would write {counted(rows, 'row')}, and max_affected is {most}",
+        hint="nothing was written",
     )
 
 

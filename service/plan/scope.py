@@ -13,7 +13,7 @@ from itertools import count
 
 from service.catalog import NOWHERE, Catalog, Column, Function, Relation, Type, cached_per_catalog
 from service.datatypes import DOCUMENTS
-from service.errors import InvalidArgument, UnknownName
+from service.errors import InvalidArgument, UnknownName, clip, nearest
 from service.plan.joins import Pairs, computed_columns, is_related, related, resolve_computed
 from service.plan.plans import (
     PG_CATALOG,
@@ -278,9 +278,12 @@ class Scope:
             found = resolve_computed(self.catalog, computed[name], reference)
             return found.column, found.function
         known = [*self.relation.columns, *computed]
-        of = f'relation "{self.relation.name}"'
+        kind, of = "column", f'relation "{self.relation.name}"'
         hint = column_hint(name, known, OPERATORS) or unquoted_hint(name, known)
-        raise UnknownName("column", name, known, of, reference.path, hint)
+        if self.relation.kind == "groups":
+            kind, of = "measure or group", self.relation.name
+            hint = hint or nearest(name, known) or f"one of {', '.join(map(clip, known))}"
+        raise UnknownName(kind, name, known, of, reference.path, hint)
 
     def _arguments(self, function: Function, reference: Reference) -> tuple[PlannedArgument, ...]:
         types = {each.name: self.catalog.type(each.type) for each in function.inputs[1:]}
@@ -349,4 +352,4 @@ def groups_of(relation: Relation, types: Mapping[str, Type]) -> Relation:
     """Return a relation that stands for groups of rows, with columns of these names and types."""
     columns = {name: Column(name, type.oid, type.sql) for name, type in types.items()}
     # In no schema, so that nothing about it is cached: it is another relation in each call.
-    return Relation(NOWHERE, f"aggregate of {relation.name}", "view", columns)
+    return Relation(NOWHERE, f'the aggregate of "{relation.name}"', "groups", columns)

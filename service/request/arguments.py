@@ -246,15 +246,34 @@ class Arguments:
         value = self._given.get(name)
         if value is None:
             return default
-        if not isinstance(value, str) or value not in words:
-            refusal = UnknownName(name, str(value), words, path=name)
-            refusal.details.setdefault("hint", f"one of {', '.join(words)}")
-            raise refusal
-        return value
+        if value not in words:
+            raise unknown_word(name, value, words, name)
+        return str(value)
 
     def timeout(self) -> float | None:
         """Return the caller's `timeout` in seconds, above 0; None without one."""
         return self._timeout
+
+
+def unknown_word(
+    kind: str, value: Any, words: Sequence[str], path: str, hint: str | None = None
+) -> InvalidArgument:
+    """
+    Return the refusal of a value that is none of the words that an argument or option may be.
+
+    Args:
+        kind: The kind of word, as in "unit".
+        value: As the caller gave it.
+        words: The words.
+        path: The place of the value in the call.
+        hint: A better hint than a similar word, if there is one.
+    """
+    listed = ", ".join(words)
+    if not isinstance(value, str):
+        return InvalidArgument(f"the {kind} is one of {listed}, as a string", path=path)
+    refusal = UnknownName(kind, value, words, path=path, hint=hint)
+    refusal.details.setdefault("hint", f"one of {listed}")
+    return refusal
 
 
 class UnknownArgument(UnknownName):

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
-from service.errors import InvalidArgument, UnknownName, clip
-from service.request.arguments import Values, flag_of, integer_of
+from service.errors import InvalidArgument, UnknownName, clip, nearest
+from service.request.arguments import Values, flag_of, integer_of, unknown_word
 from service.request.filters import FilterParser
 from service.request.requests import Embed, Item, Measure, Operand
 from service.request.select_list import check_name, parse_item, parse_order, parse_select
@@ -105,11 +105,12 @@ def _function(measure: Mapping[Any, Any], path: str) -> str:
     found = [str(each) for each in measure if each not in MEASURE_OPTIONS]
     for each in found:
         if each not in MEASURE_FUNCTIONS:
-            known, hint = (
-                [*MEASURE_FUNCTIONS, *MEASURE_OPTIONS],
-                synonym_hint("function", each, MEASURE_FUNCTIONS),
-            )
-            raise UnknownName("function", each, known, path=f"{path}.{each}", hint=hint)
+            place = f"{path}.{each}"
+            if not set(found).isdisjoint(MEASURE_FUNCTIONS):
+                raise unknown_word("option", each, MEASURE_OPTIONS, place)
+            hint = synonym_hint("function", each, MEASURE_FUNCTIONS)
+            hint = hint or nearest(each, [*MEASURE_FUNCTIONS, *MEASURE_OPTIONS])
+            raise unknown_word("function", each, MEASURE_FUNCTIONS, place, hint)
     if len(found) != 1:
         raise InvalidArgument(
             "a measure has one function", path=path, hint=f"one of {', '.join(MEASURE_FUNCTIONS)}"

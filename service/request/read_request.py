@@ -19,7 +19,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Generic, Literal, TypeVar, cast
 
-from service.errors import InvalidArgument, UnknownName
+from service.errors import InvalidArgument, UnknownName, counted
 from service.request.arguments import (
     MAX_INTEGER,
     UNSTORABLE,
@@ -479,7 +479,9 @@ def _keys(keys: Any, values: Values, most: int) -> KeyMatch:
     if not isinstance(keys, list | tuple):
         raise InvalidArgument('"keys" is a list of keys', path="keys")
     if len(keys) > most:
-        raise InvalidArgument(f"a call gets at most {most} rows by their keys", path="keys")
+        raise InvalidArgument(
+            f"a call gets at most {counted(most, 'row')} by their keys", path="keys"
+        )
     parsed = [_key_parts(key, f"keys.{at}") for at, key in enumerate(keys)]
     columns, parts = parsed[0] if parsed else ((), [])
     for at, (other_columns, other_parts) in enumerate(parsed):

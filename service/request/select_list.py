@@ -11,7 +11,14 @@ from functools import lru_cache
 from typing import Any, cast
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.arguments import UNSTORABLE, Values, flag_of, items_with_paths, list_of
+from service.request.arguments import (
+    UNSTORABLE,
+    Values,
+    flag_of,
+    items_with_paths,
+    list_of,
+    unknown_word,
+)
 from service.request.requests import Item, JsonStep, Key, Nulls, Operand, Reference, Zone
 from service.request.synonyms import synonym_hint
 
@@ -141,7 +148,7 @@ def _with_trunc(
         return reference
     if unit not in UNITS:
         hint = synonym_hint("argument", unit, UNITS)
-        raise UnknownName("unit", str(unit), UNITS, path=f"{path}.trunc", hint=hint)
+        raise unknown_word("unit", unit, UNITS, f"{path}.trunc", hint)
     if reference.place is not None:
         hint = 'the type of what is cut stands beside it, as in "data->>at::timestamptz"'
         raise InvalidArgument('"trunc" goes without "cast"', path=f"{path}.cast", hint=hint)

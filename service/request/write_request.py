@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from service.errors import InvalidArgument
+from service.errors import InvalidArgument, counted
 from service.request.arguments import (
     IDEMPOTENCY_KEY,
     RECEIPT,
@@ -190,7 +190,9 @@ def parse_update_rows(
     if not many:
         raise InvalidArgument('"rows" is a list of rows', path="rows")
     if len(rows) > limits.max_rows:
-        raise InvalidArgument(f"a call changes at most {limits.max_rows} rows", path="rows")
+        raise InvalidArgument(
+            f"a call changes at most {counted(limits.max_rows, 'row')}", path="rows"
+        )
     by = given.value("by")
     request = UpdateRowsRequest(
         tuple(assignments(row, f"rows.{at}", values, "changes") for at, row in enumerate(rows)),

@@ -265,6 +265,24 @@ async def test_function_that_a_type_lacks_is_refused_with_its_path(
     assert ("hint" in refused.details) == (path.endswith(("sum", "bool_or")))
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "name", "hint"),
+    [
+        ({"having": {"m": 1}}, "m", "one of mood, total"),
+        ({"having": {"totl": 1}}, "totl", 'did you mean "total"?'),
+        ({"order": ["amount"]}, "amount", "one of mood, total"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_unknown_name_in_having_or_order_is_a_measure_or_group(
+    db: DirectCaller, kwargs: dict[str, Any], name: str, hint: str
+) -> None:
+    measures = {"total": {"count": "*"}}
+    refused = await failure_of(db.call("sales.aggregate", measures, group=["mood"], **kwargs))
+    assert refused.message == f'no measure or group "{name}" in the aggregate of "sales"'
+    assert refused.details["hint"] == hint
+
+
 @pytest_twisted.ensureDeferred
 async def test_sql_in_the_names_of_an_aggregate_is_not_run(db: DirectCaller, dsn: str) -> None:
     """SQL in place of a name, function or separator is quoted or refused."""

@@ -65,8 +65,10 @@ async def test_delete_with_a_hook_refuses_like_one_without(db: DirectCaller) -> 
     refused = await failure_of(db.call("boxes.delete", 1, expect={"label": "x"}, select=["id"]))
     assert isinstance(refused, Conflict)
     assert refused.details["row"] == {"id": 1}
-    refused = await failure_of(db.call("boxes.delete", all=True, max_affected=3))
-    assert isinstance(refused, TooManyRows)
+    for most, rows in ((3, "3 rows"), (1, "1 row")):
+        refused = await failure_of(db.call("boxes.delete", all=True, max_affected=most))
+        assert isinstance(refused, TooManyRows)
+        assert refused.message == f"this would write more than {rows}"
     assert not asked
     assert await db.call("boxes.count") == 4
 

@@ -129,6 +129,8 @@ async def test_invalid_truncation_is_refused_with_its_path(
     refused = await failure_of(db.call("visits.find", select=[item]))
     assert isinstance(refused, InvalidArgument), refused
     assert refused.details["path"] == f"select.0.{path}"
+    if path == "trunc":
+        assert "day, week, month" in f"{refused.message} {refused.details.get('hint')}"
     rest = {name: value for name, value in item.items() if name not in ("column", "cast")}
     if path != "cast":
         refused = await failure_of(db.call("visits.find", order=[{"by": item["column"], **rest}]))

@@ -199,6 +199,8 @@ async def test_update_by_filter_returns_rows_and_their_number(db: DirectCaller) 
     )
     assert isinstance(refused, TooManyRows)
     assert not await db.call("things.exists", where={"size": 0})
+    refused = await failure_of(db.call("things.delete", where={"id": 1}, max_affected=0))
+    assert refused.message == "this would write 1 row, and max_affected is 0"
     answer = await db.call("things.update", all=True, changes={"size": 0}, returning=False)
     assert answer == {"affected": 3}
     answer = await db.call("things.update", where={"id": 99}, changes={"size": 0})

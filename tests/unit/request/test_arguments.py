@@ -67,6 +67,25 @@ def test_unknown_argument_is_refused_with_a_hint(name: str, hint: str) -> None:
     assert refused.value.details["path"] == name
 
 
+@pytest.mark.parametrize(
+    ("value", "message", "hint"),
+    [
+        (True, "the order is one of asc, desc, as a string", None),
+        (["asc"], "the order is one of asc, desc, as a string", None),
+        ("", 'no order ""', "one of asc, desc"),
+        ("True", 'no order "True"', "one of asc, desc"),
+        ("decs", 'no order "decs"', 'did you mean "desc"?'),
+    ],
+)
+def test_value_that_is_none_of_the_words_is_refused_with_them(
+    value: Any, message: str, hint: str | None
+) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        arguments(order=value).choice("order", ("asc", "desc"))
+    assert refused.value.message == message
+    assert refused.value.details == {"path": "order", **({"hint": hint} if hint else {})}
+
+
 def test_column_given_as_an_argument_is_refused_with_its_right_place() -> None:
     """The hint is given once the relation's columns are known."""
     with pytest.raises(UnknownArgument) as refused:

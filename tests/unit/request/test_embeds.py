@@ -8,7 +8,7 @@ import pytest
 
 from service.errors import InvalidArgument
 from service.request.arguments import Values
-from service.request.embeds import MAX_EMBEDS, EmbedParser
+from service.request.embeds import MAX_EMBEDS, EmbedParser, parse_measures
 from service.request.read_request import Limits, Parsed, parse_get
 from service.request.requests import Embed, GetRequest
 
@@ -101,3 +101,25 @@ def test_wrong_embed_is_refused_each_time(embed: Any) -> None:
     for _ in range(3):
         with pytest.raises(InvalidArgument):
             in_call(embed)
+
+
+@pytest.mark.parametrize(
+    ("measure", "message", "hint"),
+    [
+        ({"count": "*", "foo": 1}, 'no option "foo"', "one of distinct, separator"),
+        ({"foo": 1, "count": "*"}, 'no option "foo"', "one of distinct, separator"),
+        ({"count": "*", "distnct": 1}, 'no option "distnct"', 'did you mean "distinct"?'),
+        ({"foo": 1}, 'no function "foo"', "one of count, sum"),
+        ({"average": "x"}, 'no function "average"', 'did you mean "avg"'),
+        ({"distnct": True}, 'no function "distnct"', 'did you mean "distinct"?'),
+    ],
+)
+def test_unknown_key_of_a_measure_is_an_option_beside_a_function(
+    measure: dict[str, Any], message: str, hint: str
+) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        parse_measures({"n": measure}, Values(), 2)
+    assert refused.value.message == message
+    assert refused.value.details["hint"].startswith(hint)
+    wrong = next(each for each in measure if each not in {"count"})
+    assert refused.value.details["path"] == f"measures.n.{wrong}"
