@@ -17,7 +17,7 @@ import psutil
 import pytest
 import pytest_twisted
 from autobahn.wamp.exception import ApplicationError, InvalidUriError, TransportLost
-from twisted.internet.defer import DeferredList, ensureDeferred
+from twisted.internet.defer import DeferredList, TimeoutError, ensureDeferred
 
 from service.api.verbs import VERBS
 from service.app import Serving
@@ -29,6 +29,8 @@ from tests.wamp.service import served
 CALLS = amount(800, 10_000)
 SEEDS = (20261121, 20261122)
 AT_ONCE = 50
+PATIENCE = 200.0
+"""Seconds in which each call has to be answered: less than the time limit of the test, which names no call."""
 GROWTH = 48 << 20
 """Bytes that memory may grow by in the second half of the calls."""
 
@@ -332,12 +334,16 @@ async def service(dsn: str, router: Router) -> AsyncIterator[Serving]:
 
 
 async def outcome(caller: Caller, call: tuple[str, list[Any], dict[str, Any]]) -> str:
-    """Make a call; return "ok" or the URI of its error."""
+    """Make a call; return "ok", the URI of its error, or what was wrong with the answer."""
+    from twisted.internet import reactor
+
     name, args, kwargs = call
     try:
-        await caller.call(name, *args, **kwargs)
+        await caller.call(name, *args, **kwargs).addTimeout(PATIENCE, reactor)
     except InvalidUriError:  # the client's library refuses to send it
         return "unsent"
+    except TimeoutError:
+        return f"no answer in {PATIENCE:g} s to {call!r}, attached: {caller.is_attached()}"
     except TransportLost:  # the router ended a caller whose message it could not read
         return "dropped"
     except ApplicationError as error:
