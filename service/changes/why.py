@@ -193,12 +193,14 @@ def _no_log(connection: PgConnection, track: str) -> Check:
         return Check(False, "there is no log of changes", track)
     found = connection.ask(OWNER, owner=owner)
     superuser, us = found
-    anew = f"DROP SCHEMA rowcast CASCADE (idempotency keys, too), then {track} as {us}"
+    grant = f"GRANT {quoted(owner)} TO {quoted(us)}"
+    # A member of a superuser's role may SET ROLE to it.
+    risk = " (which may then do what a superuser may)" if superuser else ""
+    anew = f"DROP SCHEMA rowcast CASCADE, then {track} as {us}"
     return Check(
         False,
         f"the log of changes is {owner}'s, and the service, which is {us}, may not read it",
-        # GRANT of a superuser's role would give the service all of a superuser's rights.
-        anew if superuser else f"GRANT {quoted(owner)} TO {quoted(us)}; or {anew}",
+        f"{grant}{risk}; or, without the changes and idempotency keys so far, {anew}",
     )
 
 
