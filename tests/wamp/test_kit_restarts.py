@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from random import Random
 from typing import Any
 
@@ -102,11 +102,11 @@ async def test_copies_after_random_failures_equal_the_rows(
     clock = reactor.seconds
     end = clock() + SECONDS
     cuts = restarts = 0
-    while clock() < end:
+    while clock() < end or changes <= 100 or cuts <= 2:  # a busy machine makes fewer in that time
         async with served(dsn, router):
             restarts += 1
             until_then = clock() + random.uniform(2.0, 4.0)
-            while clock() < min(until_then, end):
+            while clock() < until_then:
                 write(dsn, random)
                 if random.random() < 0.03:
                     client.proxy.cut()
@@ -122,9 +122,12 @@ async def test_copies_after_random_failures_equal_the_rows(
         groups = await client.db.call("vehicles.aggregate", **QUERIES[5][1])
         await until(lambda: sorted(map(str, lives[5].rows)) == sorted(map(str, groups)))
     assert [(live.error, live.mismatches) for live in lives] == [(None, 0)] * len(lives)
-    assert cuts > 2
     assert restarts > 1
-    assert changes > 100
+
+
+def changes_in(lines: Iterable[Mapping[str, Any]]) -> int:
+    """Return how many lines of the program are about a change."""
+    return sum(bool(line.get("change")) for line in lines)
 
 
 @pytest_twisted.ensureDeferred
@@ -140,10 +143,10 @@ async def test_copies_in_javascript_after_random_failures_equal_the_rows(
         node.tell(id=f"{at}", live=name, query=query)
     clock = reactor.seconds
     end = clock() + SECONDS
-    while clock() < end:
+    while clock() < end or changes_in(node.lines) <= 100:  # a busy machine makes fewer in that time
         async with served(dsn, router):
             until_then = clock() + random.uniform(2.0, 4.0)
-            while clock() < min(until_then, end):
+            while clock() < until_then:
                 write(dsn, random)
                 if random.random() < 0.03:
                     wired.proxy.cut()
@@ -169,5 +172,4 @@ async def test_copies_in_javascript_after_random_failures_equal_the_rows(
             assert await found(at), QUERIES[at]
         await caller.close()
     assert {line["mismatches"] for line in node.lines if "mismatches" in line} == {0}
-    assert sum(bool(line.get("change")) for line in node.lines) > 100
     await wired.close()
