@@ -238,6 +238,23 @@ ROWS = st.fixed_dictionaries(
 )
 
 
+def unlike_an_operator(value: Any) -> Any:
+    """Return a value as a client writes it: a dict that looks like an operator is wrapped in `$value`."""
+    alone = isinstance(value, dict) and len(value) == 1 and next(iter(value)).startswith("$")
+    return {"$value": value} if alone else value
+
+
+@pytest.mark.parametrize("operator", [{"$": None}, {"$add": "1"}, {"$value": "x"}])
+@pytest_twisted.ensureDeferred
+async def test_hstore_that_looks_like_an_operator_is_written_wrapped(
+    callers: dict[str, Caller], operator: dict[str, Any]
+) -> None:
+    caller = callers["websocket json"]
+    row = {"hstore": unlike_an_operator(operator)}
+    made = await caller.call("rowcast.kept.create", row, select=["hstore"])
+    assert made == {"hstore": operator}
+
+
 @pytest.mark.parametrize("how", KINDS[:3])
 @pytest_twisted.ensureDeferred
 async def test_row_of_any_values_is_read_as_written_by_all(
@@ -246,7 +263,8 @@ async def test_row_of_any_values_is_read_as_written_by_all(
     readers = [caller for kind, caller in callers.items() if kind != how]
 
     async def travel(row: dict[str, Any]) -> None:
-        made = await callers[how].call("rowcast.kept.create", row, select=["id", *row])
+        written = {column: unlike_an_operator(value) for column, value in row.items()}
+        made = await callers[how].call("rowcast.kept.create", written, select=["id", *row])
         key = made.pop("id")
         assert alike(made, row), made
         calls = [reader.call("rowcast.kept.get", key, select=list(row)) for reader in readers]
