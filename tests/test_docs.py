@@ -156,11 +156,11 @@ def test_settings_of_the_readme_have_the_defaults_of_the_code() -> None:
         if not default.startswith("`"):
             assert actual in (None, ()), name
             continue
-        said = default.strip("`")
+        documented = default.strip("`")
         if isinstance(actual, tuple):
-            assert said == ",".join(actual)
+            assert documented == ",".join(actual)
         else:
-            assert type(actual)(said) == actual
+            assert type(actual)(documented) == actual
 
 
 def test_page_of_filters_has_each_operator_once() -> None:
@@ -303,14 +303,16 @@ async def test_documented_verb_takes_the_documented_arguments(
     for verb, (positional, names) in documented.items():
         taken = set()
         for name in candidates:
-            said = await complaint(caller, verb, **{name: [[0, 0]]})
-            if said != f'no argument "{name}"' and not said.startswith(f'"{name}" is for pages'):
+            message = await complaint(caller, verb, **{name: [[0, 0]]})
+            if message != f'no argument "{name}"' and not message.startswith(
+                f'"{name}" is for pages'
+            ):
                 taken.add(name)
         assert taken == names | {"timeout"}, verb
         most = max(map(len, positional))
-        said = await complaint(caller, verb, *range(most + 1))
-        many = "s"[most == 1 :]
-        assert said == f"takes {most or 'no'} positional argument{many}, got {most + 1}"
+        message = await complaint(caller, verb, *range(most + 1))
+        plural = "s"[most == 1 :]
+        assert message == f"takes {most or 'no'} positional argument{plural}, got {most + 1}"
 
 
 async def complaint(caller: Caller, verb: str, *args: Any, **kwargs: Any) -> str:
@@ -367,14 +369,14 @@ async def test_example_of_topics_misses_no_change_and_has_none_twice(
     exec(shown, made)
     (psql,) = code(DOCS / "topics.md", "sql")
     execute(migrated, "INSERT INTO drivers (id, name) OVERRIDING SYSTEM VALUE VALUES (1, 'Grace')")
-    heard: list[Any] = []
+    changes: list[Any] = []
     await until(lambda: service.feed.leading)
     caller = await join(router, "websocket json")
-    await made["follow"](caller, heard.append)
+    await made["follow"](caller, changes.append)
     execute(migrated, psql)
-    await until(lambda: heard)
+    await until(lambda: changes)
     # Earlier changes arrive too, if no tick had them when the position was read.
-    *_, change = heard
+    *_, change = changes
     assert (change["op"], change["row"]["name"], change["old"]["name"]) == (
         "update",
         "Ada",
@@ -386,8 +388,8 @@ async def test_example_of_topics_misses_no_change_and_has_none_twice(
             service.client._transport.abortConnection()
             await until(lambda: not service.client.joined)
             await until(lambda: service.client.joined)
-    await until(lambda: heard[-1]["row"]["name"] == "Ada 29")
-    names = [change["row"]["name"] for change in heard if change["op"] == "update"]
+    await until(lambda: changes[-1]["row"]["name"] == "Ada 29")
+    names = [change["row"]["name"] for change in changes if change["op"] == "update"]
     assert names == ["Ada", *(f"Ada {number}" for number in range(30))]
     await caller.close()
     execute(migrated, "TRUNCATE drivers CASCADE")
@@ -623,8 +625,8 @@ async def test_examples_of_describing_have_the_documented_output(
     await in_thread(
         reactor, "example", lambda: exec(compile(judged, "docs/describing.md", "exec"), {})
     )
-    said = re.findall(r"# (True|False)$", judged, re.M)
-    assert capsys.readouterr().out.split() == said
+    documented = re.findall(r"# (True|False)$", judged, re.M)
+    assert capsys.readouterr().out.split() == documented
     body = "".join(f"    {line}\n" for line in parts.splitlines())
     space: dict[str, Any] = {}
     exec(f"async def run(session):\n{body}    return names, part", space)

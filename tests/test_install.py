@@ -68,33 +68,33 @@ def test_install_without_network_says_so(checkout: Path) -> None:
         "PIP_RETRIES": "1",
         "PIP_CONFIG_FILE": os.devnull,
     }
-    said = refusal(install(checkout, "service", ".venv", "some.lock", **offline))
-    assert said.startswith("service: install failed: the package index cannot be reached → ")
+    message = refusal(install(checkout, "service", ".venv", "some.lock", **offline))
+    assert message.startswith("service: install failed: the package index cannot be reached → ")
 
 
 def test_install_in_read_only_folder_says_so(checkout: Path) -> None:
     """It is checked before anything else."""
     checkout.chmod(0o555)
     user = None if os.geteuid() else "nobody"  # root may write anywhere
-    said = refusal(install(checkout, "able", ".venv/stamp", user=user))
+    message = refusal(install(checkout, "able", ".venv/stamp", user=user))
     checkout.chmod(0o755)
-    assert said == f"{checkout} cannot be written to → copy the checkout to a folder of yours"
+    assert message == f"{checkout} cannot be written to → copy the checkout to a folder of yours"
 
 
 def test_install_without_venv_module_says_so(checkout: Path) -> None:
     """Debian's Python does not include it."""
     bare = f'case "$2" in *ensurepip*) exit 1 ;; esac; exec {sys.executable} "$@"'
     python = program(checkout, "python", bare)
-    said = refusal(install(checkout, "able", ".venv/stamp", PYTHON=python))
-    assert said == f"{python} cannot make virtual environments → apt-get install python3-venv"
+    message = refusal(install(checkout, "able", ".venv/stamp", PYTHON=python))
+    assert message == f"{python} cannot make virtual environments → apt-get install python3-venv"
 
 
 def test_install_with_old_python_says_so(checkout: Path) -> None:
     """The message has the required version, and how to name another Python."""
     python = program(checkout, "python", "exit 1")
-    said = refusal(install(checkout, "able", ".venv/stamp", PYTHON=python))
-    assert said.startswith("Rowcast needs Python 3.11 or later, and found ")
-    assert said.endswith(" → PYTHON=/path/to/python3.11 make run")
+    message = refusal(install(checkout, "able", ".venv/stamp", PYTHON=python))
+    assert message.startswith("Rowcast needs Python 3.11 or later, and found ")
+    assert message.endswith(" → PYTHON=/path/to/python3.11 make run")
 
 
 def test_install_without_compiler_says_so(checkout: Path) -> None:
@@ -102,10 +102,10 @@ def test_install_without_compiler_says_so(checkout: Path) -> None:
     python = program(checkout, "python", 'case "$2" in venv) exit 1 ;; esac')
     for name in ("cat", "date", "grep", "printf", "rm", "sed", "sleep", "tail"):
         (checkout / name).symlink_to(shutil.which(name) or name)
-    said = refusal(
+    message = refusal(
         install(checkout, "service", ".venv", "some.lock", PYTHON=python, PATH=str(checkout))
     )
-    assert said.startswith(
+    assert message.startswith(
         "service: venv failed, and a C compiler, which it may need, was not found →"
     )
 

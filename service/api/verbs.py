@@ -393,16 +393,16 @@ def _incomplete(catalog: Catalog, name: str, verbs: Mapping[str, Verb]) -> NoSuc
             relation=relation.name,
             hint=f"{example}verbs: {', '.join(known) or 'none'}",
         )
-    said = f'no procedure "{clip(name)}"'
+    text = f'no procedure "{clip(name)}"'
     if (schema, last) in catalog.functions:
         function = ".".join(map(encode, [*home, FN, last]))
-        return NoSuchProcedure(said, hint=f'did you mean the function "{clip(function)}"?')
+        return NoSuchProcedure(text, hint=f'did you mean the function "{clip(function)}"?')
     if last == FN and schema in catalog.schemas:
         function = ".".join(map(encode, [*home, FN, "<function>"]))
-        return NoSuchProcedure(said, hint=f'functions are "{function}"; describe lists them')
+        return NoSuchProcedure(text, hint=f'functions are "{function}"; describe lists them')
     if not home and last in catalog.schemas:
         relations = f"{clip(encode(last))}.<relation>.<verb>"
-        return NoSuchProcedure(said, hint=f'this is a schema: "{relations}"; describe lists them')
+        return NoSuchProcedure(text, hint=f'this is a schema: "{relations}"; describe lists them')
     return None
 
 

@@ -171,15 +171,15 @@ def dependencies_txn(
                 elif isinstance(each, str):
                     text.append(each)
         reads = [node for node in nodes if "Relation Name" in node]
-        said = "\n".join(text)
+        expressions = "\n".join(text)
         cursor.execute(
             READ,
             {
                 "schemas": [node["Schema"] for node in reads],
                 "names": [node["Relation Name"] for node in reads],
                 "aliases": [node["Alias"] for node in reads],
-                "words": list({_bare(word) for word in _WORD.findall(said)}),
-                "operators": list(set(_OPERATOR.findall(said))),
+                "words": list({_bare(word) for word in _WORD.findall(expressions)}),
+                "operators": list(set(_OPERATOR.findall(expressions))),
             },
             clean=True,
         )
@@ -190,7 +190,7 @@ def dependencies_txn(
             Scan(oid, name, alias, frozenset(tree)) for oid, name, alias, tree in found if oid
         ),
         opaque,
-        bool(opaque) or "rowcast.session" in said,
+        bool(opaque) or "rowcast.session" in expressions,
     )
 
 

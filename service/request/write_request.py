@@ -347,9 +347,9 @@ def _expect(given: Arguments, values: Values) -> tuple[Assignment, ...]:
 def _returning(given: Arguments, values: Values, limits: Limits, olds: bool = False) -> Returning:
     if given.of(PLAIN):
         return RETURNED
-    said = given.value("returning")
-    old: Old = said if olds and said in ("old", "both") else ""
-    if olds and not old and not isinstance(said, bool | None):
+    returning = given.value("returning")
+    old: Old = returning if olds and returning in ("old", "both") else ""
+    if olds and not old and not isinstance(returning, bool | None):
         raise InvalidArgument('"returning" is true, false, "old" or "both"', path="returning")
     return Returning(
         bool(old) or given.flag("returning", default=True),

@@ -140,9 +140,9 @@ async def once(
 
     def lost(_: object) -> None:
         if not joined.called:
-            said = session.closing
-            why = f"{said.reason}: {said.message}" if said else "closed during the handshake"
-            joined.errback(NotJoined(protocol.why or why, refused=said is not None))
+            end = session.closing
+            why = f"{end.reason}: {end.message}" if end else "closed during the handshake"
+            joined.errback(NotJoined(protocol.why or why, refused=end is not None))
         closed.callback(None)
 
     protocol.is_closed.addBoth(lost)

@@ -157,14 +157,14 @@ def _plain(payload: bytes) -> Invocation | None:
     """Decode a message if it is a plain INVOCATION; return None if not."""
     if payload[1:3] != b"\x18\x44":  # the message type 68 in CBOR, after the head of the list
         return None
-    _, request, registration, said, *given = _decoded(payload)
-    if type(said) is not dict or said.keys() != PLAIN:
+    _, request, registration, details, *given = _decoded(payload)
+    if type(details) is not dict or details.keys() != PLAIN:
         return None
     args: list[Any] = given[0] if given else []
     kwargs: dict[str, Any] = given[1] if len(given) > 1 else {}
     if type(args) is not list or type(kwargs) is not dict:
         return None
-    return Invocation(request, registration, args=args, kwargs=kwargs, **said)
+    return Invocation(request, registration, args=args, kwargs=kwargs, **details)
 
 
 class SafeSerializer(CBORSerializer):

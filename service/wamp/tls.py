@@ -100,10 +100,10 @@ def reason(error: BaseException) -> str:
         return str(error)
     if not isinstance(error, Error):
         return ""
-    said = ", ".join(str(each[-1]) for each in error.args[0]) if error.args else ""
-    if any(each in said for each in PLAIN):
+    reasons = ", ".join(str(each[-1]) for each in error.args[0]) if error.args else ""
+    if any(each in reasons for each in PLAIN):
         return "what answers there does not speak TLS (ws:// and rs:// go without)"
-    return f"TLS failed: {said or type(error).__name__}"
+    return f"TLS failed: {reasons or type(error).__name__}"
 
 
 def _flaw(certificate: Certificate, code: int, depth: int) -> str:

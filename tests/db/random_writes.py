@@ -216,13 +216,13 @@ class Writes:
         return write
 
     def _returning(self, *ways: Any) -> Any:
-        said = self.dice.pick(None, None, *ways)
-        if said is not None:
-            self.kwargs["returning"] = said
-        return said
+        returning = self.dice.pick(None, None, *ways)
+        if returning is not None:
+            self.kwargs["returning"] = returning
+        return returning
 
     def _updated(self, condition: str, one: bool = False, taken: str = "") -> Write:
-        changes, columns, said = (
+        changes, columns, returning = (
             self._changes(),
             self.columns,
             self._returning("old", "both", False),
@@ -231,31 +231,31 @@ class Writes:
         rows, most = (1 if one else None), self.kwargs.get("max_affected")
         update = f"{taken}UPDATE {self.relation} g SET {changes.settings} WHERE {condition}"
         statements = [
-            Statement(update + ("" if said is False else f" RETURNING {columns}"), rows, most)
+            Statement(update + ("" if returning is False else f" RETURNING {columns}"), rows, most)
         ]
-        if said:
+        if returning:
             lock = "" if self.relation == "shown" else " FOR UPDATE OF g"
             locked = f"{taken}SELECT {columns} FROM {self.relation} g WHERE {condition}{lock}"
             statements.insert(0, Statement(locked, rows))
 
         def shaped(found: list[Rows]) -> Any:
             answered: list[Any] = found[0]
-            if said is False:
+            if returning is False:
                 return {"affected": len(answered)}
-            if said == "both":
+            if returning == "both":
                 new = {row["id"]: row for row in found[1]}
                 answered = [{"old": row, "new": new.get(row["id"])} for row in found[0]]
             return answered[0] if one else {"rows": answered, "affected": len(answered)}
 
         # PostgreSQL knows no key of a view with a join, by which the service could find rows again
-        free = self.relation == "shown" and bool(said) and not one
+        free = self.relation == "shown" and bool(returning) and not one
         return Write(f"{self.relation}.update", self.kwargs, statements, shaped, free)
 
     def _by_rows(self) -> Write:
         """Return an update of several rows with different changes each."""
         by = ["shop", "name"] if self.relation == "goods" and self.dice.maybe(0.3) else ["id"]
         rows: Rows = []
-        said = self._returning("old", "both", False)
+        returning = self._returning("old", "both", False)
         statements = []
         for id in self.dice.random.sample(range(1, 13), self.dice.random.randint(1, 4)):
             changes = self._changes()
@@ -269,23 +269,25 @@ class Writes:
             key = {"id": id} if by == ["id"] else {"shop": id % 5, "name": f"g{id}"}
             rows.append(self.dice.pick({**key, **changes.given}, {**changes.given, **key}))
             where = " AND ".join(f"g.{name} = {literal(value)}" for name, value in key.items())
-            if said:
+            if returning:
                 read = f"SELECT {self.columns} FROM {self.relation} g WHERE {where}"
                 statements.append(Statement(read, 1))
             update = f"UPDATE {self.relation} g SET {changes.settings} WHERE {where}"
-            back = "" if said is False else f" RETURNING {self.columns}"
+            back = "" if returning is False else f" RETURNING {self.columns}"
             statements.append(Statement(update + back, 1))
         self.kwargs["rows"] = rows
         if by != ["id"] or self.dice.maybe(0.2):
             self.kwargs["by"] = by
 
         def shaped(found: list[Rows]) -> Any:
-            if said is False:
+            if returning is False:
                 return {"affected": len(found)}
-            if not said:
+            if not returning:
                 return [row for (row,) in found]
             pairs = zip(found[::2], found[1::2], strict=True)
-            return [old if said == "old" else {"old": old, "new": new} for (old,), (new,) in pairs]
+            return [
+                old if returning == "old" else {"old": old, "new": new} for (old,), (new,) in pairs
+            ]
 
         return Write(f"{self.relation}.update", self.kwargs, statements, shaped)
 
@@ -296,18 +298,18 @@ class Writes:
             condition = f"g.id = {id}"
         else:
             self.kwargs["where"], condition = self._where()
-        said = self._returning("old", "both", False)
+        returning = self._returning("old", "both", False)
 
         def shaped(found: list[Rows]) -> Any:
             rows: list[Any] = found[0]
-            if said is False:
+            if returning is False:
                 return {"affected": len(rows)}
-            if said == "both":
+            if returning == "both":
                 rows = [{"old": row, "new": None} for row in rows]
             return rows[0] if one else {"rows": rows, "affected": len(rows)}
 
         text = f"DELETE FROM {self.relation} g WHERE {condition}"
-        text += "" if said is False else f" RETURNING {self.columns}"
+        text += "" if returning is False else f" RETURNING {self.columns}"
         statement = Statement(text, 1 if one else None)
         return Write(f"{self.relation}.delete", self.kwargs, [statement], shaped)
 
@@ -319,8 +321,8 @@ class Writes:
         key, target, of_key, stays = self.dice.pick(*keys)
         many = self.dice.maybe(0.6)
         ids = self.dice.random.sample(range(1, 15), self.dice.random.randint(1, 4) if many else 1)
-        said = self._returning("old", "both", False)
-        rows = self._new_rows(ids, of_key, numbered=bool(said) and many)
+        returning = self._returning("old", "both", False)
+        rows = self._new_rows(ids, of_key, numbered=bool(returning) and many)
         marked = [
             {n: {"$value": v} if self.dice.maybe(0.2) else v for n, v in row.items()}
             for row in rows
@@ -340,11 +342,11 @@ class Writes:
             settings = _settings(update, row, of_key, stays)
             action = f"UPDATE SET {settings}{condition}" if settings else "NOTHING"
             values = ", ".join(_new_value(name, value) for name, value in row.items())
-            back = "" if said is False else f" RETURNING {self.columns}"
+            back = "" if returning is False else f" RETURNING {self.columns}"
             statements.append(Statement(
                 f"INSERT INTO {self.relation} AS g ({', '.join(row)}) VALUES ({values})"
                 f" ON CONFLICT {target} DO {action}{back}"))  # fmt: skip
-            if said:
+            if returning:
                 there = _keyed(stays, row, update)
                 if isinstance(key, str) and update != []:
                     given = {name: _new_value(name, row[name]) for name in of_key}
@@ -355,17 +357,19 @@ class Writes:
 
         def shaped(found: list[Rows]) -> Any:
             answered: list[Any] = [row for rows in found[len(before) :] for row in rows]
-            if said is False:
+            if returning is False:
                 return {"affected": len(answered)}
-            if said:
+            if returning:
                 pairs = zip(found[: len(before)], found[len(before) :], strict=True)
                 both = [
                     (old[0] if old else None, new) for old, (new,) in (p for p in pairs if p[1])
                 ]
-                answered = [old if said == "old" else {"old": old, "new": new} for old, new in both]
+                answered = [
+                    old if returning == "old" else {"old": old, "new": new} for old, new in both
+                ]
             return answered if many else answered[0] if answered else None
 
-        free = self._is_free(key, stays, update, bool(said))
+        free = self._is_free(key, stays, update, bool(returning))
         return Write(f"{self.relation}.upsert", self.kwargs, [*before, *statements], shaped, free)
 
     def _is_free(self, key: Any, stays: Sequence[str], update: Any, looked: bool) -> bool:

@@ -463,7 +463,7 @@ def test_writers_notify_only_a_reader_that_sleeps(dsn: str, log: SnapshotReader)
     reader = connect(dsn)
     reader.autocommit = True
 
-    def heard(statement: str) -> int:
+    def notified(statement: str) -> int:
         execute(dsn, statement)
         with reader.cursor() as cursor:
             cursor.execute("SELECT 1")
@@ -473,15 +473,15 @@ def test_writers_notify_only_a_reader_that_sleeps(dsn: str, log: SnapshotReader)
 
     with reader.cursor() as cursor:
         cursor.execute(f"LISTEN {CHANNEL}")
-        assert heard("INSERT INTO owners VALUES (1)") == 0
+        assert notified("INSERT INTO owners VALUES (1)") == 0
         cursor.execute("SELECT pg_advisory_lock(%s)", [ASLEEP])
-        assert heard("INSERT INTO owners VALUES (2), (3)") == 1
-        assert heard("INSERT INTO logs_1 VALUES (3, 1)") == 1
-        assert heard("TRUNCATE owners CASCADE") == 1
-        assert heard("BEGIN; INSERT INTO owners VALUES (4); ROLLBACK") == 0
-        assert heard("INSERT INTO quiet VALUES (1)") == 0
+        assert notified("INSERT INTO owners VALUES (2), (3)") == 1
+        assert notified("INSERT INTO logs_1 VALUES (3, 1)") == 1
+        assert notified("TRUNCATE owners CASCADE") == 1
+        assert notified("BEGIN; INSERT INTO owners VALUES (4); ROLLBACK") == 0
+        assert notified("INSERT INTO quiet VALUES (1)") == 0
         cursor.execute("SELECT pg_advisory_unlock(%s)", [ASLEEP])
-        assert heard("INSERT INTO owners VALUES (5)") == 0
+        assert notified("INSERT INTO owners VALUES (5)") == 0
     reader.close()
     assert len(log.read()) == 8
 

@@ -54,7 +54,7 @@ STAFF, DESK, GUEST = (
 
 
 @dataclass
-class Missing:
+class LateCallers:
     """A log, and callers that have missed some changes."""
 
     db: DirectCaller
@@ -100,13 +100,13 @@ class Missing:
 
 
 @pytest_twisted.async_yield_fixture
-async def missing(
+async def late(
     db: DirectCaller, dsn: str, request: pytest.FixtureRequest
-) -> AsyncIterator[Missing]:
+) -> AsyncIterator[LateCallers]:
     """Serve the log of the module's database, from the present position on."""
     ticks = Ticks(dsn)
     mark = request.node.get_closest_marker("serving")
-    made = Missing(db, dsn, ticks, mark.kwargs.get("roles") or Roles())
+    made = LateCallers(db, dsn, ticks, mark.kwargs.get("roles") or Roles())
     made.serve()
     yield made
     ticks.close()
@@ -118,15 +118,15 @@ with_roles = pytest.mark.serving("public", roles=ROLES)
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_changes_after_a_position_are_those_that_were_published(missing: Missing) -> None:
-    since = await missing.position()
-    before = missing.run(
+async def test_changes_after_a_position_are_those_that_were_published(late: LateCallers) -> None:
+    since = await late.position()
+    before = late.run(
         "INSERT INTO actions VALUES (1, 'a', 'x'), (2, 'b', 'x')",
         "BEGIN; UPDATE actions SET name = 'c' WHERE id = 1; INSERT INTO app.notes VALUES (1); COMMIT",
         "DELETE FROM actions WHERE id = 2",
         "TRUNCATE app.notes",
     )
-    answer = await missing.changes(since)
+    answer = await late.changes(since)
     found = answer["changes"]
     assert [each["position"] for each in found] == [str(each.position) for each in before]
     assert [each["op"] for each in found] == [each.op for each in before]
@@ -137,8 +137,8 @@ async def test_changes_after_a_position_are_those_that_were_published(missing: M
     assert (update["row"], update["old"]) == ({"id": 1, "name": "c"}, {"name": "a"})
     assert found[-2]["old"] == {"id": 2, "name": "b"}
     assert not answer["more"]
-    assert answer["position"] == await missing.position()
-    assert await missing.changes(answer["position"]) == {
+    assert answer["position"] == await late.position()
+    assert await late.changes(answer["position"]) == {
         "changes": [],
         "position": answer["position"],
         "more": False,
@@ -147,18 +147,18 @@ async def test_changes_after_a_position_are_those_that_were_published(missing: M
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_changes_as_json_are_the_same_in_one_text(missing: Missing) -> None:
-    since = await missing.position()
-    execute(missing.dsn, "DROP TABLE IF EXISTS kinds; CREATE TABLE kinds (id int PRIMARY KEY, n numeric,"
+async def test_changes_as_json_are_the_same_in_one_text(late: LateCallers) -> None:
+    since = await late.position()
+    execute(late.dsn, "DROP TABLE IF EXISTS kinds; CREATE TABLE kinds (id int PRIMARY KEY, n numeric,"
             " b bytea, j jsonb, t timestamptz, f float8); SELECT rowcast.track('kinds')")  # fmt: skip
-    await missing.db.dispatcher.refresh()
-    missing.run(
+    await late.db.dispatcher.refresh()
+    late.run(
         "INSERT INTO actions SELECT i, 'é \" ' || i || repeat('x', 300) FROM generate_series(1, 20) i",
         "INSERT INTO kinds VALUES (1, 1.50, '\\x00ff', '{\"a\": [1.0]}', '2026-11-29 12:00+09', 'NaN')",
         "UPDATE kinds SET n = 1.500, f = 2",
     )
-    answer = await missing.changes(since)
-    text = await missing.changes(since, form="json")
+    answer = await late.changes(since)
+    text = await late.changes(since, form="json")
     row = answer["changes"][-1]["row"]
     assert row["b"] == b"\0\xff"
     assert answer["changes"][-1]["old"] == {"n": "1.50", "f": "NaN"}
@@ -167,10 +167,10 @@ async def test_changes_as_json_are_the_same_in_one_text(missing: Missing) -> Non
             if image and "b" in image:
                 image["b"] = "AP8="
     assert json.loads(text) == answer
-    missing.serve(max_bytes=8000)
+    late.serve(max_bytes=8000)
     pages, position = [], since
     while not pages or pages[-1]["more"]:
-        pages.append(json.loads(await missing.changes(position, form="json")))
+        pages.append(json.loads(await late.changes(position, form="json")))
         position = pages[-1]["position"]
     assert len(pages) > 2
     assert all("large" not in each for page in pages for each in page["changes"])
@@ -178,51 +178,51 @@ async def test_changes_as_json_are_the_same_in_one_text(missing: Missing) -> Non
         each["key"] for each in answer["changes"]
     ]
     with pytest.raises(InvalidArgument) as caught:
-        await missing.changes(since, form="lists")
+        await late.changes(since, form="lists")
     assert caught.value.details["path"] == "form"
 
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_changes_after_each_position_are_the_rest(missing: Missing) -> None:
-    since = await missing.position()
-    missing.run(
+async def test_changes_after_each_position_are_the_rest(late: LateCallers) -> None:
+    since = await late.position()
+    late.run(
         "INSERT INTO actions SELECT generate_series(1, 5)",
         "UPDATE actions SET name = 'b'",
         "DELETE FROM actions WHERE id < 3",
     )
-    every = (await missing.changes(since))["changes"]
+    every = (await late.changes(since))["changes"]
     assert len(every) == 12
     for at, change in enumerate(every):
-        assert (await missing.changes(change["position"]))["changes"] == every[at + 1 :]
+        assert (await late.changes(change["position"]))["changes"] == every[at + 1 :]
     for limit in (1, 2, 5, 11, 12, 1000):
-        paged = await missing.all_after(since, limit=limit)
+        paged = await late.all_after(since, limit=limit)
         without = [{**each, "last": None} for each in paged]
         assert without == [{**each, "last": None} for each in every], limit
-    assert (await missing.changes(since, limit=0)) == {
+    assert (await late.changes(since, limit=0)) == {
         "changes": [],
         "position": since,
         "more": True,
     }
-    missing.serve(max_rows=3)
-    assert len((await missing.changes(since, limit=12))["changes"]) == 3
+    late.serve(max_rows=3)
+    assert len((await late.changes(since, limit=12))["changes"]) == 3
 
 
-async def busy(missing: Missing) -> tuple[str, list[Any]]:
+async def busy(late: LateCallers) -> tuple[str, list[Any]]:
     """Make ticks, one transaction that spans several, and one with many changes; return all changes."""
-    since, running = await missing.position(), psycopg2.connect(missing.dsn)
+    since, running = await late.position(), psycopg2.connect(late.dsn)
     with running.cursor() as cursor:
-        found = missing.run("INSERT INTO actions VALUES (1, 'a')", "DELETE FROM actions")
+        found = late.run("INSERT INTO actions VALUES (1, 'a')", "DELETE FROM actions")
         cursor.execute("INSERT INTO actions VALUES (100)")
-        found += missing.run("INSERT INTO actions VALUES (2)", "INSERT INTO drivers VALUES (1)")
+        found += late.run("INSERT INTO actions VALUES (2)", "INSERT INTO drivers VALUES (1)")
         running.commit()
         for at in range(3, 40):
-            execute(missing.dsn, f"INSERT INTO actions VALUES ({at})")
-        execute(missing.dsn, "INSERT INTO drivers SELECT generate_series(2, 13)")
+            execute(late.dsn, f"INSERT INTO actions VALUES ({at})")
+        execute(late.dsn, "INSERT INTO drivers SELECT generate_series(2, 13)")
         cursor.execute("INSERT INTO actions VALUES (101)")
-        found += missing.ticks.next()
+        found += late.ticks.next()
         running.commit()
-        found += missing.run("DELETE FROM drivers WHERE id = 1")
+        found += late.run("DELETE FROM drivers WHERE id = 1")
     running.close()
     return since, [(str(each.position), each.op, each.xid) for each in found]
 
@@ -231,27 +231,27 @@ async def busy(missing: Missing) -> tuple[str, list[Any]]:
 @pytest.mark.parametrize(("rows", "least"), [(1, 1), (3, 2), (60, 10), (1000, 100)])
 @pytest_twisted.ensureDeferred
 async def test_changes_are_the_same_however_many_ticks_are_read_at_once(
-    missing: Missing, monkeypatch: pytest.MonkeyPatch, rows: int, least: int
+    late: LateCallers, monkeypatch: pytest.MonkeyPatch, rows: int, least: int
 ) -> None:
     monkeypatch.setattr("service.changes.catchup.ROWS", rows)
     monkeypatch.setattr("service.changes.catchup.LEAST", least)
-    since, every = await busy(missing)
+    since, every = await busy(late)
     assert len(every) == 56
     for limit in (1, 7, 1000):
-        found = await missing.all_after(since, limit=limit)
+        found = await late.all_after(since, limit=limit)
         assert [(each["position"], each["op"], each["tx"]) for each in found] == every
     for at, (position, _, _) in enumerate(every):
-        (change, *_) = (await missing.changes(position, limit=1))["changes"] or [None]
+        (change, *_) = (await late.changes(position, limit=1))["changes"] or [None]
         assert (change and change["position"]) == (every[at + 1][0] if every[at + 1 :] else None)
     monkeypatch.setattr("service.changes.log.PAGE_BYTES", 1000)  # no two ticks are read together
-    found = await missing.all_after(since, limit=7)
+    found = await late.all_after(since, limit=7)
     assert [(each["position"], each["op"], each["tx"]) for each in found] == every
 
 
 @served
 @pytest_twisted.ensureDeferred
 async def test_large_tick_is_not_read_from_its_beginning_for_each_page(
-    missing: Missing, monkeypatch: pytest.MonkeyPatch
+    late: LateCallers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pages = []
 
@@ -261,11 +261,11 @@ async def test_large_tick_is_not_read_from_its_beginning_for_each_page(
 
     monkeypatch.setattr("service.changes.catchup.page_txn", read_txn)
     monkeypatch.setattr("service.changes.catchup.ROWS", 5)
-    since = await missing.position()
+    since = await late.position()
     for at in range(60):
-        execute(missing.dsn, f"INSERT INTO actions VALUES ({at})")
-    missing.ticks.next()
-    found = await missing.all_after(since, limit=5)
+        execute(late.dsn, f"INSERT INTO actions VALUES ({at})")
+    late.ticks.next()
+    found = await late.all_after(since, limit=5)
     assert [each["key"]["id"] for each in found] == list(range(60))
     assert len(set(pages)) == 12
     assert len(pages) < 40
@@ -276,53 +276,53 @@ async def test_large_tick_is_not_read_from_its_beginning_for_each_page(
 @pytest.mark.parametrize("gone", ["untrack", "rename"])
 @pytest_twisted.ensureDeferred
 async def test_table_untracked_or_renamed_key_between_two_pages_of_a_tick_loses_nothing(
-    missing: Missing, monkeypatch: pytest.MonkeyPatch, rows: int, gone: str
+    late: LateCallers, monkeypatch: pytest.MonkeyPatch, rows: int, gone: str
 ) -> None:
     monkeypatch.setattr("service.changes.catchup.ROWS", rows)
-    execute(missing.dsn, "CREATE TABLE brief (id int PRIMARY KEY); SELECT rowcast.track('brief')")
+    execute(late.dsn, "CREATE TABLE brief (id int PRIMARY KEY); SELECT rowcast.track('brief')")
     try:
-        missing.ticks.next()
-        since = await missing.position()
-        execute(missing.dsn, "INSERT INTO brief SELECT generate_series(1, 3)")
+        late.ticks.next()
+        since = await late.position()
+        execute(late.dsn, "INSERT INTO brief SELECT generate_series(1, 3)")
         for at in range(6):
-            execute(missing.dsn, f"INSERT INTO actions VALUES ({at})")
-        missing.ticks.next()
-        page = await missing.changes(since, limit=5)
+            execute(late.dsn, f"INSERT INTO actions VALUES ({at})")
+        late.ticks.next()
+        page = await late.changes(since, limit=5)
         assert [each["relation"] for each in page["changes"]] == ["brief"] * 3 + ["actions"] * 2
         if gone == "untrack":
-            execute(missing.dsn, "SELECT rowcast.untrack('brief')")
+            execute(late.dsn, "SELECT rowcast.untrack('brief')")
         else:
-            execute(missing.dsn, "ALTER TABLE brief RENAME id TO number")
-        found = await missing.all_after(page["position"], relations=["actions"], limit=2)
+            execute(late.dsn, "ALTER TABLE brief RENAME id TO number")
+        found = await late.all_after(page["position"], relations=["actions"], limit=2)
         assert [each["key"]["id"] for each in found] == [2, 3, 4, 5]
     finally:
-        execute(missing.dsn, "SELECT rowcast.untrack('brief'); DROP TABLE brief")
+        execute(late.dsn, "SELECT rowcast.untrack('brief'); DROP TABLE brief")
 
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_page_is_bounded_in_bytes(missing: Missing) -> None:
-    since = await missing.position()
-    missing.run("INSERT INTO actions SELECT i, repeat('x', 20000) FROM generate_series(1, 20) i")
-    missing.serve(max_bytes=100_000)
-    page = await missing.changes(since)
+async def test_page_is_bounded_in_bytes(late: LateCallers) -> None:
+    since = await late.position()
+    late.run("INSERT INTO actions SELECT i, repeat('x', 20000) FROM generate_series(1, 20) i")
+    late.serve(max_bytes=100_000)
+    page = await late.changes(since)
     assert 1 <= len(page["changes"]) < 5
     assert page["more"]
     assert not page["changes"][-1]["last"]
-    every = await missing.all_after(since)
+    every = await late.all_after(since)
     assert [each["key"]["id"] for each in every] == list(range(1, 21))
     assert [each["last"] for each in every] == [False] * 19 + [True]
-    missing.serve(max_bytes=10_000)
-    assert all(each["large"] for each in await missing.all_after(since))
+    late.serve(max_bytes=10_000)
+    assert all(each["large"] for each in await late.all_after(since))
 
 
 @served
 @pytest_twisted.ensureDeferred
 async def test_changes_of_some_relations_are_selected_by_their_names_in_procedures(
-    missing: Missing,
+    late: LateCallers,
 ) -> None:
-    since = await missing.position()
-    missing.run(
+    since = await late.position()
+    late.run(
         "INSERT INTO actions VALUES (1)",
         "BEGIN; INSERT INTO app.notes VALUES (1); INSERT INTO drivers VALUES (1); COMMIT",
     )
@@ -332,45 +332,45 @@ async def test_changes_of_some_relations_are_selected_by_their_names_in_procedur
         (["public.actions", "drivers"], ["actions", "drivers"]),
         ([], []),
     ):
-        answer = await missing.changes(since, relations=names)
+        answer = await late.changes(since, relations=names)
         assert [each["relation"] for each in answer["changes"]] == found
         assert all(each["last"] for each in answer["changes"]), "the last that the caller sees"
-        assert answer["position"] == await missing.position()
+        assert answer["position"] == await late.position()
     for names, path in ((["nothing"], "relations.0"), ("x", "relations"), ([5], "relations.0")):
         with pytest.raises(InvalidArgument) as caught:
-            await missing.changes(since, relations=names)
+            await late.changes(since, relations=names)
         assert caught.value.details["path"] == path
     with pytest.raises(InvalidArgument, match="not logged") as caught:
-        await missing.changes(since, relations=["untracked"])
+        await late.changes(since, relations=["untracked"])
     assert caught.value.details["hint"] == "rowcast track public.untracked"
     assert caught.value.details["relation"] == "untracked"
 
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_changes_after_a_snapshot_are_those_that_it_does_not_show(missing: Missing) -> None:
+async def test_changes_after_a_snapshot_are_those_that_it_does_not_show(late: LateCallers) -> None:
 
-    running = psycopg2.connect(missing.dsn)
+    running = psycopg2.connect(late.dsn)
     with running.cursor() as cursor:
         cursor.execute("INSERT INTO actions VALUES (1)")
-        missing.run("INSERT INTO actions VALUES (2)")
-        ((snapshot,),) = execute(missing.dsn, "SELECT pg_current_snapshot()::text")
-        missing.run("INSERT INTO actions VALUES (3)")
+        late.run("INSERT INTO actions VALUES (2)")
+        ((snapshot,),) = execute(late.dsn, "SELECT pg_current_snapshot()::text")
+        late.run("INSERT INTO actions VALUES (3)")
         running.commit()
-        missing.run("INSERT INTO actions VALUES (4)")
+        late.run("INSERT INTO actions VALUES (4)")
     running.close()
-    epoch = (await missing.position()).split(".")[0]
-    found = await missing.changes(f"{epoch}.{snapshot}")
+    epoch = (await late.position()).split(".")[0]
+    found = await late.changes(f"{epoch}.{snapshot}")
     assert sorted(each["key"]["id"] for each in found["changes"]) == [1, 3, 4]
 
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_transaction_that_is_too_large_is_a_reset(missing: Missing) -> None:
-    since = await missing.position()
-    missing.run("INSERT INTO actions SELECT generate_series(1, 30)")
-    missing.serve(most=10)
-    (change,) = (await missing.changes(since))["changes"]
+async def test_transaction_that_is_too_large_is_a_reset(late: LateCallers) -> None:
+    since = await late.position()
+    late.run("INSERT INTO actions SELECT generate_series(1, 30)")
+    late.serve(most=10)
+    (change,) = (await late.changes(since))["changes"]
     assert (change["op"], change["relation"], change["key"]) == ("reset", "actions", None)
 
 
@@ -385,23 +385,23 @@ HOSTILE = [
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_invalid_since_is_refused(missing: Missing) -> None:
+async def test_invalid_since_is_refused(late: LateCallers) -> None:
     for since in HOSTILE:
         with pytest.raises(InvalidArgument) as caught:
-            await missing.db.dispatcher.answer("changes", [since], {}, ANYONE)
+            await late.db.dispatcher.answer("changes", [since], {}, ANYONE)
         assert caught.value.details["path"] == "since", since
         caught.value.message.encode("utf-8", "replace")
     for args, kwargs in (([], {}), (["1.1.1", 2], {}), (["1.1.1"], {"limit": -1}), ([], {"x": 1})):
         with pytest.raises(InvalidArgument):
-            await missing.db.dispatcher.answer("changes", args, kwargs, ANYONE)
+            await late.db.dispatcher.answer("changes", args, kwargs, ANYONE)
 
 
 @served
 @pytest_twisted.ensureDeferred
-async def test_position_that_is_not_known_or_not_kept_is_gone(missing: Missing) -> None:
-    now = await missing.position()
+async def test_position_that_is_not_known_or_not_kept_is_gone(late: LateCallers) -> None:
+    now = await late.position()
     epoch, tick, _ = map(int, now.split("."))
-    missing.run("INSERT INTO actions VALUES (1)")
+    late.run("INSERT INTO actions VALUES (1)")
     for gone in (
         f"{epoch + 1}.{tick}.0",
         f"{epoch}.{tick + 1000}.0",
@@ -415,40 +415,40 @@ async def test_position_that_is_not_known_or_not_kept_is_gone(missing: Missing) 
         f"{epoch}.{tick}.1000",
     ):
         with pytest.raises(PositionGone):
-            pytest.fail(f"{gone}: {len(await missing.changes(gone))}")
-    execute(missing.dsn, "UPDATE rowcast.epochs SET pruned_below = pg_current_xact_id()")
+            pytest.fail(f"{gone}: {len(await late.changes(gone))}")
+    execute(late.dsn, "UPDATE rowcast.epochs SET pruned_below = pg_current_xact_id()")
     with pytest.raises(PositionGone):
-        await missing.changes(now)
-    execute(missing.dsn, "UPDATE rowcast.epochs SET pruned_below = '3'")
+        await late.changes(now)
+    execute(late.dsn, "UPDATE rowcast.epochs SET pruned_below = '3'")
 
 
 @served
 @pytest_twisted.ensureDeferred
 async def test_changes_without_a_log_are_refused_with_the_command_to_install_it(
-    missing: Missing,
+    late: LateCallers,
 ) -> None:
-    position = await missing.position()
-    execute(missing.dsn, "ALTER TABLE rowcast.log RENAME TO elsewhere")
+    position = await late.position()
+    execute(late.dsn, "ALTER TABLE rowcast.log RENAME TO elsewhere")
     try:
         for name, args in (("position", []), ("changes", [position])):
             with pytest.raises(InvalidArgument, match="no changes are logged"):
-                await missing.db.call(name, *args)
+                await late.db.call(name, *args)
     finally:
-        execute(missing.dsn, "ALTER TABLE rowcast.elsewhere RENAME TO log")
-    execute(missing.dsn, "UPDATE rowcast.epochs SET timeline = timeline + 1")
+        execute(late.dsn, "ALTER TABLE rowcast.elsewhere RENAME TO log")
+    execute(late.dsn, "UPDATE rowcast.epochs SET timeline = timeline + 1")
     try:
         for name, args in (("position", []), ("changes", [position])):
             with pytest.raises(Unavailable, match="not read yet"):
-                await missing.db.call(name, *args)
+                await late.db.call(name, *args)
     finally:
-        execute(missing.dsn, "UPDATE rowcast.epochs SET timeline = timeline - 1")
+        execute(late.dsn, "UPDATE rowcast.epochs SET timeline = timeline - 1")
 
 
 @with_roles
 @pytest_twisted.ensureDeferred
-async def test_caller_sees_the_columns_that_its_role_may_read(missing: Missing) -> None:
-    since = await missing.position(STAFF)
-    missing.run(
+async def test_caller_sees_the_columns_that_its_role_may_read(late: LateCallers) -> None:
+    since = await late.position(STAFF)
+    late.run(
         "INSERT INTO actions VALUES (1, 'a', 'x')",
         "INSERT INTO drivers VALUES (1, '555')",
         "UPDATE drivers SET phone = '556'",
@@ -462,63 +462,63 @@ async def test_caller_sees_the_columns_that_its_role_may_read(missing: Missing) 
             for each in found["changes"]
         ]
 
-    assert seen(await missing.changes(since, caller=STAFF)) == [
+    assert seen(await late.changes(since, caller=STAFF)) == [
         ("insert", "actions", {"id": 1}, {"id": 1, "name": "a"}, None),
         ("insert", "drivers", {"id": 1}, {"id": 1}, None),
         ("update", "drivers", {"id": 1}, {"id": 1}, {}),
         ("delete", "actions", {"id": 1}, None, {"id": 1, "name": "a"}),
         ("delete", "drivers", {"id": 1}, None, {"id": 1}),
     ]
-    assert seen(await missing.changes(since, caller=DESK)) == [
+    assert seen(await late.changes(since, caller=DESK)) == [
         ("insert", "actions", None, {"name": "a"}, None),
         ("delete", "actions", None, None, {"name": "a"}),
     ]
-    assert seen(await missing.changes(since, caller=GUEST)) == []
+    assert seen(await late.changes(since, caller=GUEST)) == []
 
 
 @with_roles
 @pytest_twisted.ensureDeferred
 async def test_relation_with_row_security_returns_touches_to_roles_that_may_read_it(
-    missing: Missing,
+    late: LateCallers,
 ) -> None:
-    since = await missing.position(STAFF)
-    missing.run(
+    since = await late.position(STAFF)
+    late.run(
         "INSERT INTO veiled VALUES (1, 'reader'), (2, 'clerk')",
         "UPDATE veiled SET owner = 'clerk'",
         "DELETE FROM veiled",
     )
-    found = (await missing.changes(since, caller=STAFF))["changes"]
+    found = (await late.changes(since, caller=STAFF))["changes"]
     assert len(found) == 3
     for each in found:
         assert (each["op"], each["relation"]) == ("touch", "veiled")
         assert each["position"].endswith(".0")
         nothing = ("key", "row", "old", "tx", "at")
         assert [each[name] for name in nothing] == [None] * 5
-    assert (await missing.changes(since, caller=DESK))["changes"] == []
+    assert (await late.changes(since, caller=DESK))["changes"] == []
 
 
 @with_roles
 @pytest_twisted.ensureDeferred
-async def test_rights_at_the_time_of_reading_apply(missing: Missing) -> None:
+async def test_rights_at_the_time_of_reading_apply(late: LateCallers) -> None:
     """This holds although the served catalog is out of date."""
-    since = await missing.position(STAFF)
-    missing.run("INSERT INTO actions VALUES (1, 'a', 'x')")
+    since = await late.position(STAFF)
+    late.run("INSERT INTO actions VALUES (1, 'a', 'x')")
     try:
-        execute(missing.dsn, "REVOKE SELECT ON actions FROM reader")
-        assert (await missing.changes(since, caller=STAFF))["changes"] == []
-        execute(missing.dsn, "GRANT SELECT (id) ON actions TO reader")
-        missing.run("INSERT INTO actions VALUES (2, 'a', 'x')")
-        before, change = (await missing.changes(since, caller=STAFF))["changes"]
+        execute(late.dsn, "REVOKE SELECT ON actions FROM reader")
+        assert (await late.changes(since, caller=STAFF))["changes"] == []
+        execute(late.dsn, "GRANT SELECT (id) ON actions TO reader")
+        late.run("INSERT INTO actions VALUES (2, 'a', 'x')")
+        before, change = (await late.changes(since, caller=STAFF))["changes"]
         assert before["op"] == "reset", "a column is not what it was"
         assert change["row"] == {"id": 2}
-        execute(missing.dsn, "GRANT SELECT ON actions TO reader")
-        execute(missing.dsn, "ALTER TABLE actions ENABLE ROW LEVEL SECURITY")
-        found = (await missing.changes(since, caller=STAFF))["changes"]
+        execute(late.dsn, "GRANT SELECT ON actions TO reader")
+        execute(late.dsn, "ALTER TABLE actions ENABLE ROW LEVEL SECURITY")
+        found = (await late.changes(since, caller=STAFF))["changes"]
         assert [each["op"] for each in found] == ["touch", "touch"]
     finally:
-        execute(missing.dsn, "ALTER TABLE actions DISABLE ROW LEVEL SECURITY")
+        execute(late.dsn, "ALTER TABLE actions DISABLE ROW LEVEL SECURITY")
     with pytest.raises(ServiceError):
-        await missing.changes(since, relations=["drivers"], caller=GUEST)
+        await late.changes(since, relations=["drivers"], caller=GUEST)
 
 
 FORGET = (
@@ -556,74 +556,72 @@ GAPS = {
 @pytest.mark.parametrize("gap", GAPS.values(), ids=GAPS)
 @pytest_twisted.ensureDeferred
 async def test_table_written_while_untracked_is_reset(
-    missing: Missing, gap: list[str], at_once: bool
+    late: LateCallers, gap: list[str], at_once: bool
 ) -> None:
     execute(
-        missing.dsn,
+        late.dsn,
         "CREATE TABLE gap (id int PRIMARY KEY, name text); INSERT INTO gap VALUES (1), (2);"
         "SELECT rowcast.track('gap')",
     )
     try:
-        missing.ticks.next()
-        since = await missing.position()
+        late.ticks.next()
+        since = await late.position()
         steps = [*(each.format("gap") for each in gap), "UPDATE gap SET name = 'b' WHERE id = 2"]
-        heard = missing.run(*(["; ".join(steps)] if at_once else steps))
-        assert "reset" in {each.op for each in heard}, "who is subscribed hears it, too"
+        published = late.run(*(["; ".join(steps)] if at_once else steps))
+        assert "reset" in {each.op for each in published}, "who is subscribed hears it, too"
         # On a loaded machine the reload that `changes` waits for may exceed the call's timeout.
-        await missing.db.catch_up()
-        found = await missing.all_after(since)
+        await late.db.catch_up()
+        found = await late.all_after(since)
         assert ("gap", "reset") in {(each["relation"], each["op"]) for each in found}
     finally:
-        execute(missing.dsn, f"DROP TABLE IF EXISTS gap, gap_before; {FORGET}")
+        execute(late.dsn, f"DROP TABLE IF EXISTS gap, gap_before; {FORGET}")
 
 
 @served
 @pytest_twisted.ensureDeferred
 async def test_partition_tracked_alone_after_detach_is_reset(
-    missing: Missing,
+    late: LateCallers,
 ) -> None:
     execute(
-        missing.dsn,
+        late.dsn,
         "CREATE TABLE whole (id int PRIMARY KEY, name text) PARTITION BY LIST (id);"
         "CREATE TABLE part PARTITION OF whole FOR VALUES IN (1); INSERT INTO whole VALUES (1);"
         "SELECT rowcast.track('whole')",
     )
     try:
-        missing.ticks.next()
-        since = await missing.position()
-        missing.run(
+        late.ticks.next()
+        since = await late.position()
+        late.run(
             "ALTER TABLE whole DETACH PARTITION part; SELECT rowcast.notice()",
             WRITE.format("part"),
             "SELECT rowcast.track('part')",
         )
-        await missing.db.catch_up()
-        found = await missing.all_after(since)
+        await late.db.catch_up()
+        found = await late.all_after(since)
         assert [each["relation"] for each in found if each["op"] == "reset"] == ["whole", "part"]
     finally:
-        execute(missing.dsn, f"DROP TABLE whole, part; {FORGET}")
+        execute(late.dsn, f"DROP TABLE whole, part; {FORGET}")
 
 
 @served
 @pytest_twisted.ensureDeferred
 async def test_changes_newer_than_the_catalog_are_refused_as_retryable(
-    missing: Missing, monkeypatch: pytest.MonkeyPatch
+    late: LateCallers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the catalog cannot be read in time, they are not omitted from a page whose position is beyond them."""
-    since = await missing.position()
-    execute(missing.dsn, "CREATE TABLE newest (id int PRIMARY KEY); SELECT rowcast.track('newest')")
+    since = await late.position()
+    execute(late.dsn, "CREATE TABLE newest (id int PRIMARY KEY); SELECT rowcast.track('newest')")
     try:
-        missing.run("INSERT INTO newest VALUES (1)")
+        late.run("INSERT INTO newest VALUES (1)")
         with monkeypatch.context() as patched:
-            patched.setattr(missing.db.dispatcher, "refresh", lambda: succeed(False))
-            refused = await failure_of(missing.changes(since))
+            patched.setattr(late.db.dispatcher, "refresh", lambda: succeed(False))
+            refused = await failure_of(late.changes(since))
         assert isinstance(refused, Unavailable)
         assert refused.details["retry"] is True
-        await missing.db.catch_up()
-        assert [each["row"] for each in await missing.all_after(since) if each["row"]] == [
-            {"id": 1}
-        ]
+        await late.db.catch_up()
+        assert [each["row"] for each in await late.all_after(since) if each["row"]] == [{"id": 1}]
     finally:
-        execute(missing.dsn, f"DROP TABLE newest; {FORGET}")
+        execute(late.dsn, f"DROP TABLE newest; {FORGET}")
 
 
 RENAMED = [
@@ -640,20 +638,20 @@ RENAMED = [
 @pytest.mark.parametrize("ddl", RENAMED)
 @pytest_twisted.ensureDeferred
 async def test_hidden_column_is_not_shown_after_its_name_was_swapped(
-    missing: Missing, ddl: str
+    late: LateCallers, ddl: str
 ) -> None:
     execute(
-        missing.dsn,
+        late.dsn,
         "DROP TABLE IF EXISTS swapped; CREATE TABLE swapped (id int PRIMARY KEY, name text, secret text);"
         " COMMENT ON COLUMN swapped.secret IS '@hidden'; SELECT rowcast.track('swapped')",
     )
-    since = await missing.position()
-    missing.run("INSERT INTO swapped VALUES (1, 'a', 'hush')", "DELETE FROM swapped")
+    since = await late.position()
+    late.run("INSERT INTO swapped VALUES (1, 'a', 'hush')", "DELETE FROM swapped")
     # the reset by `rowcast.notice` may be logged later
-    missing.run(ddl)
-    answer = await missing.changes(since, relations=["swapped"])
+    late.run(ddl)
+    answer = await late.changes(since, relations=["swapped"])
     assert {each["op"] for each in answer["changes"]} == {"reset"}
     assert "hush" not in repr(answer)
-    missing.run("INSERT INTO swapped (id, secret) VALUES (2, 'shown')")
-    *_, change = (await missing.changes(answer["position"], relations=["swapped"]))["changes"]
+    late.run("INSERT INTO swapped (id, secret) VALUES (2, 'shown')")
+    *_, change = (await late.changes(answer["position"], relations=["swapped"]))["changes"]
     assert change["row"]["id"] == 2

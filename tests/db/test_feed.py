@@ -98,7 +98,7 @@ async def test_tick_is_notified_only_while_another_feed_follows(dsn: str) -> Non
     with listening.cursor() as cursor:
         cursor.execute(f"LISTEN {TICKS}")
 
-    def heard() -> int:
+    def notified() -> int:
         listening.poll()
         count = len(listening.notifies)
         listening.notifies.clear()
@@ -107,18 +107,18 @@ async def test_tick_is_notified_only_while_another_feed_follows(dsn: str) -> Non
     async with feeding(dsn) as leader:
         execute(dsn, "INSERT INTO items VALUES (1, 1)")
         await until(lambda: len(leader.changes) == 1)
-        assert not heard()
+        assert not notified()
         async with feeding(dsn, leads=False) as follower:
             await until(lambda: follower.feed.stats()["part"] == "following")
             await until(lambda: execute(dsn, FOLLOWING))
             execute(dsn, "INSERT INTO items VALUES (2, 2)")
-            await until(heard)
+            await until(notified)
             await until(lambda: follower.feed.stats()["tick"] == leader.feed.stats()["tick"])
         await until(lambda: not execute(dsn, FOLLOWING))
-        heard()
+        notified()
         execute(dsn, "INSERT INTO items VALUES (3, 3)")
         await until(lambda: len(leader.changes) == 3)
-        assert not heard()
+        assert not notified()
     listening.close()
 
 

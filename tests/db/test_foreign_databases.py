@@ -71,8 +71,8 @@ async def reloaded(db: DirectCaller) -> None:
 @pytest_twisted.ensureDeferred
 async def test_foreign_table_named_like_a_demo_table_is_served_without_its_model(dsn: str) -> None:
     """Its columns are not those of the model."""
-    said: list[Any] = []
-    globalLogPublisher.addObserver(said.append)
+    events: list[Any] = []
+    globalLogPublisher.addObserver(events.append)
     try:
         async with serving_with_procedures(dsn) as db:
             assert await db.call("vehicles.create", {"vin": "1", "color": "red"})
@@ -82,8 +82,8 @@ async def test_foreign_table_named_like_a_demo_table_is_served_without_its_model
             assert await db.call("actions.create", {"title": "go"})
             await reloaded(db)
     finally:
-        globalLogPublisher.removeObserver(said.append)
-    warned = [event for event in said if "without the rules" in event.get("log_format", "")]
+        globalLogPublisher.removeObserver(events.append)
+    warned = [event for event in events if "without the rules" in event.get("log_format", "")]
     assert sorted((event["relation"], event["columns"]) for event in warned) == [
         ("public.actions", "action, path, status"),
         ("public.drivers", "name"),
@@ -126,12 +126,12 @@ async def test_procedure_of_a_relation_that_no_role_may_use_is_not_served(dsn: s
             how = db.database, Models(db.database), lambda: dispatcher.served.codec
             dispatcher.add(procedures(*how, DEMO.procedures))
             caller = Caller(1, "ada", "barred", "realm1")
-            said = []
+            messages = []
             for name in ("actions.delete", "actions.complete"):
                 error = await failure_of(dispatcher.answer(name, [1], {}, caller))
                 assert isinstance(error, NoSuchProcedure)
-                said.append(error.message)
-            assert said == [
+                messages.append(error.message)
+            assert messages == [
                 'no relation "actions" is served',
                 '"actions.complete" needs a relation that is not served',
             ]

@@ -25,7 +25,7 @@ from tests.deferreds import pause, until
 CHANNEL = 'odd "channel'
 
 
-class Heard:
+class Recorder:
     """A listener with a record of its notifications and resyncs."""
 
     def __init__(self, dsn: Any) -> None:
@@ -44,8 +44,8 @@ class Heard:
 
 
 @pytest.fixture
-def heard(dsn: str) -> Iterator[Heard]:
-    made = Heard(dsn)
+def recorder(dsn: str) -> Iterator[Recorder]:
+    made = Recorder(dsn)
     made.listener.startService()
     yield made
     made.listener.stopService()
@@ -69,34 +69,34 @@ def descriptors() -> int:
 
 
 @pytest_twisted.ensureDeferred
-async def test_payloads_of_commits_arrive_once_in_order(dsn: str, heard: Heard) -> None:
+async def test_payloads_of_commits_arrive_once_in_order(dsn: str, recorder: Recorder) -> None:
     """Each payload arrives once, in commit order, after an initial resync."""
-    await until(lambda: heard.resyncs == 1)
+    await until(lambda: recorder.resyncs == 1)
     notify(dsn, *map(str, range(500)))
-    await until(lambda: len(heard.payloads) == 500)
-    assert heard.payloads == list(map(str, range(500)))
+    await until(lambda: len(recorder.payloads) == 500)
+    assert recorder.payloads == list(map(str, range(500)))
 
 
 @pytest_twisted.ensureDeferred
 async def test_failing_subscriber_is_logged_and_others_are_still_notified(
-    dsn: str, heard: Heard
+    dsn: str, recorder: Recorder
 ) -> None:
     """An error in one callback does not prevent the next notification."""
-    await until(lambda: heard.listener.listening)
+    await until(lambda: recorder.listener.listening)
     notify(dsn, "bad", "good")
-    await until(lambda: heard.payloads == ["bad", "good"])
+    await until(lambda: recorder.payloads == ["bad", "good"])
 
 
 @pytest_twisted.ensureDeferred
-async def test_listener_whose_session_is_cut_listens_again(dsn: str, heard: Heard) -> None:
+async def test_listener_whose_session_is_cut_listens_again(dsn: str, recorder: Recorder) -> None:
     """After each termination of its session it reconnects, resyncs, and leaks no file descriptor."""
-    await until(lambda: heard.resyncs == 1)
+    await until(lambda: recorder.resyncs == 1)
     before = descriptors()
     for count in range(2, 7):
         cut(dsn)
-        await until(lambda count=count: heard.resyncs == count)
+        await until(lambda count=count: recorder.resyncs == count)
     notify(dsn, "still here")
-    await until(lambda: heard.payloads == ["still here"])
+    await until(lambda: recorder.payloads == ["still here"])
     assert descriptors() <= before
 
 
@@ -109,21 +109,21 @@ async def test_listener_without_a_database_retries_until_it_is_up(dsn: str) -> N
         asked.append(where[0])
         return where[0]
 
-    heard = Heard(address)
+    recorder = Recorder(address)
     with capturedLogs() as logged:
-        heard.listener.startService()
+        recorder.listener.startService()
         await until(lambda: len(asked) > 3)
-        assert not heard.listener.listening
+        assert not recorder.listener.listening
         where[0] = dsn
-        await until(lambda: heard.listener.listening)
+        await until(lambda: recorder.listener.listening)
     lines = [(each["log_level"].name, formatEvent(each)) for each in logged]
     lines = [(level, text) for level, text in lines if "listening to" in text]
     assert [level for level, _ in lines] == ["warn", "info"]
     assert lines[0][1].startswith(f"not listening to {CHANNEL}: connection to server on socket")
     assert lines[1][1] == f"listening to {CHANNEL} again"
-    heard.listener.stopService()
-    assert not heard.listener.listening
-    assert heard.resyncs == 1
+    recorder.listener.stopService()
+    assert not recorder.listener.listening
+    assert recorder.resyncs == 1
 
 
 @pytest_twisted.ensureDeferred
@@ -139,10 +139,10 @@ async def test_listener_without_a_free_descriptor_retries(
         return dup(number)
 
     monkeypatch.setattr(os, "dup", dup_unless_full)
-    heard = Heard(dsn)
-    heard.listener.startService()
-    await until(lambda: heard.listener.listening)
-    heard.listener.stopService()
+    recorder = Recorder(dsn)
+    recorder.listener.startService()
+    await until(lambda: recorder.listener.listening)
+    recorder.listener.stopService()
     assert not full
 
 
@@ -169,30 +169,32 @@ async def test_listener_retries_each_second_during_a_long_outage() -> None:
 @pytest_twisted.ensureDeferred
 async def test_listener_stopped_while_it_connects_is_closed(dsn: str) -> None:
     """A connection established after stopService is closed."""
-    heard = Heard(dsn)
-    heard.listener.startService()
-    heard.listener.stopService()
+    recorder = Recorder(dsn)
+    recorder.listener.startService()
+    recorder.listener.stopService()
     await pause(0.3)
-    assert not heard.listener.listening
+    assert not recorder.listener.listening
     count = execute(dsn, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
     assert count == [(0,)]
 
 
 @pytest_twisted.ensureDeferred
 async def test_channels_are_added_and_removed_on_the_open_connection(
-    dsn: str, heard: Heard
+    dsn: str, recorder: Recorder
 ) -> None:
     """Each subscriber receives the notifications of its channel, after an initial resync."""
-    await until(lambda: heard.listener.listening)
+    await until(lambda: recorder.listener.listening)
     before = execute(dsn, "SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
     found: list[str] = []
     one, other, third = (
-        heard.listener.subscribe(channel, partial(hear, found, who), partial(miss, found, who))
+        recorder.listener.subscribe(
+            channel, partial(record, found, who), partial(record_resync, found, who)
+        )
         for channel, who in (("a", "one"), ("b", "other"), ("a", "third"))
     )
     await until(lambda: len(found) == 3)
     assert sorted(found) == ["one missed", "other missed", "third missed"]
-    assert heard.listener.listening
+    assert recorder.listener.listening
     found.clear()
     notify(dsn, "1", channel="a")
     notify(dsn, "2", channel="b")
@@ -207,18 +209,22 @@ async def test_channels_are_added_and_removed_on_the_open_connection(
     third.cancel()
     notify(dsn, "5", channel="a")
     notify(dsn, "6")
-    await until(lambda: heard.payloads == ["6"])
+    await until(lambda: recorder.payloads == ["6"])
     assert found[3:] == ["third 4"]
     await until(lambda: listened(dsn) == before)
 
 
 @pytest_twisted.ensureDeferred
-async def test_second_subscriber_of_a_channel_is_resynced_at_once(dsn: str, heard: Heard) -> None:
+async def test_second_subscriber_of_a_channel_is_resynced_at_once(
+    dsn: str, recorder: Recorder
+) -> None:
     """The resync comes after `subscribe` has returned, unless the subscription was cancelled meanwhile."""
-    await until(lambda: heard.listener.listening)
+    await until(lambda: recorder.listener.listening)
     found: list[str] = []
     gone, _ = (
-        heard.listener.subscribe(CHANNEL, partial(hear, found, who), partial(miss, found, who))
+        recorder.listener.subscribe(
+            CHANNEL, partial(record, found, who), partial(record_resync, found, who)
+        )
         for who in ("gone", "there")
     )
     assert found == []
@@ -227,15 +233,21 @@ async def test_second_subscriber_of_a_channel_is_resynced_at_once(dsn: str, hear
 
 
 @pytest_twisted.ensureDeferred
-async def test_all_channels_are_listened_to_again_after_a_reconnect(dsn: str, heard: Heard) -> None:
+async def test_all_channels_are_listened_to_again_after_a_reconnect(
+    dsn: str, recorder: Recorder
+) -> None:
     """This includes channels subscribed while the connection was down; these are resynced once."""
     found: list[str] = []
-    heard.listener.subscribe("a", partial(hear, found, "one"), partial(miss, found, "one"))
-    await until(lambda: heard.listener.listening)
+    recorder.listener.subscribe(
+        "a", partial(record, found, "one"), partial(record_resync, found, "one")
+    )
+    await until(lambda: recorder.listener.listening)
     cut(dsn)
-    await until(lambda: not heard.listener.listening)
-    heard.listener.subscribe("b", partial(hear, found, "new"), partial(miss, found, "new"))
-    await until(lambda: heard.listener.listening)
+    await until(lambda: not recorder.listener.listening)
+    recorder.listener.subscribe(
+        "b", partial(record, found, "new"), partial(record_resync, found, "new")
+    )
+    await until(lambda: recorder.listener.listening)
     await until(lambda: found == ["one missed", "one missed", "new missed"])
     notify(dsn, "1", channel="a")
     notify(dsn, "2", channel="b")
@@ -243,37 +255,39 @@ async def test_all_channels_are_listened_to_again_after_a_reconnect(dsn: str, he
 
 
 @pytest_twisted.ensureDeferred
-async def test_subscriptions_that_change_during_listen_are_applied(dsn: str, heard: Heard) -> None:
+async def test_subscriptions_that_change_during_listen_are_applied(
+    dsn: str, recorder: Recorder
+) -> None:
     """Channels subscribed and cancelled while LISTEN runs end in the last requested state."""
     found: list[str] = []
     for n in range(30):
-        each = heard.listener.subscribe("c", partial(hear, found, str(n)))
+        each = recorder.listener.subscribe("c", partial(record, found, str(n)))
         await pause(0.001 * (n % 4))
         if n < 29:
             each.cancel()
-    await until(lambda: heard.listener.listening)
+    await until(lambda: recorder.listener.listening)
     notify(dsn, "x", channel="c")
     await until(lambda: found == ["29 x"])
 
 
 @pytest_twisted.ensureDeferred
-async def test_channel_whose_unlisten_is_under_way_is_not_listened_to(heard: Heard) -> None:
+async def test_channel_whose_unlisten_is_under_way_is_not_listened_to(recorder: Recorder) -> None:
     """A subscription made meanwhile gets no notification until the server has answered LISTEN."""
     found: list[str] = []
-    first = heard.listener.subscribe("c", print)
-    await until(lambda: heard.listener.listening)
+    first = recorder.listener.subscribe("c", print)
+    await until(lambda: recorder.listener.listening)
     first.cancel()
-    heard.listener.subscribe("c", print, partial(miss, found, "second"))
-    assert not heard.listener.listening
-    await until(lambda: heard.listener.listening)
+    recorder.listener.subscribe("c", print, partial(record_resync, found, "second"))
+    assert not recorder.listener.listening
+    await until(lambda: recorder.listener.listening)
     await until(lambda: found == ["second missed"])
 
 
-def hear(found: list[str], who: str, payload: str) -> None:
+def record(found: list[str], who: str, payload: str) -> None:
     found.append(f"{who} {payload}")
 
 
-def miss(found: list[str], who: str) -> None:
+def record_resync(found: list[str], who: str) -> None:
     found.append(f"{who} missed")
 
 

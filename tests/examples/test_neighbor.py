@@ -78,18 +78,18 @@ async def test_writes_of_flask_and_psql_reach_watchers(
         db.joined(caller)
         live = db.live("vehicles", select=["plate"], order=["plate"])
         there = [row["plate"] for row in await live.ready()]
-        heard: list[list[str]] = []
-        live.subscribe(lambda rows, _: heard.append([row["plate"] for row in rows]))
+        lists: list[list[str]] = []
+        live.subscribe(lambda rows, _: lists.append([row["plate"] for row in rows]))
         bus = {"plate": "B-RC 80", "model": "bus"}
         status, _ = await in_thread(reactor, "http", http, f"{neighbor}/vehicles", bus)
         assert status == 201
-        await until(lambda: heard[-1:] == [sorted([*there, "B-RC 80"])])
+        await until(lambda: lists[-1:] == [sorted([*there, "B-RC 80"])])
         copied = "COPY vehicles (plate, model) FROM STDIN"
         rows = "B-RC 81\tvan\nB-RC 82\tvan\n"
         subprocess.run(
             [tool("psql"), migrated, "-c", copied], input=rows, text=True, check=True, timeout=60
         )
-        await until(lambda: heard[-1] == sorted([*there, "B-RC 80", "B-RC 81", "B-RC 82"]))
+        await until(lambda: lists[-1] == sorted([*there, "B-RC 80", "B-RC 81", "B-RC 82"]))
         db.close()
         await caller.close()
 

@@ -75,7 +75,7 @@ def test_settings_from_the_environment_are_split_and_stripped(
 
 def test_settings_with_problems_are_all_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """All problems are reported at once, with the names of the environment variables."""
-    said = problems(
+    messages = problems(
         monkeypatch,
         PORT="eighty",
         DATABASE_URL="postgres://u:s3cret@h/d?pgbouncer=true",
@@ -88,15 +88,15 @@ def test_settings_with_problems_are_all_reported_at_once(monkeypatch: pytest.Mon
     )
     names = ["DATABASE_URL", "PORT", "ROWCAST_ROUTER_URL", "ROWCAST_TICKET", "ROWCAST_KEY_FILE"]
     names += ["ROWCAST_PREFIX", "ROWCAST_POOL_MAX", "ROWCAST_LOG_LEVEL"]
-    assert [sentence.split()[0] for sentence in said] == names
-    assert "s3cret" not in " ".join(said)
+    assert [sentence.split()[0] for sentence in messages] == names
+    assert "s3cret" not in " ".join(messages)
 
 
 @pytest.mark.parametrize("url", ["ws://h:99999/ws", "rs://h:0", "ws://h,http://h", "unix:", "h:1"])
 def test_url_of_no_router_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """Exactly the URLs that the WAMP client cannot parse are refused."""
-    (said,) = problems(monkeypatch, ROWCAST_ROUTER_URL=url)
-    assert said.startswith("ROWCAST_ROUTER_URL should ")
+    (messages,) = problems(monkeypatch, ROWCAST_ROUTER_URL=url)
+    assert messages.startswith("ROWCAST_ROUTER_URL should ")
     with pytest.raises(ValueError, match="should "):
         [RouterAddress.from_url(each) for each in url.split(",")]
 
@@ -108,9 +108,9 @@ def test_router_url_with_password_is_refused_without_it(
     monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     """The password would be logged, and the router ignores it."""
-    (said,) = problems(monkeypatch, ROWCAST_ROUTER_URL=url)
-    assert said.startswith("ROWCAST_ROUTER_URL should ")
-    assert "s3cret" not in said
+    (messages,) = problems(monkeypatch, ROWCAST_ROUTER_URL=url)
+    assert messages.startswith("ROWCAST_ROUTER_URL should ")
+    assert "s3cret" not in messages
 
 
 def test_unknown_settings_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +126,10 @@ def test_database_given_in_two_places_is_refused(
     """Two settings for the database are an error, so that neither wins silently."""
     file = tmp_path / "url"
     file.write_text("postgres://h/d")
-    said = problems(monkeypatch, DATABASE_URL="postgres://h/d", ROWCAST_DATABASE_URL_FILE=str(file))
-    assert said == [
+    messages = problems(
+        monkeypatch, DATABASE_URL="postgres://h/d", ROWCAST_DATABASE_URL_FILE=str(file)
+    )
+    assert messages == [
         "ROWCAST_DATABASE_URL_FILE and DATABASE_URL are two answers to one question: unset one"
     ]
 
@@ -220,10 +222,10 @@ def test_url_with_stray_password_is_refused_without_any_of_it(
     monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     """Parts that libpq would parse as host, port or parameter may be of the password: they are not printed."""
-    (said,) = problems(monkeypatch, DATABASE_URL=url)
-    assert said.startswith("DATABASE_URL ")
-    assert "s3cret" not in said
-    assert "word" not in said.replace("password", "")
+    (messages,) = problems(monkeypatch, DATABASE_URL=url)
+    assert messages.startswith("DATABASE_URL ")
+    assert "s3cret" not in messages
+    assert "word" not in messages.replace("password", "")
     for place in (Place(url=url), Place(url="host=h", direct=url)):
         with pytest.raises(InvalidUrl) as refused:
             place.direct_dsn()
@@ -234,8 +236,8 @@ def test_url_with_stray_password_refusal_says_how_to_encode_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The message says how to percent-encode the password."""
-    (said,) = problems(monkeypatch, DATABASE_URL="postgresql://app:hunter2@x/y@127.0.0.1/db")
-    assert said == (
+    (messages,) = problems(monkeypatch, DATABASE_URL="postgresql://app:hunter2@x/y@127.0.0.1/db")
+    assert messages == (
         "DATABASE_URL has no host and port where they should be"
         " → percent-encode @ : / # in the password (%40 %3A %2F %23)"
     )
@@ -274,8 +276,8 @@ def test_log_level_in_any_case_is_taken(monkeypatch: pytest.MonkeyPatch, level: 
 )
 def test_unknown_setting_has_a_hint(monkeypatch: pytest.MonkeyPatch, name: str, meant: str) -> None:
     """The hint comes from the names of other programs, or from similar spelling."""
-    said = problems(monkeypatch, **{name: "1"})
-    assert said[0] == f"{name} is not a setting: did you mean {meant}?"
+    messages = problems(monkeypatch, **{name: "1"})
+    assert messages[0] == f"{name} is not a setting: did you mean {meant}?"
 
 
 def test_unknown_setting_like_no_other_has_no_hint(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,30 +140,30 @@ async def test_why_prints_a_line_for_each_check(router: Router, migrated: str) -
         )
         return done.stdout, done.stderr, done.returncode
 
-    said, errors, status = await deferToThread(why, "drivers", "--try")
-    assert status == 0, said + errors
-    assert "[+] a write was read from the log within " in said
-    assert said.splitlines()[-2:] == [
+    output, errors, status = await deferToThread(why, "drivers", "--try")
+    assert status == 0, output + errors
+    assert "[+] a write was read from the log within " in output
+    assert output.splitlines()[-2:] == [
         "[+] a service answers, and is well",
         f"[+] the router lets you subscribe to {router.prefix}.drivers.changed.",
     ]
     execute(migrated, "SELECT rowcast.untrack('drivers')")
-    said, _, status = await deferToThread(why, "drivers")
+    output, _, status = await deferToThread(why, "drivers")
     assert status == 1
-    assert "[-] it is not tracked → rowcast track public.drivers" in said.splitlines()
+    assert "[-] it is not tracked → rowcast track public.drivers" in output.splitlines()
     execute(migrated, "SELECT rowcast.track('drivers')")
     away = f"ws://127.0.0.1:{free_port()}/ws"
-    said, _, status = await deferToThread(why, "drivers", "--url", away)
-    assert f"[-] no session at the router {away}" in said.splitlines()[-1]
+    output, _, status = await deferToThread(why, "drivers", "--url", away)
+    assert f"[-] no session at the router {away}" in output.splitlines()[-1]
     _, errors, status = await deferToThread(why, "driver")
     assert (status, "did you mean" in errors) == (1, True)
 
 
 @pytest_twisted.ensureDeferred
 async def test_why_is_answered_to_callers_of_the_service(router: Router) -> None:
-    said, _, status = await rowcast(router, "call", "why", "drivers")
+    output, _, status = await rowcast(router, "call", "why", "drivers")
     assert status == 0
-    found = json.loads(said)
+    found = json.loads(output)
     assert found["ok"] is True, found
     texts = [check["text"] for check in found["checks"]]
     assert "the service reads the log, or waits to take over from another one" in texts

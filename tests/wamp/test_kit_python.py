@@ -45,9 +45,9 @@ async def test_live_query_has_the_rows_of_find(dsn: str, service: Serving, clien
     embedding = client.db.live("drivers", embed={"vehicles": {"order": ["id"]}}, select=["name"])
     grouped = client.db.live("vehicles", measures={"n": {"count": "*"}}, group=["driver_id"])
     assert [row["id"] for row in await ordered.ready()] == [5, 4, 3]
-    heard: list[Any] = []
-    ordered.subscribe(lambda rows, change: heard.append((rows, change)))
-    assert heard == [(ordered.rows, None)]
+    calls: list[Any] = []
+    ordered.subscribe(lambda rows, change: calls.append((rows, change)))
+    assert calls == [(ordered.rows, None)]
     await embedding.ready()
     await grouped.ready()
     execute(
@@ -56,8 +56,8 @@ async def test_live_query_has_the_rows_of_find(dsn: str, service: Serving, clien
         "INSERT INTO vehicles VALUES (9, 'B 9', 1), (10, 'B 10', NULL)",
     )
     await until(lambda: [row["id"] for row in ordered.rows] == [1, 5, 4])
-    await until(lambda: len(heard) == 2)
-    _, change = heard[1]
+    await until(lambda: len(calls) == 2)
+    _, change = calls[1]
     assert [row["id"] for row in change.enter] == [1]
     assert [row["id"] for row in change.leave] == [3]
     await same(client.db, embedding)

@@ -232,13 +232,13 @@ async def test_arguments_that_are_encrypted_are_refused(
     await unharmed(edge, caller, session)
 
 
-class Listening:
+class RecordingSubscriber:
     """An observer that subscribes, as the publisher does."""
 
     def __init__(self, *topics: str) -> None:
         self.topics = topics
         self.events: list[tuple[Any, Any]] = []
-        self.heard: list[Deferred[None]] = []
+        self.waiting: list[Deferred[None]] = []
         self.session: SafeSession | None = None
         self.displacements: list[int] = []
 
@@ -251,12 +251,12 @@ class Listening:
     def hear(self, args: Any, kwargs: Any, details: Any) -> None:
         """Record an event."""
         self.events.append((args, kwargs))
-        fire(self.heard)
+        fire(self.waiting)
 
     def next(self) -> Deferred[None]:
         """Return a Deferred that fires at the next event."""
-        self.heard.append(Deferred())
-        return self.heard[-1]
+        self.waiting.append(Deferred())
+        return self.waiting[-1]
 
     def displaced(self, registration: int) -> None:
         """Record the registration."""
@@ -274,18 +274,18 @@ async def test_event_nested_too_deep_is_dropped_and_the_session_stays(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     """A too deep event is dropped, one with odd keywords is received, and the session continues."""
-    observer = Listening("rowcast.test.topic")
+    observer = RecordingSubscriber("rowcast.test.topic")
     edge = await start_edge(observers=[observer])
     publisher = await call_from("service cbor")
     caller = await call_from()
     session = session_of(edge)
     options = PublishOptions(acknowledge=True)
     await publisher.publish("rowcast.test.topic", nested(200), options=options)
-    heard = observer.next()
+    waiting = observer.next()
     odd = {"self": 1, "fun": 2}
     request = publisher._request_id_gen.next()
     publisher._transport.send(message.Publish(request, "rowcast.test.topic", args=[], kwargs=odd))
-    await heard
+    await waiting
     assert observer.events == [([], {"self": 1, "fun": 2})]
     publisher.set_payload_codec(Cipher())
     await publisher.publish("rowcast.test.topic", 1, options=options)
@@ -298,13 +298,13 @@ async def test_login_with_deep_details_leaves_the_session_joined(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     """A HELLO with a deep `authextra` reaches all subscribers of logins; the service stays joined."""
-    observer = Listening("wamp.session.on_join")
+    observer = RecordingSubscriber("wamp.session.on_join")
     edge = await start_edge(observers=[observer])
     session = session_of(edge)
     await call_from("rawsocket json", authextra={"deep": nested(450)})
-    heard = observer.next()
+    waiting = observer.next()
     caller = await call_from()
-    await heard
+    await waiting
     assert len(observer.events) == 1
     await unharmed(edge, caller, session)
 
@@ -312,7 +312,7 @@ async def test_login_with_deep_details_leaves_the_session_joined(
 @pytest_twisted.ensureDeferred
 async def test_own_calls_end_with_the_connection(start_edge: StartEdge) -> None:
     """Pending calls of the service itself fail when the connection is lost."""
-    observer = Listening()
+    observer = RecordingSubscriber()
     edge = await start_edge(observers=[observer])
     session = observer.session
     assert session is not None
@@ -330,7 +330,7 @@ async def test_own_call_with_a_result_too_deep_fails(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     """A too deep result or error fails its call."""
-    observer = Listening()
+    observer = RecordingSubscriber()
     edge = await start_edge(observers=[observer])
     session = observer.session
     assert session is not None

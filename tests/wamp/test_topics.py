@@ -101,12 +101,12 @@ class Subscriber:
         """Subscribe to a topic or pattern."""
         found = self.events[uri] = []
 
-        def heard(event: dict[str, Any], details: Any) -> None:
+        def record(event: dict[str, Any], details: Any) -> None:
             found.append(event)
             self.topics.append(details.topic)
 
         options = SubscribeOptions(match=match, details_arg="details")
-        return await self._caller.subscribe(heard, uri, options)
+        return await self._caller.subscribe(record, uri, options)
 
     def seen(self) -> dict[str, list[str]]:
         """Return the received events as text, by subscription."""

@@ -52,7 +52,7 @@ class Log:
         return list(net_changes(self.rows, TRACKED, TICK))
 
     @property
-    def told(self) -> list[tuple[Any, ...]]:
+    def changes(self) -> list[tuple[Any, ...]]:
         """Return the net changes without positions."""
         return [(change.op, change.key, change.old, change.new) for change in self.net]
 
@@ -65,33 +65,33 @@ A, B, C = row(1, v=1), row(1, v=2), row(1, v=3)
 
 
 def test_insert_then_update_is_one_insert() -> None:
-    assert Log().add("I", new=A).add("U", A, B).told == [("insert", (1,), None, B)]
+    assert Log().add("I", new=A).add("U", A, B).changes == [("insert", (1,), None, B)]
 
 
 def test_insert_logged_after_its_update_is_one_insert() -> None:
-    assert Log().add("U", A, B).add("I", new=A).told == [("insert", (1,), None, B)]
+    assert Log().add("U", A, B).add("I", new=A).changes == [("insert", (1,), None, B)]
 
 
 def test_insert_then_delete_is_no_change() -> None:
-    assert Log().add("I", new=A).add("U", A, B).add("D", B).told == []
+    assert Log().add("I", new=A).add("U", A, B).add("D", B).changes == []
 
 
 def test_updates_are_one_update_from_first_to_last() -> None:
-    assert Log().add("U", A, B).add("U", B, C).told == [("update", (1,), A, C)]
+    assert Log().add("U", A, B).add("U", B, C).changes == [("update", (1,), A, C)]
 
 
 def test_update_back_to_the_first_value_is_no_change() -> None:
-    assert Log().add("U", A, B).add("U", B, A).told == []
+    assert Log().add("U", A, B).add("U", B, A).changes == []
 
 
 def test_delete_then_insert_of_the_same_key_is_an_update() -> None:
-    assert Log().add("D", A).add("I", new=B).told == [("update", (1,), A, B)]
-    assert Log().add("D", A).add("I", new=A).told == []
+    assert Log().add("D", A).add("I", new=B).changes == [("update", (1,), A, B)]
+    assert Log().add("D", A).add("I", new=A).changes == []
 
 
 def test_changed_key_is_a_delete_and_an_insert() -> None:
     moved = row(2, v=1)
-    assert Log().add("U", A, moved).told == [
+    assert Log().add("U", A, moved).changes == [
         ("delete", (1,), A, None),
         ("insert", (2,), None, moved),
     ]
@@ -100,7 +100,7 @@ def test_changed_key_is_a_delete_and_an_insert() -> None:
 def test_keys_that_change_places_are_updates() -> None:
     one, two = row(1, v="a"), row(2, v="b")
     log = Log().add("U", one, row(3, v="a")).add("U", two, row(1, v="b"))
-    assert log.add("U", row(3, v="a"), row(2, v="a")).told == [
+    assert log.add("U", row(3, v="a"), row(2, v="a")).changes == [
         ("update", (1,), one, row(1, v="b")),
         ("update", (2,), two, row(2, v="a")),
     ]
@@ -112,7 +112,7 @@ def test_key_of_several_columns_is_in_its_order() -> None:
 
 def test_unhashable_key_is_a_key() -> None:
     log = Log().add("U", '{"id": [1, 2], "v": 1}', '{"id": [1, 2], "v": 2}')
-    assert log.told[0][:2] == ("update", ([1, 2],))
+    assert log.changes[0][:2] == ("update", ([1, 2],))
 
 
 def test_keys_that_are_equal_numbers_in_other_digits_are_two() -> None:
@@ -124,21 +124,21 @@ def test_keys_that_are_equal_numbers_in_other_digits_are_two() -> None:
 
 
 def test_number_in_other_digits_is_an_update() -> None:
-    assert Log().add("U", '{"id": 1, "v": 1.0}', '{"id": 1, "v": 1.00}').told
-    assert Log().add("U", '{"id": 1, "v": 1.00}', '{"id": 1, "v":"1.0"}').told
+    assert Log().add("U", '{"id": 1, "v": 1.0}', '{"id": 1, "v": 1.00}').changes
+    assert Log().add("U", '{"id": 1, "v": 1.00}', '{"id": 1, "v":"1.0"}').changes
 
 
 def test_row_whose_columns_are_in_another_order_is_the_same() -> None:
     """A row that moves to another partition and back is logged as D and I each time."""
     here, there = '{"id": 1, "v": 1.0}', '{"v": 1.0, "id": 1}'
-    assert Log().add("D", here).add("I", None, there).told == []
+    assert Log().add("D", here).add("I", None, there).changes == []
     log = Log().add("U", A, here).add("D", here).add("I", None, there).add("U", there, B)
-    assert log.told == [("update", (1,), A, B)]
+    assert log.changes == [("update", (1,), A, B)]
 
 
 def test_truncate_discards_earlier_changes_and_precedes_later_ones() -> None:
     log = Log().add("U", A, B).add("D", row(2)).add("T").add("I", new=C).add("I", new=row(5))
-    assert log.told == [
+    assert log.changes == [
         ("truncate", None, None, None),
         ("insert", (1,), None, C),
         ("insert", (5,), None, row(5)),
@@ -147,22 +147,22 @@ def test_truncate_discards_earlier_changes_and_precedes_later_ones() -> None:
 
 def test_rows_inserted_before_truncate_are_a_reset() -> None:
     """A trigger of the TRUNCATE may have inserted them after it, but before it was logged."""
-    assert Log().add("I", new=A).add("T").told == [("reset", None, None, None)]
-    assert Log().add("U", A, B).add("I", new=C).add("T").told == [("reset", None, None, None)]
+    assert Log().add("I", new=A).add("T").changes == [("reset", None, None, None)]
+    assert Log().add("U", A, B).add("I", new=C).add("T").changes == [("reset", None, None, None)]
 
 
 def test_row_replaced_after_truncate_that_was_never_inserted_is_a_reset() -> None:
-    assert Log().add("T").add("U", A, B).told == [("reset", None, None, None)]
+    assert Log().add("T").add("U", A, B).changes == [("reset", None, None, None)]
 
 
 def test_last_truncate_counts() -> None:
     log = Log().add("T").add("U", A, B).add("T").add("I", new=C)
-    assert log.told == [("truncate", None, None, None), ("insert", (1,), None, C)]
+    assert log.changes == [("truncate", None, None, None), ("insert", (1,), None, C)]
 
 
 def test_reset_replaces_all_changes_of_its_relation() -> None:
     log = Log().add("U", A, B).add("R").add("I", new={"a": 1, "b": 2}, relation=2)
-    assert log.told == [
+    assert log.changes == [
         ("reset", None, None, None),
         ("insert", (1, 2), None, {"a": 1, "b": 2}),
     ]
@@ -170,48 +170,48 @@ def test_reset_replaces_all_changes_of_its_relation() -> None:
 
 def test_relation_altered_between_two_updates_is_a_reset() -> None:
     wider = row(1, v=2, w=0)
-    assert Log().add("U", A, B).add("U", wider, row(1, v=3, w=0)).told == [
+    assert Log().add("U", A, B).add("U", wider, row(1, v=3, w=0)).changes == [
         ("reset", None, None, None)
     ]
 
 
 def test_key_column_that_images_lack_is_a_reset() -> None:
-    assert Log().add("I", new={"v": 1}).told == [("reset", None, None, None)]
+    assert Log().add("I", new={"v": 1}).changes == [("reset", None, None, None)]
 
 
 def test_statements_at_level_touch_are_one_touch() -> None:
-    assert Log().add("C", relation=5).add("C", relation=5).told == [("touch", None, None, None)]
+    assert Log().add("C", relation=5).add("C", relation=5).changes == [("touch", None, None, None)]
     log = Log().add("C", relation=5).add("T", relation=5).add("C", relation=5)
-    assert log.told == [("truncate", None, None, None), ("touch", None, None, None)]
+    assert log.changes == [("truncate", None, None, None), ("touch", None, None, None)]
 
 
 def test_level_keys_gives_the_net_change_of_each_key() -> None:
     one, two = row(1), row(2)
     log = Log().add("U", one, one, 4).add("U", one, one, 4)
-    assert log.told == [("update", (1,), one, one)]
-    assert Log().add("U", one, two, 4).told == [
+    assert log.changes == [("update", (1,), one, one)]
+    assert Log().add("U", one, two, 4).changes == [
         ("delete", (1,), one, None),
         ("insert", (2,), None, two),
     ]
     log = Log().add("U", one, one, 4).add("I", None, one, 4)
-    assert log.told == [("insert", (1,), None, one)]
+    assert log.changes == [("insert", (1,), None, one)]
 
 
 def test_relation_without_a_key_counts_copies() -> None:
     x, y = {"v": "x"}, {"v": "y"}
     log = Log().add("I", new=x, relation=3).add("I", new=x, relation=3)
-    assert log.told == [("insert", None, None, x)] * 2
-    assert log.add("D", x, relation=3).told == [("insert", None, None, x)]
-    assert Log().add("U", x, y, 3).told == [("update", None, x, y)]
-    assert Log().add("U", x, y, 3).add("U", y, x, 3).told == []
-    assert Log().add("D", x, relation=3).add("I", new=y, relation=3).told == [
+    assert log.changes == [("insert", None, None, x)] * 2
+    assert log.add("D", x, relation=3).changes == [("insert", None, None, x)]
+    assert Log().add("U", x, y, 3).changes == [("update", None, x, y)]
+    assert Log().add("U", x, y, 3).add("U", y, x, 3).changes == []
+    assert Log().add("D", x, relation=3).add("I", new=y, relation=3).changes == [
         ("delete", None, x, None),
         ("insert", None, None, y),
     ]
 
 
 def test_relation_that_is_no_longer_tracked_has_no_changes() -> None:
-    assert Log().add("I", new=A, relation=99).told == []
+    assert Log().add("I", new=A, relation=99).changes == []
 
 
 def test_transactions_are_contiguous_in_the_order_of_their_last_sequence_numbers() -> None:
@@ -313,15 +313,15 @@ def test_net_changes_lead_to_the_final_state_in_any_order_of_the_log(
         for number, each in enumerate(log.rows, 1)
     ]
     copy = dict(before)
-    told = log.told
-    for _, (id,), old, new in told:
+    changes = log.changes
+    for _, (id,), old, new in changes:
         assert copy.get(id) == old
         assert old != new
         copy.pop(id, None)
         if new is not None:
             copy[id] = new
     assert copy == state
-    assert len(told) == len({key for _, key, *_ in told})
+    assert len(changes) == len({key for _, key, *_ in changes})
 
 
 @given(st.lists(st.integers(0, 3), max_size=6), steps, st.randoms())
@@ -342,7 +342,7 @@ def test_counts_of_rows_without_a_key_are_right_in_any_order_of_the_log(
                 log.add("U", {"v": one}, {"v": other}, 3)
     dice.shuffle(log.rows)
     copy = list(start)
-    for _, _, old, new in log.told:
+    for _, _, old, new in log.changes:
         if old is not None:
             copy.remove(old["v"])
         if new is not None:

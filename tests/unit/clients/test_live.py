@@ -85,13 +85,13 @@ def test_live_queries_change_together_when_their_step_is_complete(
     one, two = db.live("a"), db.live("b")
     session.tell(0, **rows("x"))
     session.tell(1, **rows("x", step=True))
-    heard: list[tuple[list[str], list[str]]] = []
+    changes: list[tuple[list[str], list[str]]] = []
     for live in (one, two):
-        live.subscribe(lambda _, change: change and heard.append((names(one), names(two))))
+        live.subscribe(lambda _, change: change and changes.append((names(one), names(two))))
     session.tell(0, **delta(1, "y", "2"))
-    assert (heard, names(one)) == ([], ["x"])
+    assert (changes, names(one)) == ([], ["x"])
     session.tell(1, **delta(1, "z", "2", step=True))
-    assert heard == [(["y"], ["z"])] * 2
+    assert changes == [(["y"], ["z"])] * 2
 
 
 def test_step_whose_end_does_not_come_is_applied_with_the_next_message(
@@ -279,11 +279,11 @@ def test_effect_never_confirmed_expires(db: Any, session: Session, clock: Clock)
 
 def test_failing_listener_does_not_stop_others(db: Any, session: Session) -> None:
     live = db.live("a")
-    heard: list[Any] = []
+    changes: list[Any] = []
     live.subscribe(lambda rows, change: 1 / 0)
-    live.subscribe(lambda rows, change: heard.append(change))
+    live.subscribe(lambda rows, change: changes.append(change))
     session.tell(0, **rows("x", step=True))
-    assert len(heard) == 1
+    assert len(changes) == 1
 
 
 def test_call_waits_for_a_session_and_ends_without_one(db: Any, clock: Clock) -> None:

@@ -129,12 +129,12 @@ def test_missing_module_is_named_with_way_out(write: Write) -> None:
     [("shop.py", "shop"), ("./shop/items.py", "shop.items"), ("shop-1", "shop-1"), (".", "app")],
 )
 def test_name_that_is_no_module_is_refused(name: str, meant: str) -> None:
-    said = f'ROWCAST_APP: "{name}" is no module → name modules as in an import: {meant}'
-    assert refusal(name) == said
+    message = f'ROWCAST_APP: "{name}" is no module → name modules as in an import: {meant}'
+    assert refusal(name) == message
 
 
 @pytest.mark.parametrize(
-    ("text", "said", "line", "cure"),
+    ("text", "message", "line", "cure"),
     [
         ("\n1 / 0", "ZeroDivisionError: division by zero", 2, "mend it"),
         ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'", 1, "pip install"),
@@ -142,10 +142,12 @@ def test_name_that_is_no_module_is_refused(name: str, meant: str) -> None:
     ],
 )
 def test_module_that_raises_is_named_with_line(
-    text: str, said: str, line: int, cure: str, write: Write
+    text: str, message: str, line: int, cure: str, write: Write
 ) -> None:
     write("shop.py", text)
-    start = f"ROWCAST_APP: shop cannot be imported: {said} ({Path.cwd()}/shop.py, line {line}) → "
+    start = (
+        f"ROWCAST_APP: shop cannot be imported: {message} ({Path.cwd()}/shop.py, line {line}) → "
+    )
     assert refusal("shop").startswith(start + cure)
 
 
@@ -170,7 +172,7 @@ ASYNC = "the function is not declared with async def"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "function", "said"),
+    ("arguments", "function", "message"),
     [
         *((f"{name!r}", "async def f(call)", SPACES) for name in ("a b.c", "a#", "a..b", "", ".a", "a.", "a\n", 5)),
         *((f"{name!r}", "async def f(call)", OURS) for name in (*OWN, "tx.begin")),
@@ -185,13 +187,13 @@ ASYNC = "the function is not declared with async def"
     ],
 )  # fmt: skip
 def test_procedure_that_cannot_be_called_is_refused_with_its_line(
-    arguments: str, function: str, said: str, write: Write
+    arguments: str, function: str, message: str, write: Write
 ) -> None:
     write("shop.py", f"{HEAD}\n@procedure({arguments})\n{function}: ...\n")
     declaration = f"@procedure({arguments.split(',')[0]})"
     place = f"({Path.cwd()}/shop.py, line 5)"
     assert refusal("shop") == (
-        f"ROWCAST_APP: shop cannot be imported: ValueError: {declaration}: {said} {place}"
+        f"ROWCAST_APP: shop cannot be imported: ValueError: {declaration}: {message} {place}"
         " → mend it, or take it out of ROWCAST_APP"
     )
 

@@ -19,11 +19,11 @@ class Session:
     def __init__(self, answer: Deferred[Any]) -> None:
         self.answer = answer
         self.topics: list[str] = []
-        self.heard: Any = None
+        self.handler: Any = None
 
-    def subscribe(self, heard: Any, topic: str, options: Any) -> Deferred[Any]:
+    def subscribe(self, handler: Any, topic: str, options: Any) -> Deferred[Any]:
         """Record the subscription."""
-        self.heard = heard
+        self.handler = handler
         self.topics.append(topic)
         return self.answer
 
@@ -43,7 +43,7 @@ def test_departures_of_sessions_are_passed_on_once_in_order() -> None:
     session = joined(succeed(None), gone)
     assert session.topics == [TOPIC]
     for args in ([7], [8, "authid", "role"], [], ["9"], [None], [10]):
-        session.heard(args, {}, None)
+        session.handler(args, {}, None)
     assert gone == [7, 8, 10]
 
 
