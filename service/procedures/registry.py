@@ -126,6 +126,12 @@ def procedure(name: str, *needs: type[Model]) -> Callable[[F], F]:
             first.POSITIONAL_OR_KEYWORD,
         ):
             raise ValueError(f"{declaration}: the first parameter is not one for the ProcedureCall")
+        replaced = getattr(sys.modules.get(function.__module__), function.__qualname__, None)
+        if isinstance(replaced, FunctionType) and declarations(replaced).keys() - {name}:
+            raise ValueError(
+                f"{declaration}: {function.__qualname__} is the function of another procedure of this"
+                " module, which would be lost"
+            )
         # On the function, because two services or tests in one process would share a registry.
         vars(function).setdefault(_MARK, {})[name] = Declared(function, needs)
         return function

@@ -198,6 +198,20 @@ def test_procedure_that_cannot_be_called_is_refused_with_its_line(
     )
 
 
+def test_function_that_replaces_that_of_another_procedure_is_refused(write: Write) -> None:
+    """Python would keep the second function alone, so that the first procedure would not exist."""
+    one = "@procedure('a')\nasync def f(call): ...\n"
+    other = one.replace("'a'", "'b'")
+    write("shop.py", f"{HEAD}{one}\n{other}")
+    replaced = "f is the function of another procedure of this module, which would be lost"
+    assert f"ValueError: @procedure('b'): {replaced} ({Path.cwd()}/shop.py, line 7)" in refusal(
+        "shop"
+    )
+    nested = one.replace("\n", "\n    ").strip()
+    write("nested.py", f"{HEAD}{one}def make():\n    {nested}\nmake()\n")
+    assert held(load_application(["nested"]))[1] == {"a"}
+
+
 def test_procedure_without_parentheses_is_refused(write: Write) -> None:
     write("shop.py", f"{HEAD}\n@procedure\nasync def f(call): ...\n")
     assert SPACES in refusal("shop")
