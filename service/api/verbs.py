@@ -11,7 +11,6 @@ from typing import Any
 from service.api import nested, read, row_updates, upserts, write
 from service.api.call import Route, Snapshot
 from service.catalog import Catalog, Relation
-from service.describe import error_schemas
 from service.describe.grammar import MEASURES, ORDER, SELECT, WHERE, WHOLE
 from service.describe.json_schema import (
     NULL,
@@ -25,7 +24,22 @@ from service.describe.json_schema import (
     words,
 )
 from service.describe.relations import served_name, verbs_of
-from service.describe.verb import COUNTED, FORM, NAMES, ROWS, TIMEOUT, WRITES, Verb, forms
+from service.describe.verb import (
+    COUNTED,
+    DATABASE_ERRORS,
+    FORM,
+    FUNCTION_ERRORS,
+    NAMES,
+    ROW_ERRORS,
+    ROWS,
+    TIMEOUT,
+    UPDATE_ERRORS,
+    VIOLATIONS,
+    WRITE_ERRORS,
+    WRITES,
+    Verb,
+    forms,
+)
 from service.errors import InvalidRow, NoSuchProcedure, NotChanged, NotFound, clip, nearest
 from service.request.names import FN, FunctionName, Name, decode, encode, parse_name
 from service.request.read_request import COUNTS, FORMATS, MAX_CHUNK
@@ -109,7 +123,7 @@ _ROWS = (
             "oneOf": [_alternative("key", keys=False), _alternative("keys", key=False)],
         },
         result=forms(reference("selected"), GOT, more=[GOT_LISTS]),
-        errors=(*error_schemas.ROWS, NotFound),
+        errors=(*ROW_ERRORS, NotFound),
         positional=("key",),
         fits=lambda relation: bool(relation.primary_key),
         takes={"key": "key", "keys": "keys"},
@@ -122,7 +136,7 @@ _ROWS = (
         result=any_of(
             reference("page"), {**reference("lists"), "required": ["next"]}, reference("text")
         ),
-        errors=error_schemas.ROWS,
+        errors=ROW_ERRORS,
         on_functions=True,
         answers=("page",),
     ),
@@ -131,21 +145,21 @@ _ROWS = (
         read.count,
         arguments=record({**TIMEOUT, "where": WHERE}),
         result=COUNTED,
-        errors=error_schemas.DATABASE,
+        errors=DATABASE_ERRORS,
     ),
     Verb(
         "exists",
         read.exists,
         arguments=record({**TIMEOUT, "where": WHERE}),
         result=schema(bool),
-        errors=error_schemas.DATABASE,
+        errors=DATABASE_ERRORS,
     ),
     Verb(
         "stream",
         read.stream,
         arguments=record({**FIND, **PARTS}),
         result=record({"rows": COUNTED, "columns": NAMES}, ["rows"]),
-        errors=error_schemas.ROWS,
+        errors=ROW_ERRORS,
         progress=array({"type": ["object", "array"]}),
         on_functions=True,
         sends=("rows",),
@@ -155,7 +169,7 @@ _ROWS = (
         read.export,
         arguments=record({**TIMEOUT, **FOUND, **PARTS, "format": words(*FORMATS)}),
         result=full(rows=COUNTED, bytes=COUNTED),
-        errors=error_schemas.ROWS,
+        errors=ROW_ERRORS,
         progress=schema(str),
         on_functions=True,
     ),
@@ -176,7 +190,7 @@ _ROWS = (
             }
         ),
         result=NULL,
-        errors=error_schemas.ROWS,
+        errors=ROW_ERRORS,
         progress=WATCHED,
         on_functions=True,
     ),
@@ -196,7 +210,7 @@ _ROWS = (
             ["measures"],
         ),
         result=forms(ROWS),
-        errors=error_schemas.ROWS,
+        errors=ROW_ERRORS,
         positional=("measures",),
         on_functions=True,
     ),
@@ -205,7 +219,7 @@ _ROWS = (
         nested.create,
         arguments=record({"values": {}, **TIMEOUT, **RETURNING, **MAX_AFFECTED}, ["values"]),
         result=forms(reference("selected"), ROWS, more=[reference("affected")]),
-        errors=(*error_schemas.WRITES, NotChanged, NotFound),
+        errors=(*WRITE_ERRORS, NotChanged, NotFound),
         positional=("values",),
         rights=("insert",),
         takes={"values": "trees"},
@@ -229,7 +243,7 @@ _ROWS = (
         ),
         # Null stands for a row that the upsert leaves unchanged.
         result=forms(reference("selected"), GOT, NULL, more=[GOT_LISTS, reference("affected")]),
-        errors=(*error_schemas.WRITES, NotChanged),
+        errors=(*WRITE_ERRORS, NotChanged),
         positional=("values",),
         rights=("insert", "update"),
         fits=_has_arbiter,
@@ -270,7 +284,7 @@ _ROWS = (
         result=forms(
             reference("selected"), ROWS, NULL, reference("written"), more=[reference("affected")]
         ),
-        errors=error_schemas.ALL,
+        errors=UPDATE_ERRORS,
         positional=("key", "changes"),
         rights=("update",),
         takes={"key": "key", "changes": "update", "rows": "updates"},
@@ -287,7 +301,7 @@ _ROWS = (
             ],
         },
         result=reference("result.update"),
-        errors=error_schemas.ALL,
+        errors=UPDATE_ERRORS,
         positional=("key",),
         rights=("delete",),
         takes={"key": "key"},
@@ -312,7 +326,7 @@ _ROWS = (
             "anyOf": [{"required": [each]} for each in ("rows", "csv", "upload", "done")],
         },
         result=any_of(full(rows=COUNTED), full(upload=str)),
-        errors=(*error_schemas.DATABASE, *error_schemas.VIOLATIONS, InvalidRow),
+        errors=(*DATABASE_ERRORS, *VIOLATIONS, InvalidRow),
         positional=("rows",),
         rights=("insert",),
         takes={"rows": "imported"},
@@ -327,7 +341,7 @@ FUNCTION = Verb(
     read.call_function,
     arguments={},
     result={},
-    errors=error_schemas.FUNCTION,
+    errors=FUNCTION_ERRORS,
     on_functions=True,
 )
 """A plain call of a function; `describe` derives its arguments and result from the function."""

@@ -13,17 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from service.catalog import Catalog
-from service.describe.error_schemas import (
-    ALL,
-    ANY,
-    CHANGES,
-    FUNCTION,
-    ROWS,
-    VIOLATIONS,
-    WRITTEN,
-    Kinds,
-    definitions,
-)
 from service.describe.grammar import LANGUAGE
 from service.describe.json_schema import (
     NULL,
@@ -46,7 +35,22 @@ from service.describe.relations import (
     may_be_described,
     served_name,
 )
-from service.describe.verb import COUNTED, NAMES, TIMEOUT, WRITES, Verb
+from service.describe.verb import (
+    ALL_ERRORS,
+    CHANGE_LOG_ERRORS,
+    COMMON_ERRORS,
+    COUNTED,
+    FUNCTION_ERRORS,
+    NAMES,
+    ROW_ERRORS,
+    TIMEOUT,
+    UPDATE_ERRORS,
+    VIOLATIONS,
+    WRITES,
+    ErrorClasses,
+    Verb,
+    error_definitions,
+)
 from service.errors import TooLarge, UnknownName
 from service.payload import wire_json
 from service.request.batch_request import ANALYZE, ISOLATION, MAX_OPERATIONS, OPERATION_NAME
@@ -83,7 +87,7 @@ class OwnProcedure:
 
     comment: str
     result: Any
-    errors: Kinds = ANY
+    errors: ErrorClasses = COMMON_ERRORS
     takes: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -102,7 +106,7 @@ OWN: Mapping[str, OwnProcedure] = {
     "describe": OwnProcedure(
         "All that is served, or certain relations and functions",
         dict,
-        (*ANY, TooLarge),
+        (*COMMON_ERRORS, TooLarge),
         options={"relations": "columns", "functions": "columns"},
     ),
     "health": OwnProcedure(
@@ -121,13 +125,13 @@ OWN: Mapping[str, OwnProcedure] = {
     "explain": OwnProcedure(
         "PostgreSQL's plan of each statement of a call that reads, in EXPLAIN's JSON format",
         array(dict),
-        ROWS,
+        ROW_ERRORS,
         takes={OPERATION_NAME: record({**_CALL, ANALYZE: bool | None}, ["call"])},
     ),
     "changes": OwnProcedure(
         "The changes after a position, oldest first, that the caller may see",
         any_of(full(changes=array(CHANGE), position=str, more=bool), "text"),
-        CHANGES,
+        CHANGE_LOG_ERRORS,
         takes={"since": str},
         options={
             "relations": "columns",
@@ -141,7 +145,7 @@ OWN: Mapping[str, OwnProcedure] = {
     "transaction": OwnProcedure(
         "Run operations in one transaction, all or nothing; returns their results",
         list,
-        ALL,
+        UPDATE_ERRORS,
         takes={"operations": limited(list, maxItems=MAX_OPERATIONS, items=record(_CALL, ["call"]))},
         options={
             **_TRANSACTION,
@@ -336,16 +340,16 @@ def shared(verbs: Mapping[str, Verb]) -> dict[str, Schema]:
             for name, verb in verbs.items()
             if verb.progress is not None
         },
-        **definitions(errors_by_procedure(verbs.values())),
+        **error_definitions(errors_by_procedure(verbs.values())),
     }
 
 
-def errors_by_procedure(verbs: Collection[Verb]) -> dict[str, Kinds]:
+def errors_by_procedure(verbs: Collection[Verb]) -> dict[str, ErrorClasses]:
     """Return the errors of verbs, of verbs on functions' rows, and of all other procedures, by name."""
     return {
         **{verb.name: verb.errors for verb in verbs},
         **{f"fn.{verb.name}": (*verb.errors, *VIOLATIONS) for verb in verbs if verb.on_functions},
-        "fn": FUNCTION,
+        "fn": FUNCTION_ERRORS,
         **{name: each.errors for name, each in OWN.items()},
-        "written": WRITTEN,
+        "written": ALL_ERRORS,
     }

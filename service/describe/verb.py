@@ -1,5 +1,6 @@
 """
-The class of the verb table's rows, and schemas shared by verbs and other procedures.
+The class of the verb table's rows, and what verbs and other procedures share: schemas, and groups of the
+errors that they may raise.
 """
 
 from __future__ import annotations
@@ -8,13 +9,55 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from service import errors
 from service.catalog import Relation
-from service.describe import error_schemas
-from service.describe.json_schema import Schema, any_of, array, limited, reference, words
+from service.describe.json_schema import Schema, any_of, array, limited, record, reference, words
+from service.errors import ServiceError
 from service.request.arguments import IDEMPOTENCY_KEY, RECEIPT
 from service.request.read_request import FORMS
 
 Right = Literal["select", "insert", "update", "delete"]
+ErrorClasses = tuple[type[ServiceError], ...]
+
+COMMON_ERRORS: ErrorClasses = (
+    errors.InvalidArgument,
+    errors.NoSuchProcedure,
+    errors.NotAuthorized,
+    errors.Canceled,
+    errors.StatementTimeout,
+    errors.Unavailable,
+    errors.InternalError,
+)
+"""Errors of every procedure."""
+DATABASE_ERRORS: ErrorClasses = (
+    *COMMON_ERRORS,
+    errors.Conflict,
+    errors.CheckViolation,
+    errors.NotNullViolation,
+    errors.Raised,
+    errors.DatabaseRefused,
+)
+"""
+Errors of every procedure that runs a statement: casts to domains check constraints, locks time out.
+
+A function or trigger of the database may raise any SQLSTATE of PostgreSQL, which is mapped to its URI: a
+read can end with another constraint violation only if a function in it raises one.
+"""
+ROW_ERRORS: ErrorClasses = (*DATABASE_ERRORS, errors.TooLarge)
+VIOLATIONS: ErrorClasses = (
+    errors.UniqueViolation,
+    errors.ForeignKeyViolation,
+    errors.ExclusionViolation,
+    errors.OutcomeUnknown,
+)
+WRITE_ERRORS: ErrorClasses = (*ROW_ERRORS, *VIOLATIONS, errors.InvalidRow, errors.TooManyRows)
+UPDATE_ERRORS: ErrorClasses = (*WRITE_ERRORS, errors.NotFound, errors.NotChanged)
+CHANGE_LOG_ERRORS: ErrorClasses = (*DATABASE_ERRORS, errors.PositionGone)
+"""Errors of procedures that read the change log."""
+ALL_ERRORS: ErrorClasses = (*UPDATE_ERRORS, errors.PositionGone)
+"""Errors of hand-written procedures, which may do anything."""
+FUNCTION_ERRORS: ErrorClasses = (*ROW_ERRORS, *VIOLATIONS, errors.TooManyRows)
+"""Errors of a call of a function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +90,7 @@ class Verb:
     handler: Callable[[Any], Any] | None
     arguments: Schema
     result: Schema
-    errors: error_schemas.Kinds
+    errors: ErrorClasses
     positional: tuple[str, ...] = ()
     takes: Mapping[str, str] = field(default_factory=dict)
     answers: tuple[str, ...] = ()
@@ -75,3 +118,20 @@ FORM = {"form": words(*FORMS)}
 def forms(*usual: Any, more: Iterable[Any] = ()) -> Schema:
     """Return the schema of a result in its default forms, as lists, as JSON text, or in `more` forms."""
     return any_of(*usual, "lists", "text", *more)
+
+
+def error_definitions(by_procedure: Mapping[str, ErrorClasses]) -> dict[str, Schema]:
+    """Return the shared parts: each error, the details of errors, and the errors of each procedure."""
+    found = {"carried": record({name: dict(schema) for name, schema in errors.DETAILS.items()})}
+    for kind in ALL_ERRORS:  # in the HTTP bridge's form of a WAMP error
+        uri = {"const": kind.uri}
+        error = {"error": uri, "args": array(str, maxItems=1), "kwargs": "carried"}
+        found[_error_name(kind)] = record(error, ["error"], closed=False)
+    for procedure, kinds in by_procedure.items():
+        names = sorted(set(map(_error_name, kinds)))
+        found[f"errors.{procedure}"] = {"oneOf": list(map(reference, names))}
+    return found
+
+
+def _error_name(kind: type[ServiceError]) -> str:
+    return f"error.{kind.uri.rpartition('.')[2]}"
