@@ -46,7 +46,11 @@ from service.plan.call_plan import (
     refuse_second_call,
     result_columns,
 )
-from service.plan.plans import AggregatePlan, ReadPlan
+from service.plan.plans import (
+    AggregatePlan,
+    ReadPlan,
+    refuse_guarded,
+)
 from service.plan.read_plan import (
     check_keyed,
     plan_aggregate,
@@ -57,7 +61,6 @@ from service.plan.read_plan import (
     plan_totals,
 )
 from service.plan.scope import refuse_hidden_fields
-from service.plan.uses import refuse_guarded
 from service.plan.watch_plan import WatchPlan
 from service.request.arguments import RECEIPT
 from service.request.call_request import (

@@ -30,10 +30,11 @@ from service.plan.plans import (
     Not,
     Output,
     ReadPlan,
+    Used,
+    parts_of,
 )
 from service.plan.read_plan import plan_aggregate, plan_find
 from service.plan.scope import Scope
-from service.plan.uses import Used, parts_of
 from service.request.call_request import FunctionRowsRequest
 from service.request.requests import AggregateRequest, FindRequest
 

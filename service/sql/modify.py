@@ -30,8 +30,9 @@ from service.plan.plans import (
     Setting,
     UpdateJoin,
     UpdatePlan,
+    is_pure,
+    is_settled,
 )
-from service.plan.uses import is_pure, is_settled
 from service.plan.write_plan import ImportPlan
 from service.sql.expressions import (
     GIVEN,

@@ -40,10 +40,13 @@ from service.plan.plans import (
     ReadPlan,
     Search,
     SortKey,
+    is_pure,
+    is_repeatable,
+    is_settled,
     names_of,
+    parts_of,
     truncated,
 )
-from service.plan.uses import is_pure, is_repeatable, is_settled, parts_of
 from service.plan.watch_plan import OutwardJoin, array_bound
 from service.sql.expressions import (
     NAME,

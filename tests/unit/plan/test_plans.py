@@ -1,4 +1,4 @@
-"""What follows from the relations, functions and types that a plan uses."""
+"""What follows from the relations, functions and types that a plan uses: `is_pure` and its like."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import pytest
 from service.catalog import Argument, Catalog, Function
 from service.errors import InvalidArgument
 from service.plan.call_plan import plan_called
-from service.plan.plans import ReadPlan
+from service.plan.plans import (
+    ReadPlan,
+    is_pure,
+    refuse_guarded,
+)
 from service.plan.read_plan import plan_all
-from service.plan.uses import is_pure, refuse_guarded
 from service.plan.write_plan import plan_create
 from service.request.call_request import parse_called
 from service.request.read_request import Limits, parse_find
