@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from service.db.session_settings import Identity, identity_of
 from service.errors import NotAuthorized
-from service.request.arguments import Caller
+from service.request.arguments import UNSTORABLE, Caller
 
 ANONYMOUS = "anonymous"
 """The authrole that routers conventionally assign to sessions that do not log in."""
@@ -75,6 +75,9 @@ def identity_for(role: str, caller: Caller, schema: str = "") -> Identity:
         role: The caller's database role.
         caller: The caller.
         schema: First schema in the search_path; "" for that of the session.
+
+    Raises:
+        NotAuthorized: PostgreSQL cannot hold a claim. Without these characters it could be another caller's.
     """
     if role == SERVICE:
         return identity_of(role, {}, schema)
@@ -85,4 +88,7 @@ def identity_for(role: str, caller: Caller, schema: str = "") -> Identity:
         "realm": caller.realm,
         "session": session,
     }
+    for name, claim in claims.items():
+        if claim and UNSTORABLE.search(claim):
+            raise NotAuthorized(f"PostgreSQL's text cannot hold this caller's {name}")
     return identity_of(role, claims, schema)

@@ -62,12 +62,11 @@ def _set_path(path: str, local: bool) -> str:
 
 def _literal(text: str) -> str:
     """Return a string literal; `standard_conforming_strings` is on in every session."""
-    # A NUL or a lone surrogate in a claim would raise in the worker, as another error than psycopg2's.
-    clean = text.replace("\0", "").encode("utf-8", "replace").decode().replace("'", "''")
-    if "%" not in clean:
-        return f"'{clean}'"
+    quotes = text.replace("'", "''")
+    if "%" not in quotes:
+        return f"'{quotes}'"
     # psycopg2 needs a percent sign doubled if there are parameters, and single if there are none.
-    escaped = clean.replace("\\", "\\\\").replace("%", "\\0025")
+    escaped = quotes.replace("\\", "\\\\").replace("%", "\\0025")
     return f"U&'{escaped}'"
 
 

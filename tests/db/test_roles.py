@@ -153,6 +153,22 @@ async def test_claims_of_a_caller_are_readable_by_policies_and_reset_after_the_c
     )
 
 
+@pytest.mark.parametrize("authid", ["p\0001", "p1\0", "p\ud8001"])
+@pytest_twisted.ensureDeferred
+async def test_caller_whose_claim_the_database_cannot_hold_is_refused(
+    db: DirectCaller, authid: str
+) -> None:
+    """Without the characters that a setting cannot hold, the authid would be that of another caller."""
+    for name, args in (
+        ("me.find", ()),
+        ("notes.find", ()),
+        ("transaction", ([{"call": "me.find"}],)),
+    ):
+        refused = await failure_of(db.call_as(caller("clerk", authid), name, *args))
+        assert isinstance(refused, NotAuthorized), name
+        assert str(refused) == "PostgreSQL's text cannot hold this caller's authid"
+
+
 @pytest_twisted.ensureDeferred
 async def test_call_with_a_role_is_one_message(dsn: str) -> None:
     """The role and the claims are sent with the statement, so a call remains one round trip."""
