@@ -21,8 +21,7 @@ from service.api.roles import SERVICE, Roles
 from service.catalog import Catalog, Column, Function, QualifiedName, Relation, Type
 from service.db.codec import Codec
 from service.db.database import Database
-from service.db.fingerprint import Fingerprint, fingerprint_txn
-from service.db.introspect import catalog_txn
+from service.db.introspect import Fingerprint, catalog_txn, fingerprint_txn
 from service.db.session_settings import identity_of
 from service.errors import first_line
 from service.models.served import Models

@@ -14,7 +14,7 @@ from psycopg2.extensions import connection
 from twistar.registry import Registry
 
 from service.changes import watchers
-from service.db.fingerprint import Fingerprint, fingerprint_txn
+from service.db.introspect import Fingerprint, fingerprint_txn
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
 

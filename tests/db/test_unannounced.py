@@ -17,7 +17,7 @@ from service.api.dispatcher import Dispatcher
 from service.api.reload import PATIENCE, Catalogs
 from service.api.roles import Roles
 from service.catalog import Catalog
-from service.db import fingerprint, introspect, introspect_sql, introspect_views
+from service.db import introspect, introspect_sql, introspect_views
 from service.db import introspect as introspect_functions
 from service.db.connection import PgConnection
 from service.errors import (
@@ -495,11 +495,11 @@ def test_fingerprint_after_a_late_commit_differs(dsn: str) -> None:
     late.close()
 
 
-def _fingerprint(dsn: str, last: fingerprint.Fingerprint | None = None) -> fingerprint.Fingerprint:
+def _fingerprint(dsn: str, last: introspect.Fingerprint | None = None) -> introspect.Fingerprint:
     connection = PgConnection(dsn)
     connection.autocommit = True
     try:
-        return fingerprint.fingerprint_txn(connection, last)
+        return introspect.fingerprint_txn(connection, last)
     finally:
         connection.close()
 
@@ -521,7 +521,7 @@ def test_fingerprint_covers_all_catalogs_that_are_read() -> None:
         for name in re.findall(r"(?:FROM|JOIN)\s+(?:pg_catalog\.)?(pg_\w+)(?![\w(])", text)
     }
     assert len(read) > 10
-    assert read - fingerprint.WATCHED.keys() - {"pg_class", "pg_roles", "pg_am"} == set()
+    assert read - introspect.WATCHED.keys() - {"pg_class", "pg_roles", "pg_am"} == set()
 
 
 @pytest_twisted.ensureDeferred
