@@ -26,12 +26,12 @@ from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from service.db.cancel import Canceler
 from service.db.connection import GUARD, PgConnection
 from service.db.session_settings import OWN_IDENTITY, Dsn, Outage, Sessions, SessionSettings
 from service.db.transaction import atomic_txn, cursor_txn, single_txn, statement_txn
 from service.db.worker import (
     UNREACHABLE,
+    Canceler,
     GroupLimit,
     Job,
     JobGroup,

@@ -14,7 +14,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, gatherResults
 
-from service.db import cancel
+from service.db import worker
 from service.db.connection import PgConnection
 from service.errors import StatementTimeout
 from tests.conftest import execute
@@ -174,7 +174,7 @@ async def test_cancel_without_libpq_stops_the_query(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If psycopg2's libpq cannot be loaded, its own `cancel` is used."""
-    monkeypatch.setattr(cancel, "_LIBPQ", None)
+    monkeypatch.setattr(worker, "_LIBPQ", None)
     async with database_at(dsn, most=1) as database:
         call = database.statement("SELECT pg_sleep(15)")
         await until(lambda: running(dsn, "pg_sleep(15)"))
@@ -190,7 +190,7 @@ async def test_cancel_that_cannot_be_sent_does_not_block_the_next(
 ) -> None:
     """The cancelled job ends with its connection, and a thread is free for the next cancel request."""
     if not libpq:
-        monkeypatch.setattr(cancel, "_LIBPQ", None)
+        monkeypatch.setattr(worker, "_LIBPQ", None)
     where = [dsn]
     async with database_at(lambda: where[0], most=1) as database:
 
