@@ -20,7 +20,7 @@ from service.db.writes import LargeRow, NoRowWritten
 from service.describe.verb import Verb
 from service.errors import InvalidArgument, ServiceError
 from service.models.served import LoadedModels
-from service.plan.nested_rows import document_names
+from service.plan.joins import document_names
 from service.request.arguments import Caller
 from service.request.names import encode
 from service.request.read_request import Limits

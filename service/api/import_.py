@@ -31,7 +31,7 @@ from service.db.statements import compute_txn
 from service.db.writes import transaction_txn
 from service.errors import Canceled, Conflict, InvalidArgument, InvalidRow
 from service.payload import WithReceipt
-from service.plan.nested_rows import is_nested, refuse_related
+from service.plan.joins import is_nested, refuse_related
 from service.plan.write_plan import plan_import, writable
 from service.request.arguments import IDEMPOTENCY_KEY, Caller
 from service.request.names import encode

@@ -29,25 +29,19 @@ from service.db.writes import (
     too_many_rows,
 )
 from service.errors import NotChanged, ServiceError
-from service.plan.nested_rows import plan_nested_create
-from service.plan.plans import Bound
-from service.plan.read_plan import plan_get
-from service.plan.returning import key_to_reread, plan_answer
-from service.plan.tree import (
+from service.plan.nested_rows import (
     LinkedKey,
     LinkedRow,
     Messages,
     NewRows,
     Tree,
     TreeStep,
-    messages,
-    needed_by,
-    needs_model,
-    needs_own_message,
-    plan_step,
-    slots_of,
-    used_by,
+    plan_messages,
+    plan_tree,
 )
+from service.plan.plans import Bound
+from service.plan.read_plan import plan_get
+from service.plan.returning import key_to_reread, plan_answer
 from service.plan.write_plan import plan_create, refuse_names
 from service.request.arguments import Values, unwrap
 from service.request.read_request import Parsed
@@ -128,8 +122,8 @@ def create(call: Call) -> Step | Awaitable[Any]:
     else:
         nested = _nested(call, parse_create(call.args, call.kwargs, limits))
     _refuse_faults(call.snapshot, nested)
-    if any(map(needs_model, nested.tree.steps)):
-        return _by_models(call, nested, _grouped(call.snapshot.catalog, nested.tree))
+    if any(step.needs_model for step in nested.tree.steps):
+        return _by_models(call, nested, plan_messages(call.snapshot.catalog, nested.tree))
     return _step(
         call, nested, work or _work(call.snapshot.catalog, nested, _ends_transaction(call))
     )
@@ -187,13 +181,13 @@ def _plan_tree(call: Call, options: Parsed[CreateRequest], shaped: RowsShape) ->
     rows = with_placeholders(shaped.shape, count())
     try:
         nested = _nested(call, with_rows(options, rows))
-        has_models = any(map(needs_model, nested.tree.steps))
+        has_models = any(step.needs_model for step in nested.tree.steps)
         work = None if has_models else _work(snapshot.catalog, nested, _ends_transaction(call))
     except ServiceError:
         return None
     slots = [*enumerate(nested.values)]
     places = [(slot, value.at) for slot, value in slots if isinstance(value, Placeholder)]
-    used = {slot for step in nested.tree.steps for slot in used_by(step)}
+    used = {slot for step in nested.tree.steps for slot in step.used}
     documents = [(slot, value) for slot, value in slots
                  if slot in used and isinstance(value, dict | list)]  # fmt: skip
     return CachedTree(nested, tuple(places), tuple(documents), work)
@@ -216,9 +210,7 @@ def _nested(call: Call, parsed: Parsed[CreateRequest]) -> Nested:
     more = request.many or returning.receipt or returning.order
     by_key = bool(relation.primary_key) and not more
     slot = values.add(None)
-    tree = plan_nested_create(
-        snapshot.catalog, relation, rows, values, limits.max_embed_depth, key, by_key
-    )
+    tree = plan_tree(snapshot.catalog, relation, rows, values, limits.max_embed_depth, key, by_key)
     if request.max_affected is not None and tree.written > request.max_affected:
         raise too_many_rows(tree.written, request.max_affected)
     if request.embeds_nested:
@@ -244,7 +236,7 @@ def _with_model(snapshot: Snapshot, step: TreeStep, values: Values) -> TreeStep:
     # The model validates the entire row that is linked, so the row is read, and locked, before.
     names = tuple(name for name, column in relation.columns.items() if column.selectable)
     slots = tuple(values.add(None) for _ in names)
-    row = LinkedKey(relation, step.key, step.path, names, slots, locked=relation.updatable)
+    row = LinkedKey(relation, step.key, step.path, names, (slots,), locked=relation.updatable)
     return replace(step, row=row)
 
 
@@ -275,8 +267,8 @@ def _parse_many(call: Call) -> tuple[Nested, Messages | None]:
     """Parse and check a call; return its messages as well if models validate its rows."""
     nested = _nested(call, parse_create(call.args, call.kwargs, call.backend.limits))
     _refuse_faults(call.snapshot, nested)
-    has_models = any(map(needs_model, nested.tree.steps))
-    return nested, _grouped(call.snapshot.catalog, nested.tree) if has_models else None
+    has_models = any(step.needs_model for step in nested.tree.steps)
+    return nested, plan_messages(call.snapshot.catalog, nested.tree) if has_models else None
 
 
 def _step(call: Call, nested: Nested, work: Work | None) -> Step:
@@ -303,19 +295,10 @@ def _work(catalog: Catalog, nested: Nested, ends_transaction: bool) -> Work:
     """Return the messages of all steps and of the answer; `ends_transaction` if it ends with them."""
     tree, root = nested.tree, nested.tree.root_step
     answer = _answer_statement(catalog, nested, root, ends_transaction)
-    found = _build_messages(catalog, _grouped(catalog, tree), answer)
+    found = _build_messages(catalog, plan_messages(catalog, tree), answer)
     if answer is None:
         return Work(found)
     return _answered(nested, root, found[:-1], found[-1], tree.steps)
-
-
-def _grouped(catalog: Catalog, tree: Tree) -> Messages:
-    """Return the steps grouped into messages; the statement that answers the call goes with the last."""
-    before = tree.steps[:-1] if tree.root_answers else tree.steps
-    steps = [part for step in before for part in _parts(catalog, step)]
-    if tree.root_answers:
-        return messages(steps, *needed_by(tree.root_step))
-    return messages(steps, tree.key, [slot for row in _texts(tree.root_step) for slot in row])
 
 
 def _answered(
@@ -329,7 +312,7 @@ def _answered(
     """Return the work of messages, of which `answer` is the last and returns the rows of the call."""
     if nested.tree.root_answers:
         return Work(messages, answer, root, tree=tree, before=before)
-    return Work(messages, answer, None, _texts(root), nested.slot, tree, before)
+    return Work(messages, answer, None, root.text_slots, nested.slot, tree, before)
 
 
 def _answer_statement(
@@ -352,22 +335,6 @@ def _answer_statement(
     planned = plan_answer(catalog, relation, returning, root.texts)
     written = Bound(nested.slot, catalog.types_by_name["json"], "values", cast=True)
     return answer_statement(relation, planned, written).prefixed(words)
-
-
-def _texts(root: NewRows) -> list[Sequence[int]]:
-    """Return the slots of the key of each row as text, if the rows are read again by those texts."""
-    return [slots[len(root.columns) :] for slots in root.slots] if root.texts else []
-
-
-def _parts(catalog: Catalog, step: TreeStep) -> list[TreeStep]:
-    """Return a step, or one for each row if RETURNING could not tell which result is of which row."""
-    # MERGE RETURNING gives the number of each row with its key, which the order of INSERT's RETURNING does
-    # not guarantee. PostgreSQL has it from 17 on; it is used for tables without rules.
-    if isinstance(step, NewRows) and step.slots[0] and len(step.rows) > 1:
-        relation = step.relation
-        if not catalog.merge_returns or relation.has_rules or relation.kind != "table":
-            return [*step.each()]
-    return [step]
 
 
 def _build_messages(
@@ -403,7 +370,7 @@ def _message(
     parts: list[MessagePart] = []
     returned: list[tuple[int, tuple[Type | None, ...]]] = []
     for step in steps:
-        plan, places = plan_step(catalog, step), slots_of(step)
+        plan, places = step.plan(catalog), step.filled
         rows, slots = len(places), places[0]
         is_returned = any(not grouped.returned.isdisjoint(each) for each in places)
         if is_returned and not isinstance(step, LinkedRow):
@@ -412,12 +379,12 @@ def _message(
             # The slots behind the columns are read as text.
             returned.append((len(parts), (*types, *[None] * (len(slots) - len(types)))))
         number = before + len(parts)
-        relation, numbered = step.relation, rows > 1 and bool(slots)
-        partitioned = (relation.schema, relation.name) in catalog.partitions.values()
-        parts.append(MessagePart(plan, number, rows, slots, numbered, is_returned, not partitioned))
+        table = step.relation.schema, step.relation.name
+        partitioned = table in catalog.partitions.values()
+        parts.append(MessagePart(plan, number, rows, slots, is_returned, not partitioned))
     if answer is None and len(parts) == 1:
         (part,), (step,) = parts, steps
-        if needs_own_message(step) or grouped.passed.isdisjoint({*part.slots, *used_by(step)}):
+        if step.needs_own_message or grouped.passed.isdisjoint({*part.slots, *step.used}):
             return Message(steps, step_statement(part.plan))
     return Message(steps, message_statement(parts, grouped.passed, answer), tuple(returned))
 

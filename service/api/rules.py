@@ -15,7 +15,7 @@ from service.api.call import Snapshot
 from service.catalog import Catalog, Column, Relation
 from service.db.writes import refuse_unrelated
 from service.errors import InvalidRow, NotAuthorized, clip
-from service.plan.tree import LinkedKey, LinkedRow, NewRows, TreeStep, needs_model
+from service.plan.nested_rows import LinkedKey, LinkedRow, NewRows, TreeStep
 from service.plan.write_plan import no_known_key, refuse_names
 from service.request.arguments import Values
 from service.request.read_request import Parsed, parse_key
@@ -205,7 +205,7 @@ async def validated_steps(
     found: list[TreeStep] = []
     linked: dict[tuple[Relation, str], dict[str, Any]] = {}
     for step in steps:
-        if needs_model(step):
+        if step.needs_model:
             assert not isinstance(step, LinkedKey)
             refuse_unrelated(step, values)
         if isinstance(step, NewRows) and step.needs_model:
@@ -215,7 +215,8 @@ async def validated_steps(
             step = replace(step, rows=rows)
         elif isinstance(step, LinkedRow) and step.row is not None:
             row = {
-                n: values[slot] for n, slot in zip(step.row.columns, step.row.slots, strict=True)
+                n: values[slot]
+                for n, slot in zip(step.row.columns, step.row.filled[0], strict=True)
             }
             # A row may be linked by two foreign keys; the second change applies to the result of the first.
             key = step.relation, str([row[name] for name in step.relation.primary_key])

@@ -46,7 +46,7 @@ from service.errors import (
     counted,
 )
 from service.payload import WithReceipt
-from service.plan.nested_rows import is_nested, refuse_related
+from service.plan.joins import is_nested, refuse_related
 from service.plan.plans import Lock
 from service.plan.write_plan import plan_create, plan_current, plan_delete, plan_update
 from service.request.arguments import MARKED_TYPES, Values

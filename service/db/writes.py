@@ -41,7 +41,7 @@ from service.errors import (
     counted,
 )
 from service.payload import fit
-from service.plan.tree import PENDING, LinkedKey, LinkedRow, NewRows, TreeStep
+from service.plan.nested_rows import PENDING, LinkedKey, LinkedRow, NewRows, TreeStep
 from service.sql.statement import LARGE, MISSED, TRANSACTION, UNSEEN, Statement
 from service.sql.step_sql import LEFT_OUT
 
@@ -442,9 +442,9 @@ def _write_messages(
             cursor = execute(connection, codec, message.statement, known)
         if message.returned is None:
             (step,) = message.steps
-            if cursor.rowcount != (len(step.rows) if isinstance(step, NewRows) else 1):
+            if cursor.rowcount != len(step.filled):
                 raise _missing_error(step)
-            if not isinstance(step, LinkedRow) and any(step.slots):
+            if any(step.filled):
                 _keep(step, cursor.fetchall(), known)
         elif message.returned:
             for (number, types), text in zip(message.returned, cursor.fetchone(), strict=True):
@@ -504,16 +504,11 @@ def _read(codec: Codec, types: Sequence[Type | None], text: str) -> list[Sequenc
 
 def _keep(step: TreeStep, rows: Sequence[Sequence[Any]], values: list[Any]) -> None:
     """Store the returned values of rows in their slots; each of several rows begins with its number."""
-    slots: Sequence[Sequence[int]]
-    if isinstance(step, LinkedRow):
-        return
     if isinstance(step, LinkedKey):
         _refuse_second_parent(step, rows[0], values)
-        slots = [step.slots]
-    elif len(step.rows) == 1:
-        slots = [step.slots[0]]
-    else:
-        slots = [step.slots[row[0]] for row in rows]
+    slots = step.filled
+    if len(slots) > 1:
+        slots = tuple(slots[row[0]] for row in rows)
         rows = [row[1:] for row in rows]
     for row, places in zip(rows, slots, strict=True):
         for value, slot in zip(row, places, strict=True):

@@ -31,8 +31,7 @@ from service.describe.json_schema import (
 )
 from service.describe.verb import FORM, TIMEOUT, WRITES, Verb, forms
 from service.plan.call_plan import answer_kind, result_columns
-from service.plan.joins import ComputedColumn, Join, computed_columns, relationships
-from service.plan.nested_rows import takes_nested
+from service.plan.joins import ComputedColumn, Join, computed_columns, nested_by, relationships
 from service.plan.operators import computing
 from service.request.call_request import ARGS
 from service.request.names import FN, RESERVED, encode
@@ -479,7 +478,7 @@ class RelationRows(DescribedRows):
     def tree(self) -> Schema:
         """Build the schema of a new row with nested rows."""
         relation = self._relation
-        nesting = [each for each in self._joins if takes_nested(relation, each[0])]
+        nesting = [each for each in self._joins if nested_by(relation, each[0])]
         found = self.new()["properties"]
         for name, nested in self._nested(nesting).items():
             found[name] = any_of(*([found[name]] if name in found else []), *nested)

@@ -1,5 +1,6 @@
 """
-Relationships between relations, and which one an embed or a filter means; and computed columns.
+Relationships between relations: which one an embed or a filter means, and by which of them rows can be nested
+in new rows; and computed columns.
 
 Relations are related by foreign keys in either direction, through junctions, and by functions of a row. A
 function of a row that returns one value is a computed column.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, NoReturn
 
 from service.catalog import (
     NOWHERE,
@@ -19,6 +21,7 @@ from service.catalog import (
     Relation,
     cached_per_catalog,
 )
+from service.datatypes import DOCUMENTS
 from service.errors import InvalidArgument, UnknownName
 from service.request.call_request import signature
 from service.request.names import encode
@@ -384,6 +387,123 @@ def _is_junction(middle: Relation, own_key: ForeignKey, target_key: ForeignKey) 
     both = {*own_key.columns, *target_key.columns}
     keys = [*(unique.columns for unique in middle.unique_keys), *middle.view_keys]
     return any(both <= set(key) for key in keys)
+
+
+def is_nested(catalog: Catalog, relation: Relation, name: str, row: bool) -> bool:
+    """Return whether a name in a new row is a relationship's, not a column's; `row` if its value is a row."""
+    column = relation.columns.get(name)
+    if column is None:
+        return is_related(catalog, relation, Embed(name, name))
+    # A foreign key's column also names the relationship; a dict cannot be a value of such a column.
+    if not row:
+        return False
+    type = catalog.plain(catalog.type(column.type))
+    keys = (key for key in relation.foreign_keys if key.columns == (name,))
+    return type.form not in DOCUMENTS and type.kind != "composite" and any(keys)
+
+
+def refuse_related(
+    catalog: Catalog, relation: Relation, name: str, path: str, what: str, hint: str = ""
+) -> NoReturn:
+    """
+    Refuse related rows where none are allowed; the hint names the calls that write them.
+
+    Raises:
+        InvalidArgument: Always.
+    """
+    hint += _written_by(catalog, relation, name)
+    raise InvalidArgument(f"{what} takes no related rows", path=path, hint=hint)
+
+
+def _written_by(catalog: Catalog, relation: Relation, name: str) -> str:
+    """Return a hint: which calls write the rows of a relationship."""
+    try:
+        join = related(catalog, relation, Embed(name, name))
+        found = nested_by(relation, join)
+    except InvalidArgument:  # several relationships have the name
+        found = None
+    if found is None:
+        return "each relation has its own verbs"
+    target, key = join.target.name, found.key
+    if join.junction is not None:
+        middle = join.junction.relation.name
+        words = f'"{middle}.create" relates rows by their keys, and "{middle}.delete" ends that'
+    elif found.refers:
+        words = (
+            f'{_listed(key)} takes the key of a row of "{target}", which "{target}.create" makes'
+        )
+    else:
+        words = f'"{target}.create" makes them, with the key of this row as {_listed(key)}'
+    return f'{words}; "transaction" makes one of several calls'
+
+
+def _listed(key: ForeignKey | None) -> str:
+    return ", ".join(f'"{name}"' for name in (key.columns if key is not None else ()))
+
+
+def document_names(catalog: Catalog) -> frozenset[str]:
+    """Return names of columns of documents, arrays and composites that no relationship has anywhere."""
+    relations = catalog.relations.values()
+    keys = [key for each in relations for key in (*each.foreign_keys, *each.view_foreign_keys)]
+    taken = {name for key in keys for name in (key.name, *key.columns, *key.target_columns)}
+    taken |= {name for _, name in catalog.functions}
+    taken |= {name for each in relations for name in (each.name, encode(each.name))}
+    columns = {name: column for each in relations for name, column in each.columns.items()}
+    return frozenset(
+        name
+        for name, column in columns.items()
+        if name.isidentifier() and name not in taken and _holds_some(catalog, column)
+    )
+
+
+def _holds_some(catalog: Catalog, column: Column) -> bool:
+    type = catalog.plain(catalog.type(column.type))
+    return type.form in DOCUMENTS or type.kind in ("array", "composite")
+
+
+class Nesting(NamedTuple):
+    """
+    How rows are nested in others by a relationship.
+
+    Args:
+        key: The foreign key; None through a junction.
+        refers: Whether the outer rows have it, rather than the nested ones.
+    """
+
+    key: ForeignKey | None
+    refers: bool
+
+
+def nested_by(relation: Relation, join: Join) -> Nesting | None:
+    """Return how rows are nested by a relationship: by foreign keys of tables; None if they cannot be."""
+    junction, target = join.junction, join.target
+    if junction is not None:
+        middle = junction.relation
+        own_key = _foreign_key(middle, relation, _swapped(junction.outer_pairs))
+        target_key = _foreign_key(middle, target, junction.related_pairs)
+        return None if own_key is None or target_key is None else Nesting(None, False)
+    if join.function is not None:
+        return None
+    key = _foreign_key(relation, target, join.pairs)
+    if key is not None:
+        return Nesting(key, True)
+    key = _foreign_key(target, relation, _swapped(join.pairs))
+    return None if key is None else Nesting(key, False)
+
+
+def _foreign_key(
+    relation: Relation, target: Relation, pairs: Sequence[tuple[str, str]]
+) -> ForeignKey | None:
+    """Return the foreign key of a table with these pairs of columns; None if there is none."""
+    home, wanted = (target.schema, target.name), frozenset(pairs)
+    for key in relation.foreign_keys:
+        if key.target == home and wanted == {*zip(key.columns, key.target_columns, strict=True)}:
+            return key
+    return None
+
+
+def _swapped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(right, left) for left, right in pairs]
 
 
 def row_functions(catalog: Catalog, relation: Relation) -> list[Function]:

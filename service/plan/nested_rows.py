@@ -1,159 +1,330 @@
 """
-Plan nested creates: the steps that insert rows and the rows nested in them, in the order of foreign keys.
+Plan nested creates: the steps that insert rows and the rows nested in them, and the messages of these steps.
+
+`drivers.create([{"name": "Eve", "vehicles": [{"plate": "B-RC 1", "model": "bus"}]}])`, where `vehicles` has the
+foreign key `driver_id`, goes through three stages:
+
+1. `plan_tree` makes a step for each place in the tree, in the order of foreign keys. Here these are `NewRows`
+   of `drivers`, whose `id` fills slot 5 of the call's values, and `NewRows` of `vehicles`, with the assignment
+   `driver_id` = slot 5. Slots of values that the database generates hold `PENDING` until then. A row given by
+   `{"$link": key}` makes a `LinkedKey`, which looks it up, and if it is going to refer to a new row, a
+   `LinkedRow`, which updates it.
+2. `plan_messages` distributes the steps over messages to PostgreSQL. Here it is one, because slot 5 is passed
+   from the first statement to the second within PostgreSQL.
+3. `sql/step_sql.py` builds the statements of a message from each step's `plan`:
+
+       INSERT INTO drivers (name) VALUES (%s)
+           RETURNING set_config('rowcast.value_5', CAST(id AS text), true) …;
+       INSERT INTO vehicles (plate, model, driver_id)
+           VALUES (%s, %s, current_setting('rowcast.value_5'));
+       SELECT … FROM drivers WHERE id = …
+
+`api/nested.py` runs these stages, and `db/writes.py` sends the messages and fills the slots of values that they
+return. docs/statements.md shows the statements of more calls.
+
+Linked rows are looked up before any row is inserted, so that a link never means a new row. A row is inserted
+after the rows that it refers to and before those that refer to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
-from typing import Any, NoReturn
+from itertools import count, groupby
+from operator import itemgetter
 
-from service.catalog import Catalog, Column, ForeignKey, Relation
-from service.datatypes import DOCUMENTS
+from service.catalog import Catalog, ForeignKey, Relation
 from service.errors import InvalidArgument
-from service.plan.joins import Join, Junction, is_related, related, relationships
-from service.plan.read_plan import key_columns
-from service.plan.tree import PENDING, LinkedKey, LinkedRow, NewRows, Tree, TreeStep
+from service.plan.joins import (
+    Join,
+    Junction,
+    is_nested,
+    nested_by,
+    related,
+    relationships,
+)
+from service.plan.plans import (
+    InsertPlan,
+    Lock,
+    Output,
+    PlannedReturning,
+    ReadPlan,
+    UpdatePlan,
+)
+from service.plan.read_plan import key_columns, plan_get
+from service.plan.scope import Scope
+from service.plan.write_plan import plan_new_rows, plan_update
 from service.request.arguments import Values
-from service.request.names import encode
-from service.request.requests import Assignment, Embed, Operand
+from service.request.requests import (
+    EVERYTHING,
+    Assignment,
+    Embed,
+    GetRequest,
+    Item,
+    KeyMatch,
+    Operand,
+    Reference,
+    Returning,
+    Target,
+    UpdateRequest,
+)
 from service.request.row_values import MAX_NEW_ROWS, RelatedRow, kind_of, parse_related
 
+PENDING = object()
+"""Placeholder of a value that an earlier step generates."""
 
-@dataclass(frozen=True)
-class NestedRows:
+EqualSlots = tuple[int, int, str]
+"""Two slots whose values must be equal, and the path in the call that the error names if they are not."""
+
+
+class _Step:
     """
-    The rows nested in others by one relationship.
+    A statement of a nested create, and the slots of the values that it needs and generates.
+
+    Attributes:
+        relation: The relation that it writes or reads.
+        columns: Columns whose values it generates.
+        filled: For each of its rows, the slots that these values fill.
+        equal_slots: Slots whose values must be equal.
+    """
+
+    __slots__ = ()
+    relation: Relation
+    columns: tuple[str, ...]
+    filled: tuple[tuple[int, ...], ...]
+    equal_slots: tuple[EqualSlots, ...] = ()
+
+    @property
+    def used(self) -> list[int]:
+        """Slots of the values in its statement."""
+        raise NotImplementedError
+
+    @property
+    def checked(self) -> list[int]:
+        """Slots of the values that are compared before it is sent."""
+        return [slot for one, other, _ in self.equal_slots for slot in (one, other)]
+
+    @property
+    def passable(self) -> list[int]:
+        """Slots whose values PostgreSQL can pass to a later statement: of a single row, and never null."""
+        if self.needs_own_message or len(self.filled) > 1:
+            return []
+        columns = self.relation.columns
+        return [slot for slots in self.filled
+                # Not strict: slots of texts may follow.
+                for name, slot in zip(self.columns, slots, strict=False)
+                if not columns[name].nullable]  # fmt: skip
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a model validates its rows before they are written."""
+        return False
+
+    @property
+    def needs_own_message(self) -> bool:
+        """Whether it cannot share a message."""
+        # In a shared message a statement is wrapped in WITH, to count its rows, and PostgreSQL does not support
+        # that for tables with most rules. Alone, the command tag has the count.
+        return self.relation.has_rules
+
+    @property
+    def needed(self) -> tuple[list[int], list[int]]:
+        """The slots that PostgreSQL can pass to it, and those that must be returned before it is sent."""
+        # Nothing is passed into a message of its own, and a model needs the values themselves.
+        if self.needs_own_message or self.needs_model:
+            return [], [*self.used, *self.checked]
+        return self.used, self.checked
+
+
+@dataclass(frozen=True, slots=True)
+class NewRows(_Step):
+    """
+    New rows of one relation, inserted by one statement.
 
     Args:
-        join: The relationship.
-        key: Its foreign key; None through a junction.
-        refers: Whether the outer rows have the foreign key, rather than the nested ones.
-        rows: The nested rows, each with the index of its outer row.
+        relation: The relation.
+        rows: The assignments of each row.
+        paths: Path of each row in the call.
+        columns: Columns whose values later steps use.
+        filled: For each row, the slots that those values fill, and behind them those of `texts`.
+        texts: Columns whose values are needed in PostgreSQL's text format, too: the key by which the result
+            is read.
+        equal_slots: Slots of values of a column that two relationships set.
+        related: Assignments that relationships add; none of their values may be null.
+        needs_model: Whether a model validates the rows before they are written.
     """
 
-    join: Join
-    key: ForeignKey | None
-    refers: bool
-    rows: list[tuple[int, RelatedRow]] = field(default_factory=list)
+    relation: Relation
+    rows: tuple[tuple[Assignment, ...], ...]
+    paths: tuple[str, ...]
+    columns: tuple[str, ...] = ()
+    filled: tuple[tuple[int, ...], ...] = ()
+    texts: tuple[str, ...] = ()
+    equal_slots: tuple[EqualSlots, ...] = ()
+    related: tuple[Assignment, ...] = ()
+    needs_model: bool = False
 
+    @property
+    def used(self) -> list[int]:
+        """Slots of the values in its statement."""
+        return [slot for row in self.rows for slot in _slots_of(row)]
 
-def is_nested(catalog: Catalog, relation: Relation, name: str, row: bool) -> bool:
-    """Return whether a name in a new row is a relationship's, not a column's; `row` if its value is a row."""
-    column = relation.columns.get(name)
-    if column is None:
-        return is_related(catalog, relation, Embed(name, name))
-    # A foreign key's column also names the relationship; a dict cannot be a value of such a column.
-    if not row:
-        return False
-    type = catalog.plain(catalog.type(column.type))
-    keys = (key for key in relation.foreign_keys if key.columns == (name,))
-    return type.form not in DOCUMENTS and type.kind != "composite" and any(keys)
+    @property
+    def text_slots(self) -> list[Sequence[int]]:
+        """For each row, the slots of its key as text, if the result is read by them."""
+        return [slots[len(self.columns) :] for slots in self.filled] if self.texts else []
 
+    def parts(self, catalog: Catalog) -> list[NewRows]:
+        """Return the step, or one for each row if RETURNING could not tell which result is of which row."""
+        # MERGE RETURNING gives the number of each row with its key, which the order of INSERT's RETURNING does
+        # not guarantee. PostgreSQL has it from 17 on; it is used for tables without rules.
+        merges = catalog.merge_returns and self.relation.kind == "table"
+        if not self.filled[0] or len(self.rows) == 1 or (merges and not self.relation.has_rules):
+            return [self]
+        rows = zip(self.rows, self.paths, self.filled, strict=True)
+        return [
+            replace(self, rows=(row,), paths=(path,), filled=(slots,)) for row, path, slots in rows
+        ]
 
-def refuse_related(
-    catalog: Catalog, relation: Relation, name: str, path: str, what: str, hint: str = ""
-) -> NoReturn:
-    """
-    Refuse related rows where none are allowed; the hint names the calls that write them.
-
-    Raises:
-        InvalidArgument: Always.
-    """
-    hint += _written_by(catalog, relation, name)
-    raise InvalidArgument(f"{what} takes no related rows", path=path, hint=hint)
-
-
-def _written_by(catalog: Catalog, relation: Relation, name: str) -> str:
-    """Return a hint: which calls write the rows of a relationship."""
-    try:
-        found = nested_by(relation, related(catalog, relation, Embed(name, name)))
-    except InvalidArgument:  # several relationships have the name
-        found = None
-    if found is None:
-        return "each relation has its own verbs"
-    target, key = found.join.target.name, found.key
-    if found.join.junction is not None:
-        middle = found.join.junction.relation.name
-        words = f'"{middle}.create" relates rows by their keys, and "{middle}.delete" ends that'
-    elif found.refers:
-        words = (
-            f'{_listed(key)} takes the key of a row of "{target}", which "{target}.create" makes'
+    def plan(self, catalog: Catalog) -> InsertPlan:
+        """Plan the INSERT, which returns the values of `columns` and `texts`."""
+        scope, relation = Scope(catalog, self.relation), self.relation
+        columns, rows = plan_new_rows(scope, self.rows)
+        values = [scope.of_column(relation.columns[name]) for name in self.columns]
+        text = scope.builtin("text")
+        values += [scope.of_column(relation.columns[name]).cast(text) for name in self.texts]
+        returning = PlannedReturning(
+            tuple(Output(each, f"c{at}") for at, each in enumerate(values))
         )
-    else:
-        words = f'"{target}.create" makes them, with the key of this row as {_listed(key)}'
-    return f'{words}; "transaction" makes one of several calls'
+        numbered = bool(values) and len(rows) > 1
+        return InsertPlan(
+            f"{relation.name}.create", relation, columns, rows, returning, numbered=numbered
+        )
 
 
-def _listed(key: ForeignKey | None) -> str:
-    return ", ".join(f'"{name}"' for name in (key.columns if key is not None else ()))
+@dataclass(frozen=True, slots=True)
+class LinkedKey(_Step):
+    """
+    The lookup of an existing, linked row: a foreign key references other columns than those of the given
+    key, or the row is going to refer to a new row.
+
+    Args:
+        relation: The relation.
+        key: The key given in the call.
+        path: Path of the link in the call.
+        columns: Columns that are referenced, or that identify the row.
+        filled: For its row, the slots that their values fill.
+        parent: Slots of the row that it is going to refer to, if any.
+        parents: Slot of the parents of all rows linked by the same foreign key.
+        locked: Whether the row is locked until the transaction ends.
+    """
+
+    relation: Relation
+    key: KeyMatch
+    path: str
+    columns: tuple[str, ...]
+    filled: tuple[tuple[int, ...]]
+    parent: tuple[int, ...] = ()
+    parents: int = 0
+    locked: bool = False
+
+    @property
+    def used(self) -> list[int]:
+        """Slots of the values in its statement."""
+        return [each.slot for each in self.key.operands]
+
+    @property
+    def needs_own_message(self) -> bool:
+        """Whether it cannot share a message: reads can, whatever rules the table has."""
+        return False
+
+    def plan(self, catalog: Catalog) -> ReadPlan:
+        """Plan the SELECT of the columns."""
+        select = tuple(Item(Reference(name, self.path)) for name in self.columns)
+        plan = plan_get(catalog, self.relation, GetRequest(self.key, select))
+        return replace(plan, lock=Lock()) if self.locked else plan
 
 
-def document_names(catalog: Catalog) -> frozenset[str]:
-    """Return names of columns of documents, arrays and composites that no relationship has anywhere."""
-    relations = catalog.relations.values()
-    keys = [key for each in relations for key in (*each.foreign_keys, *each.view_foreign_keys)]
-    taken = {name for key in keys for name in (key.name, *key.columns, *key.target_columns)}
-    taken |= {name for _, name in catalog.functions}
-    taken |= {name for each in relations for name in (each.name, encode(each.name))}
-    columns = {name: column for each in relations for name, column in each.columns.items()}
-    return frozenset(
-        name
-        for name, column in columns.items()
-        if name.isidentifier() and name not in taken and _holds_some(catalog, column)
-    )
+@dataclass(frozen=True, slots=True)
+class LinkedRow(_Step):
+    """
+    The update of an existing, linked row so that it refers to a new one.
+
+    Args:
+        relation: The relation.
+        key: The key given in the call.
+        path: Path of the link in the call.
+        changes: The changes to write.
+        related: Its foreign key's columns; none of their values may be null.
+        equal_slots: Slots of the current and the new value of columns of its primary key.
+        row: The lookup of the entire row, if a model validates it before it is written.
+    """
+
+    relation: Relation
+    key: KeyMatch
+    path: str
+    changes: tuple[Assignment, ...]
+    related: tuple[Assignment, ...]
+    equal_slots: tuple[EqualSlots, ...] = ()
+    row: LinkedKey | None = None
+    columns = ()
+    filled = ((),)
+
+    @property
+    def used(self) -> list[int]:
+        """Slots of the values in its statement."""
+        return [*(each.slot for each in self.key.operands), *_slots_of(self.changes)]
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a model validates it before it is written."""
+        return self.row is not None
+
+    def plan(self, catalog: Catalog) -> UpdatePlan:
+        """Plan the UPDATE, which returns nothing."""
+        target = Target(self.key, (), EVERYTHING)
+        request = UpdateRequest(target, self.changes, Returning(rows=False))
+        # many=True: a missing row is detected by the row count, and the transaction rolled back.
+        return plan_update(catalog, self.relation, request, many=True)
 
 
-def _holds_some(catalog: Catalog, column: Column) -> bool:
-    type = catalog.plain(catalog.type(column.type))
-    return type.form in DOCUMENTS or type.kind in ("array", "composite")
+def _slots_of(assignments: Sequence[Assignment]) -> list[int]:
+    return [each.operand.slot for each in assignments if each.operand is not None]
 
 
-def takes_nested(relation: Relation, join: Join) -> bool:
-    """Return whether rows can be nested by a relationship: by foreign keys of tables."""
-    return nested_by(relation, join) is not None
+TreeStep = NewRows | LinkedKey | LinkedRow
 
 
-def nested_by(relation: Relation, join: Join) -> NestedRows | None:
-    """Return an empty `NestedRows` of a relationship; None if rows cannot be nested by it."""
-    junction, target = join.junction, join.target
-    if junction is not None:
-        middle = junction.relation
-        own_key = _foreign_key(middle, relation, _swapped(junction.outer_pairs))
-        target_key = _foreign_key(middle, target, junction.related_pairs)
-        return None if own_key is None or target_key is None else NestedRows(join, None, False)
-    if join.function is not None:
-        return None
-    key = _foreign_key(relation, target, join.pairs)
-    if key is not None:
-        return NestedRows(join, key, True)
-    key = _foreign_key(target, relation, _swapped(join.pairs))
-    return None if key is None else NestedRows(join, key, False)
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """
+    The steps of a nested create.
+
+    Args:
+        steps: The steps, in order.
+        root: Index of the step that inserts the rows of the call itself.
+        written: Number of rows that all steps write.
+        embeds: Embeds that show the nested rows in the result.
+        root_answers: Whether the root is the last step, so that its statement returns the result.
+        key: Slots of the key by which the call's single row is read again, if it is.
+    """
+
+    steps: tuple[TreeStep, ...]
+    root: int
+    written: int
+    embeds: tuple[Embed, ...]
+    root_answers: bool
+    key: tuple[int, ...] = ()
+
+    @property
+    def root_step(self) -> NewRows:
+        """The step that inserts the rows of the call itself."""
+        step = self.steps[self.root]
+        assert isinstance(step, NewRows)
+        return step
 
 
-def _foreign_key(
-    relation: Relation, target: Relation, pairs: Sequence[tuple[str, str]]
-) -> ForeignKey | None:
-    """Return the foreign key of a table with these pairs of columns; None if there is none."""
-    wanted = frozenset(pairs)
-    home = target.schema, target.name
-    return next(
-        (
-            key
-            for key in relation.foreign_keys
-            if key.target == home
-            and frozenset(zip(key.columns, key.target_columns, strict=True)) == wanted
-        ),
-        None,
-    )
-
-
-def _swapped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [(right, left) for left, right in pairs]
-
-
-def plan_nested_create(
+def plan_tree(
     catalog: Catalog,
     relation: Relation,
     rows: Sequence[tuple[str, Sequence[Assignment]]],
@@ -180,16 +351,38 @@ def plan_nested_create(
             twice, there are too many rows, or they nest too deep.
     """
     builder = _TreeBuilder(catalog, values, max_depth)
-    root = builder.make(relation, rows, (), 0)
+    root = builder.add_rows(relation, rows, (), 0)
     # The call's rows are read again only if a later step follows them, or if the table has rules: these
     # forbid the data-modifying WITH in which a statement would return related rows.
     answers = builder.steps[-1] is root and not (key and relation.has_rules)
     again = () if answers else key
-    slots, texts = (builder.slots(root, 0, again), ()) if by_key else ((), again)
-    made = [builder.build(each, texts if each is root else ()) for each in builder.steps]
+    key_slots = builder.slots(root, 0, again) if by_key else ()
+    if not by_key:
+        root.texts = {name: builder.pending(len(root.rows)) for name in again}
+    steps = [each.step() if isinstance(each, _RowsBuilder) else each for each in builder.steps]
     number = len(builder.links) + builder.steps.index(root)
-    steps = (*builder.links, *made)
-    return Tree(steps, number, builder.written, _embeds(root.shown), answers, tuple(slots))
+    embeds = _embeds(root, "values")
+    return Tree(
+        (*builder.links, *steps), number, builder.written, embeds, answers, tuple(key_slots)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _NestedRows:
+    """
+    The rows nested in others by one relationship.
+
+    Args:
+        join: The relationship.
+        key: Its foreign key; None through a junction.
+        refers: Whether the outer rows have the foreign key, rather than the nested ones.
+        rows: The nested rows, each with the index of its outer row.
+    """
+
+    join: Join
+    key: ForeignKey | None
+    refers: bool
+    rows: list[tuple[int, RelatedRow]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -198,9 +391,10 @@ class _RowsBuilder:
     A `NewRows` under construction, while the rows nested in it are planned.
 
     Args:
-        relation, rows, paths, slots, equal_slots: As in `NewRows`, but slots by column.
+        relation, rows, paths, equal_slots: As in `NewRows`.
         related: For each row, the assignments that relationships add, by column.
-        shown: Nested embeds of the result, by name.
+        slots, texts: Slots of each row, by column.
+        nested: The new rows nested in these, by relationship; None if all of them are linked.
     """
 
     relation: Relation
@@ -208,42 +402,67 @@ class _RowsBuilder:
     paths: list[str]
     related: list[dict[str, Assignment]]
     slots: dict[str, list[int]] = field(default_factory=dict)
-    equal_slots: list[tuple[int, int, str]] = field(default_factory=list)
-    shown: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, list[int]] = field(default_factory=dict)
+    equal_slots: list[EqualSlots] = field(default_factory=list)
+    nested: dict[str, _RowsBuilder | None] = field(default_factory=dict)
+
+    def step(self) -> NewRows:
+        """Return the step."""
+        lists = [*self.slots.values(), *self.texts.values()]
+        return NewRows(
+            self.relation,
+            tuple(map(tuple, self.rows)),
+            tuple(self.paths),
+            tuple(self.slots),
+            tuple(zip(*lists, strict=True)) if lists else tuple(() for _ in self.rows),
+            tuple(self.texts),
+            tuple(self.equal_slots),
+            tuple(each for row in self.related for each in row.values()),
+        )
+
+    def set(self, at: int, new: Assignment) -> None:
+        """Set a column of a row by a relationship; if another one sets it too, their values must be equal."""
+        earlier = next((each for each in self.rows[at] if each.column == new.column), None)
+        if earlier is None:
+            self.rows[at].append(new)
+            self.related[at][new.column] = new
+            return
+        if new.column not in self.related[at]:
+            raise InvalidArgument(
+                f'"{new.column}" is set by itself and by a relationship',
+                path=earlier.path,
+                column=new.column,
+                hint="leave one of the two out",
+            )
+        assert earlier.operand is not None
+        assert new.operand is not None
+        self.equal_slots.append((earlier.operand.slot, new.operand.slot, new.path))
 
 
 class _TreeBuilder:
+    """
+    The steps under construction.
+
+    Attributes:
+        steps: The steps that write, in order.
+        links: The lookups of linked rows, which come before all of these.
+        written: Number of rows that the steps write.
+    """
+
     def __init__(self, catalog: Catalog, values: Values, max_depth: int) -> None:
         self._catalog = catalog
         self._values = values
         self._max_depth = max_depth
-        self.steps: list[Any] = []
+        self.steps: list[_RowsBuilder | LinkedRow] = []
         self.links: list[LinkedKey] = []
         self._parents: dict[tuple[str, str, tuple[str, ...]], int] = {}
         self.written = 0
 
-    def build(self, step: Any, key: Sequence[str]) -> TreeStep:
-        """Return the final step of one under construction."""
-        if not isinstance(step, _RowsBuilder):
-            found: TreeStep = step
-            return found
-        lists = [*step.slots.values(), *([self._pending() for _ in step.rows] for _ in key)]
-        return NewRows(
-            step.relation,
-            tuple(map(tuple, step.rows)),
-            tuple(step.paths),
-            tuple(step.slots),
-            tuple(zip(*lists, strict=True)) if lists else tuple(() for _ in step.rows),
-            tuple(key),
-            tuple(step.equal_slots),
-            tuple(each for row in step.related for each in row.values()),
-        )
-
-    def make(
+    def add_rows(
         self,
         relation: Relation,
         rows: Sequence[tuple[str, Sequence[Assignment]]],
-        referring: Sequence[Sequence[Assignment]],
+        foreign_keys: Sequence[Sequence[Assignment]],
         depth: int,
     ) -> _RowsBuilder:
         """
@@ -252,7 +471,8 @@ class _TreeBuilder:
         Args:
             relation: Relation of the rows.
             rows: The rows, each with its path.
-            referring: For each row, the assignments of its foreign key to its parent, if it has one.
+            foreign_keys: For each row, the assignments of its foreign key to the row that it is nested in;
+                empty if it does not refer to one.
             depth: Nesting depth of the rows.
         """
         self._count(len(rows), rows[0][0] if rows else "values")
@@ -260,52 +480,53 @@ class _TreeBuilder:
             raise InvalidArgument(
                 f'"{relation.name}" is a {relation.kind} that takes no new rows', path=rows[0][0]
             )
-        building = _RowsBuilder(
+        outer = _RowsBuilder(
             relation, [[] for _ in rows], [path for path, _ in rows], [{} for _ in rows]
         )
-        nested = self._split_nested(building, [row for _, row in rows], depth)
-        for at, columns in enumerate(referring):
+        nested = self._split_nested(outer, [row for _, row in rows], depth)
+        for at, columns in enumerate(foreign_keys):
             for each in columns:
-                self._set(building, at, each)
+                outer.set(at, each)
         for name, nested_in in nested.items():
             if nested_in.refers:
-                building.shown[name] = self._referred(building, nested_in, depth)
-        self.steps.append(building)
+                outer.nested[name] = self._add_referenced(outer, nested_in, depth)
+        self.steps.append(outer)
         for name, nested_in in nested.items():
             if not nested_in.refers:
-                add = self._referring if nested_in.join.junction is None else self._joined
-                building.shown[name] = add(building, nested_in, depth)
-        return building
+                junction = nested_in.join.junction
+                add = self._add_referring if junction is None else self._add_joined
+                outer.nested[name] = add(outer, nested_in, depth)
+        return outer
 
     def _split_nested(
-        self, building: _RowsBuilder, rows: Sequence[Sequence[Assignment]], depth: int
-    ) -> dict[str, NestedRows]:
-        """Add the columns of rows to a step, and return the nested rows, by relationship name."""
-        nested: dict[str, NestedRows] = {}
-        columns = building.relation.columns
+        self, outer: _RowsBuilder, rows: Sequence[Sequence[Assignment]], depth: int
+    ) -> dict[str, _NestedRows]:
+        """Add the columns of rows to their step, and return the nested rows, by relationship name."""
+        nested: dict[str, _NestedRows] = {}
+        columns = outer.relation.columns
         for at, row in enumerate(rows):
             for each in row:
                 kind = kind_of(each, self._values)
                 # Fast path: a column's value can be a related row only if it is a dict.
                 plain = (each.column in columns and kind != "row") or each.literal
                 if plain or not is_nested(
-                    self._catalog, building.relation, each.column, kind == "row"
+                    self._catalog, outer.relation, each.column, kind == "row"
                 ):
-                    building.rows[at].append(each)
+                    outer.rows[at].append(each)
                     continue
                 if depth >= self._max_depth:
                     raise InvalidArgument(
                         f"rows may nest {self._max_depth} deep", path=each.path[:200]
                     )
-                found = nested.get(each.column) or self._relationship(building.relation, each)
+                found = nested.get(each.column) or self._relationship(outer.relation, each)
                 nested[each.column] = found
                 if kind == "rows" and not found.join.many:
-                    raise self._refuse_list(building.relation, each, found)
+                    raise self._refuse_list(outer.relation, each, found)
                 nested_in = parse_related(each, found.join.many, self._values)
                 found.rows.extend((at, one) for one in nested_in)
         return nested
 
-    def _relationship(self, relation: Relation, each: Assignment) -> NestedRows:
+    def _relationship(self, relation: Relation, each: Assignment) -> _NestedRows:
         """
         Return the relationship of a name, by which rows can be nested.
 
@@ -320,17 +541,17 @@ class _TreeBuilder:
                 path=each.path,
                 hint="rows are nested by the foreign keys of tables",
             )
-        return found
+        return _NestedRows(join, *found)
 
     def _refuse_list(
-        self, relation: Relation, each: Assignment, nested: NestedRows
+        self, relation: Relation, each: Assignment, nested: _NestedRows
     ) -> InvalidArgument:
         """Build the refusal of a list for a to-one relationship, with the names of to-many ones."""
         target = nested.join.target
         names = [
             f"{target.name}!{join.label}"
             for join in relationships(self._catalog, relation)
-            if join.many and join.target is target and takes_nested(relation, join)
+            if join.many and join.target is target and nested_by(relation, join)
         ]
         which = "that the new one refers to" if nested.refers else "that refers to the new one"
         lists = " or ".join(f'"{name}"' for name in names)
@@ -341,101 +562,95 @@ class _TreeBuilder:
             candidates=names or None,
         )
 
-    def _referred(self, building: _RowsBuilder, nested: NestedRows, depth: int) -> dict[str, Any]:
+    def _add_referenced(
+        self, outer: _RowsBuilder, nested: _NestedRows, depth: int
+    ) -> _RowsBuilder | None:
         """Add the nested rows that the outer rows refer to, and set the outer rows' foreign keys."""
         assert nested.key is not None
-        columns, targets = nested.key.columns, nested.key.target_columns
-        target_slots, shown = self._target_rows(nested, targets, depth)
+        target_slots, new = self._add_targets(nested, nested.key.target_columns, depth)
         for (at, one), slots in zip(nested.rows, target_slots, strict=True):
-            for column, slot in zip(columns, slots, strict=True):
-                self._set(building, at, Assignment(column, Operand(slot, one.path), one.path))
-        return shown
+            for each in _set_to_slots(nested.key.columns, slots, one.path):
+                outer.set(at, each)
+        return new
 
-    def _referring(self, building: _RowsBuilder, nested: NestedRows, depth: int) -> dict[str, Any]:
+    def _add_referring(
+        self, outer: _RowsBuilder, nested: _NestedRows, depth: int
+    ) -> _RowsBuilder | None:
         """Add the nested rows that refer to the outer rows."""
         assert nested.key is not None
-        columns, targets = nested.key.columns, nested.key.target_columns
-        rows, referring = [], []
+        target = nested.join.target
+        rows, foreign_keys = [], []
         links: list[LinkedRow] = []
         for at, one in nested.rows:
-            slots = self.slots(building, at, targets)
-            changes = [
-                Assignment(column, Operand(slot, one.path), one.path)
-                for column, slot in zip(columns, slots, strict=True)
-            ]
+            slots = self.slots(outer, at, nested.key.target_columns)
+            changes = _set_to_slots(nested.key.columns, slots, one.path)
             if one.link is None:
                 rows.append((one.path, one.assignments))
-                referring.append(changes)
+                foreign_keys.append(changes)
             else:
                 self._count(1, one.path)
-                links.append(self._moved(nested.join.target, one, changes))
-        shown = {}
-        if rows:
-            shown = self.make(nested.join.target, rows, referring, depth + 1).shown
+                links.append(self._link_to_new(target, one.link, one.path, changes))
+        new = self.add_rows(target, rows, foreign_keys, depth + 1) if rows else None
         self.steps.extend(links)
-        return shown
+        return new
 
-    def _moved(
-        self, relation: Relation, one: RelatedRow, changes: Sequence[Assignment]
+    def _link_to_new(
+        self, relation: Relation, key: KeyMatch, path: str, changes: tuple[Assignment, ...]
     ) -> LinkedRow:
         """Return the step that sets a linked row's foreign key to a new row; add the step that looks it up."""
-        key, path = one.link, one.path
-        assert key is not None
         given = key_columns(self._catalog, relation, key, f"{path}.$link")
         columns = relation.primary_key or given
-        known = {name: self._pending() for name in columns}
+        known = dict(zip(columns, self.pending(len(columns)), strict=True))
         new = {each.column: each.operand.slot for each in changes if each.operand is not None}
         foreign = relation.schema, relation.name, tuple(new)
         if foreign not in self._parents:
-            self._parents[foreign] = self._pending()
+            (self._parents[foreign],) = self.pending(1)
         slots, parent, parents = tuple(known.values()), tuple(new.values()), self._parents[foreign]
-        self.links.append(LinkedKey(relation, key, path, columns, slots, parent, parents))
+        self.links.append(LinkedKey(relation, key, path, columns, (slots,), parent, parents))
         equal_slots = [
             (known[name], new[name], path) for name in relation.primary_key if name in new
         ]
-        return LinkedRow(relation, key, path, tuple(changes), tuple(changes), tuple(equal_slots))
+        return LinkedRow(relation, key, path, changes, changes, tuple(equal_slots))
 
-    def _joined(self, building: _RowsBuilder, nested: NestedRows, depth: int) -> dict[str, Any]:
+    def _add_joined(
+        self, outer: _RowsBuilder, nested: _NestedRows, depth: int
+    ) -> _RowsBuilder | None:
         """Add the nested rows at the other end of a junction, and the junction's rows."""
         junction = nested.join.junction
         assert isinstance(junction, Junction)
         outer_columns, own = zip(*junction.outer_pairs, strict=True)
         related, targets = zip(*junction.related_pairs, strict=True)
-        columns = (*own, *related)
-        target_slots, shown = self._target_rows(nested, targets, depth)
-        referring = [
-            [
-                Assignment(column, Operand(slot, one.path), one.path)
-                for column, slot in zip(
-                    columns, (*self.slots(building, at, outer_columns), *slots), strict=True
-                )
-            ]
+        target_slots, new = self._add_targets(nested, targets, depth)
+        foreign_keys = [
+            _set_to_slots(
+                (*own, *related), (*self.slots(outer, at, outer_columns), *slots), one.path
+            )
             for (at, one), slots in zip(nested.rows, target_slots, strict=True)
         ]
-        if referring:
+        if foreign_keys:
             rows = [(one.path, ()) for _, one in nested.rows]
-            self.make(junction.relation, rows, referring, depth)
-        return shown
+            self.add_rows(junction.relation, rows, foreign_keys, depth)
+        return new
 
-    def _target_rows(
-        self, nested: NestedRows, targets: Sequence[str], depth: int
-    ) -> tuple[list[Sequence[int]], dict[str, Any]]:
+    def _add_targets(
+        self, nested: _NestedRows, targets: Sequence[str], depth: int
+    ) -> tuple[list[Sequence[int]], _RowsBuilder | None]:
         """
         Add the new rows at the other end of a relationship.
 
         Returns:
-            For each row at the other end, the slots of its referenced columns; and nested embeds.
+            For each row at the other end, the slots of its columns `targets`; and the new ones of the rows.
         """
         target = nested.join.target
-        new = [(one.path, one.assignments) for _, one in nested.rows if one.link is None]
-        made = self.make(target, new, (), depth + 1) if new else None
+        rows = [(one.path, one.assignments) for _, one in nested.rows if one.link is None]
+        new = self.add_rows(target, rows, (), depth + 1) if rows else None
         numbers = count()
         return [
-            self.slots(made, next(numbers), targets)
-            if made is not None and one.link is None
+            self.slots(new, next(numbers), targets)
+            if new is not None and one.link is None
             else self._linked(target, one, targets)
             for _, one in nested.rows
-        ], (made.shown if made is not None else {})
+        ], new
 
     def _linked(self, relation: Relation, one: RelatedRow, targets: Sequence[str]) -> Sequence[int]:
         """Return the slots of a linked row's columns; add a step that looks it up if necessary."""
@@ -445,37 +660,20 @@ class _TreeBuilder:
         given = dict(zip(columns, key.operands, strict=True))
         if set(targets) == given.keys():
             return [given[name].slot for name in targets]
-        slots = tuple(self._pending() for _ in targets)
-        self.links.append(LinkedKey(relation, key, path, tuple(targets), slots))
+        slots = tuple(self.pending(len(targets)))
+        self.links.append(LinkedKey(relation, key, path, tuple(targets), (slots,)))
         return slots
 
-    def _set(self, building: _RowsBuilder, at: int, new: Assignment) -> None:
-        """Set a column of a row by a relationship; if another one sets it too, their values must be equal."""
-        earlier = next((each for each in building.rows[at] if each.column == new.column), None)
-        if earlier is None:
-            building.rows[at].append(new)
-            building.related[at][new.column] = new
-            return
-        if new.column not in building.related[at]:
-            raise InvalidArgument(
-                f'"{new.column}" is set by itself and by a relationship',
-                path=earlier.path,
-                column=new.column,
-                hint="leave one of the two out",
-            )
-        assert earlier.operand is not None
-        assert new.operand is not None
-        building.equal_slots.append((earlier.operand.slot, new.operand.slot, new.path))
-
-    def slots(self, building: _RowsBuilder, at: int, columns: Sequence[str]) -> list[int]:
+    def slots(self, outer: _RowsBuilder, at: int, columns: Sequence[str]) -> list[int]:
         """Return the slots of a new row's columns, whose values are known once it is inserted."""
         for column in columns:
-            if column not in building.slots:
-                building.slots[column] = [self._pending() for _ in building.rows]
-        return [building.slots[column][at] for column in columns]
+            if column not in outer.slots:
+                outer.slots[column] = self.pending(len(outer.rows))
+        return [outer.slots[column][at] for column in columns]
 
-    def _pending(self) -> int:
-        return self._values.add(PENDING)
+    def pending(self, number: int) -> list[int]:
+        """Return a number of new slots, for values that steps generate."""
+        return [self._values.add(PENDING) for _ in range(number)]
 
     def _count(self, rows: int, path: str) -> None:
         self.written += rows
@@ -487,9 +685,103 @@ class _TreeBuilder:
             )
 
 
-def _embeds(shown: Mapping[str, Any], path: str = "values") -> tuple[Embed, ...]:
-    """Return the embeds with which the result shows the nested rows."""
+def _set_to_slots(
+    columns: Sequence[str], slots: Sequence[int], path: str
+) -> tuple[Assignment, ...]:
+    """Return assignments of the values of slots to columns."""
     return tuple(
-        replace(Embed(name, f"{path}.{name}"), embeds=_embeds(inner, f"{path}.{name}"))
-        for name, inner in shown.items()
+        Assignment(column, Operand(slot, path), path)
+        for column, slot in zip(columns, slots, strict=True)
     )
+
+
+def _embeds(rows: _RowsBuilder | None, path: str) -> tuple[Embed, ...]:
+    """Return the embeds with which the result shows the rows nested in new ones."""
+    return tuple(
+        Embed(name, f"{path}.{name}", embeds=_embeds(inner, f"{path}.{name}"))
+        for name, inner in (rows.nested.items() if rows is not None else ())
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """
+    The steps of a nested create by messages.
+
+    Args:
+        steps: Steps of each message; the last message also has the statement that returns the result.
+        passed: Slots of values that PostgreSQL passes from statement to statement.
+        returned: Slots of values that are returned to the service.
+    """
+
+    steps: tuple[tuple[TreeStep, ...], ...]
+    passed: frozenset[int]
+    returned: frozenset[int]
+
+
+@dataclass
+class _Generated:
+    """
+    Values that steps generate, while these are distributed over messages.
+
+    Attributes:
+        messages: For each slot, the number of the message whose step fills it.
+        passable: Slots whose values PostgreSQL can pass to a later statement.
+        passed, returned: As in `Messages`.
+    """
+
+    messages: dict[int, int] = field(default_factory=dict)
+    passable: set[int] = field(default_factory=set)
+    passed: set[int] = field(default_factory=set)
+    returned: set[int] = field(default_factory=set)
+
+    def first_message(self, used: Sequence[int], checked: Sequence[int]) -> int:
+        """Return the earliest message of a statement that uses values, and before which others are checked."""
+        generated = self.messages.keys() & {*used, *checked}
+        returned = generated - self.passable | generated.intersection(checked)
+        self.passed |= generated - returned
+        self.returned |= returned
+        return max((self.messages[slot] + (slot in returned) for slot in generated), default=0)
+
+
+def plan_messages(catalog: Catalog, tree: Tree) -> Messages:
+    """
+    Distribute steps over as few messages as possible: at most one for each level of the tree.
+
+    PostgreSQL itself passes a value generated for a single row to later statements of the same message. Steps
+    have to wait for another message if they need the values of several rows, or values that are checked before
+    a row is written: not null, equal to another one, or validated by a model.
+    """
+    root = tree.root_step
+    before = tree.steps[:-1] if tree.root_answers else tree.steps
+    # What the statement needs that returns the result.
+    needed = tree.key, [slot for row in root.text_slots for slot in row]
+    used, checked = root.needed if tree.root_answers else needed
+    values = _Generated()
+    placed: list[tuple[int, TreeStep]] = []
+    read: list[tuple[int, TreeStep]] = []
+    for whole in before:
+        for step in whole.parts(catalog) if isinstance(whole, NewRows) else (whole,):
+            message = values.first_message(*step.needed)
+            if isinstance(step, LinkedRow):
+                message = max(
+                    message, 1
+                )  # after its lookup, which detects a row that is linked twice
+                if step.row is not None:
+                    read.append((message - 1, step.row))
+                    values.returned.update(*step.row.filled)
+            elif isinstance(step, LinkedKey) and step.parent:
+                values.returned.update(*step.filled)
+            values.messages |= {slot: message for slots in step.filled for slot in slots}
+            values.passable.update(step.passable)
+            placed.append((message, step))
+    last = values.first_message(used, checked)
+    # A row that a model validates is read after all earlier writes.
+    placed = sorted([*placed, *read], key=itemgetter(0))
+    found = list[tuple[TreeStep, ...]]()
+    for (_, alone), group in groupby(placed, lambda each: (each[0], each[1].needs_own_message)):
+        steps = tuple(step for _, step in group)
+        found += [(step,) for step in steps] if alone else [steps]
+    if not placed or last > placed[-1][0] or placed[-1][1].needs_own_message:
+        found.append(())
+    return Messages(tuple(found), frozenset(values.passed), frozenset(values.returned))

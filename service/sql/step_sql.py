@@ -5,6 +5,8 @@ Within a message, a statement counts its rows in a WITH, and fails if it has not
 should. Inserts that by the catalog leave out no row are not counted: that would take an eighth of the time
 of an order with its lines. Instead, the last statement compares PostgreSQL's statistics of the transaction
 with the number of rows. Values that later statements use are passed in settings of the transaction.
+
+`plan/nested_rows.py` makes the steps and messages, and shows an example.
 """
 
 from __future__ import annotations
@@ -47,7 +49,6 @@ class MessagePart:
         number: Number of the statement among all of the call.
         rows: Number of rows that it has to write or read.
         slots: Slots of the values of its columns, if it has one row.
-        numbered: Whether it returns the number of each row in front of its columns.
         returned: Whether the message returns the values.
         in_statistics: Whether PostgreSQL's statistics count its rows for the table itself, as they do
             not for a partitioned table.
@@ -57,7 +58,6 @@ class MessagePart:
     number: int
     rows: int
     slots: tuple[int, ...] = ()
-    numbered: bool = False
     returned: bool = False
     in_statistics: bool = True
 
@@ -100,36 +100,37 @@ def message_statement(
         answer: The last statement of the message. Without one, the message returns one row, with a
             JSON of the values of each part that are returned.
     """
-    first = next((at for at, part in enumerate(parts) if _passes_checked_values(part, passed)), -1)
-    # Of inserts behind `first`, whose values no other statement uses, the statistics are compared once
-    # at the end. `first`, or else a statement in front of all, saves what the statistics were before.
-    in_statistics = [part for part in parts[first + 1 :] if _is_in_statistics(part, passed)]
-    watched = {part.plan.relation: part for part in reversed(in_statistics)}
-    saved = _save_inserted([*watched.values()]) if first < 0 else ""
-    ahead = list[Statement]()
-    for at, part in enumerate(parts):
-        if _passes_checked_values(part, passed):
-            ahead.append(_uncounted(part, passed, [*watched.values()] if at == first else []))
-        elif at > first and _is_in_statistics(part, passed):
-            ahead.append(_uncounted(part, passed))
-        else:
-            ahead.append(_counted(part, passed))
-    inserts = [part for part in parts[first + 1 :] if isinstance(part.plan, InsertPlan)]
+    checks = [_check_of(part, passed) for part in parts]
+    first = checks.index("value") if "value" in checks else -1
+    # The statistics of inserts behind `first` are compared once at the end. `first`, or else a statement in
+    # front of all, saves what the statistics were before.
+    behind = [*zip(parts, checks, strict=True)][first + 1 :]
+    watched = {
+        part.plan.relation: part for part, check in reversed(behind) if check == "statistics"
+    }
     rows = Counter[Relation]()
-    for part in inserts:
-        rows[part.plan.relation] += part.rows
-    check = _all_inserted([(part, rows[relation]) for relation, part in watched.items()])
+    for part, _ in behind:
+        if isinstance(part.plan, InsertPlan):
+            rows[part.plan.relation] += part.rows
+    ahead = [
+        _counted(part, passed)
+        if check == "count" or (check == "statistics" and at < first)
+        else _uncounted(part, passed, [*watched.values()] if at == first else [])
+        for at, (part, check) in enumerate(zip(parts, checks, strict=True))
+    ]
+    head = _save_inserted([*watched.values()]) if first < 0 else ""
+    head += "".join(each.text for each in ahead)
+    compared = _all_inserted([(part, rows[relation]) for relation, part in watched.items()])
     if answer is None:
         back = ", ".join(
             f"pg_catalog.current_setting('rowcast.rows_{each.number}')"
             for each in parts
             if each.returned
         )
-        answer = Statement(f"SELECT {back}{check}", (), parts[0].plan.name, pure=True)
-        check = ""
+        answer = Statement(f"SELECT {back}{compared}", (), parts[0].plan.name, pure=True)
     else:
         answer = _with_passed_values(answer, passed)
-    head = saved + "".join(each.text for each in ahead) + (check and f"SELECT{check}; ")
+        head += compared and f"SELECT{compared}; "
     return replace(
         answer,
         text=head + answer.text,
@@ -140,30 +141,24 @@ def message_statement(
     )
 
 
-def _writes_all(part: MessagePart) -> bool:
+def _check_of(part: MessagePart, passed: Collection[int]) -> str:
     """
-    Return whether, by the catalog, a statement writes all of its rows or fails.
+    Return how a statement is checked to write all of its rows.
 
-    The catalog may be older than a trigger that leaves rows out, so this has to be checked as well.
+    Returns:
+        "count": its rows are counted; "value": it passes on values that prove it, because without its row
+        they are `LEFT_OUT`, which the cast to their types refuses; "statistics": those of PostgreSQL are
+        compared. The last two are for inserts that by the catalog write all rows or fail. The catalog may be
+        older than a trigger that leaves rows out, so this has to be checked as well.
     """
-    relation = part.plan.relation
+    relation, values = part.plan.relation, _passed_values(part, passed)
     insert = isinstance(part.plan, InsertPlan) and relation.kind == "table"
-    return insert and not (part.returned or relation.side_effects)
-
-
-def _passes_checked_values(part: MessagePart, passed: Collection[int]) -> bool:
-    """
-    Return whether a statement writes all of its rows and passes on values that prove it.
-
-    Without its row, the value that it passes on is `LEFT_OUT`, which the cast to its type refuses.
-    """
-    values = _passed_values(part, passed) if _writes_all(part) else []
-    return bool(values) and all(value.type.sql in _REFUSES_LEFT_OUT for value, _ in values)
-
-
-def _is_in_statistics(part: MessagePart, passed: Collection[int]) -> bool:
-    """Return whether the rows of a statement are checked by PostgreSQL's statistics alone."""
-    return _writes_all(part) and part.in_statistics and not _passed_values(part, passed)
+    if not insert or part.returned or relation.side_effects:
+        return "count"
+    if values:
+        refused = all(value.type.sql in _REFUSES_LEFT_OUT for value, _ in values)
+        return "value" if refused else "count"
+    return "statistics" if part.in_statistics else "count"
 
 
 def _save_count(part: MessagePart) -> Composable:
@@ -198,9 +193,8 @@ def _all_inserted(watched: Sequence[tuple[MessagePart, int]]) -> str:
 
 def _inserted(part: MessagePart) -> str:
     """Build the number of rows that the transaction has inserted into a part's table."""
-    name = Literal(row_type(part.plan.relation))
-    table = SQL("CAST({} AS pg_catalog.regclass)").format(name)
-    return render([SQL("pg_catalog.pg_stat_get_xact_tuples_inserted({})").format(table)])[0]
+    name = render([Literal(row_type(part.plan.relation))])[0]
+    return f"pg_catalog.pg_stat_get_xact_tuples_inserted(CAST({name} AS pg_catalog.regclass))"
 
 
 def _passed_values(part: MessagePart, passed: Collection[int]) -> list[tuple[Expression, int]]:
@@ -236,7 +230,9 @@ def _counted(part: MessagePart, passed: Collection[int]) -> Statement:
     statement = _with_passed_values(step_statement(part.plan), passed)
     columns = [f"c{at}" for at in range(len(statement.columns))]
     returning = "" if columns else " RETURNING true"
-    names = [*(["n"] if part.numbered else []), *(columns or ["c0"])]
+    numbered = isinstance(part.plan, InsertPlan) and part.plan.numbered
+    # With several rows, their numbers stand in front of their columns.
+    names = [*(["n"] if numbered else []), *(columns or ["c0"])]
     effects: list[Composable] = [
         SQL(
             f"CAST(CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.=) {part.rows:d} THEN 'true'"
@@ -262,10 +258,9 @@ def _with_passed_values(statement: Statement, passed: Collection[int]) -> Statem
     """Build a statement that reads passed values from their settings, in place of parameters."""
     if not any(bound.slot in passed for bound in statement.bounds):
         return statement
-    return statement.substituted(
-        lambda _, bound: (
-            f"pg_catalog.current_setting('rowcast.value_{bound.slot:d}')"
-            if bound.slot in passed
-            else None
-        )
-    )
+
+    def setting(_: int, bound: Bound) -> str | None:
+        name = f"rowcast.value_{bound.slot:d}"
+        return f"pg_catalog.current_setting('{name}')" if bound.slot in passed else None
+
+    return statement.substituted(setting)

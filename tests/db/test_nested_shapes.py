@@ -17,7 +17,6 @@ from service.api import nested
 from service.api.call import Backend, Call, CallState
 from service.api.verbs import VERBS
 from service.errors import ServiceError
-from service.plan.tree import checked_by, used_by
 from service.request.read_request import Limits
 from service.request.row_values import NoShape, RowsShape
 from service.request.write_request import parse_create, parse_create_options
@@ -200,7 +199,7 @@ def test_rows_are_planned_the_same_with_and_without_cached_shape(
         return
     anew = nested._nested(call(second), parse_create([second], {}, limits))
     assert (kept.tree, kept.request, kept.slot) == (anew.tree, anew.request, anew.slot)
-    for slot in {slot for step in anew.tree.steps for slot in (*used_by(step), *checked_by(step))}:
+    for slot in {slot for step in anew.tree.steps for slot in (*step.used, *step.checked)}:
         one, other = kept.values[slot], anew.values[slot]
         assert (type(one), repr(one)) == (type(other), repr(other)), (first, second, slot)
 

@@ -14,11 +14,10 @@ import pytest
 from service.api.verbs import VERBS as ALL_VERBS
 from service.db.statements import DECLARE
 from service.plan.call_plan import plan_call, plan_called
-from service.plan.nested_rows import plan_nested_create
+from service.plan.nested_rows import plan_tree
 from service.plan.plans import Bound, ReadPlan
 from service.plan.read_plan import plan_aggregate, plan_all, plan_count, plan_find, plan_get
 from service.plan.returning import plan_answer
-from service.plan.tree import plan_step
 from service.plan.update_rows import plan_update_rows
 from service.plan.watch_plan import plan_watch
 from service.plan.write_plan import plan_create, plan_delete, plan_import, plan_update
@@ -107,11 +106,9 @@ def nested(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> list[str]:
     """Build the statements of a nested create."""
     relation, parsed = CATALOG.relation("public", name), parse_create(args, kwargs, LIMITS)
     rows = [(str(at), row) for at, row in enumerate(parsed.request.rows)]
-    tree = plan_nested_create(
-        CATALOG, relation, rows, Values(parsed.values), 8, relation.primary_key
-    )
+    tree = plan_tree(CATALOG, relation, rows, Values(parsed.values), 8, relation.primary_key)
     returning = replace(parsed.request.returning, embeds=tree.embeds)
-    steps = [step_statement(plan_step(CATALOG, step)).text for step in tree.steps]
+    steps = [step_statement(step.plan(CATALOG)).text for step in tree.steps]
     answer = plan_answer(CATALOG, relation, returning, relation.primary_key)
     written = Bound(0, CATALOG.types_by_name["json"], "values")
     return [*steps, answer_statement(relation, answer, written).text]
