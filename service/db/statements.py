@@ -59,7 +59,7 @@ class Page:
     Args:
         rows: A list of dicts, lists or JSON texts; or all rows as CBOR.
         more: Whether there are rows after the page; before it, if it was read backwards.
-        first, last: Sort keys of the first and last row as text, if the statement returns them.
+        first, last: Sort keys of the first and last row as text, if pages are bounded by them.
     """
 
     rows: Any
@@ -140,14 +140,18 @@ def _page(
         del rows[limit:]
     if statement.backwards:
         rows.reverse()
-    width = len(statement.columns)
-    first, last = (rows[0][width:], rows[-1][width:]) if rows else ((), ())
+    first, last = (_keys(rows[0], statement), _keys(rows[-1], statement)) if rows else ((), ())
     found: Any = None
     if shape.encodes and statement.plain and len(rows) >= FEW:
         found = _encoded(rows, statement.columns, codec.forms(cursor), shape)
     if found is None:
         found = shaped(rows, statement, codec, shape)
     return Page(found, more, first, last)
+
+
+def _keys(row: Row, statement: Statement) -> tuple[str | None, ...]:
+    """Return the sort keys of a row as text."""
+    return tuple(None if row[at] is None else str(row[at]) for at in statement.keys)
 
 
 def rows_and_keys_txn(

@@ -77,8 +77,8 @@ def select(plan: ReadPlan) -> Statement:
     """
     Build the query of a read.
 
-    With keyset pagination, it returns the sort keys of each row as text behind its outputs, for the
-    `next` token; the statement's `columns` are the outputs only.
+    With keyset pagination, it returns those sort keys of each row that its outputs do not show as text behind
+    them, for the `next` token; the statement's `columns` are the outputs only.
     """
     rows = rows_of(plan, plan.json)
     if plan.json and plan.distinct is True:  # DISTINCT needs equality, which json does not have
@@ -97,6 +97,7 @@ def select(plan: ReadPlan) -> Statement:
         pure=is_pure(plan),
         settled=is_settled(plan),
         backwards=plan.backwards,
+        keys=_key_places(plan) if plan.keyset else (),
         plain=plan.json or not (embeds or any(map(has_parts, plan.outputs))),
     )
 
@@ -156,7 +157,9 @@ def rows_of(plan: ReadPlan, json: bool = False) -> Composable:
     if plan.by_keys:
         columns.append(ORDER)
     if plan.keyset:
-        columns += [cast(expression(key.expression), "text") for key in plan.order]
+        places, width = _key_places(plan), len(plan.outputs) + len(plan.embeds)
+        behind = (key for key, place in zip(plan.order, places, strict=True) if place >= width)
+        columns += [cast(expression(key.expression), "text") for key in behind]
     columns += map(expression, plan.keys)
     columns += [cast(computed_value(each), each.column.declared) for each in plan.computed]
     # With DISTINCT, PostgreSQL refuses sort keys that are not in the select list.
@@ -174,6 +177,19 @@ def rows_of(plan: ReadPlan, json: bool = False) -> Composable:
         page=limit_offset(plan.limit, plan.offset),
         lock=row_lock(plan.relation, plan.lock) if plan.lock else EMPTY,
     )  # fmt: skip
+
+
+def _key_places(plan: ReadPlan) -> tuple[int, ...]:
+    """Return the place in a row of the result of each sort key: that of an equal output, or one behind them."""
+    places, behind = list[int](), len(plan.outputs) + len(plan.embeds)
+    for key in plan.order:
+        equal = (at for at, each in enumerate(plan.outputs) if each.expression.same(key.expression))
+        # PostgreSQL writes only integers as Python does. A cast and a column more cost it 12 of 81 µs for 101 rows.
+        integer = key.expression.type.form == "integer" and not plan.json
+        place = next(equal, None) if integer else None
+        places.append(behind if place is None else place)
+        behind += place is None
+    return tuple(places)
 
 
 def row_lock(relation: Relation, lock: Lock) -> Composable:

@@ -97,6 +97,7 @@ class Statement:
         pure: Whether, by the catalog, it can leave no state in the session.
         scalar: Whether its one column, as JSON, is the answer for each row.
         backwards: Whether it returns its rows from the last to the first.
+        keys: Places in a row of the values that its page may be bounded by: the sort keys as text, or integers.
         plain: Whether no column of its answer is a list or an object, so that the codec returns
             nothing that could not be sent as it is.
         settled: Whether the best plan is the same whatever the parameters are.
@@ -125,6 +126,7 @@ class Statement:
     pure: bool = False
     scalar: bool = False
     backwards: bool = False
+    keys: tuple[int, ...] = ()
     plain: bool = False
     settled: bool = False
     types: tuple[int, ...] = ()

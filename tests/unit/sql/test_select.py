@@ -63,13 +63,28 @@ def test_get_by_key_is_one_comparison():
     assert [bound.path for bound in statement.bounds] == ["key"]
 
 
-def test_find_sorts_by_the_primary_key_last():
-    """It is also returned as text, for the token."""
-    statement, _ = found(order=["-status"])
-    assert statement.text == (
-        'SELECT "t"."id" AS "id", CAST("t"."status" AS text), CAST("t"."id" AS text)'
-        f'{FROM} ORDER BY "t"."status" DESC, "t"."id" LIMIT CAST(%s AS bigint)'
+@pytest.mark.parametrize(
+    ("given", "columns", "keys"),
+    [
+        ({"select": ["id"]}, 'CAST("t"."status" AS text)', (1, 0)),
+        ({"select": ["action"]}, 'CAST("t"."status" AS text), CAST("t"."id" AS text)', (1, 2)),
+        ({"select": ["s:status", "n:id"]}, 'CAST("t"."status" AS text)', (2, 1)),
+        ({"select": ["n:id::text"]}, 'CAST("t"."status" AS text), CAST("t"."id" AS text)', (1, 2)),
+        (
+            {"select": ["id"], "form": "json"},
+            'CAST("t"."status" AS text), CAST("t"."id" AS text)',
+            (1, 2),
+        ),
+    ],
+)
+def test_find_sorts_by_the_primary_key_last_and_returns_sort_keys_as_text(given, columns, keys):
+    """A token needs them; an integer that the row shows is not returned twice."""
+    statement, _ = found(order=["-status"], **given)
+    assert statement.text.startswith("SELECT ")
+    assert statement.text.endswith(
+        f', {columns}{FROM} ORDER BY "t"."status" DESC, "t"."id" LIMIT CAST(%s AS bigint)'
     )
+    assert statement.keys == keys
 
 
 def test_column_twice_in_order_counts_once():
