@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 from service.errors import InvalidArgument, UnknownName, clip
@@ -141,6 +142,11 @@ class Values:
 
     def __len__(self) -> int:
         return len(self._values)
+
+    def are(self, values: Sequence[Any], first: int = 0) -> bool:
+        """Return whether the values from the slot `first` on are the given objects, and no more."""
+        own = self._values[first:]
+        return len(own) == len(values) and all(map(is_, own, values))
 
     def freeze(self) -> tuple[Any, ...]:
         """Return all values so far, unwrapped."""

@@ -8,7 +8,6 @@ import marshal
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from operator import is_
 from typing import Any, Literal, cast
 
 from service.errors import InvalidArgument, UnknownName
@@ -91,7 +90,7 @@ class FilterParser:
         if where is None:
             return EVERYTHING
         values: list[Any] = []
-        shape = _shape(where, values)
+        shape = shape_of_filter(where, values)
         if shape is None:
             return self._where(where, path, 0)
         first = len(self._values)
@@ -105,11 +104,9 @@ class FilterParser:
         before = self._terms
         found = self._where(where, path, 0)
         terms = self._terms - before
-        # A hit appends the values that _shape collects, in place of parsing. So the parser must have
-        # added exactly these: steps of a JSON path, for example, are operands that _shape does not collect.
-        added = self._values.marked()[first:]
-        same = len(added) == len(values) and all(map(is_, added, values))
-        if same and terms <= MAX_SHAPED:
+        # A hit appends the values that belong to the shape, in place of parsing. So the parser must have
+        # added exactly these: steps of a JSON path, for example, are operands that it does not include.
+        if self._values.are(values, first) and terms <= MAX_SHAPED:
             if len(_shapes) >= MAX_SHAPES:
                 _shapes.clear()
             _shapes[key] = found, terms
@@ -298,7 +295,7 @@ def unknown_operator(name: str, path: str) -> UnknownName:
     return UnknownName("operator", name, sorted(OPERATORS), path=path, hint=hint)
 
 
-def _shape(where: Any, values: list[Any]) -> tuple[str | int | None, ...] | None:
+def shape_of_filter(where: Any, values: list[Any]) -> tuple[str | int | None, ...] | None:
     """
     Return the shape of a filter, and append its scalars to `values`.
 

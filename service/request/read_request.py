@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import binascii
 import json
+import marshal
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 from service.errors import InvalidArgument, UnknownName, counted
 from service.request.arguments import (
@@ -29,7 +30,7 @@ from service.request.arguments import (
     unwrap,
 )
 from service.request.embeds import EmbedParser, Embeds, PlainEmbed, parse_measures, plain_embed
-from service.request.filters import FilterParser
+from service.request.filters import MAX_SHAPED, MAX_SHAPES, FilterParser, shape_of_filter
 from service.request.requests import (
     After,
     AggregateRequest,
@@ -251,48 +252,106 @@ def parse_find(
     """
     given = Arguments(args, kwargs, [], known)
     values = Values()
-    where = FilterParser(values, limits.max_depth).parse(given.value("where"))
-    order = parse_order(given.value("order"), values)
-    distinct = _distinct(given, values)
-    # The token is bound to those embeds that the rows are sorted by: with another `where` in one of
-    # them, the sort keys in the token would mean something else.
-    asked = values.freeze()
-    embeds = parse_embed(given, values, limits)
-    owners = {key.reference.owners[0] for key in order if key.reference.owners}
-    by = tuple(each for each in embeds if each.name in owners)
-    shape = (relation, where, order, distinct, by)
-    query = (shape, values.freeze() if by else asked)
+    request, bound, by = _parse_rows(given, values, limits)
+    query = (relation, request.where, request.order, request.distinct, by), values.freeze()[:bound]
     limit = given.integer("limit")
     page = limits.max_rows if limit is None else min(limit, limits.max_rows)
-    offset = given.integer("offset") or 0
-    reached, after = _reached(given), None
-    if reached is not None:
-        keys = read_token(given.value(reached), digest_of(*query), reached)
-        if not isinstance(keys, int):
-            after = After(
-                tuple(Operand(values.add(key), reached) for key in keys),
-                tuple(key is None for key in keys),
-                reached == "before",
-            )
-        elif reached == "before":
+    offset, reached = given.integer("offset") or 0, _reached(given)
+    keys = read_token(given.value(reached), digest_of(*query), reached) if reached else None
+    if isinstance(keys, int):
+        if reached == "before":
             offset = max(0, keys - page)
             page = keys - offset
         else:  # OFFSET is a bigint; the sum may be larger
             offset = min(offset + keys, 2**63 - 1)
+    values.add(page + more)
+    if offset:
+        request = replace(request, offset=Operand(values.add(offset), "offset"))
+    if reached and isinstance(keys, list):
+        operands = tuple(Operand(values.add(key), reached) for key in keys)
+        after = After(operands, tuple(key is None for key in keys), reached == "before")
+        request = replace(request, after=after)
+    return Parsed(request, values.freeze(), given.timeout(), query, offset, reached)
+
+
+class _Rows(NamedTuple):
+    """
+    What a find asks for, apart from its page.
+
+    Args:
+        request: The request for the first page; its limit is the next value of the call.
+        bound: Number of values that tokens are bound to.
+        by: The embeds that the rows are sorted by, to which tokens are bound as well.
+    """
+
+    request: FindRequest
+    bound: int
+    by: Embeds
+
+
+_SHAPING = ("select", "order", "distinct", "embed", "count", "form", "measures")
+"""The arguments of `find` that determine its shape, besides the filter."""
+_rows: dict[Hashable, _Rows] = {}
+"""Cache of what finds ask for, by shape and depth limits, if all values are those of the filter."""
+
+
+def _parse_rows(given: Arguments, values: Values, limits: Limits) -> _Rows:
+    """Parse what a find asks for, apart from its page: once for calls that differ only in values."""
+    depths, scalars = (limits.max_embed_depth, limits.max_depth), list[Any]()
+    key = _shape_of_rows(given, scalars)
+    kept = _rows.get((key, depths)) if key else None
+    if kept is not None:
+        values.extend(scalars)
+        return kept
+    where = FilterParser(values, limits.max_depth).parse(given.value("where"))
+    order = parse_order(given.value("order"), values)
+    distinct = _distinct(given, values)
+    bound = len(values)
+    embeds = parse_embed(given, values, limits)
+    owners = {each.reference.owners[0] for each in order if each.reference.owners}
+    # With another `where` in an embed that the rows are sorted by, a token's sort keys would mean something else.
+    by = tuple(each for each in embeds if each.name in owners)
+    bound = len(values) if by else bound
+    select = parse_select(given.value("select"), values)
+    measures = _totals(given, values, limits, bool(distinct))
     request = FindRequest(
         where=where,
-        select=parse_select(given.value("select"), values),
+        select=select,
         order=order,
         distinct=distinct,
-        limit=Operand(values.add(page + more), "limit"),
-        offset=Operand(values.add(offset), "offset") if offset else None,
-        after=after,
+        limit=Operand(len(values), "limit"),
+        offset=None,
+        after=None,
         count=cast("CountMode | None", given.choice("count", COUNTS)),
         embeds=embeds,
         form=parse_form(given),
-        measures=_totals(given, values, limits, bool(distinct)),
+        measures=measures,
     )
-    return Parsed(request, values.freeze(), given.timeout(), query, offset, reached)
+    found = _Rows(request, bound, by)
+    if key and values.are(scalars):
+        if len(_rows) >= MAX_SHAPES:
+            _rows.clear()
+        _rows[key, depths] = found
+    return found
+
+
+def _shape_of_rows(given: Arguments, scalars: list[Any]) -> Hashable:
+    """
+    Return all arguments of a find but those for its page and the scalars of its filter, which are appended.
+
+    Returns:
+        None if they are too long to be kept, or if parsing depends on a value in the filter.
+    """
+    where = given.value("where")
+    shape = () if where is None else shape_of_filter(where, scalars)
+    if shape is None or len(shape) > 3 * MAX_SHAPED:
+        return None
+    try:
+        # Format 2 depends on nothing but the values: later ones depend on references to equal strings.
+        others = marshal.dumps([given.value(name) for name in _SHAPING], 2)
+    except ValueError:  # a value that a reference of a batch resolved to, or nested too deep
+        return None
+    return (shape, others) if len(others) <= MAX_SHAPE else None
 
 
 def _totals(

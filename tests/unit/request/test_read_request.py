@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from service.errors import InvalidArgument
+from service.request import read_request
+from service.request.arguments import mark_container, mark_referenced
+from service.request.filters import MAX_SHAPES
 from service.request.read_request import Limits, parse_count, parse_find, parse_get
 from service.request.requests import KeyMatch
 
@@ -38,6 +41,85 @@ def test_page_of_any_limit_reads_one_row_more():
     assert find().values == (11,)
     assert find(limit=999).values == (11,)
     assert find(limit=0).values == (1,)
+
+
+ALIKE = [
+    ({}, {"limit": 5}),
+    ({"where": {"a": 1, "b": {"gt": "x"}}}, {"where": {"a": True, "b": {"gt": 2.5}}, "limit": 3}),
+    ({"order": ["-id"], "select": ["id", "a"]}, {"select": ["id", "a"], "order": ["-id"]}),
+    (
+        {"embed": {"driver": True}, "where": {"a": 1}},
+        {"embed": {"driver": True}, "where": {"a": 2}},
+    ),
+    ({"distinct": ["a"], "timeout": 1}, {"distinct": ["a"], "timeout": 2.5, "limit": None}),
+]
+"""Pairs of finds that differ only in values, and in the place and the size of their page."""
+UNLIKE = [
+    ({"where": {"a": 1}}, {"where": {"b": 1}}),
+    ({"distinct": True}, {"distinct": [True]}),
+    ({"order": "a"}, {"order": ["a"]}),
+    ({"select": ["a"]}, {"select": ["b"]}),
+    ({"where": {"a": 1}}, {"where": {"a": [1]}}),
+    ({"where": {"a->b": 1}}, {"where": {"a->b": 2}}),
+    ({"order": [{"by": "a", "near": 1}]}, {"order": [{"by": "a", "near": 2}]}),
+    ({"select": ["a->b"], "where": {"a": 1}}, {"select": ["a->b"], "where": {"a": "b"}}),
+    ({"embed": {"d": {"where": {"x": 1}}}}, {"embed": {"d": {"where": {"x": 2}}}}),
+    ({"form": "json"}, {"form": None}),
+    ({"count": "exact"}, {"count": "planned"}),
+    ({"measures": {"n": {"count": "*"}}}, {"measures": {"n": {"sum": "a"}}}),
+]
+
+
+def outcome(kwargs):
+    """Return everything that a find is parsed to, or its refusal."""
+    try:
+        call = find(**kwargs)
+    except InvalidArgument as refusal:
+        return str(refusal), refusal.details
+    return call.request, repr(call.values), call.timeout, repr(call.query), call.offset
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE + UNLIKE)
+def test_find_is_parsed_the_same_whatever_was_parsed_before(one, other, monkeypatch):
+    for kwargs in (one, other):
+        monkeypatch.setattr(read_request, "_rows", {})
+        anew = outcome(kwargs)
+        monkeypatch.setattr(read_request, "_rows", {})
+        outcome(one)
+        outcome(other)
+        assert outcome(kwargs) == anew
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_finds_that_differ_in_values_are_parsed_once(one, other):
+    assert find(**one).request is find(**other).request
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"embed": {"d": {"where": {"x": 1}}}},
+        {"select": ["a->b"]},
+        {"order": [{"by": "a", "near": 1}]},
+        {"where": {"a": [1]}},
+        {"select": mark_container([mark_referenced(["a"])])},
+        {"select": ["a" * 900] * 20},
+        {"where": {"not": {f"c{at}": at for at in range(200)}}},
+        {"order": "unknown:"},
+    ],
+)
+def test_find_with_values_outside_of_its_filter_or_of_great_size_is_not_kept(kwargs, monkeypatch):
+    """Else the cache would keep values of callers, or grow without bound."""
+    monkeypatch.setattr(read_request, "_rows", {})
+    outcome(kwargs)
+    assert not read_request._rows
+
+
+def test_parsed_finds_that_are_kept_are_bounded(monkeypatch):
+    monkeypatch.setattr(read_request, "_rows", {})
+    for at in range(MAX_SHAPES + 5):
+        find(select=[f"c{at}"])
+    assert 0 < len(read_request._rows) <= MAX_SHAPES
 
 
 @pytest.mark.parametrize(
