@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from psycopg2 import BINARY
@@ -364,10 +364,14 @@ class Codec:
 
     def forms(self, cursor: cursor) -> tuple[FormName, ...]:
         """Return the forms of a result's columns, as its typecasters have decoded them."""
-        types = [self._catalog.types.get(column.type_code) for column in cursor.description or ()]
-        return tuple(
-            each.form if each and each.kind in ("base", "enum") else "record" for each in types
-        )
+        forms = self._forms
+        return tuple(forms.get(column.type_code, "record") for column in cursor.description or ())
+
+    @cached_property
+    def _forms(self) -> Mapping[int, FormName]:
+        """The forms of the types whose values do not consist of others, by oid."""
+        types = self._catalog.types.values()
+        return {each.oid: each.form for each in types if each.kind in ("base", "enum")}
 
     def read(self, type: Type, text: str | None) -> Any:
         """Return the wire value of PostgreSQL's text."""

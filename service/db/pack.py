@@ -57,7 +57,7 @@ def number(value: float | str) -> str:
     return text(value) if isinstance(value, str) else "\xfb" + pack(">d", value).decode("latin-1")
 
 
-NULL, WIDE = "\xf6", "\x1a"
+NULL, SHORT, WIDE = "\xf6", "\x19", "\x1a"
 TEXTS = [head(TEXT, size) for size in range(SMALL)]
 INTEGERS = [integer(value) for value in range(SMALL)]
 BOOLEANS = {False: "\xf4", True: "\xf5", None: NULL}
@@ -71,6 +71,7 @@ ENCODERS: Mapping[FormName, str] = {
     "float": "NULL if {v} is None else number({v})",
     "integer": (
         "NULL if {v} is None else INTEGERS[{v}] if 0 <= {v} < SMALL else"
+        ' SHORT + {v}.to_bytes(2, "big").decode("latin-1") if SMALL <= {v} < 65536 else'
         ' WIDE + {v}.to_bytes(4, "big").decode("latin-1") if 65536 <= {v} < 4294967296 else'
         " integer({v})"
     ),
