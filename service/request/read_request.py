@@ -306,12 +306,12 @@ def _parse_rows(given: Arguments, values: Values, limits: Limits) -> _Rows:
     where = FilterParser(values, limits.max_depth).parse(given.value("where"))
     order = parse_order(given.value("order"), values)
     distinct = _distinct(given, values)
-    bound = len(values)
+    asked = len(values)
     embeds = parse_embed(given, values, limits)
     owners = {each.reference.owners[0] for each in order if each.reference.owners}
     # With another `where` in an embed that the rows are sorted by, a token's sort keys would mean something else.
     by = tuple(each for each in embeds if each.name in owners)
-    bound = len(values) if by else bound
+    bound = len(values) if by else asked
     select = parse_select(given.value("select"), values)
     measures = _totals(given, values, limits, bool(distinct))
     request = FindRequest(
@@ -320,8 +320,6 @@ def _parse_rows(given: Arguments, values: Values, limits: Limits) -> _Rows:
         order=order,
         distinct=distinct,
         limit=Operand(len(values), "limit"),
-        offset=None,
-        after=None,
         count=cast("CountMode | None", given.choice("count", COUNTS)),
         embeds=embeds,
         form=parse_form(given),

@@ -332,9 +332,9 @@ class FindRequest:
     order: tuple[Key, ...]
     distinct: bool | tuple[Reference, ...]
     limit: Operand
-    offset: Operand | None
-    after: After | None
-    count: CountMode | None
+    offset: Operand | None = None
+    after: After | None = None
+    count: CountMode | None = None
     embeds: tuple[Embed, ...] = ()
     form: Form = "dicts"
     measures: tuple[Measure, ...] = ()

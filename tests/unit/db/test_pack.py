@@ -13,7 +13,7 @@ from service.datatypes import UNPLAIN, FormName
 from service.db.pack import ENCODERS, PART, row_packer
 from service.errors import TooLarge
 
-INTEGERS = st.integers(-(2**63), 2**63 - 1)
+INTEGERS = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([255, 256, 257, 65535, 65536])
 VALUES: dict[FormName, st.SearchStrategy[Any]] = {
     "boolean": st.booleans(),
     "float": st.floats(allow_nan=False, allow_infinity=False) | st.just("NaN"),
