@@ -44,8 +44,8 @@ class Association:
         name: The name of the attribute.
         other: The registered name of the other model, or a function that returns the class; None if the
             relationship is polymorphic, so that each row names the class.
-        here: The columns that hold this model's key.
-        there: The columns that hold the other model's key.
+        own_key: The columns that hold this model's key: twistar's `foreign_key`.
+        other_key: The columns that hold the other model's key: its `association_foreign_key`.
         key: The referenced columns; None for the primary key.
         kind: The column that names the class beside the key, if the relationship is polymorphic.
         options: The options that the class declares.
@@ -54,8 +54,8 @@ class Association:
     relationship: type[Relationship]
     name: str
     other: str | Callable[[], Any] | None
-    here: tuple[str, ...]
-    there: tuple[str, ...]
+    own_key: tuple[str, ...]
+    other_key: tuple[str, ...]
     key: tuple[str, ...] | None = None
     kind: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -80,15 +80,15 @@ class Association:
         given = options.get("class_name", name)
         # A capitalized name is a class's own: the Inflector would turn Status into Statu.
         other = given if given[:1].isupper() else words.classify(given)
-        here = options.get("foreign_key") or words.foreignKey(owner.__name__)
-        there = options.get("association_foreign_key") or words.foreignKey(words.singularize(name))
+        own = options.get("foreign_key") or words.foreignKey(owner.__name__)
+        others = options.get("association_foreign_key") or words.foreignKey(words.singularize(name))
         column = None
         if options.get("polymorphic"):
-            other, there, column = None, f"{name}_id", f"{name}_type"
+            other, others, column = None, f"{name}_id", f"{name}_type"
         elif rtype == "HASMANY" and "as" in options:
-            here, column = f"{options['as']}_id", f"{options['as']}_type"
-        here, there = ((key,) if isinstance(key, str) else tuple(key) for key in (here, there))
-        return cls(TYPES[rtype], name, other, here, there, kind=column, options=options)
+            own, column = f"{options['as']}_id", f"{options['as']}_type"
+        own, others = ((key,) if isinstance(key, str) else tuple(key) for key in (own, others))
+        return cls(TYPES[rtype], name, other, own, others, kind=column, options=options)
 
     def __get__(self, instance: Any, owner: Any) -> Any:
         if instance is None:
@@ -126,7 +126,7 @@ class Relationship:
     @property
     def theirs(self) -> tuple[str, ...]:
         """The columns of the other rows that have the values of `mine`."""
-        return self.association.here
+        return self.association.own_key
 
     def values(self) -> tuple[Any, ...]:
         """Return the current values of `mine`."""
@@ -296,39 +296,39 @@ class HABTM(ToMany):
         return table(self.association.options["join_table"])
 
     # A parameter, since twistar writes ids into the text, where the key `t1) or (1=1` is SQL.
-    def _here(self, keys: Iterable[str]) -> str:
+    def _has_own(self, keys: Iterable[str]) -> str:
         """Return the condition that a row of the join table has the key of this row."""
-        columns = (f"{self._junction}.{quoted(name)}" for name in self.association.here)
+        columns = (f"{self._junction}.{quoted(name)}" for name in self.association.own_key)
         return self.inst.row_meta.compare(self.mine, columns, keys)
 
-    def _there(self, other: Meta) -> str:
+    def _has_other(self, other: Meta) -> str:
         """Return the condition that a row of the join table has the key of the other row."""
-        columns = (f"{self._junction}.{quoted(name)}" for name in self.association.there)
+        columns = (f"{self._junction}.{quoted(name)}" for name in self.association.other_key)
         return other.compare(
             other.key, (f"{other.table}.{quoted(key)}" for key in other.key), columns
         )
 
     def where(self, join_where: Where | None = None) -> Where:
         """Return the condition that the join table has the other row's key beside this row's."""
-        mine, there = self._here("?" for _ in self.mine), self._there(self.otherklass.meta())
+        own, other = self._has_own("?" for _ in self.mine), self._has_other(self.otherklass.meta())
         inner, *params = conjunction(
-            [f"{mine} AND {there}", *self.encode(self.values())], join_where
+            [f"{own} AND {other}", *self.encode(self.values())], join_where
         )
         return [f"EXISTS (SELECT FROM {self._junction} WHERE {inner})", *params]
 
     def join(self, other: Meta) -> Where:
         """Return the join of the other rows to the keys, through the join table."""
-        here = self._here(f"asked.key_{at}" for at in range(len(self.mine)))
-        there = f"JOIN {other.table} ON {self._there(other)}"
-        return [f"JOIN {self._junction} ON {here} {there}"]
+        own = self._has_own(f"asked.key_{at}" for at in range(len(self.mine)))
+        others = f"JOIN {other.table} ON {self._has_other(other)}"
+        return [f"JOIN {self._junction} ON {own} {others}"]
 
     async def _set(self, others: Sequence[Any]) -> None:
         meta, own = self.otherklass.meta(), self.encode(self.values())
         keys = meta.encode_rows(meta.key, [key_of(other) for other in others])
-        names = identifiers([*self.association.here, *self.association.there])
+        names = identifiers([*self.association.own_key, *self.association.other_key])
         marks = ["?" for _ in own]
         async with self.inst.database().transaction():
-            await self._run(f"DELETE FROM {self._junction} WHERE {self._here(marks)}", *own)
+            await self._run(f"DELETE FROM {self._junction} WHERE {self._has_own(marks)}", *own)
             if others:
                 rows = f"SELECT {', '.join(marks)}, keys.* FROM {meta.rows_of(meta.key)} AS keys"
                 await self._run(f"INSERT INTO {self._junction} ({names}) {rows}", *own, *keys)
@@ -349,7 +349,7 @@ class BelongsTo(Relationship):
     @property
     def mine(self) -> tuple[str, ...]:
         """The columns that hold the key of the other row."""
-        return self.association.there
+        return self.association.other_key
 
     @property
     def theirs(self) -> tuple[str, ...]:

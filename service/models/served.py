@@ -193,9 +193,9 @@ def associations(
         for word in (name, key.name) if names[name] == 1 else (key.name,):
             if word not in used:
                 used.add(word)
-                here, there = ((), key.columns) if kind is BelongsTo else (key.columns, ())
+                own, others = ((), key.columns) if kind is BelongsTo else (key.columns, ())
                 other = partial(of, target)
-                yield Association(kind, word, other, here, there, key=key.target_columns)
+                yield Association(kind, word, other, own, others, key=key.target_columns)
                 break
 
 

@@ -871,7 +871,7 @@ class DeletePlan:
     returning: PlannedReturning
 
 
-Used = Relation | Function | Type
+CatalogObject = Relation | Function | Type
 """A catalog object on which the effects of a statement depend."""
 
 
@@ -901,7 +901,7 @@ def is_pure(plan: Any, written: Relation | None = None) -> bool:
         written: The relation that it writes to, if any.
     """
 
-    def pure(used: Used) -> bool:
+    def pure(used: CatalogObject) -> bool:
         if isinstance(used, Relation):
             if used is written:
                 return used.pure_writes
@@ -910,16 +910,16 @@ def is_pure(plan: Any, written: Relation | None = None) -> bool:
         # No function is pure: settings, temporary tables and locks are left behind only by functions.
         return isinstance(used, Type) and used.pure
 
-    return all(map(pure, parts_of(plan, Used)))
+    return all(map(pure, parts_of(plan, CatalogObject)))
 
 
 def is_repeatable(plan: Any) -> bool:
     """Return whether a part of a plan may be evaluated several times: it uses no volatile function."""
 
-    def repeatable(used: Used) -> bool:
+    def repeatable(used: CatalogObject) -> bool:
         return not isinstance(used, Function) or used.volatility != "volatile"
 
-    return all(map(repeatable, parts_of(plan, Used)))
+    return all(map(repeatable, parts_of(plan, CatalogObject)))
 
 
 def is_settled(plan: ReadPlan | InsertPlan | UpdatePlan | DeletePlan) -> bool:
@@ -970,10 +970,10 @@ def _is_of_key(relation: Relation, where: Condition | None) -> bool:
 
 def _has_value(plan: Any) -> bool:
     """Return whether a part of a plan contains a parameter."""
-    return any(isinstance(each, Bound) for each in parts_of(plan, Bound | Used))
+    return any(isinstance(each, Bound) for each in parts_of(plan, Bound | CatalogObject))
 
 
-def refuse_guarded(catalog: Catalog, plan: ReadPlan) -> None:
+def refuse_estimate(catalog: Catalog, plan: ReadPlan) -> None:
     """
     Refuse an estimate from the planner for relations with row-level security policies.
 
@@ -984,13 +984,13 @@ def refuse_guarded(catalog: Catalog, plan: ReadPlan) -> None:
         InvalidArgument: Policies may hide rows of the statistics.
     """
 
-    def is_open(used: Used) -> bool:
+    def is_open(used: CatalogObject) -> bool:
         if isinstance(used, Relation):
             return used.estimable
         return isinstance(used, Type) or not catalog.policies
 
     rows = (plan.call or plan.relation, plan.distinct, plan.outputs, plan.where)
-    if not all(map(is_open, parts_of(rows, Used))):
+    if not all(map(is_open, parts_of(rows, CatalogObject))):
         raise InvalidArgument(
             "what the planner expects would tell of rows that policies hide",
             path="count",

@@ -20,6 +20,7 @@ from service.plan.plans import (
     AggregatePlan,
     BoolExpr,
     Bound,
+    CatalogObject,
     Compare,
     Condition,
     Equals,
@@ -30,7 +31,6 @@ from service.plan.plans import (
     Not,
     Output,
     ReadPlan,
-    Used,
     parts_of,
 )
 from service.plan.read_plan import plan_aggregate, plan_find
@@ -332,7 +332,7 @@ def _joins(relation: Relation, plan: Any, deciding: Any) -> Iterator[OutwardJoin
 
 def _links(plan: Any) -> Iterator[Link]:
     """Yield all links in a plan, each before those inside it."""
-    for part in parts_of(plan, Link | Used):
+    for part in parts_of(plan, Link | CatalogObject):
         if isinstance(part, Link):
             yield part
             yield from _links(tuple(getattr(part, each.name) for each in fields(part)))

@@ -31,7 +31,7 @@ COMMANDS = ("commit", "rollback", "savepoint", "release", "rollback_to")
 """Procedures of an interactive transaction, below its URI."""
 COMMANDS_HINT = 'it stands below the URI that transaction.begin answers, as in "<tx>.commit"'
 
-OFF = {"explain": "ROWCAST_EXPLAIN=true turns it on"}
+SETTING_HINTS = {"explain": "ROWCAST_EXPLAIN=true turns it on"}
 """Hints for procedures that a setting turns on."""
 
 FN = "fn"
@@ -112,7 +112,7 @@ def parse_name(name: str, others: Collection[str] = ()) -> Name | FunctionName:
         f'no procedure "{clip(name)}"',
         hint=COMMANDS_HINT
         if parts[-1] in COMMANDS and set(parts[:-1]) <= {"transaction"}
-        else OFF.get(name)
+        else SETTING_HINTS.get(name)
         or nearest(name, list(others))
         or "procedures are <relation>.<verb> or <schema>.<relation>.<verb>; describe lists them",
     )

@@ -567,9 +567,9 @@ def _key_parts(key: Any, path: str) -> tuple[tuple[str, ...], list[tuple[Any, st
         parts = [(key, path)]
     if not parts:
         raise InvalidArgument("a key has a value for each of its columns", path=path)
-    for at, (value, here) in enumerate(parts):
+    for at, (value, place) in enumerate(parts):
         if value is None:
-            raise null_in_key(here, columns[at] if columns else "")
+            raise null_in_key(place, columns[at] if columns else "")
     return columns, parts
 
 

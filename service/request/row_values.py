@@ -94,24 +94,24 @@ def assignments(
     # Not for rows of a list: their paths differ, so the cache would seldom hit.
     single = "." not in path and BARE.issuperset(map(type, row.values()))
     if single and sum(map(len, row)) <= MAX_NAMES:
-        plain = _of_names(tuple(row), path, len(values), use)
+        plain = _bare_assignments(tuple(row), path, len(values), use)
         if plain is not None:
             values.extend(row.values())
             return plain
     found = []
     for name, value in row.items():
-        here = f"{path}.{name}"
+        place = f"{path}.{name}"
         column, steps = unquoted(name), tuple[JsonStep, ...]()
         if use == "changes" and "->" in name:
-            column, steps = _path(name, here, values)
+            column, steps = _path(name, place, values)
         if type(value) is Referenced:
-            operand = Operand(values.add(value), here)
-            found.append(Assignment(column, operand, here, steps=steps, literal=True))
-        elif isinstance(value, Mapping) and (operator := _operator(value, here)):
+            operand = Operand(values.add(value), place)
+            found.append(Assignment(column, operand, place, steps=steps, literal=True))
+        elif isinstance(value, Mapping) and (operator := _operator(value, place)):
             inner = value[operator]
-            found.append(_marked(column, steps, operator, inner, here, values, use))
+            found.append(_marked(column, steps, operator, inner, place, values, use))
         else:
-            found.append(Assignment(column, Operand(values.add(value), here), here, steps=steps))
+            found.append(Assignment(column, Operand(values.add(value), place), place, steps=steps))
     if any(each.steps for each in found) or len({each.column for each in found}) < len(found):
         _refuse_overlaps(found)
     return tuple(found)
@@ -119,7 +119,7 @@ def assignments(
 
 # A table is written with few sets of columns, and rows that differ only in their values have equal assignments.
 @lru_cache(1024)
-def _of_names(
+def _bare_assignments(
     names: tuple[str, ...], path: str, first: int, use: Use
 ) -> tuple[Assignment, ...] | None:
     """Return assignments of scalars at consecutive slots; None if a name may be a path or is duplicate."""
@@ -169,9 +169,9 @@ def new_value(value: Any, path: str) -> Any:
 def literals(row: Mapping[str, Any], path: str, values: Values) -> tuple[Assignment, ...]:
     """Return assignments of values that are never parsed as operators or paths."""
     return tuple(
-        Assignment(name, Operand(values.add(value), here), here, literal=True)
+        Assignment(name, Operand(values.add(value), place), place, literal=True)
         for name, value in row.items()
-        for here in [f"{path}.{name}"]
+        for place in [f"{path}.{name}"]
     )
 
 
@@ -197,30 +197,30 @@ def _marked(
     use: Use,
 ) -> Assignment:
     """Parse an operator and its operand for a column."""
-    here = f"{path}.{operator}"
+    place = f"{path}.{operator}"
     if operator == VALUE:
-        return Assignment(column, Operand(values.add(_literal(inner)), here), path, steps=steps)
+        return Assignment(column, Operand(values.add(_literal(inner)), place), path, steps=steps)
     if operator == LINK and use == "row":
         # A link stands for a related row; if the name turns out to be a column, it is refused later.
         return Assignment(column, Operand(values.add({LINK: unwrap(inner)}), path), path, LINK)
     if operator == DEFAULT:
-        _refuse_default_of(inner, here)
+        _refuse_default_of(inner, place)
         if use == "expect":
             raise InvalidArgument("a default cannot be expected", path=path)
         if steps:
             raise InvalidArgument("a column has a default, a path in it has none", path=path)
         return Assignment(column, None, path)
-    computing = _computing(operator, here, use)
+    computing = _computing(operator, place, use)
     fits, takes = _TAKES[computing]
     inner = unwrap(inner)
     if not fits(inner):
-        raise InvalidArgument(f'"{operator}" takes {takes}', path=here)
+        raise InvalidArgument(f'"{operator}" takes {takes}', path=place)
     items: tuple[Operand, ...] = ()
     if computing == "remove":
         if len(inner) > MAX_REMOVED:
-            raise InvalidArgument(f"a list of at most {MAX_REMOVED} items", path=here)
-        items = tuple(Operand(values.add(each), f"{here}.{at}") for at, each in enumerate(inner))
-    return Assignment(column, Operand(values.add(inner), here), path, computing, items, steps)
+            raise InvalidArgument(f"a list of at most {MAX_REMOVED} items", path=place)
+        items = tuple(Operand(values.add(each), f"{place}.{at}") for at, each in enumerate(inner))
+    return Assignment(column, Operand(values.add(inner), place), path, computing, items, steps)
 
 
 def _literal(inner: Any) -> Any:

@@ -13,7 +13,7 @@ from service.plan.call_plan import plan_called
 from service.plan.plans import (
     ReadPlan,
     is_pure,
-    refuse_guarded,
+    refuse_estimate,
 )
 from service.plan.read_plan import plan_all
 from service.plan.write_plan import plan_create
@@ -88,9 +88,9 @@ def test_write_is_as_pure_as_writes_of_its_relation() -> None:
 @pytest.mark.parametrize("kwargs", EVERYWHERE)
 def test_estimate_of_guarded_rows_is_refused(kwargs: Any) -> None:
     """Statistics include rows that policies hide."""
-    refuse_guarded(DEMO, found(catalog(), **kwargs))
+    refuse_estimate(DEMO, found(catalog(), **kwargs))
     with pytest.raises(InvalidArgument, match="policies hide"):
-        refuse_guarded(DEMO, found(catalog(drivers={"estimable": False}), **kwargs))
+        refuse_estimate(DEMO, found(catalog(drivers={"estimable": False}), **kwargs))
 
 
 def test_estimate_with_a_function_is_refused_under_policies() -> None:
@@ -105,6 +105,6 @@ def test_estimate_with_a_function_is_refused_under_policies() -> None:
         plan = plan_called(known, call.request, plan_all)
         if known.policies:
             with pytest.raises(InvalidArgument, match="policies hide"):
-                refuse_guarded(known, plan)
+                refuse_estimate(known, plan)
         else:
-            refuse_guarded(known, plan)
+            refuse_estimate(known, plan)
