@@ -50,7 +50,7 @@ from service.changes.watching_session import WatchingSession
 from service.db.database import Database, deferred
 from service.db.session_settings import Outage
 from service.db.sqlstate import refusal
-from service.errors import DatabaseRefused, Unavailable, first_line
+from service.errors import Conflict, DatabaseRefused, Unavailable, first_line
 from service.request.arguments import Caller
 from service.request.read_request import parse_watch_options
 from service.waiting import Pause, cancel_timer
@@ -62,6 +62,9 @@ POLL = 1.0
 
 PAUSES = (0.1, 5.0)
 """Seconds until a failed cycle is tried again: the first time, and at most."""
+
+MOST_CONFLICTS = 5
+"""How often in a row a query may meet a deadlock or another conflict before its watches end."""
 
 MOST_AT_ONCE = 16
 """Number of queries that are planned again concurrently when the catalog has changed."""
@@ -426,7 +429,11 @@ class Watches(Service):
                 outcome = await reading
             if outcome is not None:
                 self._take_separately(outcome, wanted)
-                read = outcome.results
+                read = {
+                    run
+                    for run, result in outcome.results.items()
+                    if not isinstance(result, Failure)
+                }
             self._outages["a slow read"].end()
         except Exception as error:
             self._warn("a slow read", error)
@@ -495,7 +502,7 @@ class Watches(Service):
         was_late = query.late
         if was_late:
             query.postpone(0)
-        query.stale = query.renewed = False
+        query.stale, query.refusals = False, 0
         if result is not None:
             self._pass_on(query, result, wanted)
         if result is not None or was_late:
@@ -532,7 +539,11 @@ class Watches(Service):
             watch.queue(result, watch in wanted, weight)
 
     def _failed(self, query: Query, why: Failure) -> None:
-        """End the watches of a query that has failed, unless it may work with a newer catalog."""
+        """
+        End the watches of a query that has failed, unless another run may succeed.
+
+        It may with a newer catalog, or after a conflict: TRUNCATE and DDL can deadlock with a read.
+        """
         error: Any = why.value
         if isinstance(error, KeyRepeated):
             error = DatabaseRefused(
@@ -541,13 +552,21 @@ class Watches(Service):
                 sqlstate="21000",
             )
         known = refusal(error)
-        if query.renewed or known is None or not depends_on_catalog(known):
+        conflict = isinstance(known, Conflict)
+        again = conflict or (known is not None and depends_on_catalog(known))
+        if not again or query.refusals >= (MOST_CONFLICTS if conflict else 1):
             refused = self._dispatcher.refused(error, query.run.shape.call)
             for watch in query.watches:
                 watch.end(refused)
             return
-        query.renewed = query.parked = True
+        query.refusals += 1
         query.invalidate()
+        if conflict:
+            query.run.rest(time.monotonic())
+            query.postpone(query.late + 1)
+            self.wake()
+            return
+        query.parked = True
         self._cycle.drop(query.run)
 
         def looked(_: object) -> None:

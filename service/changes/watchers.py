@@ -80,7 +80,7 @@ class Query:
         stale: Whether its rows may have changed without a row in the log.
         late: Number of cycles by which it was postponed.
         parked: Whether it was refused with this catalog, and waits for a newer one.
-        renewed: Whether it was refused before, with an older catalog.
+        refusals: How often it was refused since it was last read.
     """
 
     __slots__ = (
@@ -92,7 +92,7 @@ class Query:
         "late",
         "name",
         "parked",
-        "renewed",
+        "refusals",
         "run",
         "since",
         "stale",
@@ -114,8 +114,8 @@ class Query:
         # Not a set, which takes four times the memory: nearly all queries have a single watch.
         self.watches: tuple[Watch, ...] = ()
         self._delta: tuple[State, State, Message] | None = None
-        self.stale = self.background = self.parked = self.renewed = False
-        self.late = 0
+        self.stale = self.background = self.parked = False
+        self.late = self.refusals = 0
 
     @property
     def call(self) -> Call:
@@ -158,7 +158,7 @@ class Query:
 
     def read_at(self, position: SnapshotPosition) -> None:
         """Record the position at which another session read its state; the next cycle continues there."""
-        self.since = position
+        self.since, self.refusals = position, 0
         self.ask()
         self._hold()
 
@@ -169,7 +169,7 @@ class Query:
     def join(self) -> None:
         """Record that its state is that of the last cycle."""
         self.since = None
-        self.postpone(0)
+        self._hold()
 
     def delta_from(self, before: State, state: State, rows: Mapping[Hashable, Any]) -> Message:
         """

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import psycopg2
 import pytest
 import pytest_twisted
+from psycopg2.extensions import parse_dsn
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs, eventAsText
 
 from schema import changes
@@ -19,7 +22,7 @@ from service.changes import watchers
 from service.changes.queries import WatchLimits
 from service.errors import InvalidArgument, NoSuchProcedure, NotAuthorized, StatementTimeout
 from service.request.arguments import Caller
-from tests.conftest import execute
+from tests.conftest import execute, wait_for_lock
 from tests.db.relay import Relay
 from tests.db.watched import Live, living
 from tests.deferreds import pause, until
@@ -366,6 +369,36 @@ async def test_query_that_fails_ends_alone(dsn: str, live: Live) -> None:
     await until(lambda: failing.error is not None)
     await beside.same()
     assert beside.error is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_query_that_a_deadlock_has_ended_runs_again(dsn: str) -> None:
+    """Another transaction locks the tables that the query reads in the opposite order."""
+    execute(dsn, BEFORE_EACH)
+    # The cycle finds the deadlock after this time, in which the other transaction has to meet it.
+    name = parse_dsn(dsn)["dbname"]
+    execute(dsn, "CREATE VIEW both_of AS SELECT i.id, o.n FROM items i JOIN others o USING (id)")
+    execute(dsn, f"ALTER DATABASE {name} SET deadlock_timeout = '4s'")
+    other = psycopg2.connect(dsn, options="-c deadlock_timeout=1h")
+    try:
+        async with living(dsn, WatchLimits(timeout=60)) as live:
+            watcher, beside = live.watch("both_of"), live.watch("items")
+            await watcher.first()
+            await beside.first()
+            with other.cursor() as cursor:
+                cursor.execute("LOCK TABLE others")
+                execute(dsn, "UPDATE items SET name = 'new' WHERE id = 1")
+                await deferToThread(wait_for_lock, dsn)
+                await deferToThread(cursor.execute, "LOCK TABLE items")
+                cursor.execute("UPDATE others SET n = 100 WHERE id = 1")
+            other.commit()
+            await until(lambda: {"id": 1, "n": 100} in watcher.copy.values or watcher.error)
+            assert watcher.error is None
+            await beside.same()
+            assert watcher.copy.resets == 0
+    finally:
+        other.close()
+        execute(dsn, f"ALTER DATABASE {name} RESET deadlock_timeout")
 
 
 @pytest_twisted.ensureDeferred
