@@ -416,7 +416,7 @@ def name_text(catalog: Catalog, type: Type) -> Write:
         return plain_text
     known = {"-": "-"}
     if type.name == "regtype":
-        known |= {word: each.sql for word, each in catalog.castable.items()}
+        known |= _type_names(catalog)
     elif type.name == "regnamespace":
         known |= {schema: quoted(schema) for schema in catalog.schemas}
     elif type.name in ("regclass", "regproc"):
@@ -435,6 +435,16 @@ def name_text(catalog: Catalog, type: Type) -> Write:
         return known[word]
 
     return write
+
+
+def _type_names(catalog: Catalog) -> dict[str, str]:
+    """Return the names of types by each form in which callers and PostgreSQL write them."""
+    types = dict(catalog.castable)
+    for each in catalog.castable.values():
+        if each.schema in catalog.schemas:
+            types.setdefault(quoted(each.name), each)
+    arrays = {f"{word}[]": catalog.array_of(each) for word, each in types.items()}
+    return {word: each.sql for word, each in (types | arrays).items() if each is not None}
 
 
 WRITERS: Mapping[FormName, Write] = {

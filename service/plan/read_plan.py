@@ -343,7 +343,7 @@ def _after(
         path = "before" if after.backwards else "after"
         raise InvalidArgument("not a token of these sort keys", path=path)
     types = [key.expression.type for key in order]
-    beyond = ["<" if key.descending else ">" for key in order]
+    beyond = [_beyond(scope.catalog.plain(key.expression.type), key.descending) for key in order]
     return PlannedAfter(
         tuple(
             scope.bound(operand, type, raw=True)
@@ -353,6 +353,11 @@ def _after(
         tuple(scope.operator("=", type, type) for type in types),
         tuple(scope.operator(name, type, type) for name, type in zip(beyond, types, strict=True)),
     )
+
+
+def _beyond(type: Type, descending: bool) -> str:
+    name = "<" if descending else ">"
+    return f"#{name}#" if type.form == "hstore" else name  # the names of its operator class
 
 
 def plan_aggregate(

@@ -9,6 +9,7 @@ import pytest_twisted
 
 from service.api.roles import Roles
 from service.errors import InvalidArgument
+from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller
 from tests.db.test_roles import caller
 from tests.deferreds import failure_of
@@ -17,6 +18,7 @@ SCHEMA = """
 CREATE ROLE nh_clerk;
 CREATE SCHEMA app; GRANT USAGE ON SCHEMA app TO nh_clerk;
 CREATE TYPE app.mood AS ENUM ('sad', 'ok');
+CREATE TYPE app."Odd""one" AS ENUM ('odd');
 CREATE TYPE app.pair AS (a int, b text);
 CREATE TYPE app.named AS (rel regclass, n int);
 CREATE DOMAIN app.rel AS regclass;
@@ -139,6 +141,22 @@ async def test_name_of_a_served_relation_is_accepted_as_value(db: DirectCaller) 
     row = {"id": 3, "rels": ["things"], "kind": "integer", "fn": "n_guarded", "rel": "-"}
     made = await db.call_as(CLERK, "things.create", row)
     assert {name: made[name] for name in row} == row
+
+
+@pytest.mark.parametrize("name", ["app.mood", "mood[]", 'app."Odd""one"', '"Odd""one"[]', "int4[]"])
+@pytest_twisted.ensureDeferred
+async def test_name_of_a_type_that_is_read_can_be_sent_back(
+    db: DirectCaller, dsn: str, name: str
+) -> None:
+    """PostgreSQL writes it as in SQL: quoted, and with brackets for an array."""
+    made = await db.call_as(CLERK, "things.create", {"id": 7, "kind": name})
+    try:
+        found = await db.call_as(CLERK, "things.find", where={"kind": made["kind"]}, select=["id"])
+        assert found["rows"] == [{"id": 7}]
+        again = await db.call_as(CLERK, "things.update", 7, {"kind": made["kind"]})
+        assert again["kind"] == made["kind"]
+    finally:
+        execute(dsn, "DELETE FROM app.things WHERE id = 7")
 
 
 @pytest_twisted.ensureDeferred

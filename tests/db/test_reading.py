@@ -187,6 +187,8 @@ ORDERS: list[tuple[list[Any], str]] = [
     (["doc->in->>s", "-seen"], "doc->'in'->>'s', seen DESC"),
     (["doc->in"], "doc->'in', id"),
     (["tags", "span"], "tags, span, id"),
+    (["store", "-id"], "store, id DESC"),
+    ([{"by": "store", "desc": True, "nulls": "last"}], "store DESC NULLS LAST, id"),
 ]
 
 
