@@ -429,11 +429,8 @@ class Watches(Service):
                 outcome = await reading
             if outcome is not None:
                 self._take_separately(outcome, wanted)
-                read = {
-                    run
-                    for run, result in outcome.results.items()
-                    if not isinstance(result, Failure)
-                }
+                results = outcome.results.items()
+                read = [run for run, each in results if not isinstance(each, Failure)]
             self._outages["a slow read"].end()
         except Exception as error:
             self._warn("a slow read", error)
