@@ -100,6 +100,7 @@ def plan_called(
     found = plan(catalog, rows, request.of)
     # A function that returns one row returns NULL if it finds none, and FROM makes that a row of nulls.
     not_null = None if function.many or function.outputs else NotNullRow("t")
+    # `afterwards`: a statement does not see what a function in it writes.
     return replace(
         found,
         name=f"fn.{function.name}.{found.name.rpartition('.')[2]}",

@@ -152,6 +152,7 @@ def value_of(scope: Scope, reference: Reference) -> Expression:
             path=reference.path,
         )
     found = value_of(inner, replace(reference, owners=reference.owners[1:]))
+    # With the condition of the embed, so that the value is of the row that the embed shows.
     where = plan_related(inner, embed)
     link = replace(link, where=where, embed=embed.name if where else "")
     return replace(found, source=scope.source, links=(link, *found.links), nullable=True)
@@ -361,6 +362,7 @@ def outputs_of(scope: Scope, select: tuple[Item, ...] | None) -> tuple[Output, .
     found: dict[str, Output] = {}
     for item in select:
         for output in _item_outputs(scope, item, left_out):
+            # The same value again is no contradiction: ["due", "*"] puts one column first.
             earlier = found.setdefault(output.name, output)
             if not earlier.expression.same(output.expression):
                 raise InvalidArgument(
@@ -404,6 +406,7 @@ def refuse_repeated(names: Iterable[str], path: str, hint: str) -> set[str]:
 
 def row_key(catalog: Catalog, relation: Relation) -> tuple[str, ...]:
     """Return the columns that identify a row: the primary key, or a unique key without nulls."""
+    # Rows of tables that inherit from it may have the same key, so that pages would lose rows.
     if relation.has_children:
         return ()
     for key in relation.unique_keys:

@@ -310,6 +310,7 @@ def _through_junctions(catalog: Catalog, relation: Relation) -> Iterator[Join]:
     for middle, own_key in catalog.referrers.get((relation.schema, relation.name), ()):
         for target_key in (*middle.foreign_keys, *middle.view_foreign_keys):
             target = catalog.relations.get(target_key.target)
+            # A key to a table is one to each view of it, too: through it, a row would be related to itself.
             if (
                 target is None
                 or _is_same_constraint(own_key, target_key)

@@ -360,6 +360,7 @@ def plan_tree(
     if not by_key:
         root.texts = {name: builder.pending(len(root.rows)) for name in again}
     steps = [each.step() if isinstance(each, _RowsBuilder) else each for each in builder.steps]
+    # Links are looked up first: one by another key could find a row that this call inserts.
     number = len(builder.links) + builder.steps.index(root)
     embeds = _embeds(root, "values")
     return Tree(

@@ -167,6 +167,7 @@ def _by_search(scope: Scope, left: Expression, where: Comparison, operand: Opera
 
 
 def _by_pattern(scope: Scope, left: Expression, where: Comparison, operand: Operand) -> Compare:
+    # The ~ of ltree takes an lquery; as regular expressions, most of these do not parse.
     if where.operator == "match" and left.type.pattern:
         return _compare_as(left, scope.catalog.type(left.type.pattern), scope, where, operand)
     return _compare_as(as_text(scope, left), scope.builtin("text"), scope, where, operand)

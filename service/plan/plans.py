@@ -954,6 +954,7 @@ def _has_unit(column: Column) -> bool:
 
 def _is_of_key(relation: Relation, where: Condition | None) -> bool:
     """Return whether a condition matches at most one row: it compares all columns of a key with values."""
+    # Rows of tables that inherit from it may have the same key.
     if relation.kind != "table" or relation.has_children:
         return False
     parts = where.conditions if isinstance(where, BoolExpr) and not where.any else (where,)

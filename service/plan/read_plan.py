@@ -100,7 +100,8 @@ def _plan_embed(scope: Scope, embed: Embed) -> PlannedEmbed:
         outputs, embeds = plan_columns(inner, embed.select, embed.embeds, embed.path)
         order, _ = with_row_key(inner, sort_keys(inner, embed.order)) if many else ((), False)
     outputs = tuple(
-        # An embed is one JSON value. Types whose to_json differs from the wire form are sent as text.
+        # An embed is one JSON value. Types whose to_json differs from the wire form, as 5 for the float 5.0, are
+        # sent as text.
         replace(output, text=not _is_json(scope.catalog, output.expression.type))
         for output in outputs
     )

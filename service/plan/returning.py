@@ -31,6 +31,7 @@ def plan_result(scope: Scope, returning: Returning) -> PlannedReturning:
     if not returning.rows:
         return PlannedReturning(receipt=returning.receipt)
     outputs, embeds = plan_rows(scope, returning.select, returning.embeds)
+    # Apart, not in a WHERE: rows without a match are left out of the result, but were written and are counted.
     inner = inner_conditions(scope, returning.embeds)
     json = as_json(scope.catalog, returning.form, outputs, embeds)
     order = sort_keys(scope, returning.order)
@@ -121,6 +122,7 @@ def key_to_reread(relation: Relation) -> tuple[str, ...]:
 
     Without a `known_key` these are the columns of a unique key, by which rows with nulls are not found.
     """
+    # Not a key that only the comment of a view claims: several rows may have it, or it may be null.
     if relation.known_key or not relation.auto_updatable:
         return relation.known_key  # other views, such as joins, may show a key in several rows
     keys = [each.columns for each in relation.unique_keys if relation.is_unique(each.columns)]

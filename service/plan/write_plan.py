@@ -343,7 +343,8 @@ def plan_conflict(scope: Scope, conflict: OnConflict, rows: Rows) -> PlannedConf
     # PostgreSQL checks policies before it computes new values; but a view's own condition is not checked,
     # and through it hidden rows would be written.
     computes = relation.kind == "view" and any(each.computes for each in settings)
-    # A condition that is always false reads nothing of the existing row.
+    # PostgreSQL evaluates the WHERE of ON CONFLICT before the policies: whether a hidden row is refused or left
+    # alone would tell whether the condition is true for it. One that is always false reads nothing of the row.
     guarded = (where is not None or computes) and conflict.where != NEVER
     guard = _guard(scope, key, index) if guarded else None
     planned = PlannedConflict(key, (), scope.equals(key), nulls, target, where, guard)

@@ -90,6 +90,8 @@ class FilterParser:
         if where is None:
             return EVERYTHING
         values: list[Any] = []
+        # With 50 terms, parsing took 210 of the 300 µs that a find takes of the service; by shape it takes 40.
+        # Filters of one shape are then one object, too, by which its statement is found sooner.
         shape = shape_of_filter(where, values)
         if shape is None:
             return self._where(where, path, 0)
@@ -340,6 +342,8 @@ def _add_shape(where: Any, shape: list[str | int | None], values: list[Any], mos
                 if not _add_shape(each, shape, values, most - 1):
                     return False
         elif key in AROUND_VALUES or not _add_shape(value, shape, values, most - 1):
+            # If a document were part of a shape, its keys would be syntax, and a later call would be compared
+            # with the values in the document of the first.
             return False
     return True
 
@@ -380,6 +384,7 @@ def _word(operand: Any, path: str) -> str:
     """Parse the operand of `is`, case-insensitively as SQL; also `not_null`, PostgREST's spelling."""
     if operand is None:
         return "null"
+    # Not by looking it up in a dict, in which 0 and 1 equal false and true.
     word = str(operand).lower().replace("_", " ") if isinstance(operand, bool | str) else ""
     if word not in WORDS:
         raise InvalidArgument('"is" takes null, "not null", true, false or "unknown"', path=path)

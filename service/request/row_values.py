@@ -179,6 +179,7 @@ def _operator(value: Mapping[Any, Any], path: str) -> str | None:
     """Return the operator of a dict; None if the dict is a value."""
     if len(value) == 1:
         (only,) = value
+        # Also unknown ones: a misspelled operator would be stored as a document.
         if isinstance(only, str) and only.startswith("$") and only != NUMBER:
             return only
     elif not MARKS.isdisjoint(value):

@@ -29,7 +29,7 @@ MAX_CACHED = 100
 """Characters of a name whose item or sort key is cached, since callers choose the names."""
 
 MAX_OWNERS = 16
-"""Embeds that qualify a name: each is a subselect, planned recursively."""
+"""Embeds that qualify a name: each is a subselect, planned recursively, and hundreds exceed Python's limit."""
 
 UNITS = (
     "microseconds",

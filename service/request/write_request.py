@@ -246,6 +246,7 @@ def parse_import(args: Sequence[Any], kwargs: Mapping[str, Any]) -> ImportReques
     for name in START if upload is not None else ():
         if given.value(name) is not None:
             raise InvalidArgument(f'"{name}" is for the first call of an upload', path=name)
+    # Refused, rather than taken for the beginning of an upload: few may be open at a time.
     if all(given.value(name) is None for name in ("rows", "csv", "upload", "done")):
         raise InvalidArgument(
             "there is nothing to import",
