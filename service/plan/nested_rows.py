@@ -1,7 +1,7 @@
 """
 Plan nested creates: the steps that insert rows and the rows nested in them, and the messages of these steps.
 
-`drivers.create([{"name": "Eve", "vehicles": [{"plate": "B-RC 1", "model": "bus"}]}])`, where `vehicles` has the
+`drivers.create({"name": "Eve", "vehicles": [{"plate": "B-RC 1", "model": "bus"}]})`, where `vehicles` has the
 foreign key `driver_id`, goes through three stages:
 
 1. `plan_tree` makes a step for each place in the tree, in the order of foreign keys. Here these are `NewRows`
@@ -9,15 +9,17 @@ foreign key `driver_id`, goes through three stages:
    `driver_id` = slot 5. Slots of values that the database generates hold `PENDING` until then. A row given by
    `{"$link": key}` makes a `LinkedKey`, which looks it up, and if it is going to refer to a new row, a
    `LinkedRow`, which updates it.
-2. `plan_messages` distributes the steps over messages to PostgreSQL. Here it is one, because slot 5 is passed
-   from the first statement to the second within PostgreSQL.
-3. `sql/step_sql.py` builds the statements of a message from each step's `plan`:
+2. `plan_messages` distributes the steps over messages to PostgreSQL. Here it is one, because PostgreSQL can
+   pass slot 5, the value of a single row, from the first statement to the others. The ids of two drivers
+   would be returned by a first message, and the vehicles inserted by a second (from PostgreSQL 17 on).
+3. `sql/step_sql.py` builds the statements of a message from each step's `plan`. Without the check that each
+   writes all its rows, they are:
 
        INSERT INTO drivers (name) VALUES (%s)
-           RETURNING set_config('rowcast.value_5', CAST(id AS text), true) …;
+           RETURNING set_config('rowcast.value_5', CAST(id AS text), true);
        INSERT INTO vehicles (plate, model, driver_id)
-           VALUES (%s, %s, current_setting('rowcast.value_5'));
-       SELECT … FROM drivers WHERE id = …
+           VALUES (%s, %s, CAST(current_setting('rowcast.value_5') AS bigint));
+       SELECT … FROM drivers WHERE id = CAST(current_setting('rowcast.value_5') AS bigint)
 
 `api/nested.py` runs these stages, and `db/writes.py` sends the messages and fills the slots of values that they
 return. docs/statements.md shows the statements of more calls.
