@@ -81,9 +81,11 @@ SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_current_wal_insert_
 )
 
 # A plan made while the log was small is a sequential scan, and stays one when the log has grown; a
-# generic plan, which does not know the xids, may be one anyway.
-BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan;"
-PLANNER_DEFAULTS = "SET LOCAL enable_seqscan TO DEFAULT; SET LOCAL plan_cache_mode TO DEFAULT;"
+# generic plan, which does not know the xids, may be one anyway. A sequential scan that cannot be avoided
+# then costs so much that PostgreSQL before 18 would compile the statement, for most of a second.
+PLANNER = {"enable_seqscan": "off", "jit": "off", "plan_cache_mode": "force_generic_plan"}
+BY_INDEX = "".join(f"SET LOCAL {name} = {value};" for name, value in PLANNER.items())
+PLANNER_DEFAULTS = "".join(f"SET LOCAL {name} TO DEFAULT;" for name in PLANNER)
 
 LAST_XID = 2**64 - 1
 """The highest transaction id that `xid8` can hold."""

@@ -36,17 +36,19 @@ PREPARE = (
     "SET search_path = pg_catalog, pg_temp;"
     "SET default_transaction_isolation = 'read committed';"
     "SET default_transaction_read_only = off;"
-    "SET idle_session_timeout = 0;"
+    # PostgreSQL 13 does not have this setting.
+    "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout';"
     # A plan made while the log was small would stay a sequential scan when the log has grown. And each
-    # statement is planned once, not for each tick's values.
-    "SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan;"
+    # statement is planned once, not for each tick's values. Before PostgreSQL 18, a sequential scan that
+    # cannot be avoided then costs so much that the statement is compiled, for most of a second.
+    "SET enable_seqscan = off; SET jit = off; SET plan_cache_mode = force_generic_plan;"
     # A crash must not take back what was published. Stronger settings (remote_apply) are kept.
     "SELECT set_config('synchronous_commit', 'on', false)"
     " WHERE current_setting('synchronous_commit') IN ('off', 'local')"
 )
 EACH_TIME = (
     "SET LOCAL search_path = pg_catalog, pg_temp; SET LOCAL enable_seqscan = off;"
-    "SET LOCAL synchronous_commit = 'on'; SET LOCAL statement_timeout = '60s';"
+    "SET LOCAL jit = off; SET LOCAL synchronous_commit = 'on'; SET LOCAL statement_timeout = '60s';"
     "SET LOCAL datestyle = 'ISO'; SET LOCAL timezone = 'UTC';"
 )
 """Sent before each statement behind a pooler: other clients use the session in between."""

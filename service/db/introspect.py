@@ -240,8 +240,7 @@ def _snapshot(connection: connection) -> Iterator[NamedTupleCursor]:
     )
     # A cursor of the connection's own class, which sends a noted BEGIN.
     with connection.cursor() as plain:
-        # pg_temp is last: if it is not in the search_path, relations and types are looked up there first.
-        plain.execute(f"{begin}; SET LOCAL search_path TO pg_catalog, pg_temp")
+        plain.execute(f"{begin}; {introspect_sql.READS_CATALOG}")
         try:
             with connection.cursor(cursor_factory=NamedTupleCursor) as cursor:
                 yield cursor
@@ -608,9 +607,8 @@ _PARTS = ", ".join(
     ]
 )
 
-# pg_temp is last: if it is not in the search_path, PostgreSQL looks relations and types up there first.
 FINGERPRINT = f"""
-SET LOCAL search_path TO pg_catalog, pg_temp;
+{introspect_sql.READS_CATALOG}
 SELECT s.snapshot, CASE WHEN s.snapshot = %s AND NOT pg_is_in_recovery() THEN NULL
                         ELSE concat_ws(' ', {_PARTS}) END
   FROM (SELECT pg_current_snapshot()::text AS snapshot) s

@@ -8,6 +8,14 @@ not have are read through `to_jsonb`, which gives null for them.
 
 from __future__ import annotations
 
+READS_CATALOG = "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCAL jit = off;"
+"""
+Settings of a transaction that reads the catalogs.
+
+pg_temp is last: if it is not in the `search_path`, PostgreSQL looks relations and types up there first. With
+3,000 tables PostgreSQL 15 spent 0.75 s of 1.8 s on compiling the four longest queries.
+"""
+
 # With (?n), ^ and $ match at the ends of each line.
 HIDDEN = r"coalesce({}.description ~ '(?n)^\s*@hidden\s*$', false)"
 """Whether a comment has a line `@hidden`, so that its object is not served."""

@@ -5,13 +5,14 @@ Epochs: which positions remain valid.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import psycopg2
 import pytest
 
 from schema.changes import install
-from service.changes.leader import Upkeep, announce_txn, prepare_txn
+from service.changes.leader import PREPARE, Upkeep, announce_txn, prepare_txn
 from service.changes.log import Tick, last_txn, make_txn, next_txn, read_txn, ticks_txn
 from service.changes.positions import (
     NO_SYSTEM,
@@ -353,3 +354,18 @@ def test_position_that_is_being_pruned_keeps_all_that_follows(dsn: str, history:
     assert found is not None
     assert len(read_txn(reader, found)) == 3
     reader.close()
+
+
+def test_session_of_the_feed_compiles_no_statement(dsn: str) -> None:
+    """Before PostgreSQL 18, sequential scans that are avoided at any cost would be compiled."""
+    with closing(open_session(dsn, SessionSettings())) as connection:
+        prepare_txn(connection)
+        assert connection.ask("SHOW jit") == ("off",)
+        assert connection.ask("SHOW idle_session_timeout") == ("0",)
+
+
+def test_session_of_the_feed_needs_no_setting_of_later_servers(dsn: str) -> None:
+    """PostgreSQL 13 has no `idle_session_timeout`."""
+    with closing(open_session(dsn, SessionSettings())) as connection:
+        connection.command(PREPARE.replace("idle_session_timeout", "setting_of_tomorrow"))
+        assert connection.ask("SHOW enable_seqscan") == ("off",)

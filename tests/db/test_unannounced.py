@@ -545,3 +545,14 @@ async def test_check_after_a_long_one_ends_within_the_limit_of_its_caller(
     assert await asked
     assert await db.dispatcher.answer("later.find", [], {}, ANYONE)
     await catalogs.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_catalogs_are_read_without_compiling(dsn: str) -> None:
+    """With many tables PostgreSQL would compile the queries, which takes longer than to run them."""
+    with Relay(dsn) as relay:
+        async with serving(relay.dsn) as db:
+            await db.catalogs.refresh()
+        read = [each for each in relay.messages if b"pg_catalog, pg_temp" in each]
+        assert len(read) > 1
+        assert all(b"SET LOCAL jit = off" in each for each in read)
