@@ -35,6 +35,14 @@ from schema.revision import MARK
 # Any number, as long as it stays the same: "rowcast" in ASCII.
 LOCK = 0x726F7763617374
 
+# The lock is held, and idle, as long as the migrations take; the limits of the role hold for these.
+UNLIMITED = """
+SELECT set_config(name, '0', true) FROM pg_settings
+ WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout',
+                'idle_in_transaction_session_timeout')
+"""
+
+REASONED = (psycopg2.OperationalError, psycopg2.errors.ReadOnlySqlTransaction)
 EXISTS = (
     psycopg2.errors.DuplicateTable,
     psycopg2.errors.DuplicateObject,
@@ -125,6 +133,7 @@ def online() -> None:
         with place.running() as dsn, engine(dsn).connect() as lock:
             refuse_standby(lock)
             role = lock.scalar(text("SELECT current_user")) or role
+            lock.execute(text(UNLIMITED))
             lock.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
             with engine(dsn).connect() as connection:
                 configure(connection=connection, process_revision_directives=spell_defaults)
@@ -136,7 +145,7 @@ def online() -> None:
     except psycopg2.OperationalError as error:
         raise CommandError(reason(error)) from error
     except DBAPIError as error:
-        if isinstance(error.orig, psycopg2.OperationalError):
+        if isinstance(error.orig, REASONED):
             raise CommandError(reason(error.orig)) from error
         if isinstance(error.orig, psycopg2.ProgrammingError):
             raise CommandError(refusal(error.orig, role)) from error
@@ -152,6 +161,8 @@ def refusal(error: psycopg2.ProgrammingError, role: str) -> str:
             " which serves the database as it is; or, if it has all that a revision makes,"
             " alembic stamp REVISION (or head)"
         )
+    if isinstance(error, psycopg2.errors.InvalidSchemaName):
+        return f'{said} → ALTER ROLE "{role}" SET search_path = public'
     if isinstance(error, psycopg2.errors.InsufficientPrivilege):
         home = re.search(r"(schema|database) (.+)$", said)
         if home:

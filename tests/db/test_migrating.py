@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psycopg2
@@ -88,6 +89,40 @@ def test_concurrent_migrations_are_serialized(dsn: str, tmp_path: Path) -> None:
     finally:
         holder.close()
     assert execute(dsn, "SELECT version_num FROM alembic_version") == [(HEAD,)]
+
+
+WAITS = """
+SELECT count(*) FROM pg_stat_activity
+ WHERE datname = current_database() AND wait_event_type = 'Lock'
+   AND state_change < clock_timestamp() - interval '1 s'
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "lock"),
+    [
+        ("lock_timeout", f"SELECT pg_advisory_xact_lock({LOCK})"),
+        ("statement_timeout", f"SELECT pg_advisory_xact_lock({LOCK})"),
+        ("idle_in_transaction_session_timeout", "LOCK TABLE alembic_version"),
+    ],
+)
+def test_limits_of_the_role_do_not_end_the_lock_of_migrations(
+    migrated: str, tmp_path: Path, limit: str, lock: str
+) -> None:
+    """A migration waits for the lock, and holds it while it waits for something else, for longer."""
+    environ = {"DATABASE_URL": make_dsn(migrated, options=f"-c {limit}=300ms")}
+    upgrade = (sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "upgrade", "head")
+    with closing(psycopg2.connect(migrated)) as holder:
+        with holder.cursor() as cursor:
+            cursor.execute(lock)
+        with program({**environ, "HOME": str(tmp_path)}, *upgrade) as migration:
+            wait_until(
+                lambda: execute(migrated, WAITS) == [(1,)] or not migration.running(),
+                60,
+                lambda: migration.output,
+            )
+            holder.rollback()
+            assert migration.ends() == 0, migration.output
 
 
 @pytest.mark.usefixtures("moods")

@@ -299,6 +299,25 @@ def test_upgrade_without_create_on_the_schema_is_refused_with_the_grant(postgres
             execute(at, "DROP OWNED BY poor; DROP ROLE poor")
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("default_transaction_read_only=on", "read-only transaction → use the primary's host"),
+        ("search_path=", 'selected to create in → ALTER ROLE "postgres" SET search_path = public'),
+    ],
+)
+def test_upgrade_with_unfit_settings_of_the_role_is_refused_with_a_hint(
+    postgres: str, setting: str, said: str
+) -> None:
+    """In one line, without a traceback."""
+    with database(postgres, "SELECT 1") as at:
+        limited = psycopg2.extensions.make_dsn(at, options=f"-c {setting}")
+        with pytest.raises(CommandError) as refused:
+            command.upgrade(alembic(limited), "head")
+        assert said in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
 def test_url_with_stray_password_is_refused_by_alembic_without_any_of_it() -> None:
     """Alembic refuses it as the service does."""
     with pytest.raises(CommandError, match=r"^DATABASE_URL has no host and port") as refused:

@@ -355,3 +355,33 @@ def refuse_ssl(server: socket.socket) -> None:
     with connection:
         connection.recv(8)
         connection.sendall(b"N")
+
+
+REFUSED = """connection to server at "h" (192.0.2.1), port 5432 failed: FATAL:  no pg_hba.conf entry for host "h", \
+user "u", database "d", SSL encryption
+connection to server at "h" (192.0.2.1), port 5432 failed: FATAL:  no pg_hba.conf entry for host "h", \
+user "u", database "d", no encryption
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "cure"),
+    [
+        (REFUSED, "allow this user, database and address in the server's pg_hba.conf"),
+        (
+            REFUSED.splitlines()[0],
+            "allow this user, database and address in the server's pg_hba.conf",
+        ),
+        (REFUSED.splitlines()[1], "add ?sslmode=require to the URL"),
+        (
+            "canceling statement due to lock timeout",
+            "end the transactions that hold the lock, or raise",
+        ),
+        ("canceling statement due to statement timeout", "raise the role's statement_timeout"),
+        ("deadlock detected", "try again"),
+        ('connection to server at "h" failed: timeout expired', "check host, port and firewall"),
+    ],
+)
+def test_failure_has_the_remedy_of_its_cause(said: str, cure: str) -> None:
+    """Not that of a failure whose message has some of the same words."""
+    assert f" → {cure}" in reason(psycopg2.OperationalError(said))
