@@ -6,9 +6,9 @@ position of a live query's rows is the snapshot that they were read in. Both can
 
 Transaction ids and tick numbers belong to one history of the database. A standby that is promoted without
 the last commits of the old primary assigns the same numbers to other transactions, and in a restored dump
-the numbers come from another server. So a position names its epoch, and a new epoch begins when the history
-changes: another system identifier, another timeline, or fewer ticks than were known. The epoch also says
-how much of the log was pruned.
+the numbers come from another database. So a position names its epoch, and a new epoch begins when the history
+changes: another system identifier, database or table of ticks, another timeline, or fewer ticks than were
+known. The epoch also says how much of the log was pruned.
 
 Some managed databases grant nobody the right to read the system identifier. There a restored dump is
 detected only if the log's snapshots are ahead of the server's transaction ids.
@@ -134,7 +134,7 @@ FIRST = PgSnapshot(3, 3, ())
 """A snapshot that sees no transaction: 3 is the lowest normal transaction id."""
 
 NO_SYSTEM = 0
-"""Stands for a system identifier that may not be read; PostgreSQL assigns no such identifier."""
+"""Stands for the identity of a log on a server whose system identifier may not be read."""
 
 # In recovery, pg_walfile_name raises an error.
 TIMELINE = """
@@ -144,8 +144,14 @@ END
 """
 # PostgreSQL checks EXECUTE when a statement is started, even if the function is never called; so a CASE
 # around it would not help.
+# A dump that is restored on its own server is another database, or has new tables, or both.
 HISTORY = PreparedStatement(
-    f"SELECT {TIMELINE}, (SELECT system_identifier FROM pg_catalog.pg_control_system())"
+    f"""
+SELECT {TIMELINE}, pg_catalog.hashtextextended(pg_catalog.concat_ws(' ', s.system_identifier, d.oid,
+       'rowcast.ticks'::pg_catalog.regclass::pg_catalog.oid), 0)
+  FROM pg_catalog.pg_control_system() s, pg_catalog.pg_database d
+ WHERE d.datname = pg_catalog.current_database()
+"""
 )
 HISTORY_WITHOUT_SYSTEM = PreparedStatement(f"SELECT {TIMELINE}, {NO_SYSTEM}")
 MAY_ASK_SYSTEM = """
@@ -185,7 +191,7 @@ class Epoch:
 
     Args:
         number: Number of the epoch; consecutive.
-        system: System identifier of the cluster, or `NO_SYSTEM`.
+        system: Hash of the cluster's system identifier, the database and its table of ticks, or `NO_SYSTEM`.
         timeline: WAL timeline of the server.
         pruned_below: Lowest transaction id from which on the log is complete.
     """
@@ -373,7 +379,7 @@ def _is_ahead_txn(connection: PgConnection, snapshot: PgSnapshot) -> bool:
 
 
 def _history_txn(connection: PgConnection, may_ask: bool) -> tuple[int, int]:
-    """Return the system identifier, or `NO_SYSTEM` if it may not be read, and the timeline."""
+    """Return the system, or `NO_SYSTEM` if its identifier may not be read, and the timeline, as in `Epoch`."""
     with connection.cursor() as cursor:
         (HISTORY if may_ask else HISTORY_WITHOUT_SYSTEM).run(cursor)
         timeline, system = cursor.fetchone()

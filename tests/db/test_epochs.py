@@ -230,6 +230,40 @@ def test_dump_restored_elsewhere_begins_with_an_empty_log(dsn: str, history: His
     assert history.tick().rows == 2
 
 
+def test_copy_of_the_database_on_its_server_begins_with_an_empty_log(
+    dsn: str, history: History
+) -> None:
+    """As after a dump was restored into another database of the server."""
+    position = TickPosition(1, history.tick().number, 1)
+    history.connection.close()
+    name = psycopg2.extensions.parse_dsn(dsn)["dbname"]
+    execute(dsn, "DROP DATABASE IF EXISTS copied")
+    elsewhere = psycopg2.extensions.make_dsn(dsn, dbname="postgres")
+    execute(elsewhere, f"CREATE DATABASE copied TEMPLATE {name}")
+    try:
+        copied = psycopg2.extensions.make_dsn(dsn, dbname="copied")
+        with closing(open_session(copied, SessionSettings())) as connection:
+            copy = History(connection, copied)
+            assert copy.epoch.number == 2
+            assert copy.resumes(position) is None
+            assert execute(copied, "SELECT count(*) FROM rowcast.log") == [(0,)]
+    finally:
+        execute(elsewhere, "DROP DATABASE copied WITH (FORCE)")
+
+
+def test_log_restored_in_its_database_begins_a_new_epoch(dsn: str, history: History) -> None:
+    """As after `pg_restore --clean`, which creates the tables again."""
+    position = TickPosition(1, history.tick().number, 1)
+    execute(
+        dsn,
+        "CREATE TABLE rowcast.restored (LIKE rowcast.ticks INCLUDING ALL);"
+        "INSERT INTO rowcast.restored SELECT * FROM rowcast.ticks; DROP TABLE rowcast.ticks;"
+        "ALTER TABLE rowcast.restored RENAME TO ticks",
+    )
+    assert history.begin().number == 2
+    assert history.resumes(position) is None
+
+
 def test_snapshot_with_more_than_the_last_tick_of_its_epoch_is_gone(
     dsn: str, history: History
 ) -> None:
