@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from schema.database_url import PROJECT, InvalidUrl, Place, parse
+from service.errors import clip
 
 PORTS = {"rs": 8080, "rss": 8443, "ws": 80, "wss": 443}
 
@@ -148,14 +149,27 @@ RouterUrls = Annotated[
 ReadFile = Annotated[Path, AfterValidator(_is_file)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_is_database)]
 Pairs = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_is_mapping)]
-Seconds = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(gt=0)]
-Weight = Annotated[int, Field(ge=2**20)]
+# PostgreSQL takes limits in milliseconds, up to 2^31 - 1, and 0 means none.
+Seconds = Annotated[float, Field(ge=0.001, le=2_147_483)]
+Kept = Annotated[float, Field(ge=0.001, le=10**9)]
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+Weight = Annotated[int, Field(ge=2**20, le=2**50)]
 
 
+MOST_SHOWN = 40
+"""Characters of an invalid value that its message has."""
 PREFIX = "ROWCAST_"
 BARE = {"database_url": "DATABASE_URL", "port": "PORT"}
 """Environment variables without the prefix, by field."""
+UNSHOWN = {
+    "database_url",
+    "database_url_file",
+    "direct_url",
+    "router_url",
+    "ticket",
+    "key_file",
+}
+"""Fields whose values may be secrets, also those that were meant for another setting: no message has them."""
 EXCLUSIVE = {"database_url_file": "database_url", "key_file": "ticket"}
 """Pairs of settings of which only one may be set."""
 
@@ -264,9 +278,7 @@ class Settings(BaseSettings):
     prefix: Uri = Field(
         default="rowcast", description="prefix of the URIs of procedures and topics"
     )
-    schemas: Names = Field(
-        default=("public",), min_length=1, description="served schemas, comma separated"
-    )
+    schemas: Names = Field(default=("public",), description="served schemas, comma separated")
     app: Names = Field(
         default=(),
         description="your modules with models and procedures, comma separated",
@@ -291,10 +303,8 @@ class Settings(BaseSettings):
     max_transactions_per_session: Count = Field(
         default=2, description="transactions held open by one session"
     )
-    idempotency_keep: Seconds = Field(
-        default=86_400, description="seconds an idempotency key is kept"
-    )
-    changes_keep: Seconds = Field(default=86_400, description="seconds the log of changes is kept")
+    idempotency_keep: Kept = Field(default=86_400, description="seconds an idempotency key is kept")
+    changes_keep: Kept = Field(default=86_400, description="seconds the log of changes is kept")
     changes_keep_bytes: Weight = Field(
         default=2 * 2**30,
         description="approximate size in bytes up to which the log of changes is kept",
@@ -365,6 +375,8 @@ class Settings(BaseSettings):
     @field_validator("schemas")
     @classmethod
     def _served(cls, schemas: tuple[str, ...]) -> tuple[str, ...]:
+        if not schemas:
+            raise ValueError("should name at least one schema")
         if "rowcast" in schemas:
             raise ValueError("may not name rowcast: the schema of the service's own tables")
         return schemas
@@ -466,7 +478,10 @@ def _sentence(error: dict[str, Any]) -> str:
     name = str(error["loc"][0])
     field = name if name.startswith(PREFIX) or name in BARE.values() else variable(name)
     words = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    return f"{field} {words.split(', unable')[0]}"
+    sentence = f"{field} {words.split(', unable')[0]}"
+    if KNOWN[field].lower() in UNSHOWN or field not in os.environ:
+        return sentence
+    return f"{sentence} (it is {clip(os.environ[field], MOST_SHOWN)!r})"
 
 
 def _secret(value: SecretStr | None) -> str | None:

@@ -113,6 +113,52 @@ def test_router_url_with_password_is_refused_without_it(
     assert "s3cret" not in messages
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("PORT", "eighty", "PORT should be a valid integer (it is 'eighty')"),
+        ("ROWCAST_POOL_MAX", "9" * 99, "should be less than 2147483648 (it is '9999"),
+        ("ROWCAST_SHARED", "\u202eyes\n", r"should be a valid boolean (it is '\u202eyes\n')"),
+        ("ROWCAST_SCHEMAS", " , ", "ROWCAST_SCHEMAS should name at least one schema (it is ' , ')"),
+        ("ROWCAST_PREFIX", "wamp", "is reserved by WAMP or Crossbar (it is 'wamp')"),
+        ("ROWCAST_ROLES", "a", "and more of them after commas (it is 'a')"),
+        (
+            "ROWCAST_TICKET",
+            "s3cret",
+            "ROWCAST_TICKET needs ROWCAST_AUTHID, the name that goes with it",
+        ),
+    ],
+)
+def test_invalid_setting_is_reported_with_its_value_unless_it_may_be_secret(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    """Values are shortened, and without control characters."""
+    (problem,) = problems(monkeypatch, **{name: value})
+    assert said in problem
+    assert len(problem) < 160
+    assert "s3cret" not in problem
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, value, _ in Settings().lines() if re.fullmatch(r"[\d.]+", value)]
+)
+def test_number_beyond_what_the_service_can_use_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """PostgreSQL would refuse a longer timeout in each session, and take one that rounds to 0 ms for none."""
+    for value in ("inf", "nan", "1e400", "99999999999999999999", "-1", "0", "0.0001"):
+        (problem,) = problems(monkeypatch, **{name: value})
+        assert problem.startswith(f"{name} should be ")
+
+
+@pytest.mark.parametrize("name", ["ROWCAST_MAX_TRANSACTIONS", "ROWCAST_CHANGES_POLL"])
+def test_number_without_a_default_is_bounded_as_others(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (problem,) = problems(monkeypatch, **{name: "99999999999999999999"})
+    assert problem.startswith(f"{name} should be less than ")
+
+
 def test_unknown_settings_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelled setting is not ignored."""
     assert problems(monkeypatch, ROWCAST_POOLMAX="3") == [

@@ -222,7 +222,7 @@ def test_invalid_settings_are_all_reported_at_once(environ: dict[str, str]) -> N
             assert service.ends() == 1
             first, second = service.output.strip().splitlines()
             assert first.startswith("DATABASE_URL is not a PostgreSQL URL")
-            assert second == "ROWCAST_POOL_MAX should be a valid integer"
+            assert second == "ROWCAST_POOL_MAX should be a valid integer (it is 'none')"
 
 
 def test_missing_database_is_reported_without_the_password(environ: dict[str, str]) -> None:
