@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from importlib import metadata
-from signal import SIG_IGN, SIGINT, SIGTERM, getsignal, signal
+from signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, getsignal, signal
 from typing import Any, TypeVar
 
 from twisted.application.service import IService, MultiService, Service
@@ -112,12 +112,16 @@ def make_service(settings: Settings, reactor: Any) -> Rowcast:
 
 
 def stop_once(reactor: Any) -> None:
-    """Stop the reactor, as soon as it runs, at the first SIGINT or SIGTERM only."""
+    """Stop the reactor, as soon as it runs, at the first SIGINT, SIGTERM or SIGHUP only."""
     handlers: dict[int, Any] = {SIGINT: reactor.sigInt, SIGTERM: reactor.sigTerm}
+    handlers[SIGHUP] = (
+        reactor.sigTerm
+    )  # Twisted leaves it to its default, which ends the process at once
 
     def begin() -> None:
         for number in handlers:
-            if getsignal(number) is not SIG_IGN:  # as a shell sets SIGINT in the background
+            # As a shell sets SIGINT in the background, and nohup SIGHUP.
+            if getsignal(number) is not SIG_IGN:
                 signal(number, stop)
 
     def stop(number: int | None = None, frame: Any = None) -> None:

@@ -307,6 +307,20 @@ def test_service_with_own_database_and_router_starts_nothing_embedded(
             assert service.ends(signal.SIGINT) in (0, -signal.SIGINT)
 
 
+@pytest.mark.parametrize("command", [RUN, TWISTD], ids=["run", "twistd"])
+def test_hangup_stops_the_service_in_order(
+    environ: dict[str, str], migrated: str, router: Router, command: tuple[str, ...]
+) -> None:
+    """As SIGTERM does, when the terminal is closed, or by a script that expects a daemon to reload."""
+    own = environ | {"DATABASE_URL": migrated, "ROWCAST_ROUTER_URL": f"unix:{router.socket}"}
+    log = Path(environ["ROWCAST_STATE"], f"service-{environ['PORT']}.log")
+    with program(own, *command) as service:
+        service.says("ready")
+        assert service.ends(signal.SIGHUP) in (0, -signal.SIGHUP)
+        logged = service.output + (log.read_text() if command is RUN else "")
+        assert "Main loop terminated" in logged or "shutting down" in logged, logged
+
+
 @pytest.mark.parametrize("state", [__file__, f"{__file__}/below", "/proc/absent"])
 def test_state_that_cannot_be_a_directory_is_refused(environ: dict[str, str], state: str) -> None:
     """In one line that names the setting, by whatever uses the directory."""
