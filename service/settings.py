@@ -156,19 +156,10 @@ Count = Annotated[int, Field(gt=0, lt=2**31)]
 Weight = Annotated[int, Field(ge=2**20, le=2**50)]
 
 
-MOST_SHOWN = 40
-"""Characters of an invalid value that its message has."""
 PREFIX = "ROWCAST_"
 BARE = {"database_url": "DATABASE_URL", "port": "PORT"}
 """Environment variables without the prefix, by field."""
-UNSHOWN = {
-    "database_url",
-    "database_url_file",
-    "direct_url",
-    "router_url",
-    "ticket",
-    "key_file",
-}
+UNSHOWN = {"DATABASE_URL", "DATABASE_URL_FILE", "DIRECT_URL", "ROUTER_URL", "TICKET", "KEY_FILE"}
 """Fields whose values may be secrets, also those that were meant for another setting: no message has them."""
 EXCLUSIVE = {"database_url_file": "database_url", "key_file": "ticket"}
 """Pairs of settings of which only one may be set."""
@@ -479,9 +470,8 @@ def _sentence(error: dict[str, Any]) -> str:
     field = name if name.startswith(PREFIX) or name in BARE.values() else variable(name)
     words = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     sentence = f"{field} {words.split(', unable')[0]}"
-    if KNOWN[field].lower() in UNSHOWN or field not in os.environ:
-        return sentence
-    return f"{sentence} (it is {clip(os.environ[field], MOST_SHOWN)!r})"
+    shown = KNOWN[field] not in UNSHOWN and field in os.environ
+    return f"{sentence} (it is {clip(os.environ[field], 40)!r})" if shown else sentence
 
 
 def _secret(value: SecretStr | None) -> str | None:
