@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from service.catalog import Catalog, Column, Function, Relation
 from service.db.codec import Codec
@@ -249,8 +249,7 @@ def as_is(result: Any) -> Any:
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """
     One statement of a call: how to run it, and how to make the answer from its rows.
 
@@ -308,8 +307,7 @@ class CallState:
     keyed: KeyedCall | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """
     A call of a verb on a relation, or on functions of one name.
 

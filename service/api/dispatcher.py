@@ -451,10 +451,10 @@ class Dispatcher:
         snapshot = self.served_to(call.caller)
         if call.relation is not None:
             relation = snapshot.catalog.relation(call.relation.schema, call.relation.name)
-            return replace(call, snapshot=snapshot, relation=relation)
+            return call._replace(snapshot=snapshot, relation=relation)
         first = call.functions[0]
         functions = snapshot.catalog.function(first.schema, first.name)
-        return replace(call, snapshot=snapshot, functions=functions)
+        return call._replace(snapshot=snapshot, functions=functions)
 
     @property
     def ready(self) -> bool:

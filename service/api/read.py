@@ -653,8 +653,7 @@ def _receipted(call: Call, function: Function, step: Step) -> Step:
             path=RECEIPT,
             hint="with an idempotency_key it runs in one, and has one",
         )
-    return replace(
-        step,
+    return step._replace(
         function=receipted_txn,
         args=(step.function, *step.args),
         shape=lambda found: WithReceipt(step.shape(found[0]), found[1]),

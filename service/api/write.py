@@ -218,7 +218,7 @@ def writing(
         return step
     # It fails if the row is large: one round trip for most rows of unlimited types, and two for large ones.
     args = (call.snapshot.codec, lambda: guarded, *args[2:])
-    return replace(step, args=args, access="write", large=step)
+    return step._replace(args=args, access="write", large=step)
 
 
 def with_new_rows(call: Call, parse: Parse, then: Write) -> Step | Awaitable[Any]:
@@ -307,7 +307,7 @@ def _changing(
         return step
     # In the same job, so that operations behind it may be sent ahead.
     args = (partial(missing_key_txn, call=call, parsed=parsed), step.function, *step.args)
-    return replace(step, function=or_missing_txn, args=args, missing=None)
+    return step._replace(function=or_missing_txn, args=args, missing=None)
 
 
 async def _by_model(

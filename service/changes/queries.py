@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -196,7 +196,7 @@ class Queries:
         if keyed is not None:
             shared = await self._ask(timeout, sees_all_txn, keyed, planned.tracked)
         return WatchShape(
-            replace(call, args=(), kwargs={}, progress=None, state=CallState()),
+            call._replace(args=(), kwargs={}, progress=None, state=CallState()),
             plan,
             planned.statement,
             snapshot.codec,

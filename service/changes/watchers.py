@@ -122,7 +122,7 @@ class Query:
         """Return a call of the query, as its caller made it."""
         like: Call = self.run.shape.call
         kwargs = cbor2.loads(self._kwargs)
-        return replace(like, kwargs=kwargs, caller=self.caller, state=CallState())
+        return like._replace(kwargs=kwargs, caller=self.caller, state=CallState())
 
     def ask(self) -> None:
         """Request that the next cycle read the query even without a change in the log."""
