@@ -9,8 +9,7 @@ equal requests, and share one plan and one SQL text.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Nulls = Literal["first", "last"]
 Old = Literal["", "old", "both"]
@@ -147,6 +146,18 @@ class Comparison:
     nulls: bool = False
 
 
+def _hash_once(self: Any) -> int:
+    """
+    Return the hash of a frozen dataclass, which is computed once.
+
+    Filters, and requests with them, are keys of caches; without this each lookup would hash the entire tree.
+    """
+    kept: dict[str, Any] = self.__dict__
+    if "_hash" not in kept:
+        kept["_hash"] = hash(tuple(kept.values()))
+    return int(kept["_hash"])
+
+
 @dataclass(frozen=True)
 class Connective:
     """AND of the terms, or OR if `any`; without terms AND is true and OR is false."""
@@ -154,13 +165,7 @@ class Connective:
     any: bool
     terms: tuple[Filter, ...]
 
-    # Filters are keys of caches; without this each lookup would hash the entire tree again.
-    def __hash__(self) -> int:
-        return self._hash
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash((self.any, self.terms))
+    __hash__ = _hash_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +313,7 @@ class GetRequest:
     many: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FindRequest:
     """
     Rows by filter.
@@ -338,6 +343,8 @@ class FindRequest:
     embeds: tuple[Embed, ...] = ()
     form: Form = "dicts"
     measures: tuple[Measure, ...] = ()
+
+    __hash__ = _hash_once
 
 
 @dataclass(frozen=True, slots=True)
