@@ -70,10 +70,10 @@ ENCODERS: Mapping[FormName, str] = {
     "boolean": "BOOLEANS[{v}]",
     "float": "NULL if {v} is None else number({v})",
     "integer": (
-        "NULL if {v} is None else INTEGERS[{v}] if 0 <= {v} < SMALL else"
-        ' SHORT + {v}.to_bytes(2, "big").decode("latin-1") if SMALL <= {v} < 65536 else'
-        ' WIDE + {v}.to_bytes(4, "big").decode("latin-1") if 65536 <= {v} < 4294967296 else'
-        " integer({v})"
+        # The integers of large tables first: each comparison takes 2 % of the time of a row.
+        'NULL if {v} is None else WIDE + {v}.to_bytes(4, "big").decode("latin-1")'
+        ' if 65536 <= {v} < 4294967296 else SHORT + {v}.to_bytes(2, "big").decode("latin-1")'
+        " if SMALL <= {v} < 65536 else INTEGERS[{v}] if 0 <= {v} < SMALL else integer({v})"
     ),
     **dict.fromkeys(_STRINGS, f"NULL if {{v}} is None else {_TEXT}"),
 }
