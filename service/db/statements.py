@@ -140,7 +140,8 @@ def _page(
         del rows[limit:]
     if statement.backwards:
         rows.reverse()
-    first, last = (_keys(rows[0], statement), _keys(rows[-1], statement)) if rows else ((), ())
+    ends = (rows[0], rows[-1]) if rows and statement.keys else ()
+    first, last = [_keys(row, statement) for row in ends] or ((), ())
     found: Any = None
     if shape.encodes and statement.plain and len(rows) >= FEW:
         found = _encoded(rows, statement.columns, codec.forms(cursor), shape)

@@ -92,17 +92,15 @@ class JobOwner(Protocol):
 
     Attributes:
         given: Number of its jobs that workers have, transactions not included.
+        light: Whether its results are expected to be small, judging by its last ones.
     """
 
     given: int
+    light: bool
 
     @property
     def blocked(self) -> str:
         """Why none of its jobs may begin now; an empty string if they may."""
-
-    @property
-    def light(self) -> bool:
-        """Whether its results are expected to be small, judging by its last ones."""
 
 
 GROUP_MOST = 32

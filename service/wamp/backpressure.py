@@ -253,6 +253,7 @@ class Account:
         given: Number of its jobs that workers have.
         unread: Bytes of answers that it has not read, as far as known.
         expected: Expected size of its next answer in bytes, from the last ones.
+        light: Whether that is small.
         weigh: Counts an answer that is sent, by its size.
         unmeasured: Bytes of parts sent to it since the router was last asked for its backlog.
         room: Awaited before the next part of an answer is sent.
@@ -263,6 +264,7 @@ class Account:
         self.calls = self.running = self.arguments = self.given = self.unread = self.unmeasured = 0
         self.room: Awaitable[None] | None = None
         self.expected = accounts.bounds.expected
+        self.light = self.expected <= HELD
         self.waiting: dict[Deferred[None], float] = {}
         self.asking = self.going = False
         self.weigh = partial(accounts.sent, self)
@@ -285,11 +287,6 @@ class Account:
         if not self.given and accounts.unread < bounds.total_bytes:
             return ""
         return "the unread answers of all sessions are too large together"
-
-    @property
-    def light(self) -> bool:
-        """Whether its answers are small, judging by the last ones."""
-        return self.expected <= HELD
 
     def given_up(self, turn: Deferred[None]) -> None:
         """Remove a waiting call that was cancelled."""
@@ -427,6 +424,7 @@ class Accounts:
         """Count an answer that is sent."""
         # Halved, not replaced, so that one small answer among large ones does not start many calls.
         account.expected = max(size, account.expected // 2)
+        account.light = account.expected <= HELD
         account.unmeasured += size
         unread = account.unread + size
         if unread <= HELD:
