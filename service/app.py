@@ -303,7 +303,7 @@ class Serving(Service):
                 slow_query_connections(settings),
             ),
         )
-        self.dispatcher.register(replace(VERBS["watch"], handler=self.watches.take))
+        self.dispatcher.register(replace(VERBS["watch"], handler=self.watches.watch))
         self.feed.subscribe(self.watches.wake)
         callee = Callee(
             reactor,

@@ -3,7 +3,7 @@ The verb `watch`: live queries.
 
 For each watched query the service keeps the keys and hashes of its rows, once for all its watches. Refresh
 cycles (`changes/cycle.py`) find out which rows have changed, and the deltas are sent to the watching sessions
-(`changes/watchers.py`, `changes/watching_session.py`).
+(`changes/watchers.py`).
 """
 
 from __future__ import annotations
@@ -40,13 +40,12 @@ from service.changes.watchers import (
     AliveTimers,
     Query,
     Watch,
+    WatchingSession,
     rest_times,
-    resume_from,
     task_of,
     tasks_of,
     wanted_of,
 )
-from service.changes.watching_session import WatchingSession
 from service.db.database import Database, deferred
 from service.db.session_settings import Outage
 from service.db.sqlstate import refusal
@@ -109,29 +108,31 @@ class Watches(Service):
         self._dispatcher = dispatcher
         self._cycle = cycle
         self._first = first
-        self._beginning: Deferred[None] | None = None
-        self._readings: set[Deferred[None]] = set()
+        self._first_read: Deferred[None] | None = None
+        self._background_reads: set[Deferred[None]] = set()
         self._limits = limits
         self._planner = Queries(database, limits)
         self._poll = poll
         self._queries: dict[Hashable, Query] = {}
         self._runs: dict[Run, Query] = {}
-        self._asking: set[Query] = set()
+        self._to_read: set[Query] = set()
         self._sessions: dict[Hashable, WatchingSession] = {}
-        # Sessions for which there may be something to send. A dict keeps their order.
-        self._unsent: dict[WatchingSession, None] = {}
+        # Sessions for which there may be something to send, and those that have `written` something.
+        # Dicts keep their order.
+        self._to_send: dict[WatchingSession, None] = {}
+        self._writers: dict[WatchingSession, None] = {}
         self._served: Snapshot | None = None
         # The position of the last cycle, and the position that sessions may move to. The second follows
         # the first when the outcome was passed on to all watches.
         self._position: SnapshotPosition | None = None
         self._released: SnapshotPosition | None = None
-        self._silence = AliveTimers()
+        self._alive_timers = AliveTimers()
         self._outages: dict[str, Outage] = defaultdict(Outage)
         self._checked = 0.0
         self._due = poll
         self._running: Deferred[None] | None = None
         self._pause = Pause(reactor)
-        self._woken = self._stopping = self._passing = False
+        self._woken = self._stopping = self._applying = False
         self.cycles = self.drift = 0
 
     def now(self) -> float:
@@ -167,7 +168,7 @@ class Watches(Service):
         found = self._sessions.get(session)
         if found is not None:
             found.wrote(int(tx))
-            self._unsent[found] = None
+            self._writers[found] = None
             self._send_due()
             self.wake()
 
@@ -195,9 +196,12 @@ class Watches(Service):
             "drift": self.drift,
         }
 
-    async def take(self, call: Call) -> OngoingCall:
+    async def watch(self, call: Call) -> OngoingCall:
         """
-        Start a watch, which lasts until its caller cancels the call.
+        Start a watch, and return the call, which lasts until its caller cancels it.
+
+        The rows follow as progressive results: the next cycle reads them, `Query.move` queues them for the
+        watch, and `WatchingSession.send_steps` sends them.
 
         Raises:
             InvalidArgument: An argument is wrong, or the caller does not accept progressive results.
@@ -217,11 +221,11 @@ class Watches(Service):
         caller = session.caller if session.caller == call.caller else call.caller
         query = self._query(run, caller, call.kwargs)
         watch = Watch(session, query, call.progress, options.tx)
-        resume_from(watch, since)
+        watch.resume_from(since)
         query.watches = (*query.watches, watch)
-        query.ask()
+        query.request_read()
         session.add(watch)
-        self._silence.add(watch)
+        self._alive_timers.add(watch)
         if self._running is None:
             self._start()
         self.wake()
@@ -247,7 +251,7 @@ class Watches(Service):
         query = self._queries.get(run.name)
         if query is None:
             own = {name: value for name, value in kwargs.items() if name not in OF_WATCHES}
-            query = self._queries[run.name] = Query(run, caller, own, self._asking)
+            query = self._queries[run.name] = Query(run, caller, own, self._to_read)
             self._runs[run] = query
         return query
 
@@ -264,7 +268,14 @@ class Watches(Service):
         if session is None:
             most = self._limits.max_bytes // 2
             session = self._sessions[key] = WatchingSession(
-                key, call.caller, self.now, self.wake, lambda: self._released, self._remove, most
+                key,
+                call.caller,
+                self.now,
+                self.wake,
+                lambda: self._released,
+                self._remove,
+                self._to_send,
+                most,
             )
         return session
 
@@ -274,30 +285,31 @@ class Watches(Service):
         query.watches = tuple(each for each in query.watches if each is not watch)
         if not query.watches and self._queries.get(query.name) is query:
             del self._queries[query.name]
-            self._asking.discard(query)
+            self._to_read.discard(query)
             self._drop(query.run)
         session.remove(watch)
         if not session.members:
             self._sessions.pop(session.key, None)
+            self._to_send.pop(session, None)
+            self._writers.pop(session, None)
         elif self._running is not None:
-            # The other watches of the session may have waited for its rows.
-            self._unsent[session] = None
-            self._send_due()
+            self._send_due()  # the other watches of the session may have waited for its rows
         if not self._queries:
             self.wake()  # the loop of cycles ends when nothing is watched
 
     def _send_due(self) -> None:
         """Send sessions the steps that are due, up to the position of the last cycle."""
-        position, unsent = self._released, self._unsent
-        if position is None or self._passing:
+        position = self._released
+        if position is None or self._applying:
             return
-        self._unsent = {}
-        for session in unsent:
+        for session in list(self._writers):
             session.cover(position)
-            if session.written:
-                self._unsent[session] = None
-            if session.has_unsent:
-                session.send_steps()
+            if not session.written:
+                del self._writers[session]
+        due = list(self._to_send)
+        self._to_send.clear()
+        for session in due:
+            session.send_steps()
 
     def _start(self) -> None:
         self._served = self._dispatcher.served
@@ -327,7 +339,7 @@ class Watches(Service):
                 elif not self._woken:
                     await self._pause.wait(min(self._poll, self._due))
         finally:
-            for apart in (self._beginning, *self._readings):
+            for apart in (self._first_read, *self._background_reads):
                 if apart is not None:
                     await apart
             await self._first.close()
@@ -352,39 +364,40 @@ class Watches(Service):
         """Run one cycle, and send the watching sessions what it has found."""
         if self._dispatcher.served is not self._served:
             await self._renew()
-        asking = [each for each in self._asking if not (each.parked or each.background)]
-        new = [each for each in asking if each.state is None]
-        if new and self._beginning is None:
-            beginning = self._beginning = Deferred.fromCoroutine(self._begin(new))
-            beginning.addBoth(self._end_beginning)
-        asking = [each for each in asking if each.state is not None]
-        wanted = {query: wanted_of(query) for query in asking}
-        tasks = tasks_of(wanted, len(self._readings) < self._limits.background_reads)
+        to_read = [each for each in self._to_read if not (each.parked or each.background)]
+        new = [each for each in to_read if each.state is None]
+        if new and self._first_read is None:
+            reading = self._first_read = Deferred.fromCoroutine(self._read_new(new))
+            reading.addBoth(self._end_first_read)
+        known = [each for each in to_read if each.state is not None]
+        wanted = {query: wanted_of(query) for query in known}
+        tasks = tasks_of(wanted, len(self._background_reads) < self._limits.background_reads)
         checked = self._check(tasks)
         outcome = await self._cycle.run(tasks, self._position)
         self.cycles += 1
         if checked:
             self._checked = self.now()
-        self._passing = True
+        self._applying = True
         try:
-            self._take_outcome(outcome, wanted)
+            self._apply_cycle(outcome, wanted)
         finally:
-            self._passing = False
-            if outcome.background is not None:  # always: only `_read` ends its transaction
-                reading = Deferred.fromCoroutine(self._read(outcome.background, wanted))
-                self._readings.add(reading)
+            self._applying = False
+            if outcome.background is not None:  # always: only this read ends its transaction
+                reading = Deferred.fromCoroutine(
+                    self._read_in_background(outcome.background, wanted)
+                )
+                self._background_reads.add(reading)
                 reading.addErrback(lambda why: log.failure("cannot send what was read", why))
-                reading.addBoth(self._end_reading, reading)
+                reading.addBoth(self._end_background_read, reading)
                 self.wake()  # the next cycle may start to read another group
         self._released = outcome.position
-        self._due = min([self._due, *rest_times(asking)])
-        for watch in self._silence.due(self.now()):
+        self._due = min([self._due, *rest_times(known)])
+        for watch in self._alive_timers.due(self.now()):
             watch.silent = True
             watch.session.schedule(watch)
-            self._unsent[watch.session] = None
         self._send_due()
 
-    async def _begin(self, new: Sequence[Query]) -> None:
+    async def _read_new(self, new: Sequence[Query]) -> None:
         """
         Read the rows of new queries for the first time.
 
@@ -394,18 +407,20 @@ class Watches(Service):
         try:
             wanted = {query: wanted_of(query) for query in new}
             tasks = [task_of(query, watches) for query, watches in wanted.items()]
-            self._take_separately(await self._first.run_alone(tasks), wanted)
+            self._apply_read(await self._first.run_alone(tasks), wanted)
             self._outages["a first read"].end()
         except Exception as error:
             self._warn("a first read", error)
             # They are still new: the next cycle starts another attempt.
             await deferLater(self._reactor, PAUSES[0])
 
-    def _end_beginning(self, _: object) -> None:
-        self._beginning = None
+    def _end_first_read(self, _: object) -> None:
+        self._first_read = None
         self.wake()
 
-    async def _read(self, background: BackgroundRead, wanted: Mapping[Query, set[Watch]]) -> None:
+    async def _read_in_background(
+        self, background: BackgroundRead, wanted: Mapping[Query, set[Watch]]
+    ) -> None:
         """
         Read all rows of slow queries in the background, in the snapshot of the last cycle.
 
@@ -428,7 +443,7 @@ class Watches(Service):
             finally:
                 outcome = await reading
             if outcome is not None:
-                self._take_separately(outcome, wanted)
+                self._apply_read(outcome, wanted)
                 results = outcome.results.items()
                 read = [run for run, each in results if not isinstance(each, Failure)]
             self._outages["a slow read"].end()
@@ -438,16 +453,17 @@ class Watches(Service):
                 query.run.rest(time.monotonic())
         for query in queries:
             query.end_background(query.run in read)  # not if it was planned again meanwhile
-        self._unsent |= sessions
+        for session in sessions:
+            session.request_send()
         for session in sessions:
             session.complete(queries)
 
-    def _end_reading(self, _: object, reading: Deferred[None]) -> None:
-        self._readings.discard(reading)
+    def _end_background_read(self, _: object, reading: Deferred[None]) -> None:
+        self._background_reads.discard(reading)
         self._send_due()
         self.wake()
 
-    def _take_separately(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
+    def _apply_read(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
         """Store what was read in another session; the next cycle continues from its position."""
         for run, result in outcome.results.items():
             query = self._runs.get(run)
@@ -459,25 +475,27 @@ class Watches(Service):
             query.read_at(outcome.position)
             if result is None:
                 continue
-            every = query.state is None or bool(wanted[query])
-            query.state = result.state
-            for watch in query.watches:
-                # A watch that was added meanwhile, and has no rows yet, takes all of these rows, too.
-                new = every and watch.without_rows and not watch.session.busy
-                watch.queue(result, new or watch in wanted[query], result.weight)
+            takers = wanted[query]
+            if query.state is None or takers:  # so these are all rows
+                # A watch that was added meanwhile, and has no rows yet, takes them, too.
+                takers = takers | {
+                    each for each in query.watches if each.without_rows and not each.session.busy
+                }
+            query.move(result, takers)
 
-    def _take_outcome(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
+    def _apply_cycle(self, outcome: Outcome, wanted: Mapping[Query, set[Watch]]) -> None:
+        """Pass what a cycle has read on to the queries and their watches, without sending it."""
         self._position = outcome.position
         for run, result in outcome.results.items():
             # A run that is not registered any more was replaced meanwhile: its query is run again.
             query = self._runs.get(run)
             if query is not None and not query.parked:
-                self._take_new(query, result, wanted.get(query, set()))
+                self._apply_result(query, result, wanted.get(query, set()))
         for run in outcome.late:
             query = self._runs.get(run)
             if query is not None:
                 query.invalidate()
-                query.postpone(query.late + 1)
+                query.late += 1
                 if run.heavy:  # it will be read completely, so cycles need not follow its changes
                     self._cycle.drop(run)
         for query in wanted:
@@ -485,27 +503,30 @@ class Watches(Service):
                 query.join()
                 for watch in query.watches:
                     watch.session.schedule(watch)
-                    self._unsent[watch.session] = None
-            if not (query.stale or any(watch.wanting for watch in query.watches)):
-                self._asking.discard(query)
+            if not (query.stale or any(watch.needs_rows for watch in query.watches)):
+                self._to_read.discard(query)
         self._due = min(outcome.late.values(), default=self._poll)
 
-    def _take_new(
+    def _apply_result(
         self, query: Query, result: NewState | Failure | None, wanted: set[Watch]
     ) -> None:
+        """Pass what a cycle has read of a query on to its watches, `wanted` of which take all rows."""
         if isinstance(result, Failure):
             self._failed(query, result)
             return
-        was_late = query.late
-        if was_late:
-            query.postpone(0)
+        was_late, query.late = query.late, 0
         query.stale, query.refusals = False, 0
         if result is not None:
-            self._pass_on(query, result, wanted)
-        if result is not None or was_late:
+            if result.drifted:
+                self.drift += 1
+                log.error(
+                    "self-check failed: the rows of {query} differ from its state",
+                    query=query.run.shape.statement.name,
+                )
+            query.move(result, wanted)
+        if was_late:
             for watch in query.watches:
-                watch.session.has_unsent = True  # the other watches of the session have waited
-                self._unsent[watch.session] = None
+                watch.session.request_send()  # its other watches have waited
 
     def _check(self, tasks: list[QueryTask]) -> bool:
         """Add a self-check of one random query, if `CHECK` seconds have passed since the last."""
@@ -515,25 +536,12 @@ class Watches(Service):
         known = [
             each
             for each in self._queries.values()
-            if each.state is not None and each.since is None and each not in self._asking
+            if each.state is not None and each.since is None and each not in self._to_read
             if not (each.background or each.run.heavy)
         ]
         if known:
             tasks.append(replace(task_of(random.choice(known), set()), check=True))
         return bool(known)
-
-    def _pass_on(self, query: Query, result: NewState, wanted: set[Watch]) -> None:
-        """Pass the new state of a query on to its watches."""
-        if result.drifted:
-            self.drift += 1
-            log.error(
-                "self-check failed: the rows of {query} differ from its state",
-                query=query.run.shape.statement.name,
-            )
-        query.state = result.state
-        weight = result.weight
-        for watch in query.watches:
-            watch.queue(result, watch in wanted, weight)
 
     def _failed(self, query: Query, why: Failure) -> None:
         """
@@ -560,7 +568,7 @@ class Watches(Service):
         query.invalidate()
         if conflict:
             query.run.rest(time.monotonic())
-            query.postpone(query.late + 1)
+            query.late += 1
             self.wake()
             return
         query.parked = True

@@ -1,5 +1,15 @@
 """
-Watched queries, and the watches on them: what each caller has been sent.
+What each caller of `watch` has, and is sent next.
+
+A `Query` is watched by one or more calls, each of them a `Watch`. The watches of one session are kept together
+in a `WatchingSession`, because they move from position to position together. `Watches` (watch.py) passes each new
+state of a query to its watches, which queue the rows that differ, and then lets the sessions send them. Which
+queries a cycle has to read for them, `tasks_of` decides.
+
+A session's next step is made when the caller has taken the one before, from the states at that time: so a slow
+caller gets fewer and larger deltas. Up to a limit, rows wait in memory for the caller; above it, the watches
+start over with all rows. While a query of the session is read in the background, the deltas of its other watches
+up to that position are kept until its rows have been read.
 
 There may be many thousands of watches, most of them idle. So a query and a watch keep little memory, and
 changes cost nothing for the watches that they do not concern.
@@ -10,6 +20,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import (
+    Awaitable,
+    Callable,
     Collection,
     Hashable,
     Iterable,
@@ -17,10 +29,13 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextvars import Context
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import cbor2
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from service.api.call import Call, CallState, OngoingCall, Send
 from service.changes.cycle import NewState, QueryTask
@@ -40,13 +55,15 @@ from service.changes.positions import Position, SnapshotPosition
 from service.changes.refresh import Run
 from service.request.arguments import Caller
 
-if TYPE_CHECKING:
-    from service.changes.watching_session import WatchingSession
+log = Logger()
 
 NOTHING = Difference((), (), ())
 
 ALIVE, TICKS = 15.0, 15
 """Seconds without a message after which a watch is sent `alive`, and the number of slots of `AliveTimers`."""
+
+MOST_WRITTEN = 1000
+"""Maximum number of a session's own transactions that wait to be reported; older ones are dropped."""
 
 KeptState = tuple[State, dict[Hashable, Any]]
 """A state to which a watch shall be brought, and the rows that differ from those its caller has."""
@@ -56,20 +73,20 @@ class Query:
     """
     A watched query, with its watches.
 
-    A query is new until `Watches._begin` has read its rows, in another session than that of the cycles. From
-    then on each cycle applies the changes in the log to it, and reads all of its rows if it is `stale` or a
-    watch wants all rows. A slow query (`Run.heavy`) is read in the background: `tasks_of` postpones it until
+    A query is new until `Watches._read_new` has read its rows, in another session than that of the cycles.
+    From then on each cycle applies the changes in the log to it, and reads all of its rows if it is `stale` or
+    a watch wants all rows. A slow query (`Run.heavy`) is read in the background: `tasks_of` postpones it until
     it and its entire group have rested; `begin_background` takes it out of the cycles; `end_background` puts
     it back, postponed again if it was not read. After a read in another session, `read_at` records the
     position of the read; the next cycle continues from there, and `join` ends that. A query that was refused
     is parked until the catalog has been checked. While a query is postponed, read in the background or not
-    joined, the watches of its sessions wait.
+    joined, it is `behind`, and the watches of its sessions wait.
 
     Args:
         run: How the query is run.
         caller: One of the callers that watch it.
         kwargs: Arguments of that caller's call, without those that are not part of the query.
-        asking: The set of queries that may need more than the changes in the log, shared by all queries.
+        to_read: Queries that may need more than the changes in the log; shared by all queries.
 
     Attributes:
         background: Whether its rows are being read in the background.
@@ -78,15 +95,15 @@ class Query:
         since: Position of that state, if another session read it, until a cycle has continued from there.
         watches: The watches on it.
         stale: Whether its rows may have changed without a row in the log.
-        late: Number of cycles by which it was postponed.
+        late: Number of cycles by which it was postponed; 0 if it is not.
         parked: Whether it was refused with this catalog, and waits for a newer one.
         refusals: How often it was refused since it was last read.
     """
 
     __slots__ = (
-        "_asking",
         "_delta",
         "_kwargs",
+        "_to_read",
         "background",
         "caller",
         "late",
@@ -101,9 +118,9 @@ class Query:
     )
 
     def __init__(
-        self, run: Run, caller: Caller, kwargs: Mapping[str, Any], asking: set[Query]
+        self, run: Run, caller: Caller, kwargs: Mapping[str, Any], to_read: set[Query]
     ) -> None:
-        self._asking = asking
+        self._to_read = to_read
         self.name = run.name
         self.run = run
         self.caller = caller
@@ -124,52 +141,45 @@ class Query:
         kwargs = cbor2.loads(self._kwargs)
         return like._replace(kwargs=kwargs, caller=self.caller, state=CallState())
 
-    def ask(self) -> None:
-        """Request that the next cycle read the query even without a change in the log."""
+    def request_read(self) -> None:
+        """Let the next cycle read the query even without a change in the log."""
         if self.watches:
-            self._asking.add(self)
+            self._to_read.add(self)
 
     def invalidate(self) -> None:
-        """Request a read of all rows, whatever the log says."""
+        """Let the next cycle read all rows, whatever the log says."""
         self.stale = True
-        self.ask()
+        self.request_read()
 
     @property
     def behind(self) -> bool:
         """Whether its state is older than the last cycle."""
         return bool(self.late) or self.background or self.since is not None
 
-    def postpone(self, times: int) -> None:
-        """Record by how many cycles it was postponed; the sessions that watch it wait if that is not 0."""
-        self.late = times
-        self._hold()
-
     def begin_background(self) -> None:
         """Record that its rows are being read in the background."""
         self.background, self.stale, self.late = True, False, 0
-        self._hold()
 
     def end_background(self, read: bool) -> None:
         """Record that the read in the background has ended; `read`: whether it read the rows."""
-        self.background = False
+        self.background, self.late = False, 0 if read else 1
         if not read:
             self.invalidate()
-        self.postpone(0 if read else 1)
 
     def read_at(self, position: SnapshotPosition) -> None:
         """Record the position at which another session read its state; the next cycle continues there."""
         self.since, self.refusals = position, 0
-        self.ask()
-        self._hold()
-
-    def _hold(self) -> None:
-        for watch in self.watches:
-            watch.session.hold(watch)
+        self.request_read()
 
     def join(self) -> None:
         """Record that its state is that of the last cycle."""
         self.since = None
-        self._hold()
+
+    def move(self, found: NewState, wanted: Collection[Watch]) -> None:
+        """Move to the state that was read, and queue its rows; `wanted` are the watches that take all rows."""
+        self.state, weight = found.state, found.weight
+        for watch in self.watches:
+            watch.queue(found, watch in wanted, weight)
 
     def delta_from(self, before: State, state: State, rows: Mapping[Hashable, Any]) -> Message:
         """
@@ -247,7 +257,7 @@ class Watch(OngoingCall):
         self.silent = False
 
     @property
-    def wanting(self) -> bool:
+    def needs_rows(self) -> bool:
         """Whether the watch needs all rows, and they have not been read yet."""
         return self.base is None and self.rows is None
 
@@ -256,30 +266,51 @@ class Watch(OngoingCall):
         """Whether its caller has no rows at all, so that the session's other watches need not wait for it."""
         return self.base is None and self.since is None and self.touched is None and not self.reset
 
+    @property
+    def waits(self) -> bool:
+        """Whether it cannot be part of a step, because its next rows have not been read yet."""
+        query = self.query
+        # `needs_rows` or `query.behind`, but flat: each step asks all watches of the session, up to 100.
+        return (
+            (self.base is None and self.rows is None)
+            or query.late > 0
+            or query.background
+            or query.since is not None
+        )
+
+    @property
+    def blocks(self) -> bool:
+        """Whether the session's other watches wait for it, too: its caller has rows."""
+        return self.waits and not self.without_rows
+
+    def resume_from(self, since: Position | None) -> None:
+        """Resume from a position, if it is one of the same query and rights; else reset the caller's rows."""
+        same = not isinstance(since, SnapshotPosition) or since.query in ("", self.query.run.mark)
+        self.since = since if same else None
+        self.reset = since is not None and not same
+
     def start_over(self) -> None:
         """Send all rows next, to replace those that the caller has."""
         self.session.merge_kept()
         # The caller of a watch that resumes has rows, too, and `touched` does not name all changes by now.
         self.reset = not self.without_rows
         self.base = self.rows = self.since = self.touched = self.changed = None
-        self.query.ask()
-        self.session.hold(self)
+        self.query.request_read()
 
     def queue(self, found: NewState, wanted: bool, weight: int) -> None:
         """Queue the rows that a cycle has found, of a size of `weight`; all rows if they were wanted."""
-        if not self.wanting and found.state is not self.base:
+        if not self.needs_rows and found.state is not self.base:
             if self.changed is None:
                 self.changed = {}
             self.changed.update(found.rows)
-        if self.wanting and wanted:
+        if self.needs_rows and wanted:
             self.rows = FoundRows(found.state, dict(found.rows))
             self.changed = None
             if self.since is not None:
                 self.touched = found.resumed.get(self.since)
                 self.reset = self.touched is None
                 self.since = None
-        self.session.hold(self)
-        self.session.queue_rows(self, weight)
+        self.session.count_queued(self, weight)
 
     def end(self, error: Exception) -> None:
         """End the call with an error, unless it has ended."""
@@ -289,7 +320,7 @@ class Watch(OngoingCall):
 
     def messages(self, position: str, kept: KeptState | None = None) -> Iterator[Message] | None:
         """
-        Return the messages that bring the caller to a state; None if there are none.
+        Return the messages that bring the caller to a state, which becomes `base`; None if there are none.
 
         Args:
             position: Position of the state.
@@ -364,9 +395,280 @@ class Watch(OngoingCall):
         return iter([message])
 
 
+class WatchStep(NamedTuple):
+    """
+    The messages of one watch in a step.
+
+    Args:
+        watch: The watch.
+        messages: The messages to send.
+        advances: Whether they are part of a step to another position, not merely `alive`.
+        state: State of the caller's rows after them; None before its first rows.
+        covers: Transactions of the session that the state includes, to be reported.
+    """
+
+    watch: Watch
+    messages: Iterator[Message]
+    advances: bool
+    state: State | None
+    covers: tuple[str, ...]
+
+
+Step = list[WatchStep]
+
+
+class WatchingSession:
+    """
+    The watches of one session, which move together.
+
+    Args:
+        key: Key of the session in `Watches`.
+        caller: The caller.
+        now: Returns the time in seconds.
+        wake: Called when a cycle has to read rows for the session.
+        released: Returns the position that the watches may move to.
+        ended: Called with each watch that has ended.
+        to_send: Sessions for which there may be something to send; shared by all sessions.
+        most: Maximum size of the rows that wait for the session, in characters.
+
+    Attributes:
+        members: The watches.
+        busy: Whether the caller has not taken all that it was sent.
+        written: The session's own transactions that no position has included yet.
+    """
+
+    def __init__(
+        self,
+        key: Hashable,
+        caller: Caller,
+        now: Callable[[], float],
+        wake: Callable[[], None],
+        released: Callable[[], SnapshotPosition | None],
+        ended: Callable[[Watch], None],
+        to_send: dict[WatchingSession, None],
+        most: int,
+    ) -> None:
+        self.key = key
+        self.caller = caller
+        self.now = now
+        self._wake = wake
+        self._released = released
+        self.ended = ended
+        self._to_send = to_send
+        self._most = most
+        self._waiting = 0
+        self._sent_position = ""
+        self._kept: dict[Watch, KeptState] = {}
+        self._kept_at: SnapshotPosition | None = None
+        self._ready: tuple[SnapshotPosition, Step] | None = None
+        self._pending: dict[Watch, None] = {}
+        self.members: tuple[Watch, ...] = ()
+        self.busy = False
+        self.written: dict[int, None] = {}
+
+    def add(self, watch: Watch) -> None:
+        """Add a watch."""
+        self.members = (*self.members, watch)
+
+    def remove(self, watch: Watch) -> None:
+        """Remove a watch; the others may have waited for its rows."""
+        self.members = tuple(each for each in self.members if each is not watch)
+        self._pending.pop(watch, None)
+        self._kept.pop(watch, None)
+        self.request_send()
+
+    def request_send(self) -> None:
+        """Let `Watches` call `send_steps`."""
+        self._to_send[self] = None
+
+    def schedule(self, watch: Watch) -> None:
+        """Include a watch in the next step."""
+        self._pending[watch] = None
+        self.request_send()
+
+    def wrote(self, xid: int) -> None:
+        """Record a transaction of the session, to be reported once a position includes it."""
+        if any(watch.tx for watch in self.members):
+            self.written[xid] = None
+            if len(self.written) > MOST_WRITTEN:
+                del self.written[next(iter(self.written))]
+
+    def cover(self, position: SnapshotPosition) -> None:
+        """Make its watches report which of its transactions a position includes."""
+        if self._kept_at is not None or self._ready is not None:
+            return  # a step to an earlier position has to be sent first
+        seen = [xid for xid in self.written if position.snapshot.sees(xid)]
+        for xid in seen:
+            del self.written[xid]
+        for watch in self.members if seen else ():
+            if watch.tx:
+                watch.covered += tuple(map(str, seen))
+                self.schedule(watch)
+
+    def count_queued(self, watch: Watch, weight: int) -> None:
+        """Count rows that wait for the caller; if they exceed the limit, start over with all rows later."""
+        self.schedule(watch)
+        self._waiting += weight
+        if self.busy and self._waiting > self._most:
+            self._waiting = 0
+            for each in self._pending:
+                if each.changed or each.rows is not None:
+                    each.start_over()
+
+    def keep(self, position: SnapshotPosition) -> None:
+        """
+        Keep the deltas up to a position until the queries read in the background have their rows of it.
+
+        The cycles continue meanwhile. If a watch waits for anything else, nothing is kept, and all watches
+        move to a later position together.
+        """
+        self.merge_kept()
+        if (
+            any(each.blocks and not each.query.background for each in self.members)
+            or self._ready
+            or any(each.rows and not each.without_rows for each in self.members)
+        ):
+            return
+        self._kept_at = position
+        for watch in self._pending:
+            state, changed = watch.query.state, watch.changed
+            if state and changed is not None and watch.base and not watch.query.background:
+                self._kept[watch], watch.changed = (state, changed), None
+
+    def merge_kept(self) -> None:
+        """Drop the kept position: merge its deltas into the later ones."""
+        for watch, (_, changed) in self._kept.items():
+            watch.changed = changed | (watch.changed or {})
+            self.schedule(watch)
+        self._kept, self._kept_at = {}, None
+
+    def complete(self, queries: Collection[Query]) -> None:
+        """Prepare the kept step, now that some queries were read in the background, if it can be sent."""
+        seen = [watch for watch in self.members if not watch.without_rows]
+        if any(each.needs_rows or (each.query.late and each.query in queries) for each in seen):
+            self.merge_kept()  # a watch could not be brought to the position
+        position = self._kept_at
+        if position is None:
+            return
+        kept: dict[Watch, KeptState | None] = {**self._kept}
+        kept |= dict.fromkeys(watch for watch in self.members if watch.query in queries)
+        self._kept, self._kept_at = {}, None
+        step: Step = []
+        for watch, state in kept.items():
+            messages = watch.messages(f"{position}~{watch.query.run.mark}", state)
+            if messages is not None:
+                step.append(_step_of(watch, messages, True))
+        self._ready = (position, step) if step else None
+        self.request_send()
+
+    def send_steps(self) -> None:
+        """Send the steps that are due, as fast as the caller takes them."""
+        if not self.busy:
+            self.busy = True
+            # An empty context, because this may be called under a caller's identity, or in a transaction.
+            sending = Context().run(Deferred.fromCoroutine, self._send_steps())
+            sending.addErrback(lambda why: log.failure("cannot send to a watcher", why))
+
+    async def _send_steps(self) -> None:
+        try:
+            while step := self._next_step():
+                await self._send(step)
+        finally:
+            self.busy = False
+
+    def _next_step(self) -> Step:
+        """Return the messages that bring all watches to the position; only `alive` while one has to wait."""
+        position = self._released()
+        if position is None:  # the last watch has ended, before its caller took all messages
+            return []
+        if self._ready is not None:
+            (kept_at, step), self._ready = self._ready, None
+            self._sent_position = str(kept_at)
+            return step
+        blocked = any(watch.blocks for watch in self.members)
+        waiting = [
+            WatchStep(watch, iter([watch.alive(self._sent_position)]), False, watch.base, ())
+            for watch in self._pending
+            if watch.silent and (blocked or watch.waits)
+        ]
+        if blocked:
+            self._wake()
+            return waiting
+        self.merge_kept()
+        self._waiting = 0
+        head = self._sent_position = str(position)
+        found: Step = []
+        news, self._pending = self._pending, {}
+        for watch in news:
+            if watch.waits:
+                self._pending[watch] = None  # in a later step, when it has its rows
+                if watch.needs_rows:
+                    self._wake()
+                continue
+            messages = watch.messages(f"{head}~{watch.query.run.mark}")
+            if messages is not None:
+                found.append(_step_of(watch, messages, True))
+            elif watch.base is not None and (watch.silent or watch.covered):
+                found.append(_step_of(watch, iter([watch.alive(head)]), False))
+        return [*waiting, *found]
+
+    async def _send(self, step: Step) -> None:
+        """Send a step; return when the next may follow."""
+        now, advances = self.now(), any(each.advances for each in step)
+        taken: Awaitable[None] | None = None
+        sent: dict[Awaitable[None], list[Watch]] = {}
+        for at, each in enumerate(step, 1):
+            taken = await self._send_watch(each, advances and at == len(step), now)
+            if taken is not None:
+                # All watches of a caller return the same awaitable, which is awaited once.
+                sent.setdefault(taken, []).append(each.watch)
+        if advances and taken is None:
+            await self._end_step([each for each in step if not each.watch.ended], now)
+        for taken, watches in sent.items():
+            try:
+                await taken
+            except Exception as error:
+                for watch in watches:
+                    watch.end(error)
+
+    async def _end_step(self, step: Step, now: float) -> None:
+        """Mark a step as complete by an `alive`: the watch whose message was to mark it has ended."""
+        for each in step[-1:]:
+            alive = iter([each.watch.alive(self._sent_position, each.state)])
+            await self._send_watch(each._replace(messages=alive, covers=()), True, now)
+
+    async def _send_watch(self, step: WatchStep, ends: bool, now: float) -> Awaitable[None] | None:
+        """Send the messages of a watch, the last of which may end the step; return what to await after it."""
+        watch, messages = step.watch, step.messages
+        message = next(messages, None)
+        while message is not None and not watch.ended:
+            following = next(messages, None)
+            if following is None:
+                if step.covers:
+                    message["covers"] = list(step.covers)
+                if ends:
+                    message["step"] = True
+            watch.sent_at, watch.silent = now, False
+            try:
+                taken = watch.send(message)
+                if following is None:
+                    return taken
+                await taken
+            except Exception as error:
+                watch.end(error)
+            message = following
+        return None
+
+
+def _step_of(watch: Watch, messages: Iterator[Message], advances: bool) -> WatchStep:
+    """Return a watch's messages, with the transactions that its state includes."""
+    covers, watch.covered = watch.covered, ()
+    return WatchStep(watch, messages, advances, watch.base, covers)
+
+
 def wanted_of(query: Query) -> set[Watch]:
     """Return the watches of a query that need all of its rows, and whose sessions can take them now."""
-    return {watch for watch in query.watches if watch.wanting and not watch.session.busy}
+    return {watch for watch in query.watches if watch.needs_rows and not watch.session.busy}
 
 
 def task_of(query: Query, wanted: set[Watch]) -> QueryTask:
@@ -381,13 +683,6 @@ def task_of(query: Query, wanted: set[Watch]) -> QueryTask:
         resumes=tuple(sorted(resumes, key=str)),
         since=query.since,
     )
-
-
-def resume_from(watch: Watch, since: Position | None) -> None:
-    """Resume a watch from a position, if it is one of the same query and rights; else reset it."""
-    same = not isinstance(since, SnapshotPosition) or since.query in ("", watch.query.run.mark)
-    watch.since = since if same else None
-    watch.reset = since is not None and not same
 
 
 def tasks_of(wanted: Mapping[Query, set[Watch]], background: bool) -> list[QueryTask]:
@@ -419,7 +714,7 @@ def tasks_of(wanted: Mapping[Query, set[Watch]], background: bool) -> list[Query
         elif query not in heavy:
             found.append(task_of(query, watches))
         elif query.stale:
-            query.postpone(query.late or 1)
+            query.late = query.late or 1
     return found
 
 

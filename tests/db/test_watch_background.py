@@ -23,7 +23,6 @@ from service.changes.positions import SnapshotPosition, parse_position
 from service.changes.queries import WatchLimits
 from service.changes.refresh import Run
 from service.changes.watch import Watches
-from service.changes.watching_session import WatchingSession
 from tests.conftest import execute
 from tests.db.dispatchers import ANYONE
 from tests.db.watched import Live, Watcher, living, watch_of
@@ -88,7 +87,7 @@ async def begun(live: Live, *watchers: Watcher) -> list[Run]:
     """Wait for the first rows, and mark the queries as slow and rested."""
     for each in watchers:
         await each.first()
-    await until(lambda: not live.watches._asking)  # all queries have joined the cycles
+    await until(lambda: not live.watches._to_read)  # all queries have joined the cycles
     runs = [watch_of(each).query.run for each in watchers]
     for run in runs:
         run.duration, run.until = 1.0, 0.0
@@ -131,7 +130,7 @@ async def test_query_with_one_slow_read_does_not_rest(
     """A read is slow once if the server or the service was stopped meanwhile; two slow reads count."""
     watcher = slow(live, 1, MINE)
     await watcher.first()
-    await until(lambda: not live.watches._asking)
+    await until(lambda: not live.watches._to_read)
     run = watch_of(watcher).query.run
     for turn, heavy in enumerate((False, True)):
         hold(lock, 1)
@@ -323,10 +322,10 @@ async def test_query_whose_last_watch_leaves_while_it_is_read_is_not_read_again(
     await until(lambda: execute(dsn, READING.format(1)))
     await watcher.cancel()
     execute(dsn, f"SELECT pg_terminate_backend(pid) FROM ({READING.format(1)}) t")
-    await until(lambda: not live.watches._readings)
+    await until(lambda: not live.watches._background_reads)
     execute(dsn, "INSERT INTO quick VALUES (1)")
     await quick.same()
-    assert live.watches._asking == set()
+    assert live.watches._to_read == set()
 
 
 @pytest_twisted.ensureDeferred
@@ -351,7 +350,11 @@ async def test_query_that_could_not_be_read_rests(dsn: str, live: Live, lock: Co
 
 @pytest.mark.parametrize(
     ("where", "name"),
-    [(Watches, "_take_outcome"), (WatchingSession, "keep"), (WatchingSession, "complete")],
+    [
+        (Watches, "_apply_cycle"),
+        (watchers.WatchingSession, "keep"),
+        (watchers.WatchingSession, "complete"),
+    ],
 )
 @pytest_twisted.ensureDeferred
 async def test_error_in_a_background_read_stops_no_cycle(
@@ -363,7 +366,7 @@ async def test_error_in_a_background_read_stops_no_cycle(
     faults: list[str] = []
 
     def fail(*args: Any) -> Any:
-        if live.watches._asking and not faults:
+        if live.watches._to_read and not faults:
             faults.append(name)
             run.until = math.inf  # so that no other read ends what this one has begun
             raise RuntimeError("a fault of ours")
@@ -397,7 +400,7 @@ async def test_table_truncated_during_a_background_read_has_its_new_rows(
         ((xid,),) = rows.fetchall()
     connection.close()
     lock.rollback()
-    await until(lambda: not live.watches._readings)
+    await until(lambda: not live.watches._background_reads)
     for run in runs:
         run.until = 0.0
     await until(lambda: notes.messages)

@@ -65,7 +65,7 @@ async def test_change_takes_three_messages_to_the_database(
         monkeypatch.setattr(PgCursor, "execute", counted)
         watcher = live.watch("items")
         await watcher.first()
-        await until(lambda: not live.watches._asking)
+        await until(lambda: not live.watches._to_read)
         for many in (1, 2):  # the session prepares its statements in the first cycle
             sent.clear()
             before = live.watches.cycles

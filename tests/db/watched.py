@@ -193,7 +193,7 @@ async def living(
         cycle, first = (Cycle(reactor, dsn, SessionSettings()) for _ in range(2))
         limits = limits or WatchLimits()
         watches = Watches(reactor, served.database, served.dispatcher, cycle, first, limits, poll)
-        served.dispatcher.register(replace(VERBS["watch"], handler=watches.take))
+        served.dispatcher.register(replace(VERBS["watch"], handler=watches.watch))
         watches.startService()
         try:
             yield Live(served, watches)

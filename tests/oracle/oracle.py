@@ -18,7 +18,7 @@ from twisted.logger import LogLevel, capturedLogs, eventAsText
 
 from schema import changes
 from service.changes.watch import WatchLimits
-from service.changes.watching_session import WatchingSession
+from service.changes.watchers import WatchingSession
 from service.errors import InternalError, ServiceError
 from tests.conftest import execute
 from tests.copies import Copy, as_set
