@@ -403,7 +403,7 @@ async def test_table_rewritten_during_a_cycle_keeps_its_rows(dsn: str, change: s
         dsn,
         BEFORE_EACH + "ALTER TABLE notes ALTER body TYPE text;"
         "CREATE OR REPLACE FUNCTION slow() RETURNS SETOF teams STABLE LANGUAGE sql"
-        " AS 'SELECT t.* FROM teams t, pg_sleep(0.2)'",
+        " AS 'SELECT t.* FROM teams t, pg_sleep(0.5)'",
     )
     async with living(dsn) as live:
         slow, watcher = live.watch("fn.slow"), live.watch("notes")
