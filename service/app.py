@@ -373,15 +373,9 @@ class Serving(Service):
                 feed.well, feed.polling, publisher.refused, feed.leading, leader, reached
             )
 
-        why = WhyProcedure(self.dispatcher, self.database, roles, parts)
-        catchup = CatchUpProcedures(
-            self.database,
-            self.dispatcher,
-            roles,
-            settings.max_rows,
-            settings.max_bytes,
-            settings.changes_max,
-        )
+        why = WhyProcedure(self.dispatcher, self.database, parts)
+        most = settings.max_rows, settings.max_bytes, settings.changes_max
+        catchup = CatchUpProcedures(self.database, self.dispatcher, *most)
         own = {
             **status.procedures(),
             **batches.procedures(),

@@ -47,10 +47,6 @@ class Roles:
         unmapped = self.names != (SERVICE,) and caller.authrole not in self.mapped
         return not caller.authid or caller.authrole == ANONYMOUS or unmapped
 
-    def of(self, caller: Caller) -> str:
-        """Return the database role of a caller; raise as `of_authrole` does."""
-        return self.of_authrole(caller.authrole)
-
     def of_authrole(self, authrole: str | None) -> str:
         """
         Return the database role of callers with a WAMP authrole.

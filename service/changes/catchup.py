@@ -16,7 +16,6 @@ from typing import Any
 import cbor2
 
 from service.api.dispatcher import Dispatcher, Procedure
-from service.api.roles import Roles
 from service.catalog import Catalog, QualifiedName
 from service.changes.log import (
     PgSnapshot,
@@ -141,8 +140,7 @@ class CatchUpProcedures:
 
     Args:
         database: The database with the log.
-        dispatcher: Knows the catalogs of all roles.
-        roles: Mapping of authroles to database roles.
+        dispatcher: Knows the database role of a caller, and the catalog that is served to it.
         max_rows: Maximum number of changes in one answer.
         max_bytes: Maximum size of an answer in bytes.
         most: Number of log rows above which a transaction is a reset; the same as the feed's.
@@ -152,14 +150,12 @@ class CatchUpProcedures:
         self,
         database: Database,
         dispatcher: Dispatcher,
-        roles: Roles,
         max_rows: int,
         max_bytes: int,
         most: int,
     ) -> None:
         self._database = database
         self._dispatcher = dispatcher
-        self._roles = roles
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._most = most
@@ -195,7 +191,7 @@ class CatchUpProcedures:
         form = given.choice("form", FORMS, "dicts")
         limit = given.integer("limit")
         limit = self._max_rows if limit is None else min(limit, self._max_rows)
-        served, role = self._dispatcher.served_to(caller), self._roles.of(caller)
+        served, role = self._dispatcher.served_to(caller), self._dispatcher.role_of(caller)
         wanted = _relations(served.catalog, given)
         with self._database.identity(OWN_IDENTITY):
             read: ReadChanges = await self._database.atomic(

@@ -15,7 +15,7 @@ from typing import Any
 
 from schema.triggers import OUTDATED
 from service.api.dispatcher import Dispatcher, Procedure
-from service.api.roles import SERVICE, Roles
+from service.api.roles import SERVICE
 from service.catalog import Catalog, Relation
 from service.changes.leader import leader_txn
 from service.changes.log import installed_txn, unreadable_log_owner_txn
@@ -440,9 +440,8 @@ class WhyProcedure:
     The procedure `why`.
 
     Args:
-        dispatcher: Knows which relations are served to a caller.
+        dispatcher: Knows the database role of a caller, and which relations are served to it.
         database: The database to be checked.
-        roles: Maps a caller to a database role.
         parts: Returns the checks of the service itself; called with the process that leads, if known.
     """
 
@@ -450,12 +449,10 @@ class WhyProcedure:
         self,
         dispatcher: Dispatcher,
         database: Database,
-        roles: Roles,
         parts: Callable[[str | None], Awaitable[Iterable[Check]]],
     ) -> None:
         self._dispatcher = dispatcher
         self._database = database
-        self._roles = roles
         self._parts = parts
 
     def procedures(self) -> dict[str, Procedure]:
@@ -473,7 +470,7 @@ class WhyProcedure:
         relation = find_relation(
             self._dispatcher.served_to(caller).catalog, given.required("relation")
         )
-        role = self._roles.of(caller)
+        role = self._dispatcher.role_of(caller)
         # With the service's own role: callers have no right on the log.
         with self._database.identity(OWN_IDENTITY):
             checks, leader = await self._database.run(

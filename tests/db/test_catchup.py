@@ -60,14 +60,11 @@ class LateCallers:
     db: DirectCaller
     dsn: str
     ticks: Ticks
-    roles: Roles
 
     def serve(self, max_rows: int = 1000, max_bytes: int = 8 << 20, most: int = 10_000) -> None:
         """Serve the procedures, with other limits."""
         dispatcher = self.db.dispatcher
-        catchup = CatchUpProcedures(
-            self.db.database, dispatcher, self.roles, max_rows, max_bytes, most
-        )
+        catchup = CatchUpProcedures(self.db.database, dispatcher, max_rows, max_bytes, most)
         dispatcher.add(catchup.procedures(), once=False)
 
     def run(self, *statements: str) -> list[Any]:
@@ -100,13 +97,10 @@ class LateCallers:
 
 
 @pytest_twisted.async_yield_fixture
-async def late(
-    db: DirectCaller, dsn: str, request: pytest.FixtureRequest
-) -> AsyncIterator[LateCallers]:
+async def late(db: DirectCaller, dsn: str) -> AsyncIterator[LateCallers]:
     """Serve the log of the module's database, from the present position on."""
     ticks = Ticks(dsn)
-    mark = request.node.get_closest_marker("serving")
-    made = LateCallers(db, dsn, ticks, mark.kwargs.get("roles") or Roles())
+    made = LateCallers(db, dsn, ticks)
     made.serve()
     yield made
     ticks.close()

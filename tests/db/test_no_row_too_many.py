@@ -208,7 +208,7 @@ async def test_role_never_receives_a_value_that_it_may_not_select(
         return heads
 
     topics = Topics(db.database, db.dispatcher, ROLES, "rowcast", 8 << 20, send, every)
-    catchup = CatchUpProcedures(db.database, db.dispatcher, ROLES, 1000, 8 << 20, 10_000)
+    catchup = CatchUpProcedures(db.database, db.dispatcher, 1000, 8 << 20, 10_000)
     db.dispatcher.add(catchup.procedures(), once=False)
     callers = {name: Caller(1, name, name, "realm1") for name in AUTHROLES}
     begun = await db.call_as(callers["staff"], "position")

@@ -346,7 +346,7 @@ async def test_why_answers_callers_only_about_readable_relations(
         leaders.append(leader)
         return [said]
 
-    procedure = WhyProcedure(db.dispatcher, db.database, ROLES, parts)
+    procedure = WhyProcedure(db.dispatcher, db.database, parts)
     db.dispatcher.add(procedure.procedures(), once=False)
     reader, nobody = (Caller(1, None, name, "realm1") for name in ("reader", "nobody"))
     found = await db.call_as(reader, "why", "things")
