@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary
 
 from service.api.dispatcher import Dispatcher, Procedure
 from service.catalog import Catalog
-from service.db.connection import PgConnection
 from service.db.statements import compute_txn
 from service.describe.document import describe, size_of
 from service.errors import TooMuchToDescribe
@@ -110,7 +109,7 @@ class StatusProcedures:
 
     async def _database_answers(self) -> bool:
         try:
-            await self._backend.database.run(_ping_txn, retry=True, timeout=PATIENCE)
+            await self._backend.database.statement("SELECT 1", retry=True, timeout=PATIENCE)
         except Exception:  # for whatever reason, the database does not answer
             return False
         return True
@@ -118,8 +117,3 @@ class StatusProcedures:
     async def _stats(self) -> Any:
         figures = {name: figure() for name, figure in self._figures.items()}
         return {"pool": asdict(self._backend.database.pool.stats()), **figures}
-
-
-def _ping_txn(connection: PgConnection) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT 1")
