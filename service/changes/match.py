@@ -77,11 +77,11 @@ def _date(text: str) -> Any:
 
 def _timestamp(text: str, zone: str = "") -> Any:
     """Return the microseconds since the start of the year 1, or UNKNOWN."""
+    # Images have a T (row_to_json); callers may also give a space, as in PostgreSQL's own text.
     if not re.fullmatch(
         rf"\d{{4}}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{{1,6}})?{zone}", text, re.ASCII
     ):
         return UNKNOWN
-    text = re.sub(r"\.(\d+)", lambda found: f".{found[1]:<06}", text)
     try:
         found = datetime.fromisoformat(text)
         passed = found.astimezone(UTC).replace(tzinfo=None) if zone else found
@@ -305,10 +305,10 @@ Maximum number of index entries of one query, one for each combination of the va
 An entry takes about 150 bytes. The values of a longer list are compared with each change instead.
 """
 
-Watch = TypeVar("Watch", bound=Hashable)
+Query = TypeVar("Query", bound=Hashable)
 
 
-class Index(Generic[Watch]):
+class Index(Generic[Query]):
     """
     Queries by the terms of their filters; each operation takes O(log n), plus the number of results.
 
@@ -316,14 +316,14 @@ class Index(Generic[Watch]):
     """
 
     def __init__(self) -> None:
-        self._relations: dict[int, _Relation[Watch]] = {}
+        self._relations: dict[int, _Relation[Query]] = {}
 
-    def add(self, watch: Watch, relation: int, terms: Sequence[Term]) -> None:
+    def add(self, query: Query, relation: int, terms: Sequence[Term]) -> None:
         """
         Add a query.
 
         Args:
-            watch: The query; it must not be in the index yet.
+            query: The query; it must not be in the index yet.
             relation: Number of the relation whose changes concern it.
             terms: Terms that all hold for a row that concerns it.
         """
@@ -336,11 +336,11 @@ class Index(Generic[Watch]):
         group = known.groups.get(chosen.shape)
         if group is None:
             group = known.groups[chosen.shape] = _Group()
-        entry = _Entry(watch, chosen.rest)
+        entry = _Entry(query, chosen.rest)
         for key in chosen.combinations():
             group.add(key, chosen.between, entry)
 
-    def remove(self, watch: Watch, relation: int, terms: Sequence[Term]) -> None:
+    def remove(self, query: Query, relation: int, terms: Sequence[Term]) -> None:
         """Remove a query that was added with the same relation and terms."""
         known = self._relations[relation]
         known.columns.subtract(term.column for term in terms)
@@ -349,7 +349,7 @@ class Index(Generic[Watch]):
         group = known.groups.get(chosen.shape)
         if group is not None:  # a term without values has no combination, and so no entry
             for key in chosen.combinations():
-                group.remove(key, chosen.between, watch)
+                group.remove(key, chosen.between, query)
             if not group.buckets:
                 del known.groups[chosen.shape]
         if not known.queries:
@@ -361,7 +361,7 @@ class Index(Generic[Watch]):
 
     def matching(
         self, relation: int, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None
-    ) -> set[Watch]:
+    ) -> set[Query]:
         """
         Return the queries that a change of a row can concern.
 
@@ -370,7 +370,7 @@ class Index(Generic[Watch]):
             old: Old image of the row from the log; None if there was no row before.
             new: New image of the row, likewise.
         """
-        found: set[Watch] = set()
+        found: set[Query] = set()
         known = self._relations.get(relation)
         if known is None:
             return found
@@ -383,11 +383,11 @@ class Index(Generic[Watch]):
         return found
 
 
-class _Relation(Generic[Watch]):
+class _Relation(Generic[Query]):
     """The queries of one relation."""
 
     def __init__(self) -> None:
-        self.groups: dict[_Shape, _Group[Watch]] = {}
+        self.groups: dict[_Shape, _Group[Query]] = {}
         self.columns: Counter[str] = Counter()
         self.queries = 0
 
@@ -450,17 +450,17 @@ class _Chosen:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Entry(Generic[Watch]):
+class _Entry(Generic[Query]):
     """A query, and the terms that have to be checked for each row."""
 
-    watch: Watch
+    query: Query
     rest: tuple[Term, ...]
 
     def holds(self, image: Mapping[str, Any]) -> bool:
         return all(term.holds(_comparable(image, term.column, term.form)) for term in self.rest)
 
 
-class _Group(Generic[Watch]):
+class _Group(Generic[Query]):
     """The queries that are indexed by the same columns."""
 
     __slots__ = ("buckets",)
@@ -469,10 +469,10 @@ class _Group(Generic[Watch]):
         # A bucket with a single query is the query's entry itself: a dict takes 230 bytes, and most
         # filters have one query for each value.
         self.buckets: dict[
-            tuple[Any, ...], _Entry[Watch] | _Ranges[Watch] | dict[Watch, _Entry[Watch]]
+            tuple[Any, ...], _Entry[Query] | _Ranges[Query] | dict[Query, _Entry[Query]]
         ] = {}
 
-    def add(self, key: tuple[Any, ...], between: Between | None, entry: _Entry[Watch]) -> None:
+    def add(self, key: tuple[Any, ...], between: Between | None, entry: _Entry[Query]) -> None:
         bucket = self.buckets.get(key)
         if between is not None:
             if bucket is None:
@@ -482,22 +482,22 @@ class _Group(Generic[Watch]):
         elif bucket is None:
             self.buckets[key] = entry
         elif isinstance(bucket, _Entry):
-            self.buckets[key] = {bucket.watch: bucket, entry.watch: entry}
+            self.buckets[key] = {bucket.query: bucket, entry.query: entry}
         else:
             assert isinstance(bucket, dict)
-            bucket[entry.watch] = entry
+            bucket[entry.query] = entry
 
-    def remove(self, key: tuple[Any, ...], between: Between | None, watch: Watch) -> None:
+    def remove(self, key: tuple[Any, ...], between: Between | None, query: Query) -> None:
         bucket = self.buckets[key]
         if isinstance(bucket, _Ranges):
             assert between is not None
-            bucket.remove(between, watch)
+            bucket.remove(between, query)
         elif isinstance(bucket, dict):
-            del bucket[watch]
+            del bucket[query]
         if isinstance(bucket, _Entry) or not bucket:
             del self.buckets[key]
 
-    def collect(self, shape: _Shape, image: Mapping[str, Any], found: set[Watch]) -> None:
+    def collect(self, shape: _Shape, image: Mapping[str, Any], found: set[Query]) -> None:
         """Add the queries that a row may concern to `found`."""
         key = tuple([_comparable(image, name, form) for name, form in shape.columns])
         if UNKNOWN in key:
@@ -513,17 +513,17 @@ class _Group(Generic[Watch]):
             buckets = [bucket]
         value = None if shape.between is None else _comparable(image, *shape.between)
         for bucket in buckets:
-            entries: Iterable[_Entry[Watch]]
+            entries: Iterable[_Entry[Query]]
             if isinstance(bucket, _Entry):
                 entries = (bucket,)
             else:
                 entries = bucket.values() if isinstance(bucket, dict) else bucket.at(value)
             for entry in entries:
                 if not entry.rest or entry.holds(image):
-                    found.add(entry.watch)
+                    found.add(entry.query)
 
 
-class _Ranges(Generic[Watch]):
+class _Ranges(Generic[Query]):
     """
     Queries with the same indexed values, and a range.
 
@@ -535,22 +535,22 @@ class _Ranges(Generic[Watch]):
     __slots__ = ("_lists", "_longest", "entries")
 
     def __init__(self) -> None:
-        self.entries: dict[Watch, tuple[Any, int, Between, _Entry[Watch]]] = {}
+        self.entries: dict[Query, tuple[Any, int, Between, _Entry[Query]]] = {}
         self._lists: dict[Hashable, SortedList] = {}
         self._longest: dict[Hashable, Any] = {}
 
-    def add(self, between: Between, entry: _Entry[Watch]) -> None:
+    def add(self, between: Between, entry: _Entry[Query]) -> None:
         kind, end = _placed(between)
         # id(entry) makes the tuples distinct, so sorting never compares the ranges or entries.
-        place = self.entries[entry.watch] = end, id(entry), between, entry
+        place = self.entries[entry.query] = end, id(entry), between, entry
         if kind is None:
             return
         self._lists.setdefault(kind, SortedList()).add(place)
         if isinstance(kind, int):
             self._longest[kind] = max(self._longest.get(kind, 0), between.high - between.low)
 
-    def remove(self, between: Between, watch: Watch) -> None:
-        place = self.entries.pop(watch)
+    def remove(self, between: Between, query: Query) -> None:
+        place = self.entries.pop(query)
         kind, _ = _placed(between)
         if kind is None:
             return
@@ -562,7 +562,7 @@ class _Ranges(Generic[Watch]):
     def __len__(self) -> int:
         return len(self.entries)
 
-    def at(self, value: Any) -> Iterator[_Entry[Watch]]:
+    def at(self, value: Any) -> Iterator[_Entry[Query]]:
         """Yield the queries whose range contains a value."""
         if value is None:
             return

@@ -23,7 +23,7 @@ class Calls:
 
     def call(self, number: int, alone: bool = False) -> tuple[Turn, Deferred[Any]]:
         """Make a call; return its turn, and the Deferred that waits for it."""
-        turn = self.turns.take()
+        turn = self.turns.add()
 
         async def begin() -> None:
             await self.turns.wait(turn, alone)
@@ -99,7 +99,7 @@ def test_thousands_of_waiting_calls_run_without_recursion(calls: Calls) -> None:
     first, _ = calls.call(0)
 
     async def refused(number: int) -> None:
-        turn = calls.turns.take()
+        turn = calls.turns.add()
         await calls.turns.wait(turn)
         calls.end(turn, number)
 
