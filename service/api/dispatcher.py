@@ -30,7 +30,7 @@ from service.api.call import (
     Step,
     not_in_transaction,
 )
-from service.api.idempotency import key_id, once_only, option_of, refuse_own_options
+from service.api.idempotency import key_id, keyed_step, option_of, refuse_own_options
 from service.api.import_ import Forward, ImportProcedure
 from service.api.interactive import BEGIN, TX, Interactive, TransactionLimits
 from service.api.leases import new_process
@@ -203,7 +203,7 @@ class Dispatcher:
             assert call.verb.handler is not None  # no route leads to a verb without a handler
             step = call.verb.handler(call)  # request → plan → statement
         if call.state.keyed is not None:
-            step = once_only(self.backend.database, call, call.state.keyed, step)
+            step = keyed_step(self.backend.database, call, call.state.keyed, step)
         if not isinstance(step, Step):
             # A verb of several steps runs and shapes them itself; it may return the last one to be run here.
             step = await step

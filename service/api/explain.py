@@ -26,10 +26,10 @@ from service.api.read import (
     get_statement,
     parsed_rows,
     plan_counted,
+    rows_request,
     statement_of,
     totals_statement,
     unlimited_statement,
-    wanted,
     watched_statement,
 )
 from service.db.statements import explain_txn
@@ -131,7 +131,7 @@ def _get(call: Call) -> Iterator[Read]:
 
 def _find(call: Call) -> Iterator[Read]:
     parsed = parsed_rows(call, call.kwargs, parse_find)
-    request, whole = wanted(parsed.request), counts_as_it_reads(call, parsed)
+    request, whole = rows_request(parsed.request), counts_as_it_reads(call, parsed)
     yield parsed, statement_of(call, parsed, unlimited_statement if whole else find_statement)
     if request.count in ("exact", "estimated") and not whole:
         yield parsed, counting_statement(call, parsed, plan_counted(call, parsed))

@@ -55,7 +55,7 @@ def key_id(caller: Caller, key: str) -> bytes:
     return sha256(json.dumps([caller.realm, caller.authid, key]).encode()).digest()
 
 
-def once_only(
+def keyed_step(
     database: Database, call: Call, keyed: KeyedCall, step: Step | Awaitable[Any]
 ) -> Step | Awaitable[Any]:
     """Return the step, or the awaitable, of a call that runs only if its key is new."""
@@ -79,10 +79,10 @@ def once_only(
         return again if isinstance(again, Step) else await again
 
     seconds = seconds_of(call.kwargs.get("timeout"))
-    return once(database, keyed, work, timeout=seconds, kind=keyed.procedure)
+    return run_once(database, keyed, work, timeout=seconds, kind=keyed.procedure)
 
 
-async def once(
+async def run_once(
     database: Database,
     keyed: KeyedCall,
     work: Callable[[], Awaitable[Any]],
@@ -142,7 +142,7 @@ async def once(
         return kept.result
 
 
-def no_key(why: str, hint: str | None = None) -> InvalidArgument:
+def key_refusal(why: str, hint: str | None = None) -> InvalidArgument:
     """Return the refusal of an idempotency key that a call may not have."""
     return InvalidArgument(why, path=IDEMPOTENCY_KEY, hint=hint)
 
@@ -170,7 +170,7 @@ def refuse_own_options(call: Call) -> None:
             hint="the transaction has one",
         )
     if IDEMPOTENCY_KEY in call.kwargs and option_of(call, IDEMPOTENCY_KEY) is not None:
-        raise no_key(
+        raise key_refusal(
             "an operation of a transaction has no key of its own", "the transaction has one"
         )
 

@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.task import deferLater
 
 from service.api.call import Call, Snapshot, not_in_transaction
-from service.api.idempotency import no_key
+from service.api.idempotency import key_refusal
 from service.api.leases import Lease, Leases, Reason, process_of
 from service.api.rules import catalog_faults, set_by_model
 from service.catalog import Relation, Type
@@ -121,7 +121,7 @@ class ImportProcedure:
         request, caller, relation = parse_import(call.args, call.kwargs), call.caller, call.relation
         assert relation is not None
         if call.kwargs.get(IDEMPOTENCY_KEY) is not None and (request.upload or not request.done):
-            raise no_key("an upload has no idempotency key", "a call that brings all rows has")
+            raise key_refusal("an upload has no idempotency key", "a call that brings all rows has")
         if request.upload is None and request.done:
             upload = Upload(self._database, call.snapshot, relation, request)
             return await self._import_at_once(upload, request)
@@ -206,7 +206,7 @@ class ImportProcedure:
         """Write the rows of a call, and pause before the answer, so that other calls get their turn."""
         reactor = self._database.reactor
         began = reactor.seconds()
-        await self._database.within(call.timeout, upload.take(call))
+        await self._database.within(call.timeout, upload.add(call))
         await deferLater(reactor, min(MAX_PAUSE, PAUSE_RATIO * (reactor.seconds() - began)))
 
 
@@ -252,7 +252,7 @@ class Upload:
         self._feed: CopySource | None = None
         self._written: Deferred[int] | None = None
 
-    async def take(self, call: ImportRequest) -> None:
+    async def add(self, call: ImportRequest) -> None:
         """
         Write the rows of one call; return when the COPY has received them.
 
@@ -369,7 +369,7 @@ class Upload:
 
 async def _all(upload: Upload, call: ImportRequest) -> Any:
     """Write the rows of the last call and commit; return the answer."""
-    await upload.take(call)
+    await upload.add(call)
     upload.receipt = call.receipt
     answer = {"rows": await upload.finish()}
     return WithReceipt(answer, upload.tx) if call.receipt else answer

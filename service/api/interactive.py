@@ -21,7 +21,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 
 from service.api.call import CallState, not_in_transaction
-from service.api.idempotency import no_key
+from service.api.idempotency import key_refusal
 from service.api.leases import Lease, Leases, Reason, is_process, process_of
 from service.catalog import Catalog
 from service.db.connection import PgConnection
@@ -79,8 +79,8 @@ class Turns:
         self._sent = 0
         self._advancing = False
 
-    def take(self) -> Turn:
-        """Return the turn of a call that has arrived, behind all others."""
+    def add(self) -> Turn:
+        """Add a call that has arrived, behind all others, and return its turn."""
         turn = Turn()
         self._turns.append(turn)
         return turn
@@ -244,7 +244,7 @@ class OpenTransaction:
         """Roll back, or wait for the rollback that a failure has started."""
         await (self._undone or self.level.rollback())
 
-    def since(self, savepoint: str) -> int:
+    def index_of(self, savepoint: str) -> int:
         """
         Return the index of the last savepoint of a name.
 
@@ -259,9 +259,9 @@ class OpenTransaction:
         refused.details.setdefault("hint", f"savepoints: {known}" if known else "none is set")
         raise refused
 
-    def check(self) -> None:
+    def refuse_if_failed(self) -> None:
         """
-        Check that calls may continue.
+        Refuse a call if an earlier one has failed.
 
         Raises:
             Conflict: An earlier call has failed.
@@ -269,14 +269,14 @@ class OpenTransaction:
         if self.failure is not None:
             raise Conflict(FAILED, **self.failure)
 
-    def over(self, reason: Reason) -> None:
+    def mark_ended(self, reason: Reason) -> None:
         """Record why the transaction has ended, and stop its clock."""
         self.reason = reason
         cancel_timer(self.clock)
 
     def drop(self, reason: Reason) -> None:
         """Cancel the calls that run, and roll back."""
-        self.over(reason)
+        self.mark_ended(reason)
         self.turns.stop()
         self.level.abandon()
 
@@ -381,13 +381,13 @@ class Interactive:
             # Calls are routed to the process. So the one that has given this id, if one has, is stopped. So is
             # one whose own URI is called: a service has forwarded the call of an upload to it.
             gone = process_of(id) is not None or (not rest and is_process(process))
-            raise ended("stopped" if gone else None)
+            raise ended_refusal("stopped" if gone else None)
         lease = self.leases.find(id, caller.session)
         if lease is None:
-            raise ended(self.leases.reason(id))
+            raise ended_refusal(self.leases.reason(id))
         held = lease.held
         with self.leases.use(lease):
-            turns, turn = held.turns, held.turns.take()
+            turns, turn = held.turns, held.turns.add()
             on_end: Callable[[], None] | None = partial(held.fail, None)
             try:
                 # A command concerns all calls before it, so they have to end first.
@@ -408,7 +408,7 @@ class Interactive:
                 on_end = partial(held.fail, cause)
                 # The end of the transaction has cancelled this call; the refusal says why it ended.
                 if held.reason is not None and (cause is None or isinstance(cause, Canceled)):
-                    raise ended(held.reason) from error
+                    raise ended_refusal(held.reason) from error
                 # A command checks the failure by itself.
                 if held.failure is not None and not command:
                     raise Conflict(FAILED, **held.failure) from error
@@ -433,10 +433,10 @@ class Interactive:
     ) -> Any:
         held = lease.held
         if held.reason is not None:
-            raise ended(held.reason)
+            raise ended_refusal(held.reason)
         if command:
             return await self._run_command(lease, command, args, kwargs, caller)
-        held.check()
+        held.refuse_if_failed()
         given = Arguments(args, kwargs, ["call", "args", "kwargs"], [])
         call, positional, named = given.required("call"), given.value("args"), given.value("kwargs")
         if not isinstance(call, str):
@@ -450,14 +450,14 @@ class Interactive:
         seconds = given.timeout()
         if seconds is not None or (named and "timeout" in named):
             await held.turns.wait(turn, alone=True)  # its timeout must not include earlier calls
-            held.check()
+            held.refuse_if_failed()
         ORIGIN.set(replace(ORIGIN.get() or Origin(), procedure=call))
         with self._database.inside(held.level):
             work = self._answer(call, positional or (), named or {}, caller, state)
             answer = await self._database.within(seconds, work)
         # An earlier call may still fail, and then this one fails as well.
         await held.turns.wait(turn, alone=True)
-        held.check()
+        held.refuse_if_failed()
         return answer
 
     async def _run_command(
@@ -497,7 +497,7 @@ class Interactive:
         except BaseException as error:
             self._end(lease, "failed")
             if isinstance(error, TransactionAborted | TransactionClosed):
-                raise ended("failed") from error
+                raise ended_refusal("failed") from error
             raise
         self._end(lease, "committed")
         return receipt
@@ -508,7 +508,7 @@ class Interactive:
         """Commit under an idempotency key; roll back if a transaction has committed under it before."""
         held = lease.held
         if held.level.read_only:
-            raise no_key("a transaction that is read_only keeps no idempotency key")
+            raise key_refusal("a transaction that is read_only keeps no idempotency key")
         kept = None
         if held.failure is None:
             kept = await held.level.send(claim_at_end_txn, key, given.flag(RECEIPT))
@@ -525,32 +525,32 @@ class Interactive:
 
     def _end(self, lease: Lease[OpenTransaction], reason: Reason) -> None:
         self.leases.end(lease, reason)
-        lease.held.over(reason)
+        lease.held.mark_ended(reason)
 
     async def _savepoint(self, lease: Lease[OpenTransaction], given: Arguments) -> None:
         name, held = _name_of(given), lease.held
-        held.check()
+        held.refuse_if_failed()
         await held.level.send(PgConnection.command, f"SAVEPOINT {quoted(name)}")
         held.savepoints.append(name)
 
     async def _release(self, lease: Lease[OpenTransaction], given: Arguments) -> None:
         """Release a savepoint, and those set after it."""
         name, held = _name_of(given), lease.held
-        held.check()
-        at = held.since(name)
+        held.refuse_if_failed()
+        at = held.index_of(name)
         await held.level.send(PgConnection.command, f"RELEASE SAVEPOINT {quoted(name)}")
         del held.savepoints[at:]
 
     async def _rollback_to(self, lease: Lease[OpenTransaction], given: Arguments) -> None:
         """Roll back to a savepoint; the transaction continues, even if it had failed."""
         name, held = _name_of(given), lease.held
-        at = held.since(name)
+        at = held.index_of(name)
         await held.level.send(rollback_to_txn, quoted(name))
         del held.savepoints[at + 1 :]
         held.failure = None
 
 
-def ended(reason: Reason | None) -> Conflict:
+def ended_refusal(reason: Reason | None) -> Conflict:
     """Return the refusal of a call in a transaction that has ended."""
     if reason is None:
         return Conflict("there is no such transaction, or it has ended a while ago")

@@ -140,13 +140,13 @@ def _get_many(call: Call, parsed: Parsed[GetRequest], statement: Statement) -> S
     # The statement numbers the keys, so that each has its row, or null, in the order of the call.
     keys = len(parsed.values[operands[0].slot]) if operands else 0
     shape = Shape(form, call.backend.max_bytes)
-    return reading(call, parsed, answer, by_keys_txn, statement, keys, shape)
+    return read_step(call, parsed, answer, by_keys_txn, statement, keys, shape)
 
 
 def find(call: Call) -> Step | Awaitable[Any]:
     """Prepare `find`: a page of rows, the tokens of the pages beside it, a count and totals on request."""
     parsed = parsed_rows(call, call.kwargs, parse_find)
-    request: FindRequest = wanted(parsed.request)
+    request: FindRequest = rows_request(parsed.request)
     # The statement reads a row more than the page has, which shows whether another page follows.
     limit = parsed.values[request.limit.slot] - 1
     # Rows become CBOR in the pool thread: cbor2 took half of the time of 1,000 rows, in the reactor thread.
@@ -170,21 +170,21 @@ def find(call: Call) -> Step | Awaitable[Any]:
             return page(found[0], count=found[1])
 
         more = parsed.offset, limit, shape
-        return reading(call, parsed, page_and_count, counted_txn, statement, *more)
-    step = reading(call, parsed, page, page_txn, statement, limit, shape)
+        return read_step(call, parsed, page_and_count, counted_txn, statement, *more)
+    step = read_step(call, parsed, page, page_txn, statement, limit, shape)
     return _find_and_more(call, parsed, step, totals) if request.count or totals else step
 
 
 def count(call: Call) -> Step:
     """Prepare `count`: the number of rows that match."""
     parsed, statement = count_read(call)
-    return reading(call, parsed, int, value_txn, statement)
+    return read_step(call, parsed, int, value_txn, statement)
 
 
 def exists(call: Call) -> Step:
     """Prepare `exists`: whether any row matches."""
     parsed, statement = exists_read(call)
-    return reading(call, parsed, bool, value_txn, statement)
+    return read_step(call, parsed, bool, value_txn, statement)
 
 
 def aggregate(call: Call) -> Step:
@@ -195,10 +195,11 @@ def aggregate(call: Call) -> Step:
         InvalidArgument: An argument is invalid; for example, a function does not take its column's type.
     """
     parsed, statement = aggregate_read(call)
-    form, encodes = wanted(parsed.request).form, call.state.encodes and call.relation is not None
+    form = rows_request(parsed.request).form
+    encodes = call.state.encodes and call.relation is not None
     shape = Shape(form, call.backend.max_bytes, encodes)
     groups = partial(_rows_in, form, statement)
-    return reading(call, parsed, groups, groups_txn, statement, MAX_GROUPS, shape)
+    return read_step(call, parsed, groups, groups_txn, statement, MAX_GROUPS, shape)
 
 
 def _rows_in(form: Form, statement: Statement, rows: Sequence[Any]) -> Any:
@@ -268,15 +269,15 @@ def counts_as_it_reads(call: Call, parsed: Parsed[Any]) -> bool:
     """
     if call.relation is not None or parsed.request.call.function.reads:
         return False
-    return wanted(parsed.request).count in ("exact", "estimated")
+    return rows_request(parsed.request).count in ("exact", "estimated")
 
 
-def wanted(request: Any) -> Any:
+def rows_request(request: Any) -> Any:
     """Return the request for rows: the inner one of a function's request, or the request itself."""
     return request.of if isinstance(request, FunctionRowsRequest) else request
 
 
-def reading(
+def read_step(
     call: Call,
     parsed: Parsed[Any],
     shape: Callable[[Any], Any],
@@ -315,31 +316,31 @@ async def _find_and_more(
     call: Call, parsed: Parsed[Any], step: Step, totals: Statement | None
 ) -> Any:
     """Answer `find` with a count or totals, which take statements of their own."""
-    found, request = await call.run(step), wanted(parsed.request)
+    found, request = await call.run(step), rows_request(parsed.request)
     beside: dict[str, Any] = {}
     if request.count:
         beside["count"] = await _total(call, parsed)
     if totals is not None:
         shape = Shape("json" if request.form == "json" else "dicts", call.backend.max_bytes)
         # Without a group there is one row.
-        total = reading(call, parsed, as_is, groups_txn, totals, MAX_GROUPS, shape)
+        total = read_step(call, parsed, as_is, groups_txn, totals, MAX_GROUPS, shape)
         (beside["totals"],) = await call.run(total)
     return step.shape(found, **beside)
 
 
 async def _total(call: Call, parsed: Parsed[Any]) -> int:
     """Return the number of rows on all pages: counted, or estimated by the planner if too many."""
-    catalog, mode, found = call.snapshot.catalog, wanted(parsed.request).count, 0
+    catalog, mode, found = call.snapshot.catalog, rows_request(parsed.request).count, 0
     plan = plan_counted(call, parsed)
     if mode != "exact":
         # The planner's statistics include the rows that policies hide.
         refuse_estimate(catalog, plan)
     if mode != "planned":
         counting = counting_statement(call, parsed, plan)
-        found = int(await call.run(reading(call, parsed, as_is, value_txn, counting)))
+        found = int(await call.run(read_step(call, parsed, as_is, value_txn, counting)))
         if mode == "exact" or found <= call.backend.limits.max_rows:
             return found
-    (document,) = await call.run(reading(call, parsed, as_is, value_txn, estimate(plan)))
+    (document,) = await call.run(read_step(call, parsed, as_is, value_txn, estimate(plan)))
     # The planner's estimate may be lower than the rows counted so far.
     return max(found, int(document["Plan"]["Plan Rows"]))
 
@@ -355,7 +356,7 @@ def plan_counted(call: Call, parsed: Parsed[Any]) -> ReadPlan:
 def counting_statement(call: Call, parsed: Parsed[Any], plan: ReadPlan) -> Statement:
     """Build the query that counts the rows of a plan, up to the limit beyond which they are estimated."""
     most = call.backend.limits.max_rows + 1
-    return counted(plan, limit=most if wanted(parsed.request).count == "estimated" else None)
+    return counted(plan, limit=most if rows_request(parsed.request).count == "estimated" else None)
 
 
 def _tokens(
@@ -363,7 +364,7 @@ def _tokens(
 ) -> dict[str, str | None]:
     """Return the tokens of the next page and, if this page was reached by a token, of the previous one."""
     digest = digest_of(*parsed.query) if page.more or parsed.reached else ""
-    reached, keyset = parsed.reached, wanted(parsed.request).after is not None
+    reached, keyset = parsed.reached, rows_request(parsed.request).after is not None
     given = str(kwargs[reached]) if reached else ""
 
     def token(keys: Sequence[str | None] | int) -> str:
@@ -507,7 +508,7 @@ def flow(call: Call, kwargs: Mapping[str, Any], format: Format | None = None) ->
     """
     chunk, rest = parse_chunk(kwargs)
     parsed = parsed_rows(call, rest, parse_unpaged)
-    check_format(format, wanted(parsed.request).embeds)
+    check_format(format, rows_request(parsed.request).embeds)
     statement = statement_of(call, parsed, _as_csv if format == "csv" else _unpaged)
     function = None if call.relation else parsed.request.call.function
     return Flow(call, parsed, statement, chunk, function)
@@ -538,7 +539,7 @@ async def stream(call: Call) -> Any:
     """
     rows = flow(call, call.kwargs)
     send = call.parts()  # after the arguments are parsed, so that a wrong one is refused first
-    form = wanted(rows.parsed.request).form
+    form = rows_request(rows.parsed.request).form
     reader = rows.reader(form)
     async with rows.transaction():
         await relay(partial(rows.run, reader.chunk_txn), send)
@@ -637,7 +638,7 @@ def call_function(call: Call) -> Step:
     else:
         has_verbs = result_columns(snapshot.catalog, function) is not None
         how = limit, request.max_affected, shape, has_verbs
-        step = reading(call, parsed, answer, call_txn, statement, *how)
+        step = read_step(call, parsed, answer, call_txn, statement, *how)
     return _receipted(call, function, step) if request.receipt else step
 
 

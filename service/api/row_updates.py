@@ -33,7 +33,7 @@ from service.api.write import (
     refuse_inner,
     refuse_related_rows,
     relation_of,
-    writing,
+    write_step,
 )
 from service.catalog import Catalog, Relation
 from service.db.statements import (
@@ -163,7 +163,7 @@ def _prepare(call: Call) -> ParsedRows:
 def _changing(call: Call, parsed: ParsedRows) -> Step:
     request = parsed.request
     make = partial(_update_rows_statement, call.snapshot.catalog, relation_of(call), request)
-    return writing(call, parsed, make, request.max_affected, len(request.rows), as_is)
+    return write_step(call, parsed, make, request.max_affected, len(request.rows), as_is)
 
 
 def _reads_first(call: Call, parsed: ParsedRows) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from service.api.call import Call, Step, not_in_transaction
 from service.api.dispatcher import Dispatcher, Procedure
-from service.api.idempotency import no_key, once
+from service.api.idempotency import key_refusal, run_once
 from service.db.keys import KeyedCall
 from service.db.transaction import Actor, acting_each_txn
 from service.db.writes import NoRowWritten, transaction_txn
@@ -99,7 +99,7 @@ class TransactionProcedure:
         whole = self._dispatcher.keyed(("transaction",), args, kwargs, key, caller)
         # The answer of a read can be computed again, and the key of a dry run is rolled back with it.
         if whole is not None and (request.read_only or request.dry_run):
-            raise no_key("a batch that writes nothing has no idempotency key")
+            raise key_refusal("a batch that writes nothing has no idempotency key")
         if request.failures and not self._inject:
             raise InvalidArgument("failures can be injected in development only", path="inject")
         attempts = 0
@@ -111,7 +111,7 @@ class TransactionProcedure:
 
         run: Callable[..., Awaitable[Any]] = self._database.transact
         if whole is not None:
-            run = partial(once, self._database, whole)
+            run = partial(run_once, self._database, whole)
         try:
             found: list[Any] | WithReceipt = await run(
                 attempt,

@@ -22,7 +22,7 @@ from service.api.rules import given_of, validated_rows
 from service.api.write import (
     UNBOUNDED,
     answered,
-    creating,
+    create_step,
     paired,
     refuse_inner,
     refuse_related_rows,
@@ -461,7 +461,7 @@ async def _upserted(call: Call, parsed: New, numbers: Sequence[int], where: Filt
     rows, paths = zip(*((request.rows[at], request.paths[at]) for at in numbers), strict=True)
     conflict = replace(_conflict(request), where=where)
     some = replace(request, rows=rows, many=True, conflict=conflict, given_paths=paths)
-    written: Written = await call.run(creating(call, replace(parsed, request=some)))
+    written: Written = await call.run(create_step(call, replace(parsed, request=some)))
     return written
 
 

@@ -161,7 +161,7 @@ def refuse_related_rows(call: Call, given: RowsArgument, what: str, hint: str = 
         refuse_related(call.snapshot.catalog, relation, each.name, each.path, what, hint)
 
 
-def writing(
+def write_step(
     call: Call,
     parsed: Parsed[Any],
     make: Callable[[], Statement],
@@ -235,7 +235,7 @@ def write_new_rows(call: Call, parsed: Parsed[CreateRequest]) -> Step | Awaitabl
     ruled = snapshot.model(relation).has_rules(creating=True)
     if ruled and not accept_new_rows(snapshot, relation, parsed):
         return _create_by_model(call, parsed)
-    return creating(call, parsed)
+    return create_step(call, parsed)
 
 
 async def _many_rows(call: Call, parse: Parse, then: Write) -> Any:
@@ -247,7 +247,8 @@ async def _many_rows(call: Call, parse: Parse, then: Write) -> Any:
 async def _create_by_model(call: Call, parsed: Parsed[CreateRequest]) -> Step:
     """Validate new rows by their model, and return the step that writes them."""
     pause = call.backend.database.yield_to_reactor
-    return creating(call, await validate_new_rows(call.snapshot, relation_of(call), parsed, pause))
+    validated = await validate_new_rows(call.snapshot, relation_of(call), parsed, pause)
+    return create_step(call, validated)
 
 
 async def _no_new_rows(call: Call, request: CreateRequest) -> Any:
@@ -261,7 +262,7 @@ def columns_of(call: Call, request: CreateRequest) -> tuple[str, ...]:
     return answered_columns(_create_statement(call.snapshot.catalog, relation_of(call), nothing))
 
 
-def creating(call: Call, parsed: Parsed[CreateRequest]) -> Step:
+def create_step(call: Call, parsed: Parsed[CreateRequest]) -> Step:
     """Return the step that writes new rows."""
     request, relation, snapshot = parsed.request, relation_of(call), call.snapshot
     make: Callable[[], Statement]
@@ -274,7 +275,7 @@ def creating(call: Call, parsed: Parsed[CreateRequest]) -> Step:
     one = not request.many and request.conflict is None
     shape = partial(_created, returning=request.returning, many=request.many)
     missing = NotChanged(relation.name)
-    return writing(call, parsed, make, request.max_affected, one, shape, missing)
+    return write_step(call, parsed, make, request.max_affected, one, shape, missing)
 
 
 def _changing(
@@ -300,9 +301,9 @@ def _changing(
         shape = partial(_deleted, returning=request.returning, many=not one)
     if known is not None:
         # "last": the same job commits, since each hop to a worker and back costs some 80 µs.
-        return writing(call, parsed, lambda: statement, known, one, shape, access="last")
+        return write_step(call, parsed, lambda: statement, known, one, shape, access="last")
     missing = partial(missing_key, call, parsed)
-    step = writing(call, parsed, lambda: statement, request.max_affected, one, shape, missing)
+    step = write_step(call, parsed, lambda: statement, request.max_affected, one, shape, missing)
     if call.backend.database.level is None or step.access != "write":
         return step
     # In the same job, so that operations behind it may be sent ahead.
@@ -368,7 +369,7 @@ def refuse_inner(returning: Returning) -> None:
 def _updating_each(call: Call, parsed: Parsed[UpdateRequest]) -> Step:
     """Return the step that updates one of many rows; to write no row is no error."""
     statement = call.snapshot.statement(_update_each_statement, relation_of(call), parsed.request)
-    return writing(call, parsed, lambda: statement, None, 0, as_is, access="write")
+    return write_step(call, parsed, lambda: statement, None, 0, as_is, access="write")
 
 
 async def _delete_by_model(call: Call, parsed: Parsed[DeleteRequest]) -> Any:

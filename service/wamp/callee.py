@@ -233,13 +233,13 @@ class _ActiveCall:
         """Keep the call open, and answer it when it ends."""
         self.answer = answer
         answer.request = self._cancel
-        self.ongoing.follow(self._over)
+        self.ongoing.follow(self._end_ongoing)
 
     def _cancel(self) -> None:
         self.ongoing.end(CancelledError())
 
-    def _over(self, error: Exception) -> None:
-        self.callee._over(self, error)
+    def _end_ongoing(self, error: Exception) -> None:
+        self.callee._end_ongoing(self, error)
 
 
 class Callee(SessionObserver):
@@ -285,10 +285,10 @@ class Callee(SessionObserver):
         self._process = ""
         self._forwarded: Forwarded | None = None
         self._drain = drain
-        self._draining = self._cutting = False
+        self._draining = self._cancelling_late = False
         self._patience = patience
         self._pace: Pace | None = None
-        self._accounts = Accounts(reactor, bounds, self._held, freed)
+        self._accounts = Accounts(reactor, bounds, self._buffered, freed)
         self._session: SafeSession | None = None
         self._running: dict[CooperativeDeferred, str] = {}  # with their URIs
         self._idle: Deferred[None] | None = None
@@ -320,28 +320,28 @@ class Callee(SessionObserver):
 
     async def joined(self, session: SafeSession, details: SessionDetails) -> None:
         """Register the prefix."""
-        self._draining = self._cutting = False
+        self._draining = self._cancelling_late = False
         self._session = session
         self._pace = Pace(self._reactor, session, f"{self._head}router.backlog", self._patience)
         session.full, session.refused = self._accounts.full, partial(self._refused, session)
-        take = partial(self._take, session, details.realm or "")
+        receive = partial(self._receive, session, details.realm or "")
         if self._process:
             # Before the shared prefix, since the first call to that may begin a transaction, whose next
             # call needs this registration.
             own = f"{self._head}tx.{self._process}"
             options = RegisterOptions(match="prefix", details_arg=DETAILS)
-            await session.register(take, f"{own}.", options=options)
-            take_forwarded = partial(self._take_forwarded, session, details)
+            await session.register(receive, f"{own}.", options=options)
+            receive_forwarded = partial(self._receive_forwarded, session, details)
             await session.register(
-                take_forwarded, own, options=RegisterOptions(details_arg=DETAILS)
+                receive_forwarded, own, options=RegisterOptions(details_arg=DETAILS)
             )
         try:
-            self._registration = await self._register(session, take, False)
+            self._registration = await self._register(session, receive, False)
         except ApplicationError as error:
             if error.error not in {PROCEDURE_EXISTS, PROCEDURE_EXISTS_OTHERWISE}:
                 raise
             log.warn("taking {prefix} over from another session", prefix=self._head)
-            self._registration = await self._register(session, take, True)
+            self._registration = await self._register(session, receive, True)
 
     def displaced(self, registration: int) -> None:
         """Forget the registration if another service took it over; it is not taken back."""
@@ -364,7 +364,7 @@ class Callee(SessionObserver):
         if not self.in_progress:
             return
         self._idle = Deferred()
-        late = self._reactor.callLater(self._drain, self._cut)
+        late = self._reactor.callLater(self._drain, self._cancel_late)
         try:
             await self._idle.addTimeout(self._drain + CANCEL_TIMEOUT, self._reactor)
         except Late:
@@ -385,7 +385,7 @@ class Callee(SessionObserver):
         """Forget a caller that has left the router."""
         self._accounts.forget(session)
 
-    async def _register(self, session: SafeSession, take: Any, force: bool) -> Any:
+    async def _register(self, session: SafeSession, receive: Any, force: bool) -> Any:
         options = RegisterOptions(
             # A registration for each of 15,000 procedures took 2.5 s at each join.
             match="prefix",
@@ -393,9 +393,9 @@ class Callee(SessionObserver):
             force_reregister=True if force else None,
             details_arg=DETAILS,
         )
-        return await session.register(take, self._head, options=options)
+        return await session.register(receive, self._head, options=options)
 
-    def _take(
+    def _receive(
         self,
         session: SafeSession,
         realm: str,
@@ -414,7 +414,7 @@ class Callee(SessionObserver):
         answer = partial(self._answer, name, args, kwargs, caller, state)
         return self._begin(session, details, state, answer)
 
-    def _take_forwarded(
+    def _receive_forwarded(
         self,
         session: SafeSession,
         own: SessionDetails,
@@ -581,13 +581,13 @@ class Callee(SessionObserver):
             if running:
                 self._accounts.end(account)
             if ended:
-                self._leave(call, error)
+                self._count_end(call, error)
 
     def _refusal(self, call: _ActiveCall, error: Exception) -> ApplicationError | None:
         """Return the WAMP error for an exception of a call; None if the session is lost."""
         if call.session.lost:
             return None
-        if self._cutting and isinstance(error, CancelledError | Canceled):
+        if self._cancelling_late and isinstance(error, CancelledError | Canceled):
             # Cancelled by the stop, not by the caller: nothing is kept, and another service may run it.
             error = Unavailable("the service is stopping")
         refused = application_error(error, self._loggable(call.uri))
@@ -598,7 +598,7 @@ class Callee(SessionObserver):
         # The URI of a transaction is its holder's secret, and must not be logged.
         return f"{self._head}tx" if uri.startswith(f"{self._head}tx.") else uri
 
-    def _leave(self, call: _ActiveCall, error: Exception | None) -> None:
+    def _count_end(self, call: _ActiveCall, error: Exception | None) -> None:
         """Count a call that has ended."""
         outcome = "answered" if error is None else _outcome(error)
         name = call.uri.removeprefix(self._head)
@@ -610,10 +610,10 @@ class Callee(SessionObserver):
             self._reactor.callLater(0, self._idle.callback, None)
             self._idle = None
 
-    def _over(self, call: _ActiveCall, error: Exception) -> None:
+    def _end_ongoing(self, call: _ActiveCall, error: Exception) -> None:
         """Answer an ongoing call that has ended."""
         refused = self._refusal(call, error)
-        self._leave(call, error)
+        self._count_end(call, error)
         call.session.outflow().leave()
         self._finished(None if refused is None else Failure(refused), call.answer)
 
@@ -623,14 +623,14 @@ class Callee(SessionObserver):
             self.wrote(caller, result.tx)
         return call_result(result)
 
-    async def _held(self, caller: int | None) -> int:
+    async def _buffered(self, caller: int | None) -> int:
         """Return how many bytes the router buffers for a caller."""
         return 0 if self._pace is None else await self._pace.held(caller)
 
-    def _cut(self) -> None:
+    def _cancel_late(self) -> None:
         uris = sorted(set(map(self._loggable, self._running.values())))
         log.info("cancelling calls that outlast the drain: {uris}", uris=", ".join(uris[:5]))
-        self._cutting = True
+        self._cancelling_late = True
         self._cancel()
 
     def _cancel(self) -> None:
