@@ -167,7 +167,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         ), (
             SELECT string_agg(i.indkey::text, ',') FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary
         ), (
-            -- its xmin: ALTER … TYPE … USING may rewrite values and leave all else as it was
+            -- its xmin: ALTER TYPE with USING may rewrite values and leave all else as it was
             SELECT string_agg(concat_ws(' ', a.attrelid, a.attnum, a.attname, a.xmin), ',' ORDER BY a.attrelid, a.attnum)
               FROM rowcast.tree(c.oid) t JOIN pg_attribute a ON a.attrelid = t AND a.attnum > 0
         ), (

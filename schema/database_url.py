@@ -238,7 +238,8 @@ def _parsed(variable: str, url: str) -> str:
 
 
 def _string(parameters: Mapping[str, str]) -> str:
-    return str(make_dsn(**{**DEFAULTS, **parameters}))
+    # Statements hold any character, and the encoding of the database or of PGCLIENTENCODING may not.
+    return str(make_dsn(**{**DEFAULTS, **parameters, "client_encoding": "UTF8"}))
 
 
 def _complaint(said: str, url: str) -> str:

@@ -125,6 +125,29 @@ def test_limits_of_the_role_do_not_end_the_lock_of_migrations(
             assert migration.ends() == 0, migration.output
 
 
+@pytest.mark.parametrize(
+    ("encoding", "client"), [("LATIN1", ""), ("SQL_ASCII", ""), ("UTF8", "LATIN1")]
+)
+def test_database_of_any_encoding_is_migrated(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, encoding: str, client: str
+) -> None:
+    """Whatever encoding the environment has clients use."""
+    if client:
+        monkeypatch.setenv("PGCLIENTENCODING", client)
+    elsewhere = make_dsn(dsn, dbname="postgres")
+    execute(
+        elsewhere,
+        f"CREATE DATABASE encoded ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0",
+    )
+    try:
+        encoded = make_dsn(dsn, dbname="encoded")
+        command.upgrade(alembic(encoded), "head")
+        command.check(alembic(encoded))
+        assert execute(encoded, "SELECT version_num FROM alembic_version") == [(HEAD,)]
+    finally:
+        execute(elsewhere, "DROP DATABASE encoded WITH (FORCE)")
+
+
 @pytest.mark.usefixtures("moods")
 def test_label_missing_from_an_enum_is_found_by_autogenerate(migrated: str) -> None:
     with pytest.raises(CommandError, match="happy"):
