@@ -1,12 +1,6 @@
-/**
- * Live queries and calls of Rowcast for browsers and Node, over a connection of npm autobahn.
- *
- *     const db = new Rowcast(autobahn, {url: 'ws://127.0.0.1:8080/ws', realm: 'realm1'});
- *     const open = db.live('actions', {where: {status: false}, order: ['id']});
- *     open.subscribe((rows) => draw(rows));
- */
+/** Live queries and calls of Rowcast over npm autobahn: docs/clients.md. */
 
-/** Seconds that a call may take, and that an effect is shown after its write. */
+/** Seconds that a call may take, and that an effect lasts after its write. */
 const PATIENCE = 30;
 const LOST = 'rowcast.client.lost';
 
@@ -155,6 +149,12 @@ export class Copy {
   }
 }
 
+/** Return the values of a row's columns, without those that compute. */
+function known(values, row = values) {
+  const computed = (value) => value?.constructor === Object && /^\$/.test(Object.keys(value)[0]);
+  return Object.fromEntries(Object.entries(values).filter(([name, value]) => name in row && !computed(value)));
+}
+
 /** Return the names of one more of some equal rows, and of the last. */
 function copies(entries, text) {
   let name = text, last = text;
@@ -212,7 +212,7 @@ export class Live {
    * Call a verb, and show its effect until the rows include the write, or it has failed.
    * The effect modifies a Map of the rows by the JSON of their keys.
    */
-  async write(verb, args, kwargs, effect) {
+  async write(verb, args, kwargs, effect = () => {}) {
     const drop = () => {
       clearTimeout(mine.timer);
       if (this.#effects.delete(mine)) this.#changed(null);
@@ -234,15 +234,18 @@ export class Live {
 
   create(values, kwargs) {
     return this.write('create', [values], kwargs, (rows) => {
-      const name = this.#copy.name(values);
-      rows.set(name, rows.get(name) ?? values);
+      const [like] = rows.values();
+      for (const each of [values].flat()) {
+        const name = this.#copy.name(each);
+        rows.set(name, rows.get(name) ?? known(each, like));
+      }
     });
   }
 
   update(key, changes, kwargs) {
     return this.write('update', [key, changes], kwargs, (rows) => {
-      const name = canonical(key);
-      if (rows.has(name)) rows.set(name, {...rows.get(name), ...changes});
+      const name = canonical(key), row = rows.get(name);
+      if (row) rows.set(name, {...row, ...known(changes, row)});
     });
   }
 
@@ -281,7 +284,6 @@ export class Live {
     try {
       change = this.#copy.take(message);
     } catch (error) {
-      // Request all rows again.
       this.mismatches++;
       this.#end();
       this.#copy.position = null;

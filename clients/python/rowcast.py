@@ -285,6 +285,22 @@ def _names(text: str) -> Iterable[Any]:
         copy += 1
 
 
+def _known(values: Mapping[str, Any], row: Row) -> Row:
+    """
+    Return the values that need not be computed, of the columns of a row.
+
+    Args:
+        values: Values of a create or an update; `{"$add": 1}` is computed.
+        row: A row of the query; None if there is none, so that its columns are not known.
+    """
+    return {
+        name: value
+        for name, value in values.items()
+        if (row is None or name in row)
+        and not (isinstance(value, Mapping) and str(next(iter(value), "")).startswith("$"))
+    }
+
+
 def _whole(message: Mapping[str, Any]) -> bool:
     """Return whether a message is the last of its live query in a step."""
     return message["type"] != "snapshot" or bool(message.get("complete"))
@@ -382,7 +398,9 @@ class Live:
         self._settle(_closed())
         self._db.drop(self)
 
-    def write(self, verb: str, *args: Any, effect: Effect, **kwargs: Any) -> Awaitable[Any]:
+    def write(
+        self, verb: str, *args: Any, effect: Effect = lambda rows: None, **kwargs: Any
+    ) -> Awaitable[Any]:
         """
         Call a verb that writes, and show its effect at once.
 
@@ -399,12 +417,16 @@ class Live:
         self._tell(None)
         return _started(self._write(verb, args, kwargs, mine))
 
-    def create(self, values: Mapping[str, Any], **kwargs: Any) -> Awaitable[Any]:
-        """Create a row, and show it at once."""
+    def create(
+        self, values: Mapping[str, Any] | Sequence[Mapping[str, Any]], **kwargs: Any
+    ) -> Awaitable[Any]:
+        """Create a row or several, and show them at once, behind the others."""
 
         def effect(rows: Rows) -> None:
-            # The change may arrive before the answer: a row with this key is the new row itself.
-            rows.setdefault(self._copy.name(values), values)
+            like = next(iter(rows.values()), None)
+            for each in [values] if isinstance(values, Mapping) else values:
+                # The change may arrive before the answer: a row with this key is the new row itself.
+                rows.setdefault(self._copy.name(each), _known(each, like))
 
         return self.write("create", values, effect=effect, **kwargs)
 
@@ -414,7 +436,7 @@ class Live:
         def effect(rows: Rows) -> None:
             name = canonical(key)  # here, since a key that cannot be sent fails the call
             if name in rows:
-                rows[name] = {**rows[name], **changes}
+                rows[name] = {**rows[name], **_known(changes, rows[name])}
 
         return self.write("update", key, changes, effect=effect, **kwargs)
 

@@ -281,6 +281,26 @@ async def test_effect_of_a_write_is_shown_at_once_and_once(
 
 
 @pytest_twisted.ensureDeferred
+async def test_effect_has_the_known_values_of_the_columns_of_the_query(
+    dsn: str, service: Serving, wired: Wired
+) -> None:
+    """Not those that the service computes; several created rows are several rows."""
+    node = wired.program
+    node.tell(id="all", live="drivers", query={"order": ["id"], "select": ["id", "name"]})
+    await until(lambda: len(node.rows("all")) == 5)
+    many = [{"id": 6, "name": "six", "more": 1}, {"id": 7, "name": {"$default": True}}]
+    node.tell(id="x", write=["all", "create"], args=[many])
+    node.tell(id="y", write=["all", "update"], args=[1, {"name": {"$append": ["y"]}, "more": 2}])
+    changed = {"where": {"id": 5}, "changes": {"name": "five"}}
+    node.tell(id="z", write=["all", "write"], args=["update", [], changed])
+    await until(lambda: all(node.of(each) for each in "xyz"))
+    shown = [line["rows"] for line in node.of("all")]
+    assert [{"id": 6, "name": "six"}, {"id": 7}] in [rows[5:] for rows in shown]
+    assert {json.dumps(rows[0]) for rows in shown} == {'{"id": 1, "name": "driver 1"}'}
+    await until(lambda: node.rows("all")[4]["name"] == "five")
+
+
+@pytest_twisted.ensureDeferred
 async def test_live_query_that_is_refused_says_why(service: Serving, wired: Wired) -> None:
     node = wired.program
     node.tell(id="no", live="drivers", query={"where": {"no": 1}})

@@ -263,6 +263,19 @@ def test_effect_covered_before_its_result_is_removed_with_it(db: Any, session: S
     assert names(live) == ["again"]
 
 
+def test_effect_has_the_known_values_of_the_columns_of_the_query(db: Any, session: Session) -> None:
+    """Not those that the service computes; several created rows are several rows."""
+    live = db.live("a")
+    live.create({"id": 9, "more": 1})
+    session.tell(0, **rows("x", step=True))
+    live.create([{"id": 2, "name": "two", "more": 1}, {"id": 3, "name": {"$default": True}}])
+    assert live.rows == [{"id": 1, "name": "x"}, {"id": 9}, {"id": 2, "name": "two"}, {"id": 3}]
+    live.update(1, {"name": {"$append": ["y"]}, "name->z": 1, "more": 2})
+    live.update(2, {"name": {"first": 1}})
+    live.write("update", where={}, changes={"name": "z"})
+    assert [row.get("name") for row in live.rows] == ["x", None, {"first": 1}, None]
+
+
 def test_effect_never_confirmed_expires(db: Any, session: Session, clock: Clock) -> None:
     live = db.live("a")
     session.tell(0, **rows("x", step=True))
