@@ -26,7 +26,7 @@ from service.changes.net import Change, Image
 from service.datatypes import FormName
 from service.db import pack
 from service.db.json import LEAST, MAX_DEPTH, MOST, sendable_document
-from service.db.pack import MAP, head, text
+from service.db.pack import COMMON_INTEGERS, MAP, head, text
 
 ReadImage = Callable[[Any], Any]
 """Converts a value of an image, which is not null, to its wire form."""
@@ -336,9 +336,8 @@ Raises:
 OPS = ("insert", "update", "delete", "truncate", "touch", "reset")
 
 _INTEGER = (
-    "(INTEGERS[{v}] if 0 <= {v} < SMALL else"
-    ' WIDE + {v}.to_bytes(4, "big").decode("latin-1") if 65536 <= {v} < 4294967296 else'
-    " integer({read}({v}))) if {v}.__class__ is int else integer({read}({v}))"
+    f"({COMMON_INTEGERS} integer({{read}}({{v}}))) if {{v}}.__class__ is int"
+    " else integer({read}({v}))"
 )
 _STRING = (
     "TEXTS[len({v})] + {v} if {v}.__class__ is str and len({v}) < SMALL and {v}.isascii()"
