@@ -245,7 +245,8 @@ class Watches(Service):
     async def _run_of(self, call: Call) -> Run:
         options, kwargs = parse_watch_options(call.kwargs)
         role = self._dispatcher.role_of(call.caller)
-        return await self._planner.run_of(call._replace(kwargs=kwargs), role, options.tables)
+        asked = call._replace(kwargs=kwargs)
+        return await self._database.again(lambda: self._planner.run_of(asked, role, options.tables))
 
     def _query(self, run: Run, caller: Caller, kwargs: Mapping[str, Any]) -> Query:
         query = self._queries.get(run.name)

@@ -371,23 +371,29 @@ async def test_query_that_fails_ends_alone(dsn: str, live: Live) -> None:
     assert beside.error is None
 
 
+@pytest.mark.parametrize("begun", [True, False], ids=["run", "planned"])
 @pytest_twisted.ensureDeferred
-async def test_query_that_a_deadlock_has_ended_runs_again(dsn: str) -> None:
+async def test_query_that_a_deadlock_has_ended_runs_again(dsn: str, begun: bool) -> None:
     """Another transaction locks the tables that the query reads in the opposite order."""
     execute(dsn, BEFORE_EACH)
-    # The cycle finds the deadlock after this time, in which the other transaction has to meet it.
-    name = parse_dsn(dsn)["dbname"]
     execute(dsn, "CREATE VIEW both_of AS SELECT i.id, o.n FROM items i JOIN others o USING (id)")
+    # The query finds the deadlock after this time, in which the other transaction has to meet it.
+    name = parse_dsn(dsn)["dbname"]
     execute(dsn, f"ALTER DATABASE {name} SET deadlock_timeout = '4s'")
     other = psycopg2.connect(dsn, options="-c deadlock_timeout=1h")
     try:
         async with living(dsn, WatchLimits(timeout=60)) as live:
-            watcher, beside = live.watch("both_of"), live.watch("items")
-            await watcher.first()
+            beside = live.watch("items")
             await beside.first()
+            if begun:
+                watcher = live.watch("both_of")
+                await watcher.first()
             with other.cursor() as cursor:
                 cursor.execute("LOCK TABLE others")
-                execute(dsn, "UPDATE items SET name = 'new' WHERE id = 1")
+                if begun:
+                    execute(dsn, "UPDATE items SET name = 'new' WHERE id = 1")
+                else:
+                    watcher = live.watch("both_of")
                 await deferToThread(wait_for_lock, dsn)
                 await deferToThread(cursor.execute, "LOCK TABLE items")
                 cursor.execute("UPDATE others SET n = 100 WHERE id = 1")
