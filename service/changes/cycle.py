@@ -55,15 +55,18 @@ FLUSH_POLLS = (0.00025, 0.0005, 0.001, 0.002, 0.004)
 # (PostgreSQL's documentation: "Caveats" of "Concurrency Control"). So the files have to be the same after all
 # was read.
 #
+# pg_partition_tree would lock all partitions, but not the table: CREATE TABLE … PARTITION OF locks the table,
+# then its default partition, and so met a deadlock with a cycle that read the table next.
+#
 # Each file is looked up by the index of pg_class, and the relations are an array, of which the planner expects
-# ten: for a join it expects 390,000 partitions, and scans and sorts all of pg_class, in each cycle twice.
+# ten: for a join it would scan and sort all of pg_class, in each cycle twice.
 FILES = """
 (SELECT pg_catalog.md5(pg_catalog.string_agg(t.oid || ' ' || (
             SELECT c.relfilenode FROM pg_catalog.pg_class c WHERE c.oid = t.oid), ',' ORDER BY t.oid))
-   FROM pg_catalog.unnest(ARRAY(
-            SELECT relation::oid FROM rowcast.tracked
-            UNION ALL SELECT p.relid::oid FROM rowcast.tracked t, pg_catalog.pg_partition_tree(t.relation) p
-        )) AS t (oid))
+   FROM pg_catalog.unnest(ARRAY(WITH RECURSIVE tree (oid) AS (
+                SELECT relation::oid FROM rowcast.tracked
+                UNION SELECT i.inhrelid FROM tree t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid)
+            SELECT oid FROM tree)) AS t (oid))
 """
 
 SNAPSHOT = PreparedStatement(

@@ -5,6 +5,7 @@ Live queries that continue after DDL, changed rights, lost connections and slow 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import closing
 
 import psycopg2
 import pytest
@@ -19,7 +20,10 @@ from schema import changes
 from service.api.roles import Roles
 from service.changes import watch as watch_module
 from service.changes import watchers
+from service.changes.cycle import snapshot_txn
 from service.changes.queries import WatchLimits
+from service.db.session_settings import SessionSettings, open_session
+from service.db.transaction import begin_statement, rollback_txn
 from service.errors import InvalidArgument, NoSuchProcedure, NotAuthorized, StatementTimeout
 from service.request.arguments import Caller
 from tests.conftest import execute, wait_for_lock
@@ -36,6 +40,13 @@ CREATE TABLE others (id int PRIMARY KEY, n int);
 INSERT INTO items SELECT n, 'i' || n, 'note' FROM generate_series(1, 5) n;
 INSERT INTO others SELECT n, n FROM generate_series(1, 5) n;
 SELECT rowcast.track('items'), rowcast.track('others');
+"""
+
+PARTITIONED = """
+DROP TABLE IF EXISTS events;
+CREATE TABLE events (id int PRIMARY KEY) PARTITION BY RANGE (id);
+CREATE TABLE events_rest PARTITION OF events DEFAULT;
+SELECT rowcast.track('events');
 """
 
 
@@ -405,6 +416,46 @@ async def test_query_that_a_deadlock_has_ended_runs_again(dsn: str, begun: bool)
     finally:
         other.close()
         execute(dsn, f"ALTER DATABASE {name} RESET deadlock_timeout")
+
+
+@pytest_twisted.ensureDeferred
+async def test_cycle_meets_no_deadlock_with_ddl_of_partitions(dsn: str) -> None:
+    """DDL locks the partitioned table, then its default partition."""
+    execute(dsn, BEFORE_EACH + PARTITIONED)
+
+    def write() -> None:
+        for at in range(5):
+            execute(
+                dsn, f"INSERT INTO events SELECT generate_series({at * 4000}, {at * 4000 + 3999})"
+            )
+            part = f"events_{at}"
+            execute(
+                dsn,
+                f"CREATE TABLE {part} PARTITION OF events FOR VALUES FROM (-{at + 1}) TO (-{at})",
+            )
+            execute(dsn, f"DROP TABLE {part}")
+
+    async with living(dsn, WatchLimits(timeout=60)) as live:
+        watcher = live.watch("events", order=["-id"], limit=20)
+        await watcher.first()
+        await deferToThread(write)
+        await watcher.same()
+        assert watcher.error is None
+
+
+def test_snapshot_of_a_cycle_locks_no_tracked_table(dsn: str) -> None:
+    """The queries then lock a partitioned table before its partitions, as DDL does."""
+    execute(dsn, BEFORE_EACH + PARTITIONED)
+    with closing(open_session(dsn, SessionSettings())) as connection:
+        connection.begin(begin_statement("repeatable read", read_only=True))
+        snapshot_txn(connection, None)
+        locked = (
+            "SELECT count(*) FILTER (WHERE relation = 'rowcast.tracked'::regclass),"
+            " count(*) FILTER (WHERE relation IN (SELECT rowcast.tree('events'::regclass)))"
+            f" FROM pg_locks WHERE pid = {connection.info.backend_pid}"
+        )
+        assert execute(dsn, locked) == [(1, 0)]
+        rollback_txn(connection)
 
 
 @pytest_twisted.ensureDeferred
