@@ -212,7 +212,9 @@ class Watches(Service):
         since = None if options.since is None else parse_position(options.since)
         self._check_room(call)
         run = await self._run_of(call)
-        call.parts()  # raises if the caller does not accept progressive results
+        # Only to refuse a caller that does not accept progressive results. A step sends the messages of all
+        # of its watches before it awaits any, and the function that this returns sends when it is awaited.
+        call.parts()
         assert call.progress is not None
         # Again: while the query was planned, the session may have started more, or the service stopped.
         self._check_room(call)
