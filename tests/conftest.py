@@ -99,11 +99,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.obj = _with_time_limit(test, seconds - 20)
 
 
+def pytest_collection() -> None:
+    """Collect no garbage meanwhile: it would take a sixth of the CPU, and what is made then stays."""
+    gc.disable()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     """Exclude the collected tests, which live until the end, from garbage collection."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _with_time_limit(
@@ -184,16 +190,41 @@ def collect_garbage() -> Iterator[None]:
     gc.collect()
 
 
+POSTGRES = """
+# No test crashes this server, and without fsync a commit takes 0.4 ms instead of 4 to 8.
+fsync = off
+full_page_writes = off
+# Its sessions come at any time, and have transactions, locks and snapshots as those of clients.
+autovacuum = off
+# Each DROP DATABASE searches all of them.
+shared_buffers = 32MB
+# It is in memory.
+wal_init_zero = off
+min_wal_size = 32MB
+max_wal_size = 64MB
+"""
+"""Settings of the PostgreSQL that all tests of a process share."""
+MEMORY = Path("/dev/shm")
+"""A file system in memory: a database of a test module then takes 30 % less CPU, and no time to write."""
+MEMORY_LEFT = 4 << 30
+"""Bytes that have to be free there. The server of a process took 47 MB of them, besides up to 64 MB of WAL."""
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """Run the embedded PostgreSQL for the session; yield the DSN of its maintenance database."""
-    home = Path(tempfile.mkdtemp(prefix="rowcast-pg-"))
-    with Place(state=home).running() as dsn:
-        # No test crashes this server, and without fsync a commit takes 0.4 ms instead of 4 to 8.
-        execute(dsn, "ALTER SYSTEM SET fsync = off")
-        # Its sessions come at any time, and have transactions, locks and snapshots as those of clients.
-        execute(dsn, "ALTER SYSTEM SET autovacuum = off")
-        execute(dsn, "SELECT pg_reload_conf()")
+    memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_LEFT
+    for left in MEMORY.glob("rowcast-pg-*"):  # by a run that was killed
+        with suppress(OSError):  # another user's, or one that another process removes
+            old = time.time() - left.stat().st_mtime > 600
+            if old and not Place(state=left).cluster.claim.held():
+                shutil.rmtree(left, ignore_errors=True)
+    home = Path(tempfile.mkdtemp(prefix="rowcast-pg-", dir=MEMORY if memory else None))
+    place = Place(state=home)
+    place.cluster.prepare()
+    with (place.cluster.data / "postgresql.auto.conf").open("a") as settings:
+        settings.write(POSTGRES)
+    with place.running() as dsn:
         yield dsn
     shutil.rmtree(home)
 
@@ -207,7 +238,8 @@ def dsn(request: pytest.FixtureRequest, postgres: str) -> Iterator[str]:
     """
     name = f"t_{uuid.uuid4().hex[:12]}"
     before = execute(postgres, "SELECT rolname FROM pg_roles")
-    execute(postgres, f"CREATE DATABASE {name}")
+    # Copying the files takes less than writing every page to the WAL.
+    execute(postgres, f"CREATE DATABASE {name} STRATEGY file_copy")
     made = psycopg2.extensions.make_dsn(postgres, dbname=name)
     if schema := getattr(request.module, "SCHEMA", ""):
         execute(made, schema)
