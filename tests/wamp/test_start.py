@@ -321,11 +321,24 @@ def test_hangup_stops_the_service_in_order(
         assert "Main loop terminated" in logged or "shutting down" in logged, logged
 
 
-@pytest.mark.parametrize("state", [__file__, f"{__file__}/below", "/proc/absent"])
-def test_state_that_cannot_be_a_directory_is_refused(environ: dict[str, str], state: str) -> None:
+SEED, CURRENT = (sys.executable, "-m", "service", "seed"), (*ALEMBIC, "current")
+
+
+@pytest.mark.parametrize(
+    ("state", "commands"),
+    [
+        (__file__, (RUN, TWISTD, SEED, CURRENT)),
+        # They all make the directory with one function, so one command shows the other reasons.
+        (f"{__file__}/below", (RUN,)),
+        ("/proc/absent", (RUN,)),
+    ],
+    ids=["file", "below a file", "read-only"],
+)
+def test_state_that_cannot_be_a_directory_is_refused(
+    environ: dict[str, str], state: str, commands: tuple[tuple[str, ...], ...]
+) -> None:
     """In one line that names the setting, by whatever uses the directory."""
-    seed = (sys.executable, "-m", "service", "seed")
-    for command in (RUN, TWISTD, seed, (*ALEMBIC, "current")):
+    for command in commands:
         with program(environ | {"ROWCAST_STATE": state}, *command) as service:
             assert service.ends() != 0
             (line,) = (each for each in service.output.splitlines() if not each.startswith("  "))
