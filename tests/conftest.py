@@ -46,7 +46,7 @@ HEAD = ScriptDirectory(str(ROOT / "migrations")).get_current_head()
 BRIDGE = "call-for-tests"
 TIERS = ("unit", "db", "wamp", "oracle", "faults", "examples", "libraries")
 """Directories of tests, by what they need; a run in CI fails if one of them ran no test."""
-WORKER_MEMORY = 700 << 20
+WORKER_MEMORY = 900 << 20
 """Bytes that one xdist worker takes with its PostgreSQL, its router and what its tests start."""
 
 
