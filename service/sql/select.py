@@ -148,6 +148,8 @@ def _wrapped(plan: ReadPlan, template: str, limit: Composable = EMPTY) -> Statem
 
 def rows_of(plan: ReadPlan, json: bool = False) -> Composable:
     """Build the SQL of a read; with `json`, each column is the JSON text of its value."""
+    # Of the plan as it is, as the statement's `keys`: a sort key that is joined equals no output.
+    places = _key_places(plan) if plan.keyset else ()
     plan, measures = join_measures(plan)
     distinct: Composable = SQL("DISTINCT " if plan.distinct else "")
     if isinstance(plan.distinct, tuple) and plan.distinct:
@@ -156,10 +158,9 @@ def rows_of(plan: ReadPlan, json: bool = False) -> Composable:
     columns = [column_list(plan.outputs, plan.embeds, json)] if plan.outputs or plan.embeds else []
     if plan.by_keys:
         columns.append(ORDER)
-    if plan.keyset:
-        places, width = _key_places(plan), len(plan.outputs) + len(plan.embeds)
-        behind = (key for key, place in zip(plan.order, places, strict=True) if place >= width)
-        columns += [cast(expression(key.expression), "text") for key in behind]
+    width = len(plan.outputs) + len(plan.embeds)
+    behind = (key for key, place in zip(plan.order, places, strict=False) if place >= width)
+    columns += [cast(expression(key.expression), "text") for key in behind]
     columns += map(expression, plan.keys)
     columns += [cast(computed_value(each), each.column.declared) for each in plan.computed]
     # With DISTINCT, PostgreSQL refuses sort keys that are not in the select list.

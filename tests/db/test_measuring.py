@@ -162,6 +162,23 @@ async def test_measure_in_select_is_returned_with_the_row(db: DirectCaller, dsn:
     assert len(rows["rows"]) == 3
 
 
+@pytest.mark.parametrize("order", [["-sales.n"], ["name", "sales.n"], ["-sales.n", "-goal"]])
+@pytest_twisted.ensureDeferred
+async def test_pages_sorted_by_a_selected_measure_have_each_row_once(
+    db: DirectCaller, order: list[str]
+) -> None:
+    query: dict[str, Any] = {"select": ["name", "n:sales.n"], "embed": SALES, "order": order}
+    expected = (await db.call("shops.find", **query))["rows"]
+    paged: list[Any] = []
+    page: dict[str, Any] = {"next": None}
+    while not paged or (page["next"] and len(paged) < len(expected)):
+        page = await db.call("shops.find", **query, limit=5, after=page["next"])
+        paged += page["rows"]
+    assert paged == expected
+    back = await db.call("shops.find", **query, limit=5, before=page["prev"])
+    assert back["rows"] == expected[5:10]
+
+
 @pytest.mark.parametrize(
     ("kwargs", "path"),
     [
