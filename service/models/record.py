@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred, ensureDeferred, maybeDeferred, succ
 from service.db.codec import Codec
 from service.db.connection import PgConnection
 from service.db.database import Database
+from service.errors import NotAuthorized
 from service.models.meta import (
     Meta,
     Where,
@@ -35,24 +36,38 @@ NO_KEY: Final = object()
 """Default of a key argument; None is a key that no row has."""
 
 
-class RowNotRead(Exception):
-    """A rule has accessed a value of a row that was not read."""
+UNREAD: Final = object()
+"""Stands in a `PartialRow` for a value that was not read."""
 
 
-class UnreadRow(tuple[Any, ...]):
+class PartialRow(tuple[Any, ...]):
     """
-    Stands for a row that exists but was not read.
+    A stored row of which some values were not read; to access one of those raises.
 
     Attributes:
-        asked: Whether a value was accessed.
+        asked: What was accessed of those, because a rule may catch the exception: their positions, and
+            the names of columns that the row has no place for.
     """
 
-    asked = False
+    asked: tuple[int | str, ...] = ()
 
     def __getitem__(self, at: Any) -> Any:
-        """Raise, and record the access, because a rule may catch the exception."""
-        self.asked = True
-        raise RowNotRead
+        """
+        Return a value.
+
+        Raises:
+            NotAuthorized: It was not read.
+        """
+        value = super().__getitem__(at)
+        if value is UNREAD:
+            self.asked += (at,)
+            raise not_readable()
+        return value
+
+
+def not_readable() -> NotAuthorized:
+    """Build the refusal of a rule that reads a column which the caller's role may not read."""
+    return NotAuthorized("the database role may not read a column that the model's rules read")
 
 
 class RecordErrors(Errors):
@@ -150,17 +165,23 @@ class Record(DBObject):
         return self._meta or self.meta()
 
     def __getattr__(self, name: str) -> Any:
-        """Build the attribute of a column; called only if it does not exist yet."""
-        meta = self._meta or self.META
-        at = None if meta is None else meta.position.get(name)
-        if meta is None or at is None:
-            # A column that the role may not read can still be set, so it has to be an attribute.
-            if meta is not None and name in meta.named:
-                return None
+        """
+        Build the attribute of a column; called only if it does not exist yet.
+
+        Raises:
+            NotAuthorized: The row is stored, and its value was not read: a rule must not take it for NULL.
+        """
+        meta, row = self._meta or self.META, self._row
+        if meta is None or name not in meta.named:
             raise AttributeError(f"{type(self).__name__} has no attribute {name}")
-        if self._row is None:
+        if row is None:
             return None
-        value = self.__dict__[name] = meta.python(at, self._row[at])
+        at = meta.position.get(name)
+        if at is None:  # a column that no role may read
+            if isinstance(row, PartialRow):
+                row.asked += (name,)
+            raise not_readable()
+        value = self.__dict__[name] = meta.python(at, row[at])
         return value
 
     def load(self, row: tuple[Any, ...], meta: Meta) -> Self:
@@ -188,7 +209,7 @@ class Record(DBObject):
 
     def is_untouched(self, attribute: str) -> bool:
         """Return whether a column of a stored row was neither set nor accessed."""
-        column = attribute in self.row_meta.position
+        column = attribute in self.row_meta.named
         return column and self.persisted and attribute not in self.__dict__
 
     @property
@@ -215,8 +236,8 @@ class Record(DBObject):
             return ()
         return tuple(
             meta.named[attribute]
-            for attribute, at in meta.position.items()
-            if attribute in own and own[attribute] != meta.python(at, row[at])
+            for (attribute, at), stored in zip(meta.position.items(), row, strict=True)
+            if attribute in own and (stored is UNREAD or own[attribute] != meta.python(at, stored))
         )
 
     def columns(self) -> dict[str, Any]:

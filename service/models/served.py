@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,10 +21,11 @@ from twisted.logger import Logger
 from service.catalog import Catalog, ForeignKey, Relation
 from service.db.codec import Codec
 from service.db.database import Database
+from service.db.worker import ORIGIN
 from service.errors import InvalidRow, ServiceError
 from service.models.meta import Meta
 from service.models.model import Model
-from service.models.record import UnreadRow
+from service.models.record import UNREAD, PartialRow, not_readable
 from service.models.relationships import Association, BelongsTo, HasMany, HasOne, Relationship
 from service.models.twistar import CallerPool, PgConfig
 
@@ -38,10 +40,12 @@ class BoundModel:
     Args:
         model: Has the validations and hooks.
         meta: The relation in the catalog; `model.META` may be of a newer one by now.
+        logged: The roles and columns that `_log_unread` has logged.
     """
 
     model: type[Model]
     meta: Meta
+    logged: set[tuple[str, str]] = field(default_factory=set, compare=False)
 
     def has_rules(self, creating: bool) -> bool:
         """Return whether the model has validations, or hooks before a new or changed row is saved."""
@@ -66,7 +70,8 @@ class BoundModel:
             values: Wire values by column: those of the new row, or those that change.
             codec: Makes the Python values that validations and hooks see.
             path: The place of the row in the call.
-            current: The wire values of the row before the changes, by column; None if the row is new.
+            current: The wire values of the row before the changes, by column, without those that the
+                caller's role may not read; None if the row is new.
 
         Returns:
             The values to write, by column: the given object itself if no hook has changed it, and Python
@@ -75,6 +80,7 @@ class BoundModel:
         Raises:
             InvalidRow: With every failing column.
             InvalidArgument: A value is not of its column's type.
+            NotAuthorized: A rule has read a column of the current row that `current` lacks.
         """
         subject = self._subject(current)
         meta, own = self.meta, subject.__dict__
@@ -84,7 +90,8 @@ class BoundModel:
         }
         # Into the object's dict, which holds the values that were set; all others are read from the row.
         own.update({meta.attributes[name]: value for name, value in given.items()})
-        refusal = await subject.refusal(creating=current is None)
+        with self._refusing_unread(subject):
+            refusal = await subject.refusal(creating=current is None)
         if refusal is not None:
             raise InvalidRow(meta.relation.name, refusal.details["fields"], path)
         if current is None:
@@ -108,7 +115,7 @@ class BoundModel:
         """
         # Most rules need the changed values alone. Then one UPDATE is enough, while rules that need the row
         # have it locked and read first: three messages instead of one.
-        row = UnreadRow()
+        row = PartialRow([UNREAD] * len(self.meta.columns))
         try:
             accepted = self._accepts(self.model.hydrate([row], self.meta)[0], changes, codec)
         except Exception:
@@ -150,13 +157,17 @@ class BoundModel:
         Validate the deletion of a row.
 
         Args:
-            current: The current wire values of the row by column.
+            current: The current wire values of the row by column; without those that the caller's role
+                may not read.
 
         Raises:
             InvalidRow: The hook refuses it.
+            NotAuthorized: The hook has read a column that `current` lacks.
         """
         subject = self._subject(current)
-        if await maybeDeferred(subject.beforeDelete) is False or not subject.errors.isEmpty():
+        with self._refusing_unread(subject):
+            refused = await maybeDeferred(subject.beforeDelete) is False
+        if refused or not subject.errors.isEmpty():
             raise subject.invalid("refused by beforeDelete")
 
     def _subject(self, current: Mapping[str, Any] | None) -> Model:
@@ -165,8 +176,45 @@ class BoundModel:
             subject = self.model()
             subject._meta = self.meta
             return subject
-        row = tuple(current.get(name) for name in self.meta.columns)
+        row = PartialRow(current.get(name, UNREAD) for name in self.meta.columns)
         return self.model.hydrate([row], self.meta)[0]
+
+    @contextmanager
+    def _refusing_unread(self, subject: Model) -> Iterator[None]:
+        """
+        Refuse a row whose rules, in the body, read a column that the caller's role may not read.
+
+        A rule that took it for NULL would let a weaker role write what the rule refuses to all others. The
+        refusal does not name the column, which the caller need not know of; the log does.
+
+        Raises:
+            NotAuthorized: They did, whatever they made of it.
+        """
+        row = subject._row
+        try:
+            yield
+        except Exception:
+            if not (isinstance(row, PartialRow) and row.asked):
+                raise
+        if isinstance(row, PartialRow) and row.asked:
+            self._log_unread(row.asked)
+            raise not_readable()
+
+    def _log_unread(self, asked: Collection[int | str]) -> None:
+        """Log, once for each role, which columns the rules need that a role may not read."""
+        meta, origin = self.meta, ORIGIN.get()
+        found = {each if isinstance(each, str) else meta.columns[each] for each in asked}
+        columns, role = ", ".join(sorted(found)), origin.role if origin else ""
+        if (role, columns) not in self.logged:
+            self.logged.add((role, columns))
+            log.warn(
+                "the rules of {model} read {columns} of {relation}, which {role} may not read: its writes are"
+                " refused → GRANT SELECT ({columns}) ON {relation}, or a rule that does not read it",
+                model=self.model.__name__,
+                columns=columns,
+                relation=f"{meta.relation.schema}.{meta.relation.name}",
+                role=f"the role {role}" if role else "the service's role",
+            )
 
 
 def associations(

@@ -4,6 +4,7 @@ Validations and hooks of models.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from twisted.internet.defer import succeed
 
 from service.db.codec import Codec
-from service.errors import InvalidArgument, InvalidRow
+from service.errors import InvalidArgument, InvalidRow, NotAuthorized
 from service.models.meta import Meta
 from service.models.model import Model, not_blank
 from service.models.served import BoundModel
@@ -250,6 +251,37 @@ def test_stored_blank_is_not_validated_unless_it_is_read() -> None:
     of_no_column = model(title=property(lambda self: ""), VALIDATIONS=[not_blank("title")])
     (found,) = of_no_column.hydrate([tuple(row)], of_no_column.META)
     assert result_of(found.isValid()) is False
+
+
+def test_column_that_was_not_read_is_refused_in_a_stored_row_only() -> None:
+    """A rule does not take it for NULL; in a new row it has no value, and set it can be read."""
+    made = model(beforeDelete=lambda self: self.owner is None)
+    columns = {**RELATION.columns, "owner": replace(RELATION.columns["owner"], selectable=False)}
+    made.META = Meta(replace(RELATION, columns=columns), CATALOG, CODEC, frozenset(dir(made)))
+    assert made().owner is None
+    (found,) = made.hydrate([tuple(made.META.columns)], made.META)
+    for ask in (lambda: found.owner, lambda: getattr(found, "owner", None)):
+        with pytest.raises(NotAuthorized):
+            ask()
+    assert isinstance(result_of(failure_of(found.delete())), NotAuthorized)
+    refused = result_of(failure_of(bound(made).validate_delete({"id": 1})))
+    assert isinstance(refused, NotAuthorized)
+    found.owner = 7
+    assert found.owner == 7
+    blank = model(VALIDATIONS=[not_blank("owner")])
+    blank.META = made.META
+    (found,) = blank.hydrate([tuple(made.META.columns)], made.META)
+    assert result_of(found.isValid()), "it does not change, so it need not be read"
+
+
+def test_value_given_for_an_unread_column_is_written() -> None:
+    """Only to read the stored value needs the right to read it."""
+    changed = bound(model(beforeSave=lambda self: setattr(self, "mood", "ok")))
+    validated = result_of(changed.validate({"owner": 5}, CODEC, "changes", {"id": 1}))
+    assert validated == {"owner": 5, "mood": "ok"}
+    complete = bound(model(beforeSave=lambda self: self.wire(CODEC)))
+    refused = failure_of(complete.validate({"owner": 5}, CODEC, "changes", {"id": 1}))
+    assert isinstance(result_of(refused), NotAuthorized)
 
 
 def test_model_with_a_delete_hook_knows_it() -> None:

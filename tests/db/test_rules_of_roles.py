@@ -1,0 +1,187 @@
+"""
+The rules of models with roles that may not read, or not write, all columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.logger import LogLevel, capturedLogs, formatEvent
+
+from service.api.roles import Roles
+from service.errors import InvalidRow, NotAuthorized
+from service.models.model import Model, not_blank
+from service.request.arguments import Caller
+from tests.conftest import execute
+from tests.db.dispatchers import DirectCaller, serving
+from tests.deferreds import failure_of
+
+SCHEMA = """
+CREATE ROLE rc_owner; CREATE ROLE rc_guest; CREATE ROLE rc_looker;
+CREATE TABLE shelves (id int PRIMARY KEY);
+CREATE TABLE products (id int PRIMARY KEY, sku text NOT NULL UNIQUE, title text, price int, stock int,
+    shelf int REFERENCES shelves, note text);
+GRANT ALL ON products, shelves TO rc_owner; GRANT ALL ON shelves TO rc_guest;
+GRANT SELECT (id, sku, title, price, shelf), INSERT (id, sku, title, price),
+    UPDATE (sku, title, price, stock, shelf), DELETE ON products TO rc_guest;
+GRANT SELECT (id, sku, title, price, shelf, note) ON products TO rc_looker;
+"""
+BEFORE_EACH = (
+    "TRUNCATE products, shelves; GRANT ALL ON shelves TO rc_looker;"
+    " REVOKE INSERT, UPDATE ON products FROM rc_looker; INSERT INTO products (id, sku, title, price, stock) VALUES"
+    " (1, 'a', 'A', 10, 14), (2, 'b', 'B', 20, 0), (3, 'c', 'C', 30, 1)"
+)
+ROLES = Roles({"owner": "rc_owner", "guest": "rc_guest", "looker": "rc_looker"})
+OWNER, GUEST, LOOKER = (Caller(1, name, name, "realm1") for name in ("owner", "guest", "looker"))
+
+
+class Product(Model):
+    """A model whose rules read the stock, which the guest may not read."""
+
+    TABLENAME = "products"
+    NEEDS = ("sku", "title", "price", "stock")
+
+    def beforeDelete(self) -> bool | None:
+        """Keep products that are in stock."""
+        if self.stock:
+            self.errors.add("stock", "is not empty")
+            return False
+        return None
+
+    def beforeUpdate(self) -> None:
+        """Refuse to give away what is in stock."""
+        if (self.price == 0 or self.shelf) and self.stock > 0:
+            self.errors.add("price", "is 0")
+
+
+Product.addValidator(not_blank("title"))
+
+pytestmark = pytest.mark.serving(roles=ROLES, written=(Product,))
+
+NEEDS_STOCK: list[tuple[str, dict[str, Any]]] = [
+    ("products.delete", {"key": 1}),
+    ("products.delete", {"key": 2}),
+    ("products.delete", {"where": {"id": 1}}),
+    ("products.delete", {"key": 1, "returning": "both"}),
+    ("products.update", {"key": 1, "changes": {"price": 0}}),
+    ("products.update", {"where": {"id": 1}, "changes": {"price": 0}}),
+    ("products.update", {"rows": [{"id": 1, "price": 0}]}),
+    ("products.update", {"key": 1, "changes": {"price": 0}, "returning": "both"}),
+    ("products.update", {"where": {"id": 1}, "changes": {"price": 0}, "limit": 1, "order": ["id"]}),
+    ("products.upsert", {"values": {"id": 1, "sku": "a", "title": "A"}, "update": {"price": 0}}),
+    ("shelves.create", {"values": {"id": 1, "products": [{"$link": 1}]}}),
+    ("transaction", {"operations": [{"call": "products.delete", "args": [1]}]}),
+]
+
+
+def stored(dsn: str) -> list[tuple[Any, ...]]:
+    """Return the rows of the table."""
+    return execute(dsn, "SELECT id, price, stock, shelf FROM products ORDER BY id")
+
+
+@pytest.mark.parametrize(("name", "kwargs"), NEEDS_STOCK)
+@pytest_twisted.ensureDeferred
+async def test_write_whose_rule_reads_an_unreadable_column_is_not_authorized(
+    db: DirectCaller, dsn: str, name: str, kwargs: dict[str, Any]
+) -> None:
+    """Nothing is written, the refusal does not name the column, and the log does."""
+    before = stored(dsn)
+    refused = await failure_of(db.call_as(GUEST, name, **kwargs))
+    assert isinstance(refused, NotAuthorized), refused
+    assert "stock" not in f"{refused} {refused.details}"
+    assert stored(dsn) == before
+
+
+@pytest_twisted.ensureDeferred
+async def test_same_writes_by_a_role_that_reads_the_column_follow_the_rule(
+    db: DirectCaller, dsn: str
+) -> None:
+    """The rule refuses the row that is in stock, and no other."""
+    for name, kwargs in NEEDS_STOCK:
+        if kwargs.get("key") != 2:
+            refused = await failure_of(db.call_as(OWNER, name, **kwargs))
+            assert isinstance(refused, InvalidRow), (name, kwargs, refused)
+    assert (await db.call_as(OWNER, "products.delete", 2))["id"] == 2
+    assert [each[0] for each in stored(dsn)] == [1, 3]
+
+
+@pytest_twisted.ensureDeferred
+async def test_write_whose_rules_read_no_unreadable_column_is_made(
+    db: DirectCaller, dsn: str
+) -> None:
+    """A role may write a column that it may not read; a rule then sees the value that is given."""
+    await db.call_as(GUEST, "products.update", 1, {"title": "B"})
+    await db.call_as(GUEST, "products.update", where={"id": 1}, changes={"price": 11})
+    await db.call_as(GUEST, "products.update", 1, {"price": 12, "stock": 13})
+    await db.call_as(GUEST, "products.update", 2, {"price": 0, "stock": 0})
+    refused = await failure_of(db.call_as(GUEST, "products.update", 3, {"price": 0, "stock": 1}))
+    assert isinstance(refused, InvalidRow)
+    await db.call_as(GUEST, "products.create", {"id": 4, "sku": "d", "title": "D"})
+    assert [each[:3] for each in stored(dsn)] == [
+        (1, 12, 13),
+        (2, 0, 0),
+        (3, 30, 1),
+        (4, None, None),
+    ]
+
+
+class Careless(Model):
+    """A model whose hooks ignore exceptions, or take all values at once."""
+
+    TABLENAME = "products"
+
+    def beforeDelete(self) -> bool | None:
+        """Keep what is in stock, if that can be known."""
+        try:
+            return not self.stock
+        except Exception:
+            return None
+
+    def beforeUpdate(self) -> None:
+        """Look at the complete row."""
+        try:
+            self.columns()
+        except Exception:
+            self.title = "unknown"
+
+
+@pytest_twisted.ensureDeferred
+async def test_rule_that_ignores_that_a_column_is_unreadable_refuses_the_row(
+    dsn: str, db: DirectCaller
+) -> None:
+    """A rule that catches every exception lets no row pass; the log names the column, once for a role."""
+    with capturedLogs() as logged:
+        async with serving(dsn, roles=ROLES, written=(Careless,)) as careless:
+            for call in (("delete", 1), ("update", 1, {"price": 1}), ("delete", 2)):
+                verb, *args = call
+                refused = await failure_of(careless.call_as(GUEST, f"products.{verb}", *args))
+                assert isinstance(refused, NotAuthorized), refused
+    assert [each[:2] for each in stored(dsn)] == [(1, 10), (2, 20), (3, 30)]
+    warnings = [formatEvent(each) for each in logged if each["log_level"] is LogLevel.warn]
+    about = [each for each in warnings if "Careless" in each]
+    assert len(about) == 1, about
+    assert all("stock" in each and "rc_guest" in each for each in about)
+
+
+@pytest_twisted.ensureDeferred
+async def test_procedure_whose_rules_need_an_unreadable_column_is_not_authorized(
+    db: DirectCaller, dsn: str
+) -> None:
+    """Objects have all columns that any role may read, so PostgreSQL refuses to find or make them."""
+
+    async def drop(_caller: Caller, args: Any, _kwargs: Any) -> Any:
+        return await (await Product.find(*args)).delete()
+
+    async def make(_caller: Caller, args: Any, _kwargs: Any) -> Any:
+        return (await Product(id=args[0], sku="n", title="N").save()).id
+
+    db.dispatcher.add({"drop": drop, "make": make})
+    before = stored(dsn)
+    for name, key in (("drop", 1), ("drop", 2), ("make", 5)):
+        refused = await failure_of(db.call_as(GUEST, name, key))
+        assert isinstance(refused, NotAuthorized), refused
+    assert stored(dsn) == before
+    assert await db.call_as(OWNER, "make", 5) == 5
+    assert await db.call_as(OWNER, "drop", 2) == 1
