@@ -7,9 +7,9 @@ may change, and the changed row is written.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from service.api.call import Snapshot
 from service.catalog import Catalog, Column, Relation
@@ -31,6 +31,9 @@ from service.request.row_values import literals
 
 FEW = 20
 """Rows that a model validates without a pause: each takes some 20 µs of the reactor thread."""
+
+Right = Literal["insertable", "updatable", "deletable"]
+"""The attribute of a relation, and of its columns, that says whether the caller's role may do so."""
 
 Pause = Callable[[int], Awaitable[None]]
 """Called with the number of each row that was validated; yields to the reactor at intervals."""
@@ -239,20 +242,33 @@ async def _validated_link(
 
 
 def accept_new_rows(snapshot: Snapshot, relation: Relation, call: Parsed[CreateRequest]) -> bool:
-    """Return whether the model accepts new rows unchanged, without a Deferred to wait for."""
+    """
+    Return whether the model accepts new rows unchanged, without a Deferred to wait for.
+
+    Raises:
+        NotAuthorized: The caller's role may not create such rows.
+    """
     # Rules that need only the given values then cost a create neither a coroutine nor a transaction.
     model = snapshot.model(relation)
-    rows = call.request.rows
-    return len(rows) <= FEW and all(
-        model.accepts_new(given_of(row, call.values), snapshot.codec) for row in rows
-    )
+    if len(call.request.rows) > FEW:
+        return False
+    rows = [given_of(row, call.values) for row in call.request.rows]
+    for row in rows:
+        check_right(relation, "insertable", row)
+    return all(model.accepts_new(row, snapshot.codec) for row in rows)
 
 
 def accepts_without_reading(
     snapshot: Snapshot, relation: Relation, call: Parsed[UpdateRequest]
 ) -> bool:
-    """Return whether the model accepts changes of one row without reading the row."""
+    """
+    Return whether the model accepts changes of one row without reading the row.
+
+    Raises:
+        NotAuthorized: The caller's role may not change these columns.
+    """
     request, given = call.request, given_of(call.request.changes, call.values)
+    check_right(relation, "updatable", (each.column for each in request.changes))
     # Only the database knows values that it computes, and defaults.
     if request.target.key is None or len(given) < len(request.changes):
         return False
@@ -309,6 +325,25 @@ async def validate_changes(
     return found
 
 
+def check_right(relation: Relation, right: Right, columns: Iterable[str] = ()) -> None:
+    """
+    Refuse a write that the caller's role may not make, before a rule refuses it for another reason.
+
+    A rule may read a row that the role cannot write, and its message may tell of that row.
+
+    Args:
+        relation: The relation, as the role may use it.
+        right: The right that the relation, and each of the columns, must have.
+        columns: The columns that the call gives.
+
+    Raises:
+        NotAuthorized: The role lacks it; as PostgreSQL refuses the write.
+    """
+    if not all(getattr(each, right) for each in (relation, *map(relation.columns.get, columns))):
+        refused = "the database's role may not do this"
+        raise NotAuthorized(refused, relation=relation.name, sqlstate="42501")
+
+
 def given_of(row: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]:
     """Return the values of a row by column, without defaults and computed values."""
     return {
@@ -340,8 +375,10 @@ async def set_by_model(
 
     Raises:
         InvalidRow: With every failing column.
-        NotAuthorized: The caller's role may not use a column that the model has set.
+        NotAuthorized: The caller's role may not write a column that is given or that the model has set, or
+            not read one that a rule has read.
     """
+    check_right(relation, "insertable" if current is None else "updatable", given)
     model, codec = snapshot.model(relation), snapshot.codec
     validated = await model.validate(given, codec, path, current)
     made = {

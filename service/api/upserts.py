@@ -18,7 +18,7 @@ from typing import Any
 from service.api import write
 from service.api.call import Call, Step
 from service.api.row_updates import missing_row, write_rows
-from service.api.rules import given_of, validated_rows
+from service.api.rules import check_right, given_of, validated_rows
 from service.api.write import (
     UNBOUNDED,
     answered,
@@ -100,8 +100,11 @@ def upsert(call: Call) -> Step | Awaitable[Any]:
 
 
 def _upsert(call: Call, parsed: New) -> Step | Awaitable[Any]:
+    relation = relation_of(call)
     conflict, old = _conflict(parsed.request), parsed.request.returning.old
-    ruled = conflict.changes and call.snapshot.model(relation_of(call)).has_rules(creating=False)
+    if conflict.update != () and call.snapshot.model(relation).has_rules(creating=True):
+        check_right(relation, "updatable")
+    ruled = conflict.changes and call.snapshot.model(relation).has_rules(creating=False)
     # If existing rows are left unchanged, the answer has new rows only.
     if conflict.update == () or not (ruled or old):
         return write.write_new_rows(call, parsed)

@@ -18,6 +18,7 @@ from service.api.call import Access, Call, Step, as_is
 from service.api.rules import (
     accept_new_rows,
     accepts_without_reading,
+    check_right,
     refuse_faults,
     validate_changes,
     validate_new_rows,
@@ -117,9 +118,15 @@ def prepare_update(call: Call, parsed: Parsed[UpdateRequest]) -> Step | Awaitabl
 
 
 def delete(call: Call) -> Step | Awaitable[Any]:
-    """Prepare `delete`: the deleted row, or the deleted rows and their number."""
+    """
+    Prepare `delete`: the deleted row, or the deleted rows and their number.
+
+    Raises:
+        NotAuthorized: The model has a delete hook, and the caller's role may not delete rows.
+    """
     parsed = parse_delete(call.args, call.kwargs, call.backend.limits)
     if call.snapshot.model(relation_of(call)).has_delete_hook:
+        check_right(relation_of(call), "deletable")
         return _by_model(call, parsed, _delete_by_model)
     return _changing(call, parsed, _delete_statement)
 

@@ -127,6 +127,51 @@ async def test_write_whose_rules_read_no_unreadable_column_is_made(
     ]
 
 
+FORBIDDEN: list[tuple[str, dict[str, Any]]] = [
+    ("products.delete", {"key": 1}),
+    ("products.delete", {"where": {"id": 1}}),
+    ("products.update", {"key": 1, "changes": {"title": " "}}),
+    ("products.update", {"key": 1, "changes": {"price": 0}}),
+    ("products.update", {"where": {"id": 1}, "changes": {"title": " "}}),
+    ("products.update", {"rows": [{"id": 1, "title": " "}]}),
+    ("products.create", {"values": {"id": 9, "sku": "z", "title": " "}}),
+    ("products.create", {"values": [{"id": i, "sku": f"{i}", "title": " "} for i in range(30)]}),
+    ("products.upsert", {"values": {"id": 1, "sku": "a", "title": " "}}),
+    ("products.upsert", {"values": {"id": 1, "sku": "a", "title": " "}, "update": {"price": 0}}),
+    ("products.import", {"rows": [{"id": 9, "sku": "z", "title": " "}]}),
+    ("shelves.create", {"values": {"id": 1, "products": [{"$link": 1}]}}),
+    ("shelves.create", {"values": {"id": 1, "products": [{"id": 9, "sku": "z", "title": " "}]}}),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs"), FORBIDDEN)
+@pytest_twisted.ensureDeferred
+async def test_write_without_the_right_is_not_authorized_before_rules_run(
+    db: DirectCaller, dsn: str, name: str, kwargs: dict[str, Any]
+) -> None:
+    """The rules would refuse these rows, too, and their messages would tell of stored values."""
+    execute(dsn, "GRANT SELECT (stock), INSERT (stock), UPDATE (note) ON products TO rc_looker")
+    await db.catch_up()
+    before = stored(dsn)
+    refused = await failure_of(db.call_as(LOOKER, name, **kwargs))
+    assert isinstance(refused, NotAuthorized), refused
+    assert stored(dsn) == before
+
+
+@pytest_twisted.ensureDeferred
+async def test_upsert_without_the_right_to_update_is_not_authorized_before_rules_run(
+    db: DirectCaller, dsn: str
+) -> None:
+    """The new rows are those that a rule would refuse."""
+    execute(dsn, "GRANT INSERT ON products TO rc_looker; REVOKE UPDATE ON products FROM rc_looker")
+    await db.catch_up()
+    row = {"id": 1, "sku": "a", "title": " "}
+    refused = await failure_of(db.call_as(LOOKER, "products.upsert", row))
+    assert isinstance(refused, NotAuthorized), refused
+    refused = await failure_of(db.call_as(LOOKER, "products.upsert", row, update=[]))
+    assert isinstance(refused, InvalidRow)
+
+
 class Careless(Model):
     """A model whose hooks ignore exceptions, or take all values at once."""
 
