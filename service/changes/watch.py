@@ -518,7 +518,8 @@ class Watches(Service):
             self._failed(query, result)
             return
         was_late, query.late = query.late, 0
-        query.stale, query.refusals = False, 0
+        query.stale = query.renewed = False
+        query.conflicts = 0
         if result is not None:
             if result.drifted:
                 self.drift += 1
@@ -560,21 +561,20 @@ class Watches(Service):
                 sqlstate="21000",
             )
         known = refusal(error)
-        conflict = isinstance(known, Conflict)
-        again = conflict or (known is not None and depends_on_catalog(known))
-        if not again or query.refusals >= (MOST_CONFLICTS if conflict else 1):
-            refused = self._dispatcher.refused(error, query.run.shape.call)
-            for watch in query.watches:
-                watch.end(refused)
-            return
-        query.refusals += 1
-        query.invalidate()
-        if conflict:
+        if isinstance(known, Conflict) and query.conflicts < MOST_CONFLICTS:
+            query.conflicts += 1
+            query.invalidate()
             query.run.rest(time.monotonic())
             query.late += 1
             self.wake()
             return
-        query.parked = True
+        if query.renewed or known is None or not depends_on_catalog(known):
+            refused = self._dispatcher.refused(error, query.run.shape.call)
+            for watch in query.watches:
+                watch.end(refused)
+            return
+        query.renewed = query.parked = True
+        query.invalidate()
         self._cycle.drop(query.run)
 
         def looked(_: object) -> None:

@@ -97,7 +97,8 @@ class Query:
         stale: Whether its rows may have changed without a row in the log.
         late: Number of cycles by which it was postponed; 0 if it is not.
         parked: Whether it was refused with this catalog, and waits for a newer one.
-        refusals: How often it was refused since it was last read.
+        renewed: Whether it was refused with an older catalog since it was last read.
+        conflicts: How often it has met a deadlock or another conflict since it was last read.
     """
 
     __slots__ = (
@@ -106,10 +107,11 @@ class Query:
         "_to_read",
         "background",
         "caller",
+        "conflicts",
         "late",
         "name",
         "parked",
-        "refusals",
+        "renewed",
         "run",
         "since",
         "stale",
@@ -131,8 +133,8 @@ class Query:
         # Not a set, which takes four times the memory: nearly all queries have a single watch.
         self.watches: tuple[Watch, ...] = ()
         self._delta: tuple[State, State, Message] | None = None
-        self.stale = self.background = self.parked = False
-        self.late = self.refusals = 0
+        self.stale = self.background = self.parked = self.renewed = False
+        self.late = self.conflicts = 0
 
     @property
     def call(self) -> Call:
@@ -168,7 +170,7 @@ class Query:
 
     def read_at(self, position: SnapshotPosition) -> None:
         """Record the position at which another session read its state; the next cycle continues there."""
-        self.since, self.refusals = position, 0
+        self.since, self.conflicts, self.renewed = position, 0, False
         self.request_read()
 
     def join(self) -> None:
