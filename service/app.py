@@ -114,9 +114,8 @@ def make_service(settings: Settings, reactor: Any) -> Rowcast:
 def stop_once(reactor: Any) -> None:
     """Stop the reactor, as soon as it runs, at the first SIGINT, SIGTERM or SIGHUP only."""
     handlers: dict[int, Any] = {SIGINT: reactor.sigInt, SIGTERM: reactor.sigTerm}
-    handlers[SIGHUP] = (
-        reactor.sigTerm
-    )  # Twisted leaves it to its default, which ends the process at once
+    # Twisted leaves it to its default, which ends the process at once.
+    handlers[SIGHUP] = reactor.sigTerm
 
     def begin() -> None:
         for number in handlers:

@@ -767,9 +767,8 @@ def plan_messages(catalog: Catalog, tree: Tree) -> Messages:
         for step in whole.parts(catalog) if isinstance(whole, NewRows) else (whole,):
             message = values.first_message(*step.needed)
             if isinstance(step, LinkedRow):
-                message = max(
-                    message, 1
-                )  # after its lookup, which detects a row that is linked twice
+                # After its lookup, which detects a row that is linked twice.
+                message = max(message, 1)
                 if step.row is not None:
                     read.append((message - 1, step.row))
                     values.returned.update(*step.row.filled)
