@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 
 from service.changes.delta import FoundRows, State, difference
 from service.changes.invalidation import SERVICE_ACTOR, MissedChanges, WatchedRuns, touched_txn
+from service.changes.leader import BUSY_TABLE
 from service.changes.log import (
     MOST_BYTES,
     MOST_ROWS,
@@ -191,6 +192,14 @@ def _written_txn(connection: PgConnection, taken: CycleSnapshot, pause: float) -
 BUDGET = 0.25
 """Seconds of a cycle after which no further query that needs a read of all rows is started."""
 
+LOCK_TIMEOUT = 0.05
+"""
+Seconds that a cycle waits for a lock; for another one in the same cycle, a millisecond.
+
+A cycle keeps its locks until it ends. After `deadlock_timeout`, 1 s by default, PostgreSQL would end DDL that
+waits for these while the cycle waits for the DDL.
+"""
+
 STOP_TIMEOUT = 3.0
 """Seconds that a cycle may still take after the service was asked to stop."""
 
@@ -312,7 +321,7 @@ class Cycle:
     def __init__(self, reactor: Any, dsn: str | Dsn, session: SessionSettings) -> None:
         self._reactor = reactor
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
-        self._session = session
+        self._session = replace(session, lock_timeout=min(session.lock_timeout, LOCK_TIMEOUT))
         self._connection: PgConnection | None = None
         self._idle_background: list[PgConnection] = []
         self._sessions: list[PgConnection] = []  # all of them, for `give_up`
@@ -583,13 +592,16 @@ def _results_txn(
     for task in todo:
         run, at = task.run, time.monotonic()
         # No rest for a first read: after each cycle `Watches` would only request it again, for ever.
-        heavy = run.heavy and task.before is not None and budget < math.inf
+        known = task.before is not None and budget < math.inf
+        rests = known and (run.heavy or run.until > at)
         all_rows = task.asks or touched[run] is None
-        postponed = all_rows and (heavy or (results and at > began + budget))
-        result = POSTPONED if postponed else result_txn(connection, task, touched, not heavy)
+        postponed = all_rows and (rests or (results and at > began + budget))
+        result = POSTPONED if postponed else result_txn(connection, task, touched, not rests)
         if result is POSTPONED:
             late[run] = max(0.0, run.until - at)
             continue
+        if isinstance(result, Failure) and getattr(result.value, "pgcode", None) == BUSY_TABLE:
+            connection.opening = f"{connection.opening or ''}SET LOCAL lock_timeout = 1;"
         if isinstance(result, NewState) and task.resumes:
             keys = {each: missed.keys_txn(connection, run, each) for each in task.resumes}
             result = replace(result, resumed=keys)

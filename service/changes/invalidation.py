@@ -378,13 +378,12 @@ class MissedChanges:
         # For all relations that are read, because the key of a row that a policy hides would reveal the row.
         if not may_read_all_txn(connection, oids):
             return None
-        actor = SERVICE_ACTOR if run.shape.shared else run.actor
-        related = related_txn(connection, actor, run.shape.codec, keyed, changes)
+        related = _looked_up_txn(connection, run, related_txn, changes)
         if related is None:
             return None
         keys = affected.own.get(run, set()) | related.rows | related.related
         if keyed.groups:
-            groups = groups_txn(connection, actor, run.shape.codec, keyed, changes, keys)
+            groups = _looked_up_txn(connection, run, groups_txn, changes, keys)
             if groups is None:
                 return None
             keys = set().union(*groups.values())

@@ -170,9 +170,9 @@ class Run:
         if before:  # a first read may have been slow by chance, so it is followed by no rest
             self.rest(ended)
 
-    def rest(self, now: float) -> None:
+    def rest(self, now: float, least: float = 0.0) -> None:
         """Read all rows again only after a rest, which keeps the database free for other queries."""
-        self.until = now + REST * self.duration if self.heavy else 0.0
+        self.until = now + max(least, REST * self.duration if self.heavy else 0.0)
 
 
 def run_of(

@@ -407,14 +407,16 @@ class Watches(Service):
         A first read may take seconds. It runs in a session of its own, so that the known queries need not
         wait; the next cycle continues from its snapshot with the changes that the log has since.
         """
+        again = True
         try:
             wanted = {query: wanted_of(query) for query in new}
             tasks = [task_of(query, watches) for query, watches in wanted.items()]
             self._apply_read(await self._first.run_alone(tasks), wanted)
             self._outages["a first read"].end()
+            again = any(query.conflicts for query in new)
         except Exception as error:
             self._warn("a first read", error)
-            # They are still new: the next cycle starts another attempt.
+        if again:  # they are still new: the next cycle starts another attempt
             await deferLater(self._reactor, PAUSES[0])
 
     def _end_first_read(self, _: object) -> None:
@@ -563,8 +565,11 @@ class Watches(Service):
         known = refusal(error)
         if isinstance(known, Conflict) and query.conflicts < MOST_CONFLICTS:
             query.conflicts += 1
+            if known.details.get("clock") == "lock" and query.conflicts == MOST_CONFLICTS:
+                query.conflicts -= 1  # as often as it takes: DDL may keep its locks for long
+                self._warn("a read", error)
             query.invalidate()
-            query.run.rest(time.monotonic())
+            query.run.rest(time.monotonic(), PAUSES[0] * 2**query.conflicts)
             query.late += 1
             self.wake()
             return

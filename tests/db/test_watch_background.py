@@ -17,8 +17,8 @@ import pytest_twisted
 from psycopg2.extensions import connection as Connection
 
 from schema import changes
+from service.changes import cycle, watchers
 from service.changes import watch as watch_module
-from service.changes import watchers
 from service.changes.positions import SnapshotPosition, parse_position
 from service.changes.queries import WatchLimits
 from service.changes.refresh import Run
@@ -59,8 +59,9 @@ MINE, OTHERS, THIRD = (replace(ANYONE, session=number) for number in (1, 2, 3))
 
 
 @pytest_twisted.async_yield_fixture
-async def live(dsn: str) -> AsyncIterator[Live]:
-    """Serve the module's database with its initial rows."""
+async def live(dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Live]:
+    """Serve the module's database with its initial rows; reads wait for the locks that hold them."""
+    monkeypatch.setattr(cycle, "LOCK_TIMEOUT", math.inf)
     execute(dsn, BEFORE_EACH)
     async with living(dsn, WatchLimits(timeout=20, background_reads=2)) as found:
         yield found

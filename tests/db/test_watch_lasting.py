@@ -382,6 +382,71 @@ async def test_query_that_fails_ends_alone(dsn: str, live: Live) -> None:
     assert beside.error is None
 
 
+@pytest_twisted.ensureDeferred
+async def test_transaction_that_a_watched_query_blocks_is_not_ended_by_a_deadlock(dsn: str) -> None:
+    """It locks the tables that the query reads in the opposite order, and looks for a deadlock first."""
+    execute(dsn, BEFORE_EACH)
+    execute(dsn, "CREATE VIEW both_of AS SELECT i.id, o.n FROM items i JOIN others o USING (id)")
+    name = parse_dsn(dsn)["dbname"]
+    execute(dsn, f"ALTER DATABASE {name} SET deadlock_timeout = '1min'")
+    other = psycopg2.connect(dsn, options="-c deadlock_timeout=500ms")
+    try:
+        async with living(dsn, WatchLimits(timeout=60)) as live:
+            watcher = live.watch("both_of")
+            await watcher.first()
+            with other.cursor() as cursor:
+                cursor.execute("LOCK TABLE others")
+                execute(dsn, "UPDATE items SET name = 'new' WHERE id = 1")
+                await deferToThread(wait_for_lock, dsn)
+                await deferToThread(cursor.execute, "LOCK TABLE items")
+                cursor.execute("UPDATE others SET n = 100 WHERE id = 1")
+            other.commit()
+            await until(lambda: {"id": 1, "n": 100} in watcher.copy.values or watcher.error)
+            assert watcher.error is None
+    finally:
+        other.close()
+        execute(dsn, f"ALTER DATABASE {name} RESET deadlock_timeout")
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "new"])
+@pytest_twisted.ensureDeferred
+async def test_query_of_a_locked_table_waits_and_delays_no_other(dsn: str, known: bool) -> None:
+    """It is tried again for longer than a run may take, and the log says so once."""
+    execute(dsn, BEFORE_EACH)
+    execute(dsn, "CREATE VIEW both_of AS SELECT i.id, i.name FROM items i JOIN others o USING (id)")
+    other = psycopg2.connect(dsn)
+    try:
+        async with living(dsn, WatchLimits(timeout=0.5)) as live:
+            beside = live.watch("items", Caller(2, None, None, "realm1"))
+            await beside.first()
+            watcher = live.watch("both_of")
+            await watcher.first()
+            if not known:  # planned, but to be read for the first time
+                await watcher.cancel()
+            other.cursor().execute("LOCK TABLE others")
+            with capturedLogs() as logs:
+                if not known:
+                    watcher = live.watch("both_of")
+
+                def warned() -> list[str]:
+                    texts = [eventAsText(each) for each in logs]
+                    return [each for each in texts if "a read failed" in each]
+
+                at = 0
+                while not (warned() or watcher.error):
+                    at += 1
+                    execute(dsn, f"UPDATE items SET name = 'n{at}' WHERE id = 1")
+                    await beside.same()
+                assert watcher.error is None
+                assert len(warned()) == 1
+            other.commit()
+            await until(lambda: {"id": 1, "name": f"n{at}"} in watcher.copy.values or watcher.error)
+            assert watcher.error is None
+            await watcher.same()
+    finally:
+        other.close()
+
+
 @pytest.mark.parametrize(
     ("begun", "meeting", "column"),
     [

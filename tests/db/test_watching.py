@@ -4,6 +4,7 @@ Live queries on a real database: each kind of query, with writes from any client
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest_twisted
 
 from schema import changes
 from service.api.roles import Roles
+from service.changes import cycle
 from service.changes.cycle import Cycle, Outcome
 from service.changes.positions import SnapshotPosition, parse_position
 from service.changes.queries import WatchLimits
@@ -485,8 +487,11 @@ WAITING = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND 
 
 
 @pytest_twisted.ensureDeferred
-async def test_slow_query_that_runs_again_delays_no_other_session(dsn: str) -> None:
+async def test_slow_query_that_runs_again_delays_no_other_session(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All watches of its own session move to one commit together, when its rows have been read."""
+    monkeypatch.setattr(cycle, "LOCK_TIMEOUT", math.inf)  # reads wait for the lock that holds them
     execute(
         dsn,
         BEFORE_EACH + "CREATE OR REPLACE FUNCTION slow() RETURNS SETOF teams STABLE LANGUAGE sql"
