@@ -291,6 +291,8 @@ class _Rows(NamedTuple):
 
 _SHAPING = ("select", "order", "distinct", "embed", "count", "form", "measures")
 """The arguments of `find` that determine its shape, besides the filter."""
+MAX_SHAPING = 2_048
+"""Bytes of the longest of these that are kept: parsed they take 25 times as much memory."""
 _rows: dict[Hashable, _Rows] = {}
 """Cache of what finds ask for, by shape and depth limits, if all values are those of the filter."""
 
@@ -349,7 +351,7 @@ def _shape_of_rows(given: Arguments, scalars: list[Any]) -> Hashable:
         others = marshal.dumps([given.value(name) for name in _SHAPING], 2)
     except ValueError:  # a value that a reference of a batch resolved to, or nested too deep
         return None
-    return (shape, others) if len(others) <= MAX_SHAPE else None
+    return (shape, others) if len(others) <= MAX_SHAPING else None
 
 
 def _totals(
