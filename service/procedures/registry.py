@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import FunctionType, ModuleType, NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin, overload
 
 from twistar.exceptions import ImaginaryTableError
 
@@ -59,9 +59,15 @@ class ProcedureCall:
         origin = ORIGIN.get()
         return "" if origin is None else origin.call
 
-    def wire(self, model: Model) -> dict[str, Any]:
-        """Return the columns of an object as wire values."""
-        return model.wire(self.codec)
+    @overload
+    def wire(self, found: Model) -> dict[str, Any]: ...
+    @overload
+    def wire(self, found: Iterable[Model]) -> list[dict[str, Any]]: ...
+    def wire(self, found: Model | Iterable[Model]) -> Any:
+        """Return the columns of an object as wire values; of several objects, the list of them."""
+        if isinstance(found, Model):
+            return found.wire(self.codec)
+        return [each.wire(self.codec) for each in found]
 
 
 Function = Callable[..., Awaitable[Any]]

@@ -25,7 +25,7 @@ from service.errors import (
     Unavailable,
 )
 from service.models.served import Models
-from service.procedures.registry import Declared, load_application, procedures
+from service.procedures.registry import Declared, ProcedureCall, load_application, procedures
 from service.request.arguments import Caller
 from tests.conftest import execute
 from tests.db.served import database_at, registry
@@ -54,6 +54,24 @@ async def served(database: Database, functions: Any = None) -> Any:
     models.load(catalog, codec)
     declared = {name: Declared(each) for name, each in (functions or {}).items()}
     return procedures(database, models, lambda: codec, declared or DEMO.procedures)
+
+
+@pytest_twisted.ensureDeferred
+async def test_wire_of_an_object_is_its_row_and_of_several_their_list(dsn: str) -> None:
+    execute(dsn, "INSERT INTO actions (action, path) VALUES ('run', '/')")
+
+    async def look(call: ProcedureCall) -> Any:
+        one = await Action.find(1)
+        return call.wire(one), call.wire(await Action.find(orderby="id")), call.wire([])
+
+    with registry():
+        async with database_at(dsn) as database:
+            served_by = await served(database, {"look": look})
+            one, several, none = await served_by["look"](CALLER, [], {})
+    assert (one["id"], one["action"], one["created_at"][:10]) == (1, "go", "2026-01-01")
+    assert several[0] == one
+    assert [each["action"] for each in several] == ["go", "run"]
+    assert none == []
 
 
 @pytest_twisted.ensureDeferred
