@@ -19,6 +19,7 @@ import psycopg2
 from psycopg2 import errors, sql
 
 from schema.database_url import reason
+from schema.own import HAND_OVER
 from schema.triggers import OUTDATED, PINNED, keys_function, notify, trigger_functions
 
 LEVELS = ("full", "keys", "touch")
@@ -454,7 +455,7 @@ def install() -> str:
     }
     for name, value in fixed.items():
         functions = functions.replace(f"{{{name}}}", value)
-    return TABLES + written + functions
+    return TABLES + HAND_OVER + written + functions
 
 
 TRACK_AGAIN = f"""

@@ -49,6 +49,24 @@ BEGIN
 END $$
 """
 
+# The service, whose role owns the schema, could not read a log of a superuser who tracks the first table.
+HAND_OVER = """
+DO $$
+DECLARE
+    made record;
+BEGIN
+    FOR made IN
+        SELECT c.oid::regclass AS name, n.nspowner::regrole AS owner
+          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE n.nspname = 'rowcast' AND c.relname IN ('tracked', 'log', 'epochs', 'ticks')
+           AND c.relowner = current_user::regrole AND c.relowner <> n.nspowner
+    LOOP
+        EXECUTE format('ALTER TABLE %s OWNER TO %s', made.name, made.owner);
+    END LOOP;
+END $$;
+"""
+"""Gives the tables of the log to the owner of the schema, if they are those of the role that runs this."""
+
 DROP = "DROP TABLE rowcast.idempotency_keys"
 
 

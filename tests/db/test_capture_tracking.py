@@ -26,6 +26,7 @@ from schema.changes import (
     untrack_table,
 )
 from schema.database_url import engine
+from schema.own import make
 from service.db.introspect import read_catalog
 from service.settings import InvalidSettings, load
 from tests.conftest import ROOT, execute
@@ -459,6 +460,27 @@ def test_functions_installed_by_another_role_belong_to_the_owner(dsn: str, role:
     assert execute(dsn, owners) == [("owns",)]
     execute(at, install() + remove())
     execute(dsn, "DROP OWNED BY owns, member; DROP ROLE owns, member")
+
+
+@pytest.mark.parametrize("role", ["postgres", "member"])
+def test_log_made_by_another_role_belongs_to_the_owner_of_the_schema(dsn: str, role: str) -> None:
+    """The service, whose role has created the schema, can then read and prune it."""
+    ((name,),) = execute(dsn, "SELECT current_database()")
+    execute(dsn, f"CREATE ROLE owns LOGIN; GRANT CREATE ON DATABASE {name} TO owns")
+    execute(dsn, "CREATE ROLE member LOGIN IN ROLE owns; GRANT TRIGGER, INSERT ON things TO member")
+    at = make_dsn(dsn, user="owns")
+    make(at)
+    other = make_dsn(dsn, user=role)
+    assert track_table(other, "things", "keys", True) == "public.things is tracked (keys)"
+    execute(other, "INSERT INTO things VALUES (7)")
+    assert execute(at, "SELECT new FROM rowcast.log") == [({"id": 7},)]
+    owners = """
+        SELECT relowner::regrole::text FROM pg_class WHERE relnamespace = 'rowcast'::regnamespace
+        UNION SELECT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'rowcast'::regnamespace"""
+    assert execute(dsn, owners) == [("owns",)]
+    execute(at, "DELETE FROM rowcast.log")
+    execute(dsn, "DELETE FROM things WHERE id = 7")
+    execute(dsn, remove() + "DROP OWNED BY owns, member; DROP ROLE owns, member")
 
 
 def test_schema_with_a_table_of_others_is_kept(tracked: str) -> None:
