@@ -4,6 +4,7 @@ Live queries that continue after DDL, changed rights, lost connections and slow 
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import closing
 
@@ -18,8 +19,8 @@ from twisted.logger import capturedLogs, eventAsText
 
 from schema import changes
 from service.api.roles import Roles
+from service.changes import cycle, watchers
 from service.changes import watch as watch_module
-from service.changes import watchers
 from service.changes.cycle import snapshot_txn
 from service.changes.queries import WatchLimits
 from service.db.session_settings import SessionSettings, open_session
@@ -458,9 +459,10 @@ async def test_query_of_a_locked_table_waits_and_delays_no_other(dsn: str, known
 )
 @pytest_twisted.ensureDeferred
 async def test_query_that_a_deadlock_has_ended_runs_again(
-    dsn: str, begun: bool, meeting: str, column: str
+    dsn: str, monkeypatch: pytest.MonkeyPatch, begun: bool, meeting: str, column: str
 ) -> None:
     """Another transaction locks what the query reads in the opposite order, and may alter it."""
+    monkeypatch.setattr(cycle, "LOCK_TIMEOUT", math.inf)
     execute(dsn, BEFORE_EACH)
     execute(dsn, "CREATE VIEW both_of AS SELECT i.id, o.n FROM items i JOIN others o USING (id)")
     # The query finds the deadlock after this time, in which the other transaction has to meet it.
