@@ -12,6 +12,37 @@ from tests.conftest import ROOT, execute
 from tests.test_docs import DOCS, code
 
 BY_HAND, FIELD, TABLE, TRIGGER, APART = code(DOCS / "migrations.md", "python")
+(TRIGGER_BY_NAME,) = code(DOCS / "migrations.md", "sql")
+
+EVENTS = """
+import enum
+
+from sqlalchemy.orm import Mapped, mapped_column
+
+from schema.base import Base
+
+
+class Kind(enum.Enum):
+    begun = "begun"
+    ended = "ended"
+
+
+class Event(Base):
+    __tablename__ = "events"
+    __table_args__ = {"postgresql_partition_by": "RANGE (year)"}
+
+    year: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    kind: Mapped[Kind]
+"""
+PARTITIONS = """
+def upgrade() -> None:
+    op.execute("CREATE TABLE events_2026 PARTITION OF events FOR VALUES FROM (2026) TO (2027)")
+    op.execute("CREATE TABLE events_rest PARTITION OF events DEFAULT")
+
+
+def downgrade() -> None:
+    op.execute("DROP TABLE events_2026, events_rest")
+"""
 
 
 class Project:
@@ -86,6 +117,14 @@ def test_migrations_page_snippets_migrate_and_agree_with_the_declarations(
     execute(dsn, "UPDATE depots SET name = 'south'")
     assert execute(dsn, "SELECT updated_at > '2020-01-02' FROM depots") == [(True,)]
 
+    generated = "DROP TRIGGER touch ON depots; ALTER TABLE depots ADD places int"
+    execute(dsn, f"{generated}, ADD label text GENERATED ALWAYS AS (upper(name)) STORED")
+    execute(dsn, TRIGGER_BY_NAME)
+    execute(dsn, "UPDATE depots SET updated_at = '2020-01-01'")
+    assert execute(dsn, "SELECT updated_at < '2020-01-02' FROM depots") == [(True,)]
+    execute(dsn, "UPDATE depots SET places = 3")
+    assert execute(dsn, "SELECT updated_at > '2020-01-02' FROM depots") == [(True,)]
+
     apart = project.revise("-m", "index the status")
     project.write(apart, APART)
     project.alembic("upgrade", "head")
@@ -100,3 +139,29 @@ def test_migrations_page_snippets_migrate_and_agree_with_the_declarations(
     )
     assert execute(dsn, due) == [(0,)]
     project.alembic("upgrade", "head")
+
+
+def test_partitions_written_by_hand_are_ignored_by_autogenerate(dsn: str, tmp_path: Path) -> None:
+    """A partition with a class is compared. The type of an enum is dropped by what autogenerate writes."""
+    execute(dsn, "DROP SCHEMA IF EXISTS public, rowcast CASCADE; CREATE SCHEMA public")
+    project = Project(tmp_path, dsn)
+    project.alembic("upgrade", "head")
+    declared = project.home / "schema/event.py"
+    declared.write_text(EVENTS)
+    project.revise("--autogenerate", "-m", "add events")
+    project.alembic("upgrade", "head")
+    project.write(project.revise("-m", "add partitions"), PARTITIONS)
+    project.alembic("upgrade", "head")
+    project.alembic("check")
+
+    rest = (
+        EVENTS[EVENTS.index("class Event") :]
+        .replace("Event", "Rest")
+        .replace("events", "events_rest")
+    )
+    rest = rest.replace("__table_args__", "_no_args")
+    declared.write_text(f"{EVENTS}\n\n{rest}")
+    project.alembic("check")
+
+    project.alembic("downgrade", "0003")
+    assert execute(dsn, "SELECT to_regclass('events'), to_regtype('kind')") == [(None, None)]
