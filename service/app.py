@@ -291,8 +291,6 @@ class Serving(Service):
             reactor,
             self.database,
             self.dispatcher,
-            # One for known queries; one for the first run of new ones, which may take long.
-            Cycle(reactor, place.direct_dsn, _session(settings)),
             Cycle(reactor, place.direct_dsn, _session(settings)),
             WatchLimits(
                 settings.max_watches_per_session,

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -43,7 +45,7 @@ from service.changes.refresh import Run, TouchedRows, all_rows_txn, by_keys_txn
 from service.changes.touched import row_change
 from service.db.connection import GUARD, PgConnection
 from service.db.planned import PreparedStatement
-from service.db.session_settings import Dsn, SessionSettings, open_session
+from service.db.session_settings import Dsn, Sessions, SessionSettings
 from service.db.transaction import begin_statement, commit_txn, rollback_txn
 from service.waiting import in_thread
 
@@ -310,7 +312,7 @@ ToRead = Mapping[Run, TouchedRows | None]
 
 class Cycle:
     """
-    The session in which cycles run, one at a time, and the sessions for reads in the background.
+    The session in which cycles run, one at a time, and sessions for first reads and reads in the background.
 
     Args:
         reactor: Receives the results from the threads.
@@ -320,11 +322,11 @@ class Cycle:
 
     def __init__(self, reactor: Any, dsn: str | Dsn, session: SessionSettings) -> None:
         self._reactor = reactor
-        self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
-        self._session = replace(session, lock_timeout=min(session.lock_timeout, LOCK_TIMEOUT))
+        lock_timeout = min(session.lock_timeout, LOCK_TIMEOUT)
+        self._sessions = Sessions(dsn, replace(session, lock_timeout=lock_timeout))
         self._connection: PgConnection | None = None
-        self._idle_background: list[PgConnection] = []
-        self._sessions: list[PgConnection] = []  # all of them, for `give_up`
+        self._idle: deque[PgConnection] = deque()  # without the session of `_connection`
+        self._opened: dict[PgConnection, None] = {}  # all of them, for `give_up`
         self._watched = WatchedRuns()
         self._dropped: list[Run] = []
 
@@ -342,11 +344,11 @@ class Cycle:
             tasks: New queries, and queries that need more than the changes in the log.
             since: Position of the cycle before; without it every query may have changed.
         """
-        return in_thread(self._reactor, "pg-watch", self._run, self._watched, tasks, since)
+        return in_thread(self._reactor, "pg-watch", self._run, tasks, since)
 
     def run_alone(self, tasks: Collection[QueryTask]) -> Deferred[Outcome]:
-        """Run a cycle for new queries only; later cycles know nothing of them."""
-        return in_thread(self._reactor, "pg-watch", self._run, WatchedRuns(), tasks, None)
+        """Run a cycle for new queries only, beside the others, which know nothing of them."""
+        return in_thread(self._reactor, "pg-watch", self._run_alone, tasks)
 
     def read_in_background(self, background: BackgroundRead) -> Deferred[Outcome | None]:
         """
@@ -359,68 +361,108 @@ class Cycle:
 
     def give_up(self) -> None:
         """End the waits for a server that is silent; the reads that wait fail."""
-        for connection in self._sessions:
+        for connection in list(self._opened):
             GUARD.give_up(connection)
 
     def close(self) -> Deferred[None]:
         """Close the sessions, and forget all queries; nothing may be reading meanwhile."""
         return in_thread(self._reactor, "pg-watch", self._end)
 
-    def _run(
-        self, watched: WatchedRuns, tasks: Collection[QueryTask], since: SnapshotPosition | None
-    ) -> Outcome:
+    def _run(self, tasks: Collection[QueryTask], since: SnapshotPosition | None) -> Outcome:
         while self._dropped:
             self._watched.drop(self._dropped.pop())
         connection = self._connection
-        if connection is None or not connection.alive():
+        if connection is None or not self._fit(connection):
+            before = connection
             self._close()
             connection = self._open()
+            if before is not None and before.address != connection.address:
+                since = None  # a snapshot of another database means nothing here
         same, self._connection = connection is self._connection, connection
-        background = self._open_background() if any(task.background for task in tasks) else None
+        background = self._other() if any(task.background for task in tasks) else None
         try:
-            for _ in range(MOST_TRIES):
-                outcome = cycle_txn(connection, watched, tasks, since, same, background=background)
-                if outcome is not None:
-                    return outcome
-                if background is not None:
-                    rollback_txn(background)
-            raise RuntimeError("tables are truncated or rewritten all the time")
+            return _outcome_txn(connection, self._watched, tasks, since, same, background)
         except BaseException:
             self._close()
             if background is not None:
                 background.close()
             raise
 
-    def _open_background(self) -> PgConnection:
-        while self._idle_background:
-            connection = self._idle_background.pop()
-            if connection.alive():
-                return connection
+    def _run_alone(self, tasks: Collection[QueryTask]) -> Outcome:
+        connection = self._other()
+        try:
+            return _outcome_txn(connection, WatchedRuns(), tasks, None)
+        except BaseException:
             connection.close()
+            raise
+        finally:
+            self._put(connection)
+
+    def _other(self) -> PgConnection:
+        """Return an idle session, or a new one."""
+        with suppress(IndexError):  # another thread may take the last one
+            while True:
+                connection = self._idle.pop()
+                if self._fit(connection):
+                    return connection
+                connection.close()
         return self._open()
 
+    def _put(self, connection: PgConnection) -> None:
+        """Keep a session for the next use, if it is fit for that."""
+        if self._fit(connection):
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def _fit(self, connection: PgConnection) -> bool:
+        return connection.alive() and not self._sessions.outdated(connection)
+
     def _open(self) -> PgConnection:
-        connection = open_session(self._dsn(), self._session)
-        self._sessions = [connection, *(each for each in self._sessions if not each.closed)]
+        connection = self._sessions.open()
+        for each in list(self._opened):
+            if each.closed:
+                self._opened.pop(each, None)
+        self._opened[connection] = None
         return connection
 
     def _read_in_background(self, background: BackgroundRead) -> Outcome | None:
         try:
             return background_txn(background)
         finally:
-            self._idle_background.append(background.connection)
+            self._put(background.connection)
 
     def _end(self) -> None:
-        while self._idle_background:
-            self._idle_background.pop().close()
         self._close()
         self._watched = WatchedRuns()
         self._dropped.clear()
 
     def _close(self) -> None:
+        """Close the sessions that are not in use."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
+
+
+def _outcome_txn(
+    connection: PgConnection,
+    watched: WatchedRuns,
+    tasks: Collection[QueryTask],
+    since: SnapshotPosition | None,
+    same: bool = False,
+    background: PgConnection | None = None,
+) -> Outcome:
+    """Return the outcome of a cycle, after further attempts if tables are rewritten; as `cycle_txn`."""
+    for _ in range(MOST_TRIES):
+        outcome = cycle_txn(connection, watched, tasks, since, same, background=background)
+        if outcome is not None:
+            return outcome
+        if background is not None:
+            rollback_txn(background)
+    raise RuntimeError("tables are truncated or rewritten all the time")
 
 
 def cycle_txn(

@@ -60,7 +60,7 @@ from service.changes.topics import NO_SUBSCRIBERS, AllRights, SubscribedRelation
 from service.db.connection import GUARD, PgConnection
 from service.db.database import deferred
 from service.db.listener import Listener
-from service.db.session_settings import Dsn, SessionSettings, open_session
+from service.db.session_settings import Dsn, Sessions, SessionSettings
 from service.waiting import Pause, cancel_timer, in_thread
 
 Publish = Callable[[Sequence[Change], Awaitable[None], AllRights], Awaitable[None]]
@@ -336,7 +336,7 @@ class Feed(Service):
         process: str = "",
     ) -> None:
         self._reactor = reactor
-        self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
+        self._sessions = Sessions(dsn, SessionSettings(STATEMENT_TIMEOUT))
         self._listener = listener
         self._settings = settings
         self._can_publish = can_publish
@@ -463,7 +463,7 @@ class Feed(Service):
 
     def _connect(self) -> PgConnection:
         """Open a session; runs in a thread, because libpq resolves host names there and blocks."""
-        connection = open_session(self._dsn(), SessionSettings(STATEMENT_TIMEOUT))
+        connection = self._sessions.open()
         try:
             prepare_txn(connection, self._process)
             if not self.running:  # stopping: a cancelled `_run` could not close the session
@@ -481,7 +481,7 @@ class Feed(Service):
     async def _serve(self, connection: PgConnection) -> None:
         """Try for the lead with one session, and follow or lead until the session ends."""
         seen, notified = 0, False
-        while self.running:
+        while self.running and not await self._outdated(connection):
             lease = self._settings.lease if self._can_publish() else None
             duty = await self._in_thread(duty_txn, connection, lease, self._made)
             if duty is Duty.LEAD:
@@ -502,6 +502,11 @@ class Feed(Service):
             retry = LEAD_RETRY if notified else FOLLOW_RETRY
             await self._wait(retry if duty is Duty.FOLLOW else UNTRACKED_POLL)
 
+    async def _outdated(self, connection: PgConnection) -> bool:
+        """Return whether the DSN has changed, and the session has to be replaced."""
+        due = self._sessions.due(connection)
+        return due and await self._in_thread(self._sessions.outdated, connection)
+
     async def _lead(self, connection: PgConnection) -> None:
         epoch, last = await self._in_thread(begin_txn, connection, self._known)
         self._delivery.tracked = await self._in_thread(tracked_txn, connection)
@@ -520,7 +525,7 @@ class Feed(Service):
             await self._delivery.deliver(connection, last, None, succeed(None), {})
         self._published = last.number
         sleep = self._sleep = Sleep()
-        while self.running:
+        while self.running and not await self._outdated(connection):
             looked = self._reactor.seconds()
             if self._upkeep.due(self._reactor.seconds()):
                 await self._in_thread(self._upkeep.run_txn, connection, self._reactor.seconds())

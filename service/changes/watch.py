@@ -83,8 +83,7 @@ class Watches(Service):
         reactor: Runs timers, and measures time.
         database: Plans the queries, to find out what they read.
         dispatcher: Knows the current catalog snapshot.
-        cycle: Session in which known queries are refreshed.
-        first: Second session, for the first run of new queries, which may take long.
+        cycle: Sessions in which queries are run.
         limits: Maximum numbers and sizes of what may be watched.
         poll: Seconds between two cycles without a notification.
 
@@ -99,7 +98,6 @@ class Watches(Service):
         database: Database,
         dispatcher: Dispatcher,
         cycle: Cycle,
-        first: Cycle,
         limits: WatchLimits,
         poll: float = POLL,
     ) -> None:
@@ -107,7 +105,6 @@ class Watches(Service):
         self._database = database
         self._dispatcher = dispatcher
         self._cycle = cycle
-        self._first = first
         self._first_read: Deferred[None] | None = None
         self._background_reads: set[Deferred[None]] = set()
         self._limits = limits
@@ -179,11 +176,9 @@ class Watches(Service):
         running, self._running = self._running, None
         if running is not None:
             self.wake()
-            cycles = self._cycle, self._first
-            late = [self._reactor.callLater(STOP_TIMEOUT, each.give_up) for each in cycles]
+            late = self._reactor.callLater(STOP_TIMEOUT, self._cycle.give_up)
             await running
-            for timer in late:
-                cancel_timer(timer)
+            cancel_timer(late)
 
     def stats(self) -> dict[str, Any]:
         """Return the figures for `stats`."""
@@ -345,7 +340,6 @@ class Watches(Service):
             for apart in (self._first_read, *self._background_reads):
                 if apart is not None:
                     await apart
-            await self._first.close()
             await self._cycle.close()
             self._running = self._position = self._released = None
             # A watch may have started while the sessions were being closed.
@@ -411,7 +405,7 @@ class Watches(Service):
         try:
             wanted = {query: wanted_of(query) for query in new}
             tasks = [task_of(query, watches) for query, watches in wanted.items()]
-            self._apply_read(await self._first.run_alone(tasks), wanted)
+            self._apply_read(await self._cycle.run_alone(tasks), wanted)
             self._outages["a first read"].end()
             again = any(query.conflicts for query in new)
         except Exception as error:

@@ -30,8 +30,8 @@ from service.waiting import in_thread
 PAUSES = (0.05, 1.0)
 """Seconds between two attempts to connect: first, and maximum. They delay the feed as well."""
 # TCP keepalives are not enough: the kernel answers them even if the server process is stopped.
-PULSE = 10.0
-"""Seconds of silence after which the server is checked by a query."""
+PULSE = 2.0
+"""Seconds between two checks: of the DSN, and of the server by a query."""
 PULSE_TIMEOUT = 2.0
 """Seconds that the server has to answer this query."""
 
@@ -247,14 +247,28 @@ class Listener(Service):
     def _watch(self, watched: WatchedConnection) -> None:
         self._reactor.addReader(watched)
         if self._pulse is None:
-            self._pulse = self._reactor.callLater(PULSE, self._ping, watched)
+            self._pulse = self._reactor.callLater(PULSE, self._check, watched)
         # Notifications that arrived with the answer to a statement do not make the socket readable.
         watched.doRead()
 
-    def _ping(self, watched: WatchedConnection) -> None:
-        """Check by a query that the server answers."""
+    def _check(self, watched: WatchedConnection) -> None:
+        """Connect again if the DSN has changed; if not, check by a query that the server answers."""
         self._pulse = None
-        self._ask(watched, "SELECT 1", self._sync)
+
+        def compared(outdated: bool) -> None:
+            if (
+                watched is not self._watched or self._asking
+            ):  # after an answer there is another pulse
+                return
+            if outdated:
+                self._drop()
+                self._connect()
+            else:
+                self._ask(watched, "SELECT 1", self._sync)
+
+        # Notifications are read meanwhile, because it may take seconds to try a new DSN.
+        outdated = self._sessions.outdated
+        in_thread(self._reactor, "pg-listen", outdated, watched.connection).addCallback(compared)
 
     def _ask(self, watched: WatchedConnection, sql: str, done: Callable[[], None]) -> None:
         """Run statements in a thread; meanwhile the reactor does not read the connection."""

@@ -182,8 +182,14 @@ class Scheduler:
         return connection
 
     def outdated(self, connection: PgConnection) -> bool:
-        """Return whether the DSN has changed since the session was opened."""
-        return self._sessions.outdated(connection)
+        """Return whether the DSN has changed since a worker's session was opened, and can be used."""
+        if not self._sessions.outdated(connection):
+            return False
+        for (
+            each
+        ) in self.workers:  # so that reads do not use other sessions to the old server unchecked
+            each.fit_until = 0.0
+        return True
 
     def post(self, job: Job, more: bool) -> None:
         """
@@ -501,7 +507,7 @@ class PgPool(adbapi.ConnectionPool):
         limits = limits or PoolLimits()
         # If the reactor runs, adbapi calls `_start` here, before there is a scheduler.
         super().__init__("psycopg2", cp_reactor=reactor, cp_min=limits.least, cp_max=limits.most)
-        sessions = Sessions(dsn, session or SessionSettings())
+        sessions = Sessions(dsn, session or SessionSettings(), limits.recheck)
         self.scheduler = Scheduler(reactor, limits, sessions)
         self._closed: Deferred[None] | None = None
 

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
+from twisted.logger import Logger
 
 from service.db.connection import KEEPS_STATE, PgConnection
 from service.sql.statement import quoted
@@ -112,7 +114,14 @@ def identity_of(role: str, claims: Mapping[str, str | None], schema: str = "") -
 
 
 Dsn = Callable[[], str]
-"""Returns the DSN; called at every connect and every `recheck` seconds, as credentials may change."""
+"""Returns the DSN; called at every connect and every `recheck` seconds, as it may change."""
+
+RECHECK = 2.0
+"""Seconds between two checks of a session whether the DSN has changed."""
+RETRY = 10.0
+"""Seconds until the next attempt to use a changed DSN with which no session could be opened."""
+CONNECT_ERRORS = (psycopg2.Error, OSError, ValueError)
+"""Errors of an attempt to open a session; a ValueError while the DSN's file is written."""
 
 REQUIRED = {
     "client_encoding": "UTF8",
@@ -228,16 +237,21 @@ class Outage:
 
 class Sessions:
     """
-    Opens the sessions of a pool; for threads that may block.
+    Opens sessions with the same settings; for threads that may block.
 
     Args:
         dsn: The DSN, or a function that returns it.
         settings: Settings of every session.
+        recheck: Seconds between two checks of a session whether the DSN has changed.
     """
 
-    def __init__(self, dsn: str | Dsn, settings: SessionSettings) -> None:
+    log = Logger()
+
+    def __init__(self, dsn: str | Dsn, settings: SessionSettings, recheck: float = RECHECK) -> None:
         self._dsn: Dsn = dsn if callable(dsn) else lambda: dsn
         self._settings = settings
+        self._recheck = recheck
+        self._newest = ""
 
     def open(self) -> PgConnection:
         """
@@ -249,15 +263,40 @@ class Sessions:
         """
         dsn = self._dsn()
         connection = open_session(dsn, self._settings)
-        connection.address = dsn
+        connection.address = self._newest = dsn
         return connection
 
+    def due(self, connection: PgConnection) -> bool:
+        """Return whether `outdated` would compare the DSN now; does not block."""
+        recent = time.monotonic() < connection.checked_at + self._recheck
+        return not recent or connection.address != self._newest
+
     def outdated(self, connection: PgConnection) -> bool:
-        """Return whether the DSN has changed since the session was opened."""
+        """
+        Return whether the DSN has changed since a session was opened, and the new one can be used.
+
+        It is compared every `recheck` seconds, and at once if another session has the new one already:
+        otherwise a caller might not find at the old server what it has just written at the new one.
+        """
+        if not self.due(connection):
+            return False
+        connection.checked_at = now = time.monotonic()
         try:
-            return self._dsn() != connection.address
+            dsn = self._dsn()
         except Exception:  # its file is being written: keep the session
             return False
+        if dsn == connection.address:
+            self._newest = dsn
+        elif dsn != self._newest:
+            try:
+                # Before the old session is closed: while a password is changed, that still works.
+                self.open().close()
+            except CONNECT_ERRORS as error:
+                cause = str(error).strip()
+                self.log.warn("cannot use the new DATABASE_URL yet: {error}", error=cause)
+                connection.checked_at = now + RETRY
+                return False
+        return dsn != connection.address
 
 
 def open_session(dsn: str, settings: SessionSettings) -> PgConnection:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Hashable
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field, replace
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg2
@@ -35,6 +35,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from service.db.connection import GUARD, PgConnection
+from service.db.session_settings import CONNECT_ERRORS, RECHECK
 from service.errors import OutcomeUnknown, Unavailable, in_line
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class PoolLimits:
     acquire_timeout: float = 10.0
     connect_wait: float = 5.0
     max_age: float = 1800.0
-    recheck: float = 2.0
+    recheck: float = RECHECK
 
 
 @dataclass(frozen=True)
@@ -342,13 +343,9 @@ class JobGroup(Job):
         return found
 
 
-CONNECT_ERRORS = (psycopg2.Error, OSError, ValueError)
-"""Errors after which a worker tries to connect again; a ValueError while the DSN's file is written."""
 UNREACHABLE = "the database cannot be reached"
 FIT_SECONDS = 0.25
 """Seconds for which reads use a session without checking it again: a read can be repeated."""
-DSN_RETRY = 10.0
-"""Seconds until the next attempt to use a changed DSN at which no session could be opened."""
 
 
 class Worker:
@@ -381,13 +378,22 @@ class Worker:
         return max(1, len(job.running)) if isinstance(job, JobGroup) else 1
 
     def _loop(self) -> None:
-        get = self.pool.queue.get
-        while (job := get()) is not None:
+        while (job := self._next()) is not None:
             self.busy = True
             self.execute(job, self._run)
             self.busy = False
             del job  # or its result would stay in memory until the next job
         self._discard()
+
+    def _next(self) -> Job | None:
+        """Wait for the next job; meanwhile close the session if the DSN has changed."""
+        while True:
+            # An idle worker would keep its session to the old server open until its next job.
+            try:
+                return self.pool.queue.get(timeout=RECHECK)
+            except Empty:
+                if self.connection is not None and self.pool.outdated(self.connection):
+                    self._discard()
 
     def execute(
         self, job: Job, how: Callable[[Job], Any], behind: SimpleQueue[Job | None] | None = None
@@ -497,10 +503,8 @@ class Worker:
         connection = self.connection
         if connection is not None:
             if self._usable(connection):
-                now, recheck = time.monotonic(), self.pool.limits.recheck
-                self.fit_until = now + min(FIT_SECONDS, recheck)
-                due = now - connection.checked_at >= recheck
-                return self._current(connection) if due else connection
+                self.fit_until = time.monotonic() + min(FIT_SECONDS, self.pool.limits.recheck)
+                return connection
             self._discard()
         end = time.monotonic() + self.pool.limits.connect_wait
         pause = 0.05
@@ -526,7 +530,7 @@ class Worker:
         if time.monotonic() - connection.opened_at > self.pool.limits.max_age:
             return False
         # A poll of the idle socket takes some 1 µs, where SELECT 1 would take a round trip.
-        if not connection.alive():
+        if not connection.alive() or self.pool.outdated(connection):
             return False
         if connection.epoch == self.pool.epoch:
             return True
@@ -535,22 +539,6 @@ class Worker:
         except psycopg2.Error:
             return False
         return not connection.closed
-
-    def _current(self, connection: PgConnection) -> PgConnection:
-        """Return the session, or a new one if the DSN has changed and the new DSN works."""
-        connection.checked_at = time.monotonic()
-        if not self.pool.outdated(connection):
-            return connection
-        try:
-            # Opened before the old one is closed: while a password is changed, that still works.
-            fresh = self.pool.open()
-        except CONNECT_ERRORS as error:
-            self.log.warn("cannot use the new DATABASE_URL yet: {error}", error=str(error).strip())
-            connection.checked_at = time.monotonic() + DSN_RETRY
-            return connection
-        self._discard()
-        self.connection = fresh
-        return fresh
 
     def _discard(self) -> None:
         with self.lock:

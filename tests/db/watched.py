@@ -190,9 +190,9 @@ async def living(
     """Serve a database with live queries for the length of the body."""
     begin_epoch(dsn)
     async with serving(dsn, **how) as served:
-        cycle, first = (Cycle(reactor, dsn, SessionSettings()) for _ in range(2))
+        cycle = Cycle(reactor, dsn, SessionSettings())
         limits = limits or WatchLimits()
-        watches = Watches(reactor, served.database, served.dispatcher, cycle, first, limits, poll)
+        watches = Watches(reactor, served.database, served.dispatcher, cycle, limits, poll)
         served.dispatcher.register(replace(VERBS["watch"], handler=watches.watch))
         watches.startService()
         try:

@@ -28,7 +28,7 @@ async def served(dsn: str, router: Router, **settings: Any) -> AsyncIterator[Ser
 
     Changes from before the first lead, which begins the first epoch, are not published.
     """
-    chosen = Settings(database_url=SecretStr(dsn), **{**UNHURRIED, **settings})
+    chosen = Settings(**{"database_url": SecretStr(dsn), **UNHURRIED, **settings})
     config = WampConfig(
         [f"unix:{router.socket}"], router.realm, max_bytes=chosen.max_bytes, first_delay=0.05
     )
