@@ -36,8 +36,6 @@ PREPARE = (
     "SET search_path = pg_catalog, pg_temp;"
     "SET default_transaction_isolation = 'read committed';"
     "SET default_transaction_read_only = off;"
-    # PostgreSQL 13 does not have this setting.
-    "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout';"
     # A plan made while the log was small would stay a sequential scan when the log has grown. And each
     # statement is planned once, not for each tick's values. Before PostgreSQL 18, a sequential scan that
     # cannot be avoided then costs so much that the statement is compiled, for most of a second.

@@ -146,6 +146,11 @@ Settings on which the codec and the service's statements rely.
 They override those of the connection string, the environment, the role and the database.
 """
 
+CORRECTED = REQUIRED | {
+    "idle_session_timeout": "0",  # else sessions end that wait, such as the listener's
+}
+"""Settings that are corrected in a new session: PostgreSQL 13 refuses `options` with one that it does not have."""
+
 CONNECT_TIMEOUT, MIN_HOST_TIMEOUT = 5, 2
 """Seconds to connect in, and the minimum for each of several hosts."""
 
@@ -357,7 +362,10 @@ SESSION_QUERY = (
     f"SELECT pg_catalog.pg_backend_pid(), ({KEEPS_STATE}), pg_catalog.current_setting('search_path'),"
     " EXTRACT(epoch FROM pg_catalog.current_setting('statement_timeout')"
     "::pg_catalog.interval)::pg_catalog.float8,"
-    + ", ".join(f"pg_catalog.current_setting('{name}')" for name in REQUIRED)
+    + ", ".join(
+        f"coalesce(pg_catalog.current_setting('{name}', true), '{value}')"
+        for name, value in CORRECTED.items()
+    )
 )
 """Run in each new session; the fourth column is its `statement_timeout` in seconds."""
 
@@ -369,11 +377,11 @@ def _corrections(found: list[str]) -> str:
     They can differ although `options` has them, because libpq sends PGTZ, PGDATESTYLE and the like last.
 
     Args:
-        found: The session's values of the settings of `REQUIRED`, in their order.
+        found: The session's values of the settings of `CORRECTED`, in their order.
     """
     # The server returns "ISO, MDY" for "ISO,MDY".
     given = (value.replace(" ", "") for value in found)
-    wanted = zip(REQUIRED.items(), given, strict=True)
+    wanted = zip(CORRECTED.items(), given, strict=True)
     changed = {name: value for (name, value), now in wanted if now != value}
     return set_statements(changed, local=False)
 

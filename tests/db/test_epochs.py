@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 
 from schema.changes import install
-from service.changes.leader import PREPARE, Upkeep, announce_txn, prepare_txn
+from service.changes.leader import Upkeep, announce_txn, prepare_txn
 from service.changes.log import Tick, last_txn, make_txn, next_txn, read_txn, ticks_txn
 from service.changes.positions import (
     NO_SYSTEM,
@@ -396,10 +396,3 @@ def test_session_of_the_feed_compiles_no_statement(dsn: str) -> None:
         prepare_txn(connection)
         assert connection.ask("SHOW jit") == ("off",)
         assert connection.ask("SHOW idle_session_timeout") == ("0",)
-
-
-def test_session_of_the_feed_needs_no_setting_of_later_servers(dsn: str) -> None:
-    """PostgreSQL 13 has no `idle_session_timeout`."""
-    with closing(open_session(dsn, SessionSettings())) as connection:
-        connection.command(PREPARE.replace("idle_session_timeout", "setting_of_tomorrow"))
-        assert connection.ask("SHOW enable_seqscan") == ("off",)

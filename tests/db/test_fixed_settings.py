@@ -5,7 +5,7 @@ The service fixes the settings that values depend on, whatever environment, URL,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import pytest_twisted
 from psycopg2.extensions import make_dsn
 
+from service.db.session_settings import SESSION_QUERY, SessionSettings, open_session
 from tests.conftest import execute
 from tests.db.dispatchers import DirectCaller, serving
 from tests.db.test_streaming import Taker
@@ -172,3 +173,19 @@ async def test_values_are_the_same_under_any_settings(
             assert await results(db) == wanted
             await db.database.statement("SELECT set_config('work_mem', '7MB', false)")
             assert await results(db) == wanted  # in a session after its reset
+
+
+def test_session_is_not_ended_for_waiting(dsn: str) -> None:
+    """The listener's session would be, between two of its checks."""
+    limited = make_dsn(dsn, options="-c idle_session_timeout=1000")
+    with closing(open_session(limited, SessionSettings())) as connection:
+        assert connection.ask("SHOW idle_session_timeout") == ("0",)
+        connection.clean()
+        assert connection.ask("SHOW idle_session_timeout") == ("0",)
+
+
+def test_session_needs_no_setting_of_later_servers(dsn: str) -> None:
+    """PostgreSQL 13 has no `idle_session_timeout`."""
+    with closing(open_session(dsn, SessionSettings())) as connection:
+        query = SESSION_QUERY.replace("idle_session_timeout", "setting_of_tomorrow")
+        assert connection.ask(query)[-1] == "0"
