@@ -147,10 +147,20 @@ class Supervised(Service, ABC):
                 pause = min(2 * pause, MAX_PAUSE)
 
     async def _run_child(self) -> None:
-        command = await self.prepare()
-        if not self.running:
-            return
-        child = self._spawn(command)
+        try:
+            command = await self.prepare()
+            if not self.running:
+                return
+            child = self._spawn(command)
+        except (
+            OSError
+        ) as error:  # under `twistd --uid`, files of the user who has started it, perhaps
+            if error.filename is None:
+                raise
+            raise NotReady(
+                f"{self.title} cannot use {error.filename} as user {os.geteuid()}: {error.strerror}"
+                " → give it to this user, or name another directory in ROWCAST_STATE"
+            ) from error
         pid = self._transport.pid
         child.ended.addCallback(self._swept, pid)
         end = self.reactor.seconds() + PATIENCE

@@ -18,8 +18,9 @@ from twisted.python.threadpool import ThreadPool
 
 from service.embedded import crossbar as router
 from service.embedded.crossbar import Crossbar
-from service.embedded.supervisor import FIRST_PAUSE, MAX_LOG, STEADY, Supervised
+from service.embedded.supervisor import FIRST_PAUSE, MAX_LOG, STEADY, NotReady, Supervised
 from service.settings import Settings
+from tests.deferreds import result_of
 
 
 class Processes(Clock):
@@ -93,6 +94,14 @@ def test_large_log_is_rotated(reactor: Processes, child: Child) -> None:
     reactor.advance(FIRST_PAUSE)
     assert child.log.stat().st_size == 0
     assert child.log.with_name("child.log.1").stat().st_size == MAX_LOG + 1
+
+
+def test_child_whose_files_cannot_be_used_is_refused(reactor: Processes, child: Child) -> None:
+    """As after `twistd --uid`, if the files are those of another user."""
+    child.log.mkdir()
+    child.startService()
+    with pytest.raises(NotReady, match=f"^the child cannot use {child.log} as user "):
+        result_of(child.started())
 
 
 def test_last_line_of_a_long_log_is_read_without_the_rest(child: Child) -> None:
