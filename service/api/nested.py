@@ -247,11 +247,9 @@ def _refuse_faults(snapshot: Snapshot, nested: Nested) -> None:
     Raises:
         InvalidRow: With every failing column of the first failing row.
     """
-    for at, step in enumerate(nested.tree.steps):
+    for step in nested.tree.steps:
         if isinstance(step, NewRows):
-            only = at == nested.tree.root and not nested.request.many
-            paths: Sequence[str | None] = [None] if only else step.paths
-            refuse_new_rows(snapshot, step.relation, step.rows, paths, nested.values)
+            refuse_new_rows(snapshot, step.relation, step.rows, step.paths, nested.values)
 
 
 async def _create_many(call: Call) -> Any:

@@ -49,18 +49,21 @@ def refuse_faults(
         InvalidArgument: A column is unknown, or only the database sets it.
         InvalidRow: With every failing column of the first failing row.
     """
-    request = call.request
+    request, values = call.request, call.values
     # Names first, so that a misspelled column is reported, not the NOT NULL column that it was meant for.
     if isinstance(request, CreateRequest):
         refuse_names(relation, request.rows)
-        refuse_new_rows(snapshot, relation, request.rows, request.paths, call.values)
+        if request.many:
+            refuse_new_rows(snapshot, relation, request.rows, request.paths, values)
+        else:
+            refuse_row(snapshot, relation, request.rows[0], values, "values", True, alone=True)
         if request.conflict is not None and request.conflict.changes:
             changes = request.conflict.changes
             refuse_names(relation, (changes,))
-            refuse_row(snapshot, relation, changes, call.values, "update", creating=False)
+            refuse_row(snapshot, relation, changes, values, "update", creating=False)
     else:
         refuse_names(relation, (request.changes,))
-        refuse_row(snapshot, relation, request.changes, call.values, None, creating=False)
+        refuse_row(snapshot, relation, request.changes, values, "changes", False, alone=True)
 
 
 def refuse_new_rows(
@@ -72,7 +75,7 @@ def refuse_new_rows(
 ) -> None:
     """Check new rows as `refuse_faults` does, except for names; `paths` are their places in the call."""
     for path, row in zip(paths, rows, strict=True):
-        refuse_row(snapshot, relation, row, values, path, creating=True)
+        refuse_row(snapshot, relation, row, values, path or "values", creating=True)
 
 
 def refuse_row(
@@ -80,20 +83,38 @@ def refuse_row(
     relation: Relation,
     row: Sequence[Assignment],
     values: Sequence[Any],
-    path: str | None,
+    path: str,
     creating: bool,
+    alone: bool = False,
 ) -> None:
     """
     Check NOT NULL, lengths and enums of one row.
 
+    Args:
+        snapshot: Has the types and the model.
+        relation: The relation of the row.
+        row: The row, or its changes.
+        values: The values of the call, by slot.
+        path: The place of the row in the call.
+        creating: Whether the row is new.
+        alone: Whether it is the only row of the call, which is then parsed in the reactor thread. If it
+            fails, the refusal also has the reasons of the model's validations, as far as they are known.
+
     Raises:
         InvalidRow: With every failing column.
+        NotAuthorized: The row fails, and the caller's role may not write it.
     """
     given = given_of(row, values)
     left = frozenset(each.column for each in row if each.operand is None)
     faults = catalog_faults(relation, snapshot.catalog, given, creating=creating, defaulted=left)
-    if faults:
-        raise InvalidRow(relation.name, faults, path)
+    if not faults:
+        return
+    model = snapshot.model(relation)
+    if alone and model.has_rules(creating):
+        check_right(relation, "insertable" if creating else "updatable", given)
+        for name, reasons in model.reasons_at_once(given, snapshot.codec, creating).items():
+            faults[name] = [*faults.get(name, ()), *reasons]
+    raise InvalidRow(relation.name, faults, path)
 
 
 def catalog_faults(

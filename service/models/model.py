@@ -6,6 +6,7 @@ validation in addition to twistar's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar, Self
 
 from twistar.exceptions import DBObjectSaveError, ImaginaryTableError
@@ -118,17 +119,18 @@ class Model(Record):
         if self._waits or self._overrides(*HOOKS[creating]):
             return False
         for validation in type(self).VALIDATIONS:
-            waiting = validation(self)
-            if isinstance(waiting, Coroutine):
-                waiting.close()
-            elif isinstance(waiting, Deferred):
-                waiting.addErrback(lambda _: None).cancel()
-            else:
-                continue
-            # Remembered for the class, since a validation that waits may have sent a query in vain.
-            type(self)._waits = True
-            return False
+            if not _answers_at_once(validation, self):
+                # Remembered for the class, since a validation that waits may have sent a query in vain.
+                type(self)._waits = True
+                return False
         return self.errors.isEmpty()
+
+    def reasons_at_once(self) -> dict[str, list[str]]:
+        """Return the reasons of validations, by attribute; without those of one that waits or raises."""
+        for validation in type(self).VALIDATIONS:
+            with suppress(Exception):
+                _answers_at_once(validation, self)
+        return self.errors
 
     async def refusal(self, creating: bool) -> InvalidRow | None:
         """
@@ -312,6 +314,18 @@ class Model(Record):
         if row is None:
             return list(self.key)
         return [row[meta.position[meta.attributes[name]]] for name in meta.key]
+
+
+def _answers_at_once(validation: Callable[[Any], Any], subject: Model) -> bool:
+    """Run a validation, and return whether it has ended; one that waits is stopped."""
+    waiting = validation(subject)
+    if isinstance(waiting, Coroutine):
+        waiting.close()
+    elif isinstance(waiting, Deferred):
+        waiting.addErrback(lambda _: None).cancel()
+    else:
+        return True
+    return False
 
 
 def not_blank(*names: str) -> Callable[[Any], None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -151,6 +151,25 @@ class BoundModel:
             name not in own or (name in given and own[name] is given[name])
             for name in meta.position
         )
+
+    def reasons_at_once(
+        self, values: Mapping[str, Any], codec: Codec, creating: bool
+    ) -> dict[str, list[str]]:
+        """
+        Return the reasons, by column, of the validations that need neither to wait nor the stored row.
+
+        Args:
+            values: Wire values by column, of which some may not be of their type.
+            codec: As in `validate`.
+            creating: Whether the row is new.
+        """
+        subject, meta = self._subject(None if creating else {}), self.meta
+        for name, value in values.items():
+            with suppress(ServiceError):
+                value = codec.python(meta.types[name], value, name)
+            subject.__dict__[meta.attributes[name]] = value
+        found = subject.reasons_at_once()
+        return {meta.named.get(name, name): reasons for name, reasons in found.items()}
 
     async def validate_delete(self, current: Mapping[str, Any]) -> None:
         """

@@ -4,7 +4,7 @@ The rules of models with roles that may not read, or not write, all columns.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import pytest_twisted
@@ -27,7 +27,9 @@ GRANT ALL ON products, shelves TO rc_owner; GRANT ALL ON shelves TO rc_guest;
 GRANT SELECT (id, sku, title, price, shelf), INSERT (id, sku, title, price),
     UPDATE (sku, title, price, stock, shelf), DELETE ON products TO rc_guest;
 GRANT SELECT (id, sku, title, price, shelf, note) ON products TO rc_looker;
+CREATE TABLE limits (id int PRIMARY KEY, sku varchar(20) NOT NULL, title text, price int NOT NULL);
 """
+LONG = "is longer than 20 characters"
 BEFORE_EACH = (
     "TRUNCATE products, shelves; GRANT ALL ON shelves TO rc_looker;"
     " REVOKE INSERT, UPDATE ON products FROM rc_looker; INSERT INTO products (id, sku, title, price, stock) VALUES"
@@ -230,3 +232,67 @@ async def test_procedure_whose_rules_need_an_unreadable_column_is_not_authorized
     assert stored(dsn) == before
     assert await db.call_as(OWNER, "make", 5) == 5
     assert await db.call_as(OWNER, "drop", 2) == 1
+
+
+def alike(subject: Any) -> None:
+    """Refuse a negative price of a stored row."""
+    if subject.persisted and subject.price < 0:
+        subject.errors.add("price", "is negative")
+
+
+async def known(subject: Any) -> None:
+    """Refuse every row, asynchronously."""
+    subject.errors.add("sku", "is unknown")
+
+
+class Strict(Model):
+    """A model with validations of each kind, beside the limits of the catalog."""
+
+    TABLENAME = "limits"
+    VALIDATIONS: ClassVar[list[Any]] = [not_blank("title", "sku"), alike, known]
+
+
+FAILING: list[tuple[str, dict[str, Any], dict[str, list[str]], str]] = [
+    (
+        "create",
+        {"values": {"id": 1, "sku": "z" * 30, "title": ""}},
+        {"sku": [LONG], "price": ["is required"], "title": ["cannot be blank"]},
+        "values",
+    ),
+    (
+        "create",
+        {"values": {"id": 1, "sku": None, "title": "T", "price": 1}},
+        {"sku": ["may not be null", "cannot be blank"]},
+        "values",
+    ),
+    (
+        "update",
+        {"key": 1, "changes": {"sku": "z" * 30, "title": " "}},
+        {"sku": [LONG], "title": ["cannot be blank"]},
+        "changes",
+    ),
+    (
+        "update",
+        {"where": {"id": 1}, "changes": {"sku": "z" * 30}},
+        {"sku": [LONG]},
+        "changes",
+    ),
+    (
+        "create",
+        {"values": [{"id": 1, "title": " "}, {"id": 2, "sku": "z" * 30, "price": 1}]},
+        {"sku": ["is required"], "price": ["is required"]},
+        "values.0",
+    ),
+]
+
+
+@pytest.mark.serving(written=(Strict,))
+@pytest.mark.parametrize(("verb", "kwargs", "fields", "path"), FAILING)
+@pytest_twisted.ensureDeferred
+async def test_limits_and_validations_of_one_row_are_reported_together(
+    db: DirectCaller, verb: str, kwargs: dict[str, Any], fields: dict[str, list[str]], path: str
+) -> None:
+    """Validations that wait, or need the stored row, run only if the limits hold."""
+    refused = await failure_of(db.call(f"limits.{verb}", **kwargs))
+    assert isinstance(refused, InvalidRow), refused
+    assert (refused.details["fields"], refused.details["path"]) == (fields, path)

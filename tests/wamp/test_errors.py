@@ -194,6 +194,7 @@ CASES = [
                 "name": ["is longer than 10 characters"],
                 "mood": ["is none of sad, happy"],
             },
+            "path": "values",
         },
     ),
     Case(
@@ -201,7 +202,11 @@ CASES = [
         "owners.create",
         [{"id": 3}],
         message="name is required",
-        details={"relation": "owners", "fields": {"name": ["is required"]}},
+        details={
+            "relation": "owners",
+            "fields": {"name": ["is required"]},
+            "path": "values",
+        },
     ),
     Case(
         "rowcast.error.unique_violation",
