@@ -8,6 +8,7 @@ may change, and the changed row is written.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -112,7 +113,8 @@ def refuse_row(
     model = snapshot.model(relation)
     if alone and model.has_rules(creating):
         check_right(relation, "insertable" if creating else "updatable", given)
-        for name, reasons in model.reasons_at_once(given, snapshot.codec, creating).items():
+        found = model.reasons_at_once(given, snapshot.codec, creating)
+        for name, reasons in _shown(snapshot, relation, found).items():
             faults[name] = [*faults.get(name, ()), *reasons]
     raise InvalidRow(relation.name, faults, path)
 
@@ -346,6 +348,30 @@ async def validate_changes(
     return found
 
 
+@contextmanager
+def hiding_columns(snapshot: Snapshot, relation: Relation) -> Iterator[None]:
+    """Leave out of a model's refusal, in the body, the names of columns that the role may not use."""
+    try:
+        yield
+    except InvalidRow as refusal:
+        if refusal.details["relation"] != relation.name:  # of a row that a hook has saved
+            raise
+        fields = _shown(snapshot, relation, refusal.details["fields"])
+        raise InvalidRow(relation.name, fields, refusal.details.get("path")) from None
+
+
+def _shown(
+    snapshot: Snapshot, relation: Relation, fields: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    """Return the reasons by column, with "*" for each column that the caller's role may not use."""
+    every = snapshot.model(relation).meta.relation.columns
+    found: dict[str, list[str]] = {}
+    for name, reasons in fields.items():
+        hidden = name in every and name not in relation.columns
+        found.setdefault("*" if hidden else name, []).extend(reasons)
+    return found
+
+
 def check_right(relation: Relation, right: Right, columns: Iterable[str] = ()) -> None:
     """
     Refuse a write that the caller's role may not make, before a rule refuses it for another reason.
@@ -401,7 +427,8 @@ async def set_by_model(
     """
     check_right(relation, "insertable" if current is None else "updatable", given)
     model, codec = snapshot.model(relation), snapshot.codec
-    validated = await model.validate(given, codec, path, current)
+    with hiding_columns(snapshot, relation):
+        validated = await model.validate(given, codec, path, current)
     made = {
         name: codec.wire(value)
         for name, value in validated.items()

@@ -19,6 +19,7 @@ from service.api.rules import (
     accept_new_rows,
     accepts_without_reading,
     check_right,
+    hiding_columns,
     refuse_faults,
     validate_changes,
     validate_new_rows,
@@ -383,8 +384,9 @@ async def _delete_by_model(call: Call, parsed: Parsed[DeleteRequest]) -> Any:
     """Delete rows whose model has a delete hook: lock and read each row, and run the hook."""
     async with call.transaction():
         current = await _locked(call, parsed)
-        for row, _ in current:
-            await call.snapshot.model(relation_of(call)).validate_delete(row)
+        with hiding_columns(call.snapshot, relation_of(call)):
+            for row, _ in current:
+                await call.snapshot.model(relation_of(call)).validate_delete(row)
         return await _write_validated(call, parsed, _delete_statement, len(current))
 
 

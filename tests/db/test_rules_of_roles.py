@@ -296,3 +296,39 @@ async def test_limits_and_validations_of_one_row_are_reported_together(
     refused = await failure_of(db.call(f"limits.{verb}", **kwargs))
     assert isinstance(refused, InvalidRow), refused
     assert (refused.details["fields"], refused.details["path"]) == (fields, path)
+
+
+class Noted(Model):
+    """A model whose rules name a column that the guest may not use, without reading it."""
+
+    TABLENAME = "products"
+
+    def beforeDelete(self) -> None:
+        """Refuse every delete."""
+        self.errors.add("note", "is missing")
+        self.errors.add("title", "stays")
+
+
+Noted.validatesPresenceOf("note", message="has to be given")
+
+
+@pytest.mark.serving(roles=ROLES, written=(Noted,))
+@pytest_twisted.ensureDeferred
+async def test_reason_against_a_hidden_column_names_no_column(db: DirectCaller) -> None:
+    """A column that a role may neither read nor write has no name for it, also in the reasons of rules."""
+    row = {"id": 4, "sku": "d"}
+    calls: list[tuple[str, dict[str, Any], dict[str, list[str]]]] = [
+        ("create", {"values": row}, {"note": ["has to be given"]}),
+        ("create", {"values": {**row, "sku": None}},
+         {"sku": ["may not be null"], "note": ["has to be given"]}),
+        ("import", {"rows": [row]}, {"note": ["has to be given"]}),
+        ("delete", {"key": 1}, {"note": ["is missing"], "title": ["stays"]}),
+    ]  # fmt: skip
+    for verb, kwargs, fields in calls:
+        hidden = {"*" if name == "note" else name: found for name, found in fields.items()}
+        for caller, expected in ((OWNER, fields), (GUEST, hidden)):
+            refused = await failure_of(db.call_as(caller, f"products.{verb}", **kwargs))
+            assert isinstance(refused, InvalidRow), refused
+            assert refused.details["fields"] == expected, (verb, caller)
+            assert ("note" in str(refused)) == (caller is OWNER)
+            assert verb == "delete" or refused.details["path"]
