@@ -170,7 +170,7 @@ class Cluster:
             "timezone": "UTC",
         }
         settings = [part for item in options.items() for part in ("-c", "=".join(item))]
-        server = [str(_binaries() / "postgres"), "-D", str(self.data), "-p", "5432", *settings]
+        server = [self.program("postgres"), "-D", str(self.data), "-p", "5432", *settings]
         return bound_to_parent(server, SIGINT, self.user)
 
     def ready(self, pid: int) -> bool:
@@ -256,7 +256,7 @@ class Cluster:
             os.chown(directory, entry.pw_uid, entry.pw_gid)
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = bound_to_parent([str(_binaries() / program), *arguments], SIGKILL, self.user)
+        command = bound_to_parent([self.program(program), *arguments], SIGKILL, self.user)
         subprocess.run(command, check=True, capture_output=True, text=True, cwd="/")
 
     def _end_orphan(self) -> None:
@@ -283,6 +283,11 @@ class Cluster:
         except (OSError, ValueError, IndexError):
             return False
         return True
+
+    @staticmethod
+    def program(name: str) -> str:
+        """Return the path of one of PostgreSQL's programs."""
+        return str(_binaries() / name)
 
     def _refusal(self) -> str | None:
         """Return why the server accepts no connection; None if it accepts one."""

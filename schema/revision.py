@@ -89,7 +89,6 @@ class Report:
         limit: Maximum number of connections of the role.
         revision: Present revision; None for a database without this project's migrations.
         title: Title of that revision.
-        relations: Number of relations.
     """
 
     problem: str | None
@@ -97,7 +96,6 @@ class Report:
     limit: int = 0
     revision: str | None = None
     title: str = ""
-    relations: int = 0
 
 
 def inspect(
@@ -131,11 +129,11 @@ def inspect(
     except psycopg2.OperationalError as error:
         return Report(reason(error))
     if not found.ours:
-        return Report(problem, found.server, found.limit, relations=found.relations)
+        return Report(problem, found.server, found.limit)
     revision = ", ".join(found.versions) or None
     script = scripts.get_revision(revision) if revision and problem is None else None
     title = script.doc.rstrip(".") if script else ""
-    return Report(problem, found.server, found.limit, revision, title, found.relations)
+    return Report(problem, found.server, found.limit, revision, title)
 
 
 def look(dsn: str, known: Iterable[str]) -> Facts:

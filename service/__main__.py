@@ -35,6 +35,7 @@ from schema.own import NotMade, make
 from schema.seed import SeedRefused, sow
 from service.api.verbs import VERBS
 from service.app import Rowcast, freeze_memory, make_directory, obstacles, stop_once
+from service.catalog import Catalog
 from service.changes.why import NoTestRow, find_relation, table_checks_txn, try_txn
 from service.command import (
     INTERRUPTED,
@@ -334,7 +335,7 @@ def serve(settings: Settings, progress: Callable[[str, str], None]) -> str:
 
     def ready(_: None) -> None:
         freeze_memory()
-        print(first_steps(settings), flush=True)
+        print(first_steps(settings, service.catalog_without_login()), flush=True)
 
     service.when_ready().addCallbacks(ready, give_up)
 
@@ -370,24 +371,38 @@ def settings_line(settings: Settings) -> str:
     return database if settings.embedded_router else f"{database}; router: ROWCAST_ROUTER_URL"
 
 
-def first_steps(settings: Settings) -> str:
-    """Return the first commands to try, to be pasted into a terminal."""
+def first_steps(settings: Settings, catalog: Catalog | None) -> str:
+    """
+    Return the first commands to try, to be pasted into a terminal.
+
+    Args:
+        settings: The settings.
+        catalog: What callers may use who do not log in; None if they may use nothing, or it is not known.
+    """
     base = f"127.0.0.1:{settings.port}"
     url = default_url(settings)
-    # The user's own database need not have the demo tables.
-    demo = settings.place.embedded or settings.demo
+    # The user's own database need not have the demo tables, nor a role rights on them.
+    names = (
+        [served_name(catalog, each) for each in catalog.relations.values() if each.selectable]
+        if catalog
+        else []
+    )
+    demo = "actions" in names and (settings.place.embedded or settings.demo)
     verb, kwargs = ("actions.find", {"limit": 2}) if demo else ("describe", {})
     first = f"{settings.prefix}.{verb}"
-    command = relative(Path(sys.executable).with_name("rowcast"))
+    command = beside("rowcast") or f"{relative(Path(sys.executable))} -m service"
     lines = [f"WAMP   {url}  realm {settings.realm}"]
     if settings.place.embedded:
         host = quote(settings.place.cluster.parameters["host"], safe="/")
-        psql = relative(Path(sys.executable).with_name("psql"))
+        psql = beside("psql") or settings.place.cluster.program("psql")
         lines += [f"psql   {psql} 'postgresql://postgres@/postgres?host={host}'"]
     there = "" if url == "ws://127.0.0.1:8080/ws" else f" --url {url}"
     there += "" if settings.realm == "realm1" else f" --realm {settings.realm}"
-    lines += [f"Try    {command} call {verb}" + (" 'limit: 2'" if demo else "") + there]
-    if settings.embedded_router:
+    if catalog is not None:
+        lines += [f"Try    {command} call {verb}" + (" 'limit: 2'" if demo else "") + there]
+    elif not settings.embedded_router:
+        lines += [f"Try    {command} call {verb}{there} --authid …   with WAMP_TICKET or --key"]
+    if catalog is not None and settings.embedded_router:
         body = json.dumps({"procedure": first, "kwargs": kwargs}, separators=(",", ":"))
         http = f"http://{base}/{bridge(settings.state)}"
         lines += [f"       curl -d '{body}' -H 'content-type: application/json' {http}"]
@@ -396,6 +411,12 @@ def first_steps(settings: Settings) -> str:
         lines += [f"Live   {command} call actions.watch 'limit: 2'{there}"]
         lines += ["       and in psql  UPDATE actions SET status = NOT status WHERE id = 1;"]
     return "\n".join(f"    {line}" for line in [*lines, "Ctrl-C stops everything."])
+
+
+def beside(program: str) -> str | None:
+    """Return the path of a program beside the interpreter, if it is there."""
+    path = Path(sys.executable).with_name(program)
+    return relative(path) if path.exists() else None
 
 
 def relative(path: Path) -> str:

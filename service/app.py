@@ -11,6 +11,7 @@ import atexit
 import gc
 import os
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
 from signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, getsignal, signal
@@ -29,10 +30,11 @@ from service.api.idempotency import Pruner
 from service.api.interactive import BEGIN, TransactionLimits
 from service.api.leases import new_process
 from service.api.reload import Catalogs
-from service.api.roles import Roles
+from service.api.roles import ANONYMOUS, Roles
 from service.api.status import StatusProcedures
 from service.api.transactions import TransactionProcedure
 from service.api.verbs import VERBS
+from service.catalog import Catalog
 from service.changes.catchup import CatchUpProcedures
 from service.changes.cycle import Cycle
 from service.changes.feed import Feed, FeedSettings
@@ -57,8 +59,10 @@ from service.embedded.supervisor import (
     inspect_database,
     upgrade_database,
 )
+from service.errors import NotAuthorized
 from service.models.served import Models
 from service.procedures.registry import InvalidApplication, load_application, procedures
+from service.request.arguments import Caller
 from service.request.read_request import Limits
 from service.settings import Settings
 from service.wamp.auth import Anonymous, Cryptosign, Login, Ticket
@@ -168,6 +172,18 @@ class Rowcast(MultiService):
         """Return a Deferred that fires when the service answers calls, or fails if it cannot start."""
         return self._ready
 
+    def catalog_without_login(self) -> Catalog | None:
+        """Return what callers may use who do not log in; None if they may use nothing, or it is not known."""
+        settings = self.settings
+        # A router of the settings decides itself whom it lets in, and with which authrole.
+        private = login(settings) != Anonymous() or settings.roles or settings.anonymous
+        with suppress(NotAuthorized):
+            if settings.embedded_router or not private:
+                return self._serving.dispatcher.served_to(
+                    Caller(None, None, ANONYMOUS, settings.realm)
+                ).catalog
+        return None
+
     def startService(self) -> None:
         """Start all parts, in stages."""
         super().startService()
@@ -212,6 +228,7 @@ class Rowcast(MultiService):
             self._progress("router", f"Crossbar {router.version} on 127.0.0.1:{port} (log: {log})")
         await serving.joined()
         self._progress("service", service_line(self.settings, serving))
+        self._serving = serving
 
     def _add(self, part: Part) -> Part:
         part.setServiceParent(self)

@@ -71,7 +71,7 @@ class Loader(yaml.SafeLoader):
 
 
 for tag, pattern, first in (
-    ("null", r"null|~", "n~"),
+    ("null", r"null", "n"),
     ("bool", r"true|false", "tf"),
     ("int", r"-?(0|[1-9][0-9]*)", "-0123456789"),
     ("float", r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?", "-0123456789"),
@@ -135,7 +135,8 @@ def _given_twice(name: object) -> BadArgument:
 
 def _value(text: str) -> Any:
     try:
-        return yaml.load(text, Loader)
+        # A text without a value, such as "" or "#1", would be null.
+        return yaml.load(text, Loader) if yaml.compose(text, Loader) else text
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         at = f" at character {where.index + 1}" if where else ""
@@ -374,15 +375,18 @@ def login(authid: str | None, ticket: str | None, key: str | None) -> Login:
         key: The path of the private key for cryptosign authentication.
 
     Raises:
-        BadArgument: A ticket is given without an authid.
+        BadArgument: A ticket is given without an authid, an authid without a ticket or a key, or both of these.
     """
+    if key is not None and ticket is not None:
+        raise BadArgument("--ticket and --key are two answers to one question: give one")
     if key is not None:
         return Cryptosign(authid, Path(key))
-    if ticket is None:
-        return Anonymous(authid=authid)
-    if authid is None:
-        raise BadArgument("--ticket needs --authid, the name that goes with it")
-    return Ticket(authid, ticket)
+    if (ticket is None) != (authid is None):
+        # With an authid alone, a router that takes anonymous callers would take this one for a guest.
+        raise BadArgument(
+            "--authid needs --ticket (or WAMP_TICKET) or --key, and --ticket needs --authid"
+        )
+    return Anonymous() if ticket is None or authid is None else Ticket(authid, ticket)
 
 
 def _wait(reactor: Any, call: Callable[..., Any], *how: Any) -> tuple[Any, int]:

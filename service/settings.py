@@ -442,6 +442,10 @@ def load() -> Settings:
         settings = Settings()
     except ValidationError as error:
         problems += [_sentence(dict(item)) for item in error.errors(include_url=False)]
+    else:
+        if settings.authid and settings.ticket is None and settings.key_file is None:
+            # The router would be asked for an anonymous session, perhaps with fewer rights.
+            problems.append("ROWCAST_AUTHID needs ROWCAST_TICKET or ROWCAST_KEY_FILE")
     if problems:
         raise InvalidSettings(problems)
     return settings

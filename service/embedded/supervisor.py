@@ -241,7 +241,6 @@ class DatabaseReport:
         limit: Number of connections that the role may open.
         revision: The database's Alembic revision; None if its revisions are not this project's.
         title: The title of that revision.
-        relations: The number of relations.
     """
 
     problem: str | None
@@ -249,15 +248,13 @@ class DatabaseReport:
     limit: int
     revision: str | None
     title: str
-    relations: int
 
     @property
     def schema(self) -> str:
-        """The revision and the number of relations, in a line."""
-        relations = f"{self.relations} relation{'' if self.relations == 1 else 's'}"
+        """The revision, in a line."""
         if self.revision is None:
-            return f"not this project's: served as it is; {relations}"
-        return f'{self.revision} "{self.title}" = head; {relations}'
+            return "not this project's: served as it is"
+        return f'{self.revision} "{self.title}" = head'
 
 
 def inspect_database(place: Place, connections: int) -> DatabaseReport:

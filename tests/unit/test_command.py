@@ -24,6 +24,34 @@ from service.wamp.auth import Anonymous, Cryptosign, Ticket
             [-1500.0, True, None, "yes", "2026-11-29", "007", "0x10", "1_0"],
             {},
         ),
+        *(
+            ((each,), [each], {})
+            for each in [
+                "~",
+                "Null",
+                "NULL",
+                "on",
+                "No",
+                "True",
+                ".inf",
+                ".nan",
+                "0x1F",
+                "0o17",
+                "1_000",
+                "+1",
+                "01",
+                ".5",
+                "=",
+                "<<",
+                "12:30",
+                "#1",
+                " ",
+                "",
+            ]
+        ),
+        (("{f: ~, g: , =: <<, <<: yes}",), [{"f": "~", "g": "", "=": "<<", "<<": "yes"}], {}),
+        (("f: ~", "g=~", "h:"), [], {"f": "~", "g": "~", "h": ""}),
+        (("1e3", "1E-1", "-0", "{f: null}"), [1000.0, 0.1, 0, {"f": None}], {}),
         (("a:b", "a == b"), ["a:b", "a == b"], {}),
         (("{action: x y, path: /a}",), [{"action": "x y", "path": "/a"}], {}),
         (('{"id": 1, "tags": ["a", "b"]}',), [{"id": 1, "tags": ["a", "b"]}], {}),
@@ -142,12 +170,17 @@ def test_control_characters_in_a_row_are_shown(capsys: pytest.CaptureFixture[str
 
 
 def test_login_uses_the_given_credentials() -> None:
-    """A ticket without an authid is refused."""
+    """Otherwise a router might take the caller for a guest, or one of two secrets would be ignored."""
     assert isinstance(login(None, None, None), Anonymous)
     assert isinstance(login("a", "t", None), Ticket)
     assert isinstance(login(None, None, "file"), Cryptosign)
     with pytest.raises(BadArgument, match="--ticket needs --authid"):
         login(None, "t", None)
+    for authid in ("a", ""):
+        with pytest.raises(BadArgument, match="--authid needs --ticket"):
+            login(authid, None, None)
+    with pytest.raises(BadArgument, match="--ticket and --key are two answers"):
+        login("a", "t", "file")
 
 
 ROWS = [

@@ -127,6 +127,7 @@ def test_router_url_with_password_is_refused_without_it(
             "s3cret",
             "ROWCAST_TICKET needs ROWCAST_AUTHID, the name that goes with it",
         ),
+        ("ROWCAST_AUTHID", "app", "ROWCAST_AUTHID needs ROWCAST_TICKET or ROWCAST_KEY_FILE"),
     ],
 )
 def test_invalid_setting_is_reported_with_its_value_unless_it_may_be_secret(

@@ -228,6 +228,15 @@ async def test_call_with_wrong_ticket_has_status_1(router: Router) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_call_with_authid_alone_has_status_2(router: Router) -> None:
+    """Whether it is an option or a variable: this router would serve an anonymous caller."""
+    for words, variables in (("--authid", "ann"), {}), ((), {"WAMP_AUTHID": "ann"}):
+        output, errors, status = await rowcast(router, "call", "drivers.count", *words, **variables)
+        assert (output, status) == ("", 2)
+        assert "--authid needs --ticket (or WAMP_TICKET) or --key" in errors
+
+
+@pytest_twisted.ensureDeferred
 async def test_call_into_full_disk_has_status_1(router: Router) -> None:
     """With one line."""
     shell = f"{sys.executable} -m service call drivers.find > /dev/full"

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -305,6 +306,44 @@ def test_service_with_own_database_and_router_starts_nothing_embedded(
             service.says("ready")
             assert psutil.Process(service.pid).children() == []
             assert service.ends(signal.SIGINT) in (0, -signal.SIGINT)
+
+
+@pytest.mark.usefixtures("migrated_home")
+def test_run_with_own_router_and_roles_prints_what_works(
+    environ: dict[str, str], router: Router
+) -> None:
+    """Programs that exist, here without any beside the interpreter, and a call with a login."""
+    own = {"ROWCAST_ROUTER_URL": f"unix:{router.socket}", "ROWCAST_ROLES": "clerk=pg_monitor"}
+    python = Path(environ["HOME"], "bin", "python")
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    path = os.pathsep.join([str(ROOT), sysconfig.get_path("purelib")])
+    with program(environ | own | {"PYTHONPATH": path}, str(python), *RUN[1:]) as service:
+        service.says("Ctrl-C stops everything")
+        psql, call = (shlex.split(each) for each in service.output.splitlines()[-3:-1])
+        assert (psql[0], call[0]) == ("psql", "Try")
+        assert subprocess.check_output([*psql[1:], "-Atc", "SELECT 1"], text=True) == "1\n"
+        assert call[1:7] == ["bin/python", "-m", "service", "call", "describe", "--url"]
+        assert call[8:] == ["--authid", "…", "with", "WAMP_TICKET", "or", "--key"]
+        assert service.ends(signal.SIGINT) == 0
+
+
+@pytest.mark.usefixtures("migrated_home")
+def test_run_with_a_role_without_rights_prints_no_call_on_the_demo(
+    environ: dict[str, str],
+) -> None:
+    """The number of relations is that of what is served."""
+    with program(environ | {"ROWCAST_ANONYMOUS": "pg_monitor"}, *RUN) as service:
+        service.says("Ctrl-C stops everything")
+        assert "actions" not in service.output
+        assert re.findall(r"\d+ relations?", service.output) == ["0 relations"]
+        assert run_curl(service.output)
+        assert service.ends(signal.SIGINT) == 0
+    with program(environ | {"ROWCAST_ROLES": "clerk=pg_monitor"}, *RUN) as service:
+        service.says("Ctrl-C stops everything")
+        assert "Try" not in service.output
+        assert "curl" not in service.output
+        assert service.ends(signal.SIGINT) == 0
 
 
 @pytest.mark.parametrize("command", [RUN, TWISTD], ids=["run", "twistd"])
