@@ -28,7 +28,7 @@ from uuid import UUID
 
 from service.catalog import Catalog, Type
 from service.datatypes import FormName
-from service.db.json import check_text, shown, within, write_json
+from service.db.json import check_text, kind_of, shown, within, write_json
 from service.db.literals import MAX_DIMENSIONS, write_array, write_composite, write_hstore
 from service.errors import InvalidArgument, UnknownName
 from service.sql.statement import quoted
@@ -56,22 +56,6 @@ _BOOLEANS = frozenset(
 
 MAX_EXPONENT = 131072
 """Maximum number of digits of PostgreSQL's numeric before the decimal point."""
-
-KINDS: Mapping[Any, str] = {
-    bool: "a boolean",
-    int: "an integer",
-    float: "a number",
-    str: "a string",
-    bytes: "binary",
-    list: "a list",
-    dict: "a dict",
-}
-"""Names of the types of wire values, for error messages."""
-
-
-def kind_of(value: object) -> str:
-    """Return the name of the type of a wire value, for error messages."""
-    return KINDS.get(type(value), f"a {type(value).__name__[:40]}")
 
 
 def wrong_type(value: object, wanted: str) -> InvalidArgument:

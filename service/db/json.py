@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -153,6 +153,24 @@ def _unwrapped(value: Any) -> Any:
     return {key: _unwrapped(item) for key, item in value.items()}
 
 
+KINDS: Mapping[Any, str] = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    bytes: "binary",
+    list: "a list",
+    dict: "a dict",
+}
+"""Names of the types of wire values, for error messages."""
+
+
+def kind_of(value: object) -> str:
+    """Return the name of the type of a wire value, for error messages."""
+    return KINDS.get(type(value), f"a {type(value).__name__[:40]}")
+
+
 def check_text(value: str) -> str:
     """
     Check that PostgreSQL can store a string, and return it.
@@ -261,7 +279,7 @@ def _check(value: Any, levels: int) -> None:
     elif isinstance(value, (list, tuple)):
         _check_items(enumerate(value), False, levels)
     else:
-        raise InvalidArgument(f"JSON has no form for a value of type {type(value).__name__}")
+        raise InvalidArgument(f"JSON has no form for {kind_of(value)}")
 
 
 def _check_items(items: Iterable[tuple[Any, Any]], keyed: bool, levels: int) -> None:

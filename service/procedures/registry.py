@@ -27,7 +27,8 @@ from service.api.dispatcher import Procedure
 from service.api.interactive import TX
 from service.db.codec import Codec
 from service.db.database import Database
-from service.db.encode import KINDS, integer_text, wrong_type
+from service.db.encode import integer_text, wrong_type
+from service.db.json import KINDS
 from service.db.worker import ORIGIN
 from service.describe.document import OWN, Parameters
 from service.errors import InvalidArgument, NoSuchProcedure, clip

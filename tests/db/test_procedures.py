@@ -221,6 +221,8 @@ async def test_arguments_are_converted_to_their_annotations(
         (["mon"], {"half": "x"}, "expected a number, got a string", "half"),
         (["mon"], {"half": True}, "expected a number, got a boolean", "half"),
         (["mon"], {"rows": {}}, "expected a list, got a dict", "rows"),
+        (["mon"], {"rows": None}, "expected a list, got null", "rows"),
+        ([None], {}, "expected a string, got null", "day"),
         (["mon"], {"day": "tue"}, '"day" is given twice', "day"),
         ([], {"n": 1}, 'the argument "day" is missing', "day"),
     ],
