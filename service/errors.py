@@ -455,6 +455,7 @@ def nearest(name: object, known: Sequence[str]) -> str | None:
     """Return a hint with the nearest known name, or the only one with that prefix; None if there is none."""
     # The name may be of any length, and difflib's time grows with it.
     word = str(name)[:80].lower()
+    known = [each for each in known if each != name]  # one that is known, but not here
     close = get_close_matches(word, known, n=1, cutoff=0.6)
     # A name that is cut short is too far from the complete one for difflib.
     if not close and len(word) > 3:

@@ -441,7 +441,7 @@ class Interactive:
         call, positional, named = given.required("call"), given.value("args"), given.value("kwargs")
         if not isinstance(call, str):
             raise InvalidArgument(
-                "an operation is named by a string", path="call", hint='as in "actions.update"'
+                "an operation is named by a string", path="call", hint='as in "relation.update"'
             )
         if not isinstance(positional, list | tuple | None):
             raise InvalidArgument('"args" is a list', path="args")

@@ -442,6 +442,12 @@ def _resolve(snapshot: Snapshot, name: Name | FunctionName, verbs: Mapping[str, 
     return Route(verb, relation, (), search_first)
 
 
+UNWRITABLE = {
+    "view": "a view takes what PostgreSQL can write through it, or a trigger for it",
+    "materialized view": "write to the tables of its query; REFRESH MATERIALIZED VIEW runs it again",
+}
+
+
 def _verb_of_relation(
     snapshot: Snapshot, relation: Relation, name: str, verbs: Mapping[str, Verb]
 ) -> Verb:
@@ -459,7 +465,7 @@ def _verb_of_relation(
         raise NoSuchProcedure(
             f'"{relation.name}" is a {relation.kind} that takes no {name}',
             relation=relation.name,
-            hint="a view takes what PostgreSQL can write through it, or a trigger for it",
+            hint=UNWRITABLE.get(relation.kind),
         )
     return verb
 

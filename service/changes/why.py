@@ -503,7 +503,7 @@ def find_relation(catalog: Catalog, name: Any) -> Relation:
         UnknownName: There is no such relation; `hint` names the nearest.
     """
     if not isinstance(name, str):
-        raise InvalidArgument('a relation is named by a string, as in "actions"', path="relation")
+        raise InvalidArgument("a relation is named by a string, as in URIs", path="relation")
     known = {served_name(catalog, each): each for each in catalog.relations.values()}
     found = known.get(name)
     if found is None:

@@ -78,6 +78,7 @@ from service.db.literals import (
 from service.errors import DatabaseRefused, InvalidArgument, Unavailable
 from service.plan.plans import Bound
 from service.plan.scope import has_hidden_field
+from service.request.synonyms import value_hint
 
 Read = Callable[[str], Any]
 Caster = Any
@@ -415,7 +416,7 @@ class Codec:
             codec = self._types.get(type.oid) or self._codec_of(type)
             return codec.write(value)
         except InvalidArgument as refusal:
-            raise under_path(refusal, path) from None
+            raise _refused(refusal, type, value, path) from None
 
     def parameters(self, bounds: Sequence[Bound], values: Sequence[Any]) -> list[str | None]:
         """
@@ -443,7 +444,7 @@ class Codec:
         try:
             return self._codec_of(type).python(value)
         except InvalidArgument as refusal:
-            raise under_path(refusal, path) from None
+            raise _refused(refusal, type, value, path) from None
 
     wire = staticmethod(wire)
 
@@ -542,6 +543,13 @@ def _from_text(read: Read, write: Write, value: Any) -> Any:
         return read(write(value))
     except (ValueError, InvalidOperation):
         raise InvalidArgument("not a value of its type") from None
+
+
+def _refused(refusal: InvalidArgument, type: Type, value: Any, path: str) -> InvalidArgument:
+    hint = value_hint(path, value, type.kind == "array")
+    if hint:
+        refusal.details.setdefault("hint", hint)
+    return under_path(refusal, path)
 
 
 def _raw(value: Any, path: str) -> str | None:

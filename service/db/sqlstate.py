@@ -51,6 +51,7 @@ from service.errors import (
     nearest,
 )
 from service.plan.plans import Bound
+from service.request.synonyms import value_hint
 from service.sql.statement import quoted
 from service.waiting import in_thread
 
@@ -250,7 +251,9 @@ def _no_operator(error: psycopg2.Error) -> ServiceError:
 
 def _label_hint(error: psycopg2.Error, bound: Bound) -> str | None:
     found = re.search(r'"(.*)"', error.diag.message_primary or "", re.DOTALL)
-    return nearest(found[1], bound.type.labels) if found and bound.type.labels else None
+    if found is None:
+        return None
+    return nearest(found[1], bound.type.labels) or value_hint(bound.path, found[1], False)
 
 
 def name_column(found: InvalidArgument, error: psycopg2.Error, relation: Relation) -> None:

@@ -237,7 +237,8 @@ def _unknown(relation: Relation, known: Sequence[Join], embed: Embed, name: str)
     hint = None
     dotted = next((each for each in relation.columns if each.startswith(f"{name}.")), None)
     if name in relation.columns:
-        hint = f'"{name}" is a column; descending is "-{name}", a value in JSON "{name}->key"'
+        descending = f'descending is "-{name}", ' if "order" in embed.path.split(".") else ""
+        hint = f'"{name}" is a column; {descending}a value in JSON is "{name}->key"'
     elif dotted is not None:
         hint = f"the column of that name is written {quoted_item(dotted)}, quotes and all"
     return UnknownName("relationship", name, names, f'relation "{relation.name}"', embed.path, hint)

@@ -18,7 +18,7 @@ from operator import is_
 from typing import Any
 
 from service.errors import InvalidArgument, UnknownName, clip
-from service.request.synonyms import letters, synonym_hint
+from service.request.synonyms import computing_hint, letters, synonym_hint
 
 
 class Referenced:
@@ -326,6 +326,8 @@ def _meant(name: str, value: Any, names: Collection[str]) -> str | None:
         found = (
             f'a measure goes into "measures", as in measures={{"{clip(name)}": {{"count": "*"}}}}'
         )
+    if found is None and "changes" in names and isinstance(value, Mapping):
+        found = computing_hint(name)
     if found is None and "where" in names and "having" not in names:
         found = GROUPED if letters(name) in _GROUPING else None
     return found

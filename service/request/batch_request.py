@@ -89,7 +89,7 @@ def parse_batch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> BatchRequest:
         raise InvalidArgument(
             '"operations" is a list',
             path="operations",
-            hint='as in [{"call": "actions.create", "args": [{"path": "/"}]}]',
+            hint='as in [{"call": "relation.create", "args": [{…}]}]',
         )
     if len(operations) > MAX_OPERATIONS:
         raise InvalidArgument(f"a batch has at most {MAX_OPERATIONS} operations", path="operations")
@@ -158,7 +158,7 @@ def parse_operation(value: Any, path: str, others: Sequence[str] = ()) -> Operat
         raise InvalidArgument(
             "an operation names what it calls",
             path=f"{path}.call",
-            hint='less the prefix, as in "actions.create"',
+            hint='less the prefix, as in "relation.create"',
         )
     if not isinstance(args, list | tuple | None):
         raise InvalidArgument('"args" is a list', path=f"{path}.args")

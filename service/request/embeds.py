@@ -265,6 +265,9 @@ class EmbedParser:
         for option in options:
             if option not in EMBED_OPTIONS:
                 hint = synonym_hint("argument", option, EMBED_OPTIONS)
+                if options[option] is True:
+                    hint = hint or nearest(option, EMBED_OPTIONS)
+                    hint = hint or 'columns stand in "select", related rows in "embed"'
                 raise UnknownName(
                     "option", str(option), EMBED_OPTIONS, path=f"{path}.{option}", hint=hint
                 )

@@ -231,7 +231,7 @@ def _sort_key(key: Any, path: str, values: Values) -> Key:
         raise InvalidArgument(
             'a sort key is a string or a dict with "by"',
             path=path,
-            hint=_short(*key) if pair else None,
+            hint=_short(dict([key]), ()) if pair and isinstance(key[0], str) else None,
         )
     _only(key, ("by", "desc", "nulls", "trunc", "zone", "rank", "config", "near", ARGS), path)
     by, nulls = key.get("by"), key.get("nulls")
@@ -272,15 +272,18 @@ def _rank_or_near(
 def _only(item: Mapping[Any, Any], known: Sequence[str], path: str) -> None:
     for name in item:
         if name not in known:
-            hint = synonym_hint("argument", name, known) or _short(name, item[name])
+            hint = _short(item, known) or synonym_hint("argument", name, known)
+            if hint is None and "as" in known and type(item[name]) is str:
+                hint = f'did you mean "{clip(name, 80)}:{clip(item[name], 80)}"?'
             raise UnknownName("option", str(name), known, path=f"{path}.{name}", hint=hint)
 
 
-def _short(name: Any, value: Any) -> str | None:
+def _short(item: Mapping[Any, Any], known: Sequence[str]) -> str | None:
     """Return the hint for other spellings: {"name": "desc"}, {"name": true}, ["name", "desc"]."""
     signs = {"desc": "-", "-1": "-", "asc": "", "1": "", "true": ""}
-    sign = signs.get(str(value).lower())
-    return None if sign is None else f'did you mean "{sign}{clip(name)}"?'
+    words = {clip(name, 80): str(value).lower() for name, value in item.items()}
+    found = [f'"{signs[word]}{name}"' for name, word in words.items() if word in signs]
+    return None if not found or item.keys() & {*known} else f"did you mean [{', '.join(found)}]?"
 
 
 def _tokens(text: str, path: str) -> list[Token]:

@@ -8,7 +8,7 @@ compared by their letters alone: `order_by`, `orderBy` and `$orderby` are equal.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Literal
@@ -179,15 +179,15 @@ CONTAINERS = {
 """By other tools' operators on lists, ranges and documents: ours."""
 
 COMPUTING = {
-    **dict.fromkeys(("inc", "incr", "increment", "plus"), '{"$add": 1}'),
+    **dict.fromkeys(("inc", "incr", "increment", "plus", "add"), '{"$add": 1}'),
     **dict.fromkeys(("dec", "decr", "decrement", "minus", "sub", "subtract"), '{"$add": -1}'),
-    **dict.fromkeys(("mul", "times"), '{"$multiply": 2}'),
-    **dict.fromkeys(("push", "addtoset", "arrayunion", "concat"), '{"$append": […]}'),
-    "unshift": '{"$prepend": […]}',
-    **dict.fromkeys(("pull", "pullall", "unset", "delete", "deletekey", "deleteelem"), '{"$remove": […]}'),
-    **dict.fromkeys(("assign", "patch", "extend"), '{"$merge": {…}}'),
+    **dict.fromkeys(("mul", "times", "multiply"), '{"$multiply": 2}'),
+    **dict.fromkeys(("push", "addtoset", "arrayunion", "concat", "append"), '{"$append": […]}'),
+    **dict.fromkeys(("unshift", "prepend"), '{"$prepend": […]}'),
+    **dict.fromkeys(("pull", "pullall", "unset", "delete", "deletekey", "deleteelem", "remove"), '{"$remove": […]}'),
+    **dict.fromkeys(("assign", "patch", "extend", "merge"), '{"$merge": {…}}'),
 }  # fmt: skip
-"""By other tools' operators that compute a new value: ours."""
+"""By other tools' operators that compute a new value: ours, and those words for ours without the "$"."""
 
 EXAMPLES = ("actions", "drivers", "vehicles")
 """The relations of the examples, which are those of the demo."""
@@ -200,6 +200,8 @@ _VALUE = r'(?:[Tt]rue|[Ff]alse|-?\d+|"[^"]*"|\[[^]{]*\])'
 _OPERATOR = "|".join(each.ours for each in SYNONYMS if each.kind == "operator")
 _COMPARED = re.compile(r"(.+?)\s*([=!<>~]+)", re.S)
 _SIGNS = re.compile(r"[\s_$-]")
+_EMBEDDED = re.compile(r"(?:^|,)\s*(?:\w+:)?(\w+)(?:!\w+)*\(([^()]+)\)")
+_FILTERED = re.compile(r"(eq|neq|gte?|lte?|i?like|i?match|in|is|not|cs|cd|ov)\.")
 _SORTED = re.compile(r"(.+?)\s+(asc|desc)(?:ending)?(?:\s+nulls\s+\w+)?", re.I | re.S)
 
 
@@ -256,7 +258,9 @@ def synonym_hint(kind: Kind, word: object, known: Collection[str]) -> str | None
     """
     plain = letters(str(word)[:80])
     for ours in known:
-        if plain == letters(ours):  # ours with other signs or case: "_eq", "orderBy"
+        if (
+            plain == letters(ours) and word != ours
+        ):  # ours with other signs or case: "_eq", "orderBy"
             return f'did you mean "{ours}"?'
     for each in SYNONYMS:
         if each.kind == kind and each.ours in known and plain in map(letters, each.words):
@@ -276,12 +280,36 @@ def computing_hint(word: str) -> str | None:
     return f"did you mean {ours}?" if ours else None
 
 
+def value_hint(path: str, value: object, array: bool) -> str | None:
+    """
+    Return the hint for a value in the form of another tool: {"increment": 1}, "gt.5", an element.
+
+    Args:
+        path: Its path in the call.
+        value: A value that its type refuses.
+        array: Whether the type is an array.
+    """
+    first, *steps = path.split(".")
+    if first in {"changes", "update"} and isinstance(value, Mapping) and len(value) == 1:
+        return computing_hint(str(next(iter(value))))
+    if "where" not in (first, *steps) or not isinstance(value, str):
+        return None
+    found = _FILTERED.match(value)
+    if found:
+        return f'did you mean {{"{found[1]}": …}}?'
+    return 'arrays with an element are found by {"cs": […]}' if array else None
+
+
 def column_hint(name: str, known: Collection[str], operators: Collection[str]) -> str | None:
     """Return the hint for a name that is not a column: "a, b", "name desc", "name__gt", "$or"."""
     found = _SORTED.fullmatch(name)
     if found and found[1] in known:
         sign = "-" if found[2].lower() == "desc" else ""
         return f'did you mean "{sign}{found[1]}"?'
+    embedded = _EMBEDDED.search(name)
+    if embedded:
+        names = ", ".join(f'"{each.strip()}"' for each in embedded[2].split(","))
+        return f'related rows are an argument, as in embed={{"{embedded[1]}": {{"select": [{names}]}}}}'
     first, comma, _ = name.partition(",")
     if comma and first.strip().lstrip("-") in known:
         names = ", ".join(f'"{each.strip()}"' for each in name[:80].split(","))

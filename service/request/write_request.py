@@ -350,8 +350,10 @@ def _returning(given: Arguments, values: Values, limits: Limits, olds: bool = Fa
         return RETURNED
     returning = given.value("returning")
     old: Old = returning if olds and returning in ("old", "both") else ""
-    if olds and not old and not isinstance(returning, bool | None):
-        raise InvalidArgument('"returning" is true, false, "old" or "both"', path="returning")
+    if not old and not isinstance(returning, bool | None):
+        words = 'true, false, "old" or "both"' if olds else "true or false"
+        hint = 'columns stand in "select", as in select=["id"]'
+        raise InvalidArgument(f'"returning" is {words}', path="returning", hint=hint)
     return Returning(
         bool(old) or given.flag("returning", default=True),
         parse_select(given.value("select"), values),

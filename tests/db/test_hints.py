@@ -44,6 +44,8 @@ CREATE TABLE counted (id serial PRIMARY KEY, t text);
 CREATE TABLE priced (id int PRIMARY KEY, price numeric(6,2), rate numeric(3,1), other numeric(3,1));
 INSERT INTO priced VALUES (1, 99, 1, 1);
 CREATE TABLE signs (id int PRIMARY KEY, "c:d" int, "e->f" int, "h::i" int, "-g" int);
+CREATE MATERIALIZED VIEW stored AS SELECT n FROM things;
+CREATE VIEW summed AS SELECT sum(n) AS n FROM things;
 CREATE TABLE starred (id int PRIMARY KEY, "*" int);
 INSERT INTO starred VALUES (1, 5), (2, 6), (3, NULL);
 CREATE SCHEMA other;
@@ -140,7 +142,37 @@ HINTED: list[tuple[str, list[Any], dict[str, Any], str]] = [
     ("things.find", [], {"where": [{"n": 1}]}, 'as in {"n": …, "id": {"gt": 5}}'),
     ("things.find", [], {"order": ["n", "desc"]},
      'descending is a sign before the name, as in ["-n"]'),
-    ("things.find", [], {"order": [["n", "desc"]]}, 'did you mean "-n"?'),
+    ("things.find", [], {"order": [["n", "desc"]]}, 'did you mean ["-n"]?'),
+    ("things.find", [], {"select": {"id": True}}, 'did you mean ["id"]?'),
+    ("things.find", [], {"select": [{"name": True, "n": False, "t": 1}]}, 'did you mean ["name", "t"]?'),
+    ("parts.find", [], {"embed": {"things": {"select": {"name": True}}}}, 'did you mean ["name"]?'),
+    ("parts.find", [], {"embed": {"things": {"name": True}}},
+     'columns stand in "select", related rows in "embed"'),
+    ("parts.find", [], {"embed": {"things": {"iner": True}}}, 'did you mean "inner"?'),
+    ("things.find", [], {"select": {"m": "n"}}, 'did you mean "m:n"?'),
+    ("parts.find", [], {"select": ["things(t, n)"]},
+     'related rows are an argument, as in embed={"things": {"select": ["t", "n"]}}'),
+    ("parts.find", [], {"select": "id,a:things!thing_id!inner(*)"},
+     'related rows are an argument, as in embed={"things": {"select": ["*"]}}'),
+    ("things.find", [], {"where": {"doc.a": 1}},
+     '"doc" is a column; a value in JSON is "doc->key"'),
+    ("things.find", [], {"order": ["n.desc"]},
+     '"n" is a column; descending is "-n", a value in JSON is "n->key"'),
+    ("things.find", [], {"where": {"n": "gt.5"}}, 'did you mean {"gt": …}?'),
+    ("things.find", [], {"where": {"or": [{"span": "not.eq.5"}]}}, 'did you mean {"not": …}?'),
+    ("things.find", [], {"where": {"tags": "t1"}}, 'arrays with an element are found by {"cs": […]}'),
+    ("things.update", [1, {"n": {"increment": 1}}], {}, 'did you mean {"$add": 1}?'),
+    ("things.update", [1, {"n": {"_inc": 1}}], {}, 'did you mean {"$add": 1}?'),
+    ("things.update", [1, {"tags": {"append": "x"}}], {}, 'did you mean {"$append": […]}?'),
+    ("things.update", [1], {"_inc": {"n": 1}}, 'did you mean {"$add": 1}?'),
+    ("things.create", [{"id": 9}], {"returning": ["id"]}, 'columns stand in "select", as in select=["id"]'),
+    ("things.update", [1, {}], {"returning": "id"}, 'columns stand in "select", as in select=["id"]'),
+    ("stored.create", [{"n": 1}], {},
+     'write to the tables of its query; REFRESH MATERIALIZED VIEW runs it again'),
+    ("summed.create", [{"n": 1}], {},
+     'a view takes what PostgreSQL can write through it, or a trigger for it'),
+    ("things.watch", [], {}, 'verbs: get, find, count, exists, stream, export, watch, aggregate,'
+     ' create, upsert, update, delete, import'),
     ("things.update", [], {"key": 1, "values": {"n": 1}},
      'did you mean "changes", as in things.update(key=…, changes={"n": …})?'),
     ("things.create", [], {"data": {"n": 1}},

@@ -125,7 +125,7 @@ def test_self_reference_needs_a_direction() -> None:
     ("name", "hint"),
     [
         ("driverz", 'did you mean "drivers"?'),
-        ("seats", '"seats" is a column; descending is "-seats", a value in JSON "seats->key"'),
+        ("seats", '"seats" is a column; a value in JSON is "seats->key"'),
     ],
 )
 def test_unknown_relationship_is_refused_with_a_hint(name: str, hint: str) -> None:
