@@ -17,6 +17,7 @@ The errors that a caller can get, as a tree of classes.
     ├─ Conflict             `expect` or serialization failed, or an upload has ended
     ├─ TooManyRows          more than `max_affected`, or than the one row that was expected
     ├─ TooLarge             the answer is too large to be sent
+    │  ├─ TooLargePart      a row or another part of a stream is too large
     │  ├─ TooManyGroups     an aggregate has more groups than one answer may have
     │  ├─ TooManyToSend     a function returned more rows than one answer may have
     │  ├─ TooManyWatched    a live query has more rows than may be watched
@@ -251,6 +252,16 @@ class TooLarge(ServiceError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(self.wording.format(limit), hint=self.hint)
+
+
+class TooLargePart(TooLarge):
+    """A progressive result, such as a single row of a stream, is larger than may be sent."""
+
+    wording = "a part of the answer is larger than {} bytes"
+    hint = (
+        "a row is sent in one part: ask for fewer columns with select, or use export with format: csv,"
+        " which divides rows"
+    )
 
 
 class TooManyToSend(TooLarge):

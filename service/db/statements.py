@@ -23,7 +23,14 @@ from service.db.json import bare_row, read_json
 from service.db.literals import write_array
 from service.db.pack import row_packer
 from service.db.planned import run_settled
-from service.errors import DatabaseRefused, TooLarge, TooManyGroups, TooManyRows, TooManyWatched
+from service.errors import (
+    DatabaseRefused,
+    TooLarge,
+    TooLargePart,
+    TooManyGroups,
+    TooManyRows,
+    TooManyWatched,
+)
 from service.payload import LEVELS, Encoded, TooDeep, wire_json
 from service.plan.plans import PlannedEmbed, truncated
 from service.request.requests import Form
@@ -557,7 +564,7 @@ class Reader:
         All chunks must be read in one transaction, one after another.
 
         Raises:
-            TooLarge: A single row is larger than may be sent.
+            TooLargePart: A single row is larger than may be sent.
         """
         if not self._open:
             execute(connection, self._codec, self._statement.prefixed(DECLARE), self._values)
@@ -575,7 +582,10 @@ class Reader:
         fits = self._fitting(rows)
         rows, self._spare = rows[:fits], rows[fits:]
         self.count += len(rows)
-        return shaped(rows, self._statement, self._codec, self._shape)
+        try:
+            return shaped(rows, self._statement, self._codec, self._shape)
+        except TooLarge:
+            raise TooLargePart(self._shape.max_bytes) from None
 
     def lines_txn(self, connection: PgConnection) -> str:
         """Read the next chunk as JSON lines, one for each row; an empty string is the end."""

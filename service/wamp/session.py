@@ -34,7 +34,14 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from service.errors import InvalidArgument, NotAuthorized, ServiceError, TooLarge, in_line
+from service.errors import (
+    InvalidArgument,
+    NotAuthorized,
+    ServiceError,
+    TooLarge,
+    TooLargePart,
+    in_line,
+)
 from service.payload import MAX_DEPTH, write_encoded
 from service.waiting import CooperativeDeferred
 from service.wamp.application_errors import CANNOT_AUTHENTICATE, INVALID_PAYLOAD, application_error
@@ -199,7 +206,7 @@ class SafeSerializer(CBORSerializer):
             else:
                 payload, binary = super().serialize(msg)
             if len(payload) > self._max_bytes and isinstance(msg, ANSWERS):
-                raise TooLarge(self._max_bytes)
+                raise (TooLarge if _is_last_answer(msg) else TooLargePart)(self._max_bytes)
         except Exception as error:
             if not _is_last_answer(msg):
                 raise

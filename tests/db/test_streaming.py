@@ -155,7 +155,9 @@ async def test_row_over_the_limit_ends_the_stream(dsn: str) -> None:
     """A row that is larger than a message may be ends the stream with an error."""
     async with serving(dsn, max_bytes=20_000) as db:
         taker = Taker(db)
-        assert isinstance(await failure_of(taker.call("uneven.stream", order=["-id"])), TooLarge)
+        for how in {"form": "dicts"}, {"form": "lists"}:
+            error = await failure_of(taker.call("uneven.stream", order=["-id"], **how), TooLarge)
+            assert "format: csv" in error.details["hint"]
         await until(lambda: not db.pool.stats().busy)
 
 

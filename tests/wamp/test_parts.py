@@ -60,6 +60,7 @@ async def test_part_over_the_limit_ends_the_call_with_too_large(
     with pytest.raises(ApplicationError) as caught:
         await caller.call("rowcast.parts", ["a", "x" * 40_000, "y" * 60_000], options=options)
     assert caught.value.error == TooLarge.uri
+    assert "format: csv" in caught.value.kwargs["hint"]
     assert [len(part) for part in taken] == [1, 40_000]
     assert await caller.call("rowcast.echo", 1) == 1
     assert edge.client.joined
