@@ -15,6 +15,7 @@ from typing import Any
 
 from service.api.call import Call, Step, as_is
 from service.api.rules import (
+    changed_of,
     given_of,
     merged,
     refuse_faults,
@@ -217,7 +218,7 @@ async def _validated(call: Call, parsed: ParsedRows) -> ParsedRows:
         _, changes = split_row(key, request.rows[at], paths[at])
         # PostgreSQL computes a column for all rows if it does for one.
         computes = {each.column for each in changes if each.computes}
-        given = given_of(changes, parsed.values)
+        given = changed_of(changes, parsed.values)
         given |= {name: value for name, value in computed.items() if name in computes}
         made = await set_by_model(snapshot, relation, given, paths[at], row)
         all_changes = merged(changes, made, paths[at], values)

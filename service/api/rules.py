@@ -325,7 +325,7 @@ async def validate_changes(
         NotAuthorized: The model sets a column that the caller's role may not use.
     """
     changes = call.request.changes
-    plain = given_of(changes, call.values)
+    plain = changed_of(changes, call.values)
     results: list[dict[str, Any]] = []
     found: list[Parsed[UpdateRequest]] = []
     for at, (row, computed) in enumerate(current):
@@ -398,6 +398,12 @@ def given_of(row: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]
         for each in row
         if each.operand is not None and not each.computes
     }
+
+
+def changed_of(changes: Sequence[Assignment], values: Sequence[Any]) -> dict[str, Any]:
+    """Return the values of changes by column; None for defaults, which rules see as in a new row."""
+    defaults = {each.column: None for each in changes if each.operand is None}
+    return defaults | given_of(changes, values)
 
 
 async def set_by_model(

@@ -268,3 +268,26 @@ async def test_policies_and_hidden_columns_hold_for_computed_values(dsn: str) ->
         (2, 4, 5),
         (3, 1, 5),
     ]
+
+
+@RULED
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("accounts.update", {"key": 1, "changes": {"owner": {"$default": True}}}),
+        ("accounts.update", {"where": {"id": 1}, "changes": {"owner": {"$default": True}}}),
+        ("accounts.update", {"rows": [{"id": 1, "owner": {"$default": True}}]}),
+        ("accounts.upsert", {"values": {"id": 1, "owner": "b"}, "update": {"owner": {"$default": True}}}),
+    ],
+)  # fmt: skip
+@pytest_twisted.ensureDeferred
+async def test_rules_do_not_see_the_value_that_a_default_replaces(
+    db: DirectCaller, dsn: str, name: str, kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a new row, they see None."""
+    seen = []
+    monkeypatch.setattr(
+        Account, "beforeUpdate", lambda self: seen.append(self.owner), raising=False
+    )
+    await db.call(name, **kwargs)
+    assert seen == [None]
