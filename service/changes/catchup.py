@@ -42,7 +42,7 @@ from service.changes.positions import (
     resume_txn,
 )
 from service.changes.topics import Rights, Shown, is_catalog_behind, reset, rights_txn, shown_of
-from service.changes.why import find_relation, track_command
+from service.changes.why import UNTRACKABLE, find_relation, track_command, track_hint
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.pack import ARRAY, head
@@ -231,6 +231,13 @@ def _relations(catalog: Catalog, given: Arguments) -> list[QualifiedName] | None
         except InvalidArgument as refusal:
             refusal.details["path"] = path
             raise
+        if relation.kind in UNTRACKABLE:
+            raise InvalidArgument(
+                f'changes of "{relation.name}" are not logged',
+                path=path,
+                relation=relation.name,
+                hint=track_hint(relation, relation.name),
+            )
         found.append((relation.schema, relation.name))
     return found
 

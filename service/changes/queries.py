@@ -4,8 +4,7 @@ From the arguments of a `watch` call to a `Run`: parse, plan, and find out what 
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -14,10 +13,12 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from service.api.call import MAX_TEXT, Call, CallState, Snapshot
 from service.api.read import parsed_rows, watched_statement
 from service.api.roles import SERVICE
+from service.catalog import Relation
 from service.changes.dependencies import GENERIC_FROM, Dependencies, dependencies_txn
 from service.changes.log import TrackedTable, installed_txn, refuse_barred_txn, tracked_txn
 from service.changes.refresh import Run, WatchShape, run_of
 from service.changes.touched import key_plan, sees_all_txn
+from service.changes.why import track_hint
 from service.db.connection import PgConnection
 from service.db.database import Database
 from service.db.session_settings import OWN_IDENTITY
@@ -246,17 +247,24 @@ def _logged(
         UnknownName: The caller has declared a table that does not exist.
     """
     catalog = call.snapshot.catalog
-    known = {name for schema, table in catalog.relations for name in (table, f"{schema}.{table}")}
+    known = {
+        name: relation
+        for (schema, table), relation in catalog.relations.items()
+        for name in (table, f"{schema}.{table}")
+    }
     untracked = reads.untracked(tracked)
     if untracked:
         # Only tables that the caller can see are named: a policy may read a hidden one.
         shown = [name for name in untracked if name.replace('"', "") in known]
+        hint = "rowcast track …, of all that it reads"
+        if shown:
+            hint = track_hint(known[shown[0].replace('"', "")], shown[0])
         raise DatabaseRefused(
             f"changes of {shown[0]} are not logged, so it cannot be watched"
             if shown
             else "changes of a table that this reads are not logged, so it cannot be watched",
             relation=shown[0] if shown else None,
-            hint=f"rowcast track {shlex.quote(shown[0]) if shown else '…, of all that it reads'}",
+            hint=hint,
             sqlstate=NOT_LOGGED,
         )
     declared = {
@@ -272,7 +280,7 @@ def _declared(
     home: str,
     table: str,
     path: str,
-    relations: Collection[tuple[str, str]],
+    relations: Mapping[tuple[str, str], Relation],
     tracked: Collection[TrackedTable],
 ) -> int:
     schema, dot, name = table.rpartition(".")
@@ -286,7 +294,7 @@ def _declared(
         f"changes of {table} are not logged",
         path=path,
         relation=name,
-        hint=f"rowcast track {table}",
+        hint=track_hint(relations[place], table),
         sqlstate=NOT_LOGGED,
     )
 

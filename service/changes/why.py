@@ -16,11 +16,12 @@ from typing import Any
 from schema.triggers import OUTDATED
 from service.api.dispatcher import Dispatcher, Procedure
 from service.api.roles import SERVICE
-from service.catalog import Catalog, Relation
+from service.catalog import Catalog, Relation, RelationKind
 from service.changes.leader import leader_txn
 from service.changes.log import installed_txn, unreadable_log_owner_txn
 from service.db.connection import PgConnection
 from service.db.database import Database
+from service.db.introspect import RELATION_KINDS
 from service.db.session_settings import OWN_IDENTITY
 from service.describe.relations import served_name
 from service.errors import InvalidArgument, UnknownName
@@ -155,8 +156,9 @@ def table_checks_txn(
         found
     )
     rights = list(_rights(_uri(schema, name), sql, role, readable, filtered))
-    if kind in UNTRACKABLE:
-        what, mend = UNTRACKABLE[kind]
+    untrackable = UNTRACKABLE.get(RELATION_KINDS.get(kind, "table"))
+    if untrackable:
+        what, mend = untrackable
         table = Check(False, f"{shown} is {what}", mend)
     else:
         table = _table(shown, sql, persistence, root, parent)
@@ -204,18 +206,24 @@ def _no_log(connection: PgConnection, track: str) -> Check:
     )
 
 
-UNTRACKABLE = {
-    "v": ("a view, and has no changes of its own", "track the tables under it"),
-    "m": (
+UNTRACKABLE: Mapping[RelationKind, tuple[str, str]] = {
+    "view": ("a view, and has no changes of its own", "track the tables under it"),
+    "materialized view": (
         "a materialized view, and REFRESH fires no trigger",
         "watch a view of the same query, and track the tables under that",
     ),
-    "f": (
+    "foreign table": (
         "a foreign table, and what its own server writes fires no trigger here",
         "serve the database that has it, and track it there",
     ),
 }
-"""What can be served but not tracked, by `relkind`: what it is, and what to do."""
+"""What can be served but not tracked: what it is, and what to do."""
+
+
+def track_hint(relation: Relation, name: str) -> str:
+    """Return what to do so that the changes of a relation, of a name, are logged."""
+    untrackable = UNTRACKABLE.get(relation.kind)
+    return untrackable[1] if untrackable else f"rowcast track {shlex.quote(name)}"
 
 
 def _table(shown: str, sql: str, persistence: str, root: str | None, parent: bool) -> Check:

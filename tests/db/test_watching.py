@@ -42,6 +42,7 @@ CREATE TABLE members (who text PRIMARY KEY);
 SELECT rowcast.track(t) FROM unnest('{{teams,people,notes,seats,mine,members}}'::regclass[]) t;
 CREATE VIEW crew AS SELECT p.id, p.name, t.name AS team FROM people p JOIN teams t ON t.id = p.team;
 COMMENT ON VIEW crew IS '@key id';
+CREATE MATERIALIZED VIEW stored AS SELECT id FROM people;
 CREATE FUNCTION best(low numeric) RETURNS SETOF people STABLE LANGUAGE sql
     AS 'SELECT * FROM people WHERE score >= low';
 CREATE ROLE watch_reader;
@@ -168,6 +169,18 @@ async def test_watch_of_an_untracked_table_is_refused(live: Live) -> None:
     with pytest.raises(DatabaseRefused, match="untold") as caught:
         await live.watch("people", tables=["untold"]).first()
     assert caught.value.details == {"path": "tables.0", **refusal}
+
+
+@pytest_twisted.ensureDeferred
+async def test_watch_of_what_cannot_be_tracked_is_refused_with_a_way_out(live: Live) -> None:
+    """`rowcast track` would refuse a view, and a materialized one."""
+    with pytest.raises(DatabaseRefused, match="stored are not logged") as caught:
+        await live.watch("stored").first()
+    hint = "watch a view of the same query, and track the tables under that"
+    assert caught.value.details["hint"] == hint
+    with pytest.raises(DatabaseRefused, match="crew are not logged") as caught:
+        await live.watch("people", tables=["crew"]).first()
+    assert caught.value.details["hint"] == "track the tables under it"
 
 
 @pytest.mark.parametrize(
