@@ -16,6 +16,7 @@ detected only if the log's snapshots are ahead of the server's transaction ids.
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -130,6 +131,13 @@ def _given_snapshot(text: str) -> PgSnapshot:
     return snapshot
 
 
+EPOCHS = 2**20
+"""
+Maximum by which the number of an epoch that begins a history is higher than the one before.
+
+It is random: if each log began with epoch 1, a client whose service is given another database might resume there.
+"""
+
 FIRST = PgSnapshot(3, 3, ())
 """A snapshot that sees no transaction: 3 is the lowest normal transaction id."""
 
@@ -190,7 +198,7 @@ class Epoch:
     A period within which transaction ids and tick numbers keep their meaning.
 
     Args:
-        number: Number of the epoch; consecutive.
+        number: Number of the epoch; ascending.
         system: Hash of the cluster's system identifier, the database and its table of ticks, or `NO_SYSTEM`.
         timeline: WAL timeline of the server.
         pruned_below: Lowest transaction id from which on the log is complete.
@@ -354,7 +362,8 @@ def _start_txn(
 ) -> tuple[Epoch, Tick]:
     """Begin an epoch of a new history; empty the log, unless this is the first epoch."""
     (number,) = connection.ask("SELECT coalesce(max(tick), 0) FROM rowcast.ticks")
-    tick, epoch = max(number, known) + 1, 1 if before is None else before.number + 1
+    tick, epoch = max(number, known) + 1, random.randint(1, EPOCHS)
+    epoch += 0 if before is None else before.number
     # After a restore, the transaction ids in the log are those of another server.
     empty = "" if before is None else "DELETE FROM rowcast.log; DELETE FROM rowcast.ticks;"
     snapshot = f"'{FIRST}'::pg_snapshot" if before is None else "pg_current_snapshot()"

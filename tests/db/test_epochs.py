@@ -12,6 +12,7 @@ import psycopg2
 import pytest
 
 from schema.changes import install
+from service.changes import positions
 from service.changes.leader import Upkeep, announce_txn, prepare_txn
 from service.changes.log import Tick, last_txn, make_txn, next_txn, read_txn, ticks_txn
 from service.changes.positions import (
@@ -75,6 +76,12 @@ class History:
     def elsewhere(self, column: str) -> None:
         """Change the recorded identity, as if the database had another history."""
         execute(self.dsn, f"UPDATE rowcast.epochs SET {column} = {column} + 1")
+
+
+@pytest.fixture(autouse=True)
+def consecutive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Number epochs from 1 on, without gaps."""
+    monkeypatch.setattr(positions, "EPOCHS", 1)
 
 
 @pytest.fixture

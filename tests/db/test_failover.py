@@ -112,7 +112,7 @@ def test_crashes_lose_no_change_and_publish_none_that_they_lose(
     finally:
         writer.stop()
     assert sorted(line.key[0] for line in kept) == there
-    assert {line.epoch for line in kept} == {1}
+    assert len({line.epoch for line in kept}) == 1
 
 
 def test_synchronous_promotion_loses_no_change(pair: list[Server], tmp_path: Path) -> None:
@@ -122,10 +122,13 @@ def test_synchronous_promotion_loses_no_change(pair: list[Server], tmp_path: Pat
     try:
         with readers(dsn, tmp_path / "lines", "a", "b") as found:
             wait_until(lambda: len(found.lines()) > 100, 60)
+            first = found.lines()[0].epoch
             pair[0].crash()
             pair[1].promote()
             pair[1].set(synchronous_standby_names="")
-            wait_until(lambda: found.lines()[-1].epoch == 2 and len(found.lines()) > 300, 60)
+            wait_until(
+                lambda: found.lines()[-1].epoch == first + 1 and len(found.lines()) > 300, 60
+            )
             writer.stop()
             there = [key for (key,) in execute(pair[1].dsn, "SELECT id FROM items ORDER BY id")]
             wait_until(lambda: len(delivered(found.lines())) >= len(there), 60)
@@ -135,7 +138,7 @@ def test_synchronous_promotion_loses_no_change(pair: list[Server], tmp_path: Pat
     assert sorted(line.key[0] for line in kept) == there
     assert set(writer.kept) <= set(there)
     # a client can resume from each position that it had
-    for line in (kept[0], next(each for each in reversed(kept) if each.epoch == 1)):
+    for line in (kept[0], next(each for each in reversed(kept) if each.epoch == first)):
         assert resumes(pair[1].dsn, TickPosition(*line.place))
 
 
@@ -146,6 +149,8 @@ async def test_asynchronous_promotion_makes_lost_positions_gone(pair: list[Serve
     async with feeding(dsn) as kept:
         await deferToThread(execute, dsn, "INSERT INTO items (n) VALUES (1)")
         await until(lambda: len(kept.changes) == 1)
+        assert kept.feed.epoch is not None
+        first = kept.feed.epoch.number
         await deferToThread(wait_until, lambda: replayed(pair), 30)
         await deferToThread(pair[1].set, primary_conninfo="")
         for number in range(3):
@@ -153,7 +158,7 @@ async def test_asynchronous_promotion_makes_lost_positions_gone(pair: list[Serve
             await until(lambda many=number + 2: len(kept.changes) == many)  # type: ignore[misc]
         await deferToThread(pair[0].crash)
         await deferToThread(pair[1].promote)
-        await until(lambda: kept.feed.epoch is not None and kept.feed.epoch.number == 2, 60)
+        await until(lambda: kept.feed.epoch is not None and kept.feed.epoch.number == first + 1, 60)
         for number in range(4):
             await deferToThread(execute, dsn, "INSERT INTO items (n) VALUES (3)")
             await until(lambda many=number + 5: len(kept.changes) == many)  # type: ignore[misc]

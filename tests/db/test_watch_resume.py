@@ -12,7 +12,7 @@ import pytest_twisted
 
 from schema import changes
 from service.api.roles import Roles
-from service.changes import invalidation
+from service.changes import invalidation, positions
 from service.changes.positions import parse_position
 from service.changes.queries import WatchLimits
 from service.changes.watchers import Watch
@@ -40,6 +40,12 @@ INSERT INTO people SELECT n, n % 3, 'p' || n FROM generate_series(1, 9) n;
 INSERT INTO badges SELECT n, n, 'b' || n FROM generate_series(1, 9) n;
 INSERT INTO pairs VALUES ('x', '2026-01-01', 1), ('x', '2026-01-02', 2);
 """
+
+
+@pytest.fixture(autouse=True)
+def consecutive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Number epochs from 1 on, without gaps."""
+    monkeypatch.setattr(positions, "EPOCHS", 1)
 
 
 @pytest_twisted.async_yield_fixture

@@ -27,9 +27,9 @@ INSERT INTO parcels VALUES (1, 'moved'), (2, 'unmoved');
 """
 
 
-@pytest.fixture(params=["copy", "new log"])
+@pytest.fixture(params=["copy", "new log", "old log"])
 def other(dsn: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The DSN of another database: a copy, with the log, or one in which a log begins."""
+    """The DSN of another database: a copy, with the log, or one with a log of its own, used before or not."""
     server, name = make_dsn(dsn, dbname="postgres"), parse_dsn(dsn)["dbname"]
     execute(
         dsn,
@@ -42,8 +42,15 @@ def other(dsn: str, request: pytest.FixtureRequest) -> Iterator[str]:
         server, f"CREATE DATABASE other TEMPLATE {name if request.param == 'copy' else 'template0'}"
     )
     other = make_dsn(dsn, dbname="other")
-    if request.param == "new log":
+    if request.param != "copy":
         execute(other, TABLES)
+    if request.param == "old log":
+        begin_epoch(other)
+        execute(
+            other,
+            "INSERT INTO rowcast.ticks (tick, epoch, snapshot, changes)"
+            " SELECT t.tick + n, epoch, snapshot, 0 FROM rowcast.ticks t, generate_series(1, 99) n",
+        )
     execute(other, "UPDATE parcels SET place = 'other' WHERE id = 1")
     yield other
     execute(server, "DROP DATABASE other WITH (FORCE)")
