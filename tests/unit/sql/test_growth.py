@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from service.request import filters
+from service.request import filters, read_request
 from service.request.read_request import parse_find
 from tests.unit.sql.test_statements import (
     CATALOG,
@@ -101,6 +101,7 @@ def grows(kwargs: Kwargs, run: Callable[[dict[str, Any]], Any], n: int = FEW) ->
     for given in few, many:  # fills caches that are shared by all calls
         run(given)
     filters._shapes.clear()
+    read_request._rows.clear()  # which keeps short finds only
     return instructions(lambda: run(many)) / instructions(lambda: run(few))
 
 
