@@ -22,6 +22,9 @@ from tests.conftest import wait_until
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a shell that runs the tests in the background sets SIGINT to be ignored, and programs inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    # so does nohup with SIGHUP; a handler that does nothing is not inherited
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
 class Program:
