@@ -75,7 +75,8 @@ class Pause:
     async def wait(self, seconds: float | None) -> None:
         """Wait for some seconds, or until `end` is called; None: only for that."""
         waiting = self._waiting = Deferred()
-        timer = None if seconds is None else self._reactor.callLater(seconds, self.end)
+        # A time that has passed since it was compared is negative, which callLater refuses.
+        timer = None if seconds is None else self._reactor.callLater(max(0.0, seconds), self.end)
         try:
             await waiting
         finally:

@@ -254,7 +254,7 @@ def test_modules_are_shorter_than_500_lines_of_code() -> None:
     assert long == {}
 
 
-MOST_MODULES, MOST_CODE = 137, 31_126
+MOST_MODULES, MOST_CODE = 137, 31_130
 """
 Limits of `service/`, a little above its present size: modules, and lines of code without blank lines, comments,
 docstrings and imports. Lower them when code is removed; before raising them, check what the new code could

@@ -207,7 +207,8 @@ class ImportProcedure:
         reactor = self._database.reactor
         began = reactor.seconds()
         await self._database.within(call.timeout, upload.add(call))
-        await deferLater(reactor, min(MAX_PAUSE, PAUSE_RATIO * (reactor.seconds() - began)))
+        took = max(0.0, reactor.seconds() - began)  # the clock of the system may be set back
+        await deferLater(reactor, min(MAX_PAUSE, PAUSE_RATIO * took))
 
 
 class Upload:

@@ -154,7 +154,8 @@ class Pace:
         await self.session.outflow().drained()
         asked = self._reactor.seconds()
         held = await self.held(caller)
-        await deferLater(self._reactor, YIELD * (self._reactor.seconds() - asked))
+        took = max(0.0, self._reactor.seconds() - asked)  # the clock of the system may be set back
+        await deferLater(self._reactor, YIELD * took)
         pause, least, since = FIRST_PAUSE, held, self._reactor.seconds()
         while held > HELD:
             await deferLater(self._reactor, pause)

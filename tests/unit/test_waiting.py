@@ -4,6 +4,8 @@ Pauses that can be cut short, and those who wait for one event.
 
 from __future__ import annotations
 
+import pytest_twisted
+from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
@@ -18,6 +20,12 @@ def test_pause_ends_after_its_time() -> None:
     assert not paused.called
     clock.advance(0.5)
     assert paused.called
+
+
+@pytest_twisted.ensureDeferred
+async def test_pause_of_a_negative_time_ends_at_once() -> None:
+    """As when a time that was still to come has passed before the pause begins; a Clock allows it."""
+    await Pause(reactor).wait(-1e-5)
 
 
 def test_pause_that_is_ended_leaves_no_timer() -> None:
