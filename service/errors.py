@@ -167,7 +167,7 @@ class InvalidRow(ServiceError):
     Args:
         relation: The relation of the row.
         fields: The reasons against the value of each column.
-        path: The place of the row in the call.
+        path: The place of the row in the call, if the call has several.
     """
 
     uri = "rowcast.error.invalid_row"

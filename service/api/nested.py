@@ -247,9 +247,11 @@ def _refuse_faults(snapshot: Snapshot, nested: Nested) -> None:
     Raises:
         InvalidRow: With every failing column of the first failing row.
     """
-    for step in nested.tree.steps:
+    for at, step in enumerate(nested.tree.steps):
         if isinstance(step, NewRows):
-            refuse_new_rows(snapshot, step.relation, step.rows, step.paths, nested.values)
+            only = at == nested.tree.root and not nested.request.many
+            paths: Sequence[str | None] = [None] if only else step.paths
+            refuse_new_rows(snapshot, step.relation, step.rows, paths, nested.values)
 
 
 async def _create_many(call: Call) -> Any:

@@ -57,14 +57,14 @@ def refuse_faults(
         if request.many:
             refuse_new_rows(snapshot, relation, request.rows, request.paths, values)
         else:
-            refuse_row(snapshot, relation, request.rows[0], values, "values", True, alone=True)
+            refuse_row(snapshot, relation, request.rows[0], values, None, True, alone=True)
         if request.conflict is not None and request.conflict.changes:
             changes = request.conflict.changes
             refuse_names(relation, (changes,))
             refuse_row(snapshot, relation, changes, values, "update", creating=False)
     else:
         refuse_names(relation, (request.changes,))
-        refuse_row(snapshot, relation, request.changes, values, "changes", False, alone=True)
+        refuse_row(snapshot, relation, request.changes, values, None, False, alone=True)
 
 
 def refuse_new_rows(
@@ -76,7 +76,7 @@ def refuse_new_rows(
 ) -> None:
     """Check new rows as `refuse_faults` does, except for names; `paths` are their places in the call."""
     for path, row in zip(paths, rows, strict=True):
-        refuse_row(snapshot, relation, row, values, path or "values", creating=True)
+        refuse_row(snapshot, relation, row, values, path, creating=True)
 
 
 def refuse_row(
@@ -84,7 +84,7 @@ def refuse_row(
     relation: Relation,
     row: Sequence[Assignment],
     values: Sequence[Any],
-    path: str,
+    path: str | None,
     creating: bool,
     alone: bool = False,
 ) -> None:
@@ -96,7 +96,7 @@ def refuse_row(
         relation: The relation of the row.
         row: The row, or its changes.
         values: The values of the call, by slot.
-        path: The place of the row in the call.
+        path: The place of the row in the call, if the call has several.
         creating: Whether the row is new.
         alone: Whether it is the only row of the call, which is then parsed in the reactor thread. If it
             fails, the refusal also has the reasons of the model's validations, as far as they are known.

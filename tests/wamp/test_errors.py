@@ -194,7 +194,6 @@ CASES = [
                 "name": ["is longer than 10 characters"],
                 "mood": ["is none of sad, happy"],
             },
-            "path": "values",
         },
     ),
     Case(
@@ -202,11 +201,7 @@ CASES = [
         "owners.create",
         [{"id": 3}],
         message="name is required",
-        details={
-            "relation": "owners",
-            "fields": {"name": ["is required"]},
-            "path": "values",
-        },
+        details={"relation": "owners", "fields": {"name": ["is required"]}},
     ),
     Case(
         "rowcast.error.unique_violation",
