@@ -397,7 +397,7 @@ async def test_close_during_a_query_stops_it(dsn: str) -> None:
     errors = await gatherResults(outcomes)
     assert [type(error) for error in errors] == [Unavailable] * 5
     assert isinstance(await failure_of(pool.runQuery("SELECT 1")), Unavailable)
-    assert execute(dsn, f"SELECT count(*) {SESSIONS}") == [(0,)]
+    await until(lambda: execute(dsn, f"SELECT count(*) {SESSIONS}") == [(0,)])
 
 
 @pytest.mark.parametrize("inside", [False, True])

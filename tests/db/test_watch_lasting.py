@@ -177,11 +177,12 @@ async def test_watch_continues_in_another_epoch(dsn: str, live: Live) -> None:
     await watcher.first()
     execute(dsn, "ALTER TABLE items DISABLE TRIGGER USER; DELETE FROM items WHERE id = 1")
     execute(dsn, "ALTER TABLE items ENABLE TRIGGER USER")
-    execute(dsn, "INSERT INTO rowcast.epochs VALUES (5, 1, 2, 1, '3')")
-    await until(lambda: watcher.copy.position.startswith("5."))
+    ((epoch,),) = execute(dsn, "SELECT max(epoch) + 4 FROM rowcast.epochs")
+    execute(dsn, f"INSERT INTO rowcast.epochs VALUES ({epoch}, 1, 2, 1, '3')")
+    await until(lambda: watcher.copy.position.startswith(f"{epoch}."))
     await watcher.same()
     assert watcher.copy.resets == 0
-    execute(dsn, "DELETE FROM rowcast.epochs WHERE epoch = 5")
+    execute(dsn, f"DELETE FROM rowcast.epochs WHERE epoch = {epoch}")
 
 
 @pytest_twisted.ensureDeferred

@@ -63,7 +63,7 @@ async def test_outage_is_logged_once_of_each_cause(tracked: Server) -> None:
     async with living(tracked.dsn, WatchLimits()) as live:
         watcher = live.watch("items")
         await watcher.first()
-        live.watches._cycle._dsn = address
+        live.watches._cycle._sessions._dsn = address
         with capturedLogs() as logged:
             tracked.kill()
             await until(lambda: len(asked) > 4)

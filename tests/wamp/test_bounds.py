@@ -297,7 +297,7 @@ async def test_caller_that_reads_nothing_receives_no_more_results(
     await until(lambda: edge.dispatch.meter.outcomes["refused"] > 0, 10)
     assert await other.call("rowcast.echo", 1) == 1
     assert len(await other.call("rowcast.give")) == MIB
-    await until(lambda: not edge.dispatch.in_progress, 10)
+    await until(lambda: not edge.dispatch.in_progress)
     resume_reading(caller)
     await gatherResults(calls.all)
     # The kernel's socket buffers take some results, too.
@@ -322,7 +322,7 @@ async def test_callers_that_read_nothing_leave_room_for_another_session(
     await until(lambda: edge.dispatch.meter.outcomes["refused"] > 0, 10)
     for _ in range(10):
         assert len(await other.call("rowcast.give")) == MIB // 4
-    await until(lambda: not edge.dispatch.in_progress, 10)
+    await until(lambda: not edge.dispatch.in_progress)
     for caller in idle:
         resume_reading(caller)
     for calls in crowd:

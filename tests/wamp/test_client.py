@@ -31,7 +31,7 @@ from service.wamp.auth import Cryptosign, Ticket
 from service.wamp.client import RouterAddress, WampClient, WampConfig
 from tests.conftest import Router, crossbar, free_port, wait_until
 from tests.wamp.conftest import Join, StartEdge
-from tests.wamp.test_session import Listening
+from tests.wamp.test_session import RecordingSubscriber
 
 
 def reasons(events: list[dict[str, Any]]) -> list[str]:
@@ -63,7 +63,7 @@ async def test_service_by_a_public_port_joins_and_may_not_register(
         "websocket": router.websocket,
         "rawsocket": router.rawsocket,
     }
-    observer = Listening()
+    observer = RecordingSubscriber()
     edge = await start_edge(urls=[urls[way]], observers=[], wait=way == "unix")
     if way == "unix":
         assert edge.client.joined
@@ -184,7 +184,7 @@ async def test_service_whose_heartbeats_are_late_is_not_dropped_while_it_sends(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     """Heartbeats come after the answers that were sent before them; the router waits 10 s for one."""
-    observer = Listening()
+    observer = RecordingSubscriber()
     edge = await start_edge(observers=[observer])
     session, caller = observer.session, await call_from()
     assert session is not None
@@ -304,7 +304,7 @@ async def test_large_result_by_websocket_keeps_the_connection(
 ) -> None:
     """A service connected over WebSocket keeps its connection, whatever results it sends."""
     _, port = locked
-    observer = Listening()
+    observer = RecordingSubscriber()
     url = f"ws://127.0.0.1:{port}/ws"
     login = Ticket("rowcast", SECRET)
     edge = await start_edge(urls=[url], login=login, observers=[observer], max_bytes=2**30)
@@ -325,7 +325,7 @@ async def test_calls_with_progress_end_without_a_traceback_if_the_connection_is_
 ) -> None:
     """Autobahn answers them, and does not expect that an answer cannot be sent."""
     _, port = locked
-    observer = Listening()
+    observer = RecordingSubscriber()
     login = Ticket("rowcast", SECRET)
     edge = await start_edge(urls=[url.format(port)], login=login, observers=[observer])
     assert observer.session is not None

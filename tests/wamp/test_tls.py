@@ -25,7 +25,7 @@ from service.wamp.client import WampClient, WampConfig
 from tests.conftest import Router
 from tests.deferreds import until
 from tests.wamp.test_client import reasons, shorten_steps
-from tests.wamp.test_session import Listening
+from tests.wamp.test_session import RecordingSubscriber
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
@@ -192,7 +192,7 @@ def named() -> Iterator[None]:
 
 async def refusal_reason(url: str, router: Router, events: list[dict[str, Any]]) -> str | None:
     """Return why a service does not join at a URL, or None once it has joined."""
-    observer = Listening()
+    observer = RecordingSubscriber()
     config = WampConfig([url], router.realm, first_delay=60, max_delay=60)
     client = WampClient(reactor, config, [observer])
     client.startService()

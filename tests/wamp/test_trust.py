@@ -31,7 +31,7 @@ from tests.conftest import ROOT, Router, crossbar, free_port
 from tests.deferreds import until
 from tests.wamp.conftest import Edge, Join, StartEdge
 from tests.wamp.raw import Raw, raw
-from tests.wamp.test_session import Listening
+from tests.wamp.test_session import RecordingSubscriber
 
 CALL, CANCEL, INVOCATION, INTERRUPT, YIELD, RESULT = 48, 49, 68, 69, 70, 50
 ERROR, REGISTERED, UNREGISTER, UNSUBSCRIBE, PUBLISH, SUBSCRIBE, EVENT = 8, 65, 66, 34, 16, 32, 36
@@ -242,7 +242,7 @@ async def test_event_in_the_name_of_another_is_dropped(
     start_edge: StartEdge, call_from: Join
 ) -> None:
     """A client with the permission to publish cannot forge the publisher."""
-    observer = Listening("rowcast.test.topic")
+    observer = RecordingSubscriber("rowcast.test.topic")
     await start_edge(observers=[observer])
     publisher = await call_from("service cbor")
     heard = observer.next()
