@@ -447,40 +447,46 @@ def test_reinstall_keeps_existing_rows(tracked: str) -> None:
     assert execute(tracked, "SELECT name FROM rowcast.tracked") == [("public.things",)]
 
 
-@pytest.mark.parametrize("role", ["postgres", "member"])
-def test_functions_installed_by_another_role_belong_to_the_owner(dsn: str, role: str) -> None:
-    """The functions are SECURITY DEFINER, and their owner must be able to replace them."""
+@pytest.fixture
+def owns(dsn: str) -> Iterator[str]:
+    """Create a role that may create schemas, and a member of it; return the DSN of the role."""
     ((name,),) = execute(dsn, "SELECT current_database()")
     execute(dsn, f"CREATE ROLE owns LOGIN; GRANT CREATE ON DATABASE {name} TO owns")
     execute(dsn, "CREATE ROLE member LOGIN IN ROLE owns")
-    at = make_dsn(dsn, user="owns")
-    execute(at, install() + "DROP FUNCTION rowcast.log_inserts(), rowcast.sweep()")
-    execute(make_dsn(dsn, user=role), install())
-    owners = "SELECT DISTINCT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'rowcast'::regnamespace"
-    assert execute(dsn, owners) == [("owns",)]
-    execute(at, install() + remove())
+    yield make_dsn(dsn, user="owns")
     execute(dsn, "DROP OWNED BY owns, member; DROP ROLE owns, member")
 
 
 @pytest.mark.parametrize("role", ["postgres", "member"])
-def test_log_made_by_another_role_belongs_to_the_owner_of_the_schema(dsn: str, role: str) -> None:
+def test_functions_installed_by_another_role_belong_to_the_owner(
+    dsn: str, owns: str, role: str
+) -> None:
+    """The functions are SECURITY DEFINER, and their owner must be able to replace them."""
+    execute(owns, install() + "DROP FUNCTION rowcast.log_inserts(), rowcast.sweep()")
+    execute(make_dsn(dsn, user=role), install())
+    owners = "SELECT DISTINCT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'rowcast'::regnamespace"
+    assert execute(dsn, owners) == [("owns",)]
+    execute(owns, install() + remove())
+
+
+@pytest.mark.parametrize("role", ["postgres", "member"])
+def test_log_made_by_another_role_belongs_to_the_owner_of_the_schema(
+    dsn: str, owns: str, role: str
+) -> None:
     """The service, whose role has created the schema, can then read and prune it."""
-    ((name,),) = execute(dsn, "SELECT current_database()")
-    execute(dsn, f"CREATE ROLE owns LOGIN; GRANT CREATE ON DATABASE {name} TO owns")
-    execute(dsn, "CREATE ROLE member LOGIN IN ROLE owns; GRANT TRIGGER, INSERT ON things TO member")
-    at = make_dsn(dsn, user="owns")
-    make(at)
+    execute(dsn, "GRANT TRIGGER, INSERT ON things TO member")
+    make(owns)
     other = make_dsn(dsn, user=role)
     assert track_table(other, "things", "keys", True) == "public.things is tracked (keys)"
     execute(other, "INSERT INTO things VALUES (7)")
-    assert execute(at, "SELECT new FROM rowcast.log") == [({"id": 7},)]
+    assert execute(owns, "SELECT new FROM rowcast.log") == [({"id": 7},)]
     owners = """
         SELECT relowner::regrole::text FROM pg_class WHERE relnamespace = 'rowcast'::regnamespace
         UNION SELECT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'rowcast'::regnamespace"""
     assert execute(dsn, owners) == [("owns",)]
-    execute(at, "DELETE FROM rowcast.log")
+    execute(owns, "DELETE FROM rowcast.log")
     execute(dsn, "DELETE FROM things WHERE id = 7")
-    execute(dsn, remove() + "DROP OWNED BY owns, member; DROP ROLE owns, member")
+    execute(dsn, remove())
 
 
 def test_schema_with_a_table_of_others_is_kept(tracked: str) -> None:
